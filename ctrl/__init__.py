@@ -1,0 +1,23 @@
+"""Control LLM (arXiv 2501.10979): train a pretrained model further without making it forget.
+
+model = ctrl.expand(model, ctrl.ControlConfig(layers=8))   # copies placed and trainable, the rest frozen
+Trainer(model, ...).train()                                # the loss contains the divergence
+ctrl.save(model, "my-expansion")                           # only what was trained
+"""
+
+from ctrl.config import ConfigError, ControlConfig
+from ctrl.merge import merge_back
+from ctrl.model import describe, expand, pretrained
+from ctrl.saving import CheckpointError, load, save
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ControlConfig",
+    "describe",
+    "expand",
+    "load",
+    "merge_back",
+    "pretrained",
+    "save",
+]

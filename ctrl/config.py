@@ -1,0 +1,138 @@
+"""The one typed description of an expansion; saved beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Structure = Literal["concat", "stack", "hybrid"]
+Interpolation = Literal["lerp", "slerp", "dlerp", "dlerpin", "plerp", "proj", "moe", "moe_soft"]
+Alpha = Literal["fixed", "learned"]
+Divergence = Literal["none", "mse", "cosine", "cosine_smooth", "norm", "attention"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message lists every fault found, one per line."""
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """How a pretrained model is expanded (Control LLM, arXiv 2501.10979, sections 3.1-3.3).
+
+    structure: `concat` puts a trainable copy beside a layer and mixes the two outputs, `stack` puts it after the
+        layer (LLaMA Pro), `hybrid` alternates stack, concat, stack, ...
+    layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices.
+    interpolation: how the two outputs are mixed; a name in `ctrl.interpolation.INTERPOLATIONS`.
+    alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. What a strategy learns besides it (the
+        gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains.
+    alpha_start: alpha before training, in [0, 1]; strictly between when alpha is learned.
+    divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
+    divergence_weight: its factor in the loss, >= 0 (the paper uses 1).
+    margin: cosine distances below this cost nothing (cosine and norm divergences).
+    scale_by_alpha: multiply each token's divergence by its own alpha (the paper's adaptive variant). A learned
+        alpha can then shrink its own penalty; `detach_alpha` stops that gradient.
+    detach_alpha: no gradient from the scaled divergence into alpha.
+    detach_pretrained: no gradient from the divergence through the pretrained branch, whose input depends on lower
+        expanded layers.
+    divergence_tokens: which tokens count: `real` (all but padding) or `labels` (those with a label).
+    norm_mix: c in [0, 1]; the expanded layer's norms become c x + (1 - c) norm(x). 0 leaves them plain; `alpha`
+        takes c from the layer's own alpha (published checkpoints call this interpolation_norm_alpha).
+    """
+
+    structure: Structure = "concat"
+    layers: int | Sequence[int] = 8
+    interpolation: Interpolation = "lerp"
+    alpha: Alpha = "fixed"
+    alpha_start: float = 0.5
+    divergence: Divergence = "mse"
+    divergence_weight: float = 1.0
+    margin: float = 0.0
+    scale_by_alpha: bool = False
+    detach_alpha: bool = False
+    detach_pretrained: bool = False
+    divergence_tokens: Literal["real", "labels"] = "real"
+    norm_mix: float | Literal["alpha"] = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        faults = [*_choice_faults(self), *_number_faults(self), *_layer_faults(self.layers)]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ControlConfig:
+        """Build from plain values. Raises ConfigError naming each unknown key and the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = [key for key in values if key not in known]
+        if unknown:
+            raise ConfigError("\n".join(unknown_name("ControlConfig key", key, known) for key in unknown))
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them (a tuple of layers becomes a list)."""
+        values = dataclasses.asdict(self)
+        values["layers"] = list(self.layers) if isinstance(self.layers, tuple) else self.layers
+        return values
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def unknown_name(kind: str, name: object, known: Sequence[str]) -> str:
+    """`unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}"
+
+
+def _choice_faults(config: ControlConfig) -> list[str]:
+    choices: dict[str, tuple[str, ...]] = {
+        "structure": get_args(Structure),
+        "interpolation": get_args(Interpolation),
+        "alpha": get_args(Alpha),
+        "divergence": get_args(Divergence),
+        "divergence_tokens": ("real", "labels"),
+    }
+    return [
+        unknown_name(name, getattr(config, name), known)
+        for name, known in choices.items()
+        if getattr(config, name) not in known
+    ]
+
+
+def _number_faults(config: ControlConfig) -> list[str]:
+    faults = []
+    if not _is_number(config.alpha_start) or not 0 <= config.alpha_start <= 1:
+        faults.append(f"alpha_start must be a number in [0, 1], but got {config.alpha_start!r}")
+    elif config.alpha == "learned" and config.alpha_start in (0, 1):
+        faults.append(
+            f"alpha_start={config.alpha_start!r} cannot be learned, sigmoid has no gradient there: "
+            "take a value strictly between 0 and 1, or alpha='fixed'"
+        )
+    if not _is_number(config.divergence_weight) or config.divergence_weight < 0:
+        faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
+    if not _is_number(config.margin) or not 0 <= config.margin <= 2:
+        faults.append(f"margin is a cosine distance, a number in [0, 2], but got {config.margin!r}")
+    if config.norm_mix != "alpha" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
+        faults.append(f"norm_mix must be 'alpha' or a number in [0, 1], but got {config.norm_mix!r}")
+    return faults
+
+
+def _layer_faults(layers: object) -> list[str]:
+    advice = "give a count >= 1 or a list of distinct layer indices >= 0"
+    if isinstance(layers, bool) or not isinstance(layers, int | tuple):
+        return [f"layers={layers!r}: {advice}"]
+    if isinstance(layers, int):
+        return [] if layers >= 1 else [f"layers={layers}: {advice}"]
+    whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in layers)
+    return [] if layers and whole and len(set(layers)) == len(layers) else [f"layers={list(layers)}: {advice}"]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

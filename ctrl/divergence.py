@@ -1,0 +1,85 @@
+"""Divergences: a distance between the pretrained output a and the expanded output b, added to the loss (paper 3.3).
+
+Each maps a, b (batch, seq, hidden) to one number per token (batch, seq), in fp32 for half types. Masking and averaging
+happen once, in `masked_mean`. A new divergence is one function here and one line in DIVERGENCES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, relu, smooth_l1_loss
+
+from ctrl.interpolation import _wide
+
+PerToken = Callable[..., Tensor]
+
+
+def none(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
+    """0 for every token."""
+    return _wide(a).new_zeros(a.shape[:-1])
+
+
+def mse(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
+    """Mean over hidden of (b - a)^2."""
+    return (_wide(b) - _wide(a)).square().mean(-1)
+
+
+def cosine(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
+    """1 - cos(a, b), or relu(1 - cos(a, b) - margin) with a margin.
+
+    1 - cos is taken as |u - v|^2 / 2 on unit vectors: exactly 0 where a = b, with no cancellation near it.
+    """
+    distance = (normalize(_wide(a), dim=-1) - normalize(_wide(b), dim=-1)).square().sum(-1) / 2
+    return relu(distance - margin) if margin else distance
+
+
+def cosine_smooth(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
+    """Smooth L1 of relu(1 - margin - cos(a, b)): quadratic below 1, linear above (the public code's variant)."""
+    distance = cosine(a, b, margin)
+    return smooth_l1_loss(distance, torch.zeros_like(distance), reduction="none")
+
+
+def norm(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
+    """cosine / 2 + (|a| - |b|)^2 / 2: direction and length (the public code's "dot")."""
+    lengths = _wide(a).norm(dim=-1) - _wide(b).norm(dim=-1)
+    return (cosine(a, b, margin) + lengths.square()) / 2
+
+
+def attention(pretrained: Tensor, expanded: Tensor, margin: float = 0.0) -> Tensor:
+    """KL(expanded row || pretrained row), mean over heads: weights (batch, heads, seq, keys) -> (batch, seq)."""
+    p, e = _wide(pretrained), _wide(expanded)
+    tiny = torch.finfo(p.dtype).tiny  # masked keys have weight 0 in both rows and add 0
+    return (e * (e.clamp_min(tiny).log() - p.clamp_min(tiny).log())).sum(-1).mean(1)
+
+
+DIVERGENCES: dict[str, PerToken] = {
+    "none": none,
+    "mse": mse,
+    "cosine": cosine,
+    "cosine_smooth": cosine_smooth,
+    "norm": norm,
+    "attention": attention,
+}
+
+
+def masked_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of (batch, seq) over the tokens where mask (batch, seq; None: all) is true; 0 where there is none."""
+    if mask is None:
+        return per_token.mean()
+    mask = mask.to(device=per_token.device, dtype=torch.bool)
+    return per_token.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+def additive_mean(per_token: Tensor, mask: Tensor | None, items: Tensor, total: Tensor | int) -> Tensor:
+    """The mean as a sum over sequences: sum_s items_s / total * (mean over the real tokens of sequence s).
+
+    items: labelled tokens per sequence (batch,); total: labelled tokens of everything accumulated into one optimiser
+    step (Trainer's num_items_in_batch). A micro-batch knows only its own tokens, so a plain mean cannot add up over
+    micro-batches; this does, for any split into sequences. Fully labelled sequences weigh as in the plain mean.
+    """
+    mask = torch.ones_like(per_token, dtype=torch.bool) if mask is None else mask.to(per_token.device, torch.bool)
+    per_sequence = per_token.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
+    return (per_sequence * items.to(per_token.device)).sum() / total

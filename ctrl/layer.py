@@ -1,0 +1,138 @@
+"""The expanded layer: a decoder layer that runs its trainable copy too and mixes the two outputs (paper Fig. 5).
+
+The layer keeps its object, its parameter names and its place in the model; only its class is replaced by a subclass.
+So masks, position embeddings, hidden-state recording, checkpointing and device placement work as before.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from ctrl.config import ControlConfig
+from ctrl.divergence import DIVERGENCES
+from ctrl.interpolation import Interpolation
+
+
+@dataclass
+class Control:
+    """What the model and its expanded layers share: the config and the divergences of the forward pass under way."""
+
+    config: ControlConfig
+    layers: list[int]  # indices of the expanded layers
+    total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
+    enabled: bool = True  # False inside ctrl.pretrained
+    collecting: bool = False  # True while a forward pass with labels runs
+    terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Control:
+        # terms hold graph tensors, which cannot be copied and belong to the original's forward pass
+        return Control(self.config, list(self.layers), self.total, self.enabled)
+
+
+class ExpandedLayer(nn.Module):
+    """Mixin in front of a decoder layer's own class. h -> a = F(h), b = E(h) -> interpolate(a, b, h).
+
+    expanded: the copy E. kind `concat`: E runs beside F; `stack`: after it, out = E(F(h)).
+    """
+
+    expanded: nn.Module
+    interpolation: Interpolation | None
+    control: Control
+    index: int
+    kind: str
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        control = self.control
+        if control.enabled:
+            add_cache_slots(control, args, kwargs)
+        out = super().forward(hidden_states, *args, **kwargs)
+        if not control.enabled:
+            return out
+        a = _hidden(out)
+        if self.interpolation is None:
+            return _with_hidden(out, _hidden(self.expanded(a, *args, **kwargs)))
+        b = _hidden(self.expanded(hidden_states, *args, **kwargs))
+        mixed, alpha = self.interpolation(a, b, hidden_states)
+        # In training always, so that a checkpointed layer recomputes just what it computed the first time.
+        if self.training or control.collecting:
+            per_token = self._divergence(a, b, alpha)
+            if control.collecting:
+                control.terms[self.index] = per_token
+        return _with_hidden(out, mixed)
+
+    def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+        """Per token (batch, seq), scaled by alpha if the config says so."""
+        config = self.control.config
+        if config.divergence == "attention":
+            a, b = (take_rows(branch) for branch in (self, self.expanded))
+        elif self.interpolation is not None:
+            a = self.interpolation.compared(a)
+        a = a.detach() if config.detach_pretrained else a
+        per_token = DIVERGENCES[config.divergence](a, b, config.margin)
+        if config.scale_by_alpha:
+            alpha = alpha.detach() if config.detach_alpha else alpha
+            per_token = per_token * (alpha.squeeze(-1) if alpha.dim() else alpha)
+        return per_token
+
+
+@functools.cache
+def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of cls that runs both branches. It keeps the name, which sharding plans and recorders look for."""
+    members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": ExpandedLayer.__doc__}
+    return type(cls.__name__, (ExpandedLayer, cls), members)
+
+
+def keep_rows(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook of an attention module: keep its weights (batch, heads, seq, keys) for the attention divergence."""
+    module.attention_rows = output[1]
+
+
+def take_rows(branch: nn.Module) -> Tensor:
+    """The attention weights of one branch's last pass, released at once. A layer's copy is not part of its branch."""
+    for name, module in branch.named_modules():
+        if not name.startswith("expanded.") and hasattr(module, "attention_rows"):
+            rows: Tensor = module.__dict__.pop("attention_rows")
+            return rows
+    raise RuntimeError(f"{type(branch).__name__} returned no attention weights: load with attn_implementation='eager'")
+
+
+def add_cache_slots(control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Give the copies cache layers of their own behind the base model's, of the same kind as their originals'.
+
+    A copy that shared its original's slot would overwrite its keys and give wrong tokens without an error.
+    """
+    cache = next((v for v in (*kwargs.values(), *args) if isinstance(v, Cache)), None)
+    if cache is None or len(cache.layers) >= control.total + len(control.layers):
+        return
+    if getattr(cache, "layer_class_to_replicate", None) is not None:
+        return  # appends layers by itself, all of one kind
+    for j, original in enumerate(control.layers):
+        if len(cache.layers) == control.total + j:
+            cache.layers.append(_empty_like(cache.layers[original]))
+
+
+def _empty_like(layer: Any) -> Any:
+    if int(layer.get_seq_length()) > 0:
+        raise ValueError(
+            "past_key_values was filled while the expanded layers did not run (by the base model, or inside "
+            "ctrl.pretrained): start from a new cache"
+        )
+    empty = copy.deepcopy(layer)
+    if getattr(empty, "is_initialized", False):
+        empty.reset()
+    return empty
+
+
+def _hidden(out: Any) -> Tensor:
+    """Decoder layers return a tensor, or (in older models) a tuple that starts with it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _with_hidden(out: Any, hidden: Tensor) -> Any:
+    return (hidden, *out[1:]) if isinstance(out, tuple) else hidden

@@ -1,0 +1,154 @@
+"""Save and load: only what was trained, as safetensors, with the config as JSON beside it.
+
+A folder holds `control_config.json` and `model.safetensors`. It has no config.json, so that from_pretrained refuses it
+instead of loading a plain model that lacks the copies; the weights' name is the one Trainer resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ctrl.config import ControlConfig
+from ctrl.model import expand, expanded_layers, require_expanded
+
+CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read whole."""
+
+
+def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
+    """Write the trained tensors and the config; the old files stay until the new ones are complete.
+
+    state_dict: the model's full state where it is sharded (FSDP); default: the model's own. Returns the folder.
+    Raises CheckpointError when the folder cannot be written (no space, no permission).
+    """
+    model = require_expanded(model)
+    folder = Path(folder)
+    names = trained_names(model)
+    state = model.state_dict() if state_dict is None else state_dict
+    tensors = {name: state[name].detach().cpu().contiguous() for name in names}
+    base = {**_base_facts(model), "expanded_layers": model.control.layers}
+    meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(meta, indent=2) + "\n"))
+    except (OSError, SafetensorError) as error:
+        size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
+        raise CheckpointError(
+            f"cannot save {size:.0f} MB to {folder}: {error}. Free space or choose another folder"
+        ) from error
+    return folder
+
+
+def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
+    """Expand the base model (a model, changed in place, or a name or folder) and load what `save` wrote.
+
+    Raises CheckpointError for a folder that is not such a checkpoint, is cut short or was trained on another base.
+    """
+    folder = Path(folder)
+    meta = _read_config(folder)
+    model = AutoModelForCausalLM.from_pretrained(base_model) if isinstance(base_model, str) else base_model
+    _check_base(model, meta["base"], folder)
+    expand(model, ControlConfig.from_dict(meta["control"]))
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    _check_names(set(tensors), set(model.state_dict()), set(added_names(model)), folder)
+    model.load_state_dict(tensors, strict=False)
+    return model
+
+
+def added_names(model: nn.Module) -> list[str]:
+    """State names of what expand added: copies and interpolations."""
+    marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
+    return [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in marks]
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """State names of what training may have changed: everything added, and what else was unfrozen."""
+    added = set(added_names(model))
+    state = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    names = []
+    for name, tensor in state.items():
+        if (name in added or tensor.requires_grad) and id(tensor) not in seen:  # tied weights once
+            seen.add(id(tensor))
+            names.append(name)
+    return names
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises CheckpointError if it is missing or cut short."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: the checkpoint was not saved to its end")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
+
+
+def _added_tensors(layer: Any) -> list[Tensor]:
+    parts = [layer.expanded] if layer.interpolation is None else [layer.expanded, layer.interpolation]
+    return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside, then rename, so that a full disk or a kill leaves the old file."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a folder written by ctrl.save")
+    try:
+        meta = json.loads(path.read_text())
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
+        return {"base": meta["base"], "control": meta["control"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
+
+
+def _base_facts(model: nn.Module) -> dict[str, Any]:
+    """What must agree between the base that was expanded and the base a checkpoint is loaded onto."""
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    return {
+        "name": config._name_or_path,
+        "model_type": config.model_type,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "vocab_size": text.vocab_size,
+    }
+
+
+def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
+    here = _base_facts(model)
+    wrong = [k for k in here if k != "name" and k in saved and saved[k] != here[k]]
+    if wrong:
+        differences = ", ".join(f"{k} {saved[k]} there, {here[k]} here" for k in wrong)
+        raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
+
+
+def _check_names(saved: set[str], known: set[str], needed: set[str], folder: Path) -> None:
+    kinds = {"missing": sorted(needed - saved), "unknown": sorted(saved - known)}
+    faults = [f"{len(names)} {kind} tensors (first: {names[0]})" for kind, names in kinds.items() if names]
+    if faults:
+        raise CheckpointError(f"{folder} does not fit its own config: {', '.join(faults)}")

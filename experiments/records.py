@@ -1,0 +1,138 @@
+"""What a run writes down: one record per item and checkpoint, one result per arm. Plain JSON on disk.
+
+Every figure of the scorecard is computed from the item records, so any metric can be recomputed later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Record:
+    """One item, measured once.
+
+    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base) or `text` (NLL).
+    task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`).
+    item: id of the question, the same for base and arms, so that records pair.
+    correct: 0 or 1 for suites new and kept. value: nats per token for drift and text; tokens: how many were averaged.
+    choice, options, scores: multiple choice (index chosen, option texts, length-normalised log-likelihoods).
+    reply, parsed: generated text and whether an answer could be read from it.
+    """
+
+    suite: Literal["new", "kept", "drift", "text"]
+    task: str
+    form: str
+    item: str
+    correct: int | None = None
+    value: float | None = None
+    tokens: int | None = None
+    choice: int | None = None
+    answer: int | str | None = None
+    options: tuple[str, ...] | None = None
+    scores: tuple[float, ...] | None = None
+    reply: str | None = None
+    parsed: bool | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What pairs two records of the same item."""
+        return (self.suite, self.task, self.form, self.item)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval; low and high are None where no interval exists."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class ArmResult:
+    """One method at one learning rate, from start to end or to the point where it stopped.
+
+    trajectory: one entry per evaluation, {"step": int, "gain": Estimate, "retention": Estimate, ...}, step 0 included.
+    scorecard: the figures after the last step, by name. cost: tokens, seconds, tokens_per_s, peak_memory_gb,
+    trainable_parameters, added_parameters.
+    """
+
+    arm: str
+    method: str
+    learning_rate: float
+    status: Literal["finished", "failed"]
+    reason: str | None = None
+    steps: int = 0
+    trajectory: list[dict[str, Any]] = field(default_factory=list)
+    scorecard: dict[str, Estimate] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm} {self.learning_rate:g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ArmResult:
+        def estimate(value: Any) -> Any:
+            return Estimate(**value) if isinstance(value, dict) and "value" in value else value
+
+        values = dict(values)
+        values["scorecard"] = {name: estimate(value) for name, value in values["scorecard"].items()}
+        values["trajectory"] = [{k: estimate(v) for k, v in point.items()} for point in values["trajectory"]]
+        return cls(**values)
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """JSON lines, replaced as a whole: a reader sees the old file or the new one, never half of one."""
+    lines = (json.dumps({k: v for k, v in asdict(r).items() if v is not None}, ensure_ascii=False) for r in records)
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Inverse of write_records. Raises ValueError naming the file and line that is not a record."""
+    return list(_read(path))
+
+
+def _read(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            for name in ("options", "scores"):
+                if name in values:
+                    values[name] = tuple(values[name])
+            yield Record(**values)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(
+                f"{path}, line {number} is not an item record ({error}); delete the file to redo it"
+            ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, flush to disk, then rename: a power cut leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(path: Path, values: Any) -> None:
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
