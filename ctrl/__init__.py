@@ -6,18 +6,26 @@ ctrl.save(model, "my-expansion")                           # only what was train
 """
 
 from ctrl.config import ConfigError, ControlConfig
-from ctrl.merge import merge_back
+from ctrl.diagnostics import diagnostics
+from ctrl.merge import MergeGap, merge_back, merge_gap, merge_models
 from ctrl.model import describe, expand, pretrained
+from ctrl.published import export_published, load_published
 from ctrl.saving import CheckpointError, load, save
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "ControlConfig",
+    "MergeGap",
     "describe",
+    "diagnostics",
     "expand",
+    "export_published",
     "load",
+    "load_published",
     "merge_back",
+    "merge_gap",
+    "merge_models",
     "pretrained",
     "save",
 ]

@@ -40,6 +40,8 @@ class ControlConfig:
     detach_pretrained: no gradient from the divergence through the pretrained branch, whose input depends on lower
         expanded layers.
     divergence_tokens: which tokens count: `real` (all but padding) or `labels` (those with a label).
+    expanded: `full`, a copy of every weight, or `lora`, low-rank adapters over the pretrained weights (needs peft).
+    lora_rank: rank of those adapters.
     norm_mix: c in [0, 1]; the expanded layer's norms become c x + (1 - c) norm(x). 0 leaves them plain; `alpha`
         takes c from the layer's own alpha (published checkpoints call this interpolation_norm_alpha).
     """
@@ -57,6 +59,8 @@ class ControlConfig:
     detach_pretrained: bool = False
     divergence_tokens: Literal["real", "labels"] = "real"
     norm_mix: float | Literal["alpha"] = 0.0
+    expanded: Literal["full", "lora"] = "full"
+    lora_rank: int = 8
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
@@ -98,6 +102,7 @@ def _choice_faults(config: ControlConfig) -> list[str]:
         "alpha": get_args(Alpha),
         "divergence": get_args(Divergence),
         "divergence_tokens": ("real", "labels"),
+        "expanded": ("full", "lora"),
     }
     return [
         unknown_name(name, getattr(config, name), known)
@@ -119,6 +124,12 @@ def _number_faults(config: ControlConfig) -> list[str]:
         faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
     if not _is_number(config.margin) or not 0 <= config.margin <= 2:
         faults.append(f"margin is a cosine distance, a number in [0, 2], but got {config.margin!r}")
+    if not isinstance(config.lora_rank, int) or config.lora_rank < 1:
+        faults.append(f"lora_rank must be an integer >= 1, but got {config.lora_rank!r}")
+    if config.expanded == "lora" and config.structure != "concat":
+        faults.append(
+            f"expanded='lora' starts equal to its original, so structure must be 'concat', but got {config.structure!r}"
+        )
     if config.norm_mix != "alpha" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
         faults.append(f"norm_mix must be 'alpha' or a number in [0, 1], but got {config.norm_mix!r}")
     return faults

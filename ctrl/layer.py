@@ -29,6 +29,8 @@ class Control:
     enabled: bool = True  # False inside ctrl.pretrained
     collecting: bool = False  # True while a forward pass with labels runs
     terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
+    log: Any = None  # ctrl.diagnostics' log while one is open
+    mask: Tensor | None = None  # real tokens (batch, seq) of the pass under way, for the log
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # terms hold graph tensors, which cannot be copied and belong to the original's forward pass
@@ -60,10 +62,11 @@ class ExpandedLayer(nn.Module):
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         # In training always, so that a checkpointed layer recomputes just what it computed the first time.
-        if self.training or control.collecting:
-            per_token = self._divergence(a, b, alpha)
-            if control.collecting:
-                control.terms[self.index] = per_token
+        per_token = self._divergence(a, b, alpha) if self.training or control.collecting else None
+        if control.collecting and per_token is not None:
+            control.terms[self.index] = per_token
+        if control.log is not None:
+            control.log.note(self, a, b, alpha, per_token, control.mask)
         return _with_hidden(out, mixed)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:

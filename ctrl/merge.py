@@ -1,66 +1,240 @@
 """Merge back: fold the expanded weights into the pretrained ones after training; the result is a plain model.
 
-W = mix(W_pretrained, W_expanded, alpha), elementwise lerp. Mixing weights is not mixing outputs: the result is
-exact at alpha 0 and 1 and an approximation between (paper section 3.4).
+W = mix(W_pretrained, W_expanded, alpha): elementwise lerp for lerp, row-wise slerp for slerp, dlerp and dlerpin (paper
+section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an approximation between, so look at
+`merge_gap`. Stacked copies are layers of their own: they are put into the stack and nothing is approximated.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ConfigError
+from ctrl.copies import original_class
+from ctrl.interpolation import lerp, slerp
 from ctrl.layer import ExpandedLayer
-from ctrl.model import ControlModel, expanded_layers, require_expanded
+from ctrl.model import IGNORED, ControlModel, expanded_layers, require_expanded
+from ctrl.structure import decoder_layers
 
-MERGEABLE = ("lerp",)
+MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
+Batches = Iterable[Mapping[str, Tensor]]
 
 
-def merge_back(model: nn.Module, in_place: bool = False) -> PreTrainedModel:
+def merge_back(
+    model: nn.Module,
+    alpha: float | Sequence[float] | None = None,
+    batches: Batches | None = None,
+    in_place: bool = False,
+) -> PreTrainedModel:
     """Return a plain transformers model of the base class with alpha's share of the copies in its weights.
 
-    in_place: take the given model apart instead of a copy of it (half the memory). Raises ConfigError for an
-    interpolation that has no merged form.
+    alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
+    attention_mask; the running average a per-token strategy needs), else sigmoid(theta). in_place: take the given
+    model apart instead of a copy of it (half the memory). Raises ConfigError where there is no merged form.
     """
     expanded: Any = require_expanded(model)
-    config = expanded.control.config
-    if config.structure != "concat" or config.interpolation not in MERGEABLE:
-        raise ConfigError(
-            f"merge_back cannot fold structure={config.structure!r}, interpolation={config.interpolation!r}; "
-            f"it takes concat with {', '.join(MERGEABLE)}"
-        )
+    _check_mergeable(expanded)
+    alphas = _alphas(expanded, alpha, batches)
     plain = expanded if in_place else copy.deepcopy(expanded)
-    for layer in expanded_layers(plain):
-        _fold(layer)
-        _strip(layer)
-    del plain.control
-    plain.__class__ = _base_class(plain, ControlModel)
-    plain.requires_grad_(True)
-    return plain
+    for layer, share in zip(expanded_layers(plain), alphas, strict=True):
+        if layer.kind == "concat":
+            _set_weights(layer, _mixed_weights(layer, share))
+    stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
+    _strip(plain)
+    _insert(plain, stacked)
+    return plain.requires_grad_(True)
+
+
+def merge_models(models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> PreTrainedModel:
+    """One plain model from several expanded from the same base: W = W_0 + sum_i w_i (W_i - W_0), W_i merged back alone.
+
+    weights: one per model, default 1/n each. Raises ConfigError unless all are concat models of one base.
+    """
+    shares = list(weights) if weights is not None else [1 / len(models)] * len(models)
+    if len(shares) != len(models) or not models:
+        raise ConfigError(f"merge_models needs one weight per model, but got {len(shares)} for {len(models)} models")
+    expanded = [require_expanded(model) for model in models]
+    if any(m.control.config.structure != "concat" for m in expanded):
+        raise ConfigError("merge_models takes structure 'concat': stacked copies have no place in a common model")
+    base = _base_copy(expanded[0])
+    start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    for model, share in zip(expanded, shares, strict=True):
+        _check_same_base(_base_copy(model), start)
+        merged = merge_back(model).state_dict()
+        for name, tensor in base.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.add_((merged[name].float() - start[name].float()).to(tensor.dtype), alpha=share)
+    return base
+
+
+@dataclass(frozen=True)
+class MergeGap:
+    """How far a merged model is from the expanded one: mean KL(expanded || merged) in nats per token and the largest
+    absolute logit difference, over the real tokens of the batches."""
+
+    kl: float
+    max_logit_difference: float
+    tokens: int
 
 
 @torch.no_grad()
-def _fold(layer: ExpandedLayer) -> None:
-    """W <- (1 - alpha) W + alpha W_expanded, in fp32, for every parameter of the layer."""
-    assert layer.interpolation is not None
-    alpha = torch.sigmoid(layer.interpolation.theta.detach().float()).item()
-    expanded = dict(layer.expanded.named_parameters())
+def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> MergeGap:
+    """Compare two models on text. Raises ConfigError if the batches hold no token."""
+    kl, largest, tokens = 0.0, 0.0, 0
+    for batch in batches:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        p, q = (_logits(model, inputs) for model in (expanded, merged))
+        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(p.device).bool()
+        p, q = p[real].float(), q[real].float().to(p.device)
+        kl += float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
+        largest = max(largest, float((p - q).abs().max()))
+        tokens += int(real.sum())
+    if not tokens:
+        raise ConfigError("merge_gap got no batches: give an iterable of dicts with input_ids and attention_mask")
+    return MergeGap(kl / tokens, largest, tokens)
+
+
+@torch.no_grad()
+def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
+    """Mean alpha over real tokens of each expanded layer, in order; None-alpha layers (stack) give nan."""
+    from ctrl.diagnostics import diagnostics
+
+    layers = expanded_layers(model)
+    with diagnostics(model) as log:
+        for batch in batches:
+            _logits(model, {k: v for k, v in batch.items() if k != "labels"})
+    if not log.raw and layers_of_kind(model, "concat"):
+        raise ConfigError("no batch was given to measure alpha on: pass batches, or alpha itself")
+    means = log.mean("alpha")
+    return [means.get(layer.index, float("nan")) for layer in layers]
+
+
+def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
+    return [layer for layer in expanded_layers(model) if layer.kind == kind]
+
+
+def _alphas(model: nn.Module, alpha: float | Sequence[float] | None, batches: Batches | None) -> list[float]:
+    layers = expanded_layers(model)
+    if isinstance(alpha, int | float):
+        return [float(alpha)] * len(layers)
+    if alpha is not None:
+        if len(alpha) != len(layers):
+            raise ConfigError(
+                f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alpha)}"
+            )
+        return [float(a) for a in alpha]
+    if batches is not None:
+        return measured_alphas(model, batches)
+    thetas = [layer.interpolation.theta if layer.interpolation is not None else None for layer in layers]
+    return [float("nan") if t is None else torch.sigmoid(t.detach().float()).item() for t in thetas]
+
+
+def _check_mergeable(model: Any) -> None:
+    config = model.control.config
+    if config.interpolation not in MIXERS and layers_of_kind(model, "concat"):
+        raise ConfigError(
+            f"interpolation={config.interpolation!r} has no merged form (its mix is not a mix of weights); "
+            f"merge_back takes {', '.join(MIXERS)}"
+        )
+    if config.norm_mix != 0.0:
+        raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
+
+
+def _mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
+    """mix(W, W_expanded, alpha) in fp32 for every parameter of the layer; rows are tokens to slerp."""
+    mix = MIXERS[layer.control.config.interpolation]
+    share = torch.tensor(alpha)
+    return {
+        name: mix(w.detach().float(), e.detach().float(), share.to(w.device)).to(e.dtype)
+        for name, w, e in _pairs(layer)
+    }
+
+
+def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
+    """(name, pretrained weight, expanded weight) of one layer; low-rank copies are written out in full."""
+    branch = layer.expanded
+    if layer.control.config.expanded == "lora":
+        branch = copy.deepcopy(branch)
+        for module in branch.modules():
+            for name, child in list(module.named_children()):
+                if hasattr(child, "base_layer"):
+                    low_rank: Any = child
+                    low_rank.merge()
+                    setattr(module, name, low_rank.base_layer)
+    expanded = dict(branch.named_parameters())
+    return [(name, w, expanded[name]) for name, w in layer.named_parameters() if name in expanded]
+
+
+def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
     for name, parameter in layer.named_parameters():
-        if name in expanded:
-            mixed = torch.lerp(parameter.float(), expanded[name].float(), alpha)
-            parameter.data = mixed.to(expanded[name].dtype)
+        if name in weights:
+            parameter.data = weights[name]
 
 
-def _strip(layer: ExpandedLayer) -> None:
-    for name in ("expanded", "interpolation", "control", "index", "kind"):
-        delattr(layer, name)
-    layer.__class__ = _base_class(layer, ExpandedLayer)
+def _strip(model: Any) -> None:
+    """Take away all that expand added: the model is of its base class again."""
+    for layer in expanded_layers(model):
+        for name in ("expanded", "interpolation", "control", "index", "kind"):
+            delattr(layer, name)
+        layer.__class__ = _class_before(layer, ExpandedLayer)
+    model.config.__dict__.pop(IGNORED, None)
+    del model.control
+    model.__class__ = _class_before(model, ControlModel)
 
 
-def _base_class(module: nn.Module, mixin: type) -> type:
-    """The class the module had before expand put the mixin in front of it."""
-    return next(cls for cls in type(module).__mro__[1:] if not issubclass(cls, mixin) and cls is not mixin)
+def _class_before(module: nn.Module, mixin: type) -> type:
+    """The class the module had before a mixin was put in front of it."""
+    return next(cls for cls in type(module).__mro__[1:] if not issubclass(cls, mixin))
+
+
+def _insert(model: PreTrainedModel, stacked: dict[int, nn.Module]) -> None:
+    """Put stacked copies behind their originals and make the config count them."""
+    if not stacked:
+        return
+    layers = decoder_layers(model)
+    kinds = [index for index in range(len(layers)) for _ in range(2 if index in stacked else 1)]
+    grown = []
+    for index, layer in enumerate(layers):
+        grown.append(layer)
+        if index in stacked:
+            copy_of = stacked[index]
+            for module in copy_of.modules():
+                module.__class__ = original_class(module)
+            grown.append(copy_of)
+    for slot, layer in enumerate(grown):
+        for module in layer.modules():
+            if isinstance(getattr(module, "layer_idx", None), int):
+                module.layer_idx = slot  # type: ignore[assignment]
+    for slot in range(len(layers)):
+        layers[slot] = grown[slot]
+    layers.extend(grown[len(layers) :])
+    config = model.config.get_text_config(decoder=True)
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, name, [value[index] for index in kinds])  # layer_types, no_rope_layers, ...
+    config.num_hidden_layers = len(grown)
+
+
+def _base_copy(model: Any) -> PreTrainedModel:
+    plain = copy.deepcopy(model)
+    _strip(plain)
+    return plain
+
+
+def _check_same_base(base: nn.Module, start: dict[str, Tensor]) -> None:
+    state = base.state_dict()
+    if state.keys() != start.keys() or any(not torch.equal(state[n], start[n]) for n in start):
+        raise ConfigError("the models were not expanded from the same base: their pretrained weights differ")
+
+
+def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    device = next(model.parameters()).device
+    logits: Tensor = model(**{k: v.to(device) for k, v in inputs.items()}).logits
+    return logits

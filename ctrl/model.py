@@ -16,10 +16,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from ctrl.config import ConfigError, ControlConfig
+from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.divergence import additive_mean, masked_mean
 from ctrl.interpolation import build_interpolation
 from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
-from ctrl.structure import branch_kinds, copy_layer, decoder_layers, is_attention, place, zero_outputs
+from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+
+IGNORED = "keys_to_ignore_at_inference"
 
 
 class ControlModel(nn.Module):
@@ -36,6 +39,8 @@ class ControlModel(nn.Module):
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
+        if control.log is not None:
+            control.mask = kwargs.get("attention_mask")
         if kwargs.get("labels") is None or not control.enabled:
             return base(self, **kwargs)
         control.collecting = True
@@ -91,12 +96,14 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         _expand_layer(layers[index], index, kind, len(layers) + slot, control, model)
     model.__class__ = _control_class(type(model))  # type: ignore[arg-type]
     model.control = control  # type: ignore[assignment]
+    ignored = getattr(model.config, IGNORED, None) or []
+    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # Trainer.predict returns the logits alone
     return model
 
 
 def _expand_layer(layer: nn.Module, index: int, kind: str, slot: int, control: Control, model: PreTrainedModel) -> None:
     config = control.config
-    twin = copy_layer(layer, slot, shared=[model.config, model.config.get_text_config(decoder=True)])
+    twin = copy_layer(layer, slot, shared=[model.config, model.config.get_text_config(decoder=True)], config=config)
     interpolation = None
     if kind == "stack":
         zero_outputs(twin)
@@ -104,6 +111,7 @@ def _expand_layer(layer: nn.Module, index: int, kind: str, slot: int, control: C
         hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
+    relax_norms(twin, config.norm_mix, interpolation)
     twin.train(layer.training)
     layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]
     layer.expanded = twin

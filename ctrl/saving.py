@@ -21,6 +21,7 @@ from ctrl.model import expand, expanded_layers, require_expanded
 
 CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
 FORMAT = 1
+ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
 
 
 class CheckpointError(RuntimeError):
@@ -99,8 +100,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:
+    """The copy's and the interpolation's tensors, less those a low-rank copy shares with its original."""
     parts = [layer.expanded] if layer.interpolation is None else [layer.expanded, layer.interpolation]
-    return [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    own = {id(t) for name, t in layer.named_parameters(remove_duplicate=False) if not name.startswith(ADDED)}
+    added = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    return [t for t in added if id(t) not in own]
 
 
 def _replace(path: Path, write: Any) -> None:

@@ -1,0 +1,40 @@
+"""Fixtures for the whole test tree. The markers `slow` and `gpu` are declared in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: more threads than this only slow tiny models down, and vary the order of sums.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.ctrl.families import build
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same random state and leaves the global one as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def tiny_model() -> Callable[[str], PreTrainedModel]:
+    """Builder of a small random model of a family, on a fixed seed: `tiny_model("llama")`."""
+    return build
+
+
+@pytest.fixture
+def tiny_llama() -> PreTrainedModel:
+    return build("llama")

@@ -1,0 +1,164 @@
+"""The published checkpoints' layout: what we write we read back, and a checkpoint made by hand means what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import ctrl
+from tests.ctrl.test_merge import IDS, disturbed
+from tests.ctrl.test_trainer import tiny
+
+STRATEGIES = ["lerp", "slerp", "dlerp", "dlerpin", "moe", "proj", "plerp"]
+
+
+@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+@pytest.mark.parametrize("interpolation", STRATEGIES)
+@pytest.mark.parametrize("shard", ["5GB", "60KB"])
+def test_round_trip(tmp_path: Path, structure: str, interpolation: str, shard: str) -> None:
+    model = disturbed(structure=structure, interpolation=interpolation, alpha="learned", alpha_start=0.3)
+    ctrl.export_published(model, tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "60KB")
+    again = ctrl.load_published(tmp_path).eval()
+    # plerp and proj store P = I + offset, which rounds the offset
+    torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-6)
+    if interpolation not in ("plerp", "proj"):
+        assert torch.equal(again(IDS).logits, model(IDS).logits)
+    assert again.control.config.alpha == "learned"
+
+
+@pytest.mark.parametrize("mix", [0.25, "alpha"])
+def test_relaxed_norms_round_trip(tmp_path: Path, mix: float | str) -> None:
+    model = disturbed(norm_mix=mix)
+    ctrl.export_published(model, tmp_path)
+    assert torch.equal(ctrl.load_published(tmp_path).eval()(IDS).logits, model(IDS).logits)
+    plain = disturbed()
+    assert not torch.equal(plain(IDS).logits, model(IDS).logits)  # the norms do differ
+
+
+def by_hand(folder: Path, **expansion: Any) -> dict[str, torch.Tensor]:
+    """A published lerp checkpoint with layers 1 and 3 of 4 expanded, written from the layout's description alone."""
+    base = tiny().eval()
+    generator = torch.Generator().manual_seed(4)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in base.state_dict().items():
+        value = value.clone()
+        parts = name.split(".")
+        if name.startswith("model.layers.") and parts[2] in ("1", "3"):
+            head, rest = ".".join(parts[:3]), ".".join(parts[3:])
+            tensors[f"{head}.pretrained_layer.{rest}"] = value
+            tensors[f"{head}.expanded_layer.{rest}"] = value + 0.05 * torch.randn(value.shape, generator=generator)
+            tensors[f"{head}.interpolation_factor"] = torch.tensor([0.7])
+        else:
+            tensors[name] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    values = base.config.to_dict() | {"model_type": "causallmexpansion", "architectures": ["LlamaForCausalLMExpansion"]}
+    values["expansion"] = {
+        "expand_type": "concat",
+        "merge_method": "lerp",
+        "freezed_layers": [0, 2],
+        "expanded_from": "/a/path/on/another/machine",
+        "num_ori_layers": 4,
+        "num_exp_layers": 2,
+        "interpolation_factor": 0.7,
+        "interpolation_loss_alpha": 1.0,
+        "interpolation_loss_type": "mse",
+        "interpolation_norm_alpha": 0,
+        "freeze_interpolation_factor": True,
+    } | expansion
+    (folder / "config.json").write_text(json.dumps(values))
+    return tensors
+
+
+def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
+    tensors = by_hand(tmp_path)
+    model = ctrl.load_published(tmp_path).eval()
+    assert [row.layer for row in ctrl.describe(model)] == [1, 3]
+    assert ctrl.describe(model)[0].alpha == pytest.approx(1 / (1 + math.exp(-0.7)))
+    with ctrl.pretrained(model):
+        assert torch.equal(model(IDS).logits, tiny().eval()(IDS).logits)
+    expanded = ctrl.model.expanded_layers(model)[1].expanded
+    assert torch.equal(expanded.mlp.up_proj.weight, tensors["model.layers.3.expanded_layer.mlp.up_proj.weight"])
+    for base in (tiny(), "base-folder"):
+        if isinstance(base, str):
+            tiny().save_pretrained(tmp_path / base)
+            base = str(tmp_path / base)
+        assert torch.equal(ctrl.load_published(tmp_path, base=base).eval()(IDS).logits, model(IDS).logits)
+
+
+def test_values_of_the_expansion_object(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"interpolation_loss_alpha": -1}, {"scale_by_alpha": True, "divergence_weight": 1.0}),
+        ({"interpolation_loss_alpha": 0}, {"divergence": "none"}),
+        ({"interpolation_loss_type": "dot"}, {"divergence": "norm"}),
+        ({"interpolation_loss_type": "cosine"}, {"divergence": "cosine_smooth"}),
+        ({"interpolation_loss_type": "attention"}, {"divergence": "attention"}),
+        ({"interpolation_norm_alpha": -1}, {"norm_mix": "alpha"}),
+        ({"interpolation_norm_alpha": 0.1}, {"norm_mix": 0.1}),
+        ({"freeze_interpolation_factor": False}, {"alpha": "learned"}),
+    ]
+    for number, (expansion, expected) in enumerate(cases):
+        by_hand(tmp_path / str(number), **expansion)
+        config = ctrl.load_published(tmp_path / str(number)).control.config
+        assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_null_factor_means_the_expanded_branch_alone(tmp_path: Path) -> None:
+    by_hand(tmp_path, interpolation_factor=None)
+    tensors = load_file(tmp_path / "model.safetensors")
+    without = {n: t for n, t in tensors.items() if not n.endswith("interpolation_factor")}
+    save_file(without, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = ctrl.load_published(tmp_path).eval()
+    assert [row.alpha for row in ctrl.describe(model)] == [1.0, 1.0]
+    torch.testing.assert_close(ctrl.merge_back(model)(IDS).logits, model(IDS).logits)
+
+
+def test_a_stack_checkpoint_is_a_plain_deeper_model(tmp_path: Path) -> None:
+    model = disturbed(structure="stack")
+    ctrl.export_published(model, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    assert values["num_hidden_layers"] == 6
+    plain = AutoModelForCausalLM.from_config(ctrl.merge_back(model).config).eval()
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert torch.equal(plain(IDS).logits, model(IDS).logits)
+
+
+def test_faults_are_named(tmp_path: Path) -> None:
+    tensors = by_hand(tmp_path)
+    gone = "model.layers.1.expanded_layer.mlp.up_proj.weight"
+    save_file({n: t for n, t in tensors.items() if n != gone}, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match=r"1 missing \(first: model\.layers\.1\.expanded\.mlp\.up_proj"):
+        ctrl.load_published(tmp_path)
+    save_file(tensors | {"model.layers.1.surprise": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match=r"1 extra \(first: model\.layers\.1\.surprise"):
+        ctrl.load_published(tmp_path)
+    save_file(tensors | {gone: torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match="of another shape"):
+        ctrl.load_published(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ctrl.CheckpointError, match="does not exist"):
+        ctrl.load_published(tmp_path)
+    by_hand(tmp_path, merge_method="lrp")
+    with pytest.raises(ctrl.ConfigError, match="unknown merge_method 'lrp': did you mean 'lerp'"):
+        ctrl.load_published(tmp_path)
+    by_hand(tmp_path, expand_type="heap")
+    with pytest.raises(ctrl.ConfigError, match="unknown expand_type 'heap'"):
+        ctrl.load_published(tmp_path)
+    tiny().save_pretrained(tmp_path / "plain")
+    with pytest.raises(ctrl.CheckpointError, match="no 'expansion' object"):
+        ctrl.load_published(tmp_path / "plain")
+
+
+def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ctrl.ConfigError, match="no interpolation 'moe_soft'"):
+        ctrl.export_published(disturbed(interpolation="moe_soft"), tmp_path)
+    with pytest.raises(ctrl.ConfigError, match="expanded='lora' cannot be exported"):
+        ctrl.export_published(disturbed(expanded="lora"), tmp_path)
