@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ctrl import ControlConfig
 
+SHIPPED = Path(__file__).parent / "configs"
+
 
 class ConfigError(ValueError):
     """A YAML file that cannot be run; the message lists every fault with its place in the file."""
@@ -118,10 +120,15 @@ class ExperimentConfig(Section):
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
-    """Read a YAML file; `overrides` maps dotted keys (`training.steps`) to values. Raises ConfigError."""
-    path = Path(path)
+    """Read a YAML file, or a shipped one by name (`quickstart`). Raises ConfigError.
+
+    overrides: dotted keys (`training.steps`) and the values they get instead.
+    """
+    path, shipped = Path(path), SHIPPED / f"{path}.yaml"
+    path = shipped if shipped.is_file() and not path.is_file() else path
     if not path.is_file():
-        raise ConfigError(f"no config file {path}: the shipped ones are in experiments/configs/")
+        names = ", ".join(sorted(str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")))
+        raise ConfigError(f"no config file {path}: give a path, or a shipped name: {names}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -218,7 +218,9 @@ def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -
         str(script),
         wrapper,
     ]
-    done = subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        command, check=False, cwd=root, env=_environment(root), capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("gradients agree") == 2
 

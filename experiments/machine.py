@@ -1,0 +1,134 @@
+"""Where and with what a run was made: its process, the code, the packages, the hardware. Plain tags, no tracking."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "reasoning_gym", "mlflow")
+REPOSITORY = Path(__file__).resolve().parent.parent
+MAX_DIFF = 1_000_000  # characters
+
+
+def process_tags() -> dict[str, str]:
+    """What tells later, on the same machine, whether the process that owns a run still lives."""
+    return {
+        "host": socket.gethostname(),
+        "boot_id": _boot_id(),
+        "pid": str(os.getpid()),
+        "pid_started": f"{psutil.Process().create_time():.0f}",
+    }
+
+
+def process_alive(tags: Mapping[str, str]) -> bool:
+    """Whether the process in `process_tags` may still run. True where it cannot be known: no tags, or another host."""
+    if "pid" not in tags or tags.get("host") != socket.gethostname():
+        return True
+    if tags.get("boot_id") != _boot_id():
+        return False
+    try:
+        process = psutil.Process(int(tags["pid"]))
+        # Ids are reused; the start time moves a little when the clock is set.
+        same = abs(process.create_time() - float(tags.get("pid_started", 0))) < 60
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.AccessDenied:
+        return True
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM as SystemExit(143), so that runs are closed on the way out. Only the main thread can ask for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _exit(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
+
+
+@functools.cache
+def code_tags() -> dict[str, str]:
+    """Commit and state of the repository, if the code lies in one, and the versions of what computes."""
+    tags = {"version/python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            tags[f"version/{name}"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit.strip()
+        tags["code"] = "changed since the commit" if _git("status", "--porcelain") else "as committed"
+    return tags
+
+
+def code_diff() -> str:
+    """Changes since the commit, with the names of files not in it; empty without any, or without a repository."""
+    changed = _git("diff", "HEAD")
+    unknown = _git("ls-files", "--others", "--exclude-standard")
+    listed = "".join(f"# not in the repository: {name}\n" for name in unknown.splitlines())
+    return (listed + changed)[:MAX_DIFF]
+
+
+@functools.cache
+def hardware_tags() -> dict[str, str]:
+    """Processor, cores this process may use, memory of the machine in GB (10^9 bytes), GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    tags = {
+        "hardware/cpu": _cpu_model(),
+        "hardware/cores": str(cores),
+        "hardware/memory_gb": f"{psutil.virtual_memory().total / 1e9:.1f}",
+        "hardware/system": f"{platform.system()} {platform.release()}",
+    }
+    if torch.cuda.is_available():
+        tags["hardware/gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return tags
+
+
+@functools.cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return f"{psutil.boot_time() // 60:.0f}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    """Output of a git command in this repository; empty where there is no git, or no repository."""
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,54 @@
+"""What a finished experiment left, for notebooks and scripts: its trained models and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import ctrl
+from experiments.config import ExperimentConfig, load_config
+from experiments.evaluation.generation import generate_replies
+from experiments.evaluation.suite import evaluating
+from experiments.models import Precision, load_base
+
+
+def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
+    """The model that an arm of the run in `folder` ended with. Raises FileNotFoundError naming the arms there are."""
+    config = load_config(folder / "config.yaml")
+    trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
+    if not trained.is_dir():
+        found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
+        raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
+    base, _ = load_base(config.base_model)
+    if (trained / "control_config.json").is_file():
+        return ctrl.load(base, trained)
+    base.load_state_dict(load_file(trained / "model.safetensors"), strict=False)
+    return base
+
+
+def replies(
+    folder: Path, arms: Sequence[tuple[str, float]], prompts: Sequence[str], max_new_tokens: int = 48
+) -> pd.DataFrame:
+    """Greedy replies to the prompts, one row a prompt, one column a model: the base first, then the arms."""
+    config = load_config(folder / "config.yaml")
+    base, tokenizer = load_base(config.base_model)
+    columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
+    for arm, rate in arms:
+        model = load_trained(folder, arm, rate)
+        columns[f"{arm} {rate:g}"] = _replies(config, model, tokenizer, prompts, max_new_tokens)
+    return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
+
+
+def _replies(
+    config: ExperimentConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+) -> list[str]:
+    with evaluating(model, Precision(config.precision)):
+        return list(generate_replies(model, tokenizer, list(prompts), max_new_tokens))

@@ -1,0 +1,293 @@
+"""Run an experiment: base evaluated once, every arm trained and evaluated on the same data, report at the end.
+
+All state lies in `mlruns/runs/<name>-<digest>/`; the same config continues there: finished arms are read, not run
+again, and a half-run arm resumes from its last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.structure import decoder_layers, place
+from experiments.config import ArmConfig, ConfigError, ExperimentConfig
+from experiments.evaluation.suite import Suite
+from experiments.methods import METHODS
+from experiments.models import Precision, load_base
+from experiments.records import ArmResult, Record, read_records, write_json, write_records, write_text
+from experiments.report import format_table, write_report
+from experiments.scorecard import scorecard
+from experiments.tasks import ChatDataset, Collator, new_task
+from experiments.tracking import Run, Tracker
+from experiments.train import ArmFailed, disk_full, save_trained, train_arm
+
+HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+
+
+class RunError(RuntimeError):
+    """The experiment cannot start or go on; the message says what to do. Nothing recorded is lost."""
+
+
+@dataclass
+class Outcome:
+    """What a finished experiment leaves: its folder, one result per arm and learning rate, the report."""
+
+    folder: Path
+    results: list[ArmResult]
+    report: Path
+    ui_command: str
+    run_url: str
+    base: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[ArmResult]:
+        return [r for r in self.results if r.status == "failed"]
+
+
+def run_experiment(
+    config: ExperimentConfig, root: Path | None = None, fresh: bool = False, say: Callable[[str], None] = print
+) -> Outcome:
+    """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
+
+    root: where results go; default: `mlruns` of the project one works in.
+    """
+    root = root or default_root()
+    folder = run_folder(config, root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        if fresh and folder.exists():
+            shutil.rmtree(folder)
+        try:
+            return Experiment(config, root, folder, say).run()
+        except Exception as error:
+            if disk_full(error):
+                free = shutil.disk_usage(root).free / 1e9
+                raise RunError(
+                    f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
+                    "kept: free some space, then run the same command again"
+                ) from error
+            raise
+
+
+def default_root() -> Path:
+    """The nearest `mlruns` folder at or above the working directory, else one to be made in it."""
+    here = Path.cwd()
+    return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
+
+
+def run_folder(config: ExperimentConfig, root: Path) -> Path:
+    return root / "runs" / f"{config.name}-{config.digest()}"
+
+
+class Experiment:
+    """The stages of one run; each reads what is on disk and does only what is missing."""
+
+    def __init__(self, config: ExperimentConfig, root: Path, folder: Path, say: Callable[[str], None]) -> None:
+        self.config, self.folder, self.say = config, folder, say
+        self.precision = Precision(config.precision)
+        self.tracker = Tracker(root, config.name)
+        self.cells = [(arm, lr) for arm in config.arms for lr in arm.learning_rates]
+
+    def run(self) -> Outcome:
+        config = self.config
+        write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        precision = f"{self.precision.name} ({self.precision.reason})"
+        self.say(f"{config.name}: {config.base_model}, {precision}, {len(self.cells)} arms")
+        self.tracker.reap()
+        saved = _read_json(self.folder / "mlflow.json")
+        with self.tracker.run(
+            config.name,
+            kind="experiment",
+            params=config.to_dict(),
+            run_id=saved.get("run_id"),
+            tags={"run_folder": str(self.folder)},
+        ) as run:
+            write_json(self.folder / "mlflow.json", {"run_id": run.id})
+            self._prepare()
+            self._estimate()
+            results = [self._arm(arm, lr, run) for arm, lr in self.cells]
+            return self._finish(run, results)
+
+    def _prepare(self) -> None:
+        """Data, suites and the base model's own records."""
+        config = self.config
+        model, self.tokenizer = load_base(config.base_model)
+        _check_layers(config, model)
+        training = config.training
+        items = training.steps * training.batch_size * training.gradient_accumulation
+        task = new_task(config.task, items, config.evaluation.new_items, config.seed)
+        self.data = ChatDataset(task.train, self.tokenizer, config.seed)
+        self.collator = Collator(self.tokenizer)
+        self.suite = Suite(config, self.tokenizer, task)
+        replies, items_file = self.folder / "base" / "replies.json", self.folder / "base" / "items.jsonl"
+        if replies.is_file():
+            self.suite.restore(_read_json(replies))
+        self.suite.prepare(model, self.precision)
+        write_json(replies, self.suite.state())
+        start = time.perf_counter()
+        if not items_file.is_file():
+            self.say("measuring the base model ...")
+            write_records(items_file, self.suite.evaluate(model, self.precision))
+        self.evaluation_seconds = time.perf_counter() - start
+        self.base = read_records(items_file)
+
+    def _estimate(self) -> None:
+        """Time two steps of each method that still has to run, and say how long the whole will take."""
+        missing = [(arm, lr) for arm, lr in self.cells if not self._result_file(arm, lr).is_file()]
+        if not missing:
+            self.say("all arms are finished already; making the report again (--fresh repeats everything)")
+            return
+        steps = self.config.training.steps
+        probes = {arm.method: self._probe(arm) for arm, _ in missing}
+        evaluations = -(-steps // self.config.evaluation.every)
+        seconds = sum(probes[arm.method] * steps + self.evaluation_seconds * evaluations for arm, _ in missing)
+        each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
+        self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")
+
+    def _probe(self, arm: ArmConfig) -> float:
+        model = METHODS[arm.method](load_base(self.config.base_model)[0], arm).train()
+        self.precision.hold_frozen(model)
+        training = self.config.training
+        batch = self.collator([self.data[i] for i in range(min(training.batch_size, len(self.data)))])
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with self.precision.autocast():
+                loss = model(**{k: v.to(model.device) for k, v in batch.items()}).loss
+            loss.backward()
+            times.append(time.perf_counter() - start)
+        return min(times) * training.gradient_accumulation
+
+    def _arm(self, arm: ArmConfig, lr: float, parent: Run) -> ArmResult:
+        """Train and evaluate one arm at one learning rate, or read its result. A failing arm does not stop others."""
+        path = self._result_file(arm, lr)
+        if path.is_file():
+            return ArmResult.from_dict(_read_json(path))
+        saved = _read_json(path.parent / "mlflow.json")
+        self.say(f"{arm.name} {lr:g}")
+        result = ArmResult(arm.name, arm.method, lr, "finished")
+        with self.tracker.run(
+            result.label, kind="arm", parent=parent.id, run_id=saved.get("run_id"), params=_arm_params(arm, lr)
+        ) as run:
+            write_json(path.parent / "mlflow.json", {"run_id": run.id})
+            try:
+                self._train(arm, lr, result, run)
+            except Exception as error:
+                if disk_full(error):
+                    raise
+                result.status, result.reason = "failed", _reason(error)
+                run.fail(result.reason)
+                self.say(f"  failed: {result.reason}")
+            self._score(arm, lr, result, run)
+            write_json(path, result.to_dict())
+        return result
+
+    def _train(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
+        folder = self._arm_folder(arm, lr)
+        model = METHODS[arm.method](load_base(self.config.base_model)[0], arm)
+
+        def measure(step: int, model: PreTrainedModel) -> None:
+            records = self.suite.evaluate(model, self.precision)
+            write_records(folder / f"items-{step}.jsonl", records)
+            figures = self._figures(records)
+            run.log_metrics({name: figures[name].value for name in HEADLINE if name in figures}, step)
+
+        result.cost = train_arm(
+            self.config,
+            arm,
+            lr,
+            model,
+            self.data,
+            self.collator,
+            self.precision,
+            folder / "checkpoints",
+            measure,
+            run.log_metrics_at,
+        )
+        save_trained(model, folder / "trained")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def _score(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
+        """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""
+        folder = self._arm_folder(arm, lr)
+        files = {int(p.stem.removeprefix("items-")): p for p in folder.glob("items-*.jsonl")}
+        result.trajectory = [{"step": 0, **self._headline(self.base)}]
+        for step in sorted(files):
+            result.trajectory.append({"step": step, **self._headline(read_records(files[step]))})
+        if files:
+            result.steps = max(files)
+            result.scorecard = self._figures(read_records(files[result.steps]))
+            run.log_file(files[result.steps], "records")
+        run.log_metrics({f"cost/{k}": v for k, v in result.cost.items()}, result.steps)
+
+    def _figures(self, records: list[Record]) -> dict[str, Any]:
+        return scorecard(self.base, records, self.config.evaluation.bootstrap, self.config.seed)
+
+    def _headline(self, records: list[Record]) -> dict[str, Any]:
+        figures = self._figures(records)
+        return {name: figures[name] for name in HEADLINE if name in figures}
+
+    def _finish(self, run: Run, results: list[ArmResult]) -> Outcome:
+        base = self._headline(self.base)
+        command = self.tracker.ui_command()
+        report = write_report(self.folder, self.config, base, results, command, [])
+        for name in ("report.html", "report.md", "table.csv", "forgetting.png", "config.yaml"):
+            run.log_file(self.folder / name)
+        run.log_note(format_table(results))
+        return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
+
+    def _arm_folder(self, arm: ArmConfig, lr: float) -> Path:
+        return self.folder / "arms" / f"{arm.name}-{lr:g}"
+
+    def _result_file(self, arm: ArmConfig, lr: float) -> Path:
+        return self._arm_folder(arm, lr) / "result.json"
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"another process is running {folder.name}: wait for it, or stop it first") from None
+
+
+def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
+    """Fail before anything is measured if an arm asks for layers that the model does not have."""
+    faults = []
+    for arm in config.arms:
+        if arm.method != "full":
+            try:
+                place(arm.control.layers, len(decoder_layers(model)))
+            except ctrl.ConfigError as error:
+                faults.append(f"arm {arm.name!r}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _arm_params(arm: ArmConfig, lr: float) -> dict[str, Any]:
+    return {"arm": arm.name, "method": arm.method, "learning_rate": lr, "control": arm.control.to_dict()}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ArmFailed):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
+    return f"{type(error).__name__}: {error}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,149 @@
+"""Figures as text, and what a run found in plain sentences computed from the figures and their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from experiments.records import ArmResult, Estimate
+
+Places = tuple[int, int, int]
+RATE: Places = (2, 2, 2)
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate: `3e-4`, `2.5e-5`, `0.01`."""
+    if rate >= 0.01 or rate <= 0:
+        return f"{rate:g}"
+    mantissa, exponent = f"{rate:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def label(result: ArmResult) -> str:
+    return f"{result.arm} {rate_text(result.learning_rate)}"
+
+
+def number(value: float, signed: bool = False, places: Places = RATE) -> str:
+    """`.41`, `1.02`, `n/a` for NaN. places: decimals of values below .1, below 1, and from 1 on."""
+    return _digits(value, _places(value, places), signed)
+
+
+def with_interval(estimate: Estimate | None, signed: bool = False, places: Places = RATE) -> str:
+    """`+.41 [.35,.47]`; the value alone where there is no interval, `-` where there is nothing."""
+    if estimate is None:
+        return "-"
+    digits = _places(estimate.value, places)
+    value = _digits(estimate.value, digits, signed)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{_digits(estimate.low, digits)},{_digits(estimate.high, digits)}]"
+
+
+def overlap(first: Estimate, second: Estimate) -> bool:
+    """Whether two intervals share a value. True where one of them is missing: nothing can be told apart then."""
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return True
+    return first.low <= second.high and second.low <= first.high
+
+
+def comparable(results: Sequence[ArmResult]) -> list[ArmResult]:
+    """Finished arms whose gain and retention are numbers."""
+    names = ("gain", "retention")
+    return [
+        r
+        for r in results
+        if r.status == "finished" and all(n in r.scorecard and math.isfinite(r.scorecard[n].value) for n in names)
+    ]
+
+
+def tied_best(results: Sequence[ArmResult], name: str, higher: bool) -> list[ArmResult]:
+    """The best arm in a figure, first, and those whose interval overlaps its own."""
+    have = [r for r in comparable(results) if name in r.scorecard and math.isfinite(r.scorecard[name].value)]
+    if not have:
+        return []
+    best = (max if higher else min)(have, key=lambda r: r.scorecard[name].value)
+    return [best, *(r for r in have if r is not best and overlap(r.scorecard[name], best.scorecard[name]))]
+
+
+def summary(results: Sequence[ArmResult]) -> list[str]:
+    """Who gains most, who forgets least, and whether the lead is outside the intervals. One sentence or two each.
+
+    Overlap is a cautious test: all arms answer the same questions, so a paired comparison can separate more.
+    """
+    arms = comparable(results)
+    if not arms:
+        return ["No arm finished with a gain and a retention, so there is nothing to compare."]
+    if len(arms) == 1:
+        gain, retention = (with_interval(arms[0].scorecard[n], n == "gain") for n in ("gain", "retention"))
+        first = f"{label(arms[0])} gains {gain} on the new task at a retention of {retention} on the kept tasks."
+        return [first, *_forgetting(arms), *_learning(arms)]
+    return [
+        _lead(arms, "gain", "gains most on the new task"),
+        _lead(arms, "retention", "forgets least, by its retention of the kept tasks"),
+        *_trade(arms),
+        *_forgetting(arms),
+        *_learning(arms),
+    ]
+
+
+def _lead(arms: list[ArmResult], name: str, words: str) -> str:
+    best, *tied = tied_best(arms, name, higher=True)
+    start = f"{label(best)} {words}: {with_interval(best.scorecard[name], name == 'gain')}"
+    if not tied:
+        return f"{start}, outside the intervals of all other arms."
+    if len(tied) == len(arms) - 1:
+        return f"{start}, but it is not distinguishable from any other arm: the intervals overlap."
+    return f"{start}. It is not distinguishable from {_listed(tied)}, and outside the intervals of the others."
+
+
+def _trade(arms: list[ArmResult]) -> list[str]:
+    """Retention among the arms whose gain is as good as the best: an arm that learns nothing forgets nothing."""
+    level = tied_best(arms, "gain", higher=True)
+    if len(level) == 1:
+        return []
+    best, *tied = tied_best(level, "retention", higher=True)
+    behind = [r for r in level if r is not best and r not in tied]
+    start = f"Among the {len(level)} arms whose gain is level with the highest, {label(best)} keeps most"
+    if not behind:
+        return [f"{start}, but their retentions are not distinguishable."]
+    kept = number(best.scorecard["retention"].value)
+    return [f"{start} ({kept}); below it, and outside its interval: {_listed(behind, 'retention')}."]
+
+
+def _forgetting(arms: list[ArmResult]) -> list[str]:
+    """Against no forgetting at all, which is a retention of 1."""
+    forgot = [r for r in arms if (high := r.scorecard["retention"].high) is not None and high < 1]
+    unclear = [r for r in arms if r not in forgot]
+    words = []
+    if forgot:
+        words.append(f"Retention lies below 1 by more than its interval for {_listed(forgot)}.")
+    if unclear:
+        words.append(f"Not distinguishable from no forgetting: {_listed(unclear)}.")
+    return words
+
+
+def _learning(arms: list[ArmResult]) -> list[str]:
+    idle = [r for r in arms if (low := r.scorecard["gain"].low) is None or low <= 0]
+    return [f"No gain outside the interval: {_listed(idle)}; its retention says little."] if idle else []
+
+
+def _listed(arms: Sequence[ArmResult], figure: str | None = None) -> str:
+    """`a, b and c`, each with its figure if one is named; the seventh and later are counted."""
+    names = [label(r) + (f" ({number(r.scorecard[figure].value)})" if figure else "") for r in arms]
+    if len(names) > 6:
+        return f"{', '.join(names[:5])} and {len(names) - 5} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _places(value: float, places: Places) -> int:
+    return places[0] if abs(value) < 0.0995 else places[1] if abs(value) < 0.995 else places[2]
+
+
+def _digits(value: float, places: int, signed: bool = False) -> str:
+    """Fixed decimals without the leading zero; no minus before zero."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    text = f"{abs(value):.{places}f}"
+    sign = "" if float(text) == 0 else "-" if value < 0 else "+" if signed else ""
+    text = text.removeprefix("0") if text != "0" else text
+    return sign + text

@@ -1,0 +1,269 @@
+"""One arm: a method at one learning rate, trained by transformers' Trainer and evaluated on the way.
+
+Everything that a resumed process needs lies in the arm's folder; everything measured is written before it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ctrl.model import ControlModel
+from ctrl.saving import save, trained_names
+from experiments.config import ArmConfig, ExperimentConfig
+from experiments.models import Precision
+from experiments.records import write_json
+
+Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
+COMPLETE = "complete"  # written into a checkpoint folder after everything else
+METER = "meter.json"
+
+
+class ArmFailed(RuntimeError):
+    """An arm that cannot go on (NaN loss); what it has recorded stays, and the other arms run."""
+
+
+class ArmTrainer(Trainer):
+    """Trainer that keeps the data's order, stops at a NaN and notes the parts of the loss."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parts: dict[str, float] = {}
+        self.meter = Meter()
+        self.add_callback(self.meter)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is the dataset's, for every arm
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        self.meter.tokens += int(inputs["attention_mask"].sum())
+        loss, out = super().compute_loss(model, only_label_logits(inputs), return_outputs=True, **kwargs)
+        if getattr(out, "divergence", None) is not None:
+            self.parts = {"lm_loss": out.lm_loss.item(), "divergence": out.divergence.item()}
+        if not torch.isfinite(loss):
+            raise ArmFailed(
+                f"loss became {loss.item()} at step {self.state.global_step + 1}: lower the learning rate "
+                f"({self.args.learning_rate:g}) or raise warmup_steps ({self.args.warmup_steps})"
+            )
+        return (loss, out) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs = {**logs, **self.parts}
+        super().log(logs, *args, **kwargs)
+
+
+def only_label_logits(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Ask for logits only where a label is predicted: the rest of a chat costs a vocabulary-sized product for nothing.
+
+    The loss and its gradient are unchanged (tested); the labels are shifted here, since positions are left out.
+    """
+    shifted = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    keep = (shifted != -100).any(0).nonzero().squeeze(-1)
+    return {**inputs, "logits_to_keep": keep, "shift_labels": shifted[:, keep].contiguous()}
+
+
+class Meter(TrainerCallback):
+    """Tokens and seconds of optimiser steps alone: evaluation and checkpoints do not count as training time.
+
+    Kept in each checkpoint, so that a resumed arm reports the cost of all its steps.
+    """
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds, self.begun = 0, 0.0, 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self.begun
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / METER, {"tokens": self.tokens, "seconds": self.seconds})
+
+    def load(self, folder: Path) -> None:
+        values = json.loads((folder / METER).read_text())
+        self.tokens, self.seconds = values["tokens"], values["seconds"]
+
+
+class Evaluate(TrainerCallback):
+    """Every `every` steps: measure, then checkpoint. `measure` gets the step and the model."""
+
+    def __init__(self, every: int, save_every: int, measure: Measure, meter: Meter) -> None:
+        self.every, self.save_every, self.measure, self.meter = every, save_every, measure, meter
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps
+        if state.global_step % self.every == 0 or last:
+            self.measure(state.global_step, model)
+        control.should_save = not last and state.global_step % self.save_every == 0
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.meter.save(folder)
+        (folder / COMPLETE).touch()
+
+
+class Report(TrainerCallback):
+    """Hand each step's logged figures to the caller."""
+
+    def __init__(self, receive: Callable[[int, dict[str, float]], None]) -> None:
+        self.receive = receive
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self.receive(state.global_step, logs or {})
+
+
+def train_arm(
+    config: ExperimentConfig,
+    arm: ArmConfig,
+    learning_rate: float,
+    model: PreTrainedModel,
+    data: Dataset[Any],
+    collator: Any,
+    precision: Precision,
+    folder: Path,
+    measure: Measure,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> dict[str, float]:
+    """Train to `config.training.steps`, from the last whole checkpoint in `folder` if there is one.
+
+    Returns the cost: tokens, seconds, tokens_per_s, peak_memory_gb, trainable_parameters. Raises ArmFailed at a NaN.
+    """
+    precision.hold_frozen(model)
+    every = config.evaluation.every
+    trainer = ArmTrainer(
+        model=model,
+        args=training_arguments(config, learning_rate, precision, folder),
+        train_dataset=data,
+        data_collator=collator,
+        callbacks=[Report(on_log)],
+    )
+    meter = trainer.meter
+    trainer.add_callback(Evaluate(every, config.training.save_every or every, measure, meter))
+    checkpoint = last_checkpoint(folder)
+    if checkpoint:
+        meter.load(Path(checkpoint))
+    with peak_memory() as peak:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    cost = {
+        "tokens": float(meter.tokens),
+        "seconds": meter.seconds,
+        "tokens_per_s": meter.tokens / meter.seconds if meter.seconds else math.nan,
+        "peak_memory_gb": peak[0] / 1e9,
+        "trainable_parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+    }
+    trainer.model = trainer.optimizer = None  # the next arm needs the memory
+    return cost
+
+
+def training_arguments(
+    config: ExperimentConfig, learning_rate: float, precision: Precision, folder: Path
+) -> TrainingArguments:
+    """Trainer's arguments; evaluation, logging and saving are ours to time."""
+    training = config.training
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=learning_rate,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=training.warmup_steps,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=precision.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # Evaluate decides
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; unfinished ones are deleted."""
+    for path in folder.glob("checkpoint-*"):
+        if not (path / COMPLETE).is_file():
+            shutil.rmtree(path)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def save_trained(model: PreTrainedModel, folder: Path) -> Path:
+    """Keep what was trained: ctrl's own format, the whole model, or (partial) the tensors that changed."""
+    from safetensors.torch import save_file
+
+    if isinstance(model, ControlModel):
+        return save(model, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if all(p.requires_grad for p in model.parameters()):
+        model.save_pretrained(folder)
+    else:
+        state = model.state_dict()
+        tensors = {n: state[n].detach().cpu().contiguous() for n in trained_names(model)}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@contextmanager
+def peak_memory(interval: float = 0.05) -> Iterator[list[int]]:
+    """Bytes at the peak of the block: of the GPU where there is one, else of the process (sampled resident set)."""
+    peak = [0]
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated()
+        return
+    gc.collect()
+    stop, process = threading.Event(), psutil.Process()
+
+    def sample() -> None:
+        while not stop.wait(interval):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that the disk is full. torch's writer says it only in words."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(chain) for words in (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing")):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False

@@ -1,0 +1,98 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Forgetting in five minutes
+#
+# A small pretrained LLM learns arithmetic in two ways, on the same data in the same order:
+#
+# - **full**: all weights are tuned;
+# - **control**: Control LLM. The pretrained layers stay frozen, copies of eight of them train beside them, and the two
+#   hidden states are mixed half and half, with a penalty on their distance.
+#
+# What does each learn, and what does each forget? This notebook runs the same pipeline as `make quickstart`, with few
+# steps and items, so its intervals are wide. Change a number and run it again: finished arms are not run twice.
+
+# %% tags=["parameters"]
+steps = 24
+batch_size = 16
+new_items = 64
+kept_items = 40
+learning_rate = 1e-3
+root = None  # where results go; None: the project's mlruns/
+
+# %%
+from os.path import relpath
+
+import pandas as pd
+from IPython.display import HTML, Image, display
+
+from experiments.config import load_config
+from experiments.report import format_table
+from experiments.results import replies
+from experiments.run import run_experiment
+
+config = load_config(
+    "quickstart",
+    {
+        "name": "notebook-01",
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "evaluation.every": steps // 2,
+        "evaluation.new_items": new_items,
+        "evaluation.kept_items": kept_items,
+        "evaluation.replies": 8,
+        "arms": [
+            {"name": "full", "method": "full", "learning_rates": [learning_rate]},
+            {"name": "control", "method": "control", "learning_rates": [learning_rate], "control": {"layers": 8}},
+        ],
+    },
+)
+
+# %% [markdown]
+# ## Train and measure
+# Base, data and every arm are evaluated on the same items. Everything lands in MLflow while it runs.
+
+# %%
+outcome = run_experiment(config, root)
+
+# %% [markdown]
+# ## What each learned and forgot
+# *Gain* is the rise in exact-match accuracy on new sums. *Retention* is kept-task accuracy after training over before:
+# 1 means nothing was lost. Brackets are 95 % intervals from a paired bootstrap over items.
+
+# %%
+print(format_table(outcome.results))
+
+# %%
+display(Image(outcome.folder / "forgetting.png", width=900))
+
+# %% [markdown]
+# ## Replies side by side
+# Sums first, then two questions that have nothing to do with sums.
+
+# %%
+arms = [("full", learning_rate), ("control", learning_rate)]
+prompts = ["What is 12 + 7?", "State the final answer to the following arithmetic problem: 38 - 5 + 41 ="]
+prompts += ["What is the capital of France?", "Write one sentence about the sea."]
+with pd.option_context("display.max_colwidth", None):
+    display(HTML(replies(outcome.folder, arms, prompts).to_html()))
+
+# %% [markdown]
+# ## Where to look next
+# The HTML report holds the per-task figures; MLflow holds every step.
+
+# %%
+print("report:", relpath(outcome.report))
+print("to start the MLflow UI, in a terminal: make ui")
+display(HTML(f'then open <a href="{outcome.run_url}">this run in MLflow</a>'))

@@ -1,0 +1,163 @@
+"""ControlConfig: every fault is named, all at once, with a way out; plain values survive JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctrl import config
+from ctrl.config import ConfigError, ControlConfig, unknown_name
+
+# argument, bad value, what the message says about it
+FAULTS: list[tuple[str, Any, str]] = [
+    ("structure", "concta", r"unknown structure 'concta': did you mean 'concat'\? known: concat, stack, hybrid"),
+    ("interpolation", "lerpp", r"unknown interpolation 'lerpp': did you mean 'lerp'\? known: lerp, slerp"),
+    ("alpha", "learnt", r"unknown alpha 'learnt': did you mean 'learned'\? known: fixed, learned"),
+    ("divergence", "cosin", r"unknown divergence 'cosin': did you mean 'cosine'\? known: none, mse"),
+    ("divergence_tokens", "label", r"unknown divergence_tokens 'label': did you mean 'labels'\?"),
+    ("expanded", "loraa", r"unknown expanded 'loraa': did you mean 'lora'\?"),
+    ("structure", None, r"unknown structure None: (did you mean '\w+'\? )?known: concat, stack, hybrid"),
+    ("alpha_start", 1.1, r"alpha_start must be a number in \[0, 1\], but got 1\.1"),
+    ("alpha_start", -0.1, r"alpha_start .* got -0\.1"),
+    ("alpha_start", float("nan"), r"alpha_start .* got nan"),
+    ("alpha_start", True, r"alpha_start .* got True"),
+    ("alpha_start", "0.5", r"alpha_start .* got '0\.5'"),
+    ("divergence_weight", -1, r"divergence_weight must be a number >= 0, but got -1"),
+    ("divergence_weight", float("inf"), r"divergence_weight .* got inf"),
+    ("margin", 2.5, r"margin is a cosine distance, a number in \[0, 2\], but got 2\.5"),
+    ("margin", None, r"margin .* got None"),
+    ("norm_mix", "alhpa", r"norm_mix must be 'alpha' or a number in \[0, 1\], but got 'alhpa'"),
+    ("norm_mix", 1.5, r"norm_mix .* got 1\.5"),
+    ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
+    ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
+    ("layers", 0, r"layers=0: give a count >= 1 or a list of distinct layer indices >= 0"),
+    ("layers", True, r"layers=True: give a count"),
+    ("layers", "all", r"layers='all': give a count"),
+    ("layers", 2.0, r"layers=2\.0: give a count"),
+    ("layers", [], r"layers=\[\]: give a count"),
+    ("layers", [1, 1], r"layers=\[1, 1\]: .* distinct"),
+    ("layers", [0, -1], r"layers=\[0, -1\]: .* >= 0"),
+    ("layers", [0, True], r"layers=\[0, True\]: give"),
+    ("layers", [0, 1.0], r"layers=\[0, 1\.0\]: give"),
+]
+
+numbers = st.floats(0, 1)
+configs = st.builds(
+    ControlConfig,
+    structure=st.sampled_from(get_args(config.Structure)),
+    layers=st.integers(1, 64) | st.lists(st.integers(0, 63), min_size=1, max_size=8, unique=True),
+    interpolation=st.sampled_from(get_args(config.Interpolation)),
+    alpha=st.sampled_from(get_args(config.Alpha)),
+    alpha_start=st.floats(0.01, 0.99),
+    divergence=st.sampled_from(get_args(config.Divergence)),
+    divergence_weight=st.floats(0, 1e6),
+    margin=st.floats(0, 2),
+    scale_by_alpha=st.booleans(),
+    detach_alpha=st.booleans(),
+    detach_pretrained=st.booleans(),
+    divergence_tokens=st.sampled_from(["real", "labels"]),
+    norm_mix=numbers | st.just("alpha"),
+)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), FAULTS)
+def test_every_fault_names_argument_value_and_way_out(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ControlConfig(**{name: value})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_faults_come_at_once() -> None:
+    bad: dict[str, Any] = {
+        "structure": "stak",
+        "alpha_start": 3,
+        "margin": -1,
+        "layers": [2, 2],
+        "divergence": "mes",
+        "lora_rank": 0,
+    }
+    with pytest.raises(ConfigError, match="unknown structure 'stak'") as caught:
+        ControlConfig(**bad)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(bad)
+    for name in bad:
+        assert sum(line.startswith((name, f"unknown {name}")) for line in lines) == 1
+
+
+@pytest.mark.parametrize("edge", [0, 1, 0.0, 1.0])
+def test_the_ends_of_alpha_are_fixed_only(edge: float) -> None:
+    assert ControlConfig(alpha_start=edge).alpha_start == edge
+    with pytest.raises(ConfigError, match=rf"alpha_start={re.escape(repr(edge))} cannot be learned"):
+        ControlConfig(alpha="learned", alpha_start=edge)
+
+
+def test_low_rank_copies_need_concat() -> None:
+    assert ControlConfig(expanded="lora").expanded == "lora"
+    for structure in ("stack", "hybrid"):
+        with pytest.raises(ConfigError, match=f"structure must be 'concat', but got '{structure}'"):
+            ControlConfig(expanded="lora", structure=structure)
+
+
+def test_unknown_keys_get_the_nearest_and_come_all_at_once() -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown ControlConfig key 'alpha_strat': did you mean 'alpha_start'\?"
+    ) as caught:
+        ControlConfig.from_dict({"alpha_strat": 0.5, "layers": 2, "divergense": "mse"})
+    assert "did you mean 'divergence'?" in str(caught.value).splitlines()[1]
+    assert "layers" not in [line.split("'")[1] for line in str(caught.value).splitlines()]
+
+
+def test_a_name_near_nothing_lists_what_is_known() -> None:
+    assert unknown_name("method", "qqq", ["lerp", "slerp"]) == "unknown method 'qqq': known: lerp, slerp"
+
+
+@settings(max_examples=50, deadline=None)
+@given(configs)
+def test_json_round_trip(made: ControlConfig) -> None:
+    again = ControlConfig.from_dict(json.loads(made.to_json()))
+    assert again == made
+    assert hash(again) == hash(made)
+
+
+def test_the_dict_holds_every_field_and_is_the_callers_own() -> None:
+    made = ControlConfig(layers=[1, 3])
+    values = made.to_dict()
+    assert list(values) == [f.name for f in dataclasses.fields(ControlConfig)]
+    values["layers"].append(5)
+    assert made.layers == (1, 3)
+
+
+def test_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError, match="layers"):
+        ControlConfig().layers = 4  # type: ignore[misc]
+
+
+def test_a_list_given_cannot_change_it_later() -> None:
+    layers = [1, 3]
+    made = ControlConfig(layers=layers)
+    layers.append(5)
+    assert made.layers == (1, 3)
+
+
+def test_replace_checks_again() -> None:
+    with pytest.raises(ConfigError, match="margin"):
+        dataclasses.replace(ControlConfig(), margin=9)
+
+
+def test_is_a_value_error() -> None:
+    """So that callers who do not know ctrl catch it too."""
+    with pytest.raises(ValueError, match="layers=0"):
+        ControlConfig(layers=0)
+
+
+def test_the_paper_s_defaults() -> None:
+    """Table 4, SFT: concat, lerp, alpha fixed at 1/2, mse of weight 1."""
+    made = ControlConfig()
+    assert (made.structure, made.interpolation, made.alpha, made.alpha_start) == ("concat", "lerp", "fixed", 0.5)
+    assert (made.divergence, made.divergence_weight, made.norm_mix) == ("mse", 1.0, 0.0)

@@ -1,0 +1,325 @@
+"""One contract that every interpolation passes, and what is particular to slerp and moe."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ctrl import config
+from ctrl.config import ConfigError
+from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation, lerp, slerp
+from tests import reference
+
+HIDDEN = 6
+NAMES = list(INTERPOLATIONS)
+SMOOTH = [name for name in NAMES if name != "moe"]  # moe's straight-through gradient is not that of its output
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+quick = settings(max_examples=25, deadline=None)
+
+
+def branches(batch: int = 2, seq: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """a, b, h: (batch, seq, hidden), independent."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, seq, HIDDEN, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+def built(name: str, alpha_start: float = 0.5, trained: bool = False, learned: bool = True) -> Interpolation:
+    """A module in float64; `trained` moves what it learned away from its start."""
+    torch.manual_seed(0)
+    module = build_interpolation(name, HIDDEN, alpha_start, learned).double()
+    if trained:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return module
+
+
+def reference_parameters(module: Interpolation) -> reference.Parameters:
+    """What the module learned, by the names of the written formulas."""
+    found = {"theta": module.theta.detach().double().numpy().reshape(())}
+    weight, offset = getattr(module, "weight", None), getattr(module, "offset", None)
+    if weight is not None:
+        found["gate" if weight.shape[0] == 2 else "w"] = weight.detach().double().numpy().squeeze()
+    if offset is not None:
+        found["projection"] = np.eye(HIDDEN) + offset.detach().double().numpy()
+    return found
+
+
+def gradients(module: Interpolation, *inputs: Tensor) -> list[Tensor]:
+    """Of a fixed weighted sum of the output, for a, b and everything that trains."""
+    a, b, h = (x.detach().clone().requires_grad_() for x in inputs)
+    mixed, _ = module(a, b, h)
+    weights = torch.linspace(-1, 1, mixed.numel(), dtype=mixed.dtype).view_as(mixed)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    found = torch.autograd.grad((mixed * weights).sum(), [a, b, *trained], allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryInterpolation:
+    @pytest.mark.parametrize("trained", [False, True])
+    @pytest.mark.parametrize("alpha_start", [0.2, 0.5, 0.9])
+    def test_agrees_with_the_written_formula(self, name: str, alpha_start: float, trained: bool) -> None:
+        module = built(name, alpha_start, trained)
+        a, b, h = branches()
+        mixed, alpha = module(a, b, h)
+        want, shares = reference.mix(name, *(x.numpy() for x in (a, b, h)), reference_parameters(module))
+        torch.testing.assert_close(mixed.detach(), torch.from_numpy(want), rtol=1e-10, atol=1e-10)
+        spread = alpha.detach().expand(*a.shape[:2], 1).squeeze(-1)
+        torch.testing.assert_close(spread, torch.from_numpy(shares), rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_endpoints_are_the_branches_exactly(self, name: str, dtype: torch.dtype) -> None:
+        a, b, h = branches(dtype=dtype)
+        for alpha_start, branch in ((0.0, a), (1.0, b)):
+            mixed, alpha = build_interpolation(name, HIDDEN, alpha_start)(a, b, h)
+            assert torch.equal(mixed, branch)
+            assert torch.all(alpha == alpha_start)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("alpha_start", [0.0, 0.3, 0.5, 0.99, 1.0])
+    def test_equal_branches_pass_through_bit_for_bit(self, name: str, alpha_start: float, dtype: torch.dtype) -> None:
+        a, _, h = branches(dtype=dtype)
+        mixed, _ = build_interpolation(name, HIDDEN, alpha_start)(a, a.clone(), h)
+        assert torch.equal(mixed, a)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_keeps_shape_and_dtype(self, name: str, dtype: torch.dtype) -> None:
+        a, b, h = branches(dtype=dtype)
+        module = build_interpolation(name, HIDDEN)
+        mixed, alpha = module(a, b, h)
+        assert (mixed.shape, mixed.dtype) == (a.shape, dtype)
+        assert tuple(alpha.shape) in ((), (*a.shape[:2], 1))
+        assert (module.compared(a).shape, module.compared(a).dtype) == (a.shape, dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_types_are_mixed_in_fp32(self, name: str, dtype: torch.dtype) -> None:
+        """One rounding, at the end: the result is the wide result rounded, up to a tie that fp32 itself moves."""
+        module = built(name, 0.3, trained=True).float()
+        a, b, h = branches(batch=8, seq=16, dtype=dtype)
+        mixed, _ = module(a, b, h)
+        wide, _ = copy.deepcopy(module).double()(a.double(), b.double(), h.double())
+        assert (mixed == wide.to(dtype)).double().mean() > 0.99
+
+    def test_starts_at_alpha_start(self, name: str) -> None:
+        a, b, h = branches()
+        module = build_interpolation(name, HIDDEN, 0.7)
+        assert torch.sigmoid(module.theta).item() == pytest.approx(0.7, abs=1e-6)
+        _, alpha = module(a, b, h)
+        if name == "moe":
+            assert torch.all(alpha == 1)
+        else:  # moe_soft's gate starts small and random
+            torch.testing.assert_close(alpha, torch.full_like(alpha, 0.7), rtol=0, atol=0.03)
+
+    def test_theta_trains_only_if_learned(self, name: str) -> None:
+        assert not built(name, learned=False).theta.requires_grad
+        module = built(name, learned=True)
+        assert module.theta.shape == (1,)
+        a, b, h = branches()
+        (module(a, b, h)[0] * h).sum().backward()
+        assert module.theta.grad is not None
+        assert torch.all(module.theta.grad != 0)
+
+    @pytest.mark.parametrize("learned", [False, True])
+    def test_what_it_learns_besides_theta_always_trains(self, name: str, learned: bool) -> None:
+        module = built(name, learned=learned)
+        assert all(p.requires_grad for n, p in module.named_parameters() if n != "theta")
+
+    @pytest.mark.parametrize("place", ["equal", "opposite", "a zero", "b zero", "both zero", "nearly equal"])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_gradients_stay_bounded_in_hard_places(self, name: str, place: str, dtype: torch.dtype) -> None:
+        """No NaN, and nothing that a clipped training step could not survive."""
+        a, b, h = branches(dtype=dtype)
+        a, b = {
+            "equal": (a, a),
+            "opposite": (a, -a),
+            "a zero": (0 * a, b),
+            "b zero": (a, 0 * b),
+            "both zero": (0 * a, 0 * b),
+            "nearly equal": (a, a * (1 + 4 * torch.finfo(dtype).eps)),
+        }[place]
+        for gradient in gradients(built(name).to(dtype), a, b, h):
+            assert torch.isfinite(gradient).all()
+            assert gradient.abs().max() < 1e4
+
+    def test_same_inputs_give_the_same_bits(self, name: str) -> None:
+        module, inputs = built(name, trained=True), branches()
+        assert torch.equal(module(*inputs)[0], module(*inputs)[0])
+        for first, second in zip(gradients(module, *inputs), gradients(module, *inputs), strict=True):
+            assert torch.equal(first, second)
+
+    def test_state_dict_round_trip(self, name: str) -> None:
+        module, inputs = built(name, 0.3, trained=True), branches()
+        fresh = built(name, 0.9)
+        assert not torch.equal(fresh(*inputs)[0], module(*inputs)[0])
+        fresh.load_state_dict(module.state_dict())
+        assert torch.equal(fresh(*inputs)[0], module(*inputs)[0])
+
+    def test_autocast_leaves_alpha_in_fp32(self, name: str) -> None:
+        module = built(name, 0.3, trained=True).float()
+        inputs = branches(dtype=torch.float32)
+        _, plain = module(*inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed, alpha = module(*inputs)
+        assert torch.equal(alpha, plain)
+        assert mixed.dtype == torch.float32
+
+    @quick
+    @given(batch=st.integers(1, 3), seq=st.integers(1, 4), seed=st.integers(0, 999), alpha=st.floats(0.01, 0.99))
+    def test_tokens_do_not_see_each_other(self, name: str, batch: int, seq: int, seed: int, alpha: float) -> None:
+        """Mixing a batch is mixing its tokens one by one."""
+        module = built(name, alpha, trained=True)
+        a, b, h = branches(batch, seq, seed)
+        mixed, _ = module(a, b, h)
+        for i, t in np.ndindex(batch, seq):
+            alone, _ = module(*(x[i : i + 1, t : t + 1] for x in (a, b, h)))
+            torch.testing.assert_close(mixed[i : i + 1, t : t + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradcheck(name: str) -> None:
+    """Analytic gradients of mix and alpha for a, b, h and every parameter equal numeric ones."""
+    module = built(name, 0.3, trained=True)
+    names = [n for n, _ in module.named_parameters()]
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
+    inputs = [x.requires_grad_() for x in branches(1, 2)]
+
+    def run(a: Tensor, b: Tensor, h: Tensor, *parameters: Tensor) -> Any:
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (a, b, h))
+
+    assert torch.autograd.gradcheck(run, (*inputs, *values))
+
+
+@quick
+@given(seed=st.integers(0, 999), alpha=st.floats(0, 1))
+def test_lerp_and_slerp_reverse(seed: int, alpha: float) -> None:
+    """Swapping the branches and alpha with 1 - alpha changes nothing."""
+    a, b, _ = branches(seed=seed)
+    share, rest = torch.tensor(alpha).double(), 1 - torch.tensor(alpha).double()
+    for mix in (lerp, slerp):
+        torch.testing.assert_close(mix(a, b, share), mix(b, a, rest), rtol=1e-9, atol=1e-9)
+
+
+class TestSlerp:
+    @quick
+    @given(seed=st.integers(0, 999), alpha=st.floats(0, 1))
+    def test_unit_vectors_stay_on_the_sphere(self, seed: int, alpha: float) -> None:
+        a, b = (torch.nn.functional.normalize(x, dim=-1) for x in branches(seed=seed)[:2])
+        length = slerp(a, b, torch.tensor(alpha).double()).norm(dim=-1)
+        torch.testing.assert_close(length, torch.ones_like(length), rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("scale", [1.0, 2.0, -1.0])
+    def test_a_collinear_token_does_not_change_its_neighbours(self, scale: float) -> None:
+        """Reference fault 3: one collinear token turned the whole batch into lerp."""
+        a, b, _ = branches()
+        share = torch.tensor(0.3).double()
+        alone = slerp(a, b, share)
+        b[0, 1] = scale * a[0, 1]
+        beside = slerp(a, b, share)
+        others = torch.ones(a.shape[:2], dtype=torch.bool)
+        others[0, 1] = False
+        assert torch.equal(beside[others], alone[others])
+        assert not torch.allclose(alone[others], lerp(a, b, share)[others])
+        torch.testing.assert_close(beside[0, 1], lerp(a[0, 1], b[0, 1], share), rtol=1e-12, atol=1e-12)
+
+    def test_equal_branches_beside_others_are_unchanged(self) -> None:
+        """Reference fault 3, second half: slerp(h, h) was off by up to 4 %."""
+        a, b, _ = branches(batch=4, seq=8, dtype=torch.float32)
+        b[1:] = a[1:]
+        for alpha in (0.1, 0.5, 0.77):
+            assert torch.equal(slerp(a, b, torch.tensor(alpha))[1:], a[1:])
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_small_angles_join_without_a_step(self, dtype: torch.dtype) -> None:
+        """On both sides of the change from arc to line the result is lerp's, up to the angle squared."""
+        a, b, _ = branches(dtype=dtype)
+        across = b - (b * a).sum(-1, keepdim=True) / (a * a).sum(-1, keepdim=True) * a
+        eps = torch.finfo(dtype).eps
+        for angle in (eps, 0.1 * eps**0.5, 0.9 * eps**0.5, 1.1 * eps**0.5, 10 * eps**0.5):
+            near = a + angle * across * a.norm(dim=-1, keepdim=True) / across.norm(dim=-1, keepdim=True)
+            for alpha in (0.2, 0.5):
+                share = torch.tensor(alpha, dtype=dtype)
+                bound = angle**2 + 8 * eps
+                torch.testing.assert_close(slerp(a, near, share), lerp(a, near, share), rtol=bound, atol=bound)
+
+
+class TestMoe:
+    def test_takes_one_branch_whole(self) -> None:
+        a, b, h = branches(batch=4, seq=8)
+        module = built("moe", trained=True)
+        mixed, alpha = module(a, b, h)
+        assert set(alpha.unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(mixed, torch.where(alpha == 1, b, a))
+
+    def test_gradient_is_the_soft_gates(self) -> None:
+        """Reference fault 4: a bare argmax gives the gate no gradient. Here it is that of alpha = p.
+
+        d loss / d p = grad . (b - a), for every token, whichever branch it took.
+        """
+        a, b, h = branches(batch=4, seq=8)
+        module = built("moe", trained=True)
+        weights = torch.randn_like(a)
+        (module(a, b, h)[0] * weights).sum().backward()
+        gate = module.get_parameter("weight")
+        p = torch.sigmoid(h @ (gate[1] - gate[0]).detach() + module.theta.detach())
+        pull = (weights * (b - a)).sum(-1) * p * (1 - p)
+        want = torch.einsum("bs,bsh->h", pull, h)
+        assert gate.grad is not None
+        assert want.abs().min() > 0.01
+        torch.testing.assert_close(gate.grad[1], want)
+        torch.testing.assert_close(gate.grad[0], -want)
+        torch.testing.assert_close(module.theta.grad, pull.sum().view(1))
+
+    def test_branches_get_gradient_only_where_they_were_taken(self) -> None:
+        a, b, h = branches(batch=4, seq=8)
+        module = built("moe", trained=True)
+        _, alpha = module(a, b, h)
+        to_a, to_b = gradients(module, a, b, h)[:2]
+        took_b = (alpha == 1).expand_as(a)
+        assert torch.equal(to_a != 0, ~took_b)
+        assert torch.equal(to_b != 0, took_b)
+
+    def test_the_gate_learns_the_better_branch(self) -> None:
+        """Descent on |mix - target| routes every token to the branch that is its target."""
+        a, b, h = branches(batch=4, seq=8)
+        wants_b = h[..., :1] > 0
+        target = torch.where(wants_b, b, a)
+        module = built("moe")
+        optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+        for _ in range(60):
+            optimizer.zero_grad()
+            (module(a, b, h)[0] - target).square().mean().backward()
+            optimizer.step()
+        _, alpha = module(a, b, h)
+        assert torch.equal(alpha == 1, wants_b)
+
+
+class TestProjections:
+    @pytest.mark.parametrize("name", ["plerp", "proj"])
+    def test_the_divergence_sees_the_projection(self, name: str) -> None:
+        module = built(name, trained=True)
+        a, _, _ = branches()
+        projection = torch.from_numpy(reference_parameters(module)["projection"])
+        torch.testing.assert_close(module.compared(a).detach(), a @ projection.T)
+
+    @pytest.mark.parametrize("name", ["plerp", "proj"])
+    def test_the_projection_starts_as_the_identity(self, name: str) -> None:
+        """Reference fault 8: a random term there changed the model before training."""
+        a, _, _ = branches(dtype=torch.bfloat16)
+        assert torch.equal(build_interpolation(name, HIDDEN).compared(a), a)
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown interpolation 'slrep': did you mean 'slerp'\? known: lerp, slerp"):
+        build_interpolation("slrep", HIDDEN)
+
+
+def test_the_table_and_the_config_name_the_same() -> None:
+    assert set(INTERPOLATIONS) == set(get_args(config.Interpolation))

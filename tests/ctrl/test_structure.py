@@ -1,0 +1,185 @@
+"""Where copies go, what a model must have to be expanded, and how expand reports what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.config import ConfigError, ControlConfig
+from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from tests.ctrl.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
+
+
+class TestPlace:
+    @pytest.mark.parametrize(
+        ("layers", "total", "want"),
+        [(8, 32, [3, 7, 11, 15, 19, 23, 27, 31]), (2, 4, [1, 3]), (1, 5, [4]), (4, 30, [6, 14, 21, 29])],
+    )
+    def test_places_by_hand(self, layers: int, total: int, want: list[int]) -> None:
+        """The first is the paper's: 8 of 32, every fourth layer."""
+        assert place(layers, total) == want
+
+    @given(st.data())
+    def test_as_many_as_asked_spread_to_the_last(self, data: st.DataObject) -> None:
+        total = data.draw(st.integers(1, 130))
+        count = data.draw(st.integers(1, total))
+        found = place(count, total)
+        assert len(set(found)) == count
+        assert found == sorted(found)
+        assert found[0] >= 0
+        assert found[-1] == total - 1
+        gaps = [after - before for before, after in zip([-1, *found], found, strict=False)]
+        assert max(gaps) - min(gaps) <= 1
+
+    @given(step=st.integers(1, 12), count=st.integers(1, 12))
+    def test_every_step_th_layer_where_the_count_divides(self, step: int, count: int) -> None:
+        """Reference fault 8: the layers l with (l + 1) divisible by L / n."""
+        total = step * count
+        assert place(count, total) == [layer for layer in range(total) if (layer + 1) % step == 0]
+
+    def test_a_list_is_taken_as_it_is(self) -> None:
+        assert place([5, 0, 2], 6) == [0, 2, 5]
+
+    def test_too_many_or_beyond(self) -> None:
+        with pytest.raises(ConfigError, match=r"layers=5: the model has 4 layers, give a count in 1\.\.4"):
+            place(5, 4)
+        with pytest.raises(ConfigError, match=r"layers=\[1, 4, 9\]: the model has layers 0\.\.3, but not \[4, 9\]"):
+            place([1, 4, 9], 4)
+
+    def test_hybrid_alternates_from_stack(self) -> None:
+        assert branch_kinds(ControlConfig(structure="hybrid"), 3) == ["stack", "concat", "stack"]
+        assert branch_kinds(ControlConfig(structure="concat"), 2) == ["concat", "concat"]
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+class TestEveryFamily:
+    def test_layers_are_found(self, family: str) -> None:
+        assert len(decoder_layers(build(family))) == 4
+
+    def test_a_layer_has_one_attention_and_is_none_itself(self, family: str) -> None:
+        for layer in decoder_layers(build(family)):
+            found = [type(m).__name__ for m in layer.modules() if is_attention(m)]
+            assert len(found) == 1
+            assert "attention" in found[0].lower()
+
+    def test_layers_are_found_again_in_an_expanded_model(self, family: str) -> None:
+        model = ctrl.expand(build(family), ControlConfig(layers=2))
+        assert len(decoder_layers(model)) == 4
+
+
+def _t5() -> PreTrainedModel:
+    return tf.T5ForConditionalGeneration(
+        tf.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
+    )
+
+
+def _mamba() -> PreTrainedModel:
+    config = tf.MambaConfig(
+        vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=3, pad_token_id=PAD, eos_token_id=None
+    )
+    return tf.MambaForCausalLM(config)
+
+
+def _qwen3_next() -> PreTrainedModel:
+    config = tf.Qwen3NextConfig(
+        **SHAPE, head_dim=16, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2,
+        linear_num_value_heads=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        shared_expert_intermediate_size=16, layer_types=["linear_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    return tf.Qwen3NextForCausalLM(config)
+
+
+def _gpt2_by_index() -> PreTrainedModel:
+    return tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, scale_attn_by_inverse_layer_idx=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_t5, "T5ForConditionalGeneration is an encoder-decoder; expand takes decoder-only"),
+        (_gpt2_by_index, "scale_attn_by_inverse_layer_idx=True: .* set it to False"),
+    ],
+)
+def test_models_that_would_go_wrong_are_refused(make: Callable[[], PreTrainedModel], message: str) -> None:
+    model = make()
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    with pytest.raises(ConfigError, match=message):
+        ctrl.expand(model, ControlConfig(layers=1))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize("values", [{"layers": 9}, {"layers": [4]}, {"divergence": "attention"}])
+def test_a_refused_expansion_leaves_the_model_as_it_was(values: dict[str, Any]) -> None:
+    model = build("llama")
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(ConfigError, match=r"layers=|attn_implementation='eager'"):
+        ctrl.expand(model, ControlConfig(**values))
+    assert [type(m) for m in model.modules()] == kinds
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("make", [_mamba, _qwen3_next])
+def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedModel]) -> None:
+    """Layers without attention keep a recurrent state in their cache slot; a copy needs a slot of that kind."""
+    model = ctrl.expand(make().eval(), ControlConfig(layers=[0, 1]))
+    perturb(model)
+    inputs = left_padded(pads=0)
+    ids = inputs["input_ids"]
+    with torch.no_grad():
+        for _ in range(12):
+            ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=12, do_sample=False), ids)
+
+
+def test_expanding_twice_is_refused() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(ConfigError, match="expanded already: expand a fresh base model, or merge_back first"):
+        ctrl.expand(model)
+
+
+@pytest.mark.parametrize("use", [ctrl.describe, ctrl.merge_back, lambda m: ctrl.pretrained(m).__enter__()])
+def test_a_plain_model_is_refused_by_name(use: Callable[[PreTrainedModel], object]) -> None:
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is not expanded: call ctrl\.expand\("):
+        use(build("llama"))
+
+
+def test_pretrained_is_left_after_an_error() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(KeyError, match="inside"), ctrl.pretrained(model):
+        raise KeyError("inside")
+    ids = torch.tensor([[5, 6, 7]])
+    assert model(input_ids=ids, labels=ids).divergence is not None
+
+
+def test_describe_names_layers_branches_and_alpha() -> None:
+    base = build("llama")
+    one_layer = sum(p.numel() for p in base.model.layers[0].parameters())
+    rows = ctrl.describe(ctrl.expand(base, ControlConfig(structure="hybrid", layers=2, alpha_start=0.25)))
+    assert [(row.layer, row.branch, row.trainable) for row in rows] == [
+        (1, "stack", one_layer),
+        (3, "concat", one_layer),
+    ]
+    assert rows[0].alpha is None
+    assert rows[1].alpha == pytest.approx(0.25)
+    table = str(rows).splitlines()
+    assert len(table) == 4
+    assert f"{2 * one_layer:,}" in table[-1]
+    assert "0.250" in table[2]
+
+
+def test_what_an_interpolation_learns_trains_too() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=[1], interpolation="dlerp", alpha="learned"))
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.numel() in (1, 2 * SHAPE["hidden_size"]))
+    assert added >= 1 + 2 * SHAPE["hidden_size"]
+    names = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad and "interpolation" in name}
+    assert names == {"theta", "weight"}

@@ -1,0 +1,227 @@
+"""An experiment from config to report: what it leaves, what stops it, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from experiments import cli
+from experiments import run as run_module
+from experiments.run import RunError, run_experiment, run_folder
+from experiments.tracking import Tracker
+from tests.experiments.small import small_config, small_values, tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
+    """One whole run; the tests below copy what they change."""
+    root = tmp_path_factory.mktemp("whole") / "mlruns"
+    run_experiment(small_config(base), root)
+    return root
+
+
+def statuses(root: Path) -> dict[str, str]:
+    tracker = Tracker(root, "small")
+    runs = tracker.client.search_runs([tracker.experiment_id])
+    return {run.info.run_name: run.info.status for run in runs}
+
+
+def test_a_run_leaves_records_models_report_and_mlflow_runs(store: Path, base: str) -> None:
+    folder = run_folder(small_config(base), store)
+    for name in ("config.yaml", "report.html", "report.md", "table.csv", "forgetting.png", "base/items.jsonl"):
+        assert (folder / name).stat().st_size > 0, name
+    for arm in ("full-0.001", "control-0.01"):
+        result = json.loads((folder / "arms" / arm / "result.json").read_text())
+        assert result["status"] == "finished"
+        assert [point["step"] for point in result["trajectory"]] == [0, 2, 4]
+        assert result["cost"]["tokens"] > 0
+        assert (folder / "arms" / arm / "trained" / "model.safetensors").is_file()
+        assert not (folder / "arms" / arm / "checkpoints").exists()
+    assert statuses(store) == {"small": "FINISHED", "full 0.001": "FINISHED", "control 0.01": "FINISHED"}
+    assert "<img" in (folder / "report.html").read_text() or "<svg" in (folder / "report.html").read_text()
+
+
+def test_per_step_and_per_evaluation_figures_are_in_mlflow(store: Path) -> None:
+    tracker = Tracker(store, "small")
+    runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+    run = runs["control 0.01"]
+    assert run.data.params["learning_rate"] == "0.01"
+    for metric in ("loss", "lm_loss", "divergence", "grad_norm", "learning_rate"):
+        steps = [m.step for m in tracker.client.get_metric_history(run.info.run_id, metric)]
+        assert steps == [1, 2, 3, 4], metric
+    assert [m.step for m in tracker.client.get_metric_history(run.info.run_id, "retention")] == [2, 4]
+    assert run.data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
+
+
+def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "train_arm", None)  # would fail if it were called
+    said: list[str] = []
+    outcome = run_experiment(small_config(base), store, say=said.append)
+    assert len(outcome.results) == 2
+    assert not outcome.failed
+    assert any("finished already" in line for line in said)
+
+
+def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
+    again = run_experiment(small_config(base), tmp_path / "mlruns")
+    first = run_folder(small_config(base), store)
+    for file in ("arms/full-0.001/trained/model.safetensors", "arms/control-0.01/trained/model.safetensors"):
+        one, two = load_file(first / file), load_file(again.folder / file)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for file in ("base/items.jsonl", "arms/full-0.001/items-4.jsonl", "arms/control-0.01/items-4.jsonl"):
+        assert (first / file).read_text() == (again.folder / file).read_text()
+
+
+@pytest.mark.slow
+def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_path: Path) -> None:
+    """kill -9 in the middle of the second arm, after its first checkpoint."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base)))
+    root = tmp_path / "mlruns"
+    folder = run_folder(small_config(base), root)
+    command = [sys.executable, "-m", "experiments.cli", "run", str(tmp_path / "config.yaml"), "--root", str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marker = folder / "arms" / "control-0.01" / "checkpoints" / "checkpoint-2" / "complete"
+    deadline = time.monotonic() + 300
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder / "arms" / "full-0.001" / "result.json").is_file()
+    assert not (folder / "arms" / "control-0.01" / "result.json").is_file()
+    assert statuses(root)["control 0.01"] == "RUNNING"
+    outcome = run_experiment(small_config(base), root)
+    assert not outcome.failed
+    assert set(statuses(root).values()) == {"FINISHED"}
+    assert len(statuses(root)) == 3
+    first = run_folder(small_config(base), store)
+    for file in ("arms/control-0.01/items-2.jsonl", "arms/control-0.01/items-4.jsonl"):
+        assert (first / file).read_text() == (folder / file).read_text()
+    one, two = (load_file(f / "arms/control-0.01/trained/model.safetensors") for f in (first, folder))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    tokens = [json.loads((f / "arms/control-0.01/result.json").read_text())["cost"]["tokens"] for f in (first, folder)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base)))
+    root = tmp_path / "mlruns"
+    command = [sys.executable, "-m", "experiments.cli", "run", str(tmp_path / "config.yaml"), "--root", str(root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    marker = run_folder(small_config(base), root) / "arms" / "full-0.001" / "items-2.jsonl"
+    while not marker.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command continues" in errors
+    assert set(statuses(root).values()) == {"KILLED"}
+
+
+def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
+    arms = small_values(base)["arms"]
+    arms[0]["learning_rates"] = [1e30, 1e-3]
+    values = small_values(base, arms=arms, training={"steps": 6, "batch_size": 4, "warmup_steps": 0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    code = cli.main(["run", str(tmp_path / "config.yaml"), "--root", str(tmp_path / "mlruns")])
+    assert code == 1
+    results = {
+        p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "mlruns").glob("runs/*/arms/*/result.json")
+    }
+    assert results["full-1e+30"]["status"] == "failed"
+    assert "loss became" in results["full-1e+30"]["reason"]
+    assert "lower the learning rate" in results["full-1e+30"]["reason"]
+    assert {r["status"] for name, r in results.items() if name != "full-1e+30"} == {"finished"}
+    assert statuses(tmp_path / "mlruns")["full 1e+30"] == "FAILED"
+    report = next((tmp_path / "mlruns").glob("runs/*/report.html")).read_text()
+    assert "loss became" in report
+
+
+def test_a_full_disk_stops_the_job_and_loses_nothing(
+    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "mlruns"
+    shutil.copytree(store / "runs", root / "runs")
+    folder = run_folder(small_config(base), root)
+    shutil.rmtree(folder / "arms" / "control-0.01")
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.train.Trainer._save", full)
+        with pytest.raises(RunError, match="no space left on the disk"):
+            run_experiment(small_config(base), root)
+    assert (folder / "arms" / "full-0.001" / "result.json").is_file()
+    assert (folder / "arms" / "control-0.01" / "items-2.jsonl").is_file()
+    assert not (folder / "arms" / "control-0.01" / "result.json").is_file()
+    outcome = run_experiment(small_config(base), root)
+    assert not outcome.failed
+
+
+def test_two_processes_on_one_run_are_refused(base: str, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    folder = run_folder(small_config(base), tmp_path)
+    folder.parent.mkdir(parents=True)
+    with FileLock(f"{folder}.lock"), pytest.raises(RunError, match="another process is running"):
+        run_experiment(small_config(base), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainig": {}}, "trainig: unknown key; did you mean 'training'"),
+        ({"training": {"stps": 3}}, "training.stps: unknown key; did you mean 'steps'"),
+        ({"arms": []}, "at least 1 item"),
+        ({"base_model": "no/such-model"}, "base_model 'no/such-model' could not be loaded"),
+        ({"task": {"name": "chain_sums"}}, "did you mean 'chain_sum'"),
+        ({"arms": [{"name": "x", "method": "ful", "learning_rates": [1]}]}, "did you mean 'full'"),
+        (
+            {"arms": [{"name": "x", "method": "control", "learning_rates": [1], "control": {"layers": 9}}]},
+            "arm 'x': layers=9: the model has 3 layers, give a count in 1..3",
+        ),
+        (
+            {"arms": [{"name": "x", "method": "control", "learning_rates": [1], "control": {"interpolation": "lrp"}}]},
+            "unknown interpolation 'lrp': did you mean 'lerp'",
+        ),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_made(
+    base: str, tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base, **change)))
+    code = cli.main(["run", str(tmp_path / "config.yaml"), "--root", str(tmp_path / "mlruns")])
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(tmp_path / "nothing.yaml")]) == 2
+    assert "no config file" in capsys.readouterr().err
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    assert cli.main(["run", str(tmp_path / "broken.yaml")]) == 2
+    assert "is not YAML" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("- 1")
+    assert cli.main(["run", str(tmp_path / "list.yaml")]) == 2
+    assert "must hold a mapping" in capsys.readouterr().err
+    assert cli.main(["run", "quickstart", "--set", "training.steps"]) == 2
+    assert "--set takes KEY=VALUE" in capsys.readouterr().err

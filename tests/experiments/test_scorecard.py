@@ -1,0 +1,235 @@
+"""The scorecard against hand counts, closed formulas and simulated models whose true forgetting is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from experiments.records import Record
+from experiments.scorecard import mcnemar_p, pair_records, resample, scorecard, wilson
+
+OPTIONS = ("a", "b", "c", "d")
+
+
+def kept(task: str, item: str, form: str, correct: int) -> Record:
+    return Record("kept", task, form, item, correct=correct, options=OPTIONS)
+
+
+def new(item: str, correct: int, parsed: bool = True) -> Record:
+    return Record("new", "sums", "generate", item, correct=correct, parsed=parsed)
+
+
+def answers(rows: dict[tuple[str, str], tuple[int, int]], form: str = "chat") -> tuple[list[Record], list[Record]]:
+    """(task, item) -> (before, after), as records."""
+    base = [kept(task, item, form, before) for (task, item), (before, _) in rows.items()]
+    after = [kept(task, item, form, later) for (task, item), (_, later) in rows.items()]
+    return base, after
+
+
+def simulate(
+    rng: np.random.Generator, n: int, lost: float, won: float, tasks: int = 3, a0: float = 0.8
+) -> tuple[list[Record], list[Record]]:
+    """n questions in two forms that share a latent draw: true forgetting is a0 * lost - (1 - a0) * won."""
+    base, after = [], []
+    for i in range(n):
+        shared = rng.random(2)
+        for form in ("chat", "plain"):
+            u = np.where(rng.random(2) < 0.6, shared, rng.random(2))  # uniform margins, correlated forms
+            before = int(u[0] < a0)
+            later = int(u[1] >= lost) if before else int(u[1] < won)
+            base.append(kept(f"task{i % tasks}", str(i), form, before))
+            after.append(kept(f"task{i % tasks}", str(i), form, later))
+    return base, after
+
+
+def test_figures_match_a_hand_count() -> None:
+    base = [kept("t", "1", f, 1) for f in ("chat", "plain")] + [kept("t", "2", f, 1) for f in ("chat", "plain")]
+    base += [kept("u", "3", f, 0) for f in ("chat", "plain")] + [kept("u", "4", f, 1) for f in ("chat", "plain")]
+    after = [
+        kept("t", "1", "chat", 0),
+        kept("t", "1", "plain", 1),
+        kept("t", "2", "chat", 1),
+        kept("t", "2", "plain", 1),
+    ]
+    after += [
+        kept("u", "3", "chat", 1),
+        kept("u", "3", "plain", 0),
+        kept("u", "4", "chat", 0),
+        kept("u", "4", "plain", 0),
+    ]
+    base += [new(str(i), int(i < 1)) for i in range(10)]
+    after += [new(str(i), int(i < 6), parsed=i != 9) for i in range(10)]
+    card = scorecard(base, after, draws=200, seed=1)
+    values = {name: estimate.value for name, estimate in card.items()}
+    assert values == pytest.approx(
+        {
+            "new_accuracy": 0.6,
+            "gain": 0.5,
+            "parse_failures": 0.1,
+            "kept_accuracy": 4 / 8,
+            "forgetting": 2 / 8,
+            "retention": 4 / 6,
+            "retention_adjusted": (4 / 8 - 1 / 4) / (6 / 8 - 1 / 4),
+            "retention_chat": 2 / 3,
+            "retention_plain": 2 / 3,
+            "retention/t": 3 / 4,
+            "retention/u": 1 / 2,
+            "nfr": 3 / 8,
+            "pfr": 1 / 8,
+            "mcnemar_p": 1.0,  # questions lost: 1 and 4; won: 3; P(at most 1 of 3 either way) = 1
+        }
+    )
+    assert values["forgetting"] == pytest.approx(values["nfr"] - values["pfr"])
+
+
+def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
+    def text(item: str, value: float, tokens: int) -> Record:
+        return Record("text", "prose", "nll", item, value=value, tokens=tokens)
+
+    drift = [
+        Record("drift", "replies", "kl", str(i), value=v, tokens=t) for i, (v, t) in enumerate([(0.1, 30), (0.5, 10)])
+    ]
+    card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 3.4, 10), text("b", 2.2, 30), *drift], 200)
+    assert card["kl"].value == pytest.approx((0.1 * 30 + 0.5 * 10) / 40)
+    assert card["perplexity_drift"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
+    assert card["kl"].low == pytest.approx(
+        0.1
+    )  # the only samples of two documents: both the first, both, both the last
+    assert card["kl"].high == pytest.approx(0.5)
+    assert set(card) == {"kl", "perplexity_drift"}
+
+
+def test_a_diverged_model_gives_nan_without_an_interval() -> None:
+    drift = [Record("drift", "replies", "kl", str(i), value=v, tokens=5) for i, v in enumerate((0.1, math.nan))]
+    estimate = scorecard([], drift, 200)["kl"]
+    assert math.isnan(estimate.value)
+    assert (estimate.low, estimate.high) == (None, None)
+
+
+def test_retention_of_a_task_the_base_cannot_do_is_nan() -> None:
+    card = scorecard(*answers({("t", str(i)): (0, i % 2) for i in range(8)}), draws=200)
+    assert math.isnan(card["retention"].value)
+    assert math.isnan(card["retention_adjusted"].value)
+    assert card["forgetting"].value == pytest.approx(-0.5)
+
+
+def test_bootstrap_spread_equals_the_analytic_standard_error() -> None:
+    """With one form, sd(forgetting) = sqrt((NFR + PFR - (PFR - NFR)^2) / n)."""
+    rows = {("t", str(i)): (1, 0) if i < 30 else (0, 1) if i < 40 else (1, 1) for i in range(200)}
+    base, after = answers(rows)
+    card = scorecard(base, after, draws=20_000, seed=3)
+    nfr, pfr = 30 / 200, 10 / 200
+    error = math.sqrt((nfr + pfr - (pfr - nfr) ** 2) / 200)
+    forgetting = card["forgetting"]
+    assert forgetting.low is not None
+    assert forgetting.high is not None
+    assert (forgetting.high - forgetting.low) / (2 * 1.96) == pytest.approx(error, rel=0.06)  # steps of 1/200
+    columns = {(("t", ("chat",)), str(i)): np.array([b - a], float) for (_, i), (b, a) in rows.items()}
+    assert (resample(columns, 20_000, 3)["t", ("chat",)][1:, 0] / 200).std() == pytest.approx(error, rel=0.02)
+
+
+def test_two_forms_of_one_question_are_not_two_questions() -> None:
+    """Identical forms must leave the interval of one form unchanged, not shrink it by sqrt(2)."""
+    rng = np.random.default_rng(0)
+    rows = {("t", str(i)): (int(rng.random() < 0.8), int(rng.random() < 0.6)) for i in range(150)}
+    one = scorecard(*answers(rows), draws=4000, seed=5)
+    base, after = (a + b for a, b in zip(answers(rows), answers(rows, "plain"), strict=True))
+    both = scorecard(base, after, draws=4000, seed=5)
+    width = {name: [c[name].high - c[name].low for c in (one, both)] for name in ("forgetting", "nfr")}  # type: ignore[operator]
+    assert width["forgetting"][1] == pytest.approx(width["forgetting"][0], rel=0.05)
+    assert width["nfr"][1] == pytest.approx(width["nfr"][0])
+    assert both["mcnemar_p"] == one["mcnemar_p"]
+
+
+def test_interval_of_forgetting_covers_the_truth_95_times_in_100() -> None:
+    rng, lost, won, a0 = np.random.default_rng(11), 0.15, 0.10, 0.8
+    truth, hits, runs = a0 * lost - (1 - a0) * won, 0, 1000
+    for seed in range(runs):
+        estimate = scorecard(*simulate(rng, 90, lost, won), draws=500, seed=seed)["forgetting"]
+        assert estimate.low is not None
+        assert estimate.high is not None
+        hits += estimate.low <= truth <= estimate.high
+    assert 0.93 <= hits / runs <= 0.97
+
+
+def test_planted_forgetting_is_found_and_none_where_none_is_planted() -> None:
+    rng = np.random.default_rng(2)
+    planted = scorecard(*simulate(rng, 300, lost=0.2, won=0.1), draws=2000)
+    assert planted["forgetting"].low > 0  # type: ignore[operator]
+    assert planted["retention"].high < 1  # type: ignore[operator]
+    assert planted["mcnemar_p"].value < 0.001
+    base, _ = simulate(rng, 300, lost=0.2, won=0.1)
+    same = scorecard(base, base, draws=2000)
+    assert (same["forgetting"].value, same["forgetting"].low, same["forgetting"].high) == (0, 0, 0)
+    assert same["nfr"].value == 0
+    assert same["nfr"].high == pytest.approx(wilson(0.0, 300).high)
+    balanced = [scorecard(*simulate(rng, 150, lost=0.05, won=0.20), draws=500) for _ in range(100)]  # a0 l = (1 - a0) w
+    found = sum(not card["forgetting"].low <= 0 <= card["forgetting"].high for card in balanced)  # type: ignore[operator]
+    assert found <= binom.ppf(0.9999, 100, 0.06)
+
+
+def test_one_seed_resamples_the_same_questions_for_every_arm() -> None:
+    """Resampled base sums agree between two arms, so that differences between arms may be taken draw by draw."""
+    rng = np.random.default_rng(4)
+    columns = {(("t", ("chat",)), str(i)): np.array([float(i), rng.random()]) for i in range(40)}
+    other = {key: np.array([row[0], rng.random()]) for key, row in reversed(columns.items())}
+    first, second = (resample(c, 300, 7)["t", ("chat",)] for c in (columns, other))
+    assert np.array_equal(first[:, 0], second[:, 0])
+    assert not np.array_equal(first[:, 1], second[:, 1])
+    assert not np.array_equal(first, resample(columns, 300, 8)["t", ("chat",)])
+
+
+def test_strata_keep_their_size_and_do_not_disturb_each_other() -> None:
+    small = {(("t", ("chat",)), str(i)): np.ones(1) for i in range(7)}
+    more = {**small, **{(("u", ("chat",)), str(i)): np.ones(1) for i in range(20)}}
+    spread = {key: np.array([float(key[1])]) for key in small}
+    assert (resample(more, 100, 0)["u", ("chat",)] == 20).all()
+    alone = resample(spread, 100, 0)["t", ("chat",)]
+    beside = resample({**spread, (("u", ("chat",)), "x"): np.ones(1)}, 100, 0)["t", ("chat",)]
+    assert np.array_equal(alone, beside)
+    assert alone.std() > 0
+
+
+def test_mcnemar_is_the_two_sided_binomial_tail() -> None:
+    assert mcnemar_p(9, 2) == pytest.approx(2 * binom.cdf(2, 11, 0.5))
+    assert mcnemar_p(2, 9) == mcnemar_p(9, 2)
+    assert mcnemar_p(0, 0) == 1
+
+
+def test_wilson_at_the_edge_is_not_of_width_zero() -> None:
+    estimate = wilson(0.0, 20)
+    assert estimate.low == 0
+    assert estimate.high == pytest.approx(1.96**2 / (20 + 1.96**2), rel=1e-3)
+
+
+def test_ten_thousand_draws_take_under_a_second() -> None:
+    base, after = simulate(np.random.default_rng(0), 600, 0.1, 0.1, tasks=6)
+    base, after = [*base, *(new(str(i), 0) for i in range(128))], [*after, *(new(str(i), i % 2) for i in range(128))]
+    start = time.process_time()
+    scorecard(base, after, draws=10_000)
+    assert time.process_time() - start < 1.0
+
+
+def test_faults_name_the_record() -> None:
+    base, after = answers({("t", "1"): (1, 1), ("t", "2"): (1, 0)})
+    with pytest.raises(ValueError, match=r"no partner among the after records for kept/t/chat/2 \(1 missing in all\)"):
+        scorecard(base, after[:1])
+    with pytest.raises(ValueError, match="no partner among the base records for kept/t/chat/1"):
+        pair_records(base[1:], after)
+    with pytest.raises(ValueError, match="kept/t/chat/1 stands twice among the base records"):
+        scorecard([*base, base[0]], after)
+    with pytest.raises(ValueError, match="kept/t/chat/2 has no 'correct'"):
+        scorecard(base, [after[0], dataclasses.replace(after[1], correct=None)])
+    with pytest.raises(ValueError, match=r"draws must be at least 100 .* but got 10"):
+        scorecard(base, after, draws=10)
+    text = Record("text", "prose", "nll", "a", value=1.0, tokens=5)
+    with pytest.raises(ValueError, match="text/prose/nll/a covers 5 tokens in base and 6 in after"):
+        scorecard([text], [dataclasses.replace(text, tokens=6)])
+    drift = Record("drift", "replies", "kl", "a", value=1.0, tokens=5)
+    with pytest.raises(ValueError, match="drift/replies/kl/a stands twice"):
+        scorecard([], [drift, drift])
