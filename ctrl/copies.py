@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ctrl.config import ConfigError, ControlConfig
 from ctrl.interpolation import Interpolation
@@ -19,14 +20,16 @@ ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
 MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "out_proj")
 
 
-def copy_layer(layer: nn.Module, slot: int, shared: Sequence[Any], config: ControlConfig) -> nn.Module:
+def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
     """A trainable copy of a decoder layer, with its cache slot set.
 
-    shared: objects the copy keeps in common with the original (configs: else a change of the attention
-    implementation would not reach the copy). The copy's recorded classes become plain modules, so that hidden
-    states and attentions are not recorded twice and gradient checkpointing does not nest.
+    The copy shares the model's config objects, else a change of the attention implementation would not reach it. The
+    classes that the model records outputs of become plain modules in the copy, so that hidden states, attentions and
+    router logits are not recorded twice and gradient checkpointing does not nest.
     """
-    keep = [*shared, *layer.parameters()] if config.expanded == "lora" else shared
+    keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
+    keep += layer.parameters() if config.expanded == "lora" else []
+    recorded = recorded_classes(model)
     twin = copy.deepcopy(layer, {id(obj): obj for obj in keep})
     for module in twin.modules():
         module._forward_hooks.clear()
@@ -35,11 +38,21 @@ def copy_layer(layer: nn.Module, slot: int, shared: Sequence[Any], config: Contr
             module.layer_idx = slot  # type: ignore[assignment]
     twin.__dict__.pop("gradient_checkpointing", None)
     for module in twin.modules():
-        if module is twin or is_attention(module):
+        if module is twin or isinstance(module, recorded):
             module.__class__ = plain_class(type(module))  # type: ignore[arg-type]
     if config.expanded == "lora":
         return add_lora(twin, config.lora_rank)
     return twin.requires_grad_(True)
+
+
+def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
+    """The classes whose outputs transformers records by isinstance (`_can_record_outputs`)."""
+    found: list[Any] = []
+    for module in model.modules():
+        for spec in (getattr(type(module), "_can_record_outputs", None) or {}).values():
+            specs = spec if isinstance(spec, list) else [spec]
+            found += [getattr(one, "target_class", one) for one in specs]
+    return tuple({cls for cls in found if isinstance(cls, type)})
 
 
 def add_lora(twin: nn.Module, rank: int) -> nn.Module:
@@ -85,7 +98,7 @@ def zero_outputs(layer: nn.Module) -> None:
         missing = "attention output" if not attention else "MLP down"
         raise ConfigError(
             f"structure 'stack' zeroes a layer's output projections, but {type(layer).__name__} has no {missing} "
-            "projection under a known name (see ctrl.structure.ATTENTION_OUT, MLP_OUT); use structure='concat'"
+            "projection under a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT); use structure='concat'"
         )
     with torch.no_grad():
         for parameter in [*attention, *mlp]:

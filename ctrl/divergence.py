@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, relu, smooth_l1_loss
+from torch.nn.functional import relu, smooth_l1_loss
 
-from ctrl.interpolation import _wide
+from ctrl.interpolation import _unit, _wide
 
 PerToken = Callable[..., Tensor]
 
@@ -32,7 +32,7 @@ def cosine(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 
     1 - cos is taken as |u - v|^2 / 2 on unit vectors: exactly 0 where a = b, with no cancellation near it.
     """
-    distance = (normalize(_wide(a), dim=-1) - normalize(_wide(b), dim=-1)).square().sum(-1) / 2
+    distance = (_unit(_wide(a)) - _unit(_wide(b))).square().sum(-1) / 2
     return relu(distance - margin) if margin else distance
 
 

@@ -12,7 +12,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import linear
 
 
 def lerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
@@ -29,10 +29,11 @@ def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     """
     wide_a, wide_b = _wide(a), _wide(b)
     alpha = alpha.to(wide_a.dtype)
-    u, v = normalize(wide_a, dim=-1), normalize(wide_b, dim=-1)
+    u, v = _unit(wide_a), _unit(wide_b)
     apart, together = (u - v).square().sum(-1, keepdim=True), (u + v).square().sum(-1, keepdim=True)
     eps = torch.finfo(wide_a.dtype).eps  # of a squared length: angles below sqrt(eps), where lerp and slerp agree
-    collinear = (apart < eps) | (together < eps)
+    zero = (wide_a == 0).all(-1, keepdim=True) | (wide_b == 0).all(-1, keepdim=True)  # no angle
+    collinear = (apart < eps) | (together < eps) | zero
     apart, together = apart.masked_fill(collinear, 1.0), together.masked_fill(collinear, 1.0)
     angle = 2 * torch.atan2(apart.sqrt(), together.sqrt())
     curved = (torch.sin((1 - alpha) * angle) * wide_a + torch.sin(alpha * angle) * wide_b) / torch.sin(angle)
@@ -118,7 +119,8 @@ class PLerp(Interpolation):
         self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
     def compared(self, a: Tensor) -> Tensor:
-        return a + linear(a, self.offset.to(a.dtype)).to(a.dtype)
+        wide = _wide(a)
+        return (wide + linear(wide, self.offset.to(wide.dtype)).to(wide.dtype)).to(a.dtype)
 
 
 class Proj(PLerp):
@@ -185,3 +187,9 @@ def _dot(x: Tensor, w: Tensor) -> Tensor:
     """x.w over hidden: (batch, seq, 1). A product and a sum, which autocast leaves in fp32, unlike a matmul."""
     x = _wide(x)
     return (x * w.to(x.dtype)).sum(-1, keepdim=True)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """x / |x|, and 0 for 0 with a gradient of ordinary size (dividing by a tiny number there gives 1e12)."""
+    length = x.norm(dim=-1, keepdim=True)
+    return x / length.masked_fill(length == 0, 1.0)

@@ -121,7 +121,8 @@ def add_cache_slots(control: Control, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _empty_like(layer: Any) -> Any:
-    if int(layer.get_seq_length()) > 0:
+    filled = layer.get_seq_length() if hasattr(layer, "get_seq_length") else any(layer.has_previous_state.values())
+    if int(filled) > 0:
         raise ValueError(
             "past_key_values was filled while the expanded layers did not run (by the base model, or inside "
             "ctrl.pretrained): start from a new cache"

@@ -103,7 +103,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
 
 def _expand_layer(layer: nn.Module, index: int, kind: str, slot: int, control: Control, model: PreTrainedModel) -> None:
     config = control.config
-    twin = copy_layer(layer, slot, shared=[model.config, model.config.get_text_config(decoder=True)], config=config)
+    twin = copy_layer(layer, slot, model, config)
     interpolation = None
     if kind == "stack":
         zero_outputs(twin)

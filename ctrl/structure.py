@@ -53,7 +53,10 @@ def branch_kinds(config: ControlConfig, count: int) -> list[str]:
 
 def is_attention(module: nn.Module) -> bool:
     """An attention module, by structure: it has projections and names its cache slot."""
-    return isinstance(getattr(module, "layer_idx", None), int) and bool(list(module.children()))
+    if not isinstance(getattr(module, "layer_idx", None), int) or not list(module.children()):
+        return False
+    inner = (m for m in module.modules() if m is not module)
+    return not any(isinstance(getattr(m, "layer_idx", None), int) for m in inner)
 
 
 def _cache_slots(layer: nn.Module) -> list[int]:

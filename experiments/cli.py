@@ -4,7 +4,6 @@ failed, 2: wrong input, 130: stopped with Ctrl-C."""
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import subprocess
 import sys
@@ -103,7 +102,10 @@ def _quiet() -> None:
     """Progress bars stay; the libraries' own chatter about what is meant to be so goes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

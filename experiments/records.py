@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+UMASK = os.umask(0)
+os.umask(UMASK)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -124,6 +127,7 @@ def write_text(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are for their owner alone
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -27,11 +27,12 @@ from experiments.evaluation.suite import Suite
 from experiments.methods import METHODS
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Record, read_records, write_json, write_records, write_text
-from experiments.report import format_table, write_report
+from experiments.report import markdown_table, write_report
 from experiments.scorecard import scorecard
+from experiments.summary import with_interval
 from experiments.tasks import ChatDataset, Collator, new_task
 from experiments.tracking import Run, Tracker
-from experiments.train import ArmFailed, disk_full, save_trained, train_arm
+from experiments.train import ArmFailed, disk_full, last_checkpoint, save_trained, train_arm
 
 HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 
@@ -136,11 +137,13 @@ class Experiment:
             self.suite.restore(_read_json(replies))
         self.suite.prepare(model, self.precision)
         write_json(replies, self.suite.state())
-        start = time.perf_counter()
         if not items_file.is_file():
             self.say("measuring the base model ...")
-            write_records(items_file, self.suite.evaluate(model, self.precision))
-        self.evaluation_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            records = self.suite.evaluate(model, self.precision)
+            write_json(self.folder / "base" / "timing.json", {"seconds": time.perf_counter() - start})
+            write_records(items_file, records)
+        self.evaluation_seconds = _read_json(self.folder / "base" / "timing.json")["seconds"]
         self.base = read_records(items_file)
 
     def _estimate(self) -> None:
@@ -176,8 +179,10 @@ class Experiment:
         if path.is_file():
             return ArmResult.from_dict(_read_json(path))
         saved = _read_json(path.parent / "mlflow.json")
-        self.say(f"{arm.name} {lr:g}")
         result = ArmResult(arm.name, arm.method, lr, "finished")
+        checkpoint = last_checkpoint(path.parent / "checkpoints")
+        self.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
+        start = time.perf_counter()
         with self.tracker.run(
             result.label, kind="arm", parent=parent.id, run_id=saved.get("run_id"), params=_arm_params(arm, lr)
         ) as run:
@@ -192,6 +197,12 @@ class Experiment:
                 self.say(f"  failed: {result.reason}")
             self._score(arm, lr, result, run)
             write_json(path, result.to_dict())
+            if not result.reason:
+                said = ", ".join(f"{n} {with_interval(result.scorecard[n])}" for n in ("gain", "retention"))
+                self.say(f"  {said}, {time.perf_counter() - start:.0f} s")
+            for point in result.trajectory:  # the parent's charts would be empty otherwise
+                figures = {k: v.value for k, v in point.items() if k in ("gain", "retention")}
+                parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
         return result
 
     def _train(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
@@ -245,7 +256,7 @@ class Experiment:
         report = write_report(self.folder, self.config, base, results, command, [])
         for name in ("report.html", "report.md", "table.csv", "forgetting.png", "config.yaml"):
             run.log_file(self.folder / name)
-        run.log_note(format_table(results))
+        run.log_note(markdown_table(results))
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
 
     def _arm_folder(self, arm: ArmConfig, lr: float) -> Path:

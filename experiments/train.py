@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ctrl.model import ControlModel
@@ -124,6 +125,25 @@ class Evaluate(TrainerCallback):
         (folder / COMPLETE).touch()
 
 
+class Progress(TrainerCallback):
+    """One bar per arm; Trainer's own prints every step's figures, which are in MLflow already."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar = label, tqdm(disable=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # disable=None: no bar where nobody watches a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", disable=None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
 class Report(TrainerCallback):
     """Hand each step's logged figures to the caller."""
 
@@ -157,8 +177,9 @@ def train_arm(
         args=training_arguments(config, learning_rate, precision, folder),
         train_dataset=data,
         data_collator=collator,
-        callbacks=[Report(on_log)],
+        callbacks=[Report(on_log), Progress(f"{arm.name} {learning_rate:g}")],
     )
+    trainer.remove_callback(PrinterCallback)
     meter = trainer.meter
     trainer.add_callback(Evaluate(every, config.training.save_every or every, measure, meter))
     checkpoint = last_checkpoint(folder)
@@ -202,7 +223,7 @@ def training_arguments(
         save_strategy="no",  # Evaluate decides
         save_total_limit=1,
         report_to=[],
-        disable_tqdm=False,
+        disable_tqdm=True,  # Progress has the bar
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )

@@ -100,9 +100,10 @@ def kl_per_token(base: Tensor, tuned: Tensor) -> float:
 
     base, tuned: (tokens, vocabulary), log-probabilities in fp32. In chunks of 16 tokens.
     """
-    parts = [
-        (p.exp() * (p - q)).nan_to_num(nan=0.0).sum() for p, q in zip(base.split(16), tuned.split(16), strict=True)
-    ]
+    parts = []
+    for p, q in zip(base.split(16), tuned.split(16), strict=True):
+        terms = p.exp() * (p - q)
+        parts.append(terms.masked_fill(p.isneginf(), 0.0).sum())  # 0 log 0 = 0; a NaN of the tuned model stays one
     return float(torch.stack(parts).sum() / base.shape[0])
 
 

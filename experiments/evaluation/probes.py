@@ -22,7 +22,7 @@ class Probe:
     """One question in two forms; answer is the index of the right option.
 
     question_plain: a stem that a space and an option complete. question_chat: a user's turn; reply: how an option is
-    written as the assistant's (`They {}.`).
+    written as the assistant's, with a full stop where the bare word would be an unlikely reply (`They {}.`).
     """
 
     task: str
@@ -43,7 +43,7 @@ class Question:
     chat: str
     right: str
     wrong: tuple[str, ...]
-    reply: str = "{}."
+    reply: str = "{}"
 
 
 def kept_items(per_task: int, seed: int) -> list[Probe]:
@@ -122,9 +122,8 @@ def continents() -> list[Question]:
         place = _in_a_sentence(name)
         wrong = tuple(other for other in CONTINENTS.values() if other != right)
         chat = f"On which continent is {place}?"
-        questions.append(
-            Question(name, f"{place[0].upper()}{place[1:]} is a country on the continent of", chat, right, wrong)
-        )
+        plain = f"{place[0].upper()}{place[1:]} is a country on the continent of"
+        questions.append(Question(name, plain, chat, right, wrong, reply="{}."))
     return questions
 
 

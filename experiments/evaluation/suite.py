@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.config import unknown_name
@@ -78,8 +79,8 @@ class Suite:
     ) -> list[Record]:
         """Measure `parts` and return one record per item and form.
 
-        The model's modes and all random states are as before afterwards. Raises ConfigError for an unknown part and
-        RuntimeError for part `drift` before `prepare`.
+        The model's modes and all random states are as before afterwards. Raises ConfigError for an unknown part,
+        RuntimeError for part `drift` before `prepare` and for a model whose logits are not finite.
         """
         measures = {"new": self._new, "kept": self._kept, "drift": self._drift, "text": self._text}
         for part in parts:
@@ -91,7 +92,10 @@ class Suite:
         # disable=None: no bar where nobody watches a terminal
         bar = tqdm(total=total, desc="evaluate", unit="item", leave=False, disable=None if progress else True)
         with bar, evaluating(model, precision):
-            return [record for part in parts for record in measures[part](model, bar.update)]
+            records = [record for part in parts for record in measures[part](model, bar.update)]
+        if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
+            raise RuntimeError("the model's logits are not finite, so nothing can be measured: lower the learning rate")
+        return records
 
     def _size(self, part: str) -> int:
         sizes = {"new": len(self.task.test), "kept": 2 * len(self.probes), "text": len(self.windows)}

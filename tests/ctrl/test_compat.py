@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, StaticCache
 
 import ctrl
+from tests.ctrl.families import build
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.ctrl.test_trainer import sequences, tiny
 
@@ -229,3 +230,12 @@ def _environment(root: Path) -> dict[str, str]:
     import os
 
     return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def test_router_logits_are_recorded_as_often_as_in_the_base() -> None:
+    base = build("mixtral")
+    expected = base(IDS, output_router_logits=True)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    out = model(IDS, output_router_logits=True)
+    assert len(out.router_logits) == len(expected.router_logits)
+    assert torch.equal(out.aux_loss, expected.aux_loss)

@@ -1,0 +1,222 @@
+"""Speed and memory of full tuning, partial tuning and Control LLM, as ratios measured in one process.
+
+    python benchmarks/methods.py                 # prints the tables
+    python benchmarks/methods.py --write         # and writes them to benchmarks/methods.md
+
+Steps of all methods are timed in turn, round after round, so that a machine that drifts drifts for all. Peak memory is
+that of a process of its own per method, above the same process before the model is loaded. FLOPs are counted by
+torch.utils.flop_counter over one step. Decoding is greedy with the KV cache, one sequence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+import ctrl
+from ctrl.divergence import masked_mean, mse
+from ctrl.interpolation import lerp
+from experiments.config import ArmConfig
+from experiments.methods import METHODS
+from experiments.models import SHIPPED, Precision, device, load_base
+
+LAYERS = 8
+
+
+def main() -> None:
+    args = arguments()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if args.memory:
+        print(json.dumps(peak_memory(args.memory, args)))
+        return
+    torch.manual_seed(0)
+    tables = [header(args), step_table(args), overhead_line(args), decode_table(args)]
+    text = "\n\n".join(tables) + "\n"
+    print(text)
+    if args.write:
+        Path(__file__).with_suffix(".md").write_text(text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SHIPPED)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=64, help="tokens decoded")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--memory", choices=list(METHODS), help="measure one method's peak memory, for the parent process"
+    )
+    return parser.parse_args()
+
+
+def header(args: argparse.Namespace) -> str:
+    precision = Precision("auto")
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    command = "python benchmarks/methods.py --write"
+    return (
+        f"# Methods compared\n\nBy `{command}`: {args.model}, {precision.name} ({precision.reason}), {machine}, batch "
+        f"{args.batch} x {args.length}, control = concat, lerp, mse on {LAYERS} layers; torch {torch.__version__.split('+')[0]}. "
+        f"Medians of {args.rounds} rounds, methods in turn."
+    )
+
+
+class Step:
+    """One optimiser step of one method: forward, backward, clip, AdamW."""
+
+    def __init__(self, method: str, args: argparse.Namespace) -> None:
+        self.precision = Precision("auto")
+        arm = ArmConfig(name=method, method=method, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=LAYERS))
+        self.model = METHODS[method](load_base(args.model)[0], arm).train()
+        self.precision.hold_frozen(self.model)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
+        ids = torch.randint(10, 1000, (args.batch, args.length), device=device())
+        self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    def __call__(self) -> None:
+        with self.precision.autocast():
+            loss = self.model(**self.batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def step_table(args: argparse.Namespace) -> str:
+    steps = {method: Step(method, args) for method in METHODS}
+    times = in_turn(steps, args.rounds)
+    flops = {method: counted_flops(step) for method, step in steps.items()}
+    moved = {method: bytes_moved(step) for method, step in steps.items()}
+    trained = {method: sum(p.numel() for p in step.trained) for method, step in steps.items()}
+    steps.clear()
+    gc.collect()
+    memory = {method: memory_of(method) for method in METHODS}
+    rows = ["| method | trained | step s | vs full | vs partial | TFLOP | TFLOP/s | weights GB | peak GB | vs full |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|---|")
+    for method in METHODS:
+        t = times[method]
+        rows.append(
+            f"| {method} | {trained[method] / 1e6:.1f} M | {t:.2f} | {t / times['full']:.2f} | {t / times['partial']:.2f} | "
+            f"{flops[method] / 1e12:.2f} | {flops[method] / 1e12 / t:.2f} | {moved[method] / 1e9:.2f} | "
+            f"{memory[method] / 1e9:.2f} | {memory[method] / memory['full']:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, all timed once a round after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = clock()
+            call()
+            if number:
+                times[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def counted_flops(step: Step) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def bytes_moved(step: Step) -> int:
+    """Bytes of weights a step must touch at least: each read forward and backward, what trains also with its gradient
+    (written, read), and AdamW's two moments and the weight itself (read and written)."""
+    weights = sum(2 * p.numel() * p.element_size() for p in step.model.parameters())
+    return weights + sum(8 * p.numel() * p.element_size() for p in step.trained)
+
+
+def overhead_line(args: argparse.Namespace) -> str:
+    """What mixing and the divergence cost by themselves: forward and backward at the step's shapes, for all layers."""
+    hidden = load_base(args.model)[0].config.hidden_size
+    a, b = (torch.randn(args.batch, args.length, hidden, device=device(), requires_grad=True) for _ in range(2))
+    half, mask = torch.tensor(0.5, device=device()), torch.ones(args.batch, args.length, device=device())
+
+    def mix() -> None:
+        for _ in range(LAYERS):
+            (lerp(a, b, half).sum() + masked_mean(mse(a, b), mask)).backward()
+
+    step = Step("control", args)
+    times = in_turn({"mix": mix, "step": step}, args.rounds)
+    with ctrl.diagnostics(step.model):
+        logged = in_turn({"step": step}, args.rounds)["step"]
+    plain = in_turn({"step": step}, args.rounds)["step"]
+    return (
+        f"Interpolation and divergence, {LAYERS} layers, forward and backward: {1e3 * times['mix']:.0f} ms, "
+        f"{100 * times['mix'] / times['step']:.1f} % of the control step. "
+        f"Diagnostics left on: {100 * (logged / plain - 1):+.1f} % of the step."
+    )
+
+
+def decode_table(args: argparse.Namespace) -> str:
+    """Seconds per decoded token: the base model, the expanded one, the merged one."""
+    precision = Precision("auto")
+    dtype = torch.bfloat16 if precision.bf16 else torch.float32
+    base = load_base(args.model)[0].eval().to(dtype)  # type: ignore[arg-type]
+    expanded = ctrl.expand(load_base(args.model)[0].eval().to(dtype), ctrl.ControlConfig(layers=LAYERS))  # type: ignore[arg-type]
+    models = {"base": base, "expanded": expanded, "merged": ctrl.merge_back(expanded).eval()}
+    prompt = torch.randint(10, 1000, (1, 16), device=device())
+
+    def decode(model: PreTrainedModel) -> Callable[[], object]:
+        kwargs = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
+        return lambda: model.generate(prompt, max_new_tokens=args.tokens, min_new_tokens=args.tokens, **kwargs)
+
+    times = in_turn({name: decode(model) for name, model in models.items()}, args.rounds)
+    rows = ["| decoding | ms per token | vs base |", "|---|---|---|"]
+    rows += [f"| {name} | {1e3 * t / args.tokens:.1f} | {t / times['base']:.2f} |" for name, t in times.items()]
+    return "\n".join(rows)
+
+
+def memory_of(method: str) -> int:
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory", method]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak_memory(method: str, args: argparse.Namespace) -> int:
+    """Bytes at the peak of three steps above the process before the model is loaded (GPU: above nothing)."""
+    process, peak, stop = psutil.Process(), [0], threading.Event()
+    idle = process.memory_info().rss
+
+    def sample() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss)
+
+    step = Step(method, args)
+    step()  # optimizer state is made here; the peak of loading is not a step's
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    for _ in range(2):
+        step()
+    stop.set()
+    thread.join()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak[0] - idle
+
+
+if __name__ == "__main__":
+    main()
