@@ -67,13 +67,12 @@ def arguments() -> argparse.Namespace:
 
 
 def header(args: argparse.Namespace) -> str:
-    precision = Precision("auto")
+    precision, version = Precision("auto"), torch.__version__.split("+")[0]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    command = "python benchmarks/methods.py --write"
     return (
-        f"# Methods compared\n\nBy `{command}`: {args.model}, {precision.name} ({precision.reason}), {machine}, batch "
-        f"{args.batch} x {args.length}, control = concat, lerp, mse on {LAYERS} layers; torch {torch.__version__.split('+')[0]}. "
-        f"Medians of {args.rounds} rounds, methods in turn."
+        f"# Methods compared\n\nBy `python benchmarks/methods.py --write`: {args.model}, {precision.name} "
+        f"({precision.reason}), {machine}, torch {version}, batch {args.batch} x {args.length}, control = concat, lerp, "
+        f"mse on {LAYERS} layers. Medians of {args.rounds} rounds, methods in turn."
     )
 
 
@@ -111,12 +110,11 @@ def step_table(args: argparse.Namespace) -> str:
     rows = ["| method | trained | step s | vs full | vs partial | TFLOP | TFLOP/s | weights GB | peak GB | vs full |"]
     rows.append("|---|---|---|---|---|---|---|---|---|---|")
     for method in METHODS:
-        t = times[method]
-        rows.append(
-            f"| {method} | {trained[method] / 1e6:.1f} M | {t:.2f} | {t / times['full']:.2f} | {t / times['partial']:.2f} | "
-            f"{flops[method] / 1e12:.2f} | {flops[method] / 1e12 / t:.2f} | {moved[method] / 1e9:.2f} | "
-            f"{memory[method] / 1e9:.2f} | {memory[method] / memory['full']:.2f} |"
-        )
+        t, peak = times[method], memory[method]
+        cells = [method, f"{trained[method] / 1e6:.1f} M", f"{t:.2f}", f"{t / times['full']:.2f}"]
+        cells += [f"{t / times['partial']:.2f}", f"{flops[method] / 1e12:.2f}", f"{flops[method] / 1e12 / t:.2f}"]
+        cells += [f"{moved[method] / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory['full']:.2f}"]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
