@@ -71,8 +71,8 @@ def header(args: argparse.Namespace) -> str:
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return (
         f"# Methods compared\n\nBy `python benchmarks/methods.py --write`: {args.model}, {precision.name} "
-        f"({precision.reason}), {machine}, torch {version}, batch {args.batch} x {args.length}, control = concat, lerp, "
-        f"mse on {LAYERS} layers. Medians of {args.rounds} rounds, methods in turn."
+        f"({precision.reason}), {machine}, torch {version}, batch {args.batch} x {args.length}, control = concat, "
+        f"lerp, mse on {LAYERS} layers. Medians of {args.rounds} rounds, methods in turn."
     )
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from ctrl.divergence import DIVERGENCES
+from ctrl.interpolation import INTERPOLATIONS
+
 Structure = Literal["concat", "stack", "hybrid"]
-Interpolation = Literal["lerp", "slerp", "dlerp", "dlerpin", "plerp", "proj", "moe", "moe_soft"]
 Alpha = Literal["fixed", "learned"]
-Divergence = Literal["none", "mse", "cosine", "cosine_smooth", "norm", "attention"]
 
 
 class ConfigError(ValueError):
@@ -48,10 +49,10 @@ class ControlConfig:
 
     structure: Structure = "concat"
     layers: int | Sequence[int] = 8
-    interpolation: Interpolation = "lerp"
+    interpolation: str = "lerp"
     alpha: Alpha = "fixed"
     alpha_start: float = 0.5
-    divergence: Divergence = "mse"
+    divergence: str = "mse"
     divergence_weight: float = 1.0
     margin: float = 0.0
     scale_by_alpha: bool = False
@@ -98,9 +99,9 @@ def unknown_name(kind: str, name: object, known: Sequence[str]) -> str:
 def _choice_faults(config: ControlConfig) -> list[str]:
     choices: dict[str, tuple[str, ...]] = {
         "structure": get_args(Structure),
-        "interpolation": get_args(Interpolation),
+        "interpolation": tuple(INTERPOLATIONS),
         "alpha": get_args(Alpha),
-        "divergence": get_args(Divergence),
+        "divergence": tuple(DIVERGENCES),
         "divergence_tokens": ("real", "labels"),
         "expanded": ("full", "lora"),
     }

@@ -77,10 +77,10 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
     return ControlConfig(
         structure=expansion.get("expand_type", "concat"),
         layers=originals,
-        interpolation=INTERPOLATION[method],  # type: ignore[arg-type]
+        interpolation=INTERPOLATION[method],
         alpha="learned" if learned else "fixed",
         alpha_start=min(max(start, 1e-6), 1 - 1e-6) if learned else start,
-        divergence=DIVERGENCE[loss] if weight else "none",  # type: ignore[arg-type]
+        divergence=DIVERGENCE[loss] if weight else "none",
         divergence_weight=1.0 if weight == -1 else float(weight),
         scale_by_alpha=weight == -1,
         norm_mix="alpha" if norm_mix == -1 else float(norm_mix),

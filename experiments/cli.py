@@ -15,7 +15,7 @@ import yaml
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    _quiet()
+    quiet()
     # Imported late: --help answers at once, and what these modules may raise is caught below.
     from ctrl import CheckpointError
     from ctrl import ConfigError as ControlError
@@ -98,7 +98,7 @@ def _stop(code: int, message: str) -> int:
     return code
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Progress bars stay; the libraries' own chatter about what is meant to be so goes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -32,7 +32,7 @@ from experiments.scorecard import scorecard
 from experiments.summary import with_interval
 from experiments.tasks import ChatDataset, Collator, new_task
 from experiments.tracking import Run, Tracker
-from experiments.train import ArmFailed, disk_full, last_checkpoint, save_trained, train_arm
+from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, save_trained, train_arm
 
 HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 
@@ -58,13 +58,16 @@ class Outcome:
 
 
 def run_experiment(
-    config: ExperimentConfig, root: Path | None = None, fresh: bool = False, say: Callable[[str], None] = print
+    config: ExperimentConfig,
+    root: str | Path | None = None,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
     root: where results go; default: `mlruns` of the project one works in.
     """
-    root = root or default_root()
+    root = Path(root) if root else default_root()
     folder = run_folder(config, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
@@ -168,7 +171,7 @@ class Experiment:
         for _ in range(3):
             start = time.perf_counter()
             with self.precision.autocast():
-                loss = model(**{k: v.to(model.device) for k, v in batch.items()}).loss
+                loss = model(**only_label_logits({k: v.to(model.device) for k, v in batch.items()})).loss
             loss.backward()
             times.append(time.perf_counter() - start)
         return min(times) * training.gradient_accumulation

@@ -124,7 +124,7 @@ def _forgetting(arms: list[ArmResult]) -> list[str]:
 
 def _learning(arms: list[ArmResult]) -> list[str]:
     idle = [r for r in arms if (low := r.scorecard["gain"].low) is None or low <= 0]
-    return [f"No gain outside the interval: {_listed(idle)}; its retention says little."] if idle else []
+    return [f"No gain outside the interval: {_listed(idle)}; retention without a gain says little."] if idle else []
 
 
 def _listed(arms: Sequence[ArmResult], figure: str | None = None) -> str:

@@ -11,14 +11,10 @@ import json
 import math
 import os
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm.auto import tqdm
@@ -28,12 +24,12 @@ from transformers.trainer_utils import get_last_checkpoint
 from ctrl.model import ControlModel
 from ctrl.saving import save, trained_names
 from experiments.config import ArmConfig, ExperimentConfig
+from experiments.meter import Meter
 from experiments.models import Precision
 from experiments.records import write_json
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
-COMPLETE = "complete"  # written into a checkpoint folder after everything else
-METER = "meter.json"
+COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
 
 
 class ArmFailed(RuntimeError):
@@ -82,31 +78,6 @@ def only_label_logits(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "logits_to_keep": keep, "shift_labels": shifted[:, keep].contiguous()}
 
 
-class Meter(TrainerCallback):
-    """Tokens and seconds of optimiser steps alone: evaluation and checkpoints do not count as training time.
-
-    Kept in each checkpoint, so that a resumed arm reports the cost of all its steps.
-    """
-
-    def __init__(self) -> None:
-        self.tokens, self.seconds, self.begun = 0, 0.0, 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.begun = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - self.begun
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / METER, {"tokens": self.tokens, "seconds": self.seconds})
-
-    def load(self, folder: Path) -> None:
-        values = json.loads((folder / METER).read_text())
-        self.tokens, self.seconds = values["tokens"], values["seconds"]
-
-
 class Evaluate(TrainerCallback):
     """Every `every` steps: measure, then checkpoint. `measure` gets the step and the model."""
 
@@ -122,7 +93,7 @@ class Evaluate(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.meter.save(folder)
-        (folder / COMPLETE).touch()
+        write_json(folder / COMPLETE, _sizes(folder))
 
 
 class Progress(TrainerCallback):
@@ -185,13 +156,14 @@ def train_arm(
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         meter.load(Path(checkpoint))
-    with peak_memory() as peak:
+    gc.collect()
+    with meter.memory:
         trainer.train(resume_from_checkpoint=checkpoint)
     cost = {
         "tokens": float(meter.tokens),
         "seconds": meter.seconds,
         "tokens_per_s": meter.tokens / meter.seconds if meter.seconds else math.nan,
-        "peak_memory_gb": peak[0] / 1e9,
+        "peak_memory_gb": meter.memory.peak / 1e9,
         "trainable_parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }
     trainer.model = trainer.optimizer = None  # the next arm needs the memory
@@ -230,11 +202,17 @@ def training_arguments(
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; unfinished ones are deleted."""
+    """The newest checkpoint that was written to its end; unfinished ones and ones cut short are deleted."""
     for path in folder.glob("checkpoint-*"):
-        if not (path / COMPLETE).is_file():
+        marker = path / COMPLETE
+        if not marker.is_file() or json.loads(marker.read_text()) != _sizes(path):
             shutil.rmtree(path)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
+    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
 
 
 def save_trained(model: PreTrainedModel, folder: Path) -> Path:
@@ -251,31 +229,6 @@ def save_trained(model: PreTrainedModel, folder: Path) -> Path:
         tensors = {n: state[n].detach().cpu().contiguous() for n in trained_names(model)}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-@contextmanager
-def peak_memory(interval: float = 0.05) -> Iterator[list[int]]:
-    """Bytes at the peak of the block: of the GPU where there is one, else of the process (sampled resident set)."""
-    peak = [0]
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        yield peak
-        peak[0] = torch.cuda.max_memory_allocated()
-        return
-    gc.collect()
-    stop, process = threading.Event(), psutil.Process()
-
-    def sample() -> None:
-        while not stop.wait(interval):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
 
 
 def disk_full(error: BaseException) -> bool:

@@ -24,10 +24,10 @@
 # steps and items, so its intervals are wide. Change a number and run it again: finished arms are not run twice.
 
 # %% tags=["parameters"]
-steps = 24
+steps = 20
 batch_size = 16
-new_items = 64
-kept_items = 40
+new_items = 48
+kept_items = 30
 learning_rate = 1e-3
 root = None  # where results go; None: the project's mlruns/
 
@@ -37,11 +37,13 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
+from experiments.cli import quiet
 from experiments.config import load_config
 from experiments.report import format_table
 from experiments.results import replies
 from experiments.run import run_experiment
 
+quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
     "quickstart",
     {

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache, StaticCache
 
 import ctrl
-from tests.ctrl.families import build
+from tests.ctrl.families import FAMILIES, build, perturb
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.ctrl.test_trainer import sequences, tiny
 
@@ -34,6 +34,16 @@ def test_every_cache_gives_the_tokens_of_none(structure: str, implementation: st
     with ctrl.pretrained(model):
         base = model.generate(IDS, attention_mask=MASK, max_new_tokens=24, do_sample=False, use_cache=False)
     assert not torch.equal(base, expected[:, : base.shape[1]])
+
+
+@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(family: str, structure: str) -> None:
+    model = ctrl.expand(build(family), ctrl.ControlConfig(structure=structure, layers=2))
+    perturb(model, seed=3)
+    kwargs = {"attention_mask": MASK, "max_new_tokens": 16, "do_sample": False}
+    static = StaticCache(config=model.config, max_cache_len=40)
+    assert torch.equal(model.generate(IDS, **kwargs, past_key_values=static), model.generate(IDS, **kwargs))
 
 
 def test_a_cache_filled_without_the_copies_is_refused() -> None:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from ctrl import config
 from ctrl.config import ConfigError, ControlConfig, unknown_name
+from ctrl.divergence import DIVERGENCES
+from ctrl.interpolation import INTERPOLATIONS
 
 # argument, bad value, what the message says about it
 FAULTS: list[tuple[str, Any, str]] = [
@@ -52,10 +54,10 @@ configs = st.builds(
     ControlConfig,
     structure=st.sampled_from(get_args(config.Structure)),
     layers=st.integers(1, 64) | st.lists(st.integers(0, 63), min_size=1, max_size=8, unique=True),
-    interpolation=st.sampled_from(get_args(config.Interpolation)),
+    interpolation=st.sampled_from(list(INTERPOLATIONS)),
     alpha=st.sampled_from(get_args(config.Alpha)),
     alpha_start=st.floats(0.01, 0.99),
-    divergence=st.sampled_from(get_args(config.Divergence)),
+    divergence=st.sampled_from(list(DIVERGENCES)),
     divergence_weight=st.floats(0, 1e6),
     margin=st.floats(0, 2),
     scale_by_alpha=st.booleans(),

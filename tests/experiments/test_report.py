@@ -222,7 +222,7 @@ def test_the_words_for_a_clear_lead_one_arm_and_no_arm() -> None:
     far = [synthetic("full", 1e-3, 0.8, 0.5), synthetic("control", 1e-3, 0.05, 0.99)]
     assert summary(far)[0].endswith("+.80 [.72,.88], outside the intervals of all other arms.")
     assert summary(far)[1].startswith("control 1e-3 forgets least")
-    assert summary(far)[-1] == "No gain outside the interval: control 1e-3; its retention says little."
+    assert summary(far)[-1] == "No gain outside the interval: control 1e-3; retention without a gain says little."
     assert summary(far[:1])[0] == (
         "full 1e-3 gains +.80 [.72,.88] on the new task at a retention of .50 [.47,.53] on the kept tasks."
     )

@@ -97,7 +97,7 @@ def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_p
     folder = run_folder(small_config(base), root)
     command = [sys.executable, "-m", "experiments.cli", "run", str(tmp_path / "config.yaml"), "--root", str(root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    marker = folder / "arms" / "control-0.01" / "checkpoints" / "checkpoint-2" / "complete"
+    marker = folder / "arms" / "control-0.01" / "checkpoints" / "checkpoint-2" / "complete.json"
     deadline = time.monotonic() + 300
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -193,6 +193,7 @@ def test_two_processes_on_one_run_are_refused(base: str, tmp_path: Path) -> None
         ({"training": {"stps": 3}}, "training.stps: unknown key; did you mean 'steps'"),
         ({"arms": []}, "at least 1 item"),
         ({"base_model": "no/such-model"}, "base_model 'no/such-model' could not be loaded"),
+        ({"base_model": __file__}, "could not be loaded"),
         ({"task": {"name": "chain_sums"}}, "did you mean 'chain_sum'"),
         ({"arms": [{"name": "x", "method": "ful", "learning_rates": [1]}]}, "did you mean 'full'"),
         (

@@ -68,13 +68,16 @@ def test_frozen_linears_in_bf16_change_no_bit_under_autocast() -> None:
     assert all(torch.equal(p, q) for p, q in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_unfinished_checkpoints_do_not_count(tmp_path: Path) -> None:
+def test_unfinished_and_cut_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "none") is None
-    for step in (2, 4):
+    for step in (2, 4, 6):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2" / COMPLETE).touch()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"12345678")
+    for step in (2, 6):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text('{"model.safetensors": 8}')
+    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"1234")  # cut short after it was whole
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    assert not (tmp_path / "checkpoint-4").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("method", list(METHODS))

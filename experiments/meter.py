@@ -1,0 +1,87 @@
+"""What training costs: tokens, seconds and peak memory of the optimiser steps alone."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback
+
+from experiments.records import write_json
+
+METER = "meter.json"
+
+
+class PeakMemory:
+    """Bytes at the peak of optimiser steps: of the GPU where there is one, else of the process (sampled resident set).
+
+    Evaluation needs the same memory for every method, so the sampling pauses outside of steps.
+    """
+
+    def __init__(self, interval: float = 0.02) -> None:
+        self.peak, self.in_step, self._stop = 0, threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._sample, args=(interval,), daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self.in_step.set()
+        self._thread.join()
+
+    def begin(self) -> None:
+        """A step begins: what earlier work left to the allocator is given back first, so that it does not count."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self.in_step.set()
+
+    def end(self) -> None:
+        self.in_step.clear()
+        if torch.cuda.is_available():
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
+
+    def _sample(self, interval: float) -> None:
+        process = psutil.Process()
+        while self.in_step.wait() and not self._stop.wait(interval):
+            if not torch.cuda.is_available():
+                self.peak = max(self.peak, process.memory_info().rss)
+
+
+class Meter(TrainerCallback):
+    """Tokens, seconds and peak memory of optimiser steps alone; evaluation and checkpoints are not training.
+
+    Kept in each checkpoint, so that a resumed arm reports the cost of all its steps.
+    """
+
+    def __init__(self) -> None:
+        self.tokens, self.seconds, self.begun = 0, 0.0, 0.0
+        self.memory = PeakMemory()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.memory.begin()
+        self.begun = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self.begun
+        self.memory.end()
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / METER, {"tokens": self.tokens, "seconds": self.seconds, "peak": self.memory.peak})
+
+    def load(self, folder: Path) -> None:
+        values = json.loads((folder / METER).read_text())
+        self.tokens, self.seconds, self.memory.peak = values["tokens"], values["seconds"], values["peak"]

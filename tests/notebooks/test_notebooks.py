@@ -1,0 +1,64 @@
+"""Notebooks: pairs in step, nothing reusable defined, small, and they run from top to bottom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+
+import jupytext
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+SMALL = {
+    "01_forgetting_in_five_minutes": {"steps": 2, "batch_size": 2, "new_items": 4, "kept_items": 4},
+}
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_pair_is_in_step(path: Path) -> None:
+    notebook, script = jupytext.read(path), jupytext.read(path.with_suffix(".py"))
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in script.cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_defines_nothing_reusable(path: Path) -> None:
+    tree = ast.parse(path.with_suffix(".py").read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_committed_outputs_are_a_report(path: Path) -> None:
+    text = path.read_text()
+    assert len(text) < 300_000
+    assert not re.search(r"/(home|root|tmp|work)/", text), "an output holds a path of somebody's machine"
+    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    assert any(output["output_type"] == "display_data" for c in cells for output in c["outputs"])
+    assert not any(output["output_type"] == "error" for c in cells for output in c["outputs"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import papermill
+
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
+    root = tmp_path / "mlruns"
+    parameters = {**SMALL[path.stem], "root": str(root)}
+    executed = papermill.execute_notebook(
+        path, tmp_path / path.name, parameters=parameters, cwd=path.parent, progress_bar=False, kernel_name="python3"
+    )
+    text = json.dumps(executed)
+    assert "arm" in text
+    assert "image/png" in text
+    assert list(root.glob("runs/*/report.html"))
+
+
+def test_there_are_notebooks_and_each_has_small_values() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(SMALL)
