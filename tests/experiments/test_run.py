@@ -125,7 +125,9 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base)))
     root = tmp_path / "mlruns"
     command = [sys.executable, "-m", "experiments.cli", "run", str(tmp_path / "config.yaml"), "--root", str(root)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell that runs jobs in the background makes them ignore SIGINT, and children inherit that
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)
     marker = run_folder(small_config(base), root) / "arms" / "full-0.001" / "items-2.jsonl"
     while not marker.exists() and process.poll() is None:
         time.sleep(0.005)
@@ -140,6 +142,7 @@ def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     arms = small_values(base)["arms"]
     arms[0]["learning_rates"] = [1e30, 1e-3]
     values = small_values(base, arms=arms, training={"steps": 6, "batch_size": 4, "warmup_steps": 0})
+    values["evaluation"]["every"] = 6  # the loss is to find it, not the first evaluation
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     code = cli.main(["run", str(tmp_path / "config.yaml"), "--root", str(tmp_path / "mlruns")])
     assert code == 1
