@@ -5,8 +5,9 @@ Trainer(model, ...).train()                                # the loss contains t
 ctrl.save(model, "my-expansion")                           # only what was trained
 """
 
-from ctrl.config import ConfigError, ControlConfig
+from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
+from ctrl.errors import ConfigError
 from ctrl.merge import MergeGap, merge_back, merge_gap, merge_models
 from ctrl.model import describe, expand, pretrained
 from ctrl.published import export_published, load_published

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ctrl.divergence import DIVERGENCES
+from ctrl.errors import ConfigError, unknown_name
 from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message lists every fault found, one per line."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +83,6 @@ class ControlConfig:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"
-
-
-def unknown_name(kind: str, name: object, known: Sequence[str]) -> str:
-    """`unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}"
 
 
 def _choice_faults(config: ControlConfig) -> list[str]:

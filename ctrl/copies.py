@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.config import ConfigError, ControlConfig
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.structure import is_attention
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, smooth_l1_loss
 
-from ctrl.interpolation import _unit, _wide
+from ctrl.numerics import unit, widen
 
 PerToken = Callable[..., Tensor]
 
 
 def none(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
     """0 for every token."""
-    return _wide(a).new_zeros(a.shape[:-1])
+    return widen(a).new_zeros(a.shape[:-1])
 
 
 def mse(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
     """Mean over hidden of (b - a)^2."""
-    return (_wide(b) - _wide(a)).square().mean(-1)
+    return (widen(b) - widen(a)).square().mean(-1)
 
 
 def cosine(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
@@ -32,7 +32,7 @@ def cosine(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 
     1 - cos is taken as |u - v|^2 / 2 on unit vectors: exactly 0 where a = b, with no cancellation near it.
     """
-    distance = (_unit(_wide(a)) - _unit(_wide(b))).square().sum(-1) / 2
+    distance = (unit(widen(a)) - unit(widen(b))).square().sum(-1) / 2
     return relu(distance - margin) if margin else distance
 
 
@@ -44,13 +44,13 @@ def cosine_smooth(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 
 def norm(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
     """cosine / 2 + (|a| - |b|)^2 / 2: direction and length (the public code's "dot")."""
-    lengths = _wide(a).norm(dim=-1) - _wide(b).norm(dim=-1)
+    lengths = widen(a).norm(dim=-1) - widen(b).norm(dim=-1)
     return (cosine(a, b, margin) + lengths.square()) / 2
 
 
 def attention(pretrained: Tensor, expanded: Tensor, margin: float = 0.0) -> Tensor:
     """KL(expanded row || pretrained row), mean over heads: weights (batch, heads, seq, keys) -> (batch, seq)."""
-    p, e = _wide(pretrained), _wide(expanded)
+    p, e = widen(pretrained), widen(expanded)
     tiny = torch.finfo(p.dtype).tiny  # masked keys have weight 0 in both rows and add 0
     return (e * (e.clamp_min(tiny).log() - p.clamp_min(tiny).log())).sum(-1).mean(1)
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ctrl.errors import ConfigError, unknown_name
+from ctrl.numerics import unit, widen
+
 
 def lerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     """(1 - alpha) a + alpha b, exactly a where a = b and at alpha 0, exactly b at alpha 1."""
-    wide = _wide(a)
-    return torch.lerp(wide, _wide(b), alpha.to(wide.dtype)).to(a.dtype)
+    wide = widen(a)
+    return torch.lerp(wide, widen(b), alpha.to(wide.dtype)).to(a.dtype)
 
 
 def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
@@ -27,9 +30,9 @@ def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     W = 2 atan2(|u - v|, |u + v|) on unit vectors, accurate at small angles where acos is not. The branch that is not
     taken gets W = 2 atan2(1, 1), so that no gradient passes through 0/0.
     """
-    wide_a, wide_b = _wide(a), _wide(b)
+    wide_a, wide_b = widen(a), widen(b)
     alpha = alpha.to(wide_a.dtype)
-    u, v = _unit(wide_a), _unit(wide_b)
+    u, v = unit(wide_a), unit(wide_b)
     apart, together = (u - v).square().sum(-1, keepdim=True), (u + v).square().sum(-1, keepdim=True)
     eps = torch.finfo(wide_a.dtype).eps  # of a squared length: angles below sqrt(eps), where lerp and slerp agree
     zero = (wide_a == 0).all(-1, keepdim=True) | (wide_b == 0).all(-1, keepdim=True)  # no angle
@@ -71,7 +74,7 @@ class Interpolation(nn.Module):
 
     def _theta(self, h: Tensor) -> Tensor:
         """theta as a scalar, as wide as the arithmetic on h is."""
-        return self.theta.squeeze(0).to(_wide(h).dtype)
+        return self.theta.squeeze(0).to(widen(h).dtype)
 
     def extra_repr(self) -> str:
         return f"alpha={torch.sigmoid(self.theta.detach().float()).item():.3g}, learned={self.theta.requires_grad}"
@@ -119,7 +122,7 @@ class PLerp(Interpolation):
         self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
     def compared(self, a: Tensor) -> Tensor:
-        wide = _wide(a)
+        wide = widen(a)
         return (wide + linear(wide, self.offset.to(wide.dtype)).to(wide.dtype)).to(a.dtype)
 
 
@@ -171,25 +174,12 @@ INTERPOLATIONS: dict[str, type[Interpolation]] = {
 
 def build_interpolation(name: str, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> Interpolation:
     """Look an interpolation up by name. Raises ConfigError with the nearest name."""
-    from ctrl.config import ConfigError, unknown_name
-
     if name not in INTERPOLATIONS:
         raise ConfigError(unknown_name("interpolation", name, list(INTERPOLATIONS)))
     return INTERPOLATIONS[name](hidden_size, alpha_start, learned)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """fp32 for half types, unchanged otherwise."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _dot(x: Tensor, w: Tensor) -> Tensor:
     """x.w over hidden: (batch, seq, 1). A product and a sum, which autocast leaves in fp32, unlike a matmul."""
-    x = _wide(x)
+    x = widen(x)
     return (x * w.to(x.dtype)).sum(-1, keepdim=True)
-
-
-def _unit(x: Tensor) -> Tensor:
-    """x / |x|, and 0 for 0 with a gradient of ordinary size (dividing by a tiny number there gives 1e12)."""
-    length = x.norm(dim=-1, keepdim=True)
-    return x / length.masked_fill(length == 0, 1.0)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.config import ConfigError
 from ctrl.copies import original_class
+from ctrl.errors import ConfigError
 from ctrl.interpolation import lerp, slerp
 from ctrl.layer import ExpandedLayer
 from ctrl.model import IGNORED, ControlModel, expanded_layers, require_expanded

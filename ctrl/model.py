@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ctrl.config import ConfigError, ControlConfig
+from ctrl.config import ControlConfig
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.divergence import additive_mean, masked_mean
+from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
 from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place

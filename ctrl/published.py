@@ -18,7 +18,8 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ctrl.config import ConfigError, ControlConfig, unknown_name
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError, unknown_name
 from ctrl.model import IGNORED, expand, expanded_layers, require_expanded
 from ctrl.saving import CheckpointError, read_tensors
 from ctrl.structure import decoder_layers

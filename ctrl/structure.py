@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.config import ConfigError, ControlConfig
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

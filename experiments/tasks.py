@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ctrl.config import unknown_name
+from ctrl.errors import unknown_name
 from experiments.config import ConfigError, TaskConfig
 
 IGNORED = -100  # label of tokens that carry no loss

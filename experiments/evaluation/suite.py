@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ctrl.config import unknown_name
+from ctrl.errors import unknown_name
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.evaluation.drift import (
     Reply,

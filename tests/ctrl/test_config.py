@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctrl import config
-from ctrl.config import ConfigError, ControlConfig, unknown_name
+from ctrl.config import ControlConfig
 from ctrl.divergence import DIVERGENCES
+from ctrl.errors import ConfigError, unknown_name
 from ctrl.interpolation import INTERPOLATIONS
 
 # argument, bad value, what the message says about it

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ctrl import config
-from ctrl.config import ConfigError
+from ctrl.errors import ConfigError
 from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation, lerp, slerp
 from tests import reference
 

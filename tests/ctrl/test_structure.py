@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.config import ConfigError, ControlConfig
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.ctrl.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
