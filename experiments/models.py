@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise and save; the folder appears whole or not at all."""
     from transformers import GgufConfig
 
+    print(f"converting {SHIPPED} to safetensors in {folder.parent} (once, about 20 s) ...", file=sys.stderr, flush=True)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
