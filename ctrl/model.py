@@ -91,6 +91,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     _check_attention(model, config)
+    _check_unwrapped(model, layers)
     control = Control(config, indices, len(layers))
     model.requires_grad_(False)
     for slot, (index, kind) in enumerate(zip(indices, branch_kinds(config, len(indices)), strict=True)):
@@ -235,6 +236,20 @@ class ControlOutput(CausalLMOutputWithPast):
 
 
 _OUTPUTS: dict[type[ModelOutput], type[ModelOutput]] = {CausalLMOutputWithPast: ControlOutput}
+
+
+def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
+    """A forward set on an instance (accelerate's device_map hooks, Trainer's autocast) would hide the new class's."""
+    for module in (model, *layers):
+        own = vars(module).get("forward")
+        if getattr(own, "__func__", None) is type(module).forward:
+            del module.forward  # the class's own, left behind by a hook that was removed
+    if any("forward" in vars(module) for module in (model, *layers)):
+        raise ConfigError(
+            f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
+            "model): expand it before it is dispatched or given to a trainer, or remove the hooks first "
+            "(accelerate.hooks.remove_hook_from_submodules)"
+        )
 
 
 def _check_attention(model: PreTrainedModel, config: ControlConfig) -> None:
