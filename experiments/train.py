@@ -88,6 +88,7 @@ class Evaluate(TrainerCallback):
         last = state.global_step >= state.max_steps
         if state.global_step % self.every == 0 or last:
             self.measure(state.global_step, model)
+            self.meter.memory.forget()
         control.should_save = not last and state.global_step % self.save_every == 0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
