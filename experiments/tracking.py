@@ -291,6 +291,7 @@ def _import_mlflow() -> Any:
     from sqlalchemy.engine import Engine
 
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; `Run` warns once, in a line
     if not event.contains(Engine, "connect", _sync_normal):
         event.listen(Engine, "connect", _sync_normal)
     return MlflowClient

@@ -29,6 +29,8 @@ from experiments.models import Precision
 from experiments.records import write_json
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
+# what torch.save says when the disk is full; it has no error number
+TORCH_WRITE_FAULTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
 
 
@@ -238,7 +240,7 @@ def disk_full(error: BaseException) -> bool:
     while chain is not None:
         if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(chain) for words in (os.strerror(errno.ENOSPC), "PytorchStreamWriter failed writing")):
+        if any(words in str(chain) for words in (os.strerror(errno.ENOSPC), *TORCH_WRITE_FAULTS)):
             return True
         chain = chain.__cause__ or chain.__context__
     return False

@@ -104,6 +104,7 @@ def test_disk_full_is_seen_through_other_errors() -> None:
     outer = RuntimeError("writing failed")
     outer.__cause__ = OSError(28, "No space left on device")
     assert disk_full(outer)
+    assert disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3153216 vs 3153104"))
     assert not disk_full(RuntimeError("something else"))
 
 
