@@ -5,35 +5,40 @@ Unknown keys fail with the nearest key; all faults are reported at once; a confi
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ctrl import ControlConfig
+from experiments.data.sources import ReasoningGym
+from experiments.methods import METHODS
+from experiments.section import ConfigError, Section, nearest
 
 SHIPPED = Path(__file__).parent / "configs"
 
 
-class ConfigError(ValueError):
-    """A YAML file that cannot be run; the message lists every fault with its place in the file."""
+class DataConfig(Section):
+    """What is learned, and how much of what was known is replayed. Shares are of tokens."""
 
+    new: tuple[ReasoningGym, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
+    old: tuple[ReasoningGym, ...] = Field((), description="what replay is drawn from: one source or a list")
+    replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
+    regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
+    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer items")
 
-class Section(BaseModel):
-    """Base of all sections: frozen, and no key that is not declared."""
+    @field_validator("new", "old", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class TaskConfig(Section):
-    """The new task: a procedural generator of reasoning_gym by name, with its own parameters."""
-
-    name: str = "chain_sum"
-    params: dict[str, Any] = Field(default_factory=dict)
+    @property
+    def label(self) -> str:
+        """The new task in a few words."""
+        return " + ".join(source.label for source in self.new)
 
 
 class TrainingConfig(Section):
@@ -68,6 +73,8 @@ class ArmConfig(Section):
     method: str
     learning_rates: tuple[float, ...] = Field(min_length=1)
     control: ControlConfig = Field(default_factory=ControlConfig, description="what is expanded; partial: which layers")
+    options: dict[str, Any] = Field(default_factory=dict, description="the method's own fields")
+    replay: float | None = Field(None, ge=0, lt=1, description="this arm's data.replay, if it is not the experiment's")
 
     @field_validator("control", mode="before")
     @classmethod
@@ -77,10 +84,8 @@ class ArmConfig(Section):
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
-        from experiments.methods import METHODS
-
         if value not in METHODS:
-            raise ValueError(f"unknown method {value!r}: {_nearest(value, METHODS)}")
+            raise ValueError(f"unknown method {value!r}: {nearest(value, METHODS)}")
         return value
 
 
@@ -91,7 +96,7 @@ class ExperimentConfig(Section):
     base_model: str = "smollm2-135m-instruct"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = Field(0, ge=0)
-    task: TaskConfig = Field(default_factory=TaskConfig)
+    data: DataConfig = DataConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     arms: tuple[ArmConfig, ...] = Field(min_length=1)
@@ -162,7 +167,7 @@ def _describe(fault: Any) -> str:
     place = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         known = _keys_at(fault["loc"][:-1])
-        return f"{place}: unknown key; {_nearest(str(fault['loc'][-1]), known)}"
+        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), known)}"
     got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
     return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}"
 
@@ -175,8 +180,3 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
             annotation = section.model_fields[part].annotation
             section = getattr(annotation, "__args__", (annotation,))[0]
     return list(section.model_fields)
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

@@ -71,7 +71,7 @@ class ArmResult:
     arm: str
     method: str
     learning_rate: float
-    status: Literal["finished", "failed"]
+    status: Literal["finished", "failed", "pruned"]
     reason: str | None = None
     steps: int = 0
     trajectory: list[dict[str, Any]] = field(default_factory=list)

@@ -111,8 +111,8 @@ def write_report(
     base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    question = f"What does {config.base_model} forget when it learns {config.task.name}?"
-    figure = forgetting_figure(results, f"Learning {config.task.name}: what is gained, what is kept")
+    question = f"What does {config.base_model} forget when it learns {config.data.label}?"
+    figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
     (folder / "forgetting.png").write_bytes(_image(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     commands = [f"python -m experiments.cli run {shlex.quote(_short(folder / 'config.yaml'))} --fresh"]

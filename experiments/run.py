@@ -23,18 +23,25 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig
+from experiments.data.mixture import ExperimentData
 from experiments.evaluation.suite import Suite
 from experiments.methods import METHODS
 from experiments.models import Precision, load_base
-from experiments.records import ArmResult, Record, read_records, write_json, write_records, write_text
+from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
 from experiments.report import markdown_table, write_report
 from experiments.scorecard import scorecard
 from experiments.summary import with_interval
-from experiments.tasks import ChatDataset, Collator, new_task
 from experiments.tracking import Run, Tracker
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, save_trained, train_arm
 
 HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+
+
+Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
+
+
+class StopArm(Exception):
+    """Raised by an observer: the arm ends here with status `pruned` and keeps what it has recorded."""
 
 
 class RunError(RuntimeError):
@@ -62,10 +69,13 @@ def run_experiment(
     root: str | Path | None = None,
     fresh: bool = False,
     say: Callable[[str], None] = print,
+    parent: str | None = None,
+    observe: Observer | None = None,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
-    root: where results go; default: `mlruns` of the project one works in.
+    root: where results go; default: `mlruns` of the project one works in. parent: id of the MLflow run of the study's
+    trial that this is. observe: called after each evaluation with the arm's result so far; may raise StopArm.
     """
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
@@ -74,7 +84,7 @@ def run_experiment(
         if fresh and folder.exists():
             shutil.rmtree(folder)
         try:
-            return Experiment(config, root, folder, say).run()
+            return Experiment(config, root, folder, say, parent, observe).run()
         except Exception as error:
             if disk_full(error):
                 free = shutil.disk_usage(root).free / 1e9
@@ -98,8 +108,16 @@ def run_folder(config: ExperimentConfig, root: Path) -> Path:
 class Experiment:
     """The stages of one run; each reads what is on disk and does only what is missing."""
 
-    def __init__(self, config: ExperimentConfig, root: Path, folder: Path, say: Callable[[str], None]) -> None:
-        self.config, self.folder, self.say = config, folder, say
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        root: Path,
+        folder: Path,
+        say: Callable[[str], None] = print,
+        parent: str | None = None,
+        observe: Observer | None = None,
+    ) -> None:
+        self.config, self.folder, self.say, self.parent, self.observe = config, folder, say, parent, observe
         self.precision = Precision(config.precision)
         self.tracker = Tracker(root, config.name)
         self.cells = [(arm, lr) for arm in config.arms for lr in arm.learning_rates]
@@ -114,6 +132,7 @@ class Experiment:
         with self.tracker.run(
             config.name,
             kind="experiment",
+            parent=self.parent,
             params=config.to_dict(),
             run_id=saved.get("run_id"),
             tags={"run_folder": str(self.folder)},
@@ -129,12 +148,8 @@ class Experiment:
         config = self.config
         model, self.tokenizer = load_base(config.base_model)
         _check_layers(config, model)
-        training = config.training
-        items = training.steps * training.batch_size * training.gradient_accumulation
-        task = new_task(config.task, items, config.evaluation.new_items, config.seed)
-        self.data = ChatDataset(task.train, self.tokenizer, config.seed)
-        self.collator = Collator(self.tokenizer)
-        self.suite = Suite(config, self.tokenizer, task)
+        self.data = ExperimentData(config, self.tokenizer)
+        self.suite = Suite(config, self.tokenizer, self.data.tasks)
         replies, items_file = self.folder / "base" / "replies.json", self.folder / "base" / "items.jsonl"
         if replies.is_file():
             self.suite.restore(_read_json(replies))
@@ -166,7 +181,8 @@ class Experiment:
         model = METHODS[arm.method](load_base(self.config.base_model)[0], arm).train()
         self.precision.hold_frozen(model)
         training = self.config.training
-        batch = self.collator([self.data[i] for i in range(min(training.batch_size, len(self.data)))])
+        rows = self.data.rows(arm)
+        batch = self.data.collator([rows[i] for i in range(min(training.batch_size, len(rows)))])
         times = []
         for _ in range(3):
             start = time.perf_counter()
@@ -192,6 +208,8 @@ class Experiment:
             write_json(path.parent / "mlflow.json", {"run_id": run.id})
             try:
                 self._train(arm, lr, result, run)
+            except StopArm as stop:
+                result.status, result.reason = "pruned", str(stop)
             except Exception as error:
                 if disk_full(error):
                     raise
@@ -217,14 +235,16 @@ class Experiment:
             write_records(folder / f"items-{step}.jsonl", records)
             figures = self._figures(records)
             run.log_metrics({name: figures[name].value for name in HEADLINE if name in figures}, step)
+            if self.observe:
+                self.observe(result.label, step, figures)
 
         result.cost = train_arm(
             self.config,
             arm,
             lr,
             model,
-            self.data,
-            self.collator,
+            self.data.rows(arm),
+            self.data.collator,
             self.precision,
             folder / "checkpoints",
             measure,

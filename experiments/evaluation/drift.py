@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ConfigError
+from experiments.data.tokens import pad, prompt_ids
 from experiments.evaluation.generation import Advance, by_length, generate_ids, nothing
 from experiments.evaluation.multiple_choice import log_likelihood
-from experiments.tasks import pad, prompt_ids
 
 WINDOW = 256  # tokens of one document of general text
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.tasks import NUMBER, end_of_turn, pad, pad_id, prompt_ids
+from experiments.data.items import NUMBER
+from experiments.data.tokens import end_of_turn, pad, pad_id, prompt_ids
 
 BATCH = 64
 FIRST_ROUND = 12  # tokens

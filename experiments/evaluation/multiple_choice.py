@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from experiments.data.tokens import pad
 from experiments.evaluation.generation import Advance, by_length, nothing
-from experiments.tasks import pad
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.data.items import NewTask
+from experiments.data.tokens import continuation_ids, prompt_ids, reply_ids
 from experiments.evaluation.drift import (
     Reply,
     base_replies,
@@ -29,7 +31,6 @@ from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.probes import Probe, kept_items
 from experiments.models import Precision
 from experiments.records import Record
-from experiments.tasks import NewTask, continuation_ids, prompt_ids, reply_ids
 
 PARTS = ("new", "kept", "drift", "text")
 FORMS = ("plain", "chat")
@@ -43,12 +44,11 @@ class Suite:
     Call `prepare` with the base model before `evaluate` with part `drift`.
     """
 
-    def __init__(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, task: NewTask) -> None:
-        self.config, self.tokenizer, self.task = config, tokenizer, task
+    def __init__(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask]) -> None:
+        self.config, self.tokenizer, self.tasks = config, tokenizer, tuple(tasks)
         self.probes = kept_items(config.evaluation.kept_items, config.seed)
         self.choices = {form: [_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
         self.windows = text_windows(tokenizer, config.evaluation.perplexity_tokens)
-        self.max_new_tokens = ROOM + max(len(reply_ids(tokenizer, i.question, i.answer)) for i in task.test)
         self.replies: list[Reply] = []
         self.references: dict[int, Tensor] = {}
 
@@ -98,29 +98,32 @@ class Suite:
         return records
 
     def _size(self, part: str) -> int:
-        sizes = {"new": len(self.task.test), "kept": 2 * len(self.probes), "text": len(self.windows)}
+        sizes = {
+            "new": sum(len(task.test) for task in self.tasks),
+            "kept": 2 * len(self.probes),
+            "text": len(self.windows),
+        }
         return sizes.get(part, len(self.replies))
 
     def _new(self, model: PreTrainedModel, advance: Advance) -> list[Record]:
-        items = self.task.test
-        questions = [item.question for item in items]
-        replies = generate_replies(model, self.tokenizer, questions, self.max_new_tokens, advance=advance)
-        records = []
-        for item, reply in zip(items, replies, strict=True):
-            answer = parse_answer(reply, self.task.numeric)
-            records.append(
-                Record(
-                    "new",
-                    self.task.name,
-                    "generate",
-                    item.id,
-                    correct=int(self.task.correct(answer, item)),
-                    answer=item.answer,
-                    reply=reply,
-                    parsed=answer is not None,
-                )
+        return [record for task in self.tasks for record in self._answered(task, model, advance)]
+
+    def _answered(self, task: NewTask, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+        questions = [item.question for item in task.test]
+        most = ROOM + max(len(reply_ids(self.tokenizer, item.question, item.answer)) for item in task.test)
+        replies = generate_replies(model, self.tokenizer, questions, most, advance=advance)
+        for item, reply in zip(task.test, replies, strict=True):
+            answer = parse_answer(reply, task.numeric)
+            yield Record(
+                "new",
+                task.name,
+                "generate",
+                item.id,
+                correct=int(task.correct(answer, item)),
+                answer=item.answer,
+                reply=reply,
+                parsed=answer is not None,
             )
-        return records
 
     def _kept(self, model: PreTrainedModel, advance: Advance) -> list[Record]:
         records = []

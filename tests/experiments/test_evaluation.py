@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 import ctrl
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.data.sources import ReasoningGym
+from experiments.data.tokens import end_of_turn, prompt_ids
 from experiments.evaluation import drift
 from experiments.evaluation.drift import Reply, fp32_head, kl_per_token, reply_log_probs, text_nll, text_windows
 from experiments.evaluation.generation import FIRST_ROUND, by_length, generate_ids, generate_replies, parse_answer
@@ -25,7 +27,6 @@ from experiments.evaluation.probes import PROBES, kept_items
 from experiments.evaluation.suite import PARTS, Suite, evaluating
 from experiments.models import Precision, load_base
 from experiments.records import Record
-from experiments.tasks import end_of_turn, new_task, prompt_ids
 from tests.experiments.small import small_config, tiny_base
 
 FP32, BF16 = Precision("fp32"), Precision("bf16")
@@ -53,7 +54,7 @@ def config(base: str) -> ExperimentConfig:
 
 @pytest.fixture(scope="module")
 def suite(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Suite:
-    return Suite(config, tokenizer, new_task(config.task, 4, config.evaluation.new_items, config.seed))
+    return Suite(config, tokenizer, [ReasoningGym().held_out(config.evaluation.new_items, config.seed)])
 
 
 def sharp(vocab: int = 97, seed: int = 0) -> PreTrainedModel:
@@ -197,7 +198,7 @@ class TestMultipleChoice:
     def test_equals_one_sequence_per_option_on_the_real_model(self) -> None:
         model, tokenizer = load_base("smollm2-135m-instruct")
         config = small_config("smollm2-135m-instruct")
-        suite = Suite(config, tokenizer, new_task(config.task, 1, 1, 0))
+        suite = Suite(config, tokenizer, [ReasoningGym().held_out(1, 0)])
         for form in ("plain", "chat"):
             choices = suite.choices[form]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4
@@ -376,7 +377,7 @@ class TestSuite:
         assert alone == together
 
     def test_correct_replies_count(self, suite: Suite, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        first, second, *_ = suite.task.test
+        first, second, *_ = suite.tasks[0].test
         replies = [f"It is {first.answer}.", str(int(second.answer) + 1), "No idea", ""]
         monkeypatch.setattr("experiments.evaluation.suite.generate_replies", lambda *args, **kwargs: replies)
         records = suite.evaluate(model, FP32, ("new",), progress=False)
@@ -444,7 +445,7 @@ class TestSuite:
             assert torch.equal(model(ids).logits, expected)
 
     def test_drift_before_prepare(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        fresh = Suite(config, tokenizer, new_task(config.task, 1, 4, 0))
+        fresh = Suite(config, tokenizer, [ReasoningGym().held_out(4, 0)])
         with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
             fresh.evaluate(sharp(), FP32, ("drift",))
 
@@ -463,7 +464,7 @@ class TestSuite:
     def test_restored_replies_are_used(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        task = new_task(config.task, 1, 4, 0)
+        task = [ReasoningGym().held_out(4, 0)]
         first, second = Suite(config, tokenizer, task), Suite(config, tokenizer, task)
         first.prepare(model, FP32)
         state = json.loads(json.dumps(first.state()))

@@ -197,7 +197,7 @@ def test_two_processes_on_one_run_are_refused(base: str, tmp_path: Path) -> None
         ({"arms": []}, "at least 1 item"),
         ({"base_model": "no/such-model"}, "base_model 'no/such-model' could not be loaded"),
         ({"base_model": __file__}, "could not be loaded"),
-        ({"task": {"name": "chain_sums"}}, "did you mean 'chain_sum'"),
+        ({"data": {"new": {"name": "chain_sums"}}}, "did you mean 'chain_sum'"),
         ({"arms": [{"name": "x", "method": "ful", "learning_rates": [1]}]}, "did you mean 'full'"),
         (
             {"arms": [{"name": "x", "method": "control", "learning_rates": [1], "control": {"layers": 9}}]},

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from experiments.config import ConfigError, TaskConfig
+from experiments.config import ConfigError
+from experiments.data.items import Item, NewTask
+from experiments.data.rows import ChatDataset, Collator
+from experiments.data.sources import ReasoningGym
+from experiments.data.tokens import IGNORED, continuation_ids, end_of_turn, prompt_ids, reply_ids
 from experiments.models import shipped_folder
-from experiments.tasks import (
-    IGNORED,
-    ChatDataset,
-    Collator,
-    Item,
-    NewTask,
-    continuation_ids,
-    end_of_turn,
-    new_task,
-    prompt_ids,
-    reply_ids,
-)
 
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10 x 10 numbers, + or -: 200 questions
 
@@ -38,38 +31,39 @@ def plain_tokenizer() -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def task(train: int = 40, test: int = 20, seed: int = 0, **config: object) -> NewTask:
-    return new_task(TaskConfig(**config), train, test, seed)
+def train(count: int = 40, test: int = 20, seed: int = 0, **fields: object) -> list[Item]:
+    return list(itertools.islice(ReasoningGym(**fields).train(seed, test), count))
 
 
-class TestNewTask:
+def held_out(count: int = 20, seed: int = 0, **fields: object) -> NewTask:
+    return ReasoningGym(**fields).held_out(count, seed)
+
+
+class TestReasoningGym:
     def test_counts_and_disjoint_distinct_questions(self) -> None:
-        drawn = task(train=120, test=60, params=SMALL)  # nearly exhausts the space, so overlaps do occur in the draws
-        questions = [item.question for item in (*drawn.train, *drawn.test)]
-        assert (len(drawn.train), len(drawn.test)) == (120, 60)
-        assert len(set(questions)) == 180
+        # nearly exhausts the space, so overlaps do occur in the draws
+        items = [*train(120, 60, params=SMALL), *held_out(60, params=SMALL).test]
+        assert len({item.question for item in items}) == len(items) == 180
 
     def test_same_seed_same_items_other_seed_other_items(self) -> None:
-        assert task() == task()
-        assert task().test != task(seed=1).test
-        assert task().train != task(seed=1).train
+        assert train() == train() != train(seed=1)
+        assert held_out().test == held_out().test != held_out(seed=1).test
 
-    def test_more_training_items_leave_the_test_items_alone(self) -> None:
-        short, long = task(train=5, params=SMALL), task(train=100, params=SMALL)
-        assert short.test == long.test
+    def test_more_held_out_items_begin_with_the_fewer(self) -> None:
+        assert held_out(40, params=SMALL).test[:20] == held_out(20, params=SMALL).test
 
     def test_item_ids_are_distinct_and_stable(self) -> None:
-        assert len({item.id for item in task().test}) == 20
+        assert len({item.id for item in held_out().test}) == 20
         assert Item("1 + 1 =", "2").id == Item("1 + 1 =", "3").id != Item("1 + 2 =", "3").id
 
     def test_global_random_state_is_untouched(self) -> None:
         before = random.getstate(), torch.get_rng_state()
-        task()
+        train()
         assert random.getstate() == before[0]
         assert torch.equal(torch.get_rng_state(), before[1])
 
     def test_verifier_marks_answers(self) -> None:
-        drawn = task()
+        drawn = held_out()
         item = drawn.test[0]
         assert drawn.numeric
         assert drawn.correct(item.answer, item)
@@ -79,33 +73,33 @@ class TestNewTask:
 
     @pytest.mark.parametrize("name", ["letter_counting", "word_sorting", "leg_counting", "basic_arithmetic", "gcd"])
     def test_other_generators_accept_their_own_answers(self, name: str) -> None:
-        drawn = task(train=3, test=3, name=name)
+        drawn = held_out(3, name=name)
         assert all(drawn.correct(item.answer, item) for item in drawn.test)
         assert drawn.numeric == (name != "word_sorting")
 
     def test_unknown_task_names_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match=r"unknown task 'chain_sums': did you mean 'chain_sum'"):
-            task(name="chain_sums")
+            held_out(name="chain_sums")
 
     def test_unknown_parameter_names_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match=r"unknown parameter 'min_term': did you mean 'min_terms'"):
-            task(params={"min_term": 2})
+            held_out(params={"min_term": 2})
 
     @pytest.mark.parametrize("key", ["seed", "size"])
     def test_seed_and_size_are_not_parameters(self, key: str) -> None:
         with pytest.raises(ConfigError, match=f"unknown parameter '{key}'"):
-            task(params={key: 3})
+            held_out(params={key: 3})
 
     @pytest.mark.parametrize("params", [{"min_terms": 5, "max_terms": 2}, {"min_digits": "two"}, {"min_terms": 0}])
     def test_refused_parameters_are_shown(self, params: dict[str, object]) -> None:
-        with pytest.raises(ConfigError, match=r"task\.params of chain_sum: .*min_.* is refused by the generator"):
-            task(params=params)
+        with pytest.raises(ConfigError, match=r"params of chain_sum: .*min_.* is refused by the generator"):
+            held_out(params=params)
 
     def test_too_small_a_space_says_how_many_there_are(self) -> None:
-        with pytest.raises(ConfigError, match=r"300 training items were asked for, but only \d+ were found"):
-            task(train=300, test=20, params=SMALL)
-        with pytest.raises(ConfigError, match=r"300 test items were asked for, but only \d+ were found"):
-            task(train=3, test=300, params=SMALL)
+        with pytest.raises(ConfigError, match=r"only \d+ training items were found beside the 20 held out"):
+            train(300, params=SMALL)
+        with pytest.raises(ConfigError, match=r"only \d+ test items were found"):
+            held_out(300, params=SMALL)
 
 
 class TestTokens:
@@ -155,7 +149,7 @@ class TestTokens:
 
 class TestBatches:
     def test_order_depends_on_the_seed_alone(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        items = task().train
+        items = train()
         first, again, other = (ChatDataset(items, tokenizer, seed).items for seed in (0, 0, 1))
         assert first == again != other
         assert {item.id for item in first} == {item.id for item in other} == {item.id for item in items}

@@ -1,0 +1,1 @@
+"""Sources of data, their mixture, and the rows of token ids that every arm trains on."""
