@@ -197,6 +197,11 @@ mine = {k: v[rank::2] for k, v in batch.items()}
 model = expanded()
 if sys.argv[1] == "ddp":
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
+elif sys.argv[1] == "accelerate":
+    from accelerate import Accelerator
+    accelerator = Accelerator(cpu=True)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    assert accelerator.num_processes == 2 and wrapped is not model
 else:
     from torch.distributed.fsdp import fully_shard
     for layer in model.model.layers:
@@ -215,8 +220,9 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "accelerate"])
 def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
+    """FSDP is torch's own: accelerate's plugin shards on accelerators alone and falls back to DDP on a CPU."""
     script = tmp_path / "job.py"
     script.write_text(DISTRIBUTED)
     root = Path(__file__).parents[2]
