@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# two processes halve the time; a file's fixtures stay in one of them
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .PHONY: help quickstart test test-fast check lab ui setup clean
 
@@ -23,10 +25,10 @@ quickstart: $(STAMP) ## train a real LLM three ways and show what each forgot
 	@$(BIN)/python -m experiments.cli run experiments/configs/quickstart.yaml
 
 test: $(STAMP) ## all tests that can run on this machine, the slow tier included
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(STAMP) ## the unit tier alone
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(STAMP) ## lint, types, import directions
 	$(BIN)/ruff check .

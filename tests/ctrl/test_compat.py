@@ -220,6 +220,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "accelerate"])
 def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
     """FSDP is torch's own: accelerate's plugin shards on accelerators alone and falls back to DDP on a CPU."""

@@ -28,7 +28,8 @@ FEW += ["evaluation.perplexity_tokens=256"]
 @pytest.fixture(scope="module", autouse=True)
 def _all_cores() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    shared = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // shared))
     yield
     torch.set_num_threads(before)
 
