@@ -16,7 +16,6 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,9 @@ from transformers.utils import logging
 import ctrl
 from ctrl.divergence import masked_mean, mse
 from ctrl.interpolation import lerp
+from ctrl.model import require_expanded
 from experiments.config import ArmConfig
+from experiments.meter import PeakMemory
 from experiments.methods import METHODS
 from experiments.models import SHIPPED, Precision, device, load_base
 
@@ -160,14 +161,20 @@ def overhead_line(args: argparse.Namespace) -> str:
             (lerp(a, b, half).sum() + masked_mean(mse(a, b), mask)).backward()
 
     step = Step("control", args)
-    times = in_turn({"mix": mix, "step": step}, args.rounds)
-    with ctrl.diagnostics(step.model):
-        logged = in_turn({"step": step}, args.rounds)["step"]
-    plain = in_turn({"step": step}, args.rounds)["step"]
+    control = require_expanded(step.model).control
+    with ctrl.diagnostics(step.model) as log:
+        step()  # the change of the weights is measured in this one, then in every hundredth
+
+    def logged() -> None:
+        control.log = log
+        step()
+        control.log = None
+
+    times = in_turn({"mix": mix, "step": step, "logged": logged}, args.rounds)
     return (
         f"Interpolation and divergence, {LAYERS} layers, forward and backward: {1e3 * times['mix']:.0f} ms, "
         f"{100 * times['mix'] / times['step']:.1f} % of the control step. "
-        f"Diagnostics left on: {100 * (logged / plain - 1):+.1f} % of the step."
+        f"Diagnostics left on: {100 * (times['logged'] / times['step'] - 1):+.1f} % of the step."
     )
 
 
@@ -198,22 +205,15 @@ def memory_of(method: str) -> int:
 
 def peak_memory(method: str, args: argparse.Namespace) -> int:
     """Bytes at the peak of three steps above the process before the model is loaded (GPU: above nothing)."""
-    process, peak, stop = psutil.Process(), [0], threading.Event()
-    idle = process.memory_info().rss
-
-    def sample() -> None:
-        while not stop.wait(0.01):
-            peak[0] = max(peak[0], process.memory_info().rss)
-
+    idle = psutil.Process().memory_info().rss
     step = Step(method, args)
     step()  # optimizer state is made here; the peak of loading is not a step's
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    for _ in range(2):
+    with PeakMemory() as memory:
+        memory.begin()
         step()
-    stop.set()
-    thread.join()
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak[0] - idle
+        step()
+        memory.end()
+    return memory.peak if torch.cuda.is_available() else memory.peak - idle
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +27,39 @@ MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
 Batches = Iterable[Mapping[str, Tensor]]
 
 
+@overload
 def merge_back(
     model: nn.Module,
     alpha: float | Sequence[float] | None = None,
     batches: Batches | None = None,
     in_place: bool = False,
-) -> PreTrainedModel:
+    gap_on: None = None,
+) -> PreTrainedModel: ...
+@overload
+def merge_back(
+    model: nn.Module,
+    alpha: float | Sequence[float] | None = None,
+    batches: Batches | None = None,
+    in_place: bool = False,
+    *,
+    gap_on: Batches,
+) -> tuple[PreTrainedModel, MergeGap]: ...
+def merge_back(
+    model: nn.Module,
+    alpha: float | Sequence[float] | None = None,
+    batches: Batches | None = None,
+    in_place: bool = False,
+    gap_on: Batches | None = None,
+) -> PreTrainedModel | tuple[PreTrainedModel, MergeGap]:
     """Return a plain transformers model of the base class with alpha's share of the copies in its weights.
 
     alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
     attention_mask; the running average a per-token strategy needs), else sigmoid(theta). in_place: take the given
-    model apart instead of a copy of it (half the memory). Raises ConfigError where there is no merged form.
+    model apart instead of a copy of it (half the memory). gap_on: text on which both are compared; the result is then
+    (plain model, MergeGap). Raises ConfigError where there is no merged form.
     """
+    if in_place and gap_on is not None:
+        raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
     expanded: Any = require_expanded(model)
     _check_mergeable(expanded)
     alphas = _alphas(expanded, alpha, batches)
@@ -49,7 +70,8 @@ def merge_back(
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
     _strip(plain)
     _insert(plain, stacked)
-    return plain.requires_grad_(True)
+    plain.requires_grad_(True)
+    return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
 
 
 def merge_models(models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> PreTrainedModel:

@@ -33,10 +33,10 @@ def disturbed(seed: int = 5, **kwargs: object) -> PreTrainedModel:
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 def test_merged_is_plain_saves_and_reports_its_gap(tmp_path: Path, interpolation: str, structure: str) -> None:
     model = disturbed(interpolation=interpolation, structure=structure)
-    merged = ctrl.merge_back(model, batches=BATCHES)
+    merged, gap = ctrl.merge_back(model, batches=BATCHES, gap_on=BATCHES)
     assert type(merged) is type(tiny())
     assert "control" not in vars(merged)
-    gap = ctrl.merge_gap(model, merged, BATCHES)
+    assert gap == ctrl.merge_gap(model, merged, BATCHES)
     assert gap.tokens == int(MASK.sum())
     assert gap.kl > 0  # between the ends merging is an approximation
     assert gap.max_logit_difference > 0
@@ -105,6 +105,8 @@ def test_merge_back_leaves_the_expanded_model_alone_unless_in_place() -> None:
     before = model(IDS).logits
     ctrl.merge_back(model)
     assert torch.equal(model(IDS).logits, before)
+    with pytest.raises(ctrl.ConfigError, match="gap_on compares with the expanded model"):
+        ctrl.merge_back(model, in_place=True, gap_on=BATCHES)
     merged = ctrl.merge_back(model, in_place=True)
     assert merged is model
     assert type(model) is type(tiny())
