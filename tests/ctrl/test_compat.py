@@ -200,7 +200,8 @@ if sys.argv[1] == "ddp":
 elif sys.argv[1] == "accelerate":
     from accelerate import Accelerator
     accelerator = Accelerator(cpu=True)
-    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained))
     assert accelerator.num_processes == 2 and wrapped is not model
 else:
     from torch.distributed.fsdp import fully_shard
