@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
@@ -112,5 +113,5 @@ def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
 def _normal(text: str) -> str:
     text = " ".join(text.casefold().split()).rstrip(".")
     if NUMBER.fullmatch(text):
-        return f"{float(text.replace(',', '')):g}"
+        return str(Decimal(text.replace(",", "")).normalize())
     return text
