@@ -43,8 +43,8 @@ class SampledText(Finite):
 class BaseText(Source):
     """Text of the base model itself. A chat model writes the user's turn and then the reply to it; others plain text.
 
-    A turn of the user that is empty or was cut off is thrown away, so a little less than `number` may remain. The
-    sampling's seed is a field of its own: every seed of an experiment replays one sample, in another order.
+    Empty turns and questions that stand twice are thrown away, so a little less than `number` may remain. The seed of
+    the sampling is a field of its own: every seed of an experiment replays one sample, in another order.
     """
 
     source: Literal["self"] = "self"

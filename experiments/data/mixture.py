@@ -21,8 +21,8 @@ from experiments.section import ConfigError
 class ExperimentData:
     """The data section of a config, ready to use.
 
-    tasks: what the new task is measured on. collator: makes a batch of rows. base: gives the base model, and is called
-    only if a source has to sample it. cache: where sampled text is kept. Raises ConfigError for data that cannot be had.
+    tasks: what the new task is measured on. collator: makes a batch of rows. base: gives the base model; called only if
+    a source has to sample it. cache: where sampled text is kept. Raises ConfigError for data that cannot be had.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ExperimentData:
         ]
 
     def describe(self) -> list[dict[str, Any]]:
-        """One dict a source, for the records of a run: name, kind, digest, items (or "endless"), share of all tokens."""
+        """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens."""
         return [
             {
                 "name": part.source.label,

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.data.items import Item, Text
+from experiments.data.source import short_digest
 from experiments.data.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening
 from experiments.evaluation.suite import evaluating
 from experiments.models import Precision
@@ -21,19 +22,20 @@ if TYPE_CHECKING:
 def sample_chats(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BaseText, precision: str
 ) -> Iterator[Item]:
-    """Questions sampled behind the template's opening of a user turn, then a reply to each."""
+    """Questions sampled behind the template's opening of a user turn, then a reply to each that is not empty.
+
+    A question that was cut off is used as it is: it is a prompt, and the reply is the base's own reply to it.
+    """
     opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
     with evaluating(model, Precision(precision)):
         turns = _sample(model, tokenizer, [opening] * settings.number, settings, end, "questions")
-        texts = (_text(tokenizer, turn[:-1]) for turn in turns if turn[-1] == end)
+        texts = [_text(tokenizer, turn) for turn in turns]
         questions = list(dict.fromkeys(text for text in texts if text))
         prompts = [prompt_ids(tokenizer, question) for question in questions]
         replies = _sample(model, tokenizer, prompts, settings, end, "replies")
     for question, reply in zip(questions, replies, strict=True):
-        ended = reply[-1] == end
-        text = _text(tokenizer, reply[:-1] if ended else reply)
-        if text:
-            yield Item(question, text, ended=ended)
+        if text := _text(tokenizer, reply):
+            yield Item(question, text, ended=reply[-1] == end)
 
 
 def sample_texts(
@@ -45,10 +47,8 @@ def sample_texts(
     with evaluating(model, Precision(precision)):
         documents = _sample(model, tokenizer, [start] * settings.number, settings, end, "texts")
     for document in documents:
-        ended = document[-1] == end
-        text = _text(tokenizer, document[:-1] if ended else document)
-        if text:
-            yield Text(text, ended=ended)
+        if text := _text(tokenizer, document):
+            yield Text(text, ended=document[-1] == end)
 
 
 def _sample(
@@ -73,7 +73,7 @@ def _sample(
     )
     generate: Any = model.generate  # its stub says Tensor
     rows: list[list[int]] = []
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(int(short_digest(f"{what} {settings.seed}")[:8], 16))  # replies must not repeat questions' draws
     starts = range(0, len(prompts), settings.batch_size)
     for start in tqdm(starts, desc=f"sample {what}", unit="batch", leave=False, disable=None):
         texts = prompts[start : start + settings.batch_size]
