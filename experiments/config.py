@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
-from experiments.data.sources import ReasoningGym
+from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named
 from experiments.methods import METHODS
 from experiments.section import ConfigError, Section, nearest
 
@@ -24,16 +24,29 @@ SHIPPED = Path(__file__).parent / "configs"
 class DataConfig(Section):
     """What is learned, and how much of what was known is replayed. Shares are of tokens."""
 
-    new: tuple[ReasoningGym, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
-    old: tuple[ReasoningGym, ...] = Field((), description="what replay is drawn from: one source or a list")
+    new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
+    old: tuple[AnySource, ...] = Field((), description="what replay is drawn from: one source or a list")
     replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
     regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
-    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer items")
+    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
 
     @field_validator("new", "old", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, dict) else value
+        values = [value] if isinstance(value, dict) else value
+        return [named(one) for one in values] if isinstance(values, list | tuple) else values
+
+    @model_validator(mode="after")
+    def _mixture(self) -> DataConfig:
+        check_shares(self.new, "new")
+        check_shares(self.old, "old")
+        if any(source.source == "self" for source in self.new):
+            raise ValueError("new: source self is what the model can do already; it belongs under old")
+        if self.replay and not self.old:
+            raise ValueError(
+                f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
+            )
+        return self
 
     @property
     def label(self) -> str:
@@ -176,7 +189,9 @@ def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
     """The declared keys of the section that a fault's location points into."""
     section: Any = ExperimentConfig
     for part in loc:
-        if isinstance(part, str) and part in section.model_fields:
+        if part in SOURCES:
+            section = SOURCES[str(part)]
+        elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             section = getattr(annotation, "__args__", (annotation,))[0]
     return list(section.model_fields)

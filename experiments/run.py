@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import send_to_device
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
@@ -148,7 +149,7 @@ class Experiment:
         config = self.config
         model, self.tokenizer = load_base(config.base_model)
         _check_layers(config, model)
-        self.data = ExperimentData(config, self.tokenizer)
+        self.data = ExperimentData(config, self.tokenizer, lambda: model, self.folder.parents[1] / "cache")
         self.suite = Suite(config, self.tokenizer, self.data.tasks)
         replies, items_file = self.folder / "base" / "replies.json", self.folder / "base" / "items.jsonl"
         if replies.is_file():
@@ -187,7 +188,7 @@ class Experiment:
         for _ in range(3):
             start = time.perf_counter()
             with self.precision.autocast():
-                loss = model(**only_label_logits({k: v.to(model.device) for k, v in batch.items()})).loss
+                loss = model(**only_label_logits(send_to_device(batch, model.device))).loss
             loss.backward()
             times.append(time.perf_counter() - start)
         return min(times) * training.gradient_accumulation

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
@@ -15,16 +16,48 @@ Scorer = Callable[[str, dict[str, Any]], float]
 
 @dataclass(frozen=True)
 class Item:
-    """One question and its answer. metadata: what the generator's verifier wants besides."""
+    """One question and its answer.
+
+    solution: worked steps that lead to the answer; where there are any, training writes them before it. ended: False
+    for a reply that was cut off, which gets no end of turn. metadata: what the generator's verifier wants besides.
+    """
 
     question: str
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    solution: str = ""
+    ended: bool = True
 
     @property
     def id(self) -> str:
         """Twelve hex digits of the question's SHA-256: the same item has the same id in every run."""
-        return hashlib.sha256(self.question.encode()).hexdigest()[:12]
+        return hash_id(self.question)
+
+    @property
+    def reply(self) -> str:
+        """What a model is trained to say: the worked solution, if there is one, and the answer as its last line."""
+        return f"{self.solution}\nAnswer: {self.answer}" if self.solution else self.answer
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document. group: what is held out as a whole (a module); ended: False where its end was cut off."""
+
+    text: str
+    group: str = ""
+    ended: bool = True
+
+    @property
+    def id(self) -> str:
+        """Twelve hex digits of the SHA-256 of the group, or of the text where it stands alone."""
+        return hash_id(self.group or self.text)
+
+
+Example = Item | Text
+
+
+def hash_id(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -34,6 +67,11 @@ class NewTask:
     name: str
     test: tuple[Item, ...]
     scorer: Scorer = field(compare=False, repr=False)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of the items that must not be trained on."""
+        return frozenset(item.id for item in self.test)
 
     @functools.cached_property
     def numeric(self) -> bool:
@@ -46,3 +84,34 @@ class NewTask:
             return False
         entry = {"question": item.question, "answer": item.answer, "metadata": dict(item.metadata)}
         return self.scorer(answer, entry) >= 1.0
+
+
+@dataclass(frozen=True)
+class NewText:
+    """Documents to measure a new kind of text on, as nats per token.
+
+    groups: ids of whole groups (modules) that are held out, where documents are split by group.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    groups: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of the documents that must not be trained on."""
+        return self.groups or frozenset(hash_id(document) for document in self.documents)
+
+
+def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
+    """1.0 if a reply, or its last line, is the answer; case, spaces, thousands commas and a final stop do not count."""
+    lines = [line for line in answer.splitlines() if line.strip()] or [""]
+    wanted = _normal(str(entry["answer"]))
+    return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix("Answer:"))))
+
+
+def _normal(text: str) -> str:
+    text = " ".join(text.casefold().split()).rstrip(".")
+    if NUMBER.fullmatch(text):
+        return str(Decimal(text.replace(",", "")).normalize())
+    return text

@@ -2,29 +2,123 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ArmConfig, ExperimentConfig
-from experiments.data.rows import ChatDataset, Collator
+from experiments.data.items import NewTask, NewText
+from experiments.data.rows import Encoder, PackedCollator, PaddingCollator
+from experiments.data.source import Source, Workshop
+from experiments.data.stream import Mixture, Part, Rows
+from experiments.models import load_base
+from experiments.section import ConfigError
 
 
 class ExperimentData:
     """The data section of a config, ready to use.
 
-    tasks: what the new task is measured on. collator: makes a batch of rows.
+    tasks: what the new task is measured on. collator: makes a batch of rows. base: gives the base model; called only if
+    a source has to sample it. cache: where sampled text is kept. Raises ConfigError for data that cannot be had.
     """
 
-    def __init__(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self.tasks = tuple(s.held_out(config.evaluation.new_items, config.seed) for s in config.data.new)
-        self.collator = Collator(tokenizer)
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        base: Callable[[], PreTrainedModel] | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self.config, self.tokenizer, data = config, tokenizer, config.data
+        self.encoder = Encoder(tokenizer, data.regime, data.length)
+        self.collator: Any = PackedCollator() if data.regime == "cpt" else PaddingCollator(tokenizer)
+        _check_old(config)
+        held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
+        self.taken = frozenset[str]().union(*(task.ids for task in held_out))
+        self.tasks = tuple(self._cut(task) for task in held_out)
+        workshop = Workshop(
+            tokenizer,
+            base or (lambda: load_base(config.base_model)[0]),
+            config.base_model,
+            config.precision,
+            cache or Path("mlruns") / "cache",
+        )
+        self.new = data.new
+        self.old: tuple[Source, ...] = ()
+        if any(_replay(config, arm) for arm in config.arms):
+            self.old = tuple(source.ready(workshop) for source in data.old)
 
-    def rows(self, arm: ArmConfig) -> ChatDataset:
+    def rows(self, arm: ArmConfig) -> Rows:
         """The rows of an arm, in the order in which they are trained on."""
-        training, evaluation = self.config.training, self.config.evaluation
+        training = self.config.training
         count = training.steps * training.batch_size * training.gradient_accumulation
-        (source,) = self.config.data.new
-        items = list(itertools.islice(source.train(self.config.seed, evaluation.new_items), count))
-        return ChatDataset(items, self.tokenizer, self.config.seed)
+        parts = self._parts(_replay(self.config, arm))
+        return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), count)
+
+    def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
+        """What the arm's rows really took from each source.
+
+        One dict a source: name, replayed, share (of all tokens) beside the share asked for, tokens, pieces, examples,
+        epochs (times the source was begun), left_out (chats longer than data.length). Reads all rows once more.
+        """
+        rows = self.rows(arm)
+        drawn = rows.drawn()
+        total = sum(one.tokens for one in drawn)
+        return [
+            {
+                "name": part.source.label,
+                "replayed": part.replayed,
+                "asked": part.share,
+                "share": one.tokens / total,
+                **dataclasses.asdict(one),
+            }
+            for part, one in zip(rows.mixture.parts, drawn, strict=True)
+        ]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens."""
+        return [
+            {
+                "name": part.source.label,
+                "kind": part.source.source,
+                "digest": part.source.digest(),
+                "items": "endless" if part.source.size is None else part.source.size,
+                "share": part.share,
+                "replayed": part.replayed,
+            }
+            for part in self._parts(self.config.data.replay)
+        ]
+
+    def _parts(self, replay: float) -> list[Part]:
+        new = [Part(source, (1 - replay) * source.share, False) for source in self.new]
+        return new + [Part(source, replay * source.share, True) for source in self.old]
+
+    def _cut(self, task: NewTask | NewText) -> NewTask | NewText:
+        """Held-out documents are measured on their first `length` tokens: some are books."""
+        if isinstance(task, NewTask):
+            return task
+        cut = tuple(_begin(self.tokenizer, document, self.config.data.length) for document in task.documents)
+        return dataclasses.replace(task, documents=cut)
+
+
+def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
+    """The first `tokens` tokens of a text, as text."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens]))
+
+
+def _replay(config: ExperimentConfig, arm: ArmConfig) -> float:
+    return config.data.replay if arm.replay is None else arm.replay
+
+
+def _check_old(config: ExperimentConfig) -> None:
+    """Raises ConfigError for an arm that replays where nothing is given to replay."""
+    for arm in config.arms:
+        if arm.replay and not config.data.old:
+            raise ConfigError(
+                f"arm {arm.name!r}: replay={arm.replay:g} needs something to replay: write data.old, for example "
+                "old: {source: self}"
+            )

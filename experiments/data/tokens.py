@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from experiments.section import ConfigError
 
 IGNORED = -100  # label of tokens that carry no loss
+DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
@@ -54,6 +55,25 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no token that ends a reply: set its eos_token")
     return int(tokenizer.eos_token_id)
+
+
+def user_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the chat template writes before a user's words: a model that goes on from there writes them itself."""
+    marker = "@@question@@"
+    text = str(tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False))
+    return list(tokenizer(text.partition(marker)[0], add_special_tokens=False)["input_ids"])
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token between documents. Chat models often name the end of a turn as their eos: the base's own comes first.
+
+    Raises ConfigError where there is none.
+    """
+    known = tokenizer.get_vocab()
+    for token in DOCUMENT_ENDS:
+        if token in known:
+            return int(known[token])
+    return end_of_turn(tokenizer) if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

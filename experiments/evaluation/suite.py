@@ -110,7 +110,7 @@ class Suite:
 
     def _answered(self, task: NewTask, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
         questions = [item.question for item in task.test]
-        most = ROOM + max(len(reply_ids(self.tokenizer, item.question, item.answer)) for item in task.test)
+        most = ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
         replies = generate_replies(model, self.tokenizer, questions, most, advance=advance)
         for item, reply in zip(task.test, replies, strict=True):
             answer = parse_answer(reply, task.numeric)

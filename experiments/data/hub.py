@@ -1,0 +1,80 @@
+"""Datasets of the Hugging Face `datasets` library, by name or local folder."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from experiments.data.columns import Columns
+from experiments.data.items import Example, NewTask, NewText
+from experiments.data.source import measured, short_digest
+from experiments.section import ConfigError
+
+BUFFER = 1000  # rows that a streamed dataset is shuffled within
+
+
+class HuggingFace(Columns):
+    """A dataset by its Hugging Face name, or a local folder that `datasets` reads, with its columns.
+
+    streaming: rows are read as they are needed and shuffled within a buffer of 1,000; nothing is stored on disk.
+    """
+
+    source: Literal["huggingface"] = "huggingface"
+    name: str
+    subset: str | None = Field(None, description="configuration of the dataset")
+    split: str = "train"
+    revision: str | None = Field(None, description="commit or tag; without it, the newest, which may change")
+    streaming: bool = False
+
+    @property
+    def label(self) -> str:
+        return self.name.rstrip("/").rpartition("/")[2]
+
+    @property
+    def size(self) -> int | None:
+        return None if self.streaming else len(self._load())
+
+    def digest(self) -> str:
+        """Of the content where `datasets` knows it (its fingerprint), else of name, revision and split."""
+        return short_digest(super().digest(), "" if self.streaming else self._load()._fingerprint)
+
+    def held_out(self, count: int, seed: int) -> NewTask | NewText:
+        found: dict[str, Example] = {}
+        for example in self._rows(self._order(-1, seed)):
+            if len(found) == count:
+                break
+            found.setdefault(example.id, example)
+        if len(found) < count:
+            raise ConfigError(
+                f"source {self.label} has {len(found)} distinct rows, but {count} are to be held out: lower "
+                "evaluation.new_items"
+            )
+        return measured(self.label, list(found.values()))
+
+    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
+        return (example for example in self._rows(self._order(number, seed)) if example.id not in taken)
+
+    def _order(self, number: int, seed: int) -> Any:
+        order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
+        loaded = self._load()
+        return loaded.shuffle(seed=order, buffer_size=BUFFER) if self.streaming else loaded.shuffle(seed=order)
+
+    def _rows(self, rows: Any) -> Iterator[Example]:
+        place = f"dataset {self.name}, split {self.split}"
+        return itertools.starmap(self.example, ((row, place) for row in rows))
+
+    def _load(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(
+                self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
+            )
+        except Exception as error:  # the library raises a dozen kinds, from ValueError to its own HTTP errors
+            raise ConfigError(
+                f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
+                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
+            ) from error

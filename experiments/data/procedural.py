@@ -1,0 +1,105 @@
+"""Procedural tasks: any generator of reasoning_gym, by name and parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ctrl.errors import unknown_name
+from experiments.data.items import Example, Item, NewTask
+from experiments.data.source import Source, short_digest
+from experiments.section import ConfigError
+
+CHUNK = 100_000  # indices drawn from one generator; some make a list as long as their size at once
+PATIENCE = 2000  # draws without a new question before the task counts as exhausted
+FINAL = re.compile(r"\n?####.*\s*$")  # the last line of gsm_symbolic's worked answers
+
+
+class ReasoningGym(Source):
+    """A procedural generator of reasoning_gym by name, with its own parameters.
+
+    Questions are distinct and do not end, unless the parameters allow only a few; an exhausted task is an error.
+    """
+
+    source: Literal["reasoning_gym"] = "reasoning_gym"
+    name: str = "chain_sum"
+    params: dict[str, Any] = Field(default_factory=dict)
+    worked: bool = Field(True, description="train on the worked answer, where the generator gives one (gsm_symbolic)")
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def digest(self) -> str:
+        return short_digest(super().digest(), importlib.metadata.version("reasoning_gym"))
+
+    def held_out(self, count: int, seed: int) -> NewTask:
+        make = _generators(self)
+        items = itertools.islice(self._distinct(make, "test", seed, frozenset()), count)
+        return NewTask(self.name, tuple(items), make("test", seed, 0).score_answer)
+
+    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
+        return self._distinct(_generators(self), "train", seed, taken)
+
+    def _distinct(
+        self, make: Callable[[str, int, int], Any], part: str, seed: int, taken: frozenset[str]
+    ) -> Iterator[Item]:
+        """Items with distinct questions outside `taken`. Raises ConfigError after 2,000 draws without a new one."""
+        seen, since = set(taken), 0
+        for chunk in itertools.count():
+            generator = make(part, seed, chunk)
+            for index in range(CHUNK):
+                item = self._item(generator[index])
+                since += 1
+                if item.id not in seen:
+                    seen.add(item.id)
+                    since = 0
+                    yield item
+                elif since > PATIENCE:
+                    kind = "training" if part == "train" else part
+                    raise ConfigError(
+                        f"task {self.name} has too few distinct questions: only {len(seen) - len(taken)} {kind} items "
+                        f"were found beside the {len(taken)} held out. Widen its params, or ask for fewer steps or "
+                        "evaluation.new_items"
+                    )
+
+    def _item(self, entry: dict[str, Any]) -> Item:
+        worked = str(entry["metadata"].get("answer_cot", "")) if self.worked else ""
+        return Item(entry["question"], str(entry["answer"]), entry["metadata"], FINAL.sub("", worked).strip())
+
+
+def _generators(config: ReasoningGym) -> Callable[[str, int, int], Any]:
+    """(part, seed, chunk) -> generator. Raises ConfigError for an unknown task or parameter."""
+    from reasoning_gym.factory import DATASETS  # seconds to import
+
+    if config.name not in DATASETS:
+        raise ConfigError(f"data, name: {unknown_name('task', config.name, sorted(DATASETS))}")
+    dataset_class, config_class = DATASETS[config.name]
+    own = ("seed", "size")
+    known = [f.name for f in dataclasses.fields(config_class) if f.name not in own]
+    wrong = [unknown_name("parameter", key, known) for key in config.params if key not in known]
+    if wrong:
+        raise ConfigError(f"data, params of {config.name}: " + "; ".join(wrong))
+
+    def make(part: str, seed: int, chunk: int) -> Any:
+        # Generators add the index to the seed, so neighbouring seeds share items: these lie far apart.
+        name = f"{part} {seed} {chunk}" if chunk else f"{part} {seed}"
+        start = random.Random(name).randrange(2**30)
+        try:
+            settings = config_class(**config.params, seed=start, size=CHUNK)
+            settings.validate()
+            return dataset_class(settings)
+        except (AssertionError, TypeError, ValueError, KeyError) as error:
+            reason = str(error) or type(error).__name__
+            raise ConfigError(
+                f"data, params of {config.name}: {config.params} is refused by the generator: {reason}"
+            ) from error
+
+    return make

@@ -1,0 +1,122 @@
+"""Tasks of reasoning_gym: distinct questions, held-out ones apart, verifiers, worked answers, errors."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from experiments.config import ConfigError
+from experiments.data.items import Item, NewTask
+from experiments.data.procedural import CHUNK, ReasoningGym
+from experiments.evaluation.generation import parse_answer
+
+SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10 x 10 numbers, + or -: 200 questions
+
+
+def train(count: int = 40, test: int = 20, seed: int = 0, **fields: object) -> list[Item]:
+    source = ReasoningGym(**fields)
+    taken = source.held_out(test, seed).ids
+    return [item for item in itertools.islice(source.epoch(0, seed, taken), count) if isinstance(item, Item)]
+
+
+def held_out(count: int = 20, seed: int = 0, **fields: object) -> NewTask:
+    return ReasoningGym(**fields).held_out(count, seed)
+
+
+class TestReasoningGym:
+    def test_counts_and_disjoint_distinct_questions(self) -> None:
+        # nearly exhausts the space, so overlaps do occur in the draws
+        items = [*train(120, 60, params=SMALL), *held_out(60, params=SMALL).test]
+        assert len({item.question for item in items}) == len(items) == 180
+
+    def test_same_seed_same_items_other_seed_other_items(self) -> None:
+        assert train() == train() != train(seed=1)
+        assert held_out().test == held_out().test != held_out(seed=1).test
+
+    def test_more_held_out_items_begin_with_the_fewer(self) -> None:
+        assert held_out(40, params=SMALL).test[:20] == held_out(20, params=SMALL).test
+
+    def test_item_ids_are_distinct_and_stable(self) -> None:
+        assert len({item.id for item in held_out().test}) == 20
+        assert Item("1 + 1 =", "2").id == Item("1 + 1 =", "3").id != Item("1 + 2 =", "3").id
+
+    def test_global_random_state_is_untouched(self) -> None:
+        before = random.getstate(), torch.get_rng_state()
+        train()
+        assert random.getstate() == before[0]
+        assert torch.equal(torch.get_rng_state(), before[1])
+
+    def test_verifier_marks_answers(self) -> None:
+        drawn = held_out()
+        item = drawn.test[0]
+        assert drawn.numeric
+        assert drawn.correct(item.answer, item)
+        assert drawn.correct(f"{item.answer}.0", item)
+        assert not drawn.correct(str(int(item.answer) + 1), item)
+        assert not drawn.correct(None, item)
+
+    @pytest.mark.parametrize("name", ["letter_counting", "word_sorting", "leg_counting", "basic_arithmetic", "gcd"])
+    def test_other_generators_accept_their_own_answers(self, name: str) -> None:
+        drawn = held_out(3, name=name)
+        assert all(drawn.correct(item.answer, item) for item in drawn.test)
+        assert drawn.numeric == (name != "word_sorting")
+
+    def test_unknown_task_names_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match=r"unknown task 'chain_sums': did you mean 'chain_sum'"):
+            held_out(name="chain_sums")
+
+    def test_unknown_parameter_names_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match=r"unknown parameter 'min_term': did you mean 'min_terms'"):
+            held_out(params={"min_term": 2})
+
+    @pytest.mark.parametrize("key", ["seed", "size"])
+    def test_seed_and_size_are_not_parameters(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=f"unknown parameter '{key}'"):
+            held_out(params={key: 3})
+
+    @pytest.mark.parametrize("params", [{"min_terms": 5, "max_terms": 2}, {"min_digits": "two"}, {"min_terms": 0}])
+    def test_refused_parameters_are_shown(self, params: dict[str, object]) -> None:
+        with pytest.raises(ConfigError, match=r"params of chain_sum: .*min_.* is refused by the generator"):
+            held_out(params=params)
+
+    def test_too_small_a_space_says_how_many_there_are(self) -> None:
+        with pytest.raises(ConfigError, match=r"only \d+ training items were found beside the 20 held out"):
+            train(300, params=SMALL)
+        with pytest.raises(ConfigError, match=r"only \d+ test items were found"):
+            held_out(300, params=SMALL)
+
+    def test_generators_that_list_their_tasks_beforehand_start_at_once(self) -> None:
+        # these draw one choice per index when they are made: 2^30 of them would fill the memory
+        assert len(train(3, 2, name="list_functions")) == len(train(3, 2, name="gsm_symbolic")) == 3
+
+    def test_chunks_follow_one_another(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("experiments.data.procedural.CHUNK", 5)
+        few = train(23)
+        assert len({item.id for item in few}) == 23
+        assert few[:5] == train(5)
+        monkeypatch.undo()
+        assert CHUNK > 1000
+        assert few[:5] == train(5)
+        assert few != train(23)
+
+
+class TestWorkedAnswers:
+    def test_reply_is_the_worked_answer_and_the_verifier_accepts_what_is_read_from_it(self) -> None:
+        drawn = held_out(60, name="gsm_symbolic")
+        for item in drawn.test:
+            lines = item.reply.splitlines()
+            assert len(lines) > 1
+            assert lines[-1] == f"Answer: {item.answer}"
+            assert "####" not in item.reply
+            assert drawn.correct(parse_answer(item.reply, drawn.numeric), item)
+
+    def test_without_it_the_reply_is_the_answer(self) -> None:
+        bare = held_out(5, name="gsm_symbolic", worked=False)
+        assert [item.reply for item in bare.test] == [item.answer for item in bare.test]
+        assert [i.id for i in bare.test] == [i.id for i in held_out(5, name="gsm_symbolic").test]
+
+    def test_a_generator_without_worked_answers_trains_on_the_answer(self) -> None:
+        assert all(item.reply == item.answer for item in train(5))
