@@ -32,10 +32,11 @@ from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
 from experiments.config import ArmConfig
 from experiments.meter import PeakMemory
-from experiments.methods import METHODS
+from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base
 
 LAYERS = 8
+METHODS = ("full", "partial", "control")
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ class Step:
     def __init__(self, method: str, args: argparse.Namespace) -> None:
         self.precision = Precision("auto")
         arm = ArmConfig(name=method, method=method, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=LAYERS))
-        self.model = METHODS[method](load_base(args.model)[0], arm).train()
+        self.model = arm.build().prepare(load_base(args.model)[0], Setting(arm)).train()
         self.precision.hold_frozen(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)

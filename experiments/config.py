@@ -16,7 +16,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ctrl import ControlConfig
 from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named
 from experiments.evaluation.evaluate import SUITES
-from experiments.methods import METHODS
+from experiments.methods import METHODS, Method
+from experiments.methods.tuning import Control
+from experiments.schedules import SCHEDULES
 from experiments.section import ConfigError, Section, nearest
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -62,10 +64,33 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
     gradient_accumulation: int = Field(1, ge=1)
     warmup_steps: int = Field(5, ge=0)
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    schedule: str = Field("constant_with_warmup", description="a name in experiments.schedules.SCHEDULES")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
+    constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
+    cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
+    anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str) -> str:
+        if value not in SCHEDULES:
+            raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _phases(self) -> TrainingConfig:
+        used = self.warmup_steps + round((self.cooldown_share + self.anneal_share) * self.steps)
+        if self.schedule == "infinite" and used > self.steps:
+            raise ValueError(
+                f"schedule 'infinite' has no room: warmup_steps={self.warmup_steps}, cooldown_share="
+                f"{self.cooldown_share:g} and anneal_share={self.anneal_share:g} need {used} of {self.steps} steps"
+            )
+        if self.schedule == "infinite" and not self.min_lr_ratio:
+            raise ValueError("schedule 'infinite' anneals exponentially: min_lr_ratio must be above 0, but got 0")
+        return self
 
 
 class EvaluationConfig(Section):
@@ -99,6 +124,19 @@ class ArmConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own fields")
     replay: float | None = Field(None, ge=0, lt=1, description="this arm's data.replay, if it is not the experiment's")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _structure(cls, values: Any) -> Any:
+        """Methods stack and hybrid are control with that structure."""
+        cls_of_method = METHODS.get(values.get("method")) if isinstance(values, dict) else None
+        if cls_of_method is None or not issubclass(cls_of_method, Control) or cls_of_method.structure is None:
+            return values
+        control, name = values.get("control") or {}, cls_of_method.structure
+        control = control if isinstance(control, dict) else control.to_dict()
+        if control.get("structure", name) not in (name, "concat"):
+            raise ValueError(f"method {name!r} has structure {name!r}, but control.structure={control['structure']!r}")
+        return {**values, "control": {**control, "structure": name}}
+
     @field_validator("control", mode="before")
     @classmethod
     def _control(cls, value: Any) -> Any:
@@ -110,6 +148,20 @@ class ArmConfig(Section):
         if value not in METHODS:
             raise ValueError(f"unknown method {value!r}: {nearest(value, METHODS)}")
         return value
+
+    @model_validator(mode="after")
+    def _options(self) -> ArmConfig:
+        self.build()
+        return self
+
+    def build(self) -> Method:
+        """The method with this arm's options. Raises ValueError naming an unknown or wrong option."""
+        method = METHODS[self.method]
+        try:
+            return method.model_validate(self.options)
+        except ValidationError as error:
+            faults = [_option_fault(self.method, method, fault) for fault in error.errors()]
+            raise ValueError("; ".join(faults)) from None
 
 
 class ExperimentConfig(Section):
@@ -175,6 +227,14 @@ def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentCo
     except ValidationError as error:
         faults = [_describe(fault) for fault in error.errors() if fault["type"] != "too_short" or not fault["input"]]
         raise ConfigError(f"{source}:\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+
+
+def _option_fault(name: str, method: type[Method], fault: Any) -> str:
+    option = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = nearest(option, method.model_fields) if method.model_fields else "it has none"
+        return f"unknown option {option!r} of method {name!r}: {known}"
+    return f"option {option} of method {name!r}: {fault['msg']} (got {fault['input']!r})"
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

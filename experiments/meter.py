@@ -74,6 +74,13 @@ class Meter(TrainerCallback):
     def __init__(self) -> None:
         self.tokens, self.seconds, self.begun = 0, 0.0, 0.0
         self.memory = PeakMemory()
+        self._last = (0, 0.0)
+
+    def rates(self) -> dict[str, float]:
+        """tokens_seen: of all steps so far; tokens_per_s: of the steps since the last call."""
+        tokens, seconds = self.tokens - self._last[0], self.seconds - self._last[1]
+        self._last = (self.tokens, self.seconds)
+        return {"tokens_seen": float(self.tokens), "tokens_per_s": tokens / seconds} if seconds > 0 else {}
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.memory.begin()
@@ -91,3 +98,4 @@ class Meter(TrainerCallback):
     def load(self, folder: Path) -> None:
         values = json.loads((folder / METER).read_text())
         self.tokens, self.seconds, self.memory.peak = values["tokens"], values["seconds"], values["peak"]
+        self._last = (self.tokens, self.seconds)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import ctrl
 from experiments.config import ExperimentConfig, load_config
 from experiments.evaluation.generation import generate_replies
 from experiments.evaluation.suite import evaluating
+from experiments.methods.saving import load_onto
 from experiments.models import Precision, load_base
 
 
@@ -24,10 +23,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
         raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
     base, _ = load_base(config.base_model)
-    if (trained / "control_config.json").is_file():
-        return ctrl.load(base, trained)
-    base.load_state_dict(load_file(trained / "model.safetensors"), strict=False)
-    return base
+    return load_onto(base, trained)
 
 
 def replies(

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate.utils import send_to_device
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
@@ -26,14 +25,15 @@ from ctrl.structure import decoder_layers, place
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
 from experiments.evaluation.evaluate import Evaluation
-from experiments.methods import METHODS
+from experiments.methods import Batch, Setting
+from experiments.methods.old import own_text, replayed_batches, text_batches
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
 from experiments.report import markdown_table, write_report
 from experiments.scorecard import scorecard
 from experiments.summary import with_interval
 from experiments.tracking import Run, Tracker
-from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, save_trained, train_arm
+from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
 HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 
@@ -179,19 +179,41 @@ class Experiment:
         self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")
 
     def _probe(self, arm: ArmConfig) -> float:
-        model = METHODS[arm.method](load_base(self.config.base_model)[0], arm).train()
+        method, setting = arm.build(), self._setting(arm)
+        model = method.prepare(load_base(self.config.base_model)[0], setting).train()
         self.precision.hold_frozen(model)
+        method.begin(model, setting)
         training = self.config.training
         rows = self.data.rows(arm)
         batch = self.data.collator([rows[i] for i in range(min(training.batch_size, len(rows)))])
+        batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        marked = only_label_logits(batch)
+        inputs = {k: v for k, v in marked.items() if k != "replayed"}
         times = []
         for _ in range(3):
             start = time.perf_counter()
             with self.precision.autocast():
-                loss = model(**only_label_logits(send_to_device(batch, model.device))).loss
-            loss.backward()
+                out = model(**inputs)
+            penalty = method.penalty(model, marked, out, None)
+            (out.loss if penalty is None else out.loss + penalty).backward()
             times.append(time.perf_counter() - start)
         return min(times) * training.gradient_accumulation
+
+    def _setting(self, arm: ArmConfig) -> Setting:
+        return Setting(arm, self.config.seed, self.precision, lambda count: self._old(arm, count))
+
+    def _old(self, arm: ArmConfig, count: int) -> list[Batch]:
+        """Batches of what the base is to keep: rows of data.old, or where there is none, text that the base writes."""
+        config = self.config
+        size = config.training.batch_size
+        if config.data.old:
+            share = config.data.replay if arm.replay is None else arm.replay
+            rows = self.data.rows(arm if share else arm.model_copy(update={"replay": 0.5}))
+            return replayed_batches(rows, self.data.collator, size, count)
+        texts = own_text(
+            lambda: load_base(config.base_model)[0], self.tokenizer, size * count, config.seed, self.folder / "base"
+        )
+        return text_batches(texts, self.tokenizer, size)
 
     def _arm(self, arm: ArmConfig, lr: float, parent: Run) -> ArmResult:
         """Train and evaluate one arm at one learning rate, or read its result. A failing arm does not stop others."""
@@ -229,7 +251,11 @@ class Experiment:
 
     def _train(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
         folder = self._arm_folder(arm, lr)
-        model = METHODS[arm.method](load_base(self.config.base_model)[0], arm)
+        method, setting = arm.build(), self._setting(arm)
+        base = load_base(self.config.base_model)[0]
+        base_parameters = base.num_parameters()
+        model = method.prepare(base, setting)
+        added = sum(p.numel() for p in model.parameters()) - base_parameters
 
         def measure(step: int, model: PreTrainedModel) -> None:
             records = self.suite.evaluate(model, self.precision)
@@ -241,17 +267,19 @@ class Experiment:
 
         result.cost = train_arm(
             self.config,
-            arm,
+            setting,
+            method,
             lr,
             model,
             self.data.rows(arm),
             self.data.collator,
-            self.precision,
             folder / "checkpoints",
             measure,
             run.log_metrics_at,
         )
-        save_trained(model, folder / "trained")
+        result.cost["added_parameters"] = float(added)
+        with method.evaluated(model):
+            method.save(model, folder / "trained")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
@@ -300,10 +328,15 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
-    """Fail before anything is measured if an arm asks for layers that the model does not have."""
+    """Fail before anything is measured if an arm asks for layers or rows that are not there."""
     faults = []
     for arm in config.arms:
-        if arm.method != "full":
+        replay = config.data.replay if arm.replay is None else arm.replay
+        if arm.build().needs_replay and not (replay and config.data.old):
+            faults.append(
+                f"arm {arm.name!r}: its options need replayed rows: give data.old, and data.replay or its replay"
+            )
+        if arm.build().places_layers:
             try:
                 place(arm.control.layers, len(decoder_layers(model)))
             except ctrl.ConfigError as error:
@@ -313,7 +346,8 @@ def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
 
 
 def _arm_params(arm: ArmConfig, lr: float) -> dict[str, Any]:
-    return {"arm": arm.name, "method": arm.method, "learning_rate": lr, "control": arm.control.to_dict()}
+    params = {"arm": arm.name, "method": arm.method, "learning_rate": lr, "control": arm.control.to_dict()}
+    return {**params, "options": arm.build().model_dump(mode="json"), "replay": arm.replay}
 
 
 def _reason(error: BaseException) -> str:

@@ -16,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from ctrl.model import ControlModel
-from ctrl.saving import save, trained_names
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig, TrainingConfig
+from experiments.layers import LayerFigures
 from experiments.meter import Meter
+from experiments.methods import Method, Setting
 from experiments.models import Precision
 from experiments.records import write_json
+from experiments.schedules import SCHEDULES
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
 # what torch.save says when the disk is full; it has no error number
 TORCH_WRITE_FAULTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
+METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint
 
 
 class ArmFailed(RuntimeError):
@@ -39,24 +43,48 @@ class ArmFailed(RuntimeError):
 
 
 class ArmTrainer(Trainer):
-    """Trainer that keeps the data's order, stops at a NaN and notes the parts of the loss."""
+    """Trainer that keeps the data's order, adds the method's penalty, stops at a NaN and notes the parts of the loss."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, method: Method, training: TrainingConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.parts: dict[str, float] = {}
+        self.method, self.training_config = method, training
+        self.parts: dict[str, Tensor] = {}
+        self.layers = LayerFigures(self.model)
         self.meter = Meter()
         self.add_callback(self.meter)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is the dataset's, for every arm
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            schedule = SCHEDULES[self.training_config.schedule]
+            self.lr_scheduler = schedule(optimizer or self.optimizer, self.training_config)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def compute_loss(  # type: ignore[override]
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
     ) -> Any:
         self.meter.tokens += real_tokens(inputs)
-        loss, out = super().compute_loss(model, only_label_logits(inputs), return_outputs=True, **kwargs)
-        if getattr(out, "divergence", None) is not None:
-            self.parts = {"lm_loss": out.lm_loss.item(), "divergence": out.divergence.item()}
+        inputs = dict(inputs)
+        replayed = inputs.pop("replayed", None)
+        batch = only_label_logits(inputs)
+        with self.layers.noting():
+            loss, out = super().compute_loss(
+                model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        total = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        marked = batch if replayed is None else {**batch, "replayed": replayed}
+        penalty = self.method.penalty(model, marked, out, total)
+        self._note(loss, out, penalty, total)
+        if penalty is not None:
+            loss = loss + penalty
         if not torch.isfinite(loss):
             raise ArmFailed(
                 f"loss became {loss.item()} at step {self.state.global_step + 1}: lower the learning rate "
@@ -64,9 +92,22 @@ class ArmTrainer(Trainer):
             )
         return (loss, out) if return_outputs else loss
 
+    def _note(self, loss: Tensor, out: Any, penalty: Tensor | None, total: Any) -> None:
+        """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
+        divergence = getattr(out, "divergence", None)
+        parts = {"lm_loss": loss if divergence is None else out.lm_loss, "divergence": divergence, "penalty": penalty}
+        if divergence is None and penalty is None:
+            return
+        weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps
+        for name, value in parts.items():
+            if value is not None:
+                self.parts[name] = self.parts.get(name, 0.0) + weight * value.detach().float()
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            logs = {**logs, **self.parts}
+            parts = {name: value.item() for name, value in self.parts.items()}
+            logs = {**logs, **parts, **self.layers.take(), **self.meter.rates()}
+            self.parts = {}
         super().log(logs, *args, **kwargs)
 
 
@@ -89,21 +130,25 @@ def real_tokens(inputs: dict[str, Any]) -> int:
 
 
 class Evaluate(TrainerCallback):
-    """Every `every` steps: measure, then checkpoint. `measure` gets the step and the model."""
+    """After each step the method's turn; every `every` steps: measure, then checkpoint."""
 
-    def __init__(self, every: int, save_every: int, measure: Measure, meter: Meter) -> None:
-        self.every, self.save_every, self.measure, self.meter = every, save_every, measure, meter
+    def __init__(self, every: int, save_every: int, measure: Measure, meter: Meter, method: Method) -> None:
+        self.every, self.save_every, self.measure, self.meter, self.method = every, save_every, measure, meter, method
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps
+        self.method.after_step(model, state.global_step)
         if state.global_step % self.every == 0 or last:
-            self.measure(state.global_step, model)
+            with self.method.evaluated(model):
+                self.measure(state.global_step, model)
             self.meter.memory.forget()
         control.should_save = not last and state.global_step % self.save_every == 0
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.meter.save(folder)
+        if kept := self.method.state():
+            save_file({name: tensor.detach().cpu() for name, tensor in kept.items()}, folder / METHOD_STATE)
         write_json(folder / COMPLETE, _sizes(folder))
 
 
@@ -138,35 +183,41 @@ class Report(TrainerCallback):
 
 def train_arm(
     config: ExperimentConfig,
-    arm: ArmConfig,
+    setting: Setting,
+    method: Method,
     learning_rate: float,
     model: PreTrainedModel,
     data: Dataset[Any],
     collator: Any,
-    precision: Precision,
     folder: Path,
     measure: Measure,
     on_log: Callable[[int, dict[str, float]], None],
 ) -> dict[str, float]:
     """Train to `config.training.steps`, from the last whole checkpoint in `folder` if there is one.
 
-    Returns the cost: tokens, seconds, tokens_per_s, peak_memory_gb, trainable_parameters. Raises ArmFailed at a NaN.
+    model: prepared by `method`, at its start. Returns the cost: tokens, seconds, tokens_per_s, peak_memory_gb,
+    trainable_parameters. Raises ArmFailed at a NaN.
     """
-    precision.hold_frozen(model)
+    setting.precision.hold_frozen(model)
+    method.begin(model, setting)
     every = config.evaluation.every
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(config, learning_rate, precision, folder),
+        args=training_arguments(config, learning_rate, setting.precision, folder),
         train_dataset=data,
         data_collator=collator,
-        callbacks=[Report(on_log), Progress(f"{arm.name} {learning_rate:g}")],
+        callbacks=[Report(on_log), Progress(f"{setting.arm.name} {learning_rate:g}")],
+        method=method,
+        training=config.training,
     )
     trainer.remove_callback(PrinterCallback)
     meter = trainer.meter
-    trainer.add_callback(Evaluate(every, config.training.save_every or every, measure, meter))
+    trainer.add_callback(Evaluate(every, config.training.save_every or every, measure, meter, method))
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         meter.load(Path(checkpoint))
+        if (Path(checkpoint) / METHOD_STATE).is_file():
+            method.load_state(load_file(Path(checkpoint) / METHOD_STATE))
     gc.collect()
     with meter.memory:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -192,7 +243,6 @@ def training_arguments(
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=learning_rate,
-        lr_scheduler_type=training.schedule,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -224,22 +274,6 @@ def last_checkpoint(folder: Path) -> str | None:
 def _sizes(folder: Path) -> dict[str, int]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
     return {str(p.relative_to(folder)): p.stat().st_size for p in files}
-
-
-def save_trained(model: PreTrainedModel, folder: Path) -> Path:
-    """Keep what was trained: ctrl's own format, the whole model, or (partial) the tensors that changed."""
-    from safetensors.torch import save_file
-
-    if isinstance(model, ControlModel):
-        return save(model, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if all(p.requires_grad for p in model.parameters()):
-        model.save_pretrained(folder)
-    else:
-        state = model.state_dict()
-        tensors = {n: state[n].detach().cpu().contiguous() for n in trained_names(model)}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def disk_full(error: BaseException) -> bool:

@@ -1,0 +1,41 @@
+"""Divergence and alpha of each expanded layer, step by step, for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ctrl.diagnostics import Log
+from ctrl.model import ControlModel
+
+NEVER = 2**31  # passes between measurements of the weights' change, which reads all of them
+FIGURES = ("divergence", "alpha")
+
+
+class LayerFigures:
+    """Means over the passes of one optimiser step; nothing for models that are not expanded."""
+
+    def __init__(self, model: Any) -> None:
+        self.control = model.control if isinstance(model, ControlModel) else None
+        self.log = Log(tokens=1, update_every=NEVER, step=0)  # one token: the comparison of branches is not used
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the passes inside the block. Evaluation runs outside of it."""
+        if self.control is None:
+            yield
+            return
+        before, self.control.log = self.control.log, self.log
+        try:
+            yield
+        finally:
+            self.control.log = before
+
+    def take(self) -> dict[str, float]:
+        """`divergence/layer_07`, `alpha/layer_07` since the last call."""
+        figures = {
+            f"{name}/layer_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
+        }
+        self.log.raw.clear()
+        return figures

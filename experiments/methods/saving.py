@@ -1,0 +1,48 @@
+"""Keep what was trained, and load it onto the base again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.model import ControlModel
+from ctrl.saving import CONFIG_FILE, WEIGHTS_FILE, save, trained_names
+
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
+
+
+def is_peft(model: Any) -> bool:
+    """Whether PEFT wraps the model; answered without importing it."""
+    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+def save_trained(model: PreTrainedModel, folder: Path) -> Path:
+    """ctrl's own format, PEFT's, the whole model, or (partial) the tensors that train."""
+    if isinstance(model, ControlModel):
+        return save(model, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if is_peft(model):
+        model.save_pretrained(folder, save_embedding_layers=False)
+    elif all(p.requires_grad for p in model.parameters()):
+        model.save_pretrained(folder)
+    else:
+        state = model.state_dict()
+        tensors = {n: state[n].detach().cpu().contiguous() for n in trained_names(model)}
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model that `save_trained` kept, on a fresh base model, which is changed."""
+    if (folder / CONFIG_FILE).is_file():
+        return ctrl.load(base, folder)
+    if (folder / ADAPTER_CONFIG).is_file():
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes everything on to the base
+    base.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    return base
