@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.data.sources import ReasoningGym
@@ -19,6 +19,7 @@ from experiments.methods import METHODS
 from experiments.section import ConfigError, Section, nearest
 
 SHIPPED = Path(__file__).parent / "configs"
+PRESETS = Path(__file__).parent / "presets"
 
 
 class DataConfig(Section):
@@ -54,6 +55,36 @@ class TrainingConfig(Section):
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
 
+class LmEvalConfig(Section):
+    """Tasks of lm-evaluation-harness. `preset: NAME` takes what presets/NAME.yaml holds; other keys go before it."""
+
+    new: tuple[str, ...] = Field((), description="tasks, groups or tags that count as the new task")
+    kept: tuple[str, ...] = Field((), description="tasks, groups or tags that must not be forgotten")
+    include_path: str | None = Field(None, description="folder with tasks of one's own")
+    limit: int | None = Field(None, ge=1, description="items of each task; default: all")
+    fewshot: int | None = Field(None, ge=0, description="examples in a prompt; default: the task's own number")
+    batch_size: int = Field(8, ge=1)
+    chat: bool = Field(False, description="ask through the chat template")
+    run_code: bool = Field(False, description="allow tasks that run what the model wrote (humaneval, mbpp)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        name, path = values["preset"], PRESETS / f"{values['preset']}.yaml"
+        if not path.is_file():
+            raise ValueError(f"unknown preset {name!r}: {nearest(str(name), (p.stem for p in PRESETS.glob('*.yaml')))}")
+        rest = {key: value for key, value in values.items() if key != "preset"}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) | rest
+
+    @model_validator(mode="after")
+    def _any(self) -> LmEvalConfig:
+        if not self.new and not self.kept:
+            raise ValueError("needs `kept` or `new` with at least one task, or a preset")
+        return self
+
+
 class EvaluationConfig(Section):
     """How much is measured, and when. Base, every arm and every step see the same items."""
 
@@ -64,6 +95,7 @@ class EvaluationConfig(Section):
     reply_tokens: int = Field(48, ge=1)
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
+    lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
 
 
 class ArmConfig(Section):

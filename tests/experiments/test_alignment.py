@@ -81,7 +81,9 @@ def cka_by_definition(x: Array, y: Array) -> float:
 def neighbours_by_definition(x: Array, y: Array, k: int) -> float:
     def near(states: Array, i: int) -> set[int]:
         def similarity(j: int) -> float:
-            return float(states[i] @ states[j] / math.dist(states[i], 0 * states[i]) / math.dist(states[j], 0 * states[j]))
+            return float(
+                states[i] @ states[j] / math.dist(states[i], 0 * states[i]) / math.dist(states[j], 0 * states[j])
+            )
 
         return set(sorted((j for j in range(len(states)) if j != i), key=similarity, reverse=True)[:k])
 
@@ -154,9 +156,7 @@ class TestSentences:
 
 
 class TestStates:
-    def test_equal_a_forward_of_one_sentence(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_equal_a_forward_of_one_sentence(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         states = hidden_states(model, tokenizer)
         assert states.layers.shape == (3, 60, 16)
         assert not states.expanded
