@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,6 +22,9 @@ from ctrl.layer import ExpandedLayer
 from ctrl.model import ControlModel
 from ctrl.structure import decoder_layers
 from experiments.data.tokens import pad, pad_id
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[np.float64]
 NEIGHBOURS = 5
@@ -124,13 +126,13 @@ def relative_l2(x: Array, y: Array) -> float:
 
 
 def cka(x: Array, y: Array) -> float:
-    """Linear centred kernel alignment (arXiv 1905.00414): <K, L> / (|K| |L|), K = X X^T and L = Y Y^T of centred columns.
+    """Linear centred kernel alignment (arXiv 1905.00414): <K, L> / (|K| |L|), K = X X^T, L = Y Y^T, columns centred.
 
     1 for states that are the same up to rotation and scale; NaN where all sentences have one state.
     """
-    k, l = (c @ c.T for c in (_centred(x), _centred(y)))  # noqa: E741
-    size = float(np.linalg.norm(k) * np.linalg.norm(l))
-    return float((k * l).sum() / size) if size > 0 else float("nan")
+    first, second = (c @ c.T for c in (_centred(x), _centred(y)))
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float((first * second).sum() / size) if size > 0 else float("nan")
 
 
 def neighbours(x: Array, y: Array, k: int = NEIGHBOURS) -> float:
@@ -181,6 +183,8 @@ def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
 
     In an expanded layer W is the copy's, also where it is stacked: there it says how far the copy is from its layer.
     """
+    import pandas as pd
+
     sizes = [_update(before, after) for before, after in zip(decoder_layers(base), decoder_layers(tuned), strict=True)]
     return pd.Series(sizes, index=pd.RangeIndex(len(sizes), name="layer"), name="update")
 
@@ -201,6 +205,8 @@ def _is_expanded(model: nn.Module) -> bool:
 
 
 def _table(pairs: dict[int, tuple[Array, Array]]) -> pd.DataFrame:
+    import pandas as pd
+
     rows = {i: {name: metric(x, y) for name, metric in METRICS.items()} for i, (x, y) in pairs.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS)).rename_axis("layer")
 

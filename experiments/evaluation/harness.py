@@ -17,17 +17,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
-from experiments.config import ConfigError, ExperimentConfig, LmEvalConfig
 from experiments.data.items import NewTask
 from experiments.evaluation.generation import Advance
 from experiments.models import Precision
 from experiments.records import Record
+from experiments.section import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig, LmEvalConfig
 
 Side = Literal["new", "kept"]
 # what says of one item whether it is right, the first that a task has
@@ -142,7 +145,7 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
     kind = model.device.type
     wrapped = HFLM(
         pretrained=model,
-        tokenizer=tokenizer,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
         batch_size=batch_size,
         mixed_precision_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         softmax_dtype=torch.float32,

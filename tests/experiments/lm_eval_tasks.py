@@ -21,10 +21,10 @@ def write_tasks(folder: Path) -> str:
         "doc_to_text": "What is {{a}} + {{b}}?\nAnswer:",
         "doc_to_target": "{{sum}}",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [_metric("exact_match")],
         "filter_list": [
-            {"name": "strict", "filter": [{"function": "regex", "regex_pattern": "^ *(\\d+)$"}, {"function": "take_first"}]},
-            {"name": "loose", "filter": [{"function": "regex", "regex_pattern": "(\\d+)"}, {"function": "take_first"}]},
+            {"name": "strict", "filter": _first("^ *(\\d+)$")},
+            {"name": "loose", "filter": _first("(\\d+)")},
         ],
     })  # fmt: skip
     _write(folder, "colours", colours, {
@@ -32,9 +32,17 @@ def write_tasks(folder: Path) -> str:
         "doc_to_text": "The colour of {{thing}} is",
         "doc_to_choice": COLOURS,
         "doc_to_target": "colour",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
+        "metric_list": [_metric("acc"), _metric("acc_norm")],
     })  # fmt: skip
     return str(folder)
+
+
+def _first(pattern: str) -> list[dict[str, str]]:
+    return [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]
+
+
+def _metric(name: str) -> dict[str, object]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
 def _write(folder: Path, task: str, docs: list[dict[str, object]], config: dict[str, object]) -> None:

@@ -211,14 +211,15 @@ class TestStates:
         table = layer_table(plain, hidden_states(model, Letters()))  # type: ignore[arg-type]
         assert table["relative_l2"].max() < 1e-5  # expansion starts as the base
         perturb(model)
-        assert layer_table(plain, hidden_states(model, Letters()))["relative_l2"].iloc[-1] > 1e-3  # type: ignore[arg-type]
+        table = layer_table(plain, hidden_states(model, Letters()))  # type: ignore[arg-type]
+        assert table["relative_l2"].iloc[-1] > 1e-3
 
 
 class TestTables:
     def test_what_was_not_moved_is_seen_not_to_have_moved(
         self, model: PreTrainedModel, expanded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        """Copies stand at layers 0 and 2 of 3, so every layer from 0 on may differ; with one copy at 2 only the last."""
+        """A copy at layer 2 of 3 moves what layer 2 gives and nothing before."""
         before = hidden_states(model, tokenizer)
         one = ctrl.expand(model, ControlConfig(layers=[2]))
         perturb(one, size=0.05)

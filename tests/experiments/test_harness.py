@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +220,7 @@ class TestConfig:
         assert HarnessSuite(config_of(folder, **settings, run_code=True), tokenizer, []).size == 16
 
     def test_nothing_to_measure(self, folder: Path) -> None:
-        with pytest.raises(ConfigError, match="evaluation.lm_eval: needs `kept` or `new`"):
+        with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
             config_of(folder, new=[], kept=[])
 
     def test_the_suite_needs_its_section(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -279,8 +278,8 @@ class TestFiles:
         return out
 
     @pytest.fixture
-    def live(self, suite: HarnessSuite, folder: Path) -> Iterator[list[Record]]:
-        yield measured(suite, load_base(str(folder / "base"))[0])
+    def live(self, suite: HarnessSuite, folder: Path) -> list[Record]:
+        return measured(suite, load_base(str(folder / "base"))[0])
 
     def test_are_what_the_live_model_gives(self, written: Path, live: list[Record]) -> None:
         found = {r.key: r for r in read_samples(written, new=("su*",))}
@@ -323,7 +322,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"holds no samples_\*.jsonl: run lm_eval with --log_samples"):
             read_samples(tmp_path)
         (tmp_path / "items.jsonl").touch()
-        with pytest.raises(ValueError, match="is not named samples_<task>_<date>.jsonl"):
+        with pytest.raises(ValueError, match=r"is not named samples_<task>_<date>.jsonl"):
             read_samples(tmp_path / "items.jsonl")
         broken = tmp_path / "samples_colours_2020-01-01T00-00-00.jsonl"
         broken.write_text('{"doc_id": 0}\n')
