@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.data.sources import ReasoningGym
+from experiments.evaluation.evaluate import SUITES
 from experiments.methods import METHODS
 from experiments.section import ConfigError, Section, nearest
 
@@ -89,6 +90,7 @@ class EvaluationConfig(Section):
     """How much is measured, and when. Base, every arm and every step see the same items."""
 
     every: int = Field(20, ge=1, description="steps between evaluations during training")
+    suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
     new_items: int = Field(128, ge=1)
     kept_items: int = Field(100, ge=4, description="items of each kept task")
     replies: int = Field(16, ge=1, description="base-written replies on which KL is measured")
@@ -96,6 +98,14 @@ class EvaluationConfig(Section):
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
     lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
+
+    @field_validator("suites")
+    @classmethod
+    def _suites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in SUITES:
+                raise ValueError(f"unknown suite {name!r}: {nearest(name, SUITES)}")
+        return value
 
 
 class ArmConfig(Section):

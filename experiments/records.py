@@ -22,15 +22,17 @@ os.umask(UMASK)
 class Record:
     """One item, measured once.
 
-    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base) or `text` (NLL).
+    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base), `text` (NLL),
+    `instructions` (instructions that code can check) or `alignment` (hidden states).
     task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`).
     item: id of the question, the same for base and arms, so that records pair.
-    correct: 0 or 1 for suites new and kept. value: nats per token for drift and text; tokens: how many were averaged.
+    correct: 0 or 1 for suites new, kept and instructions. value: nats per token for drift and texts; tokens: how many
+    were averaged. prompt: twelve hex digits of the SHA-256 of the question's text.
     choice, options, scores: multiple choice (index chosen, option texts, length-normalised log-likelihoods).
     reply, parsed: generated text and whether an answer could be read from it.
     """
 
-    suite: Literal["new", "kept", "drift", "text"]
+    suite: Literal["new", "kept", "drift", "text", "instructions", "alignment"]
     task: str
     form: str
     item: str
@@ -43,6 +45,7 @@ class Record:
     scores: tuple[float, ...] | None = None
     reply: str | None = None
     parsed: bool | None = None
+    prompt: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:

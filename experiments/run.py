@@ -24,7 +24,7 @@ import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.evaluate import Evaluation
 from experiments.methods import METHODS
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
@@ -149,7 +149,7 @@ class Experiment:
         model, self.tokenizer = load_base(config.base_model)
         _check_layers(config, model)
         self.data = ExperimentData(config, self.tokenizer)
-        self.suite = Suite(config, self.tokenizer, self.data.tasks)
+        self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
         replies, items_file = self.folder / "base" / "replies.json", self.folder / "base" / "items.jsonl"
         if replies.is_file():
             self.suite.restore(_read_json(replies))

@@ -46,3 +46,11 @@ class NewTask:
             return False
         entry = {"question": item.question, "answer": item.answer, "metadata": dict(item.metadata)}
         return self.scorer(answer, entry) >= 1.0
+
+
+@dataclass(frozen=True)
+class NewText:
+    """Documents to measure a new domain on: how well each is predicted."""
+
+    name: str
+    documents: tuple[str, ...]

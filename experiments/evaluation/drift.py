@@ -1,24 +1,28 @@
-"""How far a model has moved from its base: KL on replies that the base wrote, and perplexity on general text."""
+"""Suite `drift`: how far a model has moved from its base, as KL on replies that the base wrote."""
 
 from __future__ import annotations
 
-import importlib.resources
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.config import ConfigError
+from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import pad, prompt_ids
 from experiments.evaluation.generation import Advance, by_length, generate_ids, nothing
-from experiments.evaluation.multiple_choice import log_likelihood
+from experiments.evaluation.suite import Suite
+from experiments.models import Precision
+from experiments.records import Record
+from experiments.section import ConfigError
 
-WINDOW = 256  # tokens of one document of general text
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
+
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
 
 PROMPTS = (
@@ -55,6 +59,55 @@ class Reply:
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
+
+
+class DriftSuite(Suite):
+    """KL(base || model) on the base's replies to general prompts (task `base replies`)."""
+
+    name = "drift"
+
+    def __init__(
+        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+    ) -> None:
+        super().__init__(config, tokenizer, tasks)
+        self.replies: list[Reply] = []
+        self.references: dict[int, Tensor] = {}
+
+    @property
+    def size(self) -> int:
+        return self.config.evaluation.replies
+
+    def content(self) -> Any:
+        settings = self.config.evaluation
+        return [settings.replies, settings.reply_tokens, PROMPTS]
+
+    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
+        """Let the base model write its replies, unless they were restored, and keep its log-probabilities on them."""
+        settings = self.config.evaluation
+        if not self.replies:
+            self.replies = base_replies(base, self.tokenizer, settings.replies, settings.reply_tokens)
+        self.references = dict(reply_log_probs(base, self.replies))
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+        if not self.references:
+            raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
+        kl = {i: kl_per_token(self.references[i], q) for i, q in reply_log_probs(model, self.replies, advance)}
+        return [
+            Record("drift", "base replies", "kl", f"prompt {i}", value=kl[i], tokens=len(reply.reply))
+            for i, reply in enumerate(self.replies)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in self.replies]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
+        if len(replies) != self.config.evaluation.replies:
+            raise ConfigError(
+                f"the saved evaluation has {len(replies)} base replies, but evaluation.replies="
+                f"{self.config.evaluation.replies}: start a new run, or set the old number"
+            )
+        self.replies, self.references = replies, {}
 
 
 def base_replies(
@@ -107,39 +160,6 @@ def kl_per_token(base: Tensor, tuned: Tensor) -> float:
     return float(torch.stack(parts).sum() / base.shape[0])
 
 
-def text_windows(tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
-    """The first `tokens` tokens of a public-domain story (In the Year 2889) in documents of 256.
-
-    Raises ConfigError where the story is shorter in this tokenizer.
-    """
-    ids = list(tokenizer(_story(), add_special_tokens=False)["input_ids"])
-    if tokens > len(ids):
-        raise ConfigError(f"evaluation.perplexity_tokens={tokens}, but the text has only {len(ids)} tokens")
-    ids = ids[:tokens]
-    windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
-    return [window for window in windows if len(window) > 1]
-
-
-@torch.no_grad()
-def text_nll(
-    model: PreTrainedModel, windows: Sequence[Sequence[int]], batch_size: int = 4, advance: Advance = nothing
-) -> list[float]:
-    """-1/(T-1) * sum over t > 1 of log p(token_t | tokens before it in the window), in nats per token, per window.
-
-    batch_size: 4 x 256 x 49,152 bf16 logits are 100 MB.
-    """
-    nll = [0.0] * len(windows)
-    for rows in by_length([len(window) for window in windows], batch_size):
-        ids = pad([windows[i] for i in rows], 0).to(model.device)
-        mask = pad([[1] * len(windows[i]) for i in rows], 0).to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        chosen = log_likelihood(logits[:, :-1], ids[:, 1:])
-        for row, i in enumerate(rows):
-            nll[i] = -float(chosen[row, : len(windows[i]) - 1].mean())
-        advance(len(rows))
-    return nll
-
-
 @contextmanager
 def fp32_head(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the logits are computed in fp32: rounded to bf16, they are off by up to 0.06 each, which a small
@@ -159,12 +179,3 @@ def fp32_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head.forward
-
-
-def _story() -> str:
-    """Between the markers of the file that reasoning_gym ships, one line per paragraph."""
-    file = importlib.resources.files("reasoning_gym") / "data" / "in_the_year_2889.txt"
-    text = file.read_text(encoding="utf-8")
-    body = re.split(r"\*\*\* (?:START|END) OF THE PROJECT GUTENBERG.*\*\*\*", text)[1]
-    body = body.split("IN THE YEAR 2889.", 1)[1]  # behind the title and the editor's note
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", body) if paragraph.strip())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config import ConfigError
+from experiments.section import ConfigError
 
 OPTIONS = 4
 

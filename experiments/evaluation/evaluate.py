@@ -1,0 +1,78 @@
+"""One evaluation of a model: the suites that the config names, item by item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ctrl.errors import unknown_name
+from experiments.data.items import NewTask, NewText
+from experiments.evaluation.drift import DriftSuite
+from experiments.evaluation.kept import KeptSuite
+from experiments.evaluation.new_task import NewTaskSuite
+from experiments.evaluation.suite import Suite, evaluating
+from experiments.evaluation.text import TextSuite
+from experiments.models import Precision
+from experiments.records import Record
+from experiments.section import ConfigError
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
+
+SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (NewTaskSuite, KeptSuite, DriftSuite, TextSuite)}
+
+
+class Evaluation:
+    """The suites of `evaluation.suites`, in its order. Call `prepare` with the base model before `evaluate`."""
+
+    def __init__(
+        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+    ) -> None:
+        self.suites = {name: SUITES[name](config, tokenizer, tasks) for name in config.evaluation.suites}
+
+    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
+        """Let each suite take from the base model what it compares others with."""
+        with evaluating(base, precision):
+            for suite in self.suites.values():
+                suite.prepare(base, precision)
+
+    def state(self) -> dict[str, Any]:
+        """What `prepare` made, by suite, as plain JSON: for a process that resumes the run."""
+        return {name: suite.state() for name, suite in self.suites.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the state of an earlier process. Raises ConfigError where it is that of another config."""
+        for name, suite in self.suites.items():
+            if name in state:
+                suite.restore(state[name])
+
+    def evaluate(
+        self,
+        model: PreTrainedModel,
+        precision: Precision,
+        suites: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> list[Record]:
+        """Measure all suites, or those named, and return one record per item and form.
+
+        The model's modes and all random states are as before afterwards. Raises ConfigError for a suite that the
+        config does not name, RuntimeError for a model whose logits are not finite and for what was not prepared.
+        """
+        chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
+        # disable=None: no bar where nobody watches a terminal
+        off = None if progress else True
+        bar = tqdm(total=sum(s.size for s in chosen), desc="evaluate", unit="item", leave=False, disable=off)
+        with bar, evaluating(model, precision):
+            records = [record for suite in chosen for record in suite.measure(model, bar.update)]
+        if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
+            raise RuntimeError("the model's logits are not finite, so nothing can be measured: lower the learning rate")
+        return records
+
+    def _suite(self, name: str) -> Suite:
+        if name not in self.suites:
+            raise ConfigError(unknown_name("suite", name, list(self.suites)))
+        return self.suites[name]

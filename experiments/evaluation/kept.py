@@ -1,0 +1,76 @@
+"""Suite `kept`: what the base model knew before training, as multiple choice in two forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.data.items import NewTask, NewText
+from experiments.data.tokens import continuation_ids, prompt_ids, reply_ids
+from experiments.evaluation.generation import Advance
+from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.probes import Probe, kept_items
+from experiments.evaluation.suite import Suite, text_id
+from experiments.records import Record
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
+
+FORMS = ("plain", "chat")
+CHOICES_AT_ONCE = 32  # more is slower on a CPU: the caches of all their options no longer fit
+
+
+class KeptSuite(Suite):
+    """Each probe as a stem to complete and as a chat; the option of the highest likelihood is the choice."""
+
+    name = "kept"
+
+    def __init__(
+        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+    ) -> None:
+        super().__init__(config, tokenizer, tasks)
+        self.probes = kept_items(config.evaluation.kept_items, config.seed)
+        self.choices = {form: [as_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
+
+    @property
+    def size(self) -> int:
+        return len(FORMS) * len(self.probes)
+
+    def content(self) -> Any:
+        choices = {form: [[c.prompt, c.options] for c in choices] for form, choices in self.choices.items()}
+        return [[[p.task, p.id, p.options, p.answer] for p in self.probes], choices]
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+        for form in FORMS:
+            scores = score_options(model, self.choices[form], CHOICES_AT_ONCE, advance)
+            for probe, values in zip(self.probes, scores, strict=True):
+                yield _record(probe, form, values)
+
+
+def as_choice(tokenizer: PreTrainedTokenizerBase, probe: Probe, form: str) -> Choice:
+    """The probe's token ids. form: `plain` or `chat`."""
+    if form == "plain":
+        prompt = list(tokenizer(probe.question_plain)["input_ids"])
+        options = [continuation_ids(tokenizer, probe.question_plain, f" {option}") for option in probe.options]
+    else:
+        prompt = prompt_ids(tokenizer, probe.question_chat)
+        options = [reply_ids(tokenizer, probe.question_chat, probe.reply.format(option)) for option in probe.options]
+    return Choice(tuple(prompt), tuple(tuple(option) for option in options))
+
+
+def _record(probe: Probe, form: str, scores: Sequence[float]) -> Record:
+    choice = max(range(len(scores)), key=lambda i: scores[i])
+    return Record(
+        "kept",
+        probe.task,
+        form,
+        probe.id,
+        correct=int(choice == probe.answer),
+        choice=choice,
+        answer=probe.answer,
+        options=probe.options,
+        scores=tuple(scores),
+        prompt=text_id(probe.question_plain if form == "plain" else probe.question_chat),
+    )
