@@ -107,6 +107,12 @@ class EvaluationConfig(Section):
                 raise ValueError(f"unknown suite {name!r}: {nearest(name, SUITES)}")
         return value
 
+    @model_validator(mode="after")
+    def _lm_eval(self) -> EvaluationConfig:
+        if (self.lm_eval is None) == ("lm_eval" in self.suites):
+            raise ValueError("`lm_eval` needs both its section (which tasks) and its name in `suites`")
+        return self
+
 
 class ArmConfig(Section):
     """One method and the learning rates it is tried at."""

@@ -1,19 +1,18 @@
 """What moved inside: hidden states of analogy sentences, tuned against base and expanded against pretrained branch.
 
 Paper Fig. 3, 8 and Table 6. One state per sentence and layer: that of the last token, after the decoder layer and
-before the final norm. All comparisons are pure functions of such arrays (sentences, hidden), in fp64.
+before the final norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,13 +20,18 @@ from ctrl.diagnostics import attach, update_size
 from ctrl.layer import ExpandedLayer
 from ctrl.model import ControlModel
 from ctrl.structure import decoder_layers
+from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import pad, pad_id
+from experiments.evaluation.generation import Advance
+from experiments.evaluation.similarity import METRICS, Array
+from experiments.evaluation.suite import Suite
+from experiments.models import Precision
+from experiments.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Array = NDArray[np.float64]
-NEIGHBOURS = 5
+    from experiments.config import ExperimentConfig
 
 PAIRS = {
     "gender": "king:queen man:woman actor:actress waiter:waitress uncle:aunt nephew:niece",
@@ -71,14 +75,14 @@ def hidden_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         "input_ids": pad(ids, pad_id(tokenizer)).to(model.device),
         "attention_mask": pad([[1] * len(row) for row in ids], 0).to(model.device),
     }
-    branches = _Branches(last)
+    branches = Branches(last)
     mixing = attach(model, branches) if _is_expanded(model) else nullcontext()
     with _outputs(decoder_layers(model), last) as found, mixing:
         model(**batch, use_cache=False, logits_to_keep=1)
     return States(np.stack(found), branches.pretrained, branches.expanded, branches.alpha)
 
 
-class _Branches:
+class Branches:
     """What an expanded layer reports to: keeps both branches and alpha at the last token."""
 
     def __init__(self, last: Tensor) -> None:
@@ -115,49 +119,54 @@ def _at(states: Tensor, last: Tensor) -> Array:
     return states[rows, last.to(states.device)].double().cpu().numpy()
 
 
-def cosine(x: Array, y: Array) -> float:
-    """Mean over sentences of cos(x_i, y_i)."""
-    return float((_unit(x) * _unit(y)).sum(axis=1).mean())
+class AlignmentSuite(Suite):
+    """One record per layer and metric of METRICS (the task): form `base`, the model against the base; form `branches`,
+    the expanded against the pretrained branch, with alpha's mean and the copy's update size as further tasks."""
+
+    name = "alignment"
+
+    def __init__(
+        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+    ) -> None:
+        super().__init__(config, tokenizer, tasks)
+        self.base: States | None = None
+
+    @property
+    def size(self) -> int:
+        return len(sentences())
+
+    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
+        """Keep the base's states. They are not saved: one forward pass makes them again."""
+        self.base = hidden_states(base, self.tokenizer)
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+        if self.base is None:
+            raise RuntimeError("suite 'alignment' needs the base model's states: call prepare(base_model) first")
+        states = hidden_states(model, self.tokenizer)
+        advance(self.size)
+        yield from _records("base", layer_table(self.base, states))
+        if states.expanded:
+            table = branch_table(states)
+            layers = decoder_layers(model)
+            table["update"] = [float(update_size(layers[i])) for i in table.index]
+            yield from _records("branches", table)
 
 
-def relative_l2(x: Array, y: Array) -> float:
-    """Mean over sentences of |y_i - x_i| / |x_i|."""
-    return float((np.linalg.norm(y - x, axis=1) / np.linalg.norm(x, axis=1).clip(1e-30)).mean())
+def _records(form: str, table: pd.DataFrame) -> Iterator[Record]:
+    for metric in table.columns:
+        for layer, value in table[metric].items():
+            yield Record("alignment", str(metric), form, f"layer {layer:02}", value=float(value))
 
 
-def cka(x: Array, y: Array) -> float:
-    """Linear centred kernel alignment (arXiv 1905.00414): <K, L> / (|K| |L|), K = X X^T, L = Y Y^T, columns centred.
+def records_table(records: Iterable[Record], form: str = "base") -> pd.DataFrame:
+    """The suite's records as a table again: one row a layer, one column a metric."""
+    import pandas as pd
 
-    1 for states that are the same up to rotation and scale; NaN where all sentences have one state.
-    """
-    first, second = (c @ c.T for c in (_centred(x), _centred(y)))
-    size = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float((first * second).sum() / size) if size > 0 else float("nan")
-
-
-def neighbours(x: Array, y: Array, k: int = NEIGHBOURS) -> float:
-    """Mean over sentences of the share of the k nearest others (by cosine) in x that are among the k nearest in y.
-
-    Chance is k / (n - 1). Raises ValueError unless 1 <= k <= n - 2: with k = n - 1 all others are near in both.
-    """
-    if not 1 <= k <= len(x) - 2:
-        raise ValueError(f"k={k}: {len(x)} sentences have a neighbourhood for k in 1..{len(x) - 2}")
-    shared = (_nearest(x, k) & _nearest(y, k)).sum(axis=1)
-    return float(shared.mean() / k)
-
-
-METRICS = {"cosine": cosine, "relative_l2": relative_l2, "cka": cka, "neighbours": neighbours}
-
-
-def projection(base: Array, tuned: Array) -> tuple[Array, Array]:
-    """Both on the base's first two principal axes, (n, 2) each, with the base's mean at 0: what moved is seen to move.
-
-    An axis points to where its largest weight is positive.
-    """
-    mean = base.mean(axis=0)
-    axes = np.linalg.svd(base - mean, full_matrices=False)[2][:2]
-    axes = axes * np.sign(axes[np.arange(2), np.abs(axes).argmax(axis=1)])[:, None]
-    return (base - mean) @ axes.T, (tuned - mean) @ axes.T
+    values: dict[str, dict[int, float | None]] = {}
+    for record in records:
+        if record.suite == "alignment" and record.form == form:
+            values.setdefault(record.task, {})[int(record.item.removeprefix("layer "))] = record.value
+    return pd.DataFrame(values).sort_index().rename_axis("layer")
 
 
 def layer_table(base: States, tuned: States) -> pd.DataFrame:
@@ -209,20 +218,3 @@ def _table(pairs: dict[int, tuple[Array, Array]]) -> pd.DataFrame:
 
     rows = {i: {name: metric(x, y) for name, metric in METRICS.items()} for i, (x, y) in pairs.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS)).rename_axis("layer")
-
-
-def _unit(x: Array) -> Array:
-    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-30)
-
-
-def _centred(x: Array) -> Array:
-    return x - x.mean(axis=0)
-
-
-def _nearest(x: Array, k: int) -> NDArray[np.bool_]:
-    """(n, n): whether column j is among the k nearest of row i, itself left out. Ties go to the first."""
-    similar = _unit(x) @ _unit(x).T
-    np.fill_diagonal(similar, -np.inf)
-    near = np.zeros(similar.shape, dtype=bool)
-    np.put_along_axis(near, np.argsort(-similar, axis=1, kind="stable")[:, :k], True, axis=1)
-    return near

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
+import importlib.metadata
 import io
+import itertools
 import json
 import logging
 import os
@@ -23,9 +26,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
-from experiments.data.items import NewTask
+from experiments.data.items import NewTask, NewText
 from experiments.evaluation.generation import Advance
-from experiments.models import Precision
+from experiments.evaluation.suite import Suite
 from experiments.records import Record
 from experiments.section import ConfigError
 
@@ -40,7 +43,7 @@ UNREADABLE = "[invalid]"  # what lm_eval's filters give where they find no answe
 FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
-class HarnessSuite:
+class HarnessSuite(Suite):
     """Tasks of lm_eval 0.4, by the names that `lm_eval ls tasks` lists; groups and tags become their tasks.
 
     A record is one item under one filter (lm_eval's word for reading an answer out of a reply): task is the task's
@@ -50,11 +53,14 @@ class HarnessSuite:
 
     name = "lm_eval"
 
-    def __init__(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask]) -> None:
+    def __init__(
+        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+    ) -> None:
+        super().__init__(config, copy.deepcopy(tokenizer), tasks)  # lm_eval changes its padding
         settings = config.evaluation.lm_eval
         if settings is None:
             raise ConfigError("suite 'lm_eval' needs its tasks: set evaluation.lm_eval, for example {kept: [mmlu]}")
-        self.settings, self.tokenizer = settings, copy.deepcopy(tokenizer)  # lm_eval changes its padding
+        self.settings = settings
         new, kept = load_tasks(settings)
         twice = sorted(new.keys() & kept.keys())
         if twice:
@@ -62,15 +68,26 @@ class HarnessSuite:
         self.sides: dict[str, Side] = {**dict.fromkeys(new, "new"), **dict.fromkeys(kept, "kept")}
         self.loaded = {name: _prepared(task, settings.fewshot) for name, task in {**new, **kept}.items()}
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Nothing: the items do not depend on the base model."""
-
     @functools.cached_property
-    def size(self) -> int:
-        """Items of all tasks."""
+    def counts(self) -> dict[str, int]:
+        """Items by task."""
         most = self.settings.limit
-        counts = [len(task.eval_docs) for task in self.loaded.values()]
-        return sum(count if most is None else min(most, count) for count in counts)
+        counts = {name: len(task.eval_docs) for name, task in self.loaded.items()}
+        return {name: count if most is None else min(most, count) for name, count in counts.items()}
+
+    @property
+    def size(self) -> int:
+        return sum(self.counts.values())
+
+    def content(self) -> Any:
+        """lm_eval's version, the settings, and per task a hash of its own config and the documents asked."""
+        tasks = {}
+        for name, task in self.loaded.items():
+            docs = itertools.islice(task.eval_docs, self.counts[name])
+            text = json.dumps([task.dump_config(), *docs], default=str, sort_keys=True)
+            tasks[name] = hashlib.sha256(text.encode()).hexdigest()
+        settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
+        return {"lm_eval": importlib.metadata.version("lm_eval"), "settings": settings, "tasks": tasks}
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
         """One record per item and filter, task by task. Autocast in force around the call is kept inside lm_eval."""
@@ -92,14 +109,8 @@ class HarnessSuite:
                     confirm_run_unsafe_code=settings.run_code,
                 )
             records = to_records(name, found["samples"][name], self.sides[name])
-            advance(len({record.item for record in records}))
+            advance(self.counts[name])
             yield from records
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore: the items come from their files."""
 
 
 def load_tasks(settings: LmEvalConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,149 +1,45 @@
-"""Hidden-state alignment: each metric against its definition, the states against a plain forward, the suite."""
+"""Hidden states of the probe sentences: against a plain forward, against ctrl's diagnostics, as tables and as suite."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sklearn.decomposition import PCA
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.config import ControlConfig
+from ctrl.diagnostics import attach
 from ctrl.structure import decoder_layers
+from experiments.config import parse_config
 from experiments.evaluation.alignment import (
-    METRICS,
     PAIRS,
-    Array,
+    AlignmentSuite,
+    Branches,
     States,
     branch_table,
-    cka,
-    cosine,
     hidden_states,
     layer_table,
-    neighbours,
-    projection,
-    relative_l2,
+    records_table,
     sentences,
     update_sizes,
 )
+from experiments.evaluation.similarity import METRICS, cosine, relative_l2
 from experiments.models import load_base
+from experiments.scorecard import scorecard
 from tests.ctrl.families import perturb
-from tests.experiments.small import tiny_base
-
-RNG = np.random.default_rng(0)
-X = RNG.normal(size=(40, 12))
-Y = X + 0.3 * RNG.normal(size=X.shape)
-
-
-@pytest.fixture(scope="module")
-def base_name(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
+from tests.experiments.evaluation.models import FP32
+from tests.experiments.small import small_config, small_values
 
 
 @pytest.fixture
-def model(base_name: str) -> PreTrainedModel:
-    return load_base(base_name)[0].eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer(base_name: str) -> PreTrainedTokenizerBase:
-    return load_base(base_name)[1]
-
-
-@pytest.fixture
-def expanded(base_name: str) -> PreTrainedModel:
-    model = ctrl.expand(load_base(base_name)[0], ControlConfig(layers=2, alpha="learned", interpolation="dlerp"))
+def expanded(base: str) -> PreTrainedModel:
+    model = ctrl.expand(load_base(base)[0], ControlConfig(layers=2, alpha="learned", interpolation="dlerp"))
     perturb(model, size=0.05)
     return model.eval()
-
-
-def rotation(size: int) -> Array:
-    return np.linalg.qr(RNG.normal(size=(size, size)))[0]
-
-
-def cka_by_definition(x: Array, y: Array) -> float:
-    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)), HSIC(K, L) = tr(K H L H), with the centring matrix written out."""
-    n = len(x)
-    h = np.eye(n) - np.ones((n, n)) / n
-    k, m = x @ x.T, y @ y.T
-
-    def hsic(p: Array, q: Array) -> float:
-        return float(np.trace(p @ h @ q @ h))
-
-    return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
-
-
-def neighbours_by_definition(x: Array, y: Array, k: int) -> float:
-    def near(states: Array, i: int) -> set[int]:
-        def similarity(j: int) -> float:
-            return float(
-                states[i] @ states[j] / math.dist(states[i], 0 * states[i]) / math.dist(states[j], 0 * states[j])
-            )
-
-        return set(sorted((j for j in range(len(states)) if j != i), key=similarity, reverse=True)[:k])
-
-    return sum(len(near(x, i) & near(y, i)) for i in range(len(x))) / (k * len(x))
-
-
-class TestMetrics:
-    def test_against_their_definitions(self) -> None:
-        cosines = [x @ y / math.sqrt((x @ x) * (y @ y)) for x, y in zip(X, Y, strict=True)]
-        lengths = [math.dist(x, y) / math.dist(x, 0 * x) for x, y in zip(X, Y, strict=True)]
-        assert cosine(X, Y) == pytest.approx(sum(cosines) / len(X), abs=1e-12)
-        assert relative_l2(X, Y) == pytest.approx(sum(lengths) / len(X), abs=1e-12)
-        assert cka(X, Y) == pytest.approx(cka_by_definition(X, Y), abs=1e-12)
-        assert 0.5 < cka(X, Y) < 0.99
-        for k in (1, 5, 38):
-            assert neighbours(X, Y, k) == pytest.approx(neighbours_by_definition(X, Y, k), abs=1e-12)
-        assert 0.3 < neighbours(X, Y) < 0.95
-
-    def test_of_the_same_states(self) -> None:
-        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "neighbours": 1.0}
-        assert {name: metric(X, X.copy()) for name, metric in METRICS.items()} == pytest.approx(perfect, abs=1e-12)
-
-    def test_cka_sees_neither_rotation_nor_scale_nor_shift(self) -> None:
-        turned = 3.7 * Y @ rotation(12) + 5.0
-        assert cka(X, turned) == pytest.approx(cka(X, Y), abs=1e-12)
-        assert abs(cosine(X, turned) - cosine(X, Y)) > 0.1
-
-    def test_cka_sees_a_stretched_axis(self) -> None:
-        assert cka(X, X * np.array([10.0] + [1.0] * 11)) < 0.8
-
-    def test_neighbours_see_neither_rotation_nor_scale(self) -> None:
-        assert neighbours(X, 3.7 * Y @ rotation(12)) == neighbours(X, Y)
-
-    def test_neighbours_of_unrelated_states_agree_by_chance(self) -> None:
-        """k / (n - 1); over 4,000 sentences-with-5-places the standard deviation is about .003."""
-        rng = np.random.default_rng(1)
-        found = [neighbours(rng.normal(size=(40, 60)), rng.normal(size=(40, 60)), 5) for _ in range(100)]
-        assert np.mean(found) == pytest.approx(5 / 39, abs=0.012)
-
-    def test_cka_of_equal_states_is_undefined(self) -> None:
-        assert math.isnan(cka(np.ones((4, 3)), X[:4, :3]))
-
-    @pytest.mark.parametrize("k", [0, 39])
-    def test_a_neighbourhood_that_says_nothing_is_refused(self, k: int) -> None:
-        with pytest.raises(ValueError, match=rf"k={k}: 40 sentences have a neighbourhood for k in 1..38"):
-            neighbours(X, Y, k)
-
-
-class TestProjection:
-    def test_is_the_principal_axes_of_the_base(self) -> None:
-        pca = PCA(2).fit(X)
-        base, tuned = projection(X, Y)
-        for ours, theirs in ((base, pca.transform(X)), (tuned, pca.transform(Y))):
-            np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-9)
-        assert base.shape == tuned.shape == (40, 2)
-
-    def test_same_states_lie_at_the_same_place(self) -> None:
-        base, tuned = projection(X, X.copy())
-        np.testing.assert_allclose(base, tuned, atol=1e-12)
-        np.testing.assert_allclose(base.mean(axis=0), 0, atol=1e-12)
 
 
 class TestSentences:
@@ -188,10 +84,10 @@ class TestStates:
 
     @pytest.mark.parametrize("structure", ["stack", "hybrid"])
     def test_a_stacked_copy_has_no_second_branch(
-        self, base_name: str, tokenizer: PreTrainedTokenizerBase, structure: str
+        self, base: str, tokenizer: PreTrainedTokenizerBase, structure: str
     ) -> None:
         config = ControlConfig(structure=structure, layers=2)  # type: ignore[arg-type]
-        states = hidden_states(ctrl.expand(load_base(base_name)[0], config).eval(), tokenizer)
+        states = hidden_states(ctrl.expand(load_base(base)[0], config).eval(), tokenizer)
         assert states.layers.shape == (3, 60, 16)
         assert list(states.expanded) == ([] if structure == "stack" else [2])
 
@@ -246,13 +142,9 @@ class TestTables:
         ids = torch.tensor([tokenizer("queen")["input_ids"][:1]])
         with ctrl.diagnostics(expanded) as log, torch.no_grad():
             expanded(ids)
-        states = States(np.zeros((3, 1, 16)))
-        from experiments.evaluation.alignment import _Branches, attach
-
-        seen = _Branches(torch.tensor([0]))
+        seen = Branches(torch.tensor([0]))
         with attach(expanded, seen), torch.no_grad():
             expanded(ids)
-        assert states.layers.shape[1] == 1
         for i, value in log.mean("cosine").items():
             assert cosine(seen.pretrained[i], seen.expanded[i]) == pytest.approx(value, abs=1e-6)
         for i, value in log.mean("relative_l2").items():
@@ -264,8 +156,8 @@ class TestTables:
 
 
 class TestUpdates:
-    def test_full_and_partial(self, model: PreTrainedModel, base_name: str) -> None:
-        tuned = load_base(base_name)[0]
+    def test_full_and_partial(self, model: PreTrainedModel, base: str) -> None:
+        tuned = load_base(base)[0]
         with torch.no_grad():
             for parameter in decoder_layers(tuned)[1].parameters():
                 parameter.mul_(1.25)
@@ -278,11 +170,58 @@ class TestUpdates:
         assert (found.drop(index=[i for i in range(3) if i in expanded.control.layers]) == 0).all()
         assert (found[expanded.control.layers] > 0).all()
 
-    def test_an_adapter_must_be_merged(self, model: PreTrainedModel, base_name: str, tmp_path: Path) -> None:
+    def test_an_adapter_must_be_merged(self, model: PreTrainedModel, base: str) -> None:
         from peft import LoraConfig, get_peft_model
 
-        adapted = get_peft_model(load_base(base_name)[0], LoraConfig(target_modules=["q_proj"]))
+        adapted = get_peft_model(load_base(base)[0], LoraConfig(target_modules=["q_proj"]))
         with pytest.raises(ValueError, match="merge adapters into them first"):
             update_sizes(model, adapted)  # type: ignore[arg-type]
         merged = adapted.merge_and_unload()  # type: ignore[operator]
         assert update_sizes(model, merged).tolist() == [0.0, 0.0, 0.0]
+
+
+class TestSuite:
+    @pytest.fixture
+    def suite(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> AlignmentSuite:
+        values = small_values(base)
+        values["evaluation"]["suites"] = ["alignment"]
+        suite = AlignmentSuite(parse_config(values), tokenizer, [])
+        suite.prepare(model, FP32)
+        return suite
+
+    def test_the_base_is_aligned_with_itself(self, suite: AlignmentSuite, model: PreTrainedModel) -> None:
+        records = list(suite.measure(model, lambda count: None))
+        assert len(records) == 4 * 3
+        assert {r.item for r in records} == {"layer 00", "layer 01", "layer 02"}
+        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "neighbours": 1.0}
+        assert all(r.value == pytest.approx(perfect[r.task], abs=1e-12) for r in records)
+
+    def test_records_are_the_tables(
+        self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
+    ) -> None:
+        seen: list[int] = []
+        records = list(suite.measure(expanded, seen.append))
+        assert sum(seen) == suite.size == 60
+        assert len({r.key for r in records}) == len(records)
+        states = hidden_states(expanded, suite.tokenizer)
+        pd.testing.assert_frame_equal(
+            records_table(records), layer_table(hidden_states(model, suite.tokenizer), states)
+        )
+        branches = records_table(records, "branches")
+        assert list(branches.columns) == [*METRICS, "alpha", "update"]
+        pd.testing.assert_frame_equal(branches.drop(columns="update"), branch_table(states))
+        assert branches["update"].tolist() == update_sizes(model, expanded)[branches.index].tolist()
+
+    def test_the_scorecard_takes_them(
+        self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
+    ) -> None:
+        before, after = (list(suite.measure(m, lambda count: None)) for m in (model, expanded))
+        card = scorecard(before, after, draws=100)
+        assert card.keys() == {f"alignment_{name}" for name in METRICS}
+        assert card["alignment_cka"].value == pytest.approx(records_table(after)["cka"].mean())
+        assert card["alignment_cka"].low is None
+
+    def test_before_prepare(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+        fresh = AlignmentSuite(small_config(base), tokenizer, [])
+        with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
+            list(fresh.measure(model, lambda count: None))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from experiments.config import ConfigError, ExperimentConfig, parse_config
@@ -18,9 +19,10 @@ from experiments.evaluation.harness import HarnessSuite, read_samples, to_record
 from experiments.evaluation.suite import evaluating
 from experiments.models import Precision, load_base
 from experiments.records import Record, read_records, write_records
+from experiments.run import run_experiment
 from experiments.scorecard import scorecard
 from tests.ctrl.families import perturb
-from tests.experiments.lm_eval_tasks import COLOURS, THINGS, write_tasks
+from tests.experiments.evaluation.lm_eval_tasks import COLOURS, THINGS, write_tasks
 from tests.experiments.small import small_values, tiny_base
 
 FP32 = Precision("fp32")
@@ -50,7 +52,7 @@ def model(folder: Path) -> PreTrainedModel:
 def config_of(folder: Path, **settings: Any) -> ExperimentConfig:
     values = small_values(str(folder / "base"))
     local = {"new": ["sums"], "kept": ["colours"], "include_path": str(folder / "tasks")}
-    values["evaluation"]["lm_eval"] = local | settings
+    values["evaluation"] |= {"suites": ["lm_eval"], "lm_eval": local | settings}
     return parse_config(values)
 
 
@@ -191,6 +193,44 @@ class TestMeasure:
         assert {"gain", "retention", "nfr", "retention/colours", "parse_failures"} <= card.keys()
 
 
+def test_dropout_is_the_same_with_and_without_evaluations_between(suite: HarnessSuite, folder: Path) -> None:
+    """lm_eval's generators and evaluation mode must not reach the training, whose dropout draws from the same ones."""
+    weights, moved = [], False
+    for evaluates in (True, False):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_pretrained(folder / "base", attention_dropout=0.5).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        ids, before = torch.arange(100, 140).view(4, 10), model.lm_head.weight.clone()
+        for _ in range(3):
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if evaluates:
+                assert len(measured(suite, model)) == 24
+        moved = not torch.equal(model.lm_head.weight, before)
+        weights.append([p.detach() for p in model.parameters()])
+    assert moved
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_bit_for_bit_with_and_without_the_suites(folder: Path, tmp_path: Path) -> None:
+    with_suites = config_of(folder).to_dict()
+    with_suites["evaluation"]["suites"] = ["lm_eval", "alignment", "new"]
+    without = config_of(folder).to_dict()
+    without["evaluation"] |= {"suites": ["new"], "lm_eval": None}
+    weights = []
+    for values in (with_suites, without):
+        outcome = run_experiment(parse_config(values), tmp_path, say=lambda text: None)
+        assert [r.status for r in outcome.results] == ["finished", "finished"], outcome.results
+        weights += [load_file(f) for f in sorted(outcome.folder.glob("arms/*/trained/model.safetensors"))]
+        assert ("alignment_cka" in outcome.results[0].scorecard) == ("alignment" in values["evaluation"]["suites"])
+    assert len(weights) == 4
+    for one, two in zip(weights[:2], weights[2:], strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -223,13 +263,35 @@ class TestConfig:
         with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
             config_of(folder, new=[], kept=[])
 
-    def test_the_suite_needs_its_section(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        config = parse_config(small_values(str(folder / "base")))
+    @pytest.mark.parametrize("change", [{"lm_eval": None}, {"suites": ["new"]}])
+    def test_section_and_suite_belong_together(self, folder: Path, change: dict[str, Any]) -> None:
+        values = config_of(folder).to_dict()
+        values["evaluation"] |= change
+        with pytest.raises(ConfigError, match=r"`lm_eval` needs both its section .* and its name in `suites`"):
+            parse_config(values)
+
+    def test_a_suite_without_its_section(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ConfigError, match=r"set evaluation.lm_eval, for example"):
-            HarnessSuite(config, tokenizer, [])
+            HarnessSuite(parse_config(small_values(str(folder / "base"))), tokenizer, [])
+
+    def test_what_the_cache_goes_by(self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+        """The same for the same tasks elsewhere in the file system; other for one other document or setting."""
+
+        def content(**settings: Any) -> str:
+            return json.dumps(HarnessSuite(config_of(folder, **settings), tokenizer, []).content(), sort_keys=True)
+
+        first = content()
+        assert content() == first == content(batch_size=3)
+        assert len({first, content(limit=7), content(fewshot=1), content(chat=True)}) == 4
+        write_tasks(tmp_path)
+        other = content(include_path=str(tmp_path))
+        data = tmp_path / "sums.jsonl"
+        data.write_text(data.read_text().replace('"sum": 5', '"sum": 6'))
+        assert content(include_path=str(tmp_path)) != other
 
     def test_presets(self, folder: Path) -> None:
         values = small_values(str(folder / "base"))
+        values["evaluation"]["suites"] = ["lm_eval"]
         values["evaluation"]["lm_eval"] = {"preset": "paper_math", "limit": 7, "new": ["gsm8k"]}
         settings = parse_config(values).evaluation.lm_eval
         assert settings is not None
