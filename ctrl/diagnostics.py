@@ -98,11 +98,18 @@ def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100) ->
     tokens: how many tokens of a batch the branch comparison looks at. update_every: passes between measurements of the
     weights' change, which reads all of them. `log.rows` is the table, `log.latest()` the last step as metrics.
     """
-    control = require_expanded(model).control
-    before, log = control.log, Log(tokens, update_every)
-    control.log = log
-    try:
+    log = Log(tokens, update_every)
+    with attach(model, log):
         yield log
+
+
+@contextlib.contextmanager
+def attach(model: nn.Module, log: Any) -> Iterator[None]:
+    """Inside the block every expanded layer that mixes calls `log.note`, with `Log.note`'s arguments, after a pass."""
+    control = require_expanded(model).control
+    before, control.log = control.log, log
+    try:
+        yield
     finally:
         control.log = before
 

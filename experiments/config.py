@@ -22,6 +22,7 @@ from experiments.schedules import SCHEDULES
 from experiments.section import ConfigError, Section, nearest
 
 SHIPPED = Path(__file__).parent / "configs"
+PRESETS = Path(__file__).parent / "presets"
 
 
 class DataConfig(Section):
@@ -93,6 +94,36 @@ class TrainingConfig(Section):
         return self
 
 
+class LmEvalConfig(Section):
+    """Tasks of lm-evaluation-harness. `preset: NAME` takes what presets/NAME.yaml holds; other keys go before it."""
+
+    new: tuple[str, ...] = Field((), description="tasks, groups or tags that count as the new task")
+    kept: tuple[str, ...] = Field((), description="tasks, groups or tags that must not be forgotten")
+    include_path: str | None = Field(None, description="folder with tasks of one's own")
+    limit: int | None = Field(None, ge=1, description="items of each task; default: all")
+    fewshot: int | None = Field(None, ge=0, description="examples in a prompt; default: the task's own number")
+    batch_size: int = Field(8, ge=1)
+    chat: bool = Field(False, description="ask through the chat template")
+    run_code: bool = Field(False, description="allow tasks that run what the model wrote (humaneval, mbpp)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "preset" not in values:
+            return values
+        name, path = values["preset"], PRESETS / f"{values['preset']}.yaml"
+        if not path.is_file():
+            raise ValueError(f"unknown preset {name!r}: {nearest(str(name), (p.stem for p in PRESETS.glob('*.yaml')))}")
+        rest = {key: value for key, value in values.items() if key != "preset"}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) | rest
+
+    @model_validator(mode="after")
+    def _any(self) -> LmEvalConfig:
+        if not self.new and not self.kept:
+            raise ValueError("needs `kept` or `new` with at least one task, or a preset")
+        return self
+
+
 class EvaluationConfig(Section):
     """How much is measured, and when. Base, every arm and every step see the same items."""
 
@@ -104,6 +135,7 @@ class EvaluationConfig(Section):
     reply_tokens: int = Field(48, ge=1)
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
+    lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
 
     @field_validator("suites")
     @classmethod
@@ -112,6 +144,12 @@ class EvaluationConfig(Section):
             if name not in SUITES:
                 raise ValueError(f"unknown suite {name!r}: {nearest(name, SUITES)}")
         return value
+
+    @model_validator(mode="after")
+    def _lm_eval(self) -> EvaluationConfig:
+        if (self.lm_eval is None) == ("lm_eval" in self.suites):
+            raise ValueError("`lm_eval` needs both its section (which tasks) and its name in `suites`")
+        return self
 
 
 class ArmConfig(Section):

@@ -242,7 +242,7 @@ class Experiment:
             self._score(arm, lr, result, run)
             write_json(path, result.to_dict())
             if not result.reason:
-                said = ", ".join(f"{n} {with_interval(result.scorecard[n])}" for n in ("gain", "retention"))
+                said = ", ".join(f"{n} {with_interval(result.scorecard.get(n))}" for n in ("gain", "retention"))
                 self.say(f"  {said}, {time.perf_counter() - start:.0f} s")
             for point in result.trajectory:  # the parent's charts would be empty otherwise
                 figures = {k: v.value for k, v in point.items() if k in ("gain", "retention")}

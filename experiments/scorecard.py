@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Pair = tuple[Record, Record]  # the same question and form, before and after training
 Stratum = tuple[str, tuple[str, ...]]  # task, forms
 COUNTS = ("n", "before", "after", "lost", "won", "chance")  # columns of the suites `new` and `kept`
+UNPAIRED = ("drift", "alignment")  # suites whose records are distances to the base already
 CELLS = 2_000_000  # questions x draws held at once
 
 
@@ -37,6 +38,7 @@ def scorecard(
     nfr, pfr: share of kept answers that turned from right to wrong, and from wrong to right.
     mcnemar_p: two-sided exact test that as many kept questions were lost as won (no interval).
     kl: KL(base || tuned), nats per token; perplexity_drift: NLL after - before, nats per token, paired by document.
+    alignment_cosine, _relative_l2, _cka, _neighbours: hidden states against the base's, mean over layers (no interval).
 
     Accuracies are means over items: a task weighs as much as it has questions. Differences, ratios, kl and drift have
     percentile intervals of the paired bootstrap; rates have Wilson's with n = questions, since two forms of one
@@ -61,17 +63,26 @@ def scorecard(
     if pairs["text"]:
         changes = ((r, _number(r, "value") - _number(r0, "value")) for r0, r in pairs["text"])
         card["perplexity_drift"] = _per_token(changes, draws, seed)
-    return card
+    return card | _alignment(after)
+
+
+def _alignment(after: Iterable[Record]) -> dict[str, Estimate]:
+    """Mean over layers of each metric against the base. No interval: a model's layers are no sample of others."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in after:
+        if record.suite == "alignment" and record.form == "base":
+            values[record.task].append(_number(record, "value"))
+    return {f"alignment_{name}": Estimate(float(np.mean(found))) for name, found in values.items()}
 
 
 def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
-    """Records of the same key, sorted by it. Suite `drift` needs no partner: it is a distance to the base already.
+    """Records of the same key, sorted by it. Those of UNPAIRED suites need no partner.
 
     Raises ValueError naming a record that stands twice, lacks its partner, or covers other tokens than it.
     """
     first, second = _by_key(base, "base"), _by_key(after, "after")
     for have, lack, side in ((first, second, "after"), (second, first, "base")):
-        missing = sorted(key for key in have.keys() - lack.keys() if key[0] != "drift")
+        missing = sorted(key for key in have.keys() - lack.keys() if key[0] not in UNPAIRED)
         if missing:
             raise ValueError(
                 f"no partner among the {side} records for {'/'.join(missing[0])} ({len(missing)} missing in all): "

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.alignment import AlignmentSuite
 from experiments.evaluation.drift import DriftSuite
+from experiments.evaluation.harness import HarnessSuite
 from experiments.evaluation.kept import KeptSuite
 from experiments.evaluation.new_task import NewTaskSuite
 from experiments.evaluation.suite import Suite, evaluating
@@ -23,7 +25,9 @@ from experiments.section import ConfigError
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
 
-SUITES: dict[str, type[Suite]] = {suite.name: suite for suite in (NewTaskSuite, KeptSuite, DriftSuite, TextSuite)}
+SUITES: dict[str, type[Suite]] = {
+    suite.name: suite for suite in (NewTaskSuite, KeptSuite, DriftSuite, TextSuite, AlignmentSuite, HarnessSuite)
+}
 
 
 class Evaluation:
