@@ -22,7 +22,8 @@ os.umask(UMASK)
 class Record:
     """One item, measured once.
 
-    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base) or `text` (NLL).
+    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base), `text` (NLL),
+    `instructions` (instructions that code can check) or `alignment` (hidden states).
     task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`).
     item: id of the question, the same for base and arms, so that records pair.
     correct: 0 or 1 for suites new and kept. value: nats per token for drift and text; tokens: how many were averaged.
@@ -30,7 +31,7 @@ class Record:
     reply, parsed: generated text and whether an answer could be read from it.
     """
 
-    suite: Literal["new", "kept", "drift", "text"]
+    suite: Literal["new", "kept", "drift", "text", "instructions", "alignment"]
     task: str
     form: str
     item: str
