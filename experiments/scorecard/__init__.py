@@ -1,0 +1,36 @@
+"""The forgetting scorecard: figures with 95 % intervals from the item records of the base and of tuned models.
+
+card: the figures of one checkpoint. floor: flips of the base against itself. seeds: several training seeds. trajectory:
+retention at matched gain, area, hypervolume, stability gap. stream: a sequence of tasks. bootstrap and inference: the
+statistics that they share.
+"""
+
+from experiments.scorecard.bootstrap import resample
+from experiments.scorecard.card import headline_gain, scorecard
+from experiments.scorecard.floor import aa_floor
+from experiments.scorecard.inference import forgetting_bound, holm, mcnemar_p, non_inferior, paired_error, wilson
+from experiments.scorecard.pairing import pair_records
+from experiments.scorecard.seeds import over_seeds
+from experiments.scorecard.stream import stream, stream_figures
+from experiments.scorecard.trajectory import envelope_area, hypervolume, matched_retention, stability_gap
+
+__all__ = [
+    "aa_floor",
+    "envelope_area",
+    "forgetting_bound",
+    "headline_gain",
+    "holm",
+    "hypervolume",
+    "matched_retention",
+    "mcnemar_p",
+    "non_inferior",
+    "over_seeds",
+    "pair_records",
+    "paired_error",
+    "resample",
+    "scorecard",
+    "stability_gap",
+    "stream",
+    "stream_figures",
+    "wilson",
+]

@@ -1,0 +1,93 @@
+"""The paired bootstrap: percentile intervals from resampled questions.
+
+The resampled unit is the question, not the record: the forms in which one question was asked (chat, plain) are drawn
+together, within strata of the same task and forms. Indices depend on the seed, the stratum and its size alone, so
+base, arms and steps that share a seed see the same resampled questions and their figures may be subtracted.
+
+Arrays of draws have 1 + draws rows; row 0 is the sample as observed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.records import Estimate, Record
+
+Array = NDArray[np.float64]
+Stratum = tuple[str, tuple[str, ...]]  # task, forms
+CELLS = 2_000_000  # questions x draws held at once
+
+
+def check_draws(draws: int) -> None:
+    if draws < 100:
+        raise ValueError(f"draws must be at least 100 for a 95 % interval, but got {draws}")
+
+
+def resample(questions: Mapping[tuple[Stratum, str], Array], draws: int, seed: int) -> dict[Stratum, Array]:
+    """Sums of columns over resampled questions, by stratum: (1 + draws, columns). Row 0 is the sample as observed.
+
+    questions: (stratum, item) -> its columns. In each row a stratum of m questions gives m, drawn with replacement.
+    """
+    strata: dict[Stratum, list[Array]] = defaultdict(list)
+    for stratum, item in sorted(questions):
+        strata[stratum].append(questions[stratum, item])
+    return {stratum: _resample(np.stack(rows), stratum, draws, seed) for stratum, rows in strata.items()}
+
+
+def _resample(values: Array, stratum: Stratum, draws: int, seed: int) -> Array:
+    """values (m, columns) -> (1 + draws, columns): times drawn (draws, m) @ values, in chunks of draws."""
+    m = len(values)
+    rng = np.random.default_rng([seed, zlib.crc32(repr(stratum).encode())])
+    sums = [values.sum(axis=0, keepdims=True)]
+    step = max(1, CELLS // m)
+    for start in range(0, draws, step):
+        rows = min(step, draws - start)
+        cells = rng.integers(m, size=(rows, m)) + m * np.arange(rows)[:, None]
+        times = np.bincount(cells.ravel(), minlength=rows * m).reshape(rows, m)
+        sums.append(times.astype(np.float64) @ values)
+    return np.concatenate(sums)
+
+
+def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int) -> Array:
+    """sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,)."""
+    columns: dict[tuple[Stratum, str], Array] = {}
+    for record, value, weight in rows:
+        columns[(record.task, (record.form,)), record.item] = np.array([weight * value, weight])
+    totals = np.sum(list(resample(columns, draws, seed).values()), axis=0)
+    return ratio(totals[:, 0], totals[:, 1])
+
+
+def ratio(top: Array, bottom: Array) -> Array:
+    """top / bottom, NaN where the bottom is not positive: a ratio to nothing says nothing."""
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def estimate(values: Array) -> Estimate:
+    """Row 0 with the 2.5 and 97.5 percentiles of the rest; no interval where over 1 % of the draws have no value."""
+    drawn = _finite(values)
+    if drawn is None:
+        return Estimate(float(values[0]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def bootstrap_p(difference: Array) -> float:
+    """Two-sided p that a difference is 0: twice the smaller share of draws at or beyond 0 (Efron & Tibshirani 1993,
+    section 15.4, by inversion of the percentile interval), with one draw added so that it is never 0. NaN where the
+    difference has no interval; 1 where it is 0 in every draw."""
+    drawn = _finite(difference)
+    if drawn is None:
+        return float("nan")
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+
+
+def _finite(values: Array) -> Array | None:
+    """The draws with a value; None where the figure has none itself, or over 1 % of the draws."""
+    drawn = values[1:][np.isfinite(values[1:])]
+    return drawn if np.isfinite(values[0]) and len(drawn) >= 0.99 * len(values[1:]) else None

@@ -1,0 +1,41 @@
+"""The A/A floor: how many answers of the base model flip although nothing was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.records import Estimate, Record
+from experiments.scorecard.bootstrap import check_draws, estimate
+from experiments.scorecard.flips import flip_figures, resampled_counts, total
+from experiments.scorecard.pairing import pair_records
+
+
+def aa_floor(
+    base: Sequence[Record],
+    base_again: Sequence[Record],
+    after: Sequence[Record] = (),
+    draws: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Flips of the base against itself on the kept tasks: `floor_nfr`, `floor_pfr`, `floor_nfr_mc` and the others.
+
+    base_again: the base measured once more on the same questions and forms, with the options in another order or the
+    question in other words; ids of items stay the same. Choices are compared by the text of the option. after: a tuned
+    model's records; adds `nfr_above_floor` = nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
+
+    Raises ValueError where the two measurements are not of the same items, or none is of suite kept.
+    """
+    check_draws(draws)
+    first, again, tuned = ([r for r in records if r.suite == "kept"] for records in (base, base_again, after))
+    if not first:
+        raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
+    floor = flip_figures(total(resampled_counts(pair_records(first, again), draws, seed)))
+    card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
+    if tuned:
+        flips = flip_figures(total(resampled_counts(pair_records(first, tuned), draws, seed)))
+        for name, short in (("nfr", "nfr"), ("persistence_corrected", "persistence")):
+            if name in flips and name in floor:
+                card[f"{short}_above_floor"] = estimate(np.subtract(flips[name], floor[name]))
+    return card

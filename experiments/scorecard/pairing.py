@@ -1,0 +1,59 @@
+"""Which record of the base belongs to which record of a tuned model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from experiments.records import Record
+
+Pair = tuple[Record, Record]  # the same question and form, before and after training
+Key = tuple[str, str, str, str]  # suite, task, form, item
+ALONE = ("drift", "alignment")  # suites whose records are distances to the base already: they need no partner
+
+
+def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
+    """Records of the same key, sorted by it. Suites `drift` and `alignment` need no partner.
+
+    Raises ValueError naming a record that stands twice, lacks its partner, or covers other tokens than it.
+    """
+    first, second = by_key(base, "base"), by_key(after, "after")
+    for have, lack, side in ((first, second, "after"), (second, first, "base")):
+        missing = sorted(key for key in have.keys() - lack.keys() if key[0] not in ALONE)
+        if missing:
+            raise ValueError(
+                f"no partner among the {side} records for {'/'.join(missing[0])} ({len(missing)} missing in all): "
+                "evaluate both on the same items, with the same evaluation section and seed"
+            )
+    pairs = [(first[key], second[key]) for key in sorted(first.keys() & second.keys())]
+    for r0, r in pairs:
+        if r.form == "nll" and r0.tokens != r.tokens:
+            raise ValueError(
+                f"{'/'.join(r.key)} covers {r0.tokens} tokens in base and {r.tokens} in after: use one tokenizer"
+            )
+    return pairs
+
+
+def by_key(records: Iterable[Record], side: str) -> dict[Key, Record]:
+    """Raises ValueError where two records have one key. side: what the error calls the records."""
+    found: dict[Key, Record] = {}
+    for record in records:
+        if record.key in found:
+            raise ValueError(f"{'/'.join(record.key)} stands twice among the {side} records: evaluate once per item")
+        found[record.key] = record
+    return found
+
+
+def number(record: Record, name: str) -> Any:
+    """A measurement of the record. Raises ValueError where it is missing."""
+    value = getattr(record, name)
+    if value is None:
+        raise ValueError(f"{'/'.join(record.key)} has no {name!r}, which suite {record.suite!r} needs: evaluate again")
+    return value
+
+
+def chosen(record: Record) -> str | None:
+    """The text of the option that was chosen, so that it may be compared under another order of the options."""
+    if record.choice is None or not record.options:
+        return None
+    return record.options[record.choice]

@@ -1,0 +1,61 @@
+"""Figures of a stream: T tasks learned one after the other, all of them measured after each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.records import Estimate, Record
+from experiments.scorecard.bootstrap import Array, Stratum, check_draws, estimate, resample
+from experiments.scorecard.pairing import by_key, number
+
+
+def stream_figures(scores: Array) -> dict[str, Array]:
+    """scores (T + 1, T, ...): R[t, j], the score on task j after stage t; row 0 is before any training.
+
+    OP = mean_j R[T, j], the final mean; BWT = 1/(T-1) sum_{j<T} (R[T, j] - R[j, j]), below 0 where later tasks harm
+    earlier ones; F = 1/(T-1) sum_{j<T} max_{1<=l<T} (R[l, j] - R[T, j]), forgetting from the best so far;
+    FWT = 1/(T-1) sum_{j>=2} (R[j-1, j] - R[0, j]), what earlier tasks teach about later ones (Lopez-Paz & Ranzato
+    2017, arXiv 1706.08840; Chaudhry et al. 2018, arXiv 1801.10112).
+
+    Raises ValueError for another shape, or fewer than 2 tasks.
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    tasks = scores.shape[1] if scores.ndim > 1 else 0
+    if tasks < 2 or scores.shape[0] != tasks + 1:
+        raise ValueError(f"R needs T + 1 rows (row 0: untrained) and T >= 2 columns, but got shape {scores.shape}")
+    last = scores[tasks]
+    earlier = range(tasks - 1)
+    return {
+        "stream_op": last.mean(axis=0),
+        "stream_bwt": np.mean([last[j] - scores[j + 1, j] for j in earlier], axis=0),
+        "stream_f": np.mean([scores[1:tasks, j].max(axis=0) - last[j] for j in earlier], axis=0),
+        "stream_fwt": np.mean([scores[j, j] - scores[0, j] for j in range(1, tasks)], axis=0),
+    }
+
+
+def stream(
+    stages: Sequence[Sequence[Record]], tasks: Sequence[str], draws: int = 10_000, seed: int = 0
+) -> dict[str, Estimate]:
+    """`stream_figures` from item records with intervals; the items of a task are resampled for all stages at once.
+
+    stages: records of the untrained model, then after each stage. tasks: names in the order of learning; records of
+    other tasks and suites that carry no `correct` are not used. Raises ValueError where a stage lacks a task or item.
+    """
+    check_draws(draws)
+    if len(stages) != len(tasks) + 1:
+        raise ValueError(f"{len(tasks)} tasks need {len(tasks) + 1} stages, the untrained model first: got {len(stages)}")
+    matrix = np.empty((len(stages), len(tasks), 1 + draws))
+    for j, task in enumerate(tasks):
+        found = [by_key([r for r in stage if r.task == task and r.correct is not None], "stage") for stage in stages]
+        if not found[0] or any(stage.keys() != found[0].keys() for stage in found):
+            raise ValueError(f"task {task!r} was not measured on the same items at every stage: evaluate it at each one")
+        questions: dict[tuple[Stratum, str], list[list[float]]] = {}
+        for key in sorted(found[0]):
+            row = [number(stage[key], "correct") for stage in found]
+            questions.setdefault(((task, ()), key[3]), []).append([1.0, *row])
+        columns = {question: np.sum(rows, axis=0) for question, rows in questions.items()}
+        sums = resample(columns, draws, seed)[task, ()]
+        matrix[:, j] = (sums[:, 1:] / sums[:, :1]).T
+    return {name: estimate(values) for name, values in stream_figures(matrix).items()}

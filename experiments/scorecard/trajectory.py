@@ -1,0 +1,127 @@
+"""Figures of a whole trajectory: retention at matched gain, area, hypervolume, stability gap.
+
+A trajectory is the points (gain, retention) of one arm in the order of its steps, the base model (0, 1) first. Arrays
+have shape (points,) or (points, 1 + draws), row 0 of the draws as observed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.records import Estimate, Record
+from experiments.scorecard.bootstrap import Array, check_draws, estimate
+from experiments.scorecard.card import GAINS, by_suite
+from experiments.scorecard.draws import drawn_figures
+from experiments.scorecard.pairing import pair_records
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """steps (points,), step 0 included; gain, retention, forgetting: (points, 1 + draws)."""
+
+    steps: tuple[int, ...]
+    gain: Array
+    retention: Array
+    forgetting: Array
+
+
+def drawn_trajectory(
+    base: Sequence[Record], checkpoints: Mapping[int, Sequence[Record]], draws: int = 1_000, seed: int = 0
+) -> Trajectory:
+    """From the records of each checkpoint, by step. All points share their resampled questions.
+
+    The gain is `headline_gain`'s figure. Raises ValueError where the new task or the kept tasks were not measured.
+    """
+    check_draws(draws)
+    wanted = [record for record in base if record.suite in ("new", "kept")]
+    points = {}
+    for step in sorted({0, *checkpoints}):
+        after = wanted if step == 0 else [r for r in checkpoints[step] if r.suite in ("new", "kept")]
+        figures = drawn_figures(by_suite(pair_records(wanted, after)), (), draws, seed)
+        gain = next((figures[name] for name in GAINS if name in figures), None)
+        if gain is None or "retention" not in figures:
+            raise ValueError("a trajectory needs records of the suites 'new' and 'kept' at every step")
+        points[step] = (gain, figures["retention"], figures["forgetting"])
+    gain, retention, forgetting = (np.stack(column) for column in zip(*points.values(), strict=True))
+    return Trajectory(tuple(points), gain, retention, forgetting)
+
+
+def matched_retention(
+    trajectories: Mapping[str, Trajectory], gain: float | None = None
+) -> tuple[float, dict[str, Array]]:
+    """Retention of each arm at one common gain: (the gain, arm -> (1 + draws,)); NaN where an arm never gets there.
+
+    gain: default the highest that all arms reach. The fairest single number: an arm that learns little keeps much.
+    """
+    if gain is None:
+        gain = min(float(np.nanmax(t.gain[:, 0])) for t in trajectories.values())
+    return gain, {name: retention_at(t.gain, t.retention, gain) for name, t in trajectories.items()}
+
+
+def retention_at(gain: Array, retention: Array, target: float) -> Array:
+    """Retention where the trajectory first reaches the gain `target`, linear between the two points around it.
+
+    The pair of points is that of the observed trajectory; in each draw the weight w = (target - g0)/(g1 - g0) is
+    computed from the draw's own gains and cut to [0, 1]. (points, 1 + draws) -> (1 + draws,).
+    """
+    reached = np.flatnonzero(gain[:, 0] >= target)
+    if not len(reached):
+        return np.full(gain.shape[1], np.nan)
+    after = int(reached[0])
+    if after == 0:
+        return np.array(retention[0])
+    g0, g1 = gain[after - 1], gain[after]
+    way = g1 - g0
+    weight = np.divide(target - g0, way, out=np.full_like(way, 0.5), where=way != 0).clip(0, 1)
+    return np.asarray((1 - weight) * retention[after - 1] + weight * retention[after])
+
+
+def envelope_area(gain: Array, retention: Array, most: float, cells: int = 200) -> Array:
+    """Area under the upper envelope of the trajectory from gain 0 to `most`, divided by `most`: a mean retention.
+
+    The envelope at a gain g is the highest retention of all line segments of the trajectory that cross g, and 0 where
+    none does. Midpoint rule with `cells` cells. (points, 1 + draws) -> (1 + draws,).
+    """
+    if not most > 0:
+        raise ValueError(f"most must be a gain above 0, but got {most}")
+    grid = ((np.arange(cells) + 0.5) / cells * most)[:, None]
+    best = np.zeros((cells, gain.shape[1]))
+    for i in range(len(gain) - 1):
+        way = gain[i + 1] - gain[i]
+        weight = np.divide(grid - gain[i], way, out=np.full_like(best, -1.0), where=way != 0)
+        value = (1 - weight) * retention[i] + weight * retention[i + 1]
+        best = np.where((weight >= 0) & (weight <= 1), np.maximum(best, value), best)
+    return np.asarray(best.mean(axis=0))
+
+
+def hypervolume(gain: Array, retention: Array, reference: float = 0.0) -> Array:
+    """Area that the points dominate, above gain 0 and retention `reference`; both are to be high.
+
+    Sum over the points from the highest gain down of the best retention so far times the step in gain, so dominated
+    points add nothing (Zitzler & Thiele 1999). (points, 1 + draws) -> (1 + draws,).
+    """
+    order = np.argsort(-gain, axis=0, kind="stable")
+    g = np.maximum(np.take_along_axis(gain, order, axis=0), 0)
+    height = np.maximum(np.take_along_axis(retention, order, axis=0) - reference, 0)
+    best = np.maximum.accumulate(height, axis=0)
+    width = g - np.concatenate([g[1:], np.zeros_like(g[:1])])
+    return np.asarray((best * width).sum(axis=0))
+
+
+def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
+    """(depth, recovery step): the largest fall of kept accuracy below the base over the steps, and the first later step
+    at which it is back at the base's level; None if it never is, or if it never fell (arXiv 2205.13452).
+
+    The depth is the forgetting of the step that is deepest as observed; since that step was picked for being deepest,
+    its interval leans to the deep side. 0 without a fall.
+    """
+    fall = trajectory.forgetting
+    deepest = int(np.argmax(fall[:, 0]))
+    if fall[deepest, 0] <= 0:
+        return Estimate(0.0), None
+    later = range(deepest + 1, len(trajectory.steps))
+    recovered = next((trajectory.steps[i] for i in later if fall[i, 0] <= 0), None)
+    return estimate(fall[deepest]), recovered
