@@ -88,27 +88,26 @@ class Store:
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
             self.study.set_user_attr("config", self.config.to_dict())
-            self._tidy()
-            self.study.set_user_attr("forgiven", [trial.number for trial in self.study.trials if failed(trial)])
+            self.study.set_user_attr("forgiven", [trial.number for trial in self._tidy() if failed(trial)])
 
     def work(self, run: Run, say: Callable[[str], None] = print) -> str:
         """Run trials until none is left to claim. Returns why it ended."""
         while True:
             with contextlib.ExitStack() as held:
                 held.enter_context(self.lock())
-                self._tidy()
-                if ended := self.ended():
+                trials = self._tidy()
+                if ended := self.ended(trials):
                     return ended
                 # A sampler of its own per trial: reproducible, and different in workers that start together.
-                self.study.sampler = _sampler(self.config, len(self.study.trials))
+                self.study.sampler = _sampler(self.config, len(trials))
                 self.study.pruner = _pruner(self.config)
                 objective = self._objective(run, held.close, say)
                 self.study.optimize(objective, n_trials=1, catch=(TrialFailed,))
 
-    def ended(self) -> str:
+    def ended(self, trials: list[Any] | None = None) -> str:
         """Why there is nothing to claim; empty while there is."""
-        trials = self.study.trials
-        row = self.failures_in_a_row()
+        trials = self._attempts() if trials is None else trials
+        row = self._failures_in_a_row(trials)
         if row >= self.config.failures:
             last = max((t for t in trials if failed(t)), key=lambda t: (t.datetime_complete, t.number))
             return f"stopped: {row} trials in a row failed, the last with: {last.user_attrs['reason']}"
@@ -139,16 +138,16 @@ class Store:
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0
 
-    def failures_in_a_row(self) -> int:
+    def _failures_in_a_row(self, trials: list[Any]) -> int:
         """Of the trials that ended by themselves, latest first, those that failed since the study was last started."""
         forgiven = set(self.study.user_attrs.get("forgiven", ()))
-        ended = [t for t in self.study.trials if t.state.is_finished() and not died(t) and t.number not in forgiven]
+        ended = [t for t in trials if t.state.is_finished() and not died(t) and t.number not in forgiven]
         ended.sort(key=lambda t: (t.datetime_complete, t.number), reverse=True)
         return len(list(itertools.takewhile(failed, ended)))
 
     def trials(self) -> list[Trial]:
         """All trials, each once however often it was continued, by number."""
-        return [trial_row(attempts) for _, attempts in sorted(lineages(self.study.trials).items())]
+        return [trial_row(attempts) for _, attempts in sorted(lineages(self._attempts()).items())]
 
     def front(self) -> list[int]:
         """Numbers of the best feasible trial, or of those of the Pareto front."""
@@ -195,7 +194,7 @@ class Store:
             picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
             trial.set_user_attr("owner", process_tags())
             claimed()
-            number = origin(self.study.trials[trial.number])
+            number = origin(self._attempts()[trial.number])
             say(f"trial {number}: " + ", ".join(f"{key}={pick}" for key, pick in picks.items()))
 
             def report(step: int, value: float) -> bool:
@@ -222,10 +221,11 @@ class Store:
 
         return objective
 
-    def _tidy(self) -> None:
+    def _tidy(self) -> list[Any]:
         """Under the lock: fail trials whose process is gone, queue them again, queue missing cells of a grid."""
         optuna.storages.fail_stale_trials(self.study)
-        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
+        trials = self._attempts()
+        for trial in (t for t in trials if t.state == TrialState.RUNNING):
             owner = trial.user_attrs.get("owner")
             # Without an owner it was claimed by a process that died before its lock ended.
             if process_alive(owner) if owner else not self._exclusive:
@@ -233,14 +233,18 @@ class Store:
             with contextlib.suppress(ValueError):  # ended by another machine meanwhile
                 self.study.tell(trial.number, state=TrialState.FAIL)
         again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-        for attempts in lineages(self.study.trials).values():
+        for attempts in lineages(self._attempts()).values():
             if died(attempts[-1]) and deaths(attempts) <= self.config.retries:
                 again(self.study, attempts[-1])
         if self.config.sampler.name == "grid":
-            known = [t.system_attrs.get("fixed_params") for t in self.study.trials]
+            known = [t.system_attrs.get("fixed_params") for t in trials]
             for cell in grid(self.config.search)[: self.limit()]:
                 if cell not in known:
                     self.study.enqueue_trial(cell)
+        return self._attempts()
+
+    def _attempts(self) -> list[Any]:
+        return self.study.get_trials(deepcopy=False)
 
     @property
     def _exclusive(self) -> bool:
