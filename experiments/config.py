@@ -276,12 +276,20 @@ def _option_fault(name: str, method: type[Method], fault: Any) -> str:
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one field in place. Numbers in the key count the entries of a list: `arms.0.method`."""
     *parents, last = dotted.split(".")
+    place: Any = values
     for key in parents:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
+        place = place.setdefault(key, {}) if isinstance(place, dict) else place[_index(place, key, dotted)]
+        if not isinstance(place, dict | list):
             raise ConfigError(f"cannot set {dotted!r}: {key!r} is not a section")
-    values[last] = value
+    place[last if isinstance(place, dict) else _index(place, last, dotted)] = value
+
+
+def _index(entries: list[Any], key: str, dotted: str) -> int:
+    if not key.isdecimal() or int(key) >= len(entries):
+        raise ConfigError(f"cannot set {dotted!r}: {key!r} stands for an entry of a list of {len(entries)}, from 0 on")
+    return int(key)
 
 
 def _describe(fault: Any) -> str:

@@ -72,11 +72,13 @@ def run_experiment(
     say: Callable[[str], None] = print,
     parent: str | None = None,
     observe: Observer | None = None,
+    experiment: str | None = None,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
     root: where results go; default: `mlruns` of the project one works in. parent: id of the MLflow run of the study's
     trial that this is. observe: called after each evaluation with the arm's result so far; may raise StopArm.
+    experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one.
     """
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
@@ -85,7 +87,7 @@ def run_experiment(
         if fresh and folder.exists():
             shutil.rmtree(folder)
         try:
-            return Experiment(config, root, folder, say, parent, observe).run()
+            return Experiment(config, root, folder, say, parent, observe, experiment).run()
         except Exception as error:
             if disk_full(error):
                 free = shutil.disk_usage(root).free / 1e9
@@ -117,10 +119,11 @@ class Experiment:
         say: Callable[[str], None] = print,
         parent: str | None = None,
         observe: Observer | None = None,
+        experiment: str | None = None,
     ) -> None:
         self.config, self.folder, self.say, self.parent, self.observe = config, folder, say, parent, observe
         self.precision = Precision(config.precision)
-        self.tracker = Tracker(root, config.name)
+        self.tracker = Tracker(root, experiment or config.name)
         self.cells = [(arm, lr) for arm in config.arms for lr in arm.learning_rates]
 
     def run(self) -> Outcome:

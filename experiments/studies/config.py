@@ -1,0 +1,229 @@
+"""The typed YAML of a study: a base run, what is searched, what counts, and how long.
+
+All overrides are tried on the base before anything runs, so that a wrong path is found at the start.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from experiments.config import SHIPPED, ConfigError, ExperimentConfig, _set, load_config, parse_config
+from experiments.section import Section, nearest
+from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides, probes
+
+SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
+PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
+NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbeat", "report"}
+
+
+class StudyError(RuntimeError):
+    """A study that cannot start, or stopped; the message says what to do. No trial is lost."""
+
+
+class Objective(Section):
+    """A figure of the scorecard by its name, or of the cost (`cost/seconds`), averaged over seeds."""
+
+    figure: str
+    direction: Literal["maximize", "minimize"]
+
+
+class Constraint(Section):
+    """A trial is feasible where min <= figure <= max."""
+
+    figure: str
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bound(self) -> Constraint:
+        if self.min is None and self.max is None:
+            raise ValueError(f"constraint on {self.figure!r} needs min or max")
+        return self
+
+
+class Named(Section):
+    """A sampler or a pruner: its name here, and the arguments of Optuna's class of that name."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sampler(Named):
+    name: Literal["grid", "random", "tpe", "nsga2", "gp"] = "tpe"
+    seed: int = Field(0, ge=0)
+
+
+class Pruner(Named):
+    name: Literal["median", "percentile", "halving", "hyperband", "threshold"] = "median"
+
+
+class Budget(Section):
+    """trials: how many, retried ones counted once. hours: of trials, added up over all workers. A grid needs none."""
+
+    trials: int | None = Field(None, ge=1)
+    hours: float | None = Field(None, gt=0)
+
+
+class ReportConfig(Section):
+    """What the report makes of the trials.
+
+    select: the dimension whose best value is chosen per arm, on held-out items that the table does not use.
+    paper: name of a table of published figures to compare with. law: the dimension that is the replayed share.
+    """
+
+    select: str | None = None
+    paper: Literal["table5"] | None = None
+    law: str | None = None
+
+
+class StudyConfig(Section):
+    """A whole study. base: a run's YAML by name or path, or its values; overrides: changes of it for all trials."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    question: str = ""
+    base: str | dict[str, Any]
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="further overrides, by name")
+    search: dict[str, Dimension] = Field(min_length=1, description="dotted key of the config -> dimension")
+    objectives: tuple[Objective, ...] = Field(min_length=1)
+    constraints: tuple[Constraint, ...] = ()
+    sampler: Sampler = Sampler()
+    pruner: Pruner | None = None
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each is a run of its own; a trial is their mean")
+    budget: Budget = Budget()
+    retries: int = Field(2, ge=0, description="how often a trial whose process died is continued")
+    failures: int = Field(3, ge=1, description="so many failed trials in a row stop the study")
+    heartbeat: int = Field(60, ge=1, description="seconds; a worker silent for twice as long counts as dead")
+    storage: str | None = Field(None, description="an RDB URL; default: optuna.db among the results")
+    report: ReportConfig = ReportConfig()
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _name(cls, value: Any, info: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        known = SAMPLERS if info.field_name == "sampler" else PRUNERS
+        if isinstance(value, dict) and value.get("name", known[0]) not in known:
+            raise ValueError(f"unknown {info.field_name} {value['name']!r}: {nearest(str(value['name']), known)}")
+        return value
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        for key, dimension in value.items() if isinstance(value, dict) else ():
+            kind = dimension.get("kind") if isinstance(dimension, dict) else None
+            if kind not in DIMENSIONS:
+                raise ValueError(f"{key}: unknown kind {kind!r}: {nearest(str(kind), DIMENSIONS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudyConfig:
+        if self.pruner and len(self.objectives) > 1:
+            raise ValueError("pruning needs a single objective: leave out pruner, or all objectives but one")
+        if self.sampler.name == "grid":
+            if len(grid(self.search)) > MAX_CELLS:
+                raise ValueError(f"the grid has more than {MAX_CELLS} cells: take another sampler")
+        elif self.budget.trials is None and self.budget.hours is None:
+            raise ValueError(f"sampler {self.sampler.name!r} never ends: give budget.trials or budget.hours")
+        for field in ("select", "law"):
+            key = getattr(self.report, field)
+            if key is not None and key not in self.search:
+                raise ValueError(f"report.{field} {key!r} is not searched: {nearest(key, self.search)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, but got {list(self.seeds)}")
+        return self
+
+    def values(self, picks: dict[str, Scalar]) -> dict[str, Any]:
+        """The plain config of a trial with these picks."""
+        values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
+        values["name"] = self.name
+        for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
+            _set(values, key, copy.deepcopy(value))
+        return values
+
+    def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:
+        """The experiment of one trial and seed. The name holds the number, so each trial has folders of its own."""
+        several = f"-seed{seed}" if len(self.seeds) > 1 else ""
+        values = {**self.values(picks), "name": f"{self.name}-{number:03d}{several}", "seed": seed}
+        return parse_config(values, f"trial {number} of {self.name}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def identity(self) -> str:
+        """Hex digits that change whenever trials would no longer be comparable."""
+        kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
+    """Read a study's YAML, or a shipped one by name (`table5`), with its base inlined. Raises ConfigError.
+
+    profile: one of the study's `profiles`, whose overrides come on top; the study's name then ends in it.
+    """
+    path, shipped = Path(path), SHIPPED / "studies" / f"{path}.yaml"
+    path = shipped if shipped.is_file() and not path.is_file() else path
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in (SHIPPED / "studies").glob("*.yaml")))
+        raise ConfigError(f"no study {path}: give a path, or a shipped name: {names}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
+    return parse_study(values, profile, str(path))
+
+
+def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
+    """Check plain values and every override on the base. Raises ConfigError with all faults of a section."""
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}:\n" + "\n".join(f"  {_describe(fault)}" for fault in error.errors())) from None
+    changes: dict[str, Any] = {"profiles": {}}
+    if profile is not None:
+        if profile not in study.profiles:
+            raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
+        changes |= {"name": f"{study.name}-{profile}", "overrides": {**study.overrides, **study.profiles[profile]}}
+    if isinstance(study.base, str):
+        changes["base"] = load_config(study.base).to_dict()
+    study = study.model_copy(update=changes)
+    for picks in probes(study.search):
+        _check(study, picks, source)
+    return study
+
+
+def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
+    said = ", ".join(f"{key}={pick}" for key, pick in picks.items())
+    config = parse_config(study.values(picks), f"{source}, with {said}")
+    if len(config.arms) != 1 or len(config.arms[0].learning_rates) != 1:
+        raise ConfigError(
+            f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
+            f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
+        )
+
+
+def _describe(fault: Any) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1]))}"
+    got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}".removeprefix(": ")
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The declared keys of the section that a fault's place points into."""
+    if place[:1] == ("search",):
+        return list(DIMENSIONS[str(place[2])].model_fields)
+    if not place:
+        return list(StudyConfig.model_fields)
+    annotation = StudyConfig.model_fields[str(place[0])].annotation
+    sections = [annotation, *get_args(annotation)]
+    return [key for section in sections if hasattr(section, "model_fields") for key in section.model_fields]

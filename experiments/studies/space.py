@@ -1,0 +1,159 @@
+"""What a study searches: one class per kind of dimension, each over one field of the config or over named changes.
+
+A dimension picks a plain value (what Optuna stores) and says which dotted keys of the config that value sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from experiments.section import Section
+
+Scalar = str | int | float | bool | None
+MAX_CELLS = 100_000
+
+
+class Choice(Section):
+    """One of a list of values, in no order: the explicit grid of a number, or any names, lists and sections."""
+
+    kind: Literal["choice"] = "choice"
+    path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
+    values: tuple[Any, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Choice:
+        if len(set(map(_text, self.values))) < len(self.values):
+            raise ValueError(f"values must differ, but got {list(self.values)}")
+        return self
+
+    def points(self) -> list[Scalar]:
+        return [value if isinstance(value, Scalar) else _text(value) for value in self.values]
+
+    def probes(self) -> list[Scalar]:
+        """Picks that stand for all others when overrides are checked."""
+        return self.points()
+
+    def suggest(self, trial: Any, key: str) -> Scalar:
+        return trial.suggest_categorical(key, self.points())
+
+    def overrides(self, key: str, pick: Scalar) -> dict[str, Any]:
+        return {self.path or key: self.values[self.points().index(pick)]}
+
+
+class Arms(Section):
+    """One of several named partial configs: name -> dotted keys and their values. Sets `arms.0.name` as well."""
+
+    kind: Literal["arms"] = "arms"
+    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    def points(self) -> list[Scalar]:
+        return list(self.arms)
+
+    def probes(self) -> list[Scalar]:
+        return self.points()
+
+    def suggest(self, trial: Any, key: str) -> Scalar:
+        return trial.suggest_categorical(key, self.points())
+
+    def overrides(self, key: str, pick: Scalar) -> dict[str, Any]:
+        return {"arms.0.name": pick, **self.arms[str(pick)]}
+
+
+class Number(Section):
+    """A range with both ends included. log: drawn evenly in the logarithm. step: only low, low + step, ..."""
+
+    path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
+
+    @model_validator(mode="after")
+    def _range(self) -> Number:
+        low, high, log = (getattr(self, name) for name in ("low", "high", "log"))
+        if low >= high:
+            raise ValueError(f"low must be below high, but got {low} and {high}")
+        if log and low <= 0:
+            raise ValueError(f"log needs low > 0, but got {low}")
+        if log and getattr(self, "step", None) not in (None, 1):
+            raise ValueError("log and step exclude each other: list the values with kind choice")
+        return self
+
+    def probes(self) -> list[Scalar]:
+        return [getattr(self, "low"), getattr(self, "high")]  # noqa: B009 - declared by the classes below
+
+    def overrides(self, key: str, pick: Scalar) -> dict[str, Any]:
+        return {self.path or key: pick}
+
+
+class Int(Number):
+    """Whole numbers from low to high."""
+
+    kind: Literal["int"] = "int"
+    low: int
+    high: int
+    step: int = Field(1, ge=1)
+    log: bool = False
+
+    def points(self) -> list[Scalar]:
+        return list(range(self.low, self.high + 1, self.step))
+
+    def suggest(self, trial: Any, key: str) -> Scalar:
+        return trial.suggest_int(key, self.low, self.high, step=self.step, log=self.log)
+
+
+class Float(Number):
+    """Real numbers from low to high."""
+
+    kind: Literal["float"] = "float"
+    low: float
+    high: float
+    step: float | None = Field(None, gt=0)
+    log: bool = False
+
+    def points(self) -> list[Scalar]:
+        """Only with a step; a range of reals is no grid."""
+        if self.step is None:
+            return []
+        return [self.low + i * self.step for i in range(int((self.high - self.low) / self.step + 1e-9) + 1)]
+
+    def suggest(self, trial: Any, key: str) -> Scalar:
+        return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
+
+
+Dimension = Annotated[Choice | Arms | Int | Float, Field(discriminator="kind")]
+DIMENSIONS: dict[str, type[Choice | Arms | Int | Float]] = {
+    "choice": Choice,
+    "arms": Arms,
+    "int": Int,
+    "float": Float,
+}
+
+
+def grid(search: Mapping[str, Choice | Arms | Int | Float]) -> list[dict[str, Scalar]]:
+    """Every combination, the last dimension fastest. Raises ValueError where a dimension has no finite points."""
+    endless = [key for key, dimension in search.items() if not dimension.points()]
+    if endless:
+        raise ValueError(f"a grid needs points, but {', '.join(endless)} has none: give a step, or kind choice")
+    cells = [dimension.points() for dimension in search.values()]
+    return [dict(zip(search, picks, strict=True)) for picks in itertools.product(*cells)]
+
+
+def overrides(search: Mapping[str, Choice | Arms | Int | Float], picks: Mapping[str, Scalar]) -> dict[str, Any]:
+    """The dotted keys that a trial sets. Named arms come first, so that a single field is set on top of them."""
+    named = sorted(search, key=lambda key: search[key].kind != "arms")
+    return {dotted: value for key in named for dotted, value in search[key].overrides(key, picks[key]).items()}
+
+
+def probes(search: Mapping[str, Choice | Arms | Int | Float]) -> Iterator[dict[str, Scalar]]:
+    """Picks that set each dimension to each of its probes at least once, with the others at their first."""
+    first = {key: dimension.probes()[0] for key, dimension in search.items()}
+    yield first
+    for key, dimension in search.items():
+        for pick in dimension.probes()[1:]:
+            yield {**first, key: pick}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

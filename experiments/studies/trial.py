@@ -1,0 +1,139 @@
+"""One trial: an experiment of one arm per seed, tracked under the study, and its figures averaged over the seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.records import ArmResult, Estimate, write_json
+from experiments.run import Outcome, RunError, StopArm, run_experiment
+from experiments.section import nearest
+from experiments.studies.config import StudyConfig
+from experiments.studies.space import Scalar
+from experiments.tracking import Tracker, TrackingError
+
+Report = Callable[[int, float], bool]  # gets a step and the objective there; True: the trial is not worth going on
+
+
+class TrialFailed(RuntimeError):
+    """A trial that has no values; the message is the reason. The study goes on."""
+
+
+class TrialPruned(Exception):
+    """A trial that the pruner stopped. `outcome` holds what was measured until then."""
+
+    def __init__(self, outcome: TrialOutcome, reason: str) -> None:
+        super().__init__(reason)
+        self.outcome = outcome
+
+
+@dataclass
+class TrialOutcome:
+    """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`."""
+
+    values: list[float] = field(default_factory=list)
+    constraints: dict[str, float] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_trial(
+    study: StudyConfig,
+    number: int,
+    picks: dict[str, Scalar],
+    root: Path,
+    parent: str | None,
+    report: Report | None = None,
+    say: Callable[[str], None] = print,
+) -> TrialOutcome:
+    """Run or continue a trial. number: of its first attempt, so that a later one finds its folders and checkpoints.
+
+    parent: id of the study's MLflow run. report: for a pruner; gets the first objective after each evaluation, at
+    steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
+    """
+    note = trial_folder(study, root, number) / "mlflow.json"
+    saved = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    outcome, pruned = TrialOutcome(), ""
+    with Tracker(root, study.name).run(
+        f"trial {number}", kind="trial", parent=parent, params=picks, run_id=saved.get("run_id")
+    ) as run:
+        write_json(note, {"run_id": run.id})
+        for i, seed in enumerate(study.seeds):
+            config = study.run_config(picks, number, seed)
+            observe = _observer(study, report, i * config.training.steps) if report else None
+            try:
+                done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
+            except (RunError, TrackingError):  # of the machine, not of the trial
+                raise
+            except Exception as error:
+                raise TrialFailed(f"{type(error).__name__}: {error}") from error
+            result = done.results[0]
+            outcome.runs.append(run_record(seed, done, root))
+            if result.status == "failed":
+                run.fail(result.reason or "no reason was recorded")
+                raise TrialFailed(f"seed {seed}: {result.reason}" if len(study.seeds) > 1 else result.reason)
+            if result.status == "pruned":
+                pruned = result.reason or "stopped"
+                run.set_tags({"pruned": pruned})
+                break
+        if not pruned:
+            _conclude(study, outcome)
+            for objective, value in zip(study.objectives, outcome.values, strict=True):
+                run.log_metrics({objective.figure: value})
+    if pruned:
+        raise TrialPruned(outcome, pruned)
+    return outcome
+
+
+def trial_folder(study: StudyConfig, root: Path, number: int) -> Path:
+    return root / "studies" / study.name / "trials" / f"{number:03d}"
+
+
+def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
+    """What the study's storage keeps of a run, so that a report needs no other file: plain JSON."""
+    result, folder = outcome.results[0], outcome.folder.resolve()
+    folder = folder.relative_to(root.resolve()) if folder.is_relative_to(root.resolve()) else folder
+    return {"seed": seed, "folder": str(folder), "result": result.to_dict()}
+
+
+def result_of(run: Mapping[str, Any]) -> ArmResult:
+    return ArmResult.from_dict(run["result"])
+
+
+def figure(result: ArmResult, name: str) -> float:
+    """A scorecard figure, or `cost/NAME`. Raises TrialFailed, with the nearest name, where there is none."""
+    figures = {**result.scorecard, **{f"cost/{key}": Estimate(value) for key, value in result.cost.items()}}
+    if name not in figures:
+        raise TrialFailed(f"no figure {name!r} was measured: {nearest(name, figures)}")
+    value = figures[name].value
+    if not math.isfinite(value):
+        raise TrialFailed(f"{name} is {value}: the base's items may be too few, or the model is broken")
+    return value
+
+
+def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
+    results = [result_of(run) for run in outcome.runs]
+
+    def mean(name: str) -> float:
+        return math.fsum(figure(result, name) for result in results) / len(results)
+
+    outcome.values = [mean(objective.figure) for objective in study.objectives]
+    for bound in study.constraints:
+        if bound.min is not None:
+            outcome.constraints[f"{bound.figure} >= {bound.min:g}"] = bound.min - mean(bound.figure)
+        if bound.max is not None:
+            outcome.constraints[f"{bound.figure} <= {bound.max:g}"] = mean(bound.figure) - bound.max
+
+
+def _observer(study: StudyConfig, report: Report, before: int) -> Callable[[str, int, dict[str, Estimate]], None]:
+    name = study.objectives[0].figure
+
+    def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:
+        value = figures[name].value if name in figures else math.nan
+        if math.isfinite(value) and report(before + step, value):
+            raise StopArm(f"pruned at step {step}: {name} was {value:.4g}")
+
+    return observe

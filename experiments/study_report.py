@@ -1,0 +1,199 @@
+"""The report of a study: report.html (needs no other file), report.md, table.csv and the figures as PNG."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import yaml
+from matplotlib.figure import Figure
+
+from experiments.plot import forgetting_figure
+from experiments.records import write_text
+from experiments.report import COLUMNS, Column, _environment, _flat, _image, _short, markdown_table
+from experiments.studies.attempts import Trial
+from experiments.studies.extras import matched_gain, mixture_law, pareto_volume
+from experiments.studies.paper import compared, sentences
+from experiments.studies.selection import Arm, choose
+from experiments.studies.table import picks_text
+from experiments.study_plot import importance_figure, pareto_figure, rank_figure, trajectory_figure
+from experiments.summary import summary, tied_best, with_interval
+
+if TYPE_CHECKING:
+    from experiments.studies.engine import Store
+
+KEPT = Column("kept_accuracy", "kept acc.", "accuracy on the kept tasks after training", "higher")
+SHOWN = (*COLUMNS[:2], KEPT, *COLUMNS[2:])
+MOST_LINES = 20  # arms in the trajectories
+Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
+
+
+def write_study_report(store: Store, root: Path, folder: Path) -> Path:
+    """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
+    study, trials = store.config, store.trials()
+    arms = choose(study, trials, root)
+    results = [arm.result for arm in arms]
+    paper = compared(arms) if study.report.paper else None
+    words = summary(results) + (sentences(arms) if study.report.paper else [])
+    pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials)
+    for words_or_note, picture in (matched_gain(arms, root), pareto_volume(store, trials), mixture_law(store, trials, root)):
+        words += [words_or_note] if words_or_note else []
+        pictures += [picture] if picture else []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, _, _, figure in pictures:
+        (folder / f"{name}.png").write_bytes(_image(figure, "png"))
+    write_text(folder / "table.csv", _csv(arms))
+    write_text(folder / "study.yaml", yaml.safe_dump(study.to_dict(), sort_keys=False))
+    values = {
+        "study": study,
+        "question": study.question or f"What does {study.name} show?",
+        "setup": _setup(store),
+        "tiles": _tiles(store, arms, trials),
+        "words": words,
+        "arms": arms,
+        "paper": paper,
+        "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
+        "notes": notes,
+        "reading": _reading(store, arms),
+        "commands": _commands(store, folder),
+    }
+    write_text(folder / "report.md", _markdown(values, pictures, results))
+    environment = _environment()
+    environment.filters |= {"trainable": _trainable, "minutes": _minutes}
+    figures = [(n, title, text, base64.b64encode(_image(f, "svg")).decode()) for n, title, text, f in pictures]
+    text = environment.get_template("study.html.j2").render(
+        **values,
+        figures=figures,
+        columns=SHOWN,
+        best={column.name: tied_best(results, column.name, column.better == "higher") for column in SHOWN},
+        yaml=yaml.safe_dump(study.to_dict(), sort_keys=False),
+        date=f"{datetime.now():%d %B %Y, %H:%M}",
+    )
+    write_text(folder / "report.html", text)
+    return folder / "report.html"
+
+
+def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.DataFrame | None) -> list[Picture]:
+    study, pictures = store.config, []
+    if arms:
+        results = [replace(arm.result) for arm in arms[:MOST_LINES]]
+        many = f" The first {MOST_LINES} of {len(arms)} arms." if len(arms) > MOST_LINES else ""
+        pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
+                         forgetting_figure(results, "")))  # fmt: skip
+        text = "Grey: the base model. All evaluation items, at the learning rate that was chosen." + many
+        pictures.append(("trajectories", "Over the steps", text, trajectory_figure(arms[:MOST_LINES])))
+    if len(study.objectives) > 1 and any(t.values for t in trials):
+        text = "Each point is a trial; the numbers are those of trials on the front."
+        pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
+    if paper is not None and len(paper) > 1:
+        text = "On the line: the same rank here and in the paper."
+        pictures.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
+    if importances := store.importances():
+        text = "How much of an objective's variance over the trials each dimension explains."
+        pictures.append(("importances", "What matters", text, importance_figure(importances)))
+    return pictures
+
+
+def _setup(store: Store) -> str:
+    study = store.config
+    base: Any = study.base
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} per trial"
+    steps = base["training"].get("steps", "?") if isinstance(base, dict) and "training" in base else "?"
+    steps = study.overrides.get("training.steps", steps)
+    steps = "steps searched" if "training.steps" in study.search else f"{steps} steps"
+    return f"{base.get('base_model', '')}, {steps}, {seeds}, sampler {study.sampler.name}"
+
+
+def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str, str]]:
+    counts, hours = Counter(t.state for t in trials), sum(t.seconds for t in trials) / 3600
+    return [
+        (f"{counts['complete']}", "trials complete" + "".join(f", {n} {s}" for s, n in counts.items() if s != "complete")),
+        (f"{len(arms)}", "arms in the table"),
+        (f"{hours:.1f} h", "of trials, added up over workers"),
+        (", ".join(o.figure for o in store.config.objectives), "what was optimised"),
+    ]
+
+
+def _reading(store: Store, arms: list[Arm]) -> str:
+    study = store.config
+    words = "Brackets: 95 % intervals over questions."
+    if len(study.seeds) > 1:
+        words += f" Values are means over {len(study.seeds)} seeds; the intervals are those of questions alone."
+    if any(arm.halves for arm in arms):
+        words += (
+            f" {study.report.select} was chosen per arm by {study.objectives[0].figure} on one half of the items; the"
+            " figures here are of the other half."
+        )
+    return words
+
+
+def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
+    study, notes = store.config, []
+    if not store.ended():
+        notes.append(f"The study is not finished: python -m experiments.cli resume {study.name}")
+    if study.report.select and arms and not all(arm.halves for arm in arms):
+        notes.append(
+            "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
+            "of arms with several candidates are somewhat too good."
+        )
+    again = [str(t.number) for t in trials if t.attempts > 1]
+    if again:
+        notes.append(f"Continued after their process was lost: trial {', '.join(again)}.")
+    return notes
+
+
+def _commands(store: Store, folder: Path) -> list[str]:
+    name = shlex.quote(store.config.name)
+    return [
+        f"python -m experiments.cli study {shlex.quote(_short(folder / 'study.yaml'))} --workers 1",
+        f"python -m experiments.cli export {name} {name}.csv",
+        f"python -m experiments.cli report {name}",
+    ]
+
+
+def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequence[Any]) -> str:
+    parts = [f"# {values['question']}", values["setup"] + ".", *values["words"], markdown_table(results), values["reading"]]
+    if values["paper"] is not None:
+        table = values["paper"].round(1).reset_index(names="arm")
+        rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+        parts += ["## Beside the paper", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+    parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in pictures]
+    if values["failed"]:
+        parts += ["## Trials that failed", "\n".join(f"- {name}: {' '.join(r.split())}" for name, r in values["failed"])]
+    if values["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in values["notes"])]
+    parts += ["## Again", "```bash\n" + "\n".join(values["commands"]) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _csv(arms: Sequence[Arm]) -> str:
+    rows = [
+        {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
+         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds, **_flat(a.result.scorecard),
+         **{f"cost_{name}": value for name, value in a.result.cost.items()}}
+        for a in arms
+    ]  # fmt: skip
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in rows for n in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _trainable(arm: Arm) -> str:
+    value = arm.result.cost.get("trainable_parameters", math.nan)
+    return f"{value / 1e6:.1f}" if math.isfinite(value) else "-"
+
+
+def _minutes(arm: Arm) -> str:
+    return f"{arm.trial.seconds / 60:.1f}"

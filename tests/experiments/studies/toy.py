@@ -1,0 +1,80 @@
+"""Trials that take milliseconds, and workers as real processes: what is tested is claims, retries and counts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.studies.config import StudyConfig, parse_study
+from experiments.studies.engine import Store
+from experiments.studies.trial import TrialOutcome
+from tests.experiments.small import small_values
+
+Run = Callable[..., TrialOutcome]
+SEARCH = {
+    "training.steps": {"kind": "choice", "values": [1, 2, 3]},
+    "rate": {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [0.1, 0.2]},
+}
+fork = multiprocessing.get_context("fork")  # a new interpreter would need seconds to import torch
+
+
+def toy_study(**changes: Any) -> StudyConfig:
+    arm = {"name": "arm", "method": "full", "learning_rates": [1e-3]}
+    values = {
+        "name": "toy",
+        "base": small_values("no-model", arms=[arm]),
+        "search": SEARCH,
+        "objectives": [{"figure": "gain", "direction": "maximize"}],
+        "sampler": "grid",
+    }
+    return parse_study(values | changes)
+
+
+def open_store(folder: Path, **changes: Any) -> Store:
+    store = Store(f"sqlite:///{folder / 'optuna.db'}", toy_study(**changes))
+    store.begin()
+    return store
+
+
+def value(picks: dict[str, Any]) -> float:
+    return float(picks["training.steps"] - picks["rate"])
+
+
+def logging_run(log: Path, seconds: float = 0.02) -> Run:
+    """Notes `begin N` and `end N`, lines that a kill cannot take back."""
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        _note(log, f"begin {number}")
+        time.sleep(seconds)
+        _note(log, f"end {number}")
+        return TrialOutcome([value(picks)])
+
+    return run
+
+
+def start_workers(url: str, config: StudyConfig, run: Run, count: int) -> list[Any]:
+    def work() -> None:
+        Store(url, config).work(run, lambda text: None)
+        os._exit(0)  # a fork must not run pytest's own ending
+
+    workers = [fork.Process(target=work) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    return workers
+
+
+def kill(workers: list[Any]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+
+def _note(log: Path, line: str) -> None:
+    with log.open("a") as file:
+        file.write(line + "\n")
