@@ -184,11 +184,12 @@ class Experiment:
         training = self.config.training
         rows = self.data.rows(arm)
         batch = self.data.collator([rows[i] for i in range(min(training.batch_size, len(rows)))])
+        inputs = send_to_device({k: v for k, v in batch.items() if k != "replayed"}, model.device)
         times = []
         for _ in range(3):
             start = time.perf_counter()
             with self.precision.autocast():
-                loss = model(**only_label_logits(send_to_device(batch, model.device))).loss
+                loss = model(**only_label_logits(inputs)).loss
             loss.backward()
             times.append(time.perf_counter() - start)
         return min(times) * training.gradient_accumulation
