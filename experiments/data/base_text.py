@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,8 @@ class BaseText(Source):
         from experiments.records import write_json, write_text
 
         model = workshop.base()
-        draw = sample_chats if workshop.tokenizer.chat_template else sample_texts
+        chat = bool(workshop.tokenizer.chat_template)
+        draw: Callable[..., Iterator[Example]] = sample_chats if chat else sample_texts
         rows = list(draw(model, workshop.tokenizer, self, workshop.precision))
         if not rows:
             raise ConfigError(

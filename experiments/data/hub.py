@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -35,11 +36,11 @@ class HuggingFace(Columns):
 
     @property
     def size(self) -> int | None:
-        return None if self.streaming else len(self._load())
+        return None if self.streaming else len(self.loaded)
 
     def digest(self) -> str:
         """Of the content where `datasets` knows it (its fingerprint), else of name, revision and split."""
-        return short_digest(super().digest(), "" if self.streaming else self._load()._fingerprint)
+        return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
         found: dict[str, Example] = {}
@@ -59,14 +60,16 @@ class HuggingFace(Columns):
 
     def _order(self, number: int, seed: int) -> Any:
         order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
-        loaded = self._load()
-        return loaded.shuffle(seed=order, buffer_size=BUFFER) if self.streaming else loaded.shuffle(seed=order)
+        extra = {"buffer_size": BUFFER} if self.streaming else {}
+        return self.loaded.shuffle(seed=order, **extra)
 
     def _rows(self, rows: Any) -> Iterator[Example]:
         place = f"dataset {self.name}, split {self.split}"
         return itertools.starmap(self.example, ((row, place) for row in rows))
 
-    def _load(self) -> Any:
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The dataset of the library. Raises ConfigError, in one line, for whatever it has to complain about."""
         import datasets
 
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from experiments.data.items import Example, Item
+from experiments.data.items import Example, Text
 from experiments.data.tokens import IGNORED, end_of_text, end_of_turn, pad, pad_id, prompt_ids, reply_ids
 
 Row = dict[str, Any]
@@ -31,8 +31,9 @@ class Piece:
 class Encoder:
     """Examples as pieces of at most `length` tokens.
 
-    sft: a chat has its loss on the answer and the end of turn, a text on all its tokens. cpt: all tokens of both. A
-    text longer than `length` becomes several pieces; a chat that long would lose its answer, and is left out.
+    sft: a chat has its loss on the answer and the end of turn, a text on all its tokens. cpt: a chat is a text too, as
+    the template writes it. A text longer than `length` becomes several pieces; a chat with its loss on the answer
+    would lose it, and is left out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
@@ -40,14 +41,18 @@ class Encoder:
         self.turn_end, self.text_end = end_of_turn(tokenizer), end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
-        """No piece at all for a chat that is too long; a piece of one token, which predicts nothing, is left out."""
-        if isinstance(example, Item):
-            prompt = prompt_ids(self.tokenizer, example.question)
-            answer = reply_ids(self.tokenizer, example.question, example.reply) + [self.turn_end] * example.ended
-            unlearned = [IGNORED] * len(prompt) if self.regime == "sft" else prompt
-            whole = Piece(prompt + answer, unlearned + answer, replayed)
-            return [whole] if len(whole) <= self.length else []
-        ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
+        """No piece at all for a chat that is too long. A piece of one token predicts nothing, and is left out."""
+        if isinstance(example, Text):
+            ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
+            return self._cut(ids, replayed)
+        prompt = prompt_ids(self.tokenizer, example.question)
+        answer = reply_ids(self.tokenizer, example.question, example.reply) + [self.turn_end] * example.ended
+        if self.regime == "cpt":
+            return self._cut(prompt + answer, replayed)
+        fits = len(prompt) + len(answer) <= self.length
+        return [Piece(prompt + answer, [IGNORED] * len(prompt) + answer, replayed)] if fits else []
+
+    def _cut(self, ids: list[int], replayed: bool) -> list[Piece]:
         cuts = (ids[start : start + self.length] for start in range(0, len(ids), self.length))
         return [Piece(cut, cut, replayed) for cut in cuts if len(cut) > 1]
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from experiments.data.items import Example, Item, Text
 from experiments.data.rows import Encoder
 from experiments.data.source import Finite, Source
-from experiments.data.stream import WINDOW, Mixture, Part, Rows, most_lacking
+from experiments.data.stream import Mixture, Part, Rows, most_lacking
 from experiments.section import ConfigError
 
 NONE: frozenset[str] = frozenset()
@@ -98,9 +98,10 @@ class TestShares:
 class TestRows:
     @pytest.mark.parametrize("regime", ["sft", "cpt"])
     def test_a_row_does_not_depend_on_what_was_read_before(
-        self, regime: str, tokenizer: PreTrainedTokenizerBase
+        self, regime: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        count = WINDOW + 60
+        monkeypatch.setattr("experiments.data.stream.WINDOW", 16)
+        count = 40
 
         def fresh() -> Rows:
             parts = [*chats(0.6), Part(Listed(texts=("a b c d", "e f g h i j", "k l")), 0.4, True)]
@@ -109,20 +110,21 @@ class TestRows:
         resumed, jumping, read = fresh(), fresh(), fresh()
         whole = [read[i] for i in range(count)]
         assert [resumed[i] for i in range(count - 9, count)] == whole[-9:]
-        for index in (3, 1, count - 1, 0, 2, WINDOW):
+        for index in (3, 1, count - 1, 0, 2, 16):
             assert jumping[index] == whole[index]
         assert resumed.drawn() == jumping.drawn()
 
     def test_reading_behind_the_window_starts_again_and_within_it_does_not(
-        self, tokenizer: PreTrainedTokenizerBase
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rows = Rows(mixture(tokenizer, chats(1.0)), WINDOW + 10)
+        monkeypatch.setattr("experiments.data.stream.WINDOW", 16)
+        rows = Rows(mixture(tokenizer, chats(1.0)), 30)
         first = rows[0]
         begun = rows.stream
-        assert rows[WINDOW - 1] is not None
+        assert rows[15] is not None
         assert rows[0] is first
         assert rows.stream is begun
-        assert rows[WINDOW + 9] is not None
+        assert rows[29] is not None
         assert rows[0] == first
         assert rows.stream is not begun
 
@@ -155,8 +157,11 @@ class TestEpochs:
         assert drawn.examples == 30
         assert drawn.left_out > 0
 
-    def test_only_too_long_chats_is_an_error(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        with pytest.raises(ConfigError, match=r"source0: 1000 examples in a row are longer than data.length=16"):
+    def test_only_too_long_chats_is_an_error(
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.data.stream.PATIENCE", 50)
+        with pytest.raises(ConfigError, match=r"source0: 50 examples in a row are longer than data.length=16"):
             Rows(mixture(tokenizer, chats(1.0), length=16), 1)[0]
 
     def test_nothing_left_is_an_error(self, tokenizer: PreTrainedTokenizerBase) -> None:

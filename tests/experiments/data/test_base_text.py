@@ -1,0 +1,173 @@
+"""Replay of the base model's own text: sampled once, kept with its provenance, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText, weights_digest
+from experiments.data.items import Item, Text
+from experiments.data.source import Workshop
+from experiments.section import ConfigError
+from tests.experiments.small import tiny_base
+
+SMALL: dict[str, Any] = {"number": 6, "max_tokens": 5, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+class Calls:
+    """Gives the model and counts how often it was asked for. favour: a token that gets this much on its logit."""
+
+    def __init__(self, base: str, tokenizer: PreTrainedTokenizerBase, favour: float = 0.0) -> None:
+        self.base, self.count, self.favour = base, 0, favour
+        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def __call__(self) -> PreTrainedModel:
+        self.count += 1
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self.base)
+        bias = torch.zeros(model.config.vocab_size)
+        bias[self.end] = self.favour
+        model.get_output_embeddings().register_forward_hook(lambda module, inputs, out: out + bias)
+        return model
+
+
+Open = Callable[..., tuple[Workshop, Calls]]
+
+
+@pytest.fixture
+def workshop(base: str, tmp_path: Path) -> Open:
+    def open_(template: bool = True, favour: float = 0.0, name: str = base) -> tuple[Workshop, Calls]:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        if not template:
+            tokenizer.chat_template = None
+        calls = Calls(base, tokenizer, favour)
+        return Workshop(tokenizer, calls, name, "fp32", tmp_path), calls
+
+    return open_
+
+
+def sampled(shop: Workshop, **fields: Any) -> SampledText:
+    ready = BaseText(**{**SMALL, **fields}).ready(shop)
+    assert isinstance(ready, SampledText)
+    return ready
+
+
+def test_a_chat_model_writes_questions_and_replies(workshop: Open) -> None:
+    shop, _ = workshop()
+    rows = sampled(shop).examples
+    assert 3 < len(rows) <= 6
+    for row in rows:
+        assert isinstance(row, Item)
+        assert row.question
+        assert row.answer
+        assert row.question != row.answer
+        assert not row.ended  # a random model hardly ever ends a turn within five tokens
+        assert "<|" not in row.question + row.answer
+
+
+def test_a_reply_that_ends_by_itself_is_marked_so(workshop: Open) -> None:
+    shop, _ = workshop(favour=9.5)
+    rows = [row for row in sampled(shop, number=16, batch_size=16).examples if isinstance(row, Item)]
+    assert {row.ended for row in rows} == {True, False}
+    lengths = [len(shop.tokenizer(row.answer)["input_ids"]) for row in rows if not row.ended]
+    assert min(lengths) > 2
+
+
+def test_a_base_model_writes_texts(workshop: Open) -> None:
+    shop, _ = workshop(template=False)
+    rows = sampled(shop).examples
+    assert rows
+    assert all(isinstance(row, Text) and row.text for row in rows)
+
+
+def test_a_second_run_does_not_call_the_model(workshop: Open) -> None:
+    shop, calls = workshop()
+    first = sampled(shop, share=0.5)
+    again = sampled(shop)
+    assert calls.count == 1
+    assert again.examples == first.examples
+    assert (first.share, again.share) == (0.5, 1.0)
+
+
+def test_the_same_settings_give_the_same_sample_and_others_another(workshop: Open, tmp_path: Path) -> None:
+    shop, calls = workshop()
+    first = sampled(shop)
+    elsewhere = Workshop(shop.tokenizer, calls, shop.base_model, shop.precision, tmp_path / "elsewhere")
+    before = torch.get_rng_state()
+    assert sampled(elsewhere).examples == first.examples
+    assert torch.equal(torch.get_rng_state(), before)
+    for change in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": 4}):
+        other = sampled(shop, **change)
+        assert other.folder != first.folder
+        assert other.examples != first.examples
+    assert calls.count == 5
+
+
+def test_another_model_is_another_cache(workshop: Open, tmp_path: Path) -> None:
+    shop, _ = workshop()
+    other, calls = workshop(name=tiny_base(tmp_path / "other"))
+    assert sampled(shop).folder != sampled(other).folder
+    assert calls.count == 1
+
+
+def test_provenance_says_how_it_was_made(workshop: Open) -> None:
+    shop, calls = workshop()
+    made = json.loads((Path(sampled(shop).folder) / PROVENANCE).read_text())
+    assert made["base_model"] == shop.base_model
+    assert made["settings"] == {**BaseText(**SMALL).model_dump(exclude={"source", "share"})}
+    assert set(made["versions"]) == {"torch", "transformers"}
+    assert made["rows"] == len((Path(sampled(shop).folder) / ROWS).read_text().splitlines())
+    assert made["weights"] == weights_digest(calls())
+
+
+@pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json"])
+def test_half_a_cache_is_sampled_again(damage: str, workshop: Open) -> None:
+    shop, calls = workshop()
+    first = sampled(shop)
+    folder = Path(first.folder)
+    if damage == "unfinished":
+        (folder / PROVENANCE).unlink()
+    elif damage == "cut short":
+        (folder / ROWS).write_text((folder / ROWS).read_text()[:-9])
+    else:
+        (folder / PROVENANCE).write_text("{")
+    assert sampled(shop).examples == first.examples
+    assert calls.count == 2
+
+
+def test_a_killed_sampling_leaves_nothing_that_counts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, calls = workshop()
+
+    def killed(path: Path, values: Any) -> None:
+        raise KeyboardInterrupt("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.records.write_json", killed)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            sampled(shop)
+    assert sampled(shop).examples
+    assert calls.count == 2
+
+
+def test_nothing_usable_says_what_to_do(workshop: Open) -> None:
+    shop, _ = workshop(favour=100.0)
+    with pytest.raises(ConfigError, match=r"none of 6 texts sampled from .* could be used: raise max_tokens"):
+        sampled(shop)
+
+
+def test_weights_digest_sees_one_changed_bit(base: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    before = weights_digest(model)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    assert weights_digest(model) != before

@@ -1,0 +1,203 @@
+"""Local files and datasets: columns, kinds of files, exact match, and one clear line for each fault."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from experiments.data.files import LocalFile
+from experiments.data.hub import HuggingFace
+from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
+from experiments.section import ConfigError
+
+ROWS = [{"ask": f"q{i}", "reply": f"a{i}", "steps": f"s{i}"} for i in range(6)]
+COLUMNS = {"question": "ask", "answer": "reply", "solution": "steps"}
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def examples(path: Path, **fields: Any) -> tuple[Example, ...]:
+    return LocalFile(path=str(path), **fields).examples
+
+
+class TestTables:
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+    def test_rows_become_items(self, name: str, tmp_path: Path) -> None:
+        found = examples(write(tmp_path / name), **COLUMNS)
+        assert found == tuple(Item(r["ask"], r["reply"], solution=r["steps"]) for r in ROWS)
+        assert isinstance(found[0], Item)
+        assert found[0].reply == "s0\nAnswer: a0"
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+    def test_a_text_column_makes_documents(self, name: str, tmp_path: Path) -> None:
+        assert examples(write(tmp_path / name), text="ask") == tuple(Text(r["ask"]) for r in ROWS)
+
+    def test_all_files_of_a_folder(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", ROWS[:2])
+        write(tmp_path / "b.parquet", ROWS[2:])
+        (tmp_path / "notes.log").write_text("not data")
+        assert len(examples(tmp_path, text="ask")) == 6
+
+    def test_questions_are_measured_by_exact_match_and_documents_by_likelihood(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl")
+        task = LocalFile(path=str(path), **COLUMNS).held_out(2, 0)
+        assert isinstance(task, NewTask)
+        assert task.name == "a"
+        assert all(task.correct(item.answer, item) and not task.correct("no", item) for item in task.test)
+        text = LocalFile(path=str(path), text="ask").held_out(2, 0)
+        assert isinstance(text, NewText)
+        assert len(text.documents) == 2
+
+
+class TestText:
+    def test_documents_stand_between_blank_lines(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n\n\n\nfour\n")
+        assert examples(tmp_path / "a.txt") == (Text("one\ntwo"), Text("three"), Text("four"))
+
+    def test_with_no_separator_each_file_is_a_document(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n\ntwo")
+        (tmp_path / "b.md").write_text("three")
+        assert examples(tmp_path, separator="") == (Text("one\n\ntwo"), Text("three"))
+
+
+class TestFaults:
+    """Each is one line that names the file, what is wrong and what to do."""
+
+    def fails(self, path: Path, said: str, **fields: Any) -> None:
+        with pytest.raises(ConfigError, match=said) as caught:
+            LocalFile(path=str(path), **fields).held_out(1, 0)
+        assert "\n" not in str(caught.value)
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        self.fails(tmp_path / "none.jsonl", r"none.jsonl does not exist \(looked in ")
+
+    def test_wrong_column_lists_what_there_is(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl")
+        self.fails(path, r"row 1 has no column 'question': known: ask, reply, steps. Name the columns with")
+        self.fails(path, r"has no column 'aks': did you mean 'ask'\?", question="aks", answer="reply")
+
+    def test_empty_cell(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [ROWS[0], {**ROWS[1], "reply": None}])
+        self.fails(path, r"a.jsonl, row 2: column 'reply' is empty", **COLUMNS)
+
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
+    def test_empty_file(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text("\n \n")
+        self.fails(tmp_path / name, r"is empty: there is nothing to train on")
+
+    def test_line_that_is_not_json(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": \n')
+        self.fails(tmp_path / "a.jsonl", r"a.jsonl, line 2 is not JSON: Expecting value")
+
+    def test_row_that_is_no_object(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text("[1, 2]\n")
+        self.fails(tmp_path / "a.jsonl", r"line 1 must hold an object with named columns, but holds list")
+
+    def test_not_parquet(self, tmp_path: Path) -> None:
+        (tmp_path / "a.parquet").write_text("no")
+        self.fails(tmp_path / "a.parquet", r"a.parquet is not Parquet")
+
+    def test_not_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xff")
+        self.fails(tmp_path / "a.txt", r"a.txt is not UTF-8 text")
+
+    def test_unknown_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("question,answer\n")
+        self.fails(tmp_path / "a.csv", r"no file of a known kind; known: .jsonl, .json, .parquet, .txt")
+
+    @pytest.mark.parametrize("fields", [{"question": "q"}, {"answer": "a"}, {"text": "t"}])
+    def test_columns_of_a_text_file(self, fields: dict[str, str], tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n\ntwo")
+        self.fails(tmp_path / "a.txt", r"is plain text and has no columns: leave out question, answer", **fields)
+
+    def test_too_few_to_hold_out(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one")
+        self.fails(tmp_path / "a.txt", r"source a has 1 examples, but 1 are to be held out: set evaluation.new_items")
+
+
+class TestExactMatch:
+    @pytest.mark.parametrize(
+        ("said", "answer"),
+        [
+            ("Paris", "paris"),
+            ("  New\tYork. ", "new york"),
+            ("1,007", "1007"),
+            ("12.0", "12"),
+            ("9007199254740993", "9,007,199,254,740,993"),
+            ("It is in France.\nAnswer: Paris", "Paris"),
+        ],
+    )
+    def test_right(self, said: str, answer: str) -> None:
+        assert exact_match(said, {"answer": answer}) == 1.0
+
+    @pytest.mark.parametrize(
+        ("said", "answer"),
+        [("Paris, France", "Paris"), ("", "Paris"), ("1.007", "1007"), ("9007199254740993", "9007199254740992")],
+    )
+    def test_wrong(self, said: str, answer: str) -> None:
+        assert exact_match(said, {"answer": answer}) == 0.0
+
+
+class TestDatasets:
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_local_folder_by_columns(self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        data = tmp_path / "data"
+        data.mkdir()
+        write(data / "train.jsonl")
+        source = HuggingFace(name=str(data), streaming=streaming, **COLUMNS)
+        task = source.held_out(2, 0)
+        assert isinstance(task, NewTask)
+        drawn = [e for _, e in itertools.islice(source.stream(0, task.ids), 12)]
+        assert {e.question for e in drawn if isinstance(e, Item)} == {r["ask"] for r in ROWS} - {
+            i.question for i in task.test
+        }
+        assert drawn[:4] != drawn[4:8]
+        assert source.size == (None if streaming else 6)
+        with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
+            source.held_out(7, 0)
+
+    def test_a_digest_follows_the_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        digests = []
+        for number, rows in enumerate((ROWS, ROWS[:3])):
+            write(tmp_path / str(number) / "train.jsonl", rows)
+            digests.append(
+                (
+                    LocalFile(path=str(tmp_path / str(number) / "train.jsonl"), **COLUMNS).digest(),
+                    HuggingFace(name=str(tmp_path / str(number)), **COLUMNS).digest(),
+                )
+            )
+        assert digests[0][0] != digests[1][0]
+        assert digests[0][1] != digests[1][1]
+
+    def test_wrong_columns_list_what_there_is(self, tmp_path: Path) -> None:
+        write(tmp_path / "train.jsonl")
+        with pytest.raises(ConfigError, match=r"split train has no column 'question': known: ask, reply, steps"):
+            HuggingFace(name=str(tmp_path), streaming=True).held_out(1, 0)
+
+    @pytest.mark.parametrize("fields", [{"name": "none/such"}, {"split": "tset"}])
+    def test_what_cannot_be_loaded(
+        self, fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        write(tmp_path / "train.jsonl")
+        source = HuggingFace(**{"name": str(tmp_path), "streaming": True, **fields})
+        with pytest.raises(ConfigError, match=r"could not be loaded: .*With no network, give a local folder") as caught:
+            source.held_out(1, 0)
+        assert "\n" not in str(caught.value)
