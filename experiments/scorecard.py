@@ -57,7 +57,7 @@ def scorecard(
         card |= _new_task(pairs["new"], draws, seed)
     if pairs["kept"]:
         card |= _kept_tasks(pairs["kept"], draws, seed)
-    drift = [record for record in after if record.suite == "drift"]
+    drift = [record for record in after if record.suite == "drift" and record.task != "new_prompts"]
     if drift:
         card["kl"] = _per_token(((r, _number(r, "value")) for r in drift), draws, seed)
     if pairs["text"]:

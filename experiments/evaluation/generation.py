@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.data.items import NUMBER
-from experiments.data.tokens import end_of_turn, pad, pad_id, prompt_ids
+from experiments.data.tokens import end_of_turn, prompt_ids
+from experiments.evaluation.prompts import Prefix, Prompts
 
 BATCH = 64
-FIRST_ROUND = 12  # tokens
+LEAVING = 0.25  # share of a batch; dropping rows copies the cache, as much as one more token does
 Advance = Callable[[int], object]  # told how many items are done
 
 
@@ -27,6 +27,7 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+@torch.no_grad()
 def generate_ids(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -35,46 +36,36 @@ def generate_ids(
     batch_size: int = BATCH,
     advance: Advance = nothing,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, up to and including the end of turn. One list per prompt.
-
-    Most replies are short, and a batch runs until its longest ends: those not ended after a few tokens go on in
-    batches of their own.
-    """
-    end, fill = end_of_turn(tokenizer), pad_id(tokenizer)
+    """The most likely next token, again and again, up to and including the end of turn. One list per prompt."""
+    end, prefix = end_of_turn(tokenizer), Prefix(model, prompts)
     replies: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
-    for most in (min(FIRST_ROUND, max_new_tokens), max_new_tokens):
-        for rows in by_length([len(prompts[i]) + len(replies[i]) for i in going], batch_size):
-            batch = [going[row] for row in rows]
-            texts = [[*prompts[i], *replies[i]] for i in batch]
-            for i, new in zip(batch, _generate(model, texts, most - len(replies[batch[0]]), end, fill), strict=True):
-                replies[i] += new
-            advance(sum(_ended(replies[i], end, max_new_tokens) for i in batch))
-        going = [i for i in going if not _ended(replies[i], end, max_new_tokens)]
+    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
+        batch = Prompts(model, [prompts[i] for i in rows], prefix)
+        _reply(batch, [replies[i] for i in rows], max_new_tokens, end)
+        advance(len(rows))
     return replies
 
 
+def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> None:
+    """Append greedy tokens to each reply. Finished ones leave the batch once they are a quarter of it."""
+    logits = prompts.logits
+    while True:
+        tokens = logits.argmax(dim=-1).tolist()
+        for reply, token in zip(replies, tokens, strict=True):
+            if not _ended(reply, end, most):
+                reply.append(token)
+        going = [row for row, reply in enumerate(replies) if not _ended(reply, end, most)]
+        if not going:
+            return
+        if len(going) <= (1 - LEAVING) * len(replies):
+            prompts.select(torch.tensor(going))
+            replies = [replies[row] for row in going]
+        last = torch.tensor([[reply[-1]] for reply in replies])
+        logits = prompts.read(last, torch.ones_like(last), 1)[:, -1]
+
+
 def _ended(reply: Sequence[int], end: int, most: int) -> bool:
-    return len(reply) >= most or end in reply
-
-
-@torch.no_grad()
-def _generate(model: PreTrainedModel, texts: list[list[int]], tokens: int, end: int, fill: int) -> list[list[int]]:
-    """At most `tokens` greedy tokens behind each text, cut behind the end of turn."""
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        max_new_tokens=tokens,
-        eos_token_id=end,
-        pad_token_id=fill,
-        use_cache=True,
-    )
-    ids = pad(texts, fill, left=True).to(model.device)
-    mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
-    generate: Any = model.generate  # its stub says Tensor
-    new = generate(input_ids=ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :].tolist()
-    return [row[: row.index(end) + 1] if end in row else row for row in new]
+    return len(reply) >= most or reply[-1:] == [end]
 
 
 def generate_replies(

@@ -31,8 +31,11 @@ class KeptSuite(Suite):
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
     ) -> None:
         super().__init__(config, tokenizer, tasks)
-        self.probes = kept_items(config.evaluation.kept_items, config.seed)
+        settings = config.evaluation
+        self.probes = kept_items(settings.kept_tasks, settings.kept_items, config.seed)
         self.choices = {form: [as_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
+        tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
+        self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]
 
     @property
     def size(self) -> int:
@@ -44,9 +47,10 @@ class KeptSuite(Suite):
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
         for form in FORMS:
-            scores = score_options(model, self.choices[form], CHOICES_AT_ONCE, advance)
-            for probe, values in zip(self.probes, scores, strict=True):
-                yield _record(probe, form, values)
+            for rows in self.rows:  # prompts of one task start with the same words: they are read once
+                choices = [self.choices[form][i] for i in rows]
+                scores = score_options(model, choices, CHOICES_AT_ONCE, advance)
+                yield from (_record(self.probes[i], form, values) for i, values in zip(rows, scores, strict=True))
 
 
 def as_choice(tokenizer: PreTrainedTokenizerBase, probe: Probe, form: str) -> Choice:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.data.tokens import end_of_turn, prompt_ids
-from experiments.evaluation.generation import FIRST_ROUND, by_length, generate_ids, generate_replies, parse_answer
+from experiments.evaluation.generation import by_length, generate_ids, generate_replies, parse_answer
 from tests.experiments.evaluation.models import expanded, random_choices, sharp
 
 
@@ -17,7 +17,7 @@ class TestGeneration:
     def test_equals_taking_the_best_token_by_hand(
         self, build: type, batch_size: int, tokenizer: PreTrainedTokenizerBase
     ) -> None:
-        model, most = build(), FIRST_ROUND + 5
+        model, most = build(), 17
         prompts = [choice.prompt for choice in random_choices((), 5)]
         end = end_of_turn(tokenizer)
         expected = []
@@ -45,7 +45,7 @@ class TestGeneration:
 
     def test_every_reply_is_counted_once(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         seen: list[int] = []
-        generate_replies(model, tokenizer, ["a", "b", "c"], FIRST_ROUND + 2, batch_size=2, advance=seen.append)
+        generate_replies(model, tokenizer, ["a", "b", "c"], 14, batch_size=2, advance=seen.append)
         assert sum(seen) == 3
 
     def test_batches_are_sorted_and_complete(self) -> None:
