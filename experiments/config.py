@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named
 from experiments.evaluation.evaluate import SUITES
+from experiments.evaluation.probes import KEPT_TASKS, PROBES
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
 from experiments.schedules import SCHEDULES
@@ -130,19 +132,25 @@ class EvaluationConfig(Section):
     every: int = Field(20, ge=1, description="steps between evaluations during training")
     suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
     new_items: int = Field(128, ge=1)
+    kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
     kept_items: int = Field(100, ge=4, description="items of each kept task")
-    replies: int = Field(16, ge=1, description="base-written replies on which KL is measured")
+    instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
+    replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
+    new_replies: int = Field(8, ge=0, description="the same for questions of the new task")
     reply_tokens: int = Field(48, ge=1)
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
     lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
 
-    @field_validator("suites")
+    @field_validator("suites", "kept_tasks")
     @classmethod
-    def _suites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        known: Iterable[str] = SUITES if info.field_name == "suites" else PROBES
         for name in value:
-            if name not in SUITES:
-                raise ValueError(f"unknown suite {name!r}: {nearest(name, SUITES)}")
+            if name not in known:
+                raise ValueError(f"unknown name {name!r}: {nearest(name, known)}")
+            if value.count(name) > 1:
+                raise ValueError(f"{name!r} stands more than once")
         return value
 
     @model_validator(mode="after")

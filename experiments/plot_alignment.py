@@ -82,7 +82,7 @@ def _heat(axes: Axes, tables: Mapping[str, pd.DataFrame], metric: str) -> None:
         )  # fmt: skip
     axes.annotate("mean", (1, 1), (5, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=GREY)
     bar = axes.figure.colorbar(cells, ax=axes, pad=0.06, aspect=8, fraction=0.05)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
 
 

@@ -24,11 +24,13 @@ class Record:
 
     suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base), `text` (NLL),
     `instructions` (instructions that code can check) or `alignment` (hidden states).
-    task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`).
+    task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`,
+    `lm_eval`).
     item: id of the question, the same for base and arms, so that records pair.
     correct: 0 or 1 for suites new, kept and instructions. value: nats per token for drift and texts; tokens: how many
     were averaged. prompt: twelve hex digits of the SHA-256 of the question's text.
-    choice, options, scores: multiple choice (index chosen, option texts, length-normalised log-likelihoods).
+    choice, options, scores: multiple choice (index chosen, option texts, length-normalised log-likelihoods;
+    of lm_eval sums).
     reply, parsed: generated text and whether an answer could be read from it.
     """
 

@@ -24,6 +24,7 @@ import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
+from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.methods import Batch, Setting
 from experiments.methods.old import own_text, replayed_batches, text_batches
@@ -154,19 +155,19 @@ class Experiment:
         _check_layers(config, model)
         self.data = ExperimentData(config, self.tokenizer, lambda: model, self.folder.parents[1] / "cache")
         self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
-        replies, items_file = self.folder / "base" / "replies.json", self.folder / "base" / "items.jsonl"
-        if replies.is_file():
-            self.suite.restore(_read_json(replies))
-        self.suite.prepare(model, self.precision)
-        write_json(replies, self.suite.state())
-        if not items_file.is_file():
-            self.say("measuring the base model ...")
-            start = time.perf_counter()
-            records = self.suite.evaluate(model, self.precision)
-            write_json(self.folder / "base" / "timing.json", {"seconds": time.perf_counter() - start})
-            write_records(items_file, records)
-        self.evaluation_seconds = _read_json(self.folder / "base" / "timing.json")["seconds"]
-        self.base = read_records(items_file)
+        state, items, timing = (self.folder / "base" / name for name in ("state.json", "items.jsonl", "timing.json"))
+        if items.is_file() and state.is_file():
+            self.suite.restore(_read_json(state))
+            self.suite.prepare(model, self.precision)
+        else:
+            self.say("measuring the base model, where no earlier run has ...")
+            cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
+            base = self.suite.measure_base(model, self.precision, cache)
+            write_json(state, self.suite.state())
+            write_json(timing, {"seconds": base.seconds, "measured": base.measured})
+            write_records(items, base.records)
+        self.evaluation_seconds = _read_json(timing)["seconds"]
+        self.base = read_records(items)
 
     def _estimate(self) -> None:
         """Time two steps of each method that still has to run, and say how long the whole will take."""

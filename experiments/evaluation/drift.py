@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import pad, prompt_ids
 from experiments.evaluation.generation import Advance, by_length, generate_ids, nothing
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import Suite, text_id
 from experiments.models import Precision
 from experiments.records import Record
 from experiments.section import ConfigError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
 
+GENERAL, NEW_PROMPTS = "base replies", "new_prompts"  # tasks of the records
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
     "Write a short poem about the sea.",
@@ -62,7 +64,8 @@ class Reply:
 
 
 class DriftSuite(Suite):
-    """KL(base || model) on the base's replies to general prompts (task `base replies`)."""
+    """KL(base || model) on the base's own replies to general prompts (task `base replies`) and to the first questions
+    of the new task (task `new_prompts`; none where the new task is a text)."""
 
     name = "drift"
 
@@ -70,55 +73,69 @@ class DriftSuite(Suite):
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
     ) -> None:
         super().__init__(config, tokenizer, tasks)
+        settings = config.evaluation
+        if settings.replies > len(PROMPTS):
+            raise ConfigError(
+                f"evaluation.replies={settings.replies}, but there are only {len(PROMPTS)} general prompts"
+            )
+        general = [(GENERAL, f"prompt {i}", prompt) for i, prompt in enumerate(PROMPTS[: settings.replies])]
+        by_task = (task.test for task in tasks if isinstance(task, NewTask))
+        turns = [item for items in itertools.zip_longest(*by_task) for item in items if item]  # of each task in turn
+        new = [(NEW_PROMPTS, item.id, item.question) for item in turns[: settings.new_replies]]
+        self.prompts = general + new
         self.replies: list[Reply] = []
         self.references: dict[int, Tensor] = {}
 
     @property
     def size(self) -> int:
-        return self.config.evaluation.replies
+        return len(self.prompts)
 
     def content(self) -> Any:
-        settings = self.config.evaluation
-        return [settings.replies, settings.reply_tokens, PROMPTS]
+        return [self.config.evaluation.reply_tokens, self.prompts]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Let the base model write its replies, unless they were restored, and keep its log-probabilities on them."""
-        settings = self.config.evaluation
+        """Let the base model write its replies, unless they were restored, and keep its log-probabilities on them.
+
+        The log-probabilities are computed again in each process: kept on disk they would take 200 kB per token, and
+        rounded they would no longer give exactly 0 for the base itself.
+        """
         if not self.replies:
-            self.replies = base_replies(base, self.tokenizer, settings.replies, settings.reply_tokens)
+            prompts = [prompt for _, _, prompt in self.prompts]
+            self.replies = base_replies(base, self.tokenizer, prompts, self.config.evaluation.reply_tokens)
         self.references = dict(reply_log_probs(base, self.replies))
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
         if not self.references:
             raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
         kl = {i: kl_per_token(self.references[i], q) for i, q in reply_log_probs(model, self.replies, advance)}
-        return [
-            Record("drift", "base replies", "kl", f"prompt {i}", value=kl[i], tokens=len(reply.reply))
-            for i, reply in enumerate(self.replies)
-        ]
+        for i, (task, item, prompt) in enumerate(self.prompts):
+            tokens = len(self.replies[i].reply)
+            yield Record("drift", task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
 
     def state(self) -> dict[str, Any]:
         return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in self.replies]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
-        if len(replies) != self.config.evaluation.replies:
+        if len(replies) != len(self.prompts):
             raise ConfigError(
-                f"the saved evaluation has {len(replies)} base replies, but evaluation.replies="
-                f"{self.config.evaluation.replies}: start a new run, or set the old number"
+                f"the saved evaluation has {len(replies)} base replies, but evaluation.replies and new_replies ask for "
+                f"{len(self.prompts)}: start a new run, or set the old numbers"
             )
         self.replies, self.references = replies, {}
 
 
 def base_replies(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n: int, max_tokens: int, advance: Advance = nothing
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_tokens: int,
+    advance: Advance = nothing,
 ) -> list[Reply]:
-    """The base model's greedy replies to the first n general prompts. Raises ConfigError where there are fewer."""
-    if n > len(PROMPTS):
-        raise ConfigError(f"evaluation.replies={n}, but there are only {len(PROMPTS)} general prompts")
-    prompts = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS[:n]]
-    replies = generate_ids(model, tokenizer, prompts, max_tokens, advance=advance)
-    return [Reply(tuple(p), tuple(r)) for p, r in zip(prompts, replies, strict=True)]
+    """The base model's greedy replies."""
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    replies = generate_ids(model, tokenizer, encoded, max_tokens, advance=advance)
+    return [Reply(tuple(p), tuple(r)) for p, r in zip(encoded, replies, strict=True)]
 
 
 @torch.no_grad()

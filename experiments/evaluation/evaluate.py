@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
@@ -12,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ctrl.errors import unknown_name
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.alignment import AlignmentSuite
+from experiments.evaluation.cache import BaseCache, Entry
 from experiments.evaluation.drift import DriftSuite
 from experiments.evaluation.harness import HarnessSuite
+from experiments.evaluation.instructions import InstructionSuite
 from experiments.evaluation.kept import KeptSuite
 from experiments.evaluation.new_task import NewTaskSuite
 from experiments.evaluation.suite import Suite, evaluating
@@ -26,8 +31,18 @@ if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
 
 SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (NewTaskSuite, KeptSuite, DriftSuite, TextSuite, AlignmentSuite, HarnessSuite)
+    suite.name: suite
+    for suite in (NewTaskSuite, KeptSuite, InstructionSuite, DriftSuite, TextSuite, AlignmentSuite, HarnessSuite)
 }
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The base model's records. seconds: how long measuring them takes. measured: suites that were not in the cache."""
+
+    records: list[Record]
+    seconds: float
+    measured: list[str]
 
 
 class Evaluation:
@@ -43,6 +58,31 @@ class Evaluation:
         with evaluating(base, precision):
             for suite in self.suites.values():
                 suite.prepare(base, precision)
+
+    def measure_base(self, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> Baseline:
+        """Prepare, and measure the base model itself, as far as the cache does not have it. Raises as `evaluate`."""
+        entries = [self._entry(suite, base, precision, cache) for suite in self.suites.values()]
+        records = [record for entry, _ in entries for record in entry.records]
+        measured = [name for name, (_, new) in zip(self.suites, entries, strict=True) if new]
+        return Baseline(records, sum(entry.seconds for entry, _ in entries), measured)
+
+    def _entry(self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> tuple[Entry, bool]:
+        """The suite's results on the base, and whether they had to be measured."""
+        place = cache.place(suite)
+        with cache.lock(place) if place else nullcontext():
+            found = cache.read(place) if place else None
+            if found:
+                suite.restore(found.state)
+            with evaluating(base, precision):
+                suite.prepare(base, precision)
+            if found:
+                return found, False
+            start = time.perf_counter()
+            records = self.evaluate(base, precision, (suite.name,))
+            entry = Entry(records, suite.state(), time.perf_counter() - start)
+            if place:
+                cache.write(place, suite, entry)
+            return entry, True
 
     def state(self) -> dict[str, Any]:
         """What `prepare` made, by suite, as plain JSON: for a process that resumes the run."""

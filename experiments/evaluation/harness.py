@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import io
 import itertools
 import json
@@ -80,11 +81,11 @@ class HarnessSuite(Suite):
         return sum(self.counts.values())
 
     def content(self) -> Any:
-        """lm_eval's version, the settings, and per task a hash of its own config and the documents asked."""
+        """lm_eval's version, the settings, and per task a hash of its own config and of the documents asked."""
         tasks = {}
         for name, task in self.loaded.items():
             docs = itertools.islice(task.eval_docs, self.counts[name])
-            text = json.dumps([task.dump_config(), *docs], default=str, sort_keys=True)
+            text = json.dumps([task.config.to_dict(keep_callable=True), *docs], default=_plain, sort_keys=True)
             tasks[name] = hashlib.sha256(text.encode()).hexdigest()
         settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
         return {"lm_eval": importlib.metadata.version("lm_eval"), "settings": settings, "tasks": tasks}
@@ -111,6 +112,11 @@ class HarnessSuite(Suite):
             records = to_records(name, found["samples"][name], self.sides[name])
             advance(self.counts[name])
             yield from records
+
+
+def _plain(value: Any) -> str:
+    """A task's function as its file's text, which stays the same between processes; anything else as text."""
+    return Path(inspect.getfile(value)).read_text(encoding="utf-8") if inspect.isfunction(value) else str(value)
 
 
 def load_tasks(settings: LmEvalConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -31,7 +31,8 @@ class KeptSuite(Suite):
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
     ) -> None:
         super().__init__(config, tokenizer, tasks)
-        self.probes = kept_items(config.evaluation.kept_items, config.seed)
+        settings = config.evaluation
+        self.probes = kept_items(settings.kept_tasks, settings.kept_items, config.seed)
         self.choices = {form: [as_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
         tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
         self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]

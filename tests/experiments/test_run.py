@@ -79,6 +79,19 @@ def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytes
     assert any("finished already" in line for line in said)
 
 
+def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: str) -> None:
+    """As the trials of a study: another name, the same base, seed and evaluation."""
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    training = {"steps": 1, "batch_size": 4, "warmup_steps": 1}
+    second = small_config(base, name="second", arms=arms, training=training)
+    run_experiment(second, store)
+    folders = [run_folder(config, store) for config in (small_config(base), second)]
+    measured = [json.loads((folder / "base" / "timing.json").read_text())["measured"] for folder in folders]
+    assert measured == [["new", "kept", "drift", "text"], []]
+    for file in ("base/items.jsonl", "base/state.json"):
+        assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
+
+
 def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
     again = run_experiment(small_config(base), tmp_path / "mlruns")
     first = run_folder(small_config(base), store)

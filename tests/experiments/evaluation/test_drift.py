@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from experiments.evaluation import drift
-from experiments.evaluation.drift import Reply, fp32_head, kl_per_token, reply_log_probs
+from experiments.evaluation.drift import PROMPTS, DriftSuite, Reply, fp32_head, kl_per_token, reply_log_probs
 from experiments.evaluation.text import text_nll, text_windows
 from experiments.section import ConfigError
 from tests.experiments.evaluation.models import BF16, expanded, sharp
+from tests.experiments.small import small_config
 
 
 class TestDrift:
@@ -80,10 +80,9 @@ class TestDrift:
         assert text.startswith("Little though they seem to think of it, the people of this twenty-ninth century")
         assert "\n" not in text.split("\n\n")[0]
 
-    def test_too_much_text_or_too_many_replies(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def test_too_much_text_or_too_many_replies(self, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ConfigError, match=r"perplexity_tokens=1000000, but the text has only \d+ tokens"):
             text_windows(tokenizer, 1_000_000)
-        with pytest.raises(ConfigError, match=f"replies=100, but there are only {len(drift.PROMPTS)} general prompts"):
-            drift.base_replies(model, tokenizer, 100, 4)
+        config = small_config(base, evaluation={"replies": 100})
+        with pytest.raises(ConfigError, match=f"replies=100, but there are only {len(PROMPTS)} general prompts"):
+            DriftSuite(config, tokenizer, [])

@@ -34,7 +34,7 @@ class TestEvaluation:
             ("new", "generate"): 4,
             ("kept", "plain"): 16,
             ("kept", "chat"): 16,
-            ("drift", "kl"): 2,
+            ("drift", "kl"): 6,
             ("text", "nll"): 1,
         }
         assert len({record.key for record in records}) == len(records)
@@ -163,5 +163,5 @@ class TestEvaluation:
         assert second.suites["drift"].references[0].shape == (2, len(tokenizer))
 
     def test_restored_replies_of_another_config(self, evaluation: Evaluation) -> None:
-        with pytest.raises(ConfigError, match=r"has 1 base replies, but evaluation\.replies=2"):
+        with pytest.raises(ConfigError, match=r"has 1 base replies, but evaluation\.replies and new_replies ask for 6"):
             evaluation.restore({"drift": {"replies": [{"prompt": [1], "reply": [2]}]}})

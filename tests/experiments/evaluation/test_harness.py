@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
-from experiments.config import ConfigError, ExperimentConfig, parse_config
+from experiments.config import PRESETS, ConfigError, ExperimentConfig, LmEvalConfig, parse_config
 from experiments.evaluation.harness import HarnessSuite, read_samples, to_records
 from experiments.evaluation.suite import evaluating
 from experiments.models import Precision, load_base
@@ -275,7 +276,7 @@ class TestConfig:
             HarnessSuite(parse_config(small_values(str(folder / "base"))), tokenizer, [])
 
     def test_what_the_cache_goes_by(self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-        """The same for the same tasks elsewhere in the file system; other for one other document or setting."""
+        """Items, settings and the code of a task's functions; neither the batch size nor where a function lies."""
 
         def content(**settings: Any) -> str:
             return json.dumps(HarnessSuite(config_of(folder, **settings), tokenizer, []).content(), sort_keys=True)
@@ -283,11 +284,19 @@ class TestConfig:
         first = content()
         assert content() == first == content(batch_size=3)
         assert len({first, content(limit=7), content(fewshot=1), content(chat=True)}) == 4
-        write_tasks(tmp_path)
-        other = content(include_path=str(tmp_path))
-        data = tmp_path / "sums.jsonl"
+        own = write_tasks(tmp_path)
+        yaml_file, code, data = (tmp_path / name for name in ("sums.yaml", "own.py", "sums.jsonl"))
+        text = yaml.safe_load(yaml_file.read_text())["doc_to_text"]
+        yaml_file.write_text(yaml_file.read_text().replace(yaml.safe_dump({"doc_to_text": text}), ""))
+        yaml_file.write_text(yaml_file.read_text() + "doc_to_text: !function own.text\n")
+        code.write_text("def text(doc):\n    return str(doc['a'])\n")
+        contents = [content(include_path=own), content(include_path=own)]
+        code.write_text("HINT = 'now with a hint'\n" + code.read_text())
+        contents.append(content(include_path=own))
         data.write_text(data.read_text().replace('"sum": 5', '"sum": 6'))
-        assert content(include_path=str(tmp_path)) != other
+        contents.append(content(include_path=own))
+        assert contents[0] == contents[1]
+        assert len(set(contents)) == 3
 
     def test_presets(self, folder: Path) -> None:
         values = small_values(str(folder / "base"))
@@ -298,6 +307,9 @@ class TestConfig:
         assert settings.new == ("gsm8k",)
         assert {"arc_challenge", "mmlu", "mmlu_pro"} < set(settings.kept)
         assert (settings.limit, settings.fewshot) == (7, 0)
+        for path in PRESETS.glob("*.yaml"):
+            values["evaluation"]["lm_eval"] = {"preset": path.stem}
+            assert parse_config(values).evaluation.lm_eval is not None
         values["evaluation"]["lm_eval"] = {"preset": "paper_maths"}
         with pytest.raises(ConfigError, match=r"unknown preset 'paper_maths': did you mean 'paper_math'"):
             parse_config(values)
@@ -306,10 +318,7 @@ class TestConfig:
 @pytest.mark.slow
 def test_every_task_of_the_presets_exists_in_lm_eval() -> None:
     """Nothing is downloaded: the index is made of the installed package's YAML files."""
-    import yaml
     from lm_eval.tasks import TaskManager
-
-    from experiments.config import PRESETS, LmEvalConfig
 
     known = set(TaskManager().all_tasks)
     presets = sorted(PRESETS.glob("*.yaml"))

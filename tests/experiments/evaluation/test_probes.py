@@ -6,8 +6,21 @@ import collections
 
 import pytest
 
-from experiments.evaluation.probes import PROBES, kept_items
+from experiments.evaluation.probes import KEPT_TASKS, PROBES, kept_items
 from experiments.section import ConfigError
+
+ALL = tuple(PROBES)
+FACTS = {
+    "capitals": {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Canada": "Ottawa"},
+    "continents": {"Kenya": "Africa", "Nepal": "Asia", "Brazil": "South America", "Cuba": "North America"},
+    "currencies": {"Japan": "yen", "China": "yuan", "Poland": "zloty", "Germany": "euro", "Canada": "dollar"},
+    "past tense": {"go": "went", "buy": "bought", "stop": "stopped", "try": "tried", "lead": "led", "sing": "sang"},
+    "plurals": {"mouse": "mice", "city": "cities", "knife": "knives", "box": "boxes", "crisis": "crises"},
+    "agreement": {
+        "The author near the teachers": ("is", "was", "has", "needs"),
+        "The keys that we saw with the letter": ("are", "were", "have", "need"),
+    },
+}
 
 
 class TestProbes:
@@ -17,37 +30,52 @@ class TestProbes:
         assert len(questions) >= 100
         assert len({q.id for q in questions}) == len(questions)
         for question in questions:
-            assert len(set(question.wrong)) >= 3
+            assert len(set(question.wrong)) >= (1 if task == "agreement" else 3)
             assert question.right not in question.wrong
 
-    def test_four_distinct_options_with_the_right_one_marked(self) -> None:
+    def test_there_are_enough_of_them(self) -> None:
+        assert sum(len(builder()) for builder in PROBES.values()) >= 1200
+
+    def test_distinct_options_with_the_right_one_marked(self) -> None:
         right = {(task, q.id): q.right for task, builder in PROBES.items() for q in builder()}
-        for probe in kept_items(100, seed=3):
-            assert len(set(probe.options)) == 4
+        for probe in kept_items(ALL, 100, seed=3):
+            assert len(set(probe.options)) == len(probe.options) == (2 if probe.task == "agreement" else 4)
             assert probe.options[probe.answer] == right[probe.task, probe.id]
 
     def test_same_seed_same_probes_and_more_items_change_none(self) -> None:
-        few, many = kept_items(10, seed=0), kept_items(50, seed=0)
-        assert few == kept_items(10, seed=0) != kept_items(10, seed=1)
+        few, many = kept_items(ALL, 10, seed=0), kept_items(ALL, 50, seed=0)
+        assert few == kept_items(ALL, 10, seed=0) != kept_items(ALL, 10, seed=1)
         assert set(few) < set(many)
 
     def test_the_right_option_stands_anywhere(self) -> None:
         """Over 20 seeds and 160 probes each place has 1/4; 5 standard deviations are 0.04."""
-        places = collections.Counter(p.answer for seed in range(20) for p in kept_items(40, seed))
+        places = collections.Counter(p.answer for seed in range(20) for p in kept_items(KEPT_TASKS, 40, seed))
         total = places.total()
         assert total == 20 * 160
         assert all(abs(places[i] / total - 0.25) < 0.04 for i in range(4))
 
-    def test_known_facts(self) -> None:
-        found = {(p.task, p.id): p.options[p.answer] for p in kept_items(100, seed=0)}
-        assert found["capitals", "France"] == "Paris"
-        assert found["continents", "Kenya"] == "Africa"
-        assert found["past tense", "go"] == "went"
-        assert found["plurals", "mouse"] == "mice"
+    @pytest.mark.parametrize("task", PROBES)
+    def test_known_facts(self, task: str) -> None:
+        found = {question.id: question.right for question in PROBES[task]()}
+        for item, right in FACTS[task].items():
+            assert found[item] == right or (task == "agreement" and found[item] in right), item
+
+    def test_two_currencies_that_look_alike_are_never_both_offered(self) -> None:
+        for question in PROBES["currencies"]():
+            assert not [name for name in question.wrong if name[:3] == question.right[:3]]
+        assert "krone" not in {q.id: q.wrong for q in PROBES["currencies"]()}["Sweden"]
+
+    def test_the_noun_before_the_verb_misleads(self) -> None:
+        """Half of the subjects are plural, and the other noun always has the other number."""
+        questions = PROBES["agreement"]()
+        plural = [q for q in questions if q.right in ("are", "were", "have", "need")]
+        assert len(plural) == len(questions) / 2
+        assert not any(q.plain.endswith("s") for q in plural)
+        assert all(q.plain.endswith("s") for q in questions if q not in plural)
 
     def test_nothing_gives_the_answer_away(self) -> None:
-        for probe in kept_items(100, seed=0):
-            if probe.task in ("capitals", "continents"):
+        for probe in kept_items(ALL, 100, seed=0):
+            if probe.task in ("capitals", "continents", "currencies"):
                 answer = probe.options[probe.answer].lower()
                 assert not set(answer.split()) & set(probe.id.lower().split()), probe
 
@@ -59,4 +87,4 @@ class TestProbes:
 
     def test_too_many_says_how_many_there_are(self) -> None:
         with pytest.raises(ConfigError, match=r"kept_items=1000, but the kept task 'capitals' has only \d+ items"):
-            kept_items(1000, seed=0)
+            kept_items(ALL, 1000, seed=0)

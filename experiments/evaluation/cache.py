@@ -1,0 +1,135 @@
+"""What was measured on a base model, kept for all runs and trials that share the base, the suite and the seed.
+
+A suite's entry is a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`, which says what was
+hashed and is written last with the digests of the other two. Its hash covers the model's weights and configuration, the
+tokenizer, the items and settings of the suite, its version, precision, device and library versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.evaluation.suite import Suite
+from experiments.models import Precision
+from experiments.records import Record, read_records, write_json, write_records
+
+RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A suite's results on the base. state: what its `prepare` made. seconds: how long measuring took."""
+
+    records: list[Record]
+    state: dict[str, Any]
+    seconds: float
+
+
+class BaseCache:
+    """The entries of one base model under a root folder."""
+
+    def __init__(
+        self, root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: Precision
+    ) -> None:
+        self.folder = root / "cache" / "base"
+        self.key = {
+            "weights": weights_digest(model, self.folder / "weights.json"),
+            "model": _digest(_config(model)),
+            "tokenizer": _digest([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
+            "precision": precision.name,
+            "device": model.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def place(self, suite: Suite) -> Path | None:
+        """Folder of a suite's entry; None for a suite that is not cached."""
+        content = suite.content()
+        return None if content is None else self.folder / _digest(self._full_key(suite, content))[:16]
+
+    def lock(self, place: Path) -> FileLock:
+        """Held while an entry is read or made: a second process waits for the first and then reads."""
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{place}.lock")
+
+    def read(self, place: Path) -> Entry | None:
+        """The entry, or None where there is none or it is damaged."""
+        try:
+            meta = json.loads((place / META).read_text(encoding="utf-8"))
+            if any(_file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
+                return None
+            state = json.loads((place / STATE).read_text(encoding="utf-8"))
+            return Entry(read_records(place / RECORDS), state, float(meta["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, place: Path, suite: Suite, entry: Entry) -> None:
+        """Each file appears whole or not at all, and `meta.json`, without which there is no entry, at the end."""
+        (place / META).unlink(missing_ok=True)
+        write_records(place / RECORDS, entry.records)
+        write_json(place / STATE, entry.state)
+        files = {name: _file_digest(place / name) for name in (RECORDS, STATE)}
+        key = self._full_key(suite, suite.content())
+        write_json(place / META, {"key": key, "seconds": entry.seconds, "files": files})
+
+    def _full_key(self, suite: Suite, content: Any) -> dict[str, Any]:
+        return self.key | {"suite": suite.name, "version": suite.version, "content": _digest(content)}
+
+
+def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
+    """SHA-256 of all parameters and buffers with their names, dtypes and shapes.
+
+    known: a JSON file in which the digests of models loaded from a local folder are looked up and written down, by the
+    paths, sizes and modification times of the weight files. Pass it only for a model as it was loaded.
+    """
+    stamp = _stamp(model) if known else None
+    digests = _read_known(known) if known else {}
+    if stamp in digests:
+        return digests[stamp]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    if known and stamp:
+        write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _stamp(model: PreTrainedModel) -> str | None:
+    """What tells whether weight files changed; None where the model was not loaded from a local folder."""
+    if not model.name_or_path:
+        return None
+    folder = Path(model.name_or_path)
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    parts = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return _digest([parts, str(model.dtype)]) if parts else None
+
+
+def _read_known(path: Path) -> dict[str, str]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _config(model: PreTrainedModel) -> dict[str, Any]:
+    """The configuration without what names the folder or the library that wrote it."""
+    return {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,145 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What moved inside
+#
+# Two arms learn the same sums: **full** tuning of all weights, and **control**, which trains copies of a few layers
+# beside the frozen ones. Accuracy says what came out. This notebook looks inside: how far did the hidden states move,
+# in which layers, and do words that belong together still lie together?
+#
+# The probes are the paper's: 30 sentences such as *king is to queen* or *Paris is to France*, each also the other way
+# round. What is compared is the state of each sentence's last token, layer by layer.
+
+# %% tags=["parameters"]
+steps = 20
+batch_size = 16
+layers = 8  # how many layers control expands
+learning_rate = 1e-3
+shown = [7, 15, 22, 29]  # layers of the projections
+base_model = "smollm2-135m-instruct"
+root = None  # where results go; None: the project's mlruns/
+
+# %%
+import io
+
+import torch
+from IPython.display import Image, display
+
+import ctrl
+from experiments.cli import quiet
+from experiments.config import load_config
+from experiments.evaluation.alignment import branch_table, hidden_states, layer_table, sentences, update_sizes
+from experiments.models import load_base
+from experiments.plot_alignment import alignment_figure, projection_figure
+from experiments.results import load_trained
+from experiments.run import run_experiment
+
+quiet()  # progress bars stay, the libraries' chatter goes
+config = load_config(
+    "quickstart",
+    {
+        "name": "notebook-03",
+        "base_model": base_model,
+        "training.steps": steps,
+        "training.batch_size": batch_size,
+        "evaluation.every": steps,
+        "evaluation.suites": ["new", "kept", "alignment"],
+        "evaluation.new_items": 32,
+        "evaluation.kept_items": 16,
+        "arms": [
+            {"name": "full", "method": "full", "learning_rates": [learning_rate]},
+            {"name": "control", "method": "control", "learning_rates": [learning_rate], "control": {"layers": layers}},
+        ],
+    },
+)
+
+# %% [markdown]
+# ## Train
+# Arms that an earlier run of this notebook finished are read, not trained again. With suite `alignment` in the config
+# the figures below are also recorded at every evaluation (`alignment_cka` and others in the arm's scorecard).
+
+# %%
+outcome = run_experiment(config, root)
+
+# %%
+base, tokenizer = load_base(config.base_model)
+models = {arm: load_trained(outcome.folder, arm, learning_rate) for arm in ("full", "control")}
+before = hidden_states(base.eval(), tokenizer)
+after = {arm: hidden_states(model.eval(), tokenizer) for arm, model in models.items()}
+
+# %% [markdown]
+# ## How far from the base, layer by layer
+# - **mean cosine** and **relative L2**: of a sentence's state after training with its state before. 1 and 0: not moved.
+# - **linear CKA**: the same after any rotation and rescaling; below 1 the sentences' mutual distances have changed.
+# - **shared nearest neighbours**: the share of the five sentences nearest to a sentence that still are. Chance is 5/59.
+# - **|dW| / |W|**: how far the weights moved; in an expanded layer, the copy's.
+#
+# Dark is far from the base.
+
+# %%
+tables = {}
+for arm in models:
+    tables[arm] = layer_table(before, after[arm])
+    tables[arm]["update"] = update_sizes(base, models[arm])
+buffer = io.BytesIO()
+alignment_figure(tables, "Hidden states of the probe sentences against the base").savefig(buffer, dpi=80)
+display(Image(buffer.getvalue()))
+
+# %%
+for arm, table in tables.items():
+    print(arm)
+    print(table.loc[[i for i in shown if i in table.index]].round(3).to_string(), "\n")
+
+# %% [markdown]
+# ## Do analogies stay together?
+# The 30 sentences on the two principal axes of the base's states. Hollow: base; filled: tuned, joined by a line.
+
+# %%
+buffer = io.BytesIO()
+visible = [i for i in shown if i < len(before.layers)]
+projection_figure(before, after, visible, "Probe sentences, base to tuned").savefig(buffer, dpi=60)
+display(Image(buffer.getvalue()))
+
+# %% [markdown]
+# ## Inside the expanded layers
+# The two branches of each expanded layer on the same sentences: the frozen layer against its trained copy, and alpha,
+# the copy's share in the mix. The divergence is the training penalty, here over all tokens of the sentences.
+
+# %%
+control = models["control"]
+inside = branch_table(after["control"])
+with ctrl.diagnostics(control) as log, torch.no_grad():
+    for _, sentence in sentences():
+        ids = tokenizer(sentence, return_tensors="pt")["input_ids"].to(control.device)
+        control(input_ids=ids, labels=ids)
+inside["divergence"] = log.mean("divergence")
+print(inside.round(4).to_string())
+
+# %%
+buffer = io.BytesIO()
+title = "Expanded against pretrained branch"
+alignment_figure({"control": inside[["cosine", "relative_l2", "divergence", "alpha"]]}, title).savefig(buffer, dpi=80)
+display(Image(buffer.getvalue()))
+
+# %% [markdown]
+# ## Where to look next
+# Raise `steps`, or give control another `divergence` or `interpolation` in the config above, and run again. The same
+# comparison holds for any two models of one shape: `hidden_states` takes a model and its tokenizer.
+
+# %%
+for result in outcome.results:
+    print(
+        f"{result.label}: gain {result.scorecard['gain'].value:+.2f}, "
+        f"retention {result.scorecard['retention'].value:.2f}, CKA {result.scorecard['alignment_cka'].value:.3f}"
+    )

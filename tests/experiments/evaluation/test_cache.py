@@ -1,0 +1,209 @@
+"""The base's results on disk: when they are used again, when not, and what damage does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.config import ExperimentConfig
+from experiments.data.mixture import ExperimentData
+from experiments.evaluation.cache import BaseCache, Entry, weights_digest
+from experiments.evaluation.evaluate import Baseline, Evaluation
+from experiments.evaluation.text import TextSuite
+from experiments.models import Precision, load_base
+from experiments.records import Record
+from tests.experiments.evaluation.models import BF16, FP32
+from tests.experiments.small import small_config, small_values
+
+SUITES = ["new", "kept", "drift", "text"]
+
+
+def measure(base: str, root: Path, /, **changes: Any) -> Baseline:
+    """What a run does with its base. changes: of the config's evaluation section, and `seed`."""
+    model, tokenizer = load_base(base)
+    config = _config(base, **changes)
+    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    return evaluation.measure_base(model, FP32, BaseCache(root, model, tokenizer, FP32))
+
+
+def _config(base: str, /, seed: int = 0, **changes: Any) -> ExperimentConfig:
+    return small_config(base, seed=seed, evaluation=small_values(base)["evaluation"] | changes)
+
+
+@pytest.fixture(scope="module")
+def filled(base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Baseline]:
+    """A root whose cache has the base's results; the tests below only add to it."""
+    root = tmp_path_factory.mktemp("root")
+    return root, measure(base, root)
+
+
+def test_the_second_time_nothing_is_measured(
+    base: str, filled: tuple[Path, Baseline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, first = filled
+    assert first.measured == SUITES
+    monkeypatch.setattr(Evaluation, "evaluate", None)  # would fail if it were called
+    second = measure(base, root)
+    assert second.measured == []
+    assert second.records == first.records
+    assert second.seconds == first.seconds > 0
+
+
+def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any) -> dict[str, Path | None]:
+    model, tokenizer = load_base(base)
+    config = _config(base, **changes)
+    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    cache = BaseCache(root, model, tokenizer, precision)
+    return {name: cache.place(suite) for name, suite in evaluation.suites.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({}, []),
+        ({"bootstrap": 200, "every": 3}, []),
+        ({"seed": 1}, ["new", "kept", "drift"]),  # drift: the questions of the new task are others
+        ({"new_items": 5}, ["new", "drift"]),
+        ({"kept_items": 5}, ["kept"]),
+        ({"kept_tasks": ["agreement"]}, ["kept"]),
+        ({"reply_tokens": 5}, ["drift"]),
+        ({"new_replies": 1}, ["drift"]),
+        ({"perplexity_tokens": 70}, ["text"]),
+        ({"precision": BF16}, SUITES),
+    ],
+    ids=str,
+)
+def test_what_is_changed_lies_elsewhere(base: str, tmp_path: Path, changes: dict[str, Any], missed: list[str]) -> None:
+    before, after = places(base, tmp_path), places(base, tmp_path, **changes)
+    assert [name for name in SUITES if before[name] != after[name]] == missed
+
+
+def test_weights_code_and_content_count(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_base(base)
+    suite = TextSuite(small_config(base), tokenizer, [])
+    first = BaseCache(tmp_path, model, tokenizer, FP32).place(suite)
+    assert first == BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32).place(suite)
+    model.name_or_path = ""  # no longer as it was loaded
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    assert BaseCache(tmp_path, model, tokenizer, FP32).place(suite) != first
+    monkeypatch.setattr(TextSuite, "version", TextSuite.version + 1)
+    assert BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32).place(suite) != first
+
+
+def test_a_suite_without_content_is_never_cached(
+    base: str, filled: tuple[Path, Baseline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextSuite, "content", lambda self: None)
+    assert measure(base, filled[0]).measured == ["text"]
+
+
+@pytest.fixture
+def entry(base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> tuple[BaseCache, Path, Entry]:
+    cache = BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32)
+    suite = TextSuite(small_config(base), tokenizer, [])
+    record = Record("kept", "task", "plain", "é", correct=1, options=("a", "b"), scores=(-0.1, -1 / 3), prompt="0")
+    place, entry = cache.place(suite), Entry([record], {"x": [1]}, 2.5)
+    assert place is not None
+    assert cache.read(place) is None
+    cache.write(place, suite, entry)
+    return cache, place, entry
+
+
+def test_an_entry_comes_back_as_it_was(entry: tuple[BaseCache, Path, Entry]) -> None:
+    cache, place, written = entry
+    assert cache.read(place) == written
+    key = json.loads((place / "meta.json").read_text())["key"]
+    assert key["suite"] == "text"
+    assert set(key) > {"weights", "tokenizer", "precision", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("file", ["records.jsonl", "state.json", "meta.json"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_entry_is_none(entry: tuple[BaseCache, Path, Entry], file: str, damage: str) -> None:
+    cache, place, _ = entry
+    text = (place / file).read_text()
+    if damage == "gone":
+        (place / file).unlink()
+    else:
+        (place / file).write_text(text[: len(text) // 2] if damage == "cut" else text.replace("{", "[", 1))
+    assert cache.read(place) is None
+
+
+def test_a_damaged_entry_is_made_again(base: str, tmp_path: Path) -> None:
+    first = measure(base, tmp_path, suites=["drift"])
+    (path,) = (tmp_path / "cache" / "base").glob("*/records.jsonl")
+    path.write_text("torn")
+    again = measure(base, tmp_path, suites=["drift"])
+    assert again.measured == ["drift"]
+    assert again.records == first.records
+    assert measure(base, tmp_path, suites=["drift"]).measured == []
+
+
+def test_base_against_itself_is_exactly_0_from_the_cache_too(base: str, filled: tuple[Path, Baseline]) -> None:
+    model, tokenizer = load_base(base)
+    config = small_config(base)
+    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    assert evaluation.measure_base(model, FP32, BaseCache(filled[0], model, tokenizer, FP32)).measured == []
+    records = evaluation.evaluate(model, FP32, ("drift",), progress=False)
+    assert [r.value for r in records] == [0.0] * 6
+    assert records == [r for r in filled[1].records if r.suite == "drift"]
+
+
+def _measured(base: str, root: str, queue: Any) -> None:
+    queue.put(measure(base, Path(root), suites=["kept", "text"]).measured)
+
+
+def test_two_processes_measure_once_between_them(base: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_measured, args=(base, str(tmp_path), queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    measured = [name for _ in processes for name in queue.get(timeout=120)]
+    for process in processes:
+        process.join()
+    assert sorted(measured) == ["kept", "text"]
+
+
+class TestWeightsDigest:
+    def test_names_values_and_dtypes_count(self, model: PreTrainedModel) -> None:
+        digest = weights_digest(model)
+        assert digest == weights_digest(copy.deepcopy(model))
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.model.norm.weight[3] += 1e-6
+        half = copy.deepcopy(model).to(torch.bfloat16)
+        assert len({digest, weights_digest(other), weights_digest(half)}) == 3
+
+    def test_is_looked_up_until_the_files_change(
+        self, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known, folder = tmp_path / "weights.json", tmp_path / "model"
+        load_base(base)[0].save_pretrained(folder)
+        load_base(base)[1].save_pretrained(folder)
+        model = load_base(str(folder))[0]
+        digest = weights_digest(model, known)
+        (stamp,) = json.loads(known.read_text())
+        known.write_text(json.dumps({stamp: "looked up"}))
+        assert weights_digest(model, known) == "looked up"
+        assert weights_digest(model) == digest
+        with torch.no_grad():
+            model.model.norm.weight[0] += 1.0
+        model.save_pretrained(folder)
+        changed = weights_digest(load_base(str(folder))[0], known)
+        assert changed not in (digest, "looked up")
+        known.write_text("{")
+        assert weights_digest(load_base(str(folder))[0], known) == changed
+
+    def test_a_model_from_no_folder_is_hashed_each_time(self, model: PreTrainedModel, tmp_path: Path) -> None:
+        model.name_or_path = "owner/name"
+        assert weights_digest(model, tmp_path / "weights.json") == weights_digest(model)
+        assert not (tmp_path / "weights.json").exists()
