@@ -113,9 +113,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, tmp_path: Path) -
 def test_two_micro_batches_are_one_large_batch(method: str, tmp_path: Path) -> None:
     options = {k: v for k, v in OPTIONS.get(method, {}).items() if k != "dropout"}
     arm = arm_config(method, options)
-    large = train(arm, tmp_path / "a", steps=3)
+    large = whole(method) if options == OPTIONS.get(method, {}) else train(arm, tmp_path / "a", steps=3)
     small = train(arm, tmp_path / "b", steps=3, batch_size=2, gradient_accumulation=2)
-    for step, logs in large.logs.items():
+    for step in (1, 2, 3):
+        logs = large.logs[step]
         for part in ("loss", "lm_loss", "divergence", "penalty", "grad_norm"):
             if part in logs:
                 assert small.logs[step][part] == pytest.approx(logs[part], rel=1e-3, abs=1e-6), (step, part)
