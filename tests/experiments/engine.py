@@ -91,10 +91,11 @@ def train(
     folder: Path,
     kill_at: int | None = None,
     data: list[dict[str, Tensor]] | None = None,
+    precision: str = "fp32",
     **training: Any,
 ) -> Outcome:
     """Train the tiny model. kill_at: raise Killed when that step is measured, before it is checkpointed."""
-    method, using = arm.build(), setting(arm)
+    method, using = arm.build(), setting(arm, precision)
     model = method.prepare(tiny(), using)
     outcome = Outcome(method, model)
     probe = sequences(1)[0]["input_ids"][None]

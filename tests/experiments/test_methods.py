@@ -264,6 +264,19 @@ def test_kl_on_replayed_rows_runs_in_the_engine(tmp_path: Path) -> None:
     assert out.logs[3]["penalty"] > 1e-5
 
 
+@pytest.mark.parametrize("trains", ["full", "control", "lora"])
+def test_in_bf16_the_base_is_still_the_base(trains: str, tmp_path: Path) -> None:
+    """The frozen copy holds its linear layers in bf16, as autocast would read them; the others need no copy."""
+    out = train(arm_config("kl", {"weight": 1.0, "trains": trains}), tmp_path, steps=3, precision="bf16")
+    assert out.logs[1]["penalty"] == 0.0
+    assert out.logs[3]["penalty"] > 1e-4
+    copied: Any = out.method._base  # type: ignore[attr-defined]
+    assert (copied is not None) == (trains == "full")
+    if copied is not None:
+        assert copied.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        assert copied.model.norm.weight.dtype == torch.float32
+
+
 def walk(method: str, options: dict[str, Any], steps: int) -> tuple[Any, Any, list[dict[str, Tensor]]]:
     """A method on a model whose weights a fixed sequence of steps moves: the weights before, then after each step."""
     arm = arm_config(method, options)

@@ -133,7 +133,7 @@ def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str
 def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other weights than its base"):
         wise(arm(run, "stack"), 0.5)
-    with pytest.raises(ConfigError, match="--alphas 0.25 0.5 0.75"):
+    with pytest.raises(ConfigError, match=r"--alphas 0\.25 0\.5 0\.75"):
         wise(arm(run, "full"), None)
     with pytest.raises(ConfigError, match="'full' is not expanded and has no adapter"):
         merge(arm(run, "full"), None)
