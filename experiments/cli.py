@@ -1,5 +1,6 @@
-"""The command line: `python -m experiments.cli run CONFIG`, `ui`. Exit code 0: all went well, 1: an arm or the job
-failed, 2: wrong input, 130: stopped with Ctrl-C."""
+"""The command line: `python -m experiments.cli run CONFIG`, `posthoc`, `ui`.
+
+Exit code 0: all went well, 1: an arm or the job failed, 2: wrong input, 130: stopped with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -47,6 +48,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="drop what an earlier run of this config left")
     run.add_argument("--root", type=Path, help="where results go (default: mlruns)")
     run.set_defaults(command=run_command)
+    after = commands.add_parser("posthoc", help="change the trained weights of a finished arm, and measure again")
+    after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
+    after.add_argument("--arm", required=True)
+    after.add_argument("--lr", type=float, required=True)
+    after.add_argument("--op", required=True, help="wise, merge or task_vectors")
+    after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
+    after.add_argument(
+        "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
+    )
+    after.set_defaults(command=posthoc_command)
     ui = commands.add_parser("ui", help="open the MLflow UI on the store")
     ui.add_argument("--root", type=Path)
     ui.set_defaults(command=ui_command)
@@ -95,6 +106,15 @@ def run_command(args: argparse.Namespace) -> int:
         print(f"failed: {result.label}: {result.reason}", file=sys.stderr)
     print(f"\nreport:    {outcome.report}\nMLflow UI: {outcome.ui_command}")
     return 1 if outcome.failed else 0
+
+
+def posthoc_command(args: argparse.Namespace) -> int:
+    from experiments.posthoc import posthoc
+    from experiments.report import format_table
+
+    results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, _say)
+    print("\n" + format_table(results))
+    return 0
 
 
 def ui_command(args: argparse.Namespace) -> int:

@@ -174,7 +174,7 @@ class ArmConfig(Section):
     @classmethod
     def _structure(cls, values: Any) -> Any:
         """Methods stack and hybrid are control with that structure."""
-        cls_of_method = METHODS.get(values.get("method")) if isinstance(values, dict) else None
+        cls_of_method = METHODS.get(str(values.get("method"))) if isinstance(values, dict) else None
         if cls_of_method is None or not issubclass(cls_of_method, Control) or cls_of_method.structure is None:
             return values
         control, name = values.get("control") or {}, cls_of_method.structure

@@ -70,7 +70,7 @@ class ArmResult:
 
     trajectory: one entry per evaluation, {"step": int, "gain": Estimate, "retention": Estimate, ...}, step 0 included.
     scorecard: the figures after the last step, by name. cost: tokens, seconds, tokens_per_s, peak_memory_gb,
-    trainable_parameters, added_parameters.
+    trainable_parameters, added_parameters. operation: what was done to the trained weights afterwards (`wise 0.5`).
     """
 
     arm: str
@@ -82,10 +82,11 @@ class ArmResult:
     trajectory: list[dict[str, Any]] = field(default_factory=list)
     scorecard: dict[str, Estimate] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    operation: str | None = None
 
     @property
     def label(self) -> str:
-        return f"{self.arm} {self.learning_rate:g}"
+        return f"{self.arm} {self.learning_rate:g}" + (f" {self.operation}" if self.operation else "")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.structure import decoder_layers, place
-from experiments.config import ArmConfig, ConfigError, ExperimentConfig
+from experiments.config import ArmConfig, ConfigError, ExperimentConfig, load_config
 from experiments.data.mixture import ExperimentData
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
@@ -299,6 +299,17 @@ class Experiment:
             run.log_file(files[result.steps], "records")
         run.log_metrics({f"cost/{k}": v for k, v in result.cost.items()}, result.steps)
 
+    def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
+        """Evaluate a model as the arms were, fill the result and write it and its records to `folder`."""
+        records = self.suite.evaluate(model, self.precision)
+        write_records(folder / f"items-{result.steps}.jsonl", records)
+        result.scorecard = self._figures(records)
+        result.trajectory = [
+            {"step": 0, **self._headline(self.base)},
+            {"step": result.steps, **self._headline(records)},
+        ]
+        write_json(folder / "result.json", result.to_dict())
+
     def _figures(self, records: list[Record]) -> dict[str, Any]:
         return scorecard(self.base, records, self.config.evaluation.bootstrap, self.config.seed)
 
@@ -320,6 +331,13 @@ class Experiment:
 
     def _result_file(self, arm: ArmConfig, lr: float) -> Path:
         return self._arm_folder(arm, lr) / "result.json"
+
+
+def open_run(folder: Path, say: Callable[[str], None] = print) -> Experiment:
+    """A run that is there already, with its data, suite and base records, to measure more models as its arms were."""
+    experiment = Experiment(load_config(folder / "config.yaml"), folder.parent.parent, folder, say)
+    experiment._prepare()
+    return experiment
 
 
 @contextmanager

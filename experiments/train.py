@@ -43,7 +43,7 @@ class ArmFailed(RuntimeError):
 
 
 class ArmTrainer(Trainer):
-    """Trainer that keeps the data's order, adds the method's penalty, stops at a NaN and notes the parts of the loss."""
+    """Trainer that keeps the data's order, adds the method's penalty, stops at a NaN and notes the loss's parts."""
 
     def __init__(self, *args: Any, method: Method, training: TrainingConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,11 +59,12 @@ class ArmTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             schedule = SCHEDULES[self.training_config.schedule]
-            self.lr_scheduler = schedule(optimizer or self.optimizer, self.training_config)
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = schedule(chosen, self.training_config)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Any],

@@ -26,7 +26,7 @@ class Averaging(OnTop):
 
 
 class Ema(Averaging):
-    """average <- decay * average + (1 - decay) * theta after each step, from the base on; measured and saved with it."""
+    """average <- decay * average + (1 - decay) * theta after each step, from the base on; it is measured and saved."""
 
     decay: float = Field(0.99, ge=0, lt=1)
 
@@ -48,7 +48,7 @@ class Ema(Averaging):
 
 
 class Wise(Averaging):
-    """WiSE-FT (arXiv 2109.01903): measured and saved with (1 - alpha) theta_0 + alpha theta; training is not changed."""
+    """WiSE-FT (arXiv 2109.01903): (1 - alpha) theta_0 + alpha theta is measured and saved; training is not changed."""
 
     alpha: float = Field(0.5, ge=0, le=1)
 

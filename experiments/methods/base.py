@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ class Setting:
 
     arm: ArmConfig
     seed: int = 0
-    precision: Precision = Precision("fp32")
+    precision: Precision = field(default_factory=lambda: Precision("fp32"))
     old: Callable[[int], list[Batch]] = no_old_text
 
 

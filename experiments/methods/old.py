@@ -20,7 +20,7 @@ OWN_TOKENS = 64  # length of a text that the base writes
 
 
 def replayed_batches(rows: Dataset[Any], collator: Callable[[list[Any]], Any], size: int, count: int) -> list[Batch]:
-    """The first `count` batches of `size` rows with a replayed token, in the rows' order; only those tokens have labels.
+    """The first `count` batches of `size` rows that hold replayed tokens; only those tokens have labels.
 
     Fewer where the rows end before. Raises ValueError where no row is replayed.
     """

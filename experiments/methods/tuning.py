@@ -81,7 +81,7 @@ class Lora(Method):
 
         with torch.random.fork_rng():
             torch.manual_seed(setting.seed)  # A is random
-            return get_peft_model(model, self._config(model, **settings))  # type: ignore[return-value]
+            return get_peft_model(model, self._config(model, **settings))
 
     def _config(self, model: PreTrainedModel, **settings: Any) -> Any:
         from peft import LoraConfig

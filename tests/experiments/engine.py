@@ -5,6 +5,7 @@ python -m tests.experiments.engine      # writes tests/golden/*.json, the loss c
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "mer": {"every": 2, "rate": 0.5},
 }
+
+gc.freeze()  # training collects garbage twice: what was imported so far need not be looked through each time
 
 
 class Killed(Exception):
@@ -88,10 +91,11 @@ def train(
     folder: Path,
     kill_at: int | None = None,
     data: list[dict[str, Tensor]] | None = None,
+    precision: str = "fp32",
     **training: Any,
 ) -> Outcome:
     """Train the tiny model. kill_at: raise Killed when that step is measured, before it is checkpointed."""
-    method, using = arm.build(), setting(arm)
+    method, using = arm.build(), setting(arm, precision)
     model = method.prepare(tiny(), using)
     outcome = Outcome(method, model)
     probe = sequences(1)[0]["input_ids"][None]

@@ -1,0 +1,176 @@
+"""Operations on the trained weights of finished arms, measured as the arms were: nothing is trained.
+
+    python -m experiments.cli posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
+
+Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as an arm's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.model import ControlModel
+from experiments.config import ConfigError, ExperimentConfig, load_config
+from experiments.methods.saving import is_peft, load_onto
+from experiments.models import load_base
+from experiments.records import ArmResult
+from experiments.results import load_trained
+from experiments.run import Experiment, RunError, open_run
+from experiments.section import nearest
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained arm, and what is added to it. batches: of general text, on which a merged model's gap is measured."""
+
+    run: Path
+    name: str
+    learning_rate: float
+    others: Sequence[Path] = ()
+    batches: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def base(self) -> PreTrainedModel:
+        return load_base(load_config(self.run / "config.yaml").base_model)[0]
+
+    def trained(self) -> PreTrainedModel:
+        return load_trained(self.run, self.name, self.learning_rate)
+
+
+def wise(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """WiSE-FT (arXiv 2109.01903): (1 - alpha) base + alpha tuned; an expanded or adapted model is made plain first."""
+    if alpha is None:
+        raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
+    tuned = dict(plain_model(arm.trained()).named_parameters())
+    return moved(arm.base(), [(alpha, tuned)]), {}
+
+
+def merge(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """The expanded model merged back with alpha's share of its copies (default: its own), and its gap; or the adapter
+    folded into the weights."""
+    model = arm.trained()
+    if not isinstance(model, ControlModel):
+        if alpha is not None or not is_peft(model):
+            raise ConfigError(
+                f"merge: arm {arm.name!r} is not expanded"
+                + (", so --alphas has no meaning for it" if is_peft(model) else " and has no adapter: use wise")
+            )
+        return plain_model(model), {}
+    merged = ctrl.merge_back(model, alpha)
+    gap = ctrl.merge_gap(model.eval(), merged.eval(), arm.batches)
+    return merged, {"merge_gap_kl": gap.kl, "merge_gap_logits": gap.max_logit_difference}
+
+
+def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
+    if not arm.others:
+        raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+    base_model = load_config(arm.run / "config.yaml").base_model
+    vectors = [dict(plain_model(arm.trained()).named_parameters())]
+    for folder in arm.others:
+        theirs = _config_of(folder).base_model
+        if theirs != base_model:
+            raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
+        vectors.append(dict(plain_model(load_onto(arm.base(), folder / "trained")).named_parameters()))
+    share = 1.0 if alpha is None else alpha
+    return moved(arm.base(), [(share, vector) for vector in vectors]), {}
+
+
+OPERATIONS: dict[str, Callable[[Arm, float | None], tuple[PreTrainedModel, Figures]]] = {
+    "wise": wise,
+    "merge": merge,
+    "task_vectors": task_vectors,
+}
+
+
+@torch.no_grad()
+def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> PreTrainedModel:
+    """theta = base + sum_i share_i (theta_i - base), in place; exact at a single share of 0 or 1.
+
+    Raises ConfigError where a model has other weights than the base (stacked copies).
+    """
+    shapes = {name: p.shape for name, p in base.named_parameters()}
+    for _, tuned in parts:
+        if {name: p.shape for name, p in tuned.items()} != shapes:
+            raise ConfigError(
+                "the trained model has other weights than its base (stacked copies?): they cannot be mixed"
+            )
+    for name, p in base.named_parameters():
+        start = p.clone()
+        first, *rest = (torch.lerp(start, tuned[name], share) for share, tuned in parts)
+        p.copy_(first)
+        for other in rest:
+            p.add_(other - start)
+    return base
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the base's class: expanded ones merged back, adapters folded in."""
+    if isinstance(model, ControlModel):
+        return ctrl.merge_back(model, in_place=True)
+    if is_peft(model):
+        return model.merge_and_unload()  # type: ignore[operator]
+    return model
+
+
+def posthoc(
+    run: str | Path,
+    arm: str,
+    learning_rate: float,
+    operation: str,
+    alphas: Sequence[float] | None = None,
+    others: Sequence[Path] = (),
+    say: Callable[[str], None] = print,
+) -> list[ArmResult]:
+    """Apply an operation at each alpha and measure the model with the run's own suite. Raises ConfigError, RunError.
+
+    others: folders of further arms, for task_vectors. Results that are there already are read.
+    """
+    run = Path(run)
+    if operation not in OPERATIONS:
+        raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
+    trained = run / "arms" / f"{arm}-{learning_rate:g}" / "result.json"
+    if not trained.is_file():
+        found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
+        raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
+    experiment: Experiment | None = None
+    results = []
+    shares: list[float | None] = list(alphas) if alphas else [None]
+    for alpha in shares:
+        result = ArmResult.from_dict(json.loads(trained.read_text(encoding="utf-8")))
+        result.operation = _name(operation, alpha, others)
+        folder = run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
+        if not (folder / "result.json").is_file():
+            experiment = experiment or open_run(run, say)
+            batches = [{"input_ids": torch.tensor([window])} for window in experiment.suite.windows]
+            model, figures = OPERATIONS[operation](Arm(run, arm, learning_rate, others, batches), alpha)
+            result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
+            say(f"measuring {result.label} ...")
+            experiment.measure(model, result, folder)
+        results.append(ArmResult.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8"))))
+    return results
+
+
+def _size(experiment: Experiment) -> int:
+    return load_base(experiment.config.base_model)[0].num_parameters()
+
+
+def _name(operation: str, alpha: float | None, others: Sequence[Path]) -> str:
+    """`wise 0.5`, `merge`, `task_vectors partial-0.0003 0.5`."""
+    added = [f"{folder.parent.parent.name}/{folder.name}" for folder in others]
+    return " ".join([operation, *added, *([] if alpha is None else [f"{alpha:g}"])])
+
+
+def _config_of(folder: Path) -> ExperimentConfig:
+    if not (folder / "trained").is_dir():
+        raise ConfigError(f"{folder} is not the folder of a trained arm: RUN/arms/NAME-LR, with `trained` in it")
+    return load_config(folder.parent.parent / "config.yaml")
