@@ -1,5 +1,5 @@
-"""The command line: `python -m experiments.cli run CONFIG`, `ui`. Exit code 0: all went well, 1: an arm or the job
-failed, 2: wrong input, 130: stopped with Ctrl-C."""
+"""The command line: `python -m experiments.cli run CONFIG`, `compare`, `gate`, `ui`. Exit code 0: all went well, 1: an
+arm, the job or the gate failed, 2: wrong input, 130: stopped with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="drop what an earlier run of this config left")
     run.add_argument("--root", type=Path, help="where results go (default: mlruns)")
     run.set_defaults(command=run_command)
+    compare = commands.add_parser("compare", help="any runs side by side, paired on their common items")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples")
+    compare.add_argument("--base", help="a RUN measured before training, for runs that have no base of their own")
+    compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
+    compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
+    compare.set_defaults(command=compare_command)
+    gate = commands.add_parser("gate", help="exit with 0 only if forgetting is inside the margin")
+    gate.add_argument("run", metavar="RUN")
+    gate.add_argument("--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)")
+    gate.add_argument("--arm", help="one arm alone: arm-lr (default: all)")
+    gate.add_argument("--base", help="a RUN measured before training, where the run has no base of its own")
+    gate.set_defaults(command=gate_command)
     ui = commands.add_parser("ui", help="open the MLflow UI on the store")
     ui.add_argument("--root", type=Path)
     ui.set_defaults(command=ui_command)
@@ -62,6 +75,35 @@ def run_command(args: argparse.Namespace) -> int:
         print(f"failed: {result.label}: {result.reason}", file=sys.stderr)
     print(f"\nreport:    {outcome.report}\nMLflow UI: {outcome.ui_command}")
     return 1 if outcome.failed else 0
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    from experiments.compare import compare
+    from experiments.compare_inputs import CompareError, read_entries
+    from experiments.compare_report import format_comparison, write_comparison
+
+    try:
+        comparison = compare(read_entries(args.runs, args.base), args.reference, args.draws)
+    except CompareError as error:
+        return _stop(2, str(error))
+    print(format_comparison(comparison))
+    if args.out:
+        page = args.out.suffix == ".html"
+        print(f"\nwritten: {write_comparison(comparison, args.out.parent if page else args.out, page)}")
+    return 0
+
+
+def gate_command(args: argparse.Namespace) -> int:
+    from experiments.compare import gate
+    from experiments.compare_inputs import CompareError, read_entries
+
+    try:
+        entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base)
+        verdicts = [gate(entry, args.margin) for entry in entries]
+    except CompareError as error:
+        return _stop(2, str(error))
+    print("\n".join(line for _, line in verdicts))
+    return 0 if all(passed for passed, _ in verdicts) else 1
 
 
 def ui_command(args: argparse.Namespace) -> int:
