@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--root", type=Path, help="where results go (default: mlruns)")
     run.set_defaults(command=run_command)
     compare = commands.add_parser("compare", help="any runs side by side, paired on their common items")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples"
+    )
     compare.add_argument("--base", help="a RUN measured before training, for runs that have no base of their own")
     compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
     compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
@@ -54,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=compare_command)
     gate = commands.add_parser("gate", help="exit with 0 only if forgetting is inside the margin")
     gate.add_argument("run", metavar="RUN")
-    gate.add_argument("--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)")
+    gate.add_argument(
+        "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
+    )
     gate.add_argument("--arm", help="one arm alone: arm-lr (default: all)")
     gate.add_argument("--base", help="a RUN measured before training, where the run has no base of its own")
     gate.set_defaults(command=gate_command)

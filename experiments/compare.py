@@ -50,9 +50,7 @@ class Comparison:
         return [name for name in (*COMPARED, *MATCHED) if any(name in card for card in self.cards.values())]
 
 
-def compare(
-    entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0
-) -> Comparison:
+def compare(entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0) -> Comparison:
     """Entries beside each other; those with records are cut to their common items and compared in pairs.
 
     reference: the entry that the others are compared with; default: the first. Holm's family is one figure over all
@@ -60,7 +58,9 @@ def compare(
     """
     names = [entry.name for entry in entries]
     if len(entries) < 2 or len(set(names)) < len(names):
-        raise CompareError(f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}")
+        raise CompareError(
+            f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}"
+        )
     reference = reference or names[0]
     if reference not in names:
         raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
@@ -96,7 +96,9 @@ def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
         have, most = (sum(key[0] == suite for key in keys) for keys in (shared, everything))
         result.items[suite] = have
         if have < most:
-            result.notes.append(f"suite {suite}: {have} items are common to all runs, of {most}; only they are compared")
+            result.notes.append(
+                f"suite {suite}: {have} items are common to all runs, of {most}; only they are compared"
+            )
     if any(_digest(entry.base) != _digest(entries[0].base) for entry in entries):
         result.notes.append("the base models answer differently: each run is measured from its own base")
     return [
@@ -170,7 +172,10 @@ def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tup
         raise CompareError(str(error)) from error
     text = with_interval(card["forgetting"], places=(3, 3, 3))
     sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
-    return passed, f"{'pass' if passed else 'FAIL'}  {entry.name}: forgetting {text}, bound {bound:.4f} {sign} {margin:g}"
+    return (
+        passed,
+        f"{'pass' if passed else 'FAIL'}  {entry.name}: forgetting {text}, bound {bound:.4f} {sign} {margin:g}",
+    )
 
 
 def _content(record: Record) -> tuple[object, ...]:

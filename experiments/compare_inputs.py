@@ -52,19 +52,22 @@ def read_entries(runs: Sequence[str], base: str | None = None) -> list[Entry]:
     for run, entry in found:
         clash = several and names.count(entry.name) > 1
         entries.append(replace(entry, name=f"{Path(run.partition(':')[0]).name}:{entry.name}") if clash else entry)
+    if base is None:
+        return share_base(entries)
+    source = _entries(base)[0]
+    return share_base(entries, source.base or source.after)
+
+
+def share_base(entries: Sequence[Entry], base: Sequence[Record] = ()) -> list[Entry]:
+    """Give `base` to the entries that have records but no base; without it, the first of these becomes the base of the
+    others and leaves the list. Raises CompareError where that leaves none to measure."""
     bare = [entry for entry in entries if entry.checkpoints and not entry.base]
-    if bare and base is None:
-        first, rest = bare[0], bare[1:]
-        if not rest:
-            raise CompareError(f"{first.name} has no base to be measured from: name it with --base, or as the first RUN")
-        entries = [entry for entry in entries if entry is not first]
-        before = first.after
-    elif base is not None:
-        (source,) = _entries(base)[:1]
-        before = source.base or source.after
-    else:
-        return entries
-    return [replace(e, base=before) if e.checkpoints and not e.base else e for e in entries]
+    if bare and not base:
+        if len(bare) == 1:
+            raise CompareError(f"{bare[0].name} has no base to be measured from: name it with --base, or as first RUN")
+        base = bare[0].after
+        entries = [entry for entry in entries if entry is not bare[0]]
+    return [replace(e, base=base) if e.checkpoints and not e.base else e for e in entries]
 
 
 def _entries(run: str) -> list[Entry]:
@@ -154,17 +157,28 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
         if not figures or row.get("arm") == "base":
             continue
         arm = f"{row['arm']}-{row['learning_rate']:g}"
-        parts = [f"trial {row['trial']}" if "trial" in row else "", arm, f"seed {row['seed']:g}" if "seed" in row else ""]
+        parts = [
+            f"trial {row['trial']}" if "trial" in row else "",
+            arm,
+            f"seed {row['seed']:g}" if "seed" in row else "",
+        ]
         name = " ".join(filter(None, parts))
         folder = row.get("folder")
-        rows.append({"name": name, "folder": folder if isinstance(folder, str) else None, "arm": arm, "figures": figures})
+        rows.append(
+            {"name": name, "folder": folder if isinstance(folder, str) else None, "arm": arm, "figures": figures}
+        )
     return rows
 
 
 def _cell(row: Mapping[Any, Any], name: str) -> Estimate:
     low, high = (row[f"{name}{end}"] for end in ("_low", "_high"))
-    known = low == low and high == high  # NaN stands for an empty cell
+    known = not (_empty(low) or _empty(high))
     return Estimate(float(row[name]), *((float(low), float(high)) if known else ()))
+
+
+def _empty(cell: Any) -> bool:
+    """CSV has NaN in an empty cell, Parquet may have None."""
+    return cell is None or cell != cell
 
 
 def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[str, Estimate]) -> Entry:
