@@ -1,6 +1,6 @@
-"""The command line: `python -m experiments.cli run CONFIG`, `posthoc`, `ui`.
+"""The command line: `python -m experiments.cli COMMAND`; `--help` lists the commands.
 
-Exit code 0: all went well, 1: an arm or the job failed, 2: wrong input, 130: stopped with Ctrl-C."""
+Exit code 0: all went well, 1: an arm, the job or the gate failed, 2: wrong input, 130: stopped with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -58,6 +58,23 @@ def parser() -> argparse.ArgumentParser:
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
     )
     after.set_defaults(command=posthoc_command)
+    compare = commands.add_parser("compare", help="any runs side by side, paired on their common items")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples"
+    )
+    compare.add_argument("--base", help="a RUN measured before training, for runs that have no base of their own")
+    compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
+    compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
+    compare.set_defaults(command=compare_command)
+    gate = commands.add_parser("gate", help="exit with 0 only if forgetting is inside the margin")
+    gate.add_argument("run", metavar="RUN")
+    gate.add_argument(
+        "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
+    )
+    gate.add_argument("--arm", help="one arm alone: arm-lr (default: all)")
+    gate.add_argument("--base", help="a RUN measured before training, where the run has no base of its own")
+    gate.set_defaults(command=gate_command)
     ui = commands.add_parser("ui", help="open the MLflow UI on the store")
     ui.add_argument("--root", type=Path)
     ui.set_defaults(command=ui_command)
@@ -115,6 +132,35 @@ def posthoc_command(args: argparse.Namespace) -> int:
     results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, _say)
     print("\n" + format_table(results))
     return 0
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    from experiments.compare import compare
+    from experiments.compare_inputs import CompareError, read_entries
+    from experiments.compare_report import format_comparison, write_comparison
+
+    try:
+        comparison = compare(read_entries(args.runs, args.base), args.reference, args.draws)
+    except CompareError as error:
+        return _stop(2, str(error))
+    print(format_comparison(comparison))
+    if args.out:
+        page = args.out.suffix == ".html"
+        print(f"\nwritten: {write_comparison(comparison, args.out.parent if page else args.out, page)}")
+    return 0
+
+
+def gate_command(args: argparse.Namespace) -> int:
+    from experiments.compare import gate
+    from experiments.compare_inputs import CompareError, read_entries
+
+    try:
+        entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base)
+        verdicts = [gate(entry, args.margin) for entry in entries]
+    except CompareError as error:
+        return _stop(2, str(error))
+    print("\n".join(line for _, line in verdicts))
+    return 0 if all(passed for passed, _ in verdicts) else 1
 
 
 def ui_command(args: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from experiments.records import Estimate
@@ -64,9 +63,14 @@ def non_inferior(bound: float, margin: float) -> bool:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p of a family of tests (Holm 1979). NaN stays NaN and is not counted."""
-    adjusted = np.full(len(p_values), np.nan)
-    known = np.isfinite(p_values)
-    if known.any():
-        adjusted[known] = multipletests(np.asarray(p_values)[known], method="holm")[1]
-    return [float(p) for p in adjusted]
+    """Holm's step-down adjusted p of a family of m tests: the i-th smallest is max over j <= i of (m - j + 1) p_(j), at
+    most 1 (Holm 1979). NaN stays NaN and is not counted.
+
+    By hand, since statsmodels' multipletests runs a whole garbage collection at each call, which takes longer than the
+    comparison that it serves; the tests hold the two against each other.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)[: int(np.isfinite(p).sum())]  # NaN sorts last
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
+    return [float(value) for value in adjusted]

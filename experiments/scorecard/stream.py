@@ -45,12 +45,16 @@ def stream(
     """
     check_draws(draws)
     if len(stages) != len(tasks) + 1:
-        raise ValueError(f"{len(tasks)} tasks need {len(tasks) + 1} stages, the untrained model first: got {len(stages)}")
+        raise ValueError(
+            f"{len(tasks)} tasks need {len(tasks) + 1} stages, the untrained model first: got {len(stages)}"
+        )
     matrix = np.empty((len(stages), len(tasks), 1 + draws))
     for j, task in enumerate(tasks):
         found = [by_key([r for r in stage if r.task == task and r.correct is not None], "stage") for stage in stages]
         if not found[0] or any(stage.keys() != found[0].keys() for stage in found):
-            raise ValueError(f"task {task!r} was not measured on the same items at every stage: evaluate it at each one")
+            raise ValueError(
+                f"task {task!r} was not measured on the same items at every stage: evaluate it at each one"
+            )
         questions: dict[tuple[Stratum, str], list[list[float]]] = {}
         for key in sorted(found[0]):
             row = [number(stage[key], "correct") for stage in found]

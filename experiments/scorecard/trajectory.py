@@ -82,19 +82,23 @@ def retention_at(gain: Array, retention: Array, target: float) -> Array:
 def envelope_area(gain: Array, retention: Array, most: float, cells: int = 200) -> Array:
     """Area under the upper envelope of the trajectory from gain 0 to `most`, divided by `most`: a mean retention.
 
-    The envelope at a gain g is the highest retention of all line segments of the trajectory that cross g, and 0 where
-    none does. Midpoint rule with `cells` cells. (points, 1 + draws) -> (1 + draws,).
+    The envelope at a gain g is the highest retention of all line segments of the trajectory that cross g. A draw that
+    does not get as far as g takes its retention at its highest gain; a trajectory that as observed does not get to
+    `most` gives NaN. Midpoint rule with `cells` cells. (points, 1 + draws) -> (1 + draws,).
     """
     if not most > 0:
         raise ValueError(f"most must be a gain above 0, but got {most}")
+    if gain[:, 0].max() < most:
+        return np.full(gain.shape[1], np.nan)
     grid = ((np.arange(cells) + 0.5) / cells * most)[:, None]
-    best = np.zeros((cells, gain.shape[1]))
+    best = np.full((cells, gain.shape[1]), -np.inf)
     for i in range(len(gain) - 1):
         way = gain[i + 1] - gain[i]
         weight = np.divide(grid - gain[i], way, out=np.full_like(best, -1.0), where=way != 0)
         value = (1 - weight) * retention[i] + weight * retention[i + 1]
         best = np.where((weight >= 0) & (weight <= 1), np.maximum(best, value), best)
-    return np.asarray(best.mean(axis=0))
+    end = np.take_along_axis(retention, gain.argmax(axis=0)[None], axis=0)
+    return np.asarray(np.where(np.isneginf(best), end, best).mean(axis=0))
 
 
 def hypervolume(gain: Array, retention: Array, reference: float = 0.0) -> Array:

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binom
 
 from experiments.records import Record
-from experiments.scorecard import forgetting_bound, mcnemar_p, pair_records, resample, scorecard, wilson
+from experiments.scorecard import forgetting_bound, headline_gain, mcnemar_p, pair_records, resample, scorecard, wilson
 
 OPTIONS = ("a", "b", "c", "d")
 
@@ -163,9 +163,9 @@ def test_planted_forgetting_is_found_and_none_where_none_is_planted() -> None:
     assert (same["forgetting"].value, same["forgetting"].low, same["forgetting"].high) == (0, 0, 0)
     assert same["nfr"].value == 0
     assert same["nfr"].high == pytest.approx(wilson(0.0, 300).high)
-    balanced = [scorecard(*simulate(rng, 150, lost=0.05, won=0.20), draws=500) for _ in range(60)]  # a0 l = (1 - a0) w
+    balanced = [scorecard(*simulate(rng, 150, lost=0.05, won=0.20), draws=500) for _ in range(30)]  # a0 l = (1 - a0) w
     found = sum(not card["forgetting"].low <= 0 <= card["forgetting"].high for card in balanced)  # type: ignore[operator]
-    assert found <= binom.ppf(0.9999, 60, 0.06)
+    assert found <= binom.ppf(0.9999, 30, 0.06)
 
 
 def test_one_seed_resamples_the_same_questions_for_every_arm() -> None:
@@ -202,12 +202,67 @@ def test_wilson_at_the_edge_is_not_of_width_zero() -> None:
     assert estimate.high == pytest.approx(1.96**2 / (20 + 1.96**2), rel=1e-3)
 
 
-def test_ten_thousand_draws_take_under_a_second() -> None:
-    base, after = simulate(np.random.default_rng(0), 600, 0.1, 0.1, tasks=6)
+def test_ten_thousand_draws_of_2500_records_take_under_a_second() -> None:
+    base, after = simulate(np.random.default_rng(0), 1200, 0.1, 0.1, tasks=8)
     base, after = [*base, *(new(str(i), 0) for i in range(128))], [*after, *(new(str(i), i % 2) for i in range(128))]
     start = time.process_time()
     scorecard(base, after, draws=10_000)
     assert time.process_time() - start < 1.0
+
+
+def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> None:
+    def text(item: str, value: float, tokens: int) -> Record:
+        return Record("new", "poems", "nll", item, value=value, tokens=tokens)
+
+    drift = [Record("drift", t, "kl", "1", value=v, tokens=5) for t, v in (("base replies", 0.1), ("new_prompts", 0.7))]
+    card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 2.6, 10), text("b", 1.8, 30), *drift], 200)
+    assert card["new_nll_drop"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
+    assert card["new_nll_drop"].low == pytest.approx(0.2)
+    assert headline_gain(card) == ("new_nll_drop", card["new_nll_drop"])
+    assert (card["kl"].value, card["kl_new"].value) == pytest.approx((0.1, 0.7))
+    answered = scorecard([new("1", 0)], [new("1", 1)], 200)
+    assert headline_gain({**card, **answered})[0] == "gain"
+    with pytest.raises(KeyError, match="measure the suite `new`"):
+        headline_gain({})
+
+
+def test_format_figures() -> None:
+    """Lengths of replies, instructions, and generated beside likelihood accuracy of one suite."""
+
+    def said(item: str, reply: str, correct: int) -> Record:
+        return Record("new", "sums", "generate", item, correct=correct, reply=reply)
+
+    def picked(item: str, correct: int) -> Record:
+        return Record("new", "sums", "plain", item, correct=correct, scores=(-1.0, -2.0), options=("a", "b"))
+
+    def followed(item: str, correct: int) -> Record:
+        return Record("instructions", "upper case", "generate", item, correct=correct, reply="A")
+
+    base = [
+        said("1", "12345", 0),
+        said("2", "1", 0),
+        picked("1", 1),
+        picked("2", 1),
+        followed("1", 1),
+        followed("2", 1),
+    ]
+    after = [said("1", "1", 1), said("2", "3", 1), picked("1", 0), picked("2", 1), followed("1", 1), followed("2", 0)]
+    card = {name: e.value for name, e in scorecard(base, after, 200).items()}
+    assert (card["answer_length"], card["answer_length_change"]) == (1, -2)
+    assert (card["new_accuracy_generated"], card["new_accuracy_likelihood"]) == (1.0, 0.5)
+    assert (card["instructions_accuracy"], card["retention_instructions"]) == (0.5, 0.5)
+    assert "kept_accuracy_generated" not in card
+
+
+def test_harmonic_average_is_given_with_a_reference_and_zero_without_gain() -> None:
+    base, after = answers({("t", str(i)): (1, int(i < 9)) for i in range(10)})
+    news, learned = [new(str(i), 0) for i in range(10)], [new(str(i), int(i < 4)) for i in range(10)]
+    card = scorecard(base + news, after + learned, 200, gain_reference=0.5)
+    assert card["average_harmonic"].value == pytest.approx(2 * 0.9 * 0.8 / (0.9 + 0.8))
+    assert scorecard(base + news, after + news, 200, gain_reference=0.5)["average_harmonic"].value == 0
+    assert "average_harmonic" not in scorecard(base + news, after + learned, 200)
+    with pytest.raises(ValueError, match="gain_reference must be above 0, but got -1"):
+        scorecard(base + news, after + learned, 200, gain_reference=-1)
 
 
 def test_faults_name_the_record() -> None:

@@ -36,11 +36,17 @@ def covered(found: Estimate, truth: float) -> bool:
     return found.low <= truth <= found.high
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_95_times_in_100() -> None:
     """Gain, forgetting, retention, and the difference of two arms that answer the same questions."""
     rng, a0, (lost, won), (lost2, won2) = np.random.default_rng(11), 0.8, (0.15, 0.10), (0.25, 0.10)
     after, after2 = a0 * (1 - lost) + (1 - a0) * won, a0 * (1 - lost2) + (1 - a0) * won2
-    truths = {"gain": after - a0, "forgetting": a0 - after, "retention": after / a0, "difference": (after2 - after) / a0}
+    truths = {
+        "gain": after - a0,
+        "forgetting": a0 - after,
+        "retention": after / a0,
+        "difference": (after2 - after) / a0,
+    }
     hits = dict.fromkeys(truths, 0)
     for seed in range(RUNS):
         before = rng.random(150) < a0
@@ -60,7 +66,14 @@ def test_intervals_cover_the_truth_95_times_in_100() -> None:
     assert all(0.93 <= hit / RUNS <= 0.97 for hit in hits.values()), hits
 
 
-@pytest.mark.parametrize(("n", "lost", "won"), [(400, 0.0125, 0.0), (400, 0.05, 0.15), (1600, 0.02, 0.03)])
+@pytest.mark.parametrize(
+    ("n", "lost", "won"),
+    [
+        (400, 0.0125, 0.0),
+        pytest.param(400, 0.05, 0.15, marks=pytest.mark.slow),
+        pytest.param(1600, 0.02, 0.03, marks=pytest.mark.slow),
+    ],
+)
 def test_the_gate_passes_at_most_5_in_100_models_that_forget_just_the_margin(n: int, lost: float, won: float) -> None:
     """Rare flips are the hard case: the bootstrap alone passes too many."""
     rng, a0 = np.random.default_rng(3), 0.8

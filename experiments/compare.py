@@ -1,0 +1,196 @@
+"""Any runs side by side: their figures, and their differences on the items that all of them answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from experiments.compare_inputs import CompareError, Entry
+from experiments.records import Estimate, Record
+from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
+from experiments.scorecard.card import GAINS, by_suite, scorecard
+from experiments.scorecard.draws import drawn_figures
+from experiments.scorecard.inference import holm, non_inferior
+from experiments.scorecard.pairing import Key, pair_records
+from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, hypervolume, matched_retention
+from experiments.section import nearest
+from experiments.summary import with_interval
+
+COMPARED = (*GAINS, "retention", "nfr", "kl", "kl_new", "perplexity_drift", "retention_instructions")
+MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory
+TRAJECTORY_DRAWS = 1_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of an entry less that of the reference, draw by draw. p: bootstrap; p_holm: over the entries."""
+
+    name: str
+    figure: str
+    value: Estimate
+    p: float
+    p_holm: float
+
+
+@dataclass
+class Comparison:
+    """cards: figures by entry. items: common items by suite. matched_gain: where retention_matched is read off."""
+
+    reference: str
+    cards: dict[str, dict[str, Estimate]]
+    differences: list[Difference] = field(default_factory=list)
+    items: dict[str, int] = field(default_factory=dict)
+    matched_gain: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def figures(self) -> list[str]:
+        """Those that an entry has, in the order of the tables."""
+        return [name for name in (*COMPARED, *MATCHED) if any(name in card for card in self.cards.values())]
+
+
+def compare(entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0) -> Comparison:
+    """Entries beside each other; those with records are cut to their common items and compared in pairs.
+
+    reference: the entry that the others are compared with; default: the first. Holm's family is one figure over all
+    entries. Raises CompareError for fewer than two entries, an unknown reference, or records that do not pair.
+    """
+    names = [entry.name for entry in entries]
+    if len(entries) < 2 or len(set(names)) < len(names):
+        raise CompareError(
+            f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}"
+        )
+    reference = reference or names[0]
+    if reference not in names:
+        raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
+    known = {entry.name: entry for entry in entries if entry.after}
+    result = Comparison(reference, {entry.name: dict(entry.figures) for entry in entries})
+    for entry in entries:
+        if entry.fault:
+            result.notes.append(f"{entry.name}: {entry.fault}")
+        if not entry.after:
+            result.notes.append(f"{entry.name} has no item records here, so it is not in the differences")
+    if known:
+        try:
+            _measure(result, common_items(list(known.values()), result), draws, seed)
+        except ValueError as error:
+            raise CompareError(str(error)) from error
+    return result
+
+
+def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
+    """The entries cut to the items that all of them have, with the same content; says how many were left out.
+
+    A suite with no common item is cut from all, with a note.
+    """
+    sides = [records for entry in entries for records in (entry.base, *entry.checkpoints.values())]
+    content = [{record.key: _content(record) for record in records} for records in sides]
+    needs = [set(c) for c, records in zip(content, sides, strict=True) if any(r.suite != "drift" for r in records)]
+    shared = set.intersection(*needs) if needs else set()
+    shared = {key for key in shared if len({c[key] for c in content if key in c}) == 1}
+    drift = [{k for k in c if k[0] == "drift"} for c, r in zip(content, sides, strict=True) if _drifts(r)]
+    shared |= set.intersection(*drift) if drift else set()
+    everything = set().union(*content)
+    for suite in sorted({key[0] for key in everything}):
+        have, most = (sum(key[0] == suite for key in keys) for keys in (shared, everything))
+        result.items[suite] = have
+        if have < most:
+            result.notes.append(
+                f"suite {suite}: {have} items are common to all runs, of {most}; only they are compared"
+            )
+    if any(_digest(entry.base) != _digest(entries[0].base) for entry in entries):
+        result.notes.append("the base models answer differently: each run is measured from its own base")
+    return [
+        replace(e, base=_cut(e.base, shared), checkpoints={s: _cut(r, shared) for s, r in e.checkpoints.items()})
+        for e in entries
+    ]
+
+
+def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> None:
+    drawn: dict[str, dict[str, Array]] = {}
+    for entry in entries:
+        result.cards[entry.name] = scorecard(entry.base, entry.after, draws, seed)
+        pairs = by_suite(pair_records(entry.base, entry.after))
+        drawn[entry.name] = drawn_figures(pairs, [r for r in entry.after if r.suite == "drift"], draws, seed)
+    matched = _whole_trajectories(result, entries, seed)
+    for name, figures in matched.items():
+        result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
+        drawn[name] |= figures
+    if result.reference in drawn:
+        result.differences = differences(drawn, result.reference)
+
+
+def differences(drawn: dict[str, dict[str, Array]], reference: str) -> list[Difference]:
+    """Every figure of every other entry less the reference's, with Holm's p over the entries."""
+    found = []
+    for figure in (*COMPARED, *MATCHED):
+        if figure not in drawn[reference]:
+            continue
+        others = {n: f[figure] - drawn[reference][figure] for n, f in drawn.items() if n != reference and figure in f}
+        p = [bootstrap_p(values) for values in others.values()]
+        for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
+            found.append(Difference(name, figure, estimate(values), raw, adjusted))
+    return found
+
+
+def _whole_trajectories(result: Comparison, entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Array]]:
+    """retention_matched, area and hypervolume by entry; none where a suite is missing or an entry gains nothing."""
+    gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
+    if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
+        return {}
+    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, TRAJECTORY_DRAWS, seed) for e in entries}
+    gain, at = matched_retention(paths)
+    if not gain > 0:
+        result.notes.append("a run has no gain at any step, so there is no retention at matched gain")
+        return {}
+    result.matched_gain = gain
+    return {
+        name: {
+            "retention_matched": at[name],
+            "area": envelope_area(path.gain, path.retention, gain),
+            "hypervolume": hypervolume(path.gain, path.retention),
+        }
+        for name, path in paths.items()
+    }
+
+
+def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
+    """(passed, one line): passed only if the arm finished and the upper 95 % bound of its forgetting is below margin.
+
+    Raises CompareError where the arm or its base has no records of kept tasks, or the margin is none.
+    """
+    if entry.fault:
+        return False, f"FAIL  {entry.name}: {entry.fault}"
+    try:
+        card = scorecard(entry.base, entry.after, draws, seed)
+        if "forgetting" not in card:
+            raise CompareError(f"{entry.name} has no records of kept tasks: the gate has nothing to judge")
+        bound = card["forgetting_bound"].value
+        passed = non_inferior(bound, margin)
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    text = with_interval(card["forgetting"], places=(3, 3, 3))
+    sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
+    return (
+        passed,
+        f"{'pass' if passed else 'FAIL'}  {entry.name}: forgetting {text}, bound {bound:.4f} {sign} {margin:g}",
+    )
+
+
+def _content(record: Record) -> tuple[object, ...]:
+    """What must be equal for two records of one key to be of one item: its tokens, options and question."""
+    prompt = getattr(record, "prompt", None)
+    return (record.tokens if record.form == "nll" else None, tuple(sorted(record.options or ())), prompt)
+
+
+def _drifts(records: Iterable[Record]) -> bool:
+    return any(record.suite == "drift" for record in records)
+
+
+def _digest(records: Iterable[Record]) -> frozenset[tuple[Key, int | None, float | None]]:
+    return frozenset((record.key, record.correct, record.value) for record in records if record.suite != "drift")
+
+
+def _cut(records: Iterable[Record], keys: set[Key]) -> list[Record]:
+    return [record for record in records if record.key in keys]

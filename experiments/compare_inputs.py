@@ -1,0 +1,189 @@
+"""What can be compared: arms of run folders, trials of a study's export, folders of lm_eval samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.section import nearest
+
+TABLES = (".csv", ".parquet", ".json")
+
+
+class CompareError(ValueError):
+    """Something named on the command line cannot be compared; the message says what would work."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model to compare.
+
+    base: records of the model before training; empty where they are not known. checkpoints: records by step. figures:
+    only where there are no records (an export whose run folders are elsewhere). fault: why it did not finish.
+    """
+
+    name: str
+    base: Sequence[Record] = ()
+    checkpoints: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    figures: Mapping[str, Estimate] = field(default_factory=dict)
+    fault: str | None = None
+
+    @property
+    def after(self) -> Sequence[Record]:
+        """Records of the last checkpoint."""
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
+
+
+def read_entries(runs: Sequence[str], base: str | None = None) -> list[Entry]:
+    """All entries of RUN..., names made different. base: a run whose records entries without a base are measured from.
+
+    A RUN is a run folder (all its arms), `folder:arm-lr`, a study's export (CSV, Parquet or JSON), or a folder of
+    lm_eval samples. Without `base`, the first RUN that has no base of its own becomes that of the others, and is no
+    entry itself. Raises CompareError.
+    """
+    found = [(run, entry) for run in runs for entry in _entries(run)]
+    several = len({run for run, _ in found}) > 1
+    names = [entry.name for _, entry in found]
+    entries = []
+    for run, entry in found:
+        clash = several and names.count(entry.name) > 1
+        entries.append(replace(entry, name=f"{Path(run.partition(':')[0]).name}:{entry.name}") if clash else entry)
+    if base is None:
+        return share_base(entries)
+    source = _entries(base)[0]
+    return share_base(entries, source.base or source.after)
+
+
+def share_base(entries: Sequence[Entry], base: Sequence[Record] = ()) -> list[Entry]:
+    """Give `base` to the entries that have records but no base; without it, the first of these becomes the base of the
+    others and leaves the list. Raises CompareError where that leaves none to measure."""
+    bare = [entry for entry in entries if entry.checkpoints and not entry.base]
+    if bare and not base:
+        if len(bare) == 1:
+            raise CompareError(f"{bare[0].name} has no base to be measured from: name it with --base, or as first RUN")
+        base = bare[0].after
+        entries = [entry for entry in entries if entry is not bare[0]]
+    return [replace(e, base=base) if e.checkpoints and not e.base else e for e in entries]
+
+
+def _entries(run: str) -> list[Entry]:
+    path = Path(run)
+    if path.suffix in TABLES and path.is_file():
+        return _export(path)
+    if path.is_dir():
+        return _arms(path) if (path / "base" / "items.jsonl").is_file() else [_samples(path)]
+    folder, colon, arm = run.rpartition(":")
+    if colon and Path(folder).is_dir():
+        arms = {entry.name: entry for entry in _arms(Path(folder))}
+        if arm not in arms:
+            raise CompareError(f"{folder} has no arm {arm!r}: {nearest(arm, arms)}")
+        return [arms[arm]]
+    raise CompareError(
+        f"{run!r} is no run: name a run folder (mlruns/runs/...), `folder:arm-lr`, a study's export "
+        f"({', '.join(TABLES)}), or a folder of lm_eval samples"
+    )
+
+
+def _arms(folder: Path) -> list[Entry]:
+    items = folder / "base" / "items.jsonl"
+    if not items.is_file():
+        raise CompareError(f"{folder} is no run folder: it has no {items.relative_to(folder)}")
+    try:
+        base = read_records(items)
+        entries = [_arm(arm, base) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()]
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    if not entries:
+        raise CompareError(f"{folder} has no arms yet: run it first")
+    return entries
+
+
+def _arm(folder: Path, base: Sequence[Record]) -> Entry:
+    steps = {int(file.stem.removeprefix("items-")): file for file in folder.glob("items-*.jsonl")}
+    result = folder / "result.json"
+    fault = "it has not finished"
+    if result.is_file():
+        values = json.loads(result.read_text(encoding="utf-8"))
+        fault = "" if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
+    return Entry(folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None)
+
+
+def _samples(folder: Path) -> Entry:
+    try:
+        from experiments.evaluation.harness import read_samples
+    except ImportError as error:
+        raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
+    try:
+        return Entry(folder.name, checkpoints={1: read_samples(folder)})
+    except ValueError as error:
+        raise CompareError(f"{folder} is neither a run folder nor one of lm_eval samples: {error}") from error
+
+
+def _export(path: Path) -> list[Entry]:
+    """Rows of a study's export: by their run folder where it is found, else by the figures in the table."""
+    try:
+        rows = _json_rows(path) if path.suffix == ".json" else _table_rows(path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CompareError(f"{path} is no export of a study ({type(error).__name__}: {error})") from error
+    entries = [_row(path, **row) for row in rows]
+    if not entries:
+        raise CompareError(f"{path} has no trial with figures: wait until one has finished")
+    return entries
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for trial in json.loads(path.read_text(encoding="utf-8"))["trials"]:
+        for run in trial["runs"]:
+            result = ArmResult.from_dict(run["result"])
+            arm = f"{result.arm}-{result.learning_rate:g}"
+            name = f"trial {trial['number']} {arm} seed {run['seed']}"
+            rows.append({"name": name, "folder": run["folder"], "arm": arm, "figures": result.scorecard})
+    return rows
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    names = [column.removesuffix("_low") for column in table.columns if column.endswith("_low")]
+    rows = []
+    for row in table.to_dict("records"):
+        figures = {n: _cell(row, n) for n in names if n in row and pd.notna(row[n])}
+        if not figures or row.get("arm") == "base":
+            continue
+        arm = f"{row['arm']}-{row['learning_rate']:g}"
+        parts = [
+            f"trial {row['trial']}" if "trial" in row else "",
+            arm,
+            f"seed {row['seed']:g}" if "seed" in row else "",
+        ]
+        name = " ".join(filter(None, parts))
+        folder = row.get("folder")
+        rows.append(
+            {"name": name, "folder": folder if isinstance(folder, str) else None, "arm": arm, "figures": figures}
+        )
+    return rows
+
+
+def _cell(row: Mapping[Any, Any], name: str) -> Estimate:
+    low, high = (row[f"{name}{end}"] for end in ("_low", "_high"))
+    known = not (_empty(low) or _empty(high))
+    return Estimate(float(row[name]), *((float(low), float(high)) if known else ()))
+
+
+def _empty(cell: Any) -> bool:
+    """CSV has NaN in an empty cell, Parquet may have None."""
+    return cell is None or cell != cell
+
+
+def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[str, Estimate]) -> Entry:
+    for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
+        arms = root / str(folder) / "arms" / arm
+        if arms.is_dir():
+            return replace(_arm(arms, read_records(root / str(folder) / "base" / "items.jsonl")), name=name)
+    return Entry(name, figures=figures)

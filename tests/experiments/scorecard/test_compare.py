@@ -1,0 +1,185 @@
+"""compare and gate over runs on disk with planted forgetting, through the command line where it matters."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.cli import main
+from experiments.compare import compare, gate
+from experiments.compare_inputs import CompareError, Entry, read_entries, share_base
+from experiments.compare_report import comparison_csv, format_comparison, write_comparison
+from experiments.plot_compare import TITLES, UNCHANGED
+from experiments.records import ArmResult, Estimate, read_records, write_records
+from experiments.scorecard import scorecard
+from tests.experiments.scorecard.simulated import base_records, trained, write_run
+
+ARMS = {"full-0.001": (0.3, 0.5), "control-0.001": (0.0, 0.4)}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "sums-1", ARMS)
+
+
+def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(run: Path) -> None:
+    result = compare(read_entries([str(run)]), reference="control-0.001", draws=1000)
+    found = {d.figure: d for d in result.differences if d.name == "full-0.001"}
+    assert found["retention"].value.value == pytest.approx(-0.3, abs=0.08)
+    assert found["retention"].p_holm < 0.01
+    assert found["retention_matched"].value.high is not None
+    assert found["retention_matched"].value.high < -0.1
+    assert found["gain"].p_holm > 0.01
+    assert result.items == {"kept": 400, "new": 200}
+
+
+def test_a_difference_is_that_of_the_cards_and_narrower_than_unpaired(run: Path) -> None:
+    result = compare(read_entries([str(run)]), draws=2000)
+    (name, other) = result.cards
+    assert name == result.reference
+    (difference,) = (d for d in result.differences if d.figure == "gain")
+    first, second = result.cards[name]["gain"], result.cards[other]["gain"]
+    assert difference.value.value == pytest.approx(second.value - first.value)
+    assert result.cards[name]["gain"] == scorecard(*_records(run, name), draws=2000)["gain"]
+
+
+def _records(run: Path, arm: str) -> tuple[list, list]:  # type: ignore[type-arg]
+    return read_records(run / "base" / "items.jsonl"), read_records(run / "arms" / arm / "items-20.jsonl")
+
+
+def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path: Path) -> None:
+    small = write_run(tmp_path / "sums-2", {"full-0.001": (0.3, 0.5)}, n=300)
+    base = small / "base" / "items.jsonl"
+    changed = [dataclasses.replace(r, options=("x", *r.options[1:])) if r.item == "7" and r.options else r
+               for r in read_records(base)]  # fmt: skip
+    write_records(base, changed)
+    entries = read_entries([f"{run}:full-0.001", str(small)])
+    assert [e.name for e in entries] == ["sums-1:full-0.001", "sums-2:full-0.001"]
+    result = compare(entries, draws=200)
+    assert result.items == {"kept": 299, "new": 150}
+    assert any("suite kept: 299 items are common to all runs, of 400" in note for note in result.notes)
+    assert any("base models answer differently" in note for note in result.notes)
+
+
+def test_runs_with_nothing_in_common_are_named_and_not_compared(run: Path) -> None:
+    first, second = read_entries([str(run)])
+    moved = [dataclasses.replace(r, item=f"other {r.item}") for r in second.after]
+    base = [dataclasses.replace(r, item=f"other {r.item}") for r in second.base]
+    result = compare([first, dataclasses.replace(second, base=base, checkpoints={20: moved})], draws=200)
+    assert result.differences == []
+    assert any("suite kept: 0 items are common" in note for note in result.notes)
+    assert "suite kept: 0 items" in format_comparison(result)
+
+
+def test_a_run_without_a_base_is_measured_from_the_first_such_run(run: Path) -> None:
+    """As folders of lm_eval samples are: the model before, then the models after."""
+    base, after = _records(run, "full-0.001")
+    bare = [Entry("before", checkpoints={1: base}), Entry("x", checkpoints={1: after})]
+    (measured,) = share_base(bare)
+    assert (measured.name, measured.base, measured.after) == ("x", base, after)
+    assert [e.base for e in share_base(bare, after)] == [after, after]
+    own = Entry("own", base, {1: after})
+    assert share_base([own]) == [own]
+    with pytest.raises(CompareError, match="x has no base to be measured from"):
+        share_base(bare[1:])
+
+
+def test_equal_runs_do_not_differ(run: Path) -> None:
+    base, after = _records(run, "full-0.001")
+    result = compare([Entry("x", base, {1: after}), Entry("y", base, {1: after})], draws=200)
+    (retention,) = (d for d in result.differences if d.figure == "retention")
+    assert (retention.value.low, retention.value.high, retention.p) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
+def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_path: Path, ending: str) -> None:
+    card = {"gain": Estimate(0.4, 0.3, 0.5), "retention": Estimate(0.9)}
+    rows, trials = [], []
+    for number, (folder, seed) in enumerate(((str(run), 0), ("nowhere", 1))):
+        flat = {
+            f"{n}{end}": v for n, e in card.items() for end, v in (("", e.value), ("_low", e.low), ("_high", e.high))
+        }
+        rows.append({"trial": number, "seed": seed, "folder": folder, "arm": "full", "learning_rate": 0.001, **flat})
+        result = ArmResult("full", "full", 0.001, "finished", scorecard=card).to_dict()
+        trials.append({"number": number, "runs": [{"seed": seed, "folder": folder, "result": result}]})
+    path = tmp_path / f"study{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    elif ending == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    here, gone = read_entries([str(path)])
+    assert (here.name, gone.name) == ("trial 0 full-0.001 seed 0", "trial 1 full-0.001 seed 1")
+    assert len(here.after) == 600
+    assert dict(gone.figures) == card
+    notes = compare([here, gone], draws=200).notes
+    assert any("trial 1 full-0.001 seed 1 has no item records here" in note for note in notes)
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bool) -> None:
+    result = compare(read_entries([str(run)]), draws=200)
+    path = write_comparison(result, tmp_path, page)
+    text = path.read_text(encoding="utf-8")
+    assert path.name == ("compare.html" if page else "compare.md")
+    assert ("<svg" in text) == page
+    assert all(name in text for name in ARMS)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text(encoding="utf-8").splitlines()))
+    own = next(r for r in rows if (r["kind"], r["run"], r["figure"]) == ("figure", "full-0.001", "retention"))
+    assert float(own["value"]) == result.cards["full-0.001"]["retention"].value
+    assert comparison_csv(result).count("difference,") == len(result.differences)
+
+
+def test_every_compared_figure_has_a_title() -> None:
+    from experiments.compare import COMPARED, MATCHED
+
+    assert set(TITLES) == {*COMPARED, *MATCHED}
+    assert set(UNCHANGED) <= set(TITLES)
+
+
+def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(run), "--draws", "200", "--out", str(tmp_path / "page.html")]) == 0
+    assert "retention at matched gain" in capsys.readouterr().out
+    assert main(["compare", str(run), "--reference", "contrl-0.001"]) == 2
+    assert "did you mean 'control-0.001'?" in capsys.readouterr().err
+    assert main(["compare", "no/such/run"]) == 2
+    assert "'no/such/run' is no run" in capsys.readouterr().err
+    assert main(["compare", f"{run}:control-0.001"]) == 2
+    assert "two or more runs" in capsys.readouterr().err
+
+
+def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gate", str(run), "--margin", "0.02", "--arm", "control-0.001"]) == 0
+    assert capsys.readouterr().out.startswith("pass  control-0.001: forgetting .000")
+    assert main(["gate", str(run), "--margin", "0.02"]) == 1
+    assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "FAIL"]
+    assert main(["gate", str(run), "--margin", "2"]) == 2
+    assert "margin must be" in capsys.readouterr().err
+
+
+def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"full-0.001": (0.0, 0.5), "half-0.001": (0.0, 0.5)}, n=40)
+    (folder / "arms" / "half-0.001" / "result.json").unlink()
+    failed = {"status": "failed", "reason": "loss became nan"}
+    (folder / "arms" / "full-0.001" / "result.json").write_text(json.dumps(failed), encoding="utf-8")
+    lines = [gate(entry, 0.5) for entry in read_entries([str(folder)])]
+    assert lines[0] == (False, "FAIL  full-0.001: failed: loss became nan")
+    assert lines[1] == (False, "FAIL  half-0.001: it has not finished")
+
+
+def test_the_gate_needs_kept_records() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 40) if r.suite == "new"]
+    with pytest.raises(CompareError, match="has no records of kept tasks"):
+        gate(Entry("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)

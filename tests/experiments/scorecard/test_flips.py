@@ -1,0 +1,106 @@
+"""Flips, the chance and persistence corrections, and the A/A floor, over guessing models whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.records import Record
+from experiments.scorecard import aa_floor, scorecard
+from experiments.scorecard.flips import COUNTS, counts
+from tests.experiments.scorecard.simulated import OPTIONS, base_records, kept, new, trained
+
+
+def reordered(records: list[Record], order: tuple[int, ...]) -> list[Record]:
+    """The same answers under another order of the options."""
+    options = tuple(OPTIONS[i] for i in order)
+    return [dataclasses.replace(r, options=options, choice=order.index(r.choice or 0)) for r in records]
+
+
+def test_flips_match_a_hand_count() -> None:
+    """Option 0 is right. Lost: items 0, 1; won: 2; wrong -> another wrong one: 3; the same wrong one: 4."""
+    before, after = (0, 0, 1, 1, 2, 0, 0, 0), (1, 3, 0, 2, 2, 0, 0, 0)
+    base, tuned = ([kept(i, c) for i, c in enumerate(choices)] for choices in (before, after))
+    card = scorecard(base, tuned, draws=100)
+    assert card["nfr"].value == pytest.approx(2 / 8)
+    assert card["nfr_mc"].value == pytest.approx(3 / 8)
+    assert card["persistence_corrected"].value == pytest.approx(4 / 3 * (2 / 8 - (1 / 8) / 2))
+    guessed = (3 / 8) * (4 / 8) / 3
+    assert card["samplewise_forgetting"].value == pytest.approx(2 / 8 - guessed)
+    assert card["samplewise_backward"].value == pytest.approx(1 / 8 - guessed)
+
+
+def test_corrections_remove_what_a_guesser_flips() -> None:
+    """Half of the items are known and stay known, half are guessed anew each time: nothing is forgotten, yet answers
+    flip. The persistence correction is unbiased there; the raw rate is not; the chance term of sample-wise forgetting
+    takes away less, since it takes all items for equal."""
+    rng, n = np.random.default_rng(1), 40_000
+    known = rng.random(n) < 0.5
+    rows = [np.where(known, 0, rng.integers(0, 4, n)) for _ in range(2)]
+    values = np.array(
+        [counts((int(a == 0), str(a)), (int(b == 0), str(b)), 4) for a, b in zip(*rows, strict=True)], dtype=float
+    )
+    mean = dict(zip(COUNTS, values.mean(axis=0), strict=True))
+    assert mean["lost"] == pytest.approx(0.5 * (1 / 4) * (3 / 4), abs=0.006)
+    assert mean["corrected"] == pytest.approx(0.0, abs=0.006)
+
+
+def test_persistence_correction_finds_planted_forgetting() -> None:
+    """Of the known items a share of .2 is guessed afterwards: F = .8 * .2 of them lost from memory."""
+    rng, n = np.random.default_rng(2), 40_000
+    known = rng.random(n) < 0.8
+    forgotten = known & (rng.random(n) < 0.2)
+    before = np.where(known, 0, rng.integers(0, 4, n))
+    after = np.where(known & ~forgotten, 0, rng.integers(0, 4, n))
+    corrected = [
+        counts((int(a == 0), str(a)), (int(b == 0), str(b)), 4)[-1] for a, b in zip(before, after, strict=True)
+    ]
+    assert np.mean(corrected) == pytest.approx(0.8 * 0.2, abs=0.008)
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(2, 6))
+def test_counts_of_one_answer_are_consistent(first: int, second: int, k: int) -> None:
+    row = dict(zip(COUNTS, counts((int(first == 0), str(first)), (int(second == 0), str(second)), k), strict=True))
+    assert row["before"] - row["after"] == row["lost"] - row["won"]
+    assert row["lost"] <= row["flipped"] <= 1
+    assert row["flipped"] == float(first != second and second != 0)
+    assert row["eligible"] == float(k >= 3)
+
+
+def test_generated_answers_have_no_choice_flips() -> None:
+    card = scorecard([dataclasses.replace(kept(1, 0), choice=None, options=None)], [kept(1, 1)], draws=100)
+    assert "nfr_mc" not in card
+    assert "persistence_corrected" not in card
+    assert card["nfr"].value == 1
+
+
+def test_the_floor_compares_texts_not_places() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
+    again = reordered(base, (2, 0, 3, 1))
+    floor = aa_floor(base, again, draws=200)
+    assert {floor[name].value for name in ("floor_nfr", "floor_pfr", "floor_nfr_mc")} == {0.0}
+
+
+def test_flips_above_the_floor_are_zero_for_a_model_that_only_flips_as_the_base_does() -> None:
+    rng = np.random.default_rng(3)
+    base = base_records(rng, 600)
+    shaky = [trained(rng, base, 0.1, 0.0) for _ in range(2)]
+    card = aa_floor(base, shaky[0], shaky[1], draws=1000)
+    assert card["floor_nfr"].value == pytest.approx(0.08, abs=0.03)
+    low, high = card["nfr_above_floor"].low, card["nfr_above_floor"].high
+    assert low is not None
+    assert high is not None
+    assert low <= 0 <= high
+    worse = aa_floor(base, shaky[0], trained(rng, base, 0.3, 0.0), draws=1000)
+    assert (worse["nfr_above_floor"].low or 0) > 0.05
+
+
+def test_the_floor_needs_kept_records_of_the_same_items() -> None:
+    with pytest.raises(ValueError, match="needs records of suite 'kept'"):
+        aa_floor([new(1, 1)], [new(1, 1)])
+    with pytest.raises(ValueError, match="no partner among the after records for kept/facts/chat/2"):
+        aa_floor([kept(1, 0), kept(2, 0)], [kept(1, 0)])
