@@ -48,6 +48,10 @@ def parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="open the MLflow UI on the store")
     ui.add_argument("--root", type=Path)
     ui.set_defaults(command=ui_command)
+    sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
+    sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="as mlruns/runs/NAME")
+    sync.add_argument("--root", type=Path, help="where the local store is (default: mlruns)")
+    sync.set_defaults(command=sync_command)
     return top
 
 
@@ -71,6 +75,16 @@ def ui_command(args: argparse.Namespace) -> int:
     command = Tracker(args.root or default_root(), "Default").ui_command()
     _say(command)
     return subprocess.run(command, shell=True, check=False).returncode  # our own command, quoted by Tracker
+
+
+def sync_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
+    from experiments.tracking import sync
+
+    said = sync(args.folders, args.root or default_root())
+    for path, what in said.items():
+        print(f"{path.name}: {what}")
+    return 1 if any(what.startswith("not sent") for what in said.values()) else 0
 
 
 def overrides(pairs: list[str]) -> dict[str, object]:

@@ -136,6 +136,7 @@ class Experiment:
             params=config.to_dict(),
             run_id=saved.get("run_id"),
             tags={"run_folder": str(self.folder)},
+            folder=self.folder,
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
             self._prepare()
@@ -203,7 +204,12 @@ class Experiment:
         self.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
         start = time.perf_counter()
         with self.tracker.run(
-            result.label, kind="arm", parent=parent.id, run_id=saved.get("run_id"), params=_arm_params(arm, lr)
+            result.label,
+            kind="arm",
+            parent=parent.id,
+            run_id=saved.get("run_id"),
+            params=_arm_params(arm, lr),
+            folder=path.parent,
         ) as run:
             write_json(path.parent / "mlflow.json", {"run_id": run.id})
             try:
@@ -218,6 +224,7 @@ class Experiment:
                 self.say(f"  failed: {result.reason}")
             self._score(arm, lr, result, run)
             write_json(path, result.to_dict())
+            run.log_file(path, "scorecard")
             if not result.reason:
                 said = ", ".join(f"{n} {with_interval(result.scorecard[n])}" for n in ("gain", "retention"))
                 self.say(f"  {said}, {time.perf_counter() - start:.0f} s")
@@ -251,6 +258,7 @@ class Experiment:
             run.log_metrics_at,
         )
         save_trained(model, folder / "trained")
+        run.log_model(folder / "trained")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
