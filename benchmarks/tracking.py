@@ -67,8 +67,8 @@ def main() -> None:
     lines = [
         "# Cost of tracking",
         "",
-        f"By `python benchmarks/tracking.py --write`: {METRICS} metrics a step, {STEPS} steps, one every {PAUSE} s; CPU ms",
-        f"per step, and percent of a step of {STEP_SECONDS} s. Process: the delivery thread included.",
+        f"By `python benchmarks/tracking.py --write`: {METRICS} metrics a step, {STEPS} steps, one every {PAUSE} s;",
+        f"CPU ms per step, and percent of a step of {STEP_SECONDS} s. Process: the delivery thread included.",
         "",
         "| store | main thread, median | 99th percentile | of the step | process | of the step |",
         "|---|---|---|---|---|---|",

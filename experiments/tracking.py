@@ -1,7 +1,7 @@
 """Tracking: runs that always end in a true status, written to a journal first and brought to MLflow from there.
 
-Tracking serves training and never stops it. Every call appends a line to the run's journal (`experiments/journal.py`); a
-thread (`experiments/delivery.py`) brings the lines to the store (`experiments/store.py`, where MLflow is imported).
+Tracking serves training and never stops it. Every call appends a line to the run's journal (`experiments/journal.py`);
+a thread (`experiments/delivery.py`) brings the lines to the store (`experiments/store.py`, where MLflow is imported).
 A store that is slow, locked or away gets them later: on its return, at the next start, or by `sync`.
 """
 
