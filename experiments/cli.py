@@ -103,6 +103,11 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("study")
     report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
     _places(report).set_defaults(command=report_command)
+
+    sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
+    sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="as mlruns/runs/NAME")
+    sync.add_argument("--root", type=Path, help="where the local store is (default: mlruns)")
+    sync.set_defaults(command=sync_command)
     return top
 
 
@@ -173,10 +178,10 @@ def ui_command(args: argparse.Namespace) -> int:
 
 
 def study_command(args: argparse.Namespace) -> int:
+    from experiments.machine import sigterm_raises
     from experiments.run import default_root
     from experiments.studies.config import load_study
     from experiments.studies.launch import run_study, storage_url, work
-    from experiments.machine import sigterm_raises
 
     config, root = load_study(args.config, args.profile), args.root or default_root()
     if args.worker:
@@ -234,6 +239,16 @@ def _store(args: argparse.Namespace) -> Any:
     from experiments.studies.launch import storage_url
 
     return Store(storage_url(args.root or default_root(), args.storage), name=args.study)
+
+
+def sync_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
+    from experiments.tracking import sync
+
+    said = sync(args.folders, args.root or default_root())
+    for path, what in said.items():
+        print(f"{path.name}: {what}")
+    return 1 if any(what.startswith("not sent") for what in said.values()) else 0
 
 
 def overrides(pairs: list[str]) -> dict[str, object]:

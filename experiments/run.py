@@ -141,6 +141,7 @@ class Experiment:
             params=config.to_dict(),
             run_id=saved.get("run_id"),
             tags={"run_folder": str(self.folder)},
+            folder=self.folder,
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
             self._prepare()
@@ -230,7 +231,12 @@ class Experiment:
         self.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
         start = time.perf_counter()
         with self.tracker.run(
-            result.label, kind="arm", parent=parent.id, run_id=saved.get("run_id"), params=_arm_params(arm, lr)
+            result.label,
+            kind="arm",
+            parent=parent.id,
+            run_id=saved.get("run_id"),
+            params=_arm_params(arm, lr),
+            folder=path.parent,
         ) as run:
             write_json(path.parent / "mlflow.json", {"run_id": run.id})
             try:
@@ -245,6 +251,7 @@ class Experiment:
                 self.say(f"  failed: {result.reason}")
             self._score(arm, lr, result, run)
             write_json(path, result.to_dict())
+            run.log_file(path, "scorecard")
             if not result.reason:
                 said = ", ".join(f"{n} {with_interval(result.scorecard.get(n))}" for n in ("gain", "retention"))
                 self.say(f"  {said}, {time.perf_counter() - start:.0f} s")
@@ -284,6 +291,7 @@ class Experiment:
         result.cost["added_parameters"] = float(added)
         with method.evaluated(model):
             method.save(model, folder / "trained")
+        run.log_model(folder / "trained")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:

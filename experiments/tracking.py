@@ -1,63 +1,82 @@
-"""MLflow, and the only file that imports it: a local SQLite store, runs that always end in a true status.
+"""Tracking: runs that always end in a true status, written to a journal first and brought to MLflow from there.
 
-Tracking serves training and never stops it: what cannot be logged is counted and warned about once, and the item
-records on disk stay complete. Metrics are sent in batches about once a second, and again if a batch did not pass.
+Tracking serves training and never stops it. Every call appends a line to the run's journal (`experiments/journal.py`);
+a thread (`experiments/delivery.py`) brings the lines to the store (`experiments/store.py`, where MLflow is imported).
+A store that is slow, locked or away gets them later: on its return, at the next start, or by `sync`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import re
 import shlex
-import sqlite3
 import sys
+import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from experiments.machine import code_diff, code_tags, hardware_tags, process_alive, process_tags, sigterm_raises
+from experiments.delivery import Delivery
+from experiments.journal import Journal, find, journals
+from experiments.machine import (
+    code_diff,
+    code_tags,
+    hardware_tags,
+    process_alive,
+    process_tags,
+    sigterm_raises,
+    system_metrics,
+)
+from experiments.store import MAX_VALUE, Store, last_line
+from experiments.store import key as store_key
 
 PORT = 5000
-FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between batches of metrics; after one that failed
-MAX_VALUE, MAX_TAG, MAX_BATCH, MAX_KEY = 6000, 8000, 100, 250  # MLflow's limits on params and tags
-MAX_METRICS, MAX_PENDING = 1000, 100_000
+START_SECONDS, CLOSE_SECONDS = 20.0, 60.0  # how long a store that answers is waited for
 
 
 class TrackingError(RuntimeError):
-    """The store cannot be opened; raised before anything is trained."""
+    """The local store cannot be opened, or nothing can be synced; raised before anything is trained."""
 
 
 class Tracker:
     """An MLflow experiment in `root/mlflow.db`, or at MLFLOW_TRACKING_URI if that is set.
 
     root: the folder of the store (`mlruns`); artifacts of the local store lie in `root/artifacts`.
-    experiment: its name, created where missing. Raises TrackingError where the store cannot be opened.
+    experiment: its name, created where missing. Raises TrackingError where a local store cannot be opened. A server
+    that does not answer is warned about in one line: the journals take everything, and bring it there later.
     """
 
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = Path(root).resolve()
         self.remote = os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = self.remote or f"sqlite:///{self.root / 'mlflow.db'}"
+        self.store = Store(self.root, self.remote)
+        self.uri, self.experiment = self.store.uri, experiment
+        self.delivery = Delivery(self.store, self._sample)
+        self._open: list[Run] = []
         try:
-            self.client = self._open()
-            self.experiment_id = self._experiment(experiment)
+            self.store.experiment(experiment)
         except Exception as error:
-            raise TrackingError(
-                f"the MLflow store {self.uri} cannot be used: {_last_line(error)}\n"
-                + (
-                    "Start that server, or unset MLFLOW_TRACKING_URI to log to a local file."
-                    if self.remote
-                    else f"Is {self.root} writable? Moving mlflow.db away starts an empty store."
-                )
-            ) from error
+            if not self.store.server:
+                raise _unusable(self.store, error) from error
+            warnings.warn(
+                f"{self.uri} does not answer ({last_line(error)}): this run is kept in its journal, to be sent later",
+                stacklevel=2,
+            )
+            self.delivery.failed(last_line(error))
+            self.delivery.announced = True
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client of this store. Raises what MLflow raises where the store is away."""
+        return self.store.client
+
+    @property
+    def experiment_id(self) -> str:
+        return self.store.experiment(self.experiment)
 
     @contextlib.contextmanager
     def run(
@@ -68,22 +87,27 @@ class Tracker:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
+        folder: Path | None = None,
     ) -> Iterator[Run]:
         """A run that ends FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
 
-        kind: `experiment` or `arm`, a tag. parent: id of the run it belongs to. params: may be nested. run_id: a run
-        to continue; a new one is made where the store does not have it. An experiment notes code and machine.
+        kind: `study`, `trial`, `experiment` or `arm`, a tag. parent: id of the run it belongs to. params: may be
+        nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder: where its
+        journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and machine.
         """
-        run = Run(self.client, self._start(name, run_id))
-        run.set_tags(
-            process_tags() | {"kind": kind} | ({"parent": parent, "mlflow.parentRunId": parent} if parent else {})
-        )
-        run.set_tags(dict(tags or {}))
-        run.log_params(params or {})
-        if kind == "experiment":
-            run.set_tags(code_tags() | hardware_tags())
-            if diff := code_diff():
-                run.log_text(diff, "code/uncommitted.diff")
+        folder = Path(folder).resolve() if folder else self.root / "journals"
+        journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
+        noted = process_tags() | code_tags() | hardware_tags() | {"kind": kind} | dict(tags or {})
+        journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
+        run = Run(journal, self.delivery, self.uri)
+        if params:
+            run.log_params(params)
+        if diff := code_diff():
+            run.log_text(diff, "code/uncommitted.diff")
+        self._open.append(run)
+        self.delivery.add(journal)
+        self.delivery.drain(START_SECONDS)
+        run.warn_once()
         status = "FINISHED"
         with sigterm_raises():
             try:
@@ -94,22 +118,17 @@ class Tracker:
                 raise
             except BaseException as error:
                 status = "FAILED"
-                run.fail(_last_line(error))
+                run.fail(last_line(error))
                 run.log_text(traceback.format_exc(), "traceback.txt")
                 raise
             finally:
+                self._open.remove(run)
                 run.close(status)
 
     def reap(self) -> list[str]:
         """Mark as KILLED the runs whose process died on this machine without a word. Returns their ids."""
         with contextlib.suppress(Exception):  # a run wrongly shown as running is no reason not to train
-            experiments = [e.experiment_id for e in self.client.search_experiments()]
-            running = self.client.search_runs(experiments, "attributes.status = 'RUNNING'")
-            dead = [run.info.run_id for run in running if not process_alive(run.data.tags)]
-            for run_id in dead:
-                self.client.set_tag(run_id, "error", "its process died")
-                self.client.set_terminated(run_id, "KILLED")
-            return dead
+            return [] if self.delivery.message else self.store.reap()
         return []
 
     def ui_command(self) -> str:
@@ -127,73 +146,49 @@ class Tracker:
         """Where the UI shows a run, in its view for training rather than the one for agents."""
         local = f"http://127.0.0.1:{PORT}"
         server = server or (self.remote if self.remote and self.remote.startswith("http") else local)
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{run_id}?workflowType=machine_learning"
-
-    def _open(self) -> Any:
-        mlflow_client = _import_mlflow()
-        if self.remote:
-            return mlflow_client(tracking_uri=self.uri)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / "mlflow.db.lock"):
-            if not (self.root / "mlflow.db").is_file():
-                _create_store(mlflow_client, self.root / "mlflow.db")
-            with contextlib.closing(sqlite3.connect(self.root / "mlflow.db")) as connection:
-                connection.execute("PRAGMA schema_version")  # MLflow would try a broken file for two minutes
-            client = mlflow_client(tracking_uri=self.uri)
-            client.search_experiments(max_results=1)  # migrates the store, or says that it is not one
-        return client
-
-    def _experiment(self, name: str) -> str:
-        with FileLock(self.root / "mlflow.db.lock") if not self.remote else contextlib.nullcontext():
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
-                place = None if self.remote else str(self.root / "artifacts")
-                return str(self.client.create_experiment(name, artifact_location=place))
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            return str(found.experiment_id)
-
-    def _start(self, name: str, run_id: str | None) -> str:
-        """The id of a continued or a new run; empty, with a warning, where the store fails."""
-        if run_id:
-            with contextlib.suppress(Exception):
-                found = self.client.get_run(run_id)
-                if found.info.lifecycle_stage == "active":
-                    self.client.update_run(run_id, status="RUNNING")
-                    if "error" in found.data.tags:  # of the attempt before
-                        self.client.delete_tag(run_id, "error")
-                    return run_id
         try:
-            return str(self.client.create_run(self.experiment_id, run_name=name).info.run_id)
-        except Exception as error:
-            warnings.warn(f"MLflow cannot start {name!r}, which goes on untracked: {_last_line(error)}", stacklevel=2)
-            return ""
+            experiment = self.experiment_id
+        except Exception:  # the store is away; the run has no page yet
+            return server
+        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+    def _sample(self) -> None:
+        """System metrics go to the innermost open run, at its age in seconds."""
+        if self._open:
+            run = self._open[-1]
+            run.log_metrics(system_metrics(), run.age())
 
 
 class Run:
-    """Writes to one MLflow run. No method raises because of MLflow: `faults` counts what did not pass.
+    """Writes one run's journal. No method raises or waits because of MLflow.
 
-    id: empty for a run that the store refused; everything is then dropped. reason: set by `fail`.
+    reason: set by `fail`.
     """
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.id, self.faults, self.reason = run_id, 0, ""
-        self._client = client
-        self._pending: list[Any] = []
-        self._due = 0.0
+    def __init__(self, journal: Journal, delivery: Delivery, uri: str) -> None:
+        self.journal, self.reason = journal, ""
+        self._delivery, self._uri = delivery, uri
+        self._began = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        """The id that the store gave the run; before it did, the journal's, which serves as `parent` and `run_id`."""
+        return self.journal.delivered(self._uri).run_id or self.journal.id
+
+    @property
+    def faults(self) -> int:
+        """Deliveries that failed since the tracker was made."""
+        return self._delivery.faults
+
+    def age(self) -> int:
+        return int(time.monotonic() - self._began)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Note numbers at a step; what is not a number is left out. They are sent within about a second."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._pending += [
-            Metric(_key(name), float(value), now, step)
-            for name, value in metrics.items()
-            if isinstance(value, int | float)
-        ]
-        if time.monotonic() >= self._due:
-            self.flush()
+        """Note numbers at a step; what is not a number is left out. They reach the store within about a second."""
+        values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        if values:
+            self.journal.append("metrics", step=step, values=values)
+        self.warn_once()
 
     def log_metrics_at(self, step: int, metrics: Mapping[str, Any]) -> None:
         """log_metrics with its arguments in the order of a training callback."""
@@ -201,69 +196,112 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested values under dotted names. A value that a continued run already has stays as it is."""
-        from mlflow.entities import Param
-
-        flat = flatten(params)
-        known = self._attempt(self._client.get_run, self.id) if flat else None
-        new = [Param(k, v) for k, v in flat.items() if known is None or k not in known.data.params]
-        for start in range(0, len(new), MAX_BATCH):
-            self._attempt(self._client.log_batch, self.id, params=new[start : start + MAX_BATCH])
+        self._write("params", params=flatten(params))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        rows = [RunTag(_key(name), str(value)[:MAX_TAG]) for name, value in tags.items()]
-        if rows:
-            self._attempt(self._client.log_batch, self.id, tags=rows)
+        if tags:
+            self._write("tags", tags={name: str(value) for name, value in tags.items()})
 
     def log_note(self, markdown: str) -> None:
         """The description that the UI shows on top of the run."""
         self.set_tags({"mlflow.note.content": markdown})
 
+    def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """What the run read: per dataset `name`, `digest`, and where known `kind` (training, replay) and `share`."""
+        self._write("inputs", datasets=[dict(d) for d in datasets])
+
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._attempt(self._client.log_artifact, self.id, str(path), folder)
+        """A file, or a folder with all that is in it, as an artifact. It must stay until it has arrived."""
+        place = os.path.relpath(Path(path).resolve(), self.journal.folder)
+        self._write("artifact", path=place, to=folder)
 
     def log_text(self, text: str, name: str) -> None:
-        self._attempt(self._client.log_text, self.id, text, name)
+        """Text as the artifact `name`, a path; kept in `<journal>/` beside the journal."""
+        self._own(name).write_text(text, encoding="utf-8")
+        self._send_own(name)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """A matplotlib figure as the image `name`."""
-        self._attempt(self._client.log_figure, self.id, figure, name)
+        figure.savefig(self._own(name))
+        self._send_own(name)
+
+    def log_model(self, folder: Path) -> None:
+        """The trained tensors that `ctrl.save` wrote, as the artifact `trained`; `download` gives them back."""
+        self.log_file(folder, "trained")
 
     def fail(self, reason: str) -> None:
         """Let the run end as FAILED although its block ends without an exception."""
         self.reason = reason or "no reason given"
         self.set_tags({"error": self.reason})
 
-    def flush(self) -> None:
-        """Send what is pending; what does not pass is kept for the next attempt."""
-        while self._pending:
-            batch = self._pending[:MAX_METRICS]
-            before = self.faults
-            self._attempt(self._client.log_batch, self.id, metrics=batch)
-            if self.faults > before:
-                self._pending = self._pending[-MAX_PENDING:]
-                self._due = time.monotonic() + RETRY_SECONDS
-                return
-            del self._pending[: len(batch)]
-        self._due = time.monotonic() + FLUSH_SECONDS
-
     def close(self, status: str) -> None:
-        self.flush()
-        if self.faults:
-            self.set_tags({"tracking_faults": str(self.faults)})
-        self._attempt(self._client.set_terminated, self.id, status)
+        if self._delivery.faults:
+            self.set_tags({"tracking_faults": str(self._delivery.faults)})
+        self.journal.append("end", status=status)
+        self.journal.close()
+        if not self._delivery.drain(CLOSE_SECONDS):
+            self._delivery.announced = False
+            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(_short(self.journal.folder))}")
+        self._delivery.ended(self.journal)
 
-    def _attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not self.id:
-            return None
+    def warn_once(self, advice: str = "") -> None:
+        """One line per outage, from the thread that trains."""
+        if self._delivery.message and not self._delivery.announced:
+            self._delivery.announced = True
+            text = f"MLflow: {self._delivery.message}; training goes on, the journal keeps everything{advice}"
+            warnings.warn(text, stacklevel=3)
+
+    def _write(self, event: str, **values: Any) -> None:
+        self.journal.append(event, **values)
+        self.journal.to_disk()
+        self.warn_once()
+
+    def _own(self, name: str) -> Path:
+        path = self.journal.path.with_suffix("") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _send_own(self, name: str) -> None:
+        self.log_file(self._own(name), str(Path(name).parent) if Path(name).parent != Path() else None)
+
+
+def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Path, str]:
+    """Bring the journals at or below folders to the store: `uri`, MLFLOW_TRACKING_URI, or the local one in `root`.
+
+    Returns what happened per journal: the run's id there, or why it is not. A run whose process died is ended as
+    KILLED. Raises TrackingError where the store cannot be opened or a folder holds no journal.
+    """
+    store = Store(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    found = {journal.path: journal for folder in folders for journal in journals(folder)}
+    if not found:
+        raise TrackingError(f"no journal in {', '.join(map(str, folders))}: give run folders, as mlruns/runs/NAME")
+    try:
+        store.client.search_experiments(max_results=1)
+    except Exception as error:
+        raise _unusable(store, error) from error
+    said = {}
+    for path, journal in found.items():
+        start = journal.last("start")
+        if start and not journal.ended() and not process_alive(start["tags"]):
+            journal.append("tags", tags={"error": "its process died"})
+            journal.append("end", status="KILLED")
+            journal.close()
         try:
-            return call(*args, **kwargs)
+            said[path] = store.deliver(journal).run_id
         except Exception as error:
-            self.faults += 1
-            if self.faults == 1:
-                warnings.warn(f"MLflow: {_last_line(error)}; training goes on, records are on disk", stacklevel=3)
-            return None
+            said[path] = f"not sent: {last_line(error)}"
+    return said
+
+
+def download(run_id: str, name: str, root: Path, to: Path | None = None) -> Path:
+    """An artifact of a run, a file or a folder, on this disk. `ctrl.load(base, download(run_id, "trained", root))`.
+
+    root: the folder of the local store, not read where MLFLOW_TRACKING_URI is set. to: the folder it is put in, a
+    new temporary one by default.
+    """
+    store = Store(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
+    folder = to or Path(tempfile.mkdtemp(prefix="artifact-"))
+    return Path(store.client.download_artifacts(run_id, name, str(folder)))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -277,55 +315,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{key}.")
         else:
             text = json.dumps(value) if isinstance(value, list | tuple) else str(value)
-            flat[_key(key)] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
+            flat[store_key(key)] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
     return flat
 
 
-def _import_mlflow() -> Any:
-    """The client class; imported on first use, since it takes a second and reads its settings then."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default blocks minutes on a dead server
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from mlflow import MlflowClient
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    logging.getLogger("mlflow.store").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; `Run` warns once, in a line
-    if not event.contains(Engine, "connect", _sync_normal):
-        event.listen(Engine, "connect", _sync_normal)
-    return MlflowClient
-
-
-def _sync_normal(connection: Any, _: Any) -> None:
-    """With a write-ahead log NORMAL survives a crash of the process, and saves a disk flush at every commit."""
-    if isinstance(connection, sqlite3.Connection):
-        cursor = connection.cursor()
-        if cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.close()
-
-
-def _create_store(mlflow_client: Any, path: Path) -> None:
-    """Make the database beside its place and move it there: killed halfway, it leaves nothing that looks whole."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    client = mlflow_client(tracking_uri=f"sqlite:///{part}")
-    client.search_experiments(max_results=1)
-    client._tracking_client.store.engine.dispose()
-    with contextlib.closing(sqlite3.connect(part)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    os.replace(part, path)
+def _unusable(store: Store, error: BaseException) -> TrackingError:
+    advice = (
+        f"Is {store.root} writable? Moving mlflow.db away starts an empty store."
+        if store.local
+        else "Start that server, or unset MLFLOW_TRACKING_URI to log to a local file."
+    )
+    return TrackingError(f"the MLflow store {store.uri} cannot be used: {last_line(error)}\n{advice}")
 
 
 def _short(path: Path) -> str:
     """Relative to the working directory where it lies below it, so that commands can be read and copied."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", str(name))[:MAX_KEY]
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]

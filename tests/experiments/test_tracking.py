@@ -9,17 +9,22 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from experiments import tracking
+import ctrl
+from experiments import cli, delivery, tracking
+from experiments.journal import Journal
 from experiments.machine import code_diff, code_tags, hardware_tags, process_alive, process_tags
-from experiments.tracking import Run, Tracker, TrackingError, flatten
+from experiments.models import load_base
+from experiments.tracking import Run, Tracker, TrackingError, flatten, sync
+from tests.experiments.small import tiny_base
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -197,51 +202,155 @@ def test_continuing_an_unknown_run_makes_a_new_one_and_params_stay_as_they_were(
     assert again.faults == 0
 
 
-def test_metrics_wait_while_the_store_is_down(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+def test_what_the_store_misses_it_gets_on_its_return(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.0)
     tracker = Tracker(root, "demo")
     with tracker.run("demo", kind="arm") as run:
-        run._client = broken = Broken(tracker.client)
+        tracker.store._client = broken = Broken(tracker.client)
         with pytest.warns(UserWarning, match="store is down; training goes on") as caught:  # noqa: PT031
             for step in range(5):
                 run.log_metrics({"loss": float(step)}, step)
+            run.log_text("kept", "note.txt")
+            assert not tracker.delivery.drain(10)
             run.set_tags({"a": "b"})
-            run.log_text("lost", "lost.txt")
-        assert run.faults == 7
+        assert run.faults >= 1
         assert len(caught) == 1
         broken.up = True
         run.log_metrics({"loss": 5.0}, 5)
     assert [m.value for m in tracker.client.get_metric_history(run.id, "loss")] == [0, 1, 2, 3, 4, 5]
-    assert read(tracker, run).data.tags["tracking_faults"] == "7"
+    assert read(tracker, run).data.tags["a"] == "b"
+    assert int(read(tracker, run).data.tags["tracking_faults"]) >= 1
+    assert "note.txt" in artifacts(tracker, run)
     assert read(tracker, run).info.status == "FINISHED"
 
 
-def test_after_a_fault_training_is_not_slowed_by_one_attempt_per_step(root: Path) -> None:
+def test_a_store_that_hangs_does_not_hold_up_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = Tracker(root, "demo")
+    let_go = threading.Event()
     with tracker.run("demo", kind="arm") as run:
-        run._client = broken = Broken(tracker.client)
-        with pytest.warns(UserWarning, match="store is down"):  # noqa: PT031
-            for step in range(500):
-                run.log_metrics({"loss": 0.5}, step)
-        assert run.faults == 1
-        broken.up = True
+        client = tracker.client
+
+        class Hangs:
+            def __getattr__(self, name: str) -> Any:
+                let_go.wait(60)
+                return getattr(client, name)
+
+        tracker.store._client = Hangs()
+        start = time.perf_counter()
+        for step in range(500):
+            run.log_metrics({"loss": 0.5}, step)
+        assert time.perf_counter() - start < 5
+        let_go.set()
     assert len(tracker.client.get_metric_history(run.id, "loss")) == 500
 
 
-def test_a_run_the_store_refuses_goes_on_untracked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        with pytest.warns(UserWarning, match="does not answer"):
+            tracker = Tracker(root, "demo")
+        with tracker.run("demo", folder=tmp_path / "run", params={"steps": 3}) as parent:
+            unsent = pytest.warns(UserWarning, match="later: python -m experiments.cli sync")
+            with unsent, tracker.run("full", kind="arm", parent=parent.id, folder=tmp_path / "run" / "arm") as arm:
+                arm.log_metrics({"loss": 1.5, "nan": float("nan")}, 7)
+                arm.log_inputs([{"name": "chain_sum", "kind": "new", "digest": "abc", "share": 0.5}])
+                arm.log_text("hello", "notes/note.txt")
+                arm.fail("stopped")
+        assert tracker.run_url(parent.id) == "http://127.0.0.1:9"
+    local = Tracker(root, "demo")
+    seen = []
+    for _ in range(2):
+        assert cli.main(["sync", str(tmp_path / "run"), "--root", str(root)]) == 0
+        seen.append(everything(local))
+        for note in (tmp_path / "run").rglob("*.delivered.json"):
+            note.unlink()  # a crash between a delivery and the note of it, at its worst
+    assert cli.main(["sync", str(tmp_path / "run"), "--root", str(root)]) == 0
+    seen.append(everything(local))
+    assert seen[0] == seen[1] == seen[2]
+    runs = {run.info.run_name: run for run in local.client.search_runs([local.experiment_id])}
+    assert runs["full"].data.tags["mlflow.parentRunId"] == runs["demo"].info.run_id
+    assert (runs["full"].info.status, runs["demo"].info.status) == ("FAILED", "FINISHED")
+    assert runs["full"].data.metrics["loss"] == 1.5
+    assert runs["full"].inputs.dataset_inputs[0].dataset.digest == "abc"
+    assert local.client.list_artifacts(runs["full"].info.run_id, "notes")[0].path == "notes/note.txt"
+    assert parent.journal.path.name in capsys.readouterr().out
+
+
+def everything(tracker: Tracker) -> list[Any]:
+    """All that the store knows of all runs, to compare."""
+    found = []
+    for run in tracker.client.search_runs([tracker.experiment_id]):
+        history = {
+            name: [
+                (m.step, m.timestamp, str(m.value)) for m in tracker.client.get_metric_history(run.info.run_id, name)
+            ]
+            for name in run.data.metrics
+        }
+        info = (run.info.run_id, run.info.status, run.info.start_time, run.info.end_time)
+        inputs = [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs]
+        found.append((info, run.data.params, run.data.tags, history, inputs))
+    return sorted(found, key=lambda row: row[0])
+
+
+def test_sync_ends_a_run_whose_process_died_and_names_what_it_cannot_do(root: Path, tmp_path: Path) -> None:
+    process, run_id = start_training(root)
+    process.kill()
+    process.wait(30)
+    said = sync([root], root)
+    assert list(said.values()) == [run_id]
+    run = Tracker(root, "demo").client.get_run(run_id)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "its process died")
+    with pytest.raises(TrackingError, match="no journal in"):
+        sync([tmp_path / "nothing"], root)
+    orphan = Journal.create(tmp_path / "orphan", "arm-x")
+    orphan.append("start", name="x", experiment="demo", parent="f" * 32, run=None, tags={})
+    assert "the parent run ffff" in sync([tmp_path / "orphan"], root)[orphan.path]
+
+
+def test_a_store_locked_by_another_process_gets_all_later(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.0)
     tracker = Tracker(root, "demo")
-    monkeypatch.setattr(tracker, "client", Broken(tracker.client))
-    context = tracker.run("demo")
-    with pytest.warns(UserWarning, match="cannot start 'demo', which goes on untracked: store is down"):
-        run = context.__enter__()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run.log_metrics({"loss": 1.0})
-        run.log_params({"a": 1})
-        run.fail("reason")
-        context.__exit__(None, None, None)
-    assert run.id == ""
-    assert tracker.reap() == []
+    with tracker.run("demo", kind="arm") as run:
+        other = sqlite3.connect(root / "mlflow.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        start = time.perf_counter()
+        for step in range(100):
+            run.log_metrics({"loss": 1.0}, step)
+        assert time.perf_counter() - start < 2
+        assert not tracker.delivery.drain(1)
+        other.execute("ROLLBACK")
+        other.close()
+    assert len(tracker.client.get_metric_history(run.id, "loss")) == 100
+
+
+def test_trained_tensors_come_back_from_the_store(root: Path, tmp_path: Path) -> None:
+    base = tiny_base(tmp_path / "base")
+    model, _ = load_base(base)
+    ctrl.expand(model, ctrl.ControlConfig(layers=2))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    ctrl.save(model, tmp_path / "trained")
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", kind="arm") as run:
+        run.log_model(tmp_path / "trained")
+    shutil.rmtree(tmp_path / "trained")
+    again = ctrl.load(load_base(base)[0], tracking.download(run.id, "trained", root))
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(tokens).logits, model.eval()(tokens).logits)
+        assert not torch.equal(load_base(base)[0].eval()(tokens).logits, model(tokens).logits)
+
+
+def test_system_metrics_are_sampled(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "SAMPLE_SECONDS", 0.0)
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", kind="arm") as run:
+        time.sleep(0.1)
+    metrics = read(tracker, run).data.metrics
+    assert 0.01 < metrics["system/process_memory_gb"] < metrics["system/memory_used_gb"]
 
 
 def test_params_are_flattened_and_cut_to_what_the_store_takes(root: Path) -> None:
@@ -299,12 +408,16 @@ def test_several_processes_make_one_store(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_used_says_so_before_training(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    journal = Journal.create(tmp_path / "run", "x")
+    journal.append("start", name="x", experiment="demo", parent=None, run=None, tags={})
     (root / "mlflow.db").write_text("not a database")
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used"):
         Tracker(root, "demo")
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot be used"):
+        sync([journal.folder], root)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(TrackingError, match="unset MLFLOW_TRACKING_URI"):
-        Tracker(tmp_path / "mlruns", "demo")
+        sync([journal.folder], root)
 
 
 def test_the_environment_can_name_another_store(
@@ -322,6 +435,69 @@ def test_the_ui_address_of_a_run(root: Path) -> None:
     end = f"/#/experiments/{tracker.experiment_id}/runs/abc?workflowType=machine_learning"
     assert tracker.run_url("abc") == f"http://127.0.0.1:5000{end}"
     assert tracker.run_url("abc", "http://gpu:80/") == f"http://gpu:80{end}"
+
+
+def serve(root: Path, port: int) -> subprocess.Popen[bytes]:
+    """A real server on its own store; returns when it answers."""
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{root / 'server.db'}"]
+    command += ["--artifacts-destination", str(root / "served"), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([*command, "--workers", "1"], env=environment, cwd=root, start_new_session=True)
+    deadline = time.monotonic() + 150
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).read()
+            return server
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.3)
+
+
+def stop(server: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+    if server.poll() is None:
+        os.killpg(server.pid, number)
+    server.wait(30)
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5994")
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.5)
+    shutil.copy(template, tmp_path / "server.db")
+    server = serve(tmp_path, 5994)
+    try:
+        tracker = Tracker(tmp_path / "mlruns", "demo")
+        unsent = pytest.warns(UserWarning, match="training goes on")
+        with unsent, tracker.run("demo", kind="arm", folder=tmp_path / "run", params={"steps": 90}) as run:
+            for step in range(90):
+                if step == 30:
+                    assert tracker.delivery.drain(60)
+                    os.killpg(server.pid, signal.SIGSTOP)  # it takes connections and says nothing
+                if step == 60:
+                    stop(server, signal.SIGKILL)
+                start = time.perf_counter()
+                run.log_metrics({"loss": float(step)}, step)
+                assert time.perf_counter() - start < 1
+                time.sleep(0.02)
+            run.log_text("kept", "note.txt")
+        server = serve(tmp_path, 5994)
+        assert len(tracker.client.get_metric_history(run.id, "loss")) >= 30
+        seen = []
+        for _ in range(2):
+            assert sync([tmp_path / "run"], tmp_path / "mlruns") == {run.journal.path: run.id}
+            seen.append(everything(tracker))
+            run.journal.path.with_name(run.journal.path.stem + ".delivered.json").unlink()
+        assert seen[0] == seen[1]
+        info = seen[0][0][0]
+        assert info[1] == "FINISHED"
+        loss = tracker.client.get_metric_history(info[0], "loss")
+        assert [m.value for m in loss] == list(range(90))
+        assert tracking.download(info[0], "note.txt", tmp_path / "mlruns").read_text() == "kept"
+    finally:
+        stop(server)
 
 
 @pytest.mark.slow

@@ -1,0 +1,111 @@
+"""Brings journals to the store from a thread of its own, so that a slow or dead store never holds up training."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from experiments.journal import Journal
+from experiments.store import Store, last_line
+
+FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
+SAMPLE_SECONDS = 10.0  # between system metrics
+
+
+class Delivery:
+    """Delivers the journals it watches about once a second, in the order in which they were added.
+
+    faults: deliveries that failed so far. message: why the latest one did; empty while the store answers.
+    announced: whether somebody was told of that outage.
+    sample: called every SAMPLE_SECONDS in between, for system metrics.
+    """
+
+    def __init__(self, store: Store, sample: Callable[[], None]) -> None:
+        self.store, self.sample = store, sample
+        self.faults, self.message, self.announced = 0, "", False
+        self._journals: list[Journal] = []
+        self._sent: dict[str, int] = {}  # journal id -> bytes that arrived
+        self._ended: set[str] = set()
+        self._retry = self._sample_at = 0.0
+        self._wake = threading.Event()
+        self._turn = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, journal: Journal) -> None:
+        with self._turn:
+            self._journals.append(journal)
+            self._ended.discard(journal.id)
+            self._sample_at = self._sample_at or time.monotonic() + SAMPLE_SECONDS
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+            self._thread.start()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until all that was written has arrived; False after `seconds`, or once a delivery failed.
+
+        A store that failed less than RETRY_SECONDS ago is not waited for at all.
+        """
+        deadline = time.monotonic() + seconds
+        with self._turn:
+            faults = self.faults
+            sizes = {journal.id: journal.size for journal in self._journals}
+            while any(self._sent.get(name, 0) < size for name, size in sizes.items()):
+                left = deadline - time.monotonic()
+                if left <= 0 or self.faults > faults or time.monotonic() < self._retry:
+                    return False
+                self._wake.set()
+                self._turn.wait(min(left, 0.5))
+        return True
+
+    def ended(self, journal: Journal) -> None:
+        """Nothing more will be written to a journal: watch it until all of it has arrived, and no longer."""
+        with self._turn:
+            self._ended.add(journal.id)
+        self._wake.set()
+
+    @property
+    def waiting(self) -> list[Journal]:
+        """Journals of which something has not arrived."""
+        with self._turn:
+            return [j for j in self._journals if self._sent.get(j.id, 0) < j.size]
+
+    def failed(self, message: str) -> None:
+        """Count a fault, and leave the store alone for RETRY_SECONDS."""
+        with self._turn:
+            self.faults, self.message = self.faults + 1, message
+            self._retry = time.monotonic() + RETRY_SECONDS
+            self._turn.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()
+            with self._turn:
+                done = {j.id for j in self._journals if j.id in self._ended and self._sent.get(j.id, 0) >= j.size}
+                self._journals = [j for j in self._journals if j.id not in done]
+                if not self._journals:
+                    self._thread = None
+                    return
+                todo = list(self._journals)
+            if time.monotonic() >= self._sample_at:
+                self._sample_at = time.monotonic() + SAMPLE_SECONDS
+                self.sample()
+            if time.monotonic() >= self._retry:
+                self._deliver(todo)
+
+    def _deliver(self, todo: list[Journal]) -> None:
+        for journal in todo:
+            if self._sent.get(journal.id, 0) >= journal.size:
+                continue
+            try:
+                self._sent[journal.id] = self.store.deliver(journal).offset
+                message = ""
+            except Exception as error:
+                message = last_line(error)
+            if message:
+                self.failed(message)
+                return  # children wait for their parents
+            with self._turn:
+                self.message, self.announced = "", False
+                self._turn.notify_all()

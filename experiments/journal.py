@@ -1,0 +1,157 @@
+"""The local record of a tracked run: an append-only file of JSON lines, written before any store is asked.
+
+One journal is one run, however often it was continued. It holds all that is needed to make the run again in any
+store. Beside it lies `<journal>.delivered.json`: per store, the run's id there and how many bytes have arrived. That
+note is written after the delivery, so a crash between the two delivers some lines twice, never too few.
+
+Events: start (id, name, experiment, parent, run, process), tags, params, metrics (step, values), inputs (datasets),
+artifact (path relative to the journal's folder, to), end (status). Each has `time`, in milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.records import write_json
+
+PATTERN = "journal-*.jsonl"
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """How far a journal got in one store. run_id: empty before the store made the run."""
+
+    run_id: str = ""
+    offset: int = 0
+
+
+class Journal:
+    """Appends and reads the events of one run. Safe to use from several threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._file: Any = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path, name: str) -> Journal:
+        """A journal that is in nobody's way: its file name ends with the run's own id, `Journal.id`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        slug = re.sub(r"[^\w.-]+", "-", name)[:60]
+        return cls(folder / f"journal-{slug}-{uuid.uuid4().hex}.jsonl")
+
+    @property
+    def id(self) -> str:
+        """The run's id before, beside and in every store, where it is the tag `journal_id`."""
+        return self.path.stem[-32:]
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def append(self, event: str, **values: Any) -> None:
+        """One line, handed to the system at once: it survives the death of the process. Raises OSError."""
+        line = json.dumps({"event": event, "time": int(time.time() * 1000), **values}, default=str)
+        with self._lock:
+            if self._file is None:
+                self._file = self._open()
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+
+    def to_disk(self) -> None:
+        """After this a power cut loses nothing either; too slow for every step."""
+        with self._lock:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.to_disk()
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
+        """Events from a byte offset on, each with the offset behind it.
+
+        A last line without its end is still being written, or was torn by a power cut: it is not read. A line that is
+        no JSON (a torn one that was continued behind) is passed over.
+        """
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict) and "event" in event:
+                    yield event, offset
+
+    def last(self, name: str) -> Event | None:
+        """The last event of a name, for example the `start` of the latest attempt."""
+        found = [event for event, _ in self.read() if event["event"] == name]
+        return found[-1] if found else None
+
+    def ended(self) -> bool:
+        """Whether the latest attempt has come to its end, rather than runs still or died."""
+        names = [event["event"] for event, _ in self.read() if event["event"] in ("start", "end")]
+        return bool(names) and names[-1] == "end"
+
+    def delivered(self, store: str) -> Delivered:
+        return Delivered(**self._notes().get(store, {}))
+
+    def note(self, store: str, delivered: Delivered) -> None:
+        write_json(self._notes_path, self._notes() | {store: asdict(delivered)})
+
+    def known_as(self, run_id: str) -> bool:
+        """Whether this is the journal of a run with that id, its own or one that a store gave it."""
+        return run_id == self.id or any(note["run_id"] == run_id for note in self._notes().values())
+
+    @property
+    def _notes_path(self) -> Path:
+        return self.path.with_name(self.path.stem + ".delivered.json")
+
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        try:
+            return dict(json.loads(self._notes_path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError):
+            return {}  # everything is delivered again, which changes nothing
+
+    def _open(self) -> Any:
+        file = self.path.open("ab")
+        if self.size:
+            with self.path.open("rb") as read:
+                read.seek(-1, os.SEEK_END)
+                if read.read(1) != b"\n":  # torn by a power cut: what follows begins its own line
+                    file.write(b"\n")
+        return file
+
+
+def journals(folder: Path) -> list[Journal]:
+    """All journals at or below a folder, in the order in which their runs began: parents before children."""
+    found = [Journal(path) for path in sorted(Path(folder).rglob(PATTERN))]
+    return sorted(found, key=lambda j: next((event["time"] for event, _ in j.read()), 0))
+
+
+def find(folder: Path, run_id: str) -> Journal | None:
+    """The journal of a run in a folder, to continue it."""
+    return next((j for j in map(Journal, sorted(Path(folder).glob(PATTERN))) if j.known_as(run_id)), None)
