@@ -95,9 +95,10 @@ def rank_figure(table: pd.DataFrame) -> Figure:
             last = len(table) + 0.7
             axes.plot([0.3, last], [0.3, last], color="#b9c0c9", linewidth=1, zorder=0)
             axes.scatter(paper, ours, s=34, color=sns.color_palette("colorblind")[0])
-            for name, x, y in zip(table.index, paper, ours, strict=True):
-                axes.annotate(str(name), (x, y), (4, 4), textcoords="offset points", fontsize=8)
-            axes.set(xlim=(last, 0.3), ylim=(last, 0.3), xlabel="rank in the paper (1 is best)", ylabel="rank here")
+            for i, name in enumerate(paper.sort_values().index):  # neighbours above and below their points in turn
+                place = (4, 4) if i % 2 else (4, -11)
+                axes.annotate(str(name), (paper[name], ours[name]), place, textcoords="offset points", fontsize=8)
+            axes.set(xlim=(last, -1.5), ylim=(last, 0.3), xlabel="rank in the paper (1 is best)", ylabel="rank here")
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
     return figure

@@ -28,7 +28,7 @@ class StudyError(RuntimeError):
 
 
 class Objective(Section):
-    """A figure of the scorecard by its name, or of the cost (`cost/seconds`), averaged over seeds."""
+    """A figure of the scorecard, of the cost (`cost/seconds`), or a sum (`gain + retention`); averaged over seeds."""
 
     figure: str
     direction: Literal["maximize", "minimize"]

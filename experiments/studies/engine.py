@@ -159,7 +159,7 @@ class Store:
         found: dict[str, dict[str, float]] = {}
         for i, objective in enumerate(self.config.objectives):
             if len(complete) >= 4 and len({t.values[i] for t in complete}) > 1:
-                evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+                evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)
                 found[objective.figure] = optuna.importance.get_param_importances(
                     self.study, evaluator=evaluator, target=lambda trial, i=i: trial.values[i]
                 )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Reading = tuple[str, Any]
 NOTHING: Reading = ("", None)
+MOST = 12  # arms that a sentence lists
 
 
 def matched_gain(arms: Sequence[Arm], root: Path) -> Reading:
@@ -36,7 +37,8 @@ def matched_gain(arms: Sequence[Arm], root: Path) -> Reading:
         return NOTHING
     kept = {name: _retention_at(path, target) for name, path in paths.items()}
     ranked = sorted(kept, key=lambda name: -kept[name])
-    listed = ", ".join(f"{name} {number(kept[name])}" for name in ranked)
+    more = f" and {len(ranked) - MOST} more" if len(ranked) > MOST else ""
+    listed = ", ".join(f"{name} {number(kept[name])}" for name in ranked[:MOST]) + more
     return f"Retention at a common gain of {number(target, True)} (interpolated, no interval): {listed}.", None
 
 

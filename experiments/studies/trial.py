@@ -104,14 +104,24 @@ def result_of(run: Mapping[str, Any]) -> ArmResult:
 
 
 def figure(result: ArmResult, name: str) -> float:
-    """A scorecard figure, or `cost/NAME`. Raises TrialFailed, with the nearest name, where there is none."""
+    """A scorecard figure, `cost/NAME`, or a sum of such (`new_accuracy + kept_accuracy`).
+
+    Raises TrialFailed, with the nearest name, where there is none, and where the value is no number.
+    """
     figures = {**result.scorecard, **{f"cost/{key}": Estimate(value) for key, value in result.cost.items()}}
-    if name not in figures:
-        raise TrialFailed(f"no figure {name!r} was measured: {nearest(name, figures)}")
-    value = figures[name].value
+    value = sum_of(figures, name)
     if not math.isfinite(value):
         raise TrialFailed(f"{name} is {value}: the base's items may be too few, or the model is broken")
     return value
+
+
+def sum_of(figures: Mapping[str, Estimate], name: str) -> float:
+    """The values of the figures that `name` lists between plus signs, added up."""
+    parts = [part.strip() for part in name.split("+")]
+    for part in parts:
+        if part not in figures:
+            raise TrialFailed(f"no figure {part!r} was measured: {nearest(part, figures)}")
+    return math.fsum(figures[part].value for part in parts)
 
 
 def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
@@ -132,7 +142,7 @@ def _observer(study: StudyConfig, report: Report, before: int) -> Callable[[str,
     name = study.objectives[0].figure
 
     def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:
-        value = figures[name].value if name in figures else math.nan
+        value = sum_of(figures, name)
         if math.isfinite(value) and report(before + step, value):
             raise StopArm(f"pruned at step {step}: {name} was {value:.4g}")
 
