@@ -1,4 +1,4 @@
-"""What tracking costs per training step: `python benchmarks/tracking.py --write` makes tracking.md beside it.
+"""What tracking costs per training step: `python -m benchmarks.tracking --write` makes tracking.md beside it.
 
 Sixty metrics a step go to a SQLite store and to a server on loopback. Main thread: CPU seconds of the thread that
 trains inside `log_metrics`. Process: CPU seconds of the whole process per step, the delivery thread's included, which
@@ -67,7 +67,7 @@ def main() -> None:
     lines = [
         "# Cost of tracking",
         "",
-        f"By `python benchmarks/tracking.py --write`: {METRICS} metrics a step, {STEPS} steps, one every {PAUSE} s;",
+        f"By `python -m benchmarks.tracking --write`: {METRICS} metrics a step, {STEPS} steps, one every {PAUSE} s;",
         f"CPU ms per step, and percent of a step of {STEP_SECONDS} s. Process: the delivery thread included.",
         "",
         "| store | main thread, median | 99th percentile | of the step | process | of the step |",
