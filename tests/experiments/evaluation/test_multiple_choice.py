@@ -25,9 +25,12 @@ class TestMultipleChoice:
         assert largest_gap(score_options(model, choices, batch_size), expected) < 1e-4
 
     @pytest.mark.parametrize("family", ["mistral", "qwen3", "gpt2", "gpt_neox"])
-    def test_other_families(self, tiny_model: type, family: str) -> None:
+    def test_other_families(self, tiny_model: type, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With a start that all prompts share, and options that leave early. Short: within sliding windows."""
+        monkeypatch.setattr("experiments.evaluation.prompts.PAYS", 1)
+        monkeypatch.setattr("experiments.evaluation.multiple_choice.PAYS", 1)
         model, choices = tiny_model(family).eval(), random_choices((), 6)
-        short = [Choice(c.prompt[:3], tuple(option[:3] for option in c.options)) for c in choices]  # within windows
+        short = [Choice((1, 2, *c.prompt[:2]), tuple(option[:3] for option in c.options)) for c in choices]
         assert largest_gap(score_options(model, short), naive_scores(model, short)) < 1e-4
 
     def test_options_of_one_token(self) -> None:
