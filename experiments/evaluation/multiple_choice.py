@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from experiments.data.tokens import pad
 from experiments.evaluation.generation import Advance, by_length, nothing
-from experiments.evaluation.prompts import Prefix, Prompts
+from experiments.evaluation.prompts import PAYS, Prefix, Prompts
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,37 @@ def _score_batch(model: PreTrainedModel, batch: list[Choice], prefix: Prefix) ->
 
 
 def _rest(prompts: Prompts, options: list[tuple[int, ...]]) -> Tensor:
-    """Summed log-probability of each option's tokens but the first. One row of prompts per option."""
-    inputs, targets = (pad([option[part] for option in options], 0) for part in (slice(-1), slice(1, None)))
-    real = pad([[1] * (len(option) - 1) for option in options], 0)
-    logits = prompts.read(inputs, real)
-    chosen = log_likelihood(logits, targets.to(logits.device))
-    return (chosen * real.to(chosen.device)).sum(-1)
+    """Summed log-probability of each option's tokens but the first. One row of prompts per option.
+
+    Read in blocks of columns: options that have ended leave, so that few tokens of padding are read.
+    """
+    sums = torch.zeros(len(options), device=prompts.model.device)
+    rows, start = list(range(len(options))), 0
+    for stop in _blocks([len(option) - 1 for option in options]):
+        going = [at for at, row in enumerate(rows) if len(options[row]) - 1 > start]
+        if len(going) < len(rows):
+            prompts.select(torch.tensor(going))
+            rows = [rows[at] for at in going]
+        inputs = pad([options[row][:-1][start:stop] for row in rows], 0)
+        targets = pad([options[row][1:][start:stop] for row in rows], 0)
+        real = pad([[1] * len(options[row][1:][start:stop]) for row in rows], 0)
+        logits = prompts.read(inputs, real)
+        chosen = log_likelihood(logits, targets.to(logits.device))
+        sums[rows] += (chosen * real.to(chosen.device)).sum(-1)
+        start = stop
+    return sums
+
+
+def _blocks(lengths: Sequence[int]) -> list[int]:
+    """Where columns of rows of these lengths are cut: each cut saves PAYS tokens of padding. The last is the end."""
+    end = max(lengths)
+    saved = {cut: sum(length <= cut for length in lengths) * (end - cut) for cut in set(lengths)}
+    best = max(saved, key=lambda cut: saved[cut])
+    if saved[best] < PAYS:
+        return [end]
+    before = [min(length, best) for length in lengths]
+    after = [length - best for length in lengths if length > best]
+    return [*_blocks(before), *(best + stop for stop in _blocks(after))]
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from experiments.data.tokens import pad
 
-PAYS = 64  # tokens that sharing must save: reading the prefix is a pass of its own
+PAYS = 64  # tokens that a pass of the model of its own must save: each pass reads all weights
 
 
 class Prefix:

@@ -88,8 +88,8 @@ def agreement() -> list[Question]:
         start = frame.format(nouns[subject] + "s" * plural, other + "s" * (not plural))
         singular_form, plural_form = VERB_FORMS[index % len(VERB_FORMS)]
         right, wrong = (plural_form, singular_form) if plural else (singular_form, plural_form)
-        chat = f"What is the next word of this sentence? {start}"
-        questions.append(Question(start, start, chat, right, (wrong,)))
+        chat = f"Continue this sentence: {start}"
+        questions.append(Question(start, start, chat, right, (wrong,), reply=f"{start} {{}}"))
     random.Random(0).shuffle(questions)
     return questions
 

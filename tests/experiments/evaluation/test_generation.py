@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +44,16 @@ class TestGeneration:
             model.lm_head.bias.zero_()[end] = 1.0  # ... and now the end of turn
         assert generate_ids(model, tokenizer, prompts, 3) == [[end]] * 2
         assert generate_replies(model, tokenizer, ["a", "b c d"], 3) == ["", ""]
+
+    def test_replies_of_all_lengths(self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A token that a random model often gives ends a reply here, so that rows leave the batch one after another."""
+        model, prompts = sharp(), [choice.prompt for choice in random_choices(range(20), 40)]
+        whole = generate_ids(model, tokenizer, prompts, 12)
+        common = collections.Counter(token for reply in whole for token in reply[3:]).most_common(1)[0][0]
+        monkeypatch.setattr("experiments.evaluation.generation.end_of_turn", lambda tokenizer: common)
+        cut = [reply[: reply.index(common) + 1] if common in reply else reply for reply in whole]
+        assert len({len(reply) for reply in cut}) >= 4
+        assert generate_ids(model, tokenizer, prompts, 12) == cut
 
     def test_every_reply_is_counted_once(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         seen: list[int] = []
