@@ -101,8 +101,8 @@ def fit(
         if start.empty:
             raise ValueError("base_kept is unknown: give the base model's kept loss, or rows with tokens 0")
         base_kept = float(start.mean())
-    used = table.loc[(table["tokens"] > 0) & (table["ratio"] > 0), list(COLUMNS)].astype(float)
-    finite = used[np.isfinite(used).all(axis=1)].reset_index(drop=True)
+    used = table[(table["tokens"] > 0) & (table["ratio"] > 0)][list(COLUMNS)].astype(float)
+    finite: pd.DataFrame = used.replace([np.inf, -np.inf], np.nan).dropna().reset_index(drop=True)
     count = finite["ratio"].nunique()
     if count < LEAST:
         raise TooFewRatios(f"a mixture law needs at least {LEAST} different ratios above 0, but the table has {count}")
@@ -174,7 +174,7 @@ def _held_out(table: pd.DataFrame, column: str) -> dict[str, tuple[float, float]
     """(root mean square, largest) error on ratios and on the horizon that the fit did not see."""
 
     def errors(seen: pd.DataFrame, unseen: pd.DataFrame) -> Array:
-        law = power_law(*(seen[name].to_numpy() for name in ("ratio", "tokens", column)))
+        law = power_law(seen["ratio"].to_numpy(), seen["tokens"].to_numpy(), seen[column].to_numpy())
         return np.asarray(law(unseen["ratio"].to_numpy(), unseen["tokens"].to_numpy()) - unseen[column].to_numpy())
 
     ratios = [errors(table[table["ratio"] != r], table[table["ratio"] == r]) for r in table["ratio"].unique()]

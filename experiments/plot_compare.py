@@ -77,6 +77,6 @@ def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
 
 def _point(axes: Axes, row: int, value: Estimate, colour: object, marker: str, filled: bool) -> None:
     if value.low is not None and value.high is not None:
-        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.6, zorder=2)  # type: ignore[arg-type]
+        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.6, zorder=2)
     face = colour if filled else "white"
-    axes.plot(value.value, row, marker=marker, color=colour, markerfacecolor=face, markersize=7, zorder=3)  # type: ignore[arg-type]
+    axes.plot(value.value, row, marker=marker, color=colour, markerfacecolor=face, markersize=7, zorder=3)

@@ -36,7 +36,7 @@ from experiments.summary import with_interval
 from experiments.tracking import Run, Tracker
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
-HEADLINE = ("gain", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 
 
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures

@@ -59,7 +59,7 @@ def total(sums: Mapping[Any, Array]) -> dict[str, Array]:
 
 
 def flip_figures(t: dict[str, Array]) -> dict[str, Array]:
-    """Flips by name, each (1 + draws,); what each is stands in `scorecard`. Those over choices only where there are any.
+    """Flips by name, each (1 + draws,); see `scorecard`. Those over choices only where there are any.
 
     samplewise_forgetting = max(n10/n - G, 0), samplewise_backward = max(n01/n - G, 0) with the share of flips that
     guessing alone explains, G = (1 - a0)(1 - a)/(k - 1) (arXiv 2510.17776; the mean of 1/(k - 1) where k differs).

@@ -92,6 +92,8 @@ def test_the_gate_passes_at_most_5_in_100_models_that_forget_just_the_margin(n: 
         alone += forgetting.high < margin
     assert passed / runs <= 0.05
     assert passed <= alone
+    if won == 0:
+        assert alone / runs > 0.10
 
 
 def test_holm_keeps_the_family_error_at_5_in_100_where_single_tests_do_not() -> None:

@@ -8,8 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.records import Record
-from experiments.scorecard import envelope_area, hypervolume, matched_retention, over_seeds, stability_gap
-from experiments.scorecard import scorecard, stream, stream_figures
+from experiments.scorecard import (
+    envelope_area,
+    hypervolume,
+    matched_retention,
+    over_seeds,
+    scorecard,
+    stability_gap,
+    stream,
+    stream_figures,
+)
 from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, retention_at
@@ -143,13 +151,13 @@ def test_seeds_widen_the_interval_and_their_mean_is_the_figure() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.high - found.low > max((e.high or 0) - (e.low or 0) for e in each)
-    with pytest.raises(ValueError, match="from 2 on .* but got 1"):
+    with pytest.raises(ValueError, match=r"from 2 on .* but got 1"):
         over_seeds(runs[:1])
 
 
-@pytest.mark.parametrize(("count", "least", "most"), [(3, 0.78, 0.92), (10, 0.88, 0.97)])
+@pytest.mark.parametrize(("count", "least", "most"), [(3, 0.76, 0.84), (10, 0.88, 0.94)])
 def test_coverage_over_seeds_that_differ_far_more_than_items(count: int, least: float, most: float) -> None:
-    """The hard case for few seeds; where items dominate, coverage is that of the items. Seeds N(0, 1), no item noise."""
+    """The hard case for few seeds: seeds N(0, 1), no item noise. Where items dominate, coverage is theirs."""
     rng, hits, runs = np.random.default_rng(7), 0, 600
     for seed in range(runs):
         values = np.repeat(rng.normal(size=(count, 1)), 401, axis=1)
