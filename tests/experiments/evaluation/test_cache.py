@@ -78,7 +78,7 @@ def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any
         ({"perplexity_tokens": 70}, ["text"]),
         ({"precision": BF16}, SUITES),
     ],
-    ids=str,
+    ids=lambda value: " ".join(value) or "nothing",  # the same in every process of the tests
 )
 def test_what_is_changed_lies_elsewhere(base: str, tmp_path: Path, changes: dict[str, Any], missed: list[str]) -> None:
     before, after = places(base, tmp_path), places(base, tmp_path, **changes)
