@@ -107,10 +107,10 @@ def ui_command(args: argparse.Namespace) -> int:
 
 
 def study_command(args: argparse.Namespace) -> int:
+    from experiments.machine import sigterm_raises
     from experiments.run import default_root
     from experiments.studies.config import load_study
     from experiments.studies.launch import run_study, storage_url, work
-    from experiments.machine import sigterm_raises
 
     config, root = load_study(args.config, args.profile), args.root or default_root()
     if args.worker:
