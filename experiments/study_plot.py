@@ -23,7 +23,7 @@ PANELS = (("gain", "gain on the new task", 0.0), ("kept_accuracy", "accuracy on 
 
 
 def trajectory_figure(arms: Sequence[Arm]) -> Figure:
-    """Gain and kept accuracy over steps, a line per arm: colour and marker tell arms apart, dashes from the eleventh."""
+    """Gain and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
