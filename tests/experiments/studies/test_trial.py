@@ -117,11 +117,13 @@ def test_kill_all_workers_at_random_moments(base: str, tmp_path: Path) -> None:
     root, moments = tmp_path / "mlruns", random.Random(1)
     command = [sys.executable, "-m", "experiments.cli", "study", str(tmp_path / "study.yaml"), "--root", str(root)]
     finished: dict[int, Any] = {}
-    for _ in range(4):
-        process = subprocess.Popen(
-            [*command, "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(moments.uniform(8, 22))
+    for attempt in range(3):
+        log = tmp_path / f"log-{attempt}"
+        with log.open("w") as file:
+            process = subprocess.Popen([*command, "--workers", "2"], stdout=file, start_new_session=True)
+        while "trial " not in log.read_text() and process.poll() is None:  # starting takes longer than a trial
+            time.sleep(0.1)
+        time.sleep(moments.uniform(0, 5))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if (root / "optuna.db").is_file():
