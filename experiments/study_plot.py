@@ -23,7 +23,7 @@ PANELS = (("gain", "gain on the new task", 0.0), ("kept_accuracy", "accuracy on 
 
 
 def trajectory_figure(arms: Sequence[Arm]) -> Figure:
-    """Gain and kept accuracy over steps, one line per arm: colour and marker tell arms apart, dashes the eleventh on."""
+    """Gain and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
@@ -39,7 +39,9 @@ def trajectory_figure(arms: Sequence[Arm]) -> Figure:
             sns.despine(ax=axes)
         handles, labels = panels[0].get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3.2)
+            figure.legend(
+                handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3.2
+            )
     return figure
 
 
@@ -53,13 +55,17 @@ def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Seq
         best = sorted((t for t in feasible if t.number in front), key=_values)
         axes.scatter(*_columns(feasible), s=36, color="#9aa1ab", label="trial", zorder=2)
         if not_feasible:
-            axes.scatter(*_columns(not_feasible), s=40, marker="x", color="#9aa1ab", label="breaks a constraint", zorder=2)
+            axes.scatter(
+                *_columns(not_feasible), s=40, marker="x", color="#9aa1ab", label="breaks a constraint", zorder=2
+            )
         colour = sns.color_palette("colorblind")[0]
         axes.plot(*_columns(best), marker="o", color=colour, label="Pareto front", zorder=3)
         for trial in best:
-            axes.annotate(f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9, color=colour)
-        for objective, label in zip(objectives, (axes.set_xlabel, axes.set_ylabel), strict=False):
-            label(f"{objective.figure} ({'higher' if objective.direction == 'maximize' else 'lower'} is better)")
+            axes.annotate(
+                f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9, color=colour
+            )
+        names = [f"{o.figure} ({'higher' if o.direction == 'maximize' else 'lower'} is better)" for o in objectives]
+        axes.set(xlabel=names[0], ylabel=names[1])
         axes.legend(frameon=False, fontsize=9)
         axes.margins(0.08)
         sns.despine(ax=axes)

@@ -27,7 +27,7 @@ from experiments.studies.paper import compared, sentences
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
 from experiments.study_plot import importance_figure, pareto_figure, rank_figure, trajectory_figure
-from experiments.summary import summary, tied_best, with_interval
+from experiments.summary import summary, tied_best
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
@@ -46,7 +46,11 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     paper = compared(arms) if study.report.paper else None
     words = summary(results) + (sentences(arms) if study.report.paper else [])
     pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials)
-    for words_or_note, picture in (matched_gain(arms, root), pareto_volume(store, trials), mixture_law(store, trials, root)):
+    for words_or_note, picture in (
+        matched_gain(arms, root),
+        pareto_volume(store, trials),
+        mixture_law(store, trials, root),
+    ):
         words += [words_or_note] if words_or_note else []
         pictures += [picture] if picture else []
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,10 @@ def _setup(store: Store) -> str:
 def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str, str]]:
     counts, hours = Counter(t.state for t in trials), sum(t.seconds for t in trials) / 3600
     return [
-        (f"{counts['complete']}", "trials complete" + "".join(f", {n} {s}" for s, n in counts.items() if s != "complete")),
+        (
+            f"{counts['complete']}",
+            "trials complete" + "".join(f", {n} {s}" for s, n in counts.items() if s != "complete"),
+        ),
         (f"{len(arms)}", "arms in the table"),
         (f"{hours:.1f} h", "of trials, added up over workers"),
         (", ".join(o.figure for o in store.config.objectives), "what was optimised"),
@@ -162,14 +169,23 @@ def _commands(store: Store, folder: Path) -> list[str]:
 
 
 def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequence[Any]) -> str:
-    parts = [f"# {values['question']}", values["setup"] + ".", *values["words"], markdown_table(results), values["reading"]]
+    parts = [
+        f"# {values['question']}",
+        values["setup"] + ".",
+        *values["words"],
+        markdown_table(results),
+        values["reading"],
+    ]
     if values["paper"] is not None:
         table = values["paper"].round(1).reset_index(names="arm")
         rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
         parts += ["## Beside the paper", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
     parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in pictures]
     if values["failed"]:
-        parts += ["## Trials that failed", "\n".join(f"- {name}: {' '.join(r.split())}" for name, r in values["failed"])]
+        parts += [
+            "## Trials that failed",
+            "\n".join(f"- {name}: {' '.join(r.split())}" for name, r in values["failed"]),
+        ]
     if values["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in values["notes"])]
     parts += ["## Again", "```bash\n" + "\n".join(values["commands"]) + "\n```"]

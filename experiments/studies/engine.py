@@ -133,7 +133,9 @@ class Store:
     def add_trials(self, count: int) -> int:
         """Raise the budget by count; returns the number of trials that it is then."""
         if self.config.budget.trials is None:
-            raise StudyError(f"study {self.config.name!r} has no budget of trials: it is a whole grid, or has hours only")
+            raise StudyError(
+                f"study {self.config.name!r} has no budget of trials: it is a whole grid, or has hours only"
+            )
         with self.lock():
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0
@@ -161,7 +163,9 @@ class Store:
             if len(complete) >= 4 and len({t.values[i] for t in complete}) > 1:
                 evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)
                 found[objective.figure] = optuna.importance.get_param_importances(
-                    self.study, evaluator=evaluator, target=lambda trial, i=i: trial.values[i]
+                    self.study,
+                    evaluator=evaluator,
+                    target=lambda trial, i=i: trial.values[i],  # type: ignore[misc]
                 )
         return found
 

@@ -57,7 +57,7 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> Reading:
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    """Area dominated by points (n, 2), both columns to be high: sum over descending x of (x - next x) * best y so far."""
+    """Area dominated by points (n, 2), both to be high: sum over descending x of (x - next x) * best y so far."""
     above = np.clip(points - reference, 0, None)
     above = above[np.argsort(-above[:, 0], kind="stable")]
     widths = above[:, 0] - np.append(above[1:, 0], 0)

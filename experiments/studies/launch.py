@@ -61,7 +61,9 @@ def run_study(
 def work(store: Store, root: Path, say: Say) -> str:
     """Take trials until none is left; returns why it ended."""
     parent = _mlflow_run(study_folder(root, store.config.name))
-    return store.work(lambda number, picks, report: run_trial(store.config, number, picks, root, parent, report, say), say)
+    return store.work(
+        lambda number, picks, report: run_trial(store.config, number, picks, root, parent, report, say), say
+    )
 
 
 def study_folder(root: Path, name: str) -> Path:

@@ -123,7 +123,9 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
         return math.fsum(known) / len(known) if len(known) == len(values) else None
 
     value = mean([e.value for e in estimates])
-    return Estimate(math.nan if value is None else value, mean([e.low for e in estimates]), mean([e.high for e in estimates]))
+    return Estimate(
+        math.nan if value is None else value, mean([e.low for e in estimates]), mean([e.high for e in estimates])
+    )
 
 
 def _short(pick: object) -> str:

@@ -52,18 +52,24 @@ def status_text(store: Store) -> str:
     config, trials = store.config, store.trials()
     counts, limit = Counter(trial.state for trial in trials), store.limit()
     of = f" of {limit}" if limit is not None else ""
-    lines = [f"{config.name}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "no trials") + of]
+    lines = [
+        f"{config.name}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "no trials") + of
+    ]
     lines += [f"running: trial {t.number} ({picks_text(t)})" for t in trials if t.state == "running"]
     lines += [f"failed:  trial {t.number} ({picks_text(t)}): {t.reason}" for t in trials if t.state == "failed"]
     best = set(store.front())
-    lines += [f"best:    trial {t.number} ({picks_text(t)}): {values_text(store, t)}" for t in trials if t.number in best]
+    lines += [
+        f"best:    trial {t.number} ({picks_text(t)}): {values_text(store, t)}" for t in trials if t.number in best
+    ]
     ended = store.ended()
     lines.append(f"{ended}" if ended else f"not finished: python -m experiments.cli resume {config.name}")
     return "\n".join(lines)
 
 
 def picks_text(trial: Trial) -> str:
-    return ", ".join(f"{key}={pick:.3g}" if isinstance(pick, float) else f"{key}={pick}" for key, pick in trial.picks.items())
+    return ", ".join(
+        f"{key}={pick:.3g}" if isinstance(pick, float) else f"{key}={pick}" for key, pick in trial.picks.items()
+    )
 
 
 def values_text(store: Store, trial: Trial) -> str:

@@ -52,7 +52,9 @@ def test_grid_is_the_product_and_ranges_need_steps() -> None:
     assert len(cells) == 12
     assert [cell["training.steps"] for cell in cells[::4]] == [2, 4, 6]
     assert [cell["training.weight_decay"] for cell in cells[:4]] == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert toy_study(search={"x": {"kind": "choice", "path": "arms.0.control", "values": [{"layers": 1}, {"layers": 2}]}})
+    assert toy_study(
+        search={"x": {"kind": "choice", "path": "arms.0.control", "values": [{"layers": 1}, {"layers": 2}]}}
+    )
 
 
 def test_choices_may_be_sections_and_lists() -> None:
@@ -114,7 +116,9 @@ def test_a_wrong_override_is_found_before_anything_runs(search: dict[str, Any], 
 
 
 def test_a_base_of_several_arms_is_refused() -> None:
-    with pytest.raises(ConfigError, match="the base has 3 arms with 6 learning rates in all: set `arms` under overrides"):
+    with pytest.raises(
+        ConfigError, match="the base has 3 arms with 6 learning rates in all: set `arms` under overrides"
+    ):
         parse_study(values(overrides={}))
 
 

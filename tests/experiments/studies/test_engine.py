@@ -275,7 +275,7 @@ def test_options_are_checked_before_anything_runs(change: dict[str, Any], messag
 
 def test_storages_that_are_none(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    with pytest.raises(StudyError, match="no study 'tyo' in .*did you mean 'toy'"):
+    with pytest.raises(StudyError, match=r"no study 'tyo' in .*did you mean 'toy'"):
         Store(store.url, name="tyo")
     (tmp_path / "broken.db").write_text("no database" * 100)
     with pytest.raises(StudyError, match=r"broken.db cannot be used"):
