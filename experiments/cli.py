@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     from experiments.models import ModelError
     from experiments.run import RunError
     from experiments.studies.config import StudyError
-    from experiments.tracking import TrackingError
+    from experiments.tracking.tracking import TrackingError
 
     try:
         return int(args.command(args))
@@ -140,9 +140,9 @@ def posthoc_command(args: argparse.Namespace) -> int:
 
 
 def compare_command(args: argparse.Namespace) -> int:
-    from experiments.compare import compare
-    from experiments.compare_inputs import CompareError, read_entries
-    from experiments.compare_report import format_comparison, write_comparison
+    from experiments.comparison.compare import compare
+    from experiments.comparison.inputs import CompareError, read_entries
+    from experiments.comparison.report import format_comparison, write_comparison
 
     try:
         comparison = compare(read_entries(args.runs, args.base), args.reference, args.draws)
@@ -156,8 +156,8 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def gate_command(args: argparse.Namespace) -> int:
-    from experiments.compare import gate
-    from experiments.compare_inputs import CompareError, read_entries
+    from experiments.comparison.compare import gate
+    from experiments.comparison.inputs import CompareError, read_entries
 
     try:
         entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base)
@@ -170,7 +170,7 @@ def gate_command(args: argparse.Namespace) -> int:
 
 def ui_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.tracking import Tracker
+    from experiments.tracking.tracking import Tracker
 
     command = Tracker(args.root or default_root(), "Default").ui_command()
     _say(command)
@@ -178,10 +178,10 @@ def ui_command(args: argparse.Namespace) -> int:
 
 
 def study_command(args: argparse.Namespace) -> int:
-    from experiments.machine import sigterm_raises
     from experiments.run import default_root
     from experiments.studies.config import load_study
     from experiments.studies.launch import run_study, storage_url, work
+    from experiments.tracking.machine import sigterm_raises
 
     config, root = load_study(args.config, args.profile), args.root or default_root()
     if args.worker:
@@ -224,7 +224,7 @@ def export_command(args: argparse.Namespace) -> int:
 
 def report_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.study_report import write_study_report
+    from experiments.studies.report import write_study_report
 
     root = (args.root or default_root()).resolve()
     store = _store(args)
@@ -243,7 +243,7 @@ def _store(args: argparse.Namespace) -> Any:
 
 def sync_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.tracking import sync
+    from experiments.tracking.tracking import sync
 
     said = sync(args.folders, args.root or default_root())
     for path, what in said.items():

@@ -151,7 +151,7 @@ def posthoc(
         folder = run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
         if not (folder / "result.json").is_file():
             experiment = experiment or open_run(run, say)
-            batches = [{"input_ids": torch.tensor([window])} for window in experiment.suite.windows]
+            batches = [{"input_ids": torch.tensor([window])} for window in text_windows(experiment.tokenizer, TEXT_TOKENS)]
             model, figures = OPERATIONS[operation](Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
             say(f"measuring {result.label} ...")

@@ -18,7 +18,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
-from experiments.plot import forgetting_figure
+from experiments.plots.forgetting import forgetting_figure
 from experiments.records import ArmResult, Estimate, write_text
 from experiments.summary import RATE, Places, label, number, rate_text, summary, tied_best, with_interval
 

@@ -33,7 +33,7 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.report import markdown_table, write_report
 from experiments.scorecard import scorecard
 from experiments.summary import with_interval
-from experiments.tracking import Run, Tracker
+from experiments.tracking.tracking import Run, Tracker
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
 HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")

@@ -41,7 +41,7 @@ from experiments.cli import quiet
 from experiments.config import load_config
 from experiments.evaluation.alignment import branch_table, hidden_states, layer_table, sentences, update_sizes
 from experiments.models import load_base
-from experiments.plot_alignment import alignment_figure, projection_figure
+from experiments.plots.alignment import alignment_figure, projection_figure
 from experiments.results import load_trained
 from experiments.run import run_experiment
 

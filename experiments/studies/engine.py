@@ -21,12 +21,12 @@ import sqlalchemy
 from filelock import FileLock
 from optuna.trial import TrialState
 
-from experiments.machine import process_alive, process_tags
 from experiments.section import ConfigError, nearest
 from experiments.studies.attempts import Trial, deaths, died, failed, lineages, origin, trial_row
 from experiments.studies.config import StudyConfig, StudyError, parse_study
 from experiments.studies.space import Scalar, grid
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
+from experiments.tracking.machine import process_alive, process_tags
 
 SAMPLERS: dict[str, Any] = {
     "grid": optuna.samplers.RandomSampler,  # never asked: all cells are queued when the study is made

@@ -68,10 +68,9 @@ def mixture_law(store: Store, trials: Sequence[Trial], root: Path) -> Reading:
     """The fit of `experiments.mixture_law` over the replayed shares of all complete trials."""
     if store.config.report.law is None:
         return NOTHING
-    try:
-        from experiments.mixture_law import fit, plot_law
-    except ImportError:
-        return "The mixture law is not part of this installation.", None
+    from experiments.mixture_law import fit
+    from experiments.plots.mixture_law import plot_law
+
     try:
         law = fit(law_table(store, trials, root))
     except ValueError as error:

@@ -23,7 +23,7 @@ from experiments.run import default_root
 from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.engine import Store, check_options
 from experiments.studies.trial import run_trial
-from experiments.tracking import Tracker
+from experiments.tracking.tracking import Tracker
 
 Say = Callable[[str], None]
 

@@ -14,7 +14,7 @@ from experiments.run import Outcome, RunError, StopArm, run_experiment
 from experiments.section import nearest
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import Scalar
-from experiments.tracking import Tracker, TrackingError
+from experiments.tracking.tracking import Tracker, TrackingError
 
 Report = Callable[[int, float], bool]  # gets a step and the objective there; True: the trial is not worth going on
 

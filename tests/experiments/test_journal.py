@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.journal import Delivered, Journal, find, journals
+from experiments.tracking.journal import Delivered, Journal, find, journals
 
 
 def steps(journal: Journal, offset: int = 0) -> list[int]:

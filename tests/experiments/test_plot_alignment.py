@@ -11,7 +11,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from experiments.evaluation.alignment import PAIRS, States, sentences
-from experiments.plot_alignment import alignment_figure, projection_figure
+from experiments.plots.alignment import alignment_figure, projection_figure
 
 RNG = np.random.default_rng(0)
 BASE = States(RNG.normal(size=(3, 60, 8)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.config import ExperimentConfig, parse_config
-from experiments.plot import forgetting_figure, looks, points
+from experiments.plots.forgetting import forgetting_figure, looks, points
 from experiments.records import ArmResult, Estimate
 from experiments.report import format_table, markdown_table, print_table, table_csv, tint, write_report
 from experiments.summary import number, overlap, rate_text, summary, tied_best, with_interval

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from experiments import cli
 from experiments import run as run_module
 from experiments.run import RunError, run_experiment, run_folder
-from experiments.tracking import Tracker
+from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 
 

@@ -19,11 +19,12 @@ import pytest
 import torch
 
 import ctrl
-from experiments import cli, delivery, tracking
-from experiments.journal import Journal
-from experiments.machine import code_diff, code_tags, hardware_tags, process_alive, process_tags
+from experiments import cli
 from experiments.models import load_base
-from experiments.tracking import Run, Tracker, TrackingError, flatten, sync
+from experiments.tracking import delivery, tracking
+from experiments.tracking.journal import Journal
+from experiments.tracking.machine import code_diff, code_tags, hardware_tags, process_alive, process_tags
+from experiments.tracking.tracking import Run, Tracker, TrackingError, flatten, sync
 from tests.experiments.small import tiny_base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +139,7 @@ def test_ctrl_c_kills_the_run(root: Path) -> None:
 TRAIN = """
 import sys, time
 from pathlib import Path
-from experiments.tracking import Tracker
+from experiments.tracking.tracking import Tracker
 with Tracker(Path(sys.argv[1]), "demo").run("demo") as run:
     run.log_metrics({"loss": 2.0}, 1)
     print(run.id, flush=True)

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from experiments.cli import main
-from experiments.compare import compare, gate
-from experiments.compare_inputs import CompareError, Entry, read_entries, share_base
-from experiments.compare_report import comparison_csv, format_comparison, write_comparison
-from experiments.plot_compare import TITLES, UNCHANGED
+from experiments.comparison.compare import compare, gate
+from experiments.comparison.inputs import CompareError, Entry, read_entries, share_base
+from experiments.comparison.report import comparison_csv, format_comparison, write_comparison
+from experiments.plots.comparison import TITLES, UNCHANGED
 from experiments.records import ArmResult, Estimate, read_records, write_records
 from experiments.scorecard import scorecard
 from tests.experiments.scorecard.simulated import base_records, trained, write_run
@@ -139,7 +139,7 @@ def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bo
 
 
 def test_every_compared_figure_has_a_title() -> None:
-    from experiments.compare import COMPARED, MATCHED
+    from experiments.comparison.compare import COMPARED, MATCHED
 
     assert set(TITLES) == {*COMPARED, *MATCHED}
     assert set(UNCHANGED) <= set(TITLES)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.mixture_law import PowerLaw, TooFewRatios, fit, power_law
-from experiments.plot_mixture_law import plot_law
+from experiments.plots.mixture_law import plot_law
 
 NEW = PowerLaw(a=0.30, s=-0.6, t=-0.4, b=1.8, unit=4e6)
 KEPT = PowerLaw(a=0.20, s=1.5, t=0.7, b=2.5, unit=4e6)

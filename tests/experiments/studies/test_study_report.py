@@ -14,8 +14,8 @@ from experiments.records import read_records
 from experiments.scorecard import scorecard
 from experiments.studies.extras import hypervolume, law_table, matched_gain
 from experiments.studies.paper import agreement, compared, paper_table, spearman
+from experiments.studies.report import write_study_report
 from experiments.studies.selection import choose, even
-from experiments.study_report import write_study_report
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.plot import MARKERS, STYLE
+from experiments.plots.forgetting import MARKERS, STYLE
 from experiments.studies.attempts import Trial
 from experiments.studies.config import Objective
 from experiments.studies.selection import Arm

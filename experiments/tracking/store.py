@@ -20,8 +20,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from experiments.journal import Delivered, Event, Journal
-from experiments.machine import process_alive
+from experiments.tracking.journal import Delivered, Event, Journal
+from experiments.tracking.machine import process_alive
 
 MAX_VALUE, MAX_TAG, MAX_BATCH, MAX_KEY = 6000, 8000, 100, 250  # MLflow's limits on params and tags
 MAX_METRICS = 1000

@@ -18,7 +18,8 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.plot import forgetting_figure
+from experiments.plots.forgetting import forgetting_figure
+from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
 from experiments.report import COLUMNS, Column, _environment, _flat, _image, _short, markdown_table
 from experiments.studies.attempts import Trial
@@ -26,7 +27,6 @@ from experiments.studies.extras import matched_gain, mixture_law, pareto_volume
 from experiments.studies.paper import compared, sentences
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
-from experiments.study_plot import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.summary import summary, tied_best
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.compare import Comparison
-from experiments.plot_compare import TITLES, comparison_figure
+from experiments.comparison.compare import Comparison
+from experiments.plots.comparison import TITLES, comparison_figure
 from experiments.records import Estimate, write_text
 from experiments.summary import RATE, Places, with_interval
 

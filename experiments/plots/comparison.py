@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.compare import Comparison
-from experiments.plot import MARKERS, STYLE
+from experiments.comparison.compare import Comparison
+from experiments.plots.forgetting import MARKERS, STYLE
 from experiments.records import Estimate
 
 TITLES = {

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from experiments.mixture_law import MixtureLaw
-from experiments.plot import MARKERS, STYLE
+from experiments.plots.forgetting import MARKERS, STYLE
 
 TITLES = {"new": "new domain", "kept": "kept text"}
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from experiments.evaluation.alignment import PAIRS, States, sentences
 from experiments.evaluation.similarity import Array, projection
-from experiments.plot import MARKERS, STYLE
+from experiments.plots.forgetting import MARKERS, STYLE
 from experiments.summary import number
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from experiments.compare_inputs import CompareError, Entry
+from experiments.comparison.inputs import CompareError, Entry
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
 from experiments.scorecard.card import GAINS, by_suite, scorecard

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from experiments.journal import Journal
-from experiments.store import Store, last_line
+from experiments.tracking.journal import Journal
+from experiments.tracking.store import Store, last_line
 
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
 SAMPLE_SECONDS = 10.0  # between system metrics

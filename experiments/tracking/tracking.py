@@ -1,8 +1,8 @@
 """Tracking: runs that always end in a true status, written to a journal first and brought to MLflow from there.
 
-Tracking serves training and never stops it. Every call appends a line to the run's journal (`experiments/journal.py`);
-a thread (`experiments/delivery.py`) brings the lines to the store (`experiments/store.py`, where MLflow is imported).
-A store that is slow, locked or away gets them later: on its return, at the next start, or by `sync`.
+Tracking serves training and never stops it. Every call appends a line to the run's journal (journal.py); a thread
+(delivery.py) brings the lines to the store (store.py, the only file that imports MLflow). A store that is slow, locked
+or away gets them later: on its return, at the next start, or by `sync`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.delivery import Delivery
-from experiments.journal import Journal, find, journals
-from experiments.machine import (
+from experiments.tracking.delivery import Delivery
+from experiments.tracking.journal import Journal, find, journals
+from experiments.tracking.machine import (
     code_diff,
     code_tags,
     hardware_tags,
@@ -31,8 +31,8 @@ from experiments.machine import (
     sigterm_raises,
     system_metrics,
 )
-from experiments.store import MAX_VALUE, Store, last_line
-from experiments.store import key as store_key
+from experiments.tracking.store import MAX_VALUE, Store, last_line
+from experiments.tracking.store import key as store_key
 
 PORT = 5000
 START_SECONDS, CLOSE_SECONDS = 20.0, 60.0  # how long a store that answers is waited for

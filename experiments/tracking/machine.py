@@ -32,7 +32,7 @@ PACKAGES = (
     "optuna",
     "lm_eval",
 )
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_DIFF = 1_000_000  # characters
 
 

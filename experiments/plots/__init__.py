@@ -1,0 +1,1 @@
+"""Figures for reports and notebooks: retention against gain, alignment, comparisons, the mixture law, studies."""
