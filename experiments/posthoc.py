@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.model import ControlModel
 from experiments.config import ConfigError, ExperimentConfig, load_config
+from experiments.evaluation.text import text_windows
 from experiments.methods.saving import is_peft, load_onto
 from experiments.models import load_base
 from experiments.records import ArmResult
@@ -151,7 +152,10 @@ def posthoc(
         folder = run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
         if not (folder / "result.json").is_file():
             experiment = experiment or open_run(run, say)
-            batches = [{"input_ids": torch.tensor([window])} for window in text_windows(experiment.tokenizer, TEXT_TOKENS)]
+            batches = [
+                {"input_ids": torch.tensor([window])}
+                for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)
+            ]
             model, figures = OPERATIONS[operation](Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
             say(f"measuring {result.label} ...")
