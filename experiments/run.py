@@ -154,11 +154,12 @@ class Experiment:
         config = self.config
         model, self.tokenizer = load_base(config.base_model)
         _check_layers(config, model)
-        def base() -> PreTrainedModel:
+
+        def writer() -> PreTrainedModel:
             self.say("the base model writes the text of the source `self` (once) ...")
             return model
 
-        self.data = ExperimentData(config, self.tokenizer, base, self.folder.parents[1] / "cache")
+        self.data = ExperimentData(config, self.tokenizer, writer, self.folder.parents[1] / "cache")
         self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
         state, items, timing = (self.folder / "base" / name for name in ("state.json", "items.jsonl", "timing.json"))
         if items.is_file() and state.is_file():

@@ -23,7 +23,7 @@
 
 # %% tags=["parameters"]
 steps = 20
-batch_size = 16
+batch_size = 8
 layers = 8  # how many layers control expands
 learning_rate = 1e-3
 shown = [7, 15, 22, 29]  # layers of the projections
