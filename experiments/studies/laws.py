@@ -21,14 +21,16 @@ COLUMNS = ["arm", "ratio", "tokens", "loss_new", "loss_kept", "base_kept", "nats
 WRONG = "share of wrong answers"
 
 
-def mixture_laws(study: StudyConfig, arms: Sequence[Arm], root: Path) -> tuple[list[str], dict[str, Figure]]:
+def mixture_laws(
+    study: StudyConfig, arms: Sequence[Arm], root: Path, draws: int = 200
+) -> tuple[list[str], dict[str, Figure]]:
     """A sentence and a picture per arm, fitted over the replayed shares `report.law`; one law never spans two arms."""
     sentences: list[str] = []
     pictures: dict[str, Figure] = {}
     for name, table in law_table(study, arms, root).groupby("arm", sort=False):
         try:
             # One number of steps, so one horizon: tokens differ a little with the lengths of replayed rows.
-            law = fit(table.assign(tokens=table.tokens.mean()), float(table.base_kept.mean()))
+            law = fit(table.assign(tokens=table.tokens.mean()), float(table.base_kept.mean()), draws=draws)
         except TooFewRatios as error:
             sentences.append(f"No mixture law of {name}: {error}.")
             continue
