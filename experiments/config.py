@@ -262,7 +262,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
     for key, value in (overrides or {}).items():
-        _set(values, key, value)
+        set_field(values, key, value)
     return parse_config(values, source=str(path))
 
 
@@ -283,7 +283,7 @@ def _option_fault(name: str, method: type[Method], fault: Any) -> str:
     return f"option {option} of method {name!r}: {fault['msg']} (got {fault['input']!r})"
 
 
-def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+def set_field(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set one field in place. Numbers in the key count the entries of a list: `arms.0.method`."""
     *parents, last = dotted.split(".")
     place: Any = values

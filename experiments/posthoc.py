@@ -148,8 +148,8 @@ def posthoc(
     shares: list[float | None] = list(alphas) if alphas else [None]
     for alpha in shares:
         result = ArmResult.from_dict(json.loads(trained.read_text(encoding="utf-8")))
-        result.operation = _name(operation, alpha, others)
-        folder = run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
+        result.operation = operation_name(operation, alpha, others)
+        folder = result_folder(run, result)
         if not (folder / "result.json").is_file():
             experiment = experiment or open_run(run, say)
             batches = [
@@ -168,7 +168,12 @@ def _size(experiment: Experiment) -> int:
     return load_base(experiment.config.base_model)[0].num_parameters()
 
 
-def _name(operation: str, alpha: float | None, others: Sequence[Path]) -> str:
+def result_folder(run: Path, result: ArmResult) -> Path:
+    """Where the records and the figures of an operation's result lie."""
+    return run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
+
+
+def operation_name(operation: str, alpha: float | None = None, others: Sequence[Path] = ()) -> str:
     """`wise 0.5`, `merge`, `task_vectors partial-0.0003 0.5`."""
     added = [f"{folder.parent.parent.name}/{folder.name}" for folder in others]
     return " ".join([operation, *added, *([] if alpha is None else [f"{alpha:g}"])])

@@ -113,21 +113,21 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     question = f"What does {config.base_model} forget when it learns {config.data.label}?"
     figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
-    (folder / "forgetting.png").write_bytes(_image(figure, "png"))
+    (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
-    commands = [f"python -m experiments.cli run {shlex.quote(_short(folder / 'config.yaml'))} --fresh"]
+    commands = [f"python -m experiments.cli run {shlex.quote(shown_path(folder / 'config.yaml'))} --fresh"]
     words = summary(results)
     failed = [(label(r), _failure(r)) for r in results if r.status == "failed"]
     markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes)
     write_text(folder / "report.md", markdown)
-    page = _environment().get_template("report.html.j2")
+    page = page_environment().get_template("report.html.j2")
     text = page.render(
         question=question,
         config=config,
         yaml=yaml.safe_dump(config.to_dict(), sort_keys=False),
         base=base,
         words=words,
-        image=base64.b64encode(_image(figure, "svg")).decode(),
+        image=base64.b64encode(image_bytes(figure, "svg")).decode(),
         columns=COLUMNS,
         results=results,
         best={column.name: tied_best(results, column.name, column.better == "higher") for column in COLUMNS},
@@ -144,11 +144,11 @@ def write_report(
 
 def table_csv(base: Mapping[str, Estimate], results: Sequence[ArmResult]) -> str:
     """Every figure of every arm: name, name_low, name_high; costs as cost_name. The base model is the first row."""
-    rows: list[dict[str, Any]] = [{"arm": "base", **_flat(base)}]
+    rows: list[dict[str, Any]] = [{"arm": "base", **flat_figures(base)}]
     for r in results:
         named = {"arm": r.arm, "method": r.method, "learning_rate": r.learning_rate, "status": r.status}
         costs = {f"cost_{name}": value for name, value in r.cost.items()}
-        rows.append({**named, "reason": r.reason, "steps": r.steps, **_flat(r.scorecard), **costs})
+        rows.append({**named, "reason": r.reason, "steps": r.steps, **flat_figures(r.scorecard), **costs})
     names = dict.fromkeys(name for row in [*rows[1:], rows[0]] for name in row)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names), lineterminator="\n")
@@ -157,7 +157,8 @@ def table_csv(base: Mapping[str, Estimate], results: Sequence[ArmResult]) -> str
     return text.getvalue()
 
 
-def _flat(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
+def flat_figures(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Columns of a table: NAME, NAME_low, NAME_high for each figure."""
     return {
         f"{name}{end}": value
         for name, e in figures.items()
@@ -219,7 +220,8 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """The templates of reports, with the filters that write figures."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -252,7 +254,8 @@ def tint(retention: float) -> str:
     return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
-def _image(figure: Figure, kind: str) -> bytes:
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a file. kind: `svg`, the same bytes at any time of day, or `png`, at 200 dpi."""
     data = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
     figure.savefig(data, format=kind, dpi=200, metadata=metadata)
@@ -268,7 +271,7 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _short(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """Relative to the working directory where it lies below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -14,23 +14,27 @@ from experiments.mixture_law import MixtureLaw
 from experiments.plots.forgetting import MARKERS, STYLE
 
 TITLES = {"new": "new domain", "kept": "kept text"}
+LOSS = "loss, nats per token"
 
 
-def plot_law(law: MixtureLaw) -> Figure:
-    """Two panels, loss in nats per token. Lines: the law at each horizon, the longest with its 95 % band."""
+def plot_law(law: MixtureLaw, new_loss: str = LOSS) -> Figure:
+    """Two panels, the kept loss in nats per token. Lines: the law at each horizon, the longest with its 95 % band.
+
+    new_loss: what the loss on the new domain is, if it is not in nats.
+    """
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         for axes, kind in ((left, "new"), (right, "kept")):
-            _panel(axes, law, kind)
+            _panel(axes, law, kind, new_loss if kind == "new" else LOSS)
         _critical(right, law)
         left.legend(title="tokens", fontsize=9, title_fontsize=9, frameon=False)
         figure.suptitle("Loss over the share of new-domain tokens", x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def _panel(axes: Axes, law: MixtureLaw, kind: str) -> None:
+def _panel(axes: Axes, law: MixtureLaw, kind: str, unit: str) -> None:
     ratios = np.linspace(law.table["ratio"].min(), 1, 200)
     horizons = sorted(law.table["tokens"].unique())
     colours = sns.color_palette("viridis", len(horizons) + 1)[::-1][1:]  # the lightest does not print
@@ -43,10 +47,10 @@ def _panel(axes: Axes, law: MixtureLaw, kind: str) -> None:
         axes.plot(rows["ratio"], rows[f"loss_{kind}"], marker, color=colour, markersize=5.5, label=_count(tokens))
     power = f"R^{curve.s:.2f}" + (f" (T/{_count(curve.unit)})^{curve.t:.2f}" if curve.t else "")
     error = law.errors[f"ratio {kind}"][0]
-    axes.set_title(f"{TITLES[kind]}: {curve.a:+.3f} {power} {curve.b:+.3f}\nheld-out ratio: error {error:.4f} nats",
+    axes.set_title(f"{TITLES[kind]}: {curve.a:+.3f} {power} {curve.b:+.3f}\nheld-out ratio: error {error:.4f}",
                    fontsize=9.5, loc="left")  # fmt: skip
     axes.set_xlabel("R, share of new-domain tokens")
-    axes.set_ylabel("loss, nats per token")
+    axes.set_ylabel(unit)
     sns.despine(ax=axes)
 
 

@@ -14,13 +14,14 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.config import SHIPPED, ConfigError, ExperimentConfig, _set, load_config, parse_config
+from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config, set_field
+from experiments.scorecard.names import figure_names
 from experiments.section import Section, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides, probes
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
-NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbeat", "report"}
+NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbeat", "posthoc", "report"}
 
 
 class StudyError(RuntimeError):
@@ -83,6 +84,28 @@ class ReportConfig(Section):
     law: str | None = None
 
 
+class Posthoc(Section):
+    """What is done to the trained weights of an arm's chosen trial after the last trial, as a further row of the report.
+
+    arm: its name in the report. op, alpha: see `experiments.posthoc`. name: of the row; default: arm-op.
+    """
+
+    arm: str
+    op: Literal["merge", "wise"]
+    alpha: float | None = Field(None, ge=0, le=1)
+    name: str = ""
+
+    @model_validator(mode="after")
+    def _share(self) -> Posthoc:
+        if self.op == "wise" and self.alpha is None:
+            raise ValueError(f"wise of {self.arm!r} needs alpha, the tuned model's share: for example 0.5")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.arm}-{self.op}" + ("" if self.alpha is None else f"-{self.alpha:g}")
+
+
 class StudyConfig(Section):
     """A whole study. base: a run's YAML by name or path, or its values; overrides: changes of it for all trials."""
 
@@ -102,6 +125,7 @@ class StudyConfig(Section):
     failures: int = Field(3, ge=1, description="so many failed trials in a row stop the study")
     heartbeat: int = Field(60, ge=1, description="seconds; a worker silent for twice as long counts as dead")
     storage: str | None = Field(None, description="an RDB URL; default: optuna.db among the results")
+    posthoc: tuple[Posthoc, ...] = Field((), description="done when the last trial has ended")
     report: ReportConfig = ReportConfig()
 
     @field_validator("sampler", "pruner", mode="before")
@@ -135,6 +159,10 @@ class StudyConfig(Section):
             key = getattr(self.report, field)
             if key is not None and key not in self.search:
                 raise ValueError(f"report.{field} {key!r} is not searched: {nearest(key, self.search)}")
+        named = [str(pick) for dimension in self.search.values() if dimension.kind == "arms" for pick in dimension.arms]
+        for posthoc in self.posthoc:
+            if named and posthoc.arm.split(" ")[0] not in named:
+                raise ValueError(f"posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, named)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, but got {list(self.seeds)}")
         return self
@@ -144,7 +172,7 @@ class StudyConfig(Section):
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
         for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
-            _set(values, key, copy.deepcopy(value))
+            set_field(values, key, copy.deepcopy(value))
         return values
 
     def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:
@@ -208,6 +236,17 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
+    known = figure_names(config.evaluation.suites, config.evaluation.kept_tasks)
+    for figure in (*study.objectives, *study.constraints):
+        for name in parts(figure.figure):
+            if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):
+                suites = ", ".join(config.evaluation.suites)
+                raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")
+
+
+def parts(figure: str) -> list[str]:
+    """The names that a figure lists between plus signs."""
+    return [part.strip() for part in figure.split("+")]
 
 
 def _describe(fault: Any) -> str:

@@ -12,18 +12,17 @@ import contextlib
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
 from optuna.trial import TrialState
 
 from experiments.section import ConfigError, nearest
 from experiments.studies.attempts import Trial, deaths, died, failed, lineages, origin, trial_row
 from experiments.studies.config import StudyConfig, StudyError, parse_study
+from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown
 from experiments.studies.space import Scalar, grid
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 from experiments.tracking.machine import process_alive, process_tags
@@ -42,7 +41,6 @@ PRUNERS: dict[str, Any] = {
     "hyperband": optuna.pruners.HyperbandPruner,
     "threshold": optuna.pruners.ThresholdPruner,
 }
-LOCK = 0x6374726C  # key of PostgreSQL's advisory lock
 Run = Callable[[int, dict[str, Scalar], Callable[[int, float], bool] | None], TrialOutcome]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -57,9 +55,9 @@ class Store:
         heartbeat = config.heartbeat if config else 60
         name = config.name if config else name
         try:
-            with self._file_lock():
+            with file_lock(url):
                 self.storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs=_engine_options(url), heartbeat_interval=heartbeat, grace_period=2 * heartbeat
+                    url, engine_kwargs=engine_options(url), heartbeat_interval=heartbeat, grace_period=2 * heartbeat
                 )
             if config is None:
                 names = optuna.get_all_study_names(self.storage)
@@ -169,29 +167,9 @@ class Store:
                 )
         return found
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """One claim at a time: a file's lock for SQLite, an advisory lock for PostgreSQL; both end with the process.
-
-        Other databases have none: two workers may then exceed the budget by a trial, and lose nothing.
-        """
-        if self.storage.engine.dialect.name != "postgresql":
-            with self._file_lock():
-                yield
-            return
-        with self.storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
-            try:
-                yield
-            finally:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK})
-
-    def _file_lock(self) -> Any:
-        path = sqlalchemy.make_url(self.url).database if self.url.startswith("sqlite") else None
-        if not path or path == ":memory:":
-            return contextlib.nullcontext()
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{path}.lock")
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held while a trial is claimed."""
+        return claim_lock(self.url, self.storage.engine)
 
     def _objective(self, run: Run, claimed: Callable[[], None], say: Callable[[str], None]) -> Callable[[Any], Any]:
         def objective(trial: optuna.Trial) -> list[float]:
@@ -252,12 +230,7 @@ class Store:
 
     @property
     def _exclusive(self) -> bool:
-        return self.storage.engine.dialect.name in ("sqlite", "postgresql")
-
-
-def shown(url: str) -> str:
-    """The storage's URL without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        return self.storage.engine.dialect.name in LOCKED
 
 
 def check_options(config: StudyConfig) -> None:
@@ -282,8 +255,3 @@ def _sampler(config: StudyConfig, number: int = 0) -> Any:
 
 def _pruner(config: StudyConfig) -> Any:
     return PRUNERS[config.pruner.name](**config.pruner.options) if config.pruner else optuna.pruners.NopPruner()
-
-
-def _engine_options(url: str) -> dict[str, Any]:
-    """SQLite waits a minute for another process's write; a server's connection is tested before its use."""
-    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}

@@ -1,126 +1,90 @@
-"""Further readings of a study for its report: retention at matched gain, hypervolume, the mixture law.
+"""Further readings of a study for its report: retention at a common gain, hypervolume of the Pareto front.
 
-Each returns a sentence (empty where it does not apply) and a figure or None.
+Each returns a sentence, empty where it does not apply.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from experiments.records import Estimate, read_records
+from experiments.scorecard import hypervolume, matched_retention
+from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.seeds import resample_seeds
+from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
 from experiments.studies.attempts import Trial
-from experiments.studies.selection import Arm
+from experiments.studies.selection import Arm, even, record_files
 from experiments.studies.trial import result_of
-from experiments.summary import number
+from experiments.summary import number, with_interval
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
-Reading = tuple[str, Any]
-NOTHING: Reading = ("", None)
 MOST = 12  # arms that a sentence lists
+DRAWS = 1_000
 
 
-def matched_gain(arms: Sequence[Arm], root: Path) -> Reading:
-    """Each arm's retention where its trajectory first reaches the highest gain that all arms reach."""
-    paths = {arm.name: path for arm in arms if (path := _path(arm))}
-    if len(paths) < 2 or len(paths) < len(arms):
-        return NOTHING
-    target = min(max(gain for gain, _ in path) for path in paths.values())
-    if target <= 0:
-        return NOTHING
-    kept = {name: _retention_at(path, target) for name, path in paths.items()}
-    ranked = sorted(kept, key=lambda name: -kept[name])
+def matched_gain(arms: Sequence[Arm], root: Path) -> str:
+    """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
+
+    On the reported half of the items. Arms that never gain have no such point and are named. Needs item records.
+    """
+    drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
+    reach = {name: min(float(np.nanmax(t.gain[:, 0])) for t in found) for name, found in drawn.items()}
+    idle = [name for name, gain in reach.items() if gain <= 0]
+    used = {name: found for name, found in drawn.items() if name not in idle}
+    if len(used) < 2:
+        return ""
+    target, kept = matched_retention({f"{i} {name}": t for name, found in used.items() for i, t in enumerate(found)})
+    figures = {name: _over_seeds([kept[f"{i} {name}"] for i in range(len(found))]) for name, found in used.items()}
+    ranked = sorted(figures, key=lambda name: -figures[name].value)
+    listed = ", ".join(f"{name} {with_interval(figures[name])}" for name in ranked[:MOST])
     more = f" and {len(ranked) - MOST} more" if len(ranked) > MOST else ""
-    listed = ", ".join(f"{name} {number(kept[name])}" for name in ranked[:MOST]) + more
-    return f"Retention at a common gain of {number(target, True)} (interpolated, no interval): {listed}.", None
+    least = min(used, key=lambda name: reach[name])
+    without = f" Without a gain, and so left out: {', '.join(idle)}." if idle else ""
+    return (
+        f"Retention at a common gain of {number(target, True)}, the highest that all reach ({least} no more): "
+        f"{listed}{more}. Interpolated between evaluations.{without}"
+    )
 
 
-def pareto_volume(store: Store, trials: Sequence[Trial]) -> Reading:
+def trajectories(arm: Arm, root: Path) -> list[Trajectory]:
+    """One per seed, from the item records of each evaluation; empty where one is missing or measured no gain."""
+    found = []
+    for run in arm.runs:
+        steps = [int(point["step"]) for point in result_of(run).trajectory if point["step"]]
+        files = {step: record_files(run, root, step) for step in steps}
+        if not files or not all(path.is_file() for pair in files.values() for path in pair):
+            return []
+        base, *_ = next(iter(files.values()))
+        read = {step: read_records(path) for step, path in {0: base, **{s: f for s, (_, f) in files.items()}}.items()}
+        used = {step: [r for r in records if not (arm.halves and even(r))] for step, records in read.items()}
+        try:
+            found.append(drawn_trajectory(used.pop(0), used, DRAWS))
+        except ValueError:  # this half has no such item
+            return []
+    return found
+
+
+def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
     """Area that the trials dominate, with two objectives; the reference is the worst value of each over the trials."""
     objectives = store.config.objectives
     points = np.array([t.values for t in trials if t.values and t.feasible])
     if len(objectives) != 2 or len(points) < 2:
-        return NOTHING
+        return ""
     signs = np.array([1 if o.direction == "maximize" else -1 for o in objectives])
-    reference = (points * signs).min(axis=0)
-    at = ", ".join(f"{o.figure} {r * s:.3g}" for o, r, s in zip(objectives, reference, signs, strict=True))
-    front = len(store.front())
-    volume = hypervolume(points * signs, reference)
-    return f"{front} of {len(points)} trials are on the Pareto front; hypervolume {volume:.4g} above {at}.", None
+    above = points * signs - (points * signs).min(axis=0)
+    at = ", ".join(f"{o.figure} {worst:.3g}" for o, worst in zip(objectives, (points * signs).min(0) * signs, strict=True))
+    volume = float(hypervolume(above[:, 0], above[:, 1]))
+    return (
+        f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "
+        f"(hypervolume) is {volume:.4g}, measured from the worst value of each objective ({at})."
+    )
 
 
-def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    """Area dominated by points (n, 2), both to be high: sum over descending x of (x - next x) * best y so far."""
-    above = np.clip(points - reference, 0, None)
-    above = above[np.argsort(-above[:, 0], kind="stable")]
-    widths = above[:, 0] - np.append(above[1:, 0], 0)
-    return float(widths @ np.maximum.accumulate(above[:, 1]))
-
-
-def mixture_law(store: Store, trials: Sequence[Trial], root: Path) -> Reading:
-    """The fit of `experiments.mixture_law` over the replayed shares of all complete trials."""
-    if store.config.report.law is None:
-        return NOTHING
-    from experiments.mixture_law import fit
-    from experiments.plots.mixture_law import plot_law
-
-    try:
-        law = fit(law_table(store, trials, root))
-    except ValueError as error:
-        return f"No mixture law: {error}.", None
-    text = "Loss against the share of new text; the line is the fit."
-    return str(law), ("law", "The mixture law", text, plot_law(law))
-
-
-def law_table(store: Store, trials: Sequence[Trial], root: Path) -> pd.DataFrame:
-    """Rows: arm, ratio (share of new tokens, 1 - replay), tokens, loss_new, loss_kept (nats per token).
-
-    loss_kept: of the general text, after training. loss_new: of the new text where the new task is text, else the
-    share of wrong answers.
-    """
-    key = store.config.report.law or ""
-    rows = []
-    for trial in trials:
-        for run in trial.runs if trial.state == "complete" else ():
-            result, folder = result_of(run), root / run["folder"]
-            records = folder / "arms" / f"{result.arm}-{result.learning_rate:g}" / f"items-{result.steps}.jsonl"
-            if not records.is_file():
-                continue
-            found = read_records(records)
-            new = _loss([r for r in found if r.suite == "new" and r.form == "nll"])
-            wrong = 1 - result.scorecard["new_accuracy"].value if "new_accuracy" in result.scorecard else math.nan
-            rows.append({
-                "arm": result.arm,
-                "ratio": 1 - float(str(trial.picks[key])),
-                "tokens": result.cost.get("tokens", math.nan),
-                "loss_new": wrong if math.isnan(new) else new,
-                "loss_kept": _loss([r for r in found if r.suite == "text"]),
-            })  # fmt: skip
-    return pd.DataFrame(rows, columns=["arm", "ratio", "tokens", "loss_new", "loss_kept"])
-
-
-def _loss(records: Sequence[Any]) -> float:
-    tokens = sum(r.tokens for r in records)
-    return math.fsum(r.value * r.tokens for r in records) / tokens if tokens else math.nan
-
-
-def _path(arm: Arm) -> list[tuple[float, float]]:
-    pairs = [(p.get("gain"), p.get("retention")) for p in arm.result.trajectory]
-    finite = [(g.value, r.value) for g, r in pairs if isinstance(g, Estimate) and isinstance(r, Estimate)]
-    return [(g, r) for g, r in finite if math.isfinite(g) and math.isfinite(r)]
-
-
-def _retention_at(path: Sequence[tuple[float, float]], target: float) -> float:
-    """Linear between the two evaluations around the first at which the gain is reached."""
-    after = next(i for i, (gain, _) in enumerate(path) if gain >= target)
-    if after == 0:
-        return path[0][1]
-    (g0, r0), (g1, r1) = path[after - 1], path[after]
-    return r0 + (r1 - r0) * (target - g0) / (g1 - g0)
+def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:
+    return estimate(resample_seeds(np.stack(retentions), 0) if len(retentions) > 1 else retentions[0])

@@ -20,6 +20,7 @@ import yaml
 
 from experiments.records import write_json, write_text
 from experiments.run import default_root
+from experiments.studies.afterwards import run_posthoc
 from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.engine import Store, check_options
 from experiments.studies.trial import run_trial
@@ -55,6 +56,7 @@ def run_study(
         if ended.startswith("stopped"):
             run.fail(ended)
             raise StudyError(f"{ended}\nThe same command goes on with the other trials.")
+        run_posthoc(config, store.trials(), root, say)
     return store
 
 

@@ -9,7 +9,6 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +20,11 @@ from matplotlib.figure import Figure
 from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
-from experiments.report import COLUMNS, Column, _environment, _flat, _image, _short, markdown_table
+from experiments.report import COLUMNS, Column, flat_figures, image_bytes, markdown_table, page_environment, shown_path
 from experiments.studies.attempts import Trial
-from experiments.studies.extras import matched_gain, mixture_law, pareto_volume
+from experiments.studies.afterwards import posthoc_arms
+from experiments.studies.extras import matched_gain, pareto_volume
+from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import compared, sentences
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
@@ -42,20 +43,22 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
     study, trials = store.config, store.trials()
     arms = choose(study, trials, root)
+    arms += posthoc_arms(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
     words = summary(results) + (sentences(arms) if study.report.paper else [])
+    words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials)
-    for words_or_note, picture in (
-        matched_gain(arms, root),
-        pareto_volume(store, trials),
-        mixture_law(store, trials, root),
-    ):
-        words += [words_or_note] if words_or_note else []
-        pictures += [picture] if picture else []
+    if study.report.law:
+        said, laws = mixture_laws(study, arms, root)
+        words += said
+        pictures += [
+            (f"law-{i}", f"The mixture law of {name}", "Loss against the share of new text; the lines are fits.", law)
+            for i, (name, law) in enumerate(laws.items())
+        ]
     folder.mkdir(parents=True, exist_ok=True)
     for name, _, _, figure in pictures:
-        (folder / f"{name}.png").write_bytes(_image(figure, "png"))
+        (folder / f"{name}.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
     write_text(folder / "study.yaml", yaml.safe_dump(study.to_dict(), sort_keys=False))
     values = {
@@ -72,9 +75,9 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "commands": _commands(store, folder),
     }
     write_text(folder / "report.md", _markdown(values, pictures, results))
-    environment = _environment()
+    environment = page_environment()
     environment.filters |= {"trainable": _trainable, "minutes": _minutes}
-    figures = [(n, title, text, base64.b64encode(_image(f, "svg")).decode()) for n, title, text, f in pictures]
+    figures = [(n, title, text, base64.b64encode(image_bytes(f, "svg")).decode()) for n, title, text, f in pictures]
     text = environment.get_template("study.html.j2").render(
         **values,
         figures=figures,
@@ -90,12 +93,12 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
 def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.DataFrame | None) -> list[Picture]:
     study, pictures = store.config, []
     if arms:
-        results = [replace(arm.result) for arm in arms[:MOST_LINES]]
+        results = [arm.result for arm in arms[:MOST_LINES]]
         many = f" The first {MOST_LINES} of {len(arms)} arms." if len(arms) > MOST_LINES else ""
         pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
                          forgetting_figure(results, "")))  # fmt: skip
         text = "Grey: the base model. All evaluation items, at the learning rate that was chosen." + many
-        pictures.append(("trajectories", "Over the steps", text, trajectory_figure(arms[:MOST_LINES])))
+        pictures.append(("trajectories", "Over the steps", text, trajectory_figure([arm for arm in arms if not arm.result.operation][:MOST_LINES])))
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
         pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
@@ -135,7 +138,8 @@ def _reading(store: Store, arms: list[Arm]) -> str:
     study = store.config
     words = "Brackets: 95 % intervals over questions."
     if len(study.seeds) > 1:
-        words += f" Values are means over {len(study.seeds)} seeds; the intervals are those of questions alone."
+        with_seeds = "resample seeds and questions" if all(arm.records for arm in arms) else "are of questions alone"
+        words += f" Values are means over {len(study.seeds)} seeds; the intervals {with_seeds}."
     if any(arm.halves for arm in arms):
         words += (
             f" {study.report.select} was chosen per arm by {study.objectives[0].figure} on one half of the items; the"
@@ -153,6 +157,8 @@ def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
             "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
             "of arms with several candidates are somewhat too good."
         )
+    rows = {arm.name for arm in arms}
+    notes += [f"{item.label} is not made yet: resume the study" for item in study.posthoc if item.label not in rows]
     again = [str(t.number) for t in trials if t.attempts > 1]
     if again:
         notes.append(f"Continued after their process was lost: trial {', '.join(again)}.")
@@ -162,7 +168,7 @@ def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
 def _commands(store: Store, folder: Path) -> list[str]:
     name = shlex.quote(store.config.name)
     return [
-        f"python -m experiments.cli study {shlex.quote(_short(folder / 'study.yaml'))} --workers 1",
+        f"python -m experiments.cli study {shlex.quote(shown_path(folder / 'study.yaml'))} --workers 1",
         f"python -m experiments.cli export {name} {name}.csv",
         f"python -m experiments.cli report {name}",
     ]
@@ -195,7 +201,7 @@ def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequ
 def _csv(arms: Sequence[Arm]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
-         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds, **_flat(a.result.scorecard),
+         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds, **flat_figures(a.result.scorecard),
          **{f"cost_{name}": value for name, value in a.result.cost.items()}}
         for a in arms
     ]  # fmt: skip

@@ -9,27 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from experiments.posthoc import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
-from experiments.scorecard import scorecard
+from experiments.scorecard import over_seeds, scorecard
 from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
 from experiments.studies.trial import TrialFailed, figure, result_of
 
 DRAWS = 2_000  # resamples per scorecard of a half
+LEAST_DRAWS = 100  # where only values count
 
 
 @dataclass
 class Arm:
-    """The chosen trial of an arm. result: its figures as they are reported; halves: whether from unused items."""
+    """The chosen trial of an arm, with its figures as they are reported.
+
+    runs: one per seed. records: whether their item records are on this machine. halves: whether result is of the items
+    that did not choose.
+    """
 
     name: str
     trial: Trial
+    runs: list[dict[str, Any]]
     result: ArmResult
     candidates: int
+    records: bool
     halves: bool
 
 
@@ -46,11 +55,14 @@ def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]
     return [_best(study, name, group, root) for name, group in arms.items()]
 
 
-def arm_name(study: StudyConfig, trial: Trial) -> str:
-    """The picks that tell arms apart: a named arm by its name alone, other dimensions as name=value."""
-    keys = [key for key in study.search if key != study.report.select]
+def arm_name(study: StudyConfig, trial: Trial, without: str | None = None) -> str:
+    """The picks that tell arms apart: a named arm by its name alone, other dimensions as name=value.
+
+    without: a further dimension to leave out.
+    """
+    keys = [key for key in study.search if key not in (study.report.select, without)]
     named = [str(trial.picks[key]) for key in keys if study.search[key].kind == "arms"]
-    others = [f"{key.split('.')[-1]}={_short(trial.picks[key])}" for key in keys if study.search[key].kind != "arms"]
+    others = [f"{key.split('.')[-1]}={_pick(trial.picks[key])}" for key in keys if study.search[key].kind != "arms"]
     return " ".join([*named, *others]) or f"trial {trial.number}"
 
 
@@ -59,62 +71,75 @@ def even(record: Record) -> bool:
     return hashlib.sha256(f"{record.suite}/{record.task}/{record.item}".encode()).digest()[0] % 2 == 0
 
 
+def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: int, halves: bool, root: Path) -> Arm:
+    """An arm with the figures of its runs: of the reported half of the items, or of all.
+
+    With several seeds they are means whose intervals resample seeds and questions (`over_seeds`); those of figures that
+    `over_seeds` does not have, and all of them where the records are not here, are of questions alone.
+    """
+    records = has_records(runs, root)
+    result = mean_result([result_of(run) for run in runs])
+    if halves or (records and len(runs) > 1):
+        measured = [half_records(run, root, False if halves else None) for run in runs]
+        card = mean_card([scorecard(base, after, DRAWS) for base, after in measured])
+        result = replace(result, scorecard=card | (over_seeds(measured, DRAWS) if len(runs) > 1 else {}))
+    return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
+
+
+def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
+    """Item records of the base and of the run after its last step: those that choose, those reported (False), or all."""
+    base, after = (read_records(path) for path in record_files(run, root))
+    if choosing is None:
+        return base, after
+    return [r for r in base if even(r) == choosing], [r for r in after if even(r) == choosing]
+
+
+def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tuple[Path, Path]:
+    """The base's item records and the run's, after its last step or another."""
+    result, folder = result_of(run), root / str(run["folder"])
+    own = folder / "arms" / f"{result.arm}-{result.learning_rate:g}"
+    own = result_folder(folder, result) if result.operation else own
+    return folder / "base" / "items.jsonl", own / f"items-{result.steps if step is None else step}.jsonl"
+
+
+def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
+    return all(path.is_file() for run in runs for path in record_files(run, root))
+
+
 def mean_result(results: Sequence[ArmResult]) -> ArmResult:
     """The mean over seeds. Interval ends are means too: those of items, which the mean over seeds makes no wider."""
     first = results[0]
-    names = [name for name in first.scorecard if all(name in r.scorecard for r in results)]
-    card = {name: _mean([r.scorecard[name] for r in results]) for name in names}
     cost = {name: math.fsum(r.cost.get(name, math.nan) for r in results) / len(results) for name in first.cost}
     trajectory = []
     for points in zip(*(r.trajectory for r in results), strict=False):
         shared = [n for n in points[0] if n != "step" and all(n in p for p in points)]
         trajectory.append({"step": points[0]["step"], **{n: _mean([p[n] for p in points]) for n in shared}})
-    return replace(first, scorecard=card, cost=cost, trajectory=trajectory)
+    return replace(first, scorecard=mean_card([r.scorecard for r in results]), cost=cost, trajectory=trajectory)
+
+
+def mean_card(cards: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+    """Mean of each figure that all cards have."""
+    names = [name for name in cards[0] if all(name in card for card in cards)]
+    return {name: _mean([card[name] for card in cards]) for name in names}
 
 
 def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1
-    split = study.report.select is not None and all(_has_records(trial, root) for trial in group)
+    split = study.report.select is not None and all(has_records(trial.runs, root) for trial in group)
 
     def score(trial: Trial) -> float:
+        result = mean_result([result_of(run) for run in trial.runs])
+        if split:
+            halves = [half_records(run, root, True) for run in trial.runs]
+            result = replace(result, scorecard=mean_card([scorecard(*half, LEAST_DRAWS) for half in halves]))
         try:
-            return sign * figure(_figures(trial, root, True) if split else _whole(trial), objective.figure)
+            return sign * figure(result, objective.figure)
         except (TrialFailed, ValueError):  # this half has no such item
             return -math.inf
 
     trial = max(group, key=score) if len(group) > 1 else group[0]
-    result = _figures(trial, root, False) if split else _whole(trial)
-    return Arm(name, trial, replace(result, arm=name), len(group), split)
-
-
-def _whole(trial: Trial) -> ArmResult:
-    return mean_result([result_of(run) for run in trial.runs])
-
-
-def _figures(trial: Trial, root: Path, choosing: bool) -> ArmResult:
-    """The trial's result with the scorecard of one half of the items."""
-    results = []
-    for run in trial.runs:
-        result, (base, after) = result_of(run), _records(run, root)
-        first, second = (list(_half(read_records(path), choosing)) for path in (base, after))
-        results.append(replace(result, scorecard=scorecard(first, second, DRAWS)))
-    return mean_result(results)
-
-
-def _half(records: Iterable[Record], choosing: bool) -> Iterable[Record]:
-    return (record for record in records if even(record) == choosing)
-
-
-def _has_records(trial: Trial, root: Path) -> bool:
-    return all(path.is_file() for run in trial.runs for path in _records(run, root))
-
-
-def _records(run: dict[str, object], root: Path) -> tuple[Path, Path]:
-    """Item records of the base and of the arm after its last step."""
-    result, folder = result_of(run), root / str(run["folder"])
-    last = folder / "arms" / f"{result.arm}-{result.learning_rate:g}" / f"items-{result.steps}.jsonl"
-    return folder / "base" / "items.jsonl", last
+    return reported(name, trial, trial.runs, len(group), split, root)
 
 
 def _mean(estimates: Sequence[Estimate]) -> Estimate:
@@ -128,5 +153,5 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
     )
 
 
-def _short(pick: object) -> str:
+def _pick(pick: object) -> str:
     return f"{pick:.3g}" if isinstance(pick, float) else str(pick)

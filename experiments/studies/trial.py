@@ -12,7 +12,7 @@ from typing import Any
 from experiments.records import ArmResult, Estimate, write_json
 from experiments.run import Outcome, RunError, StopArm, run_experiment
 from experiments.section import nearest
-from experiments.studies.config import StudyConfig
+from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
 from experiments.tracking.tracking import Tracker, TrackingError
 
@@ -117,11 +117,11 @@ def figure(result: ArmResult, name: str) -> float:
 
 def sum_of(figures: Mapping[str, Estimate], name: str) -> float:
     """The values of the figures that `name` lists between plus signs, added up."""
-    parts = [part.strip() for part in name.split("+")]
-    for part in parts:
+    names = parts(name)
+    for part in names:
         if part not in figures:
             raise TrialFailed(f"no figure {part!r} was measured: {nearest(part, figures)}")
-    return math.fsum(figures[part].value for part in parts)
+    return math.fsum(figures[part].value for part in names)
 
 
 def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:

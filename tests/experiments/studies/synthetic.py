@@ -17,6 +17,7 @@ from tests.experiments.studies.toy import open_store
 Truth = Mapping[str, tuple[float, float]]  # arm -> accuracy on the new and on the kept task after training
 BASE = (0.1, 0.8)
 STEPS = (20, 40)
+FAILS = 1  # the trial without values
 TABLE5: Truth = {
     "full": (0.62, 0.40),
     "partial": (0.58, 0.55),
@@ -50,7 +51,10 @@ def records(seed: int, new: float, kept: float, items: int = 120) -> list[Record
 
 
 def synthetic_store(folder: Path, truth: Truth, search: Mapping[str, Any] | None = None, **changes: Any) -> Store:
-    """Arms at the learning rates 1 (best), 2 and 3, each worse than the one before. Trial 1 fails."""
+    """Arms at the learning rates 1 (best), 2 and 3, each worse than the one before. Trial 1 fails.
+
+    A pick `replay` makes the forgetting, and so the loss of general text above the base's, fall as (1 - replay)^2.
+    """
     search = search or {
         "arm": {"kind": "arms", "arms": {name: {} for name in truth}},
         "rate": {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [1.0, 2.0, 3.0]},
@@ -62,10 +66,11 @@ def synthetic_store(folder: Path, truth: Truth, search: Mapping[str, Any] | None
 
 
 def synthetic_trial(folder: Path, store: Store, truth: Truth, number: int, picks: dict[str, Any]) -> TrialOutcome:
-    if number == 1:
+    if number == FAILS:
         raise TrialFailed("loss became nan at step 7: lower the learning rate (2) or raise warmup_steps (5)")
     arm, rate = str(picks.get("arm", "arm")), float(picks.get("rate", 1.0))
     new, kept = (end + 0.08 * (rate - 1) * (start - end) for start, end in zip(BASE, truth[arm], strict=True))
+    kept = BASE[1] - (BASE[1] - kept) * (1 - float(picks.get("replay", 0))) ** 2
     run = folder / "runs" / f"r{number}"
     base = records(0, *BASE)
     write_records(run / "base" / "items.jsonl", base)

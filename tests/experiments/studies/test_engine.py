@@ -17,7 +17,8 @@ from experiments.section import ConfigError
 from experiments.studies.config import PRUNERS, SAMPLERS, StudyError
 from experiments.studies.engine import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.engine import SAMPLERS as OPTUNA_SAMPLERS
-from experiments.studies.engine import Store, check_options, shown
+from experiments.studies.engine import Store, check_options
+from experiments.studies.locks import shown
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 from tests.experiments.studies.toy import kill, logging_run, open_store, start_workers, toy_study, value
 

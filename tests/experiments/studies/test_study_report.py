@@ -4,58 +4,109 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from experiments.records import read_records
+from experiments.posthoc import result_folder
+from experiments.records import Estimate, Record, read_records, write_json
 from experiments.scorecard import scorecard
-from experiments.studies.extras import hypervolume, law_table, matched_gain
+from experiments.studies.afterwards import posthoc_arms
+from experiments.studies.config import Objective
+from experiments.studies.engine import Store
+from experiments.studies.extras import matched_gain, pareto_volume
+from experiments.studies.laws import law_table, mixture_laws
 from experiments.studies.paper import agreement, compared, paper_table, spearman
 from experiments.studies.report import write_study_report
-from experiments.studies.selection import choose, even
+from experiments.studies.selection import choose, even, record_files, reported
+from experiments.studies.trial import result_of
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
-FEW = {name: TABLE5[name] for name in ("full", "partial", "lerp8-mse")}
 SOME = {name: TABLE5[name] for name in ("full", "partial", "lerp8", "lerp8-mse", "plerp8")}
+MERGED = [{"arm": "lerp8-mse", "op": "merge", "name": "lerp8-mse-merged"}]
 
 
-def test_the_best_rate_is_chosen_on_items_that_are_not_reported(tmp_path: Path) -> None:
-    store = synthetic_store(tmp_path, FEW, objectives=[{"figure": "gain", "direction": "maximize"}])
-    arms = choose(store.config, store.trials(), tmp_path)
+@pytest.fixture(scope="module")
+def some(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    """A finished study of five arms, and its root."""
+    root = tmp_path_factory.mktemp("some")
+    return synthetic_store(root, SOME, question="Does <the> order hold?", posthoc=MERGED), root
+
+
+def odd(path: Path) -> list[Record]:
+    return [record for record in read_records(path) if not even(record)]
+
+
+def test_the_best_rate_is_chosen_on_items_that_are_not_reported(some: tuple[Store, Path]) -> None:
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
     assert [(arm.name, arm.candidates, arm.halves) for arm in arms] == [
-        ("full", 2, True),  # one of its three failed
-        ("partial", 3, True),
-        ("lerp8-mse", 3, True),
+        (name, 2 if name == "full" else 3, True)  # one of full's three failed
+        for name in SOME
     ]
-    for arm in arms:
-        cards: dict[int, dict[bool, float]] = {}
-        for trial in store.trials():
-            if trial.picks["arm"] == arm.name and trial.state == "complete":
-                run = tmp_path / "runs" / f"r{trial.number}"
-                files = [run / "base" / "items.jsonl", next((run / "arms").glob("*/items-40.jsonl"))]
-                cards[trial.number] = {
-                    half: scorecard(*([r for r in read_records(f) if even(r) == half] for f in files), 100)[
-                        "gain"
-                    ].value
-                    for half in (True, False)
-                }
-        assert arm.trial.number == max(cards, key=lambda number: cards[number][True])
-        assert arm.result.scorecard["gain"].value == pytest.approx(cards[arm.trial.number][False])
+    cards: dict[int, dict[bool, float]] = {}
+    for trial in store.trials():
+        if trial.picks["arm"] == arms[1].name:
+            files = record_files(trial.runs[0], root)
+            for half in (True, False):
+                card = scorecard(*([r for r in read_records(f) if even(r) == half] for f in files), 100)
+                cards.setdefault(trial.number, {})[half] = card["gain"].value + card["kept_accuracy"].value
+    changed = store.config.model_copy(update={"objectives": (objective("gain + kept_accuracy"),)})
+    arm = choose(changed, store.trials(), root)[1]
+    assert arm.trial.number == max(cards, key=lambda number: cards[number][True])
+    found = arm.result.scorecard
+    assert found["gain"].value + found["kept_accuracy"].value == pytest.approx(cards[arm.trial.number][False])
 
 
-def test_without_records_the_choice_is_said_to_rest_on_the_same_items(tmp_path: Path) -> None:
-    store = synthetic_store(tmp_path, FEW)
-    assert not any(arm.halves for arm in choose(store.config, store.trials(), tmp_path / "elsewhere"))
+def test_without_records_the_choice_is_said_to_rest_on_the_same_items(some: tuple[Store, Path]) -> None:
+    store, root = some
+    assert not any(arm.halves or arm.records for arm in choose(store.config, store.trials(), root / "elsewhere"))
+
+
+def test_seeds_widen_the_interval_of_their_mean(some: tuple[Store, Path]) -> None:
+    """Two runs of quite different accuracy as the two seeds of one trial."""
+    store, root = some
+    first, last = (next(t for t in store.trials() if t.picks == {"arm": "partial", "rate": r}) for r in (1.0, 3.0))
+    runs = [first.runs[0], {**last.runs[0], "seed": 1}]
+    alone = [reported("x", first, [run], 1, False, root).result.scorecard["gain"] for run in runs]
+    both = reported("x", first, runs, 1, False, root).result.scorecard
+    assert both["gain"].value == pytest.approx(sum(e.value for e in alone) / 2)
+    assert width(both["gain"]) > max(width(e) for e in alone)
+    assert both["mcnemar_p"].low is None  # not resampled over seeds: the mean
+
+
+def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path], tmp_path: Path) -> None:
+    """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported."""
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
+    assert posthoc_arms(store.config, arms, root) == []
+    chosen = next(arm for arm in arms if arm.name == "lerp8-mse")
+    here = tmp_path / "root"
+    shutil.copytree(root / "runs", here / "runs")
+    [run] = chosen.runs
+    result = replace(result_of(run), operation="merge")
+    folder = result_folder(here / run["folder"], result)
+    write_json(folder / "result.json", result.to_dict())
+    shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
+    [row] = posthoc_arms(store.config, arms, here)
+    assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
+    assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
+    base = odd(here / run["folder"] / "base" / "items.jsonl")
+    right = [r.correct for r in base if r.suite == "kept" and r.correct is not None]
+    assert row.result.scorecard["kept_accuracy"].value == pytest.approx(sum(right) / len(right))
+    assert "merged" not in matched_gain([*arms, row], here)  # two points are no trajectory
+    assert "lerp8-mse-merged" in compared([*arms, row]).index
 
 
 @pytest.mark.slow
-def test_report_of_an_ablation(tmp_path: Path) -> None:
-    store = synthetic_store(tmp_path, SOME, question="Does <the> order hold?")
-    page = write_study_report(store, tmp_path, tmp_path / "report").read_text()
+def test_report_of_an_ablation(some: tuple[Store, Path], tmp_path: Path) -> None:
+    store, root = some
+    page = write_study_report(store, root, tmp_path / "report").read_text()
     assert "Does &lt;the&gt; order hold?" in page
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs other files"
     names = {path.name for path in (tmp_path / "report").iterdir()}
@@ -65,17 +116,18 @@ def test_report_of_an_ablation(tmp_path: Path) -> None:
     assert "lerp8-mse against full" in text
     assert "trial 1 (arm=full, rate=2): loss became nan at step 7" in text
     assert "python -m experiments.cli report toy" in text
+    assert "lerp8-mse-merged is not made yet" in text
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
     assert [row["arm"] for row in rows] == list(SOME)
     assert all(float(row["retention_low"]) <= float(row["retention"]) <= float(row["retention_high"]) for row in rows)
 
 
-def test_papers_columns_and_rank_agreement(tmp_path: Path) -> None:
+def test_papers_columns_and_rank_agreement(some: tuple[Store, Path]) -> None:
     paper = paper_table()
     assert paper.loc["full", "average"] == pytest.approx(34.275)  # 34.3 in its Table 5
     assert paper.loc["lerp8-mse", "average"] == pytest.approx(56.525)
-    store = synthetic_store(tmp_path, SOME)
-    table = compared(choose(store.config, store.trials(), tmp_path))
+    store, root = some
+    table = compared(choose(store.config, store.trials(), root))
     for found in agreement(table):
         known = spearmanr(table[f"our_{found.column}"], table[f"paper_{found.column}"]).statistic
         assert found.rho.value == pytest.approx(known)
@@ -86,23 +138,71 @@ def test_papers_columns_and_rank_agreement(tmp_path: Path) -> None:
     assert spearman(x, y) == pytest.approx([spearmanr(a, b).statistic for a, b in zip(x, y, strict=True)])
 
 
-def test_hypervolume_and_matched_gain(tmp_path: Path) -> None:
-    points = np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [1.0, 1.0]])
-    assert hypervolume(points, np.zeros(2)) == 6.0
-    assert hypervolume(points, np.ones(2)) == 1.0
-    store = synthetic_store(tmp_path, FEW)
-    said, figure = matched_gain(choose(store.config, store.trials(), tmp_path), tmp_path)
-    assert figure is None
-    assert said.startswith("Retention at a common gain of +.")
-    assert said.index("lerp8-mse") < said.index("full")
+def test_retention_at_a_common_gain(some: tuple[Store, Path]) -> None:
+    """Against straight lines between the figures of the reported half."""
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
+    paths = {}
+    for arm in arms:
+        base, _ = record_files(arm.runs[0], root)
+        cards = [scorecard(odd(base), odd(record_files(arm.runs[0], root, step)[1]), 100) for step in (20, 40)]
+        paths[arm.name] = [(0.0, 1.0), *((card["gain"].value, card["retention"].value) for card in cards)]
+    target = min(max(gain for gain, _ in path) for path in paths.values())
+    said = matched_gain(arms, root)
+    assert said.startswith(f"Retention at a common gain of +{target:.2f}".replace("+0", "+"))
+    for name, path in paths.items():
+        retention = np.interp(target, *zip(*path, strict=True))  # gains rise here
+        assert re.search(rf"{name} {retention:.2f} \[".replace(" 0.", r" \."), said), (name, retention, said)
+    assert said.index("lerp8-mse ") < said.index("full ")
+    assert matched_gain(arms[:1], root) == ""
+    assert matched_gain(arms, root / "elsewhere") == ""
 
 
-def test_law_table_has_the_losses_of_the_records(tmp_path: Path) -> None:
-    share = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.5]}
-    arms = {"kind": "arms", "arms": {name: {} for name in FEW}}
-    store = synthetic_store(tmp_path, FEW, {"arm": arms, "share": share}, report={"law": "share"})
-    table = law_table(store, store.trials(), tmp_path)
-    assert sorted(table.ratio) == [0.5, 0.5, 1.0, 1.0, 1.0]
-    full = table[table.arm == "full"].iloc[0]
-    assert full.loss_kept == pytest.approx(np.mean([3.8 - 0.4 + 0.1 * i for i in range(8)]))
-    assert set(table.tokens) == {1e5}
+def test_area_that_the_trials_dominate(some: tuple[Store, Path]) -> None:
+    store, _ = some
+    objectives = (objective("gain"), objective("kl", "minimize"))
+    points = [(3.0, 3.0), (1.0, 1.0), (2.0, 2.0), (1.0, 3.0)]  # worst: 1 and 3
+    trials = [replace(store.trials()[0], values=list(point)) for point in points]
+    known = store.config
+    store.config = known.model_copy(update={"objectives": objectives})
+    said = pareto_volume(store, trials)
+    store.config = known
+    assert "is 1, measured" in said  # only (2, 2) is better than the worst in both
+    assert "(gain 1, kl 3)" in said
+    assert pareto_volume(store, trials) == ""  # one objective
+
+
+def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss over the base's: (0.8 - kept accuracy) R^2 nats, R = 1 - replay; .05 nats are what may be lost."""
+    monkeypatch.setattr("tests.experiments.studies.synthetic.FAILS", None)
+    replay = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
+    truth = {name: TABLE5[name] for name in ("full", "stack", "lerp8-mse")}
+    arms = {"kind": "arms", "arms": {name: {} for name in truth}}
+    store = synthetic_store(tmp_path, truth, {"arm": arms, "replay": replay}, report={"law": "replay"})
+    chosen = choose(store.config, store.trials(), tmp_path)
+    table = law_table(store.config, chosen, tmp_path)
+    full = table[table.arm == "full"]
+    assert list(full.ratio) == pytest.approx([1, 0.95, 0.9, 0.75, 0.5])
+    assert list(full.loss_kept - full.base_kept) == pytest.approx([0.4 * r**2 for r in full.ratio])
+    assert not table.nats.any()
+    sentences, pictures = mixture_laws(store.config, chosen, tmp_path, draws=10)
+    assert list(pictures) == list(truth)
+    assert sentences[0].startswith("Mixture law of full: no replayed share up to 50% keeps the loss of general text")
+    most = 1 - (0.05 / (0.8 - truth["stack"][1])) ** 0.5
+    assert f"Mixture law of stack: a replayed share of {most:.0%} or more" in sentences[1]
+    assert "even without replay" in sentences[2]
+    assert all("in the share of wrong answers (its answers have no likelihood here)" in said for said in sentences)
+    assert all("by 0.000 nats (general text)" in said for said in sentences)
+    assert pictures["full"].axes[0].get_ylabel() == "share of wrong answers"
+    few = [arm for arm in chosen if arm.trial.picks["replay"] in (0.0, 0.5)]
+    assert mixture_laws(store.config, few, tmp_path)[0][0].startswith("No mixture law of full: a mixture law needs")
+
+
+def objective(figure: str, direction: str = "maximize") -> Objective:
+    return Objective.model_validate({"figure": figure, "direction": direction})
+
+
+def width(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.high - estimate.low

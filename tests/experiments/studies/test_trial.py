@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,9 +17,11 @@ import yaml
 
 from experiments import cli
 from experiments.records import ArmResult, Estimate
+from experiments.studies.config import parse_study
 from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
 from experiments.studies.trial import TrialFailed, figure, sum_of
+from experiments.train import COMPLETE
 from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
 
@@ -32,6 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.mark.slow
 def test_study_runs_tracks_reports_and_exports(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,6 +43,7 @@ def test_study_runs_tracks_reports_and_exports(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     arms = {"full": {"arms.0.method": "full"}, "deep": {"arms.0.method": "control", "arms.0.control": {"layers": 9}}}
     values = study_values(base, search={"arm": {"kind": "arms", "arms": arms}}, seeds=[0, 1])
+    values["posthoc"] = [{"arm": "full", "op": "wise", "alpha": 0.5}, {"arm": "full", "op": "merge"}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     root = tmp_path / "mlruns"
     places = ["--root", str(root)]
@@ -76,7 +79,11 @@ def test_study_runs_tracks_reports_and_exports(
     assert json.loads((tmp_path / "t.json").read_text())["trials"][0]["runs"][0]["result"]["trajectory"]
     assert cli.main(["export", "tiny", str(tmp_path / "t.xls"), *places]) == 2
     assert cli.main(["report", "tiny", *places]) == 0
-    assert "deep" in (root / "studies" / "tiny" / "report.md").read_text()
+    text = (root / "studies" / "tiny" / "report.md").read_text()
+    assert "| full-wise-0.5 |" in text
+    assert "full-merge is not made yet" in text  # a model that is not expanded
+    assert "the intervals resample seeds and questions" in text
+    assert "deep" in text
 
     before = sorted(path.stat().st_mtime for path in (root / "runs").rglob("items-*.jsonl"))
     assert cli.main(["resume", "tiny", *places]) == 0
@@ -109,37 +116,58 @@ def test_figures_by_name_and_sums() -> None:
 
 
 @pytest.mark.slow
-def test_kill_all_workers_at_random_moments(base: str, tmp_path: Path) -> None:
-    """`study --workers 2` and its workers are killed; in the end every cell has run once and in one folder."""
-    values = study_values(base, retries=50)
-    values["base"]["training"]["steps"] = 12
+def test_kill_all_workers_while_a_trial_trains(base: str, tmp_path: Path) -> None:
+    """kill -9 of `study --workers 2` and of both workers, with a trial complete and another past its first checkpoint;
+    the next start does the rest, from the checkpoint and in the same folders."""
+    values = study_values(base, search={"rate": {**RATE, "values": [1e-3, 3e-3, 1e-2]}})
+    values["base"]["training"]["steps"] = 8
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    root, moments = tmp_path / "mlruns", random.Random(1)
+    root = tmp_path / "mlruns"
     command = [sys.executable, "-m", "experiments.cli", "study", str(tmp_path / "study.yaml"), "--root", str(root)]
-    finished: dict[int, Any] = {}
-    for attempt in range(3):
-        log = tmp_path / f"log-{attempt}"
-        with log.open("w") as file:
-            process = subprocess.Popen([*command, "--workers", "2"], stdout=file, start_new_session=True)
-        while "trial " not in log.read_text() and process.poll() is None:  # starting takes longer than a trial
-            time.sleep(0.1)
-        time.sleep(moments.uniform(0, 5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if (root / "optuna.db").is_file():
-            store = Store(f"sqlite:///{root / 'optuna.db'}", name="tiny")
-            now = {trial.number: trial for trial in store.trials() if trial.state == "complete"}
-            assert {number: now[number] for number in finished} == finished
-            finished = now
-    assert subprocess.run([*command, "--workers", "2"], check=False, capture_output=True).returncode == 0
-    trials = Store(f"sqlite:///{root / 'optuna.db'}", name="tiny").trials()
-    assert [trial.state for trial in trials] == ["complete"] * 4
-    assert sum(trial.attempts for trial in trials) > 4, "no trial was hit: the test killed too early or too late"
-    folders = [path for path in (root / "runs").iterdir() if path.is_dir()]
-    assert len(folders) == 4
+    process = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (list(root.glob("runs/*/arms/*/result.json")) and _training(root)):
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    before = {trial.number: trial for trial in Store(f"sqlite:///{root / 'optuna.db'}", name="tiny").trials()}
+    complete = {number: trial for number, trial in before.items() if trial.state == "complete"}
+    hit = {number for number, trial in before.items() if trial.state == "running"}
+    assert hit, "no trial was running"
+    half = _training(root)
+    measured = {path: path.stat().st_mtime_ns for path in root.glob("runs/*/arms/*/items-*.jsonl")}
+    folders = {path.name for path in (root / "runs").iterdir() if path.is_dir()}
+
+    said: list[str] = []
+    trials = run_study(parse_study(values), root, say=said.append).trials()
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    assert {trial.number for trial in trials if trial.attempts == 2} == hit
+    assert {trial.number: trial for trial in trials if trial.number in complete} == complete
+    begun = [int(line.split()[1].rstrip(":")) for line in said if line.startswith("trial ")]
+    assert sorted(begun) == sorted(set(before) - set(complete))
+    assert sum("continues from checkpoint-" in line for line in said) == len(half)
+    assert {path.name for path in (root / "runs").iterdir() if path.is_dir()} >= folders
+    assert len([path for path in (root / "runs").iterdir() if path.is_dir()]) == 3
+    for path, time_before in measured.items():  # what was measured up to the checkpoint is not measured again
+        label = f"{path.parents[2].name}/{path.parent.name}"
+        if int(path.stem.removeprefix("items-")) <= half.get(label, 8):
+            assert path.stat().st_mtime_ns == time_before, f"{path} was written again"
     for trial in trials:
-        steps = [point["step"] for point in trial.runs[0]["result"]["trajectory"]]
-        assert steps == list(range(0, 13, 2))
+        [run] = trial.runs
+        assert [point["step"] for point in run["result"]["trajectory"]] == list(range(0, 9, 2))
+
+
+def _training(root: Path) -> dict[str, int]:
+    """Run/arm -> step of the last whole checkpoint, for arms that have one and no result."""
+    found = {}
+    for folder in root.glob("runs/*/arms/*"):
+        whole = [int(path.parent.name.rsplit("-", 1)[1]) for path in folder.glob(f"checkpoints/*/{COMPLETE}")]
+        if whole and not (folder / "result.json").is_file():
+            found[f"{folder.parents[1].name}/{folder.name}"] = max(whole)
+    return found
 
 
 def _chain(runs: dict[str, Any], kinds: dict[str, str], run_id: str) -> list[str]:

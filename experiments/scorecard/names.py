@@ -1,0 +1,30 @@
+"""The names that a figure can have, so that a misspelt one is found before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+FIGURES = {  # by the suite that they need; `average_harmonic` is no figure of a run, which has no reference arm
+    "new": ("gain", "gain_normalised", "new_nll_drop", "new_accuracy", "parse_failures", "answer_length",
+            "answer_length_change", "new_accuracy_generated", "new_accuracy_likelihood"),
+    "kept": ("retention", "retention_adjusted", "retention_chat", "retention_plain", "retention_lm_eval",
+             "kept_accuracy", "forgetting", "forgetting_bound", "nfr", "pfr", "nfr_mc", "mcnemar_p",
+             "samplewise_forgetting", "samplewise_backward", "persistence_corrected", "average_paper",
+             "average_macro", "kept_accuracy_generated", "kept_accuracy_likelihood"),
+    "drift": ("kl", "kl_new"),
+    "text": ("perplexity_drift",),
+    "instructions": ("instructions_accuracy", "retention_instructions"),
+    "alignment": ("alignment_cosine", "alignment_relative_l2", "alignment_cka", "alignment_neighbours"),
+}  # fmt: skip
+COSTS = ("tokens", "seconds", "tokens_per_s", "peak_memory_gb", "trainable_parameters", "added_parameters")
+
+
+def figure_names(suites: Iterable[str], kept_tasks: Iterable[str] = ()) -> list[str]:
+    """What a run with these suites can measure, with `retention/TASK` of each kept task and `cost/NAME`.
+
+    Suite lm_eval asks tasks that count as new or as kept, so it gives the figures of both.
+    """
+    measured = {"new", "kept", *suites} if "lm_eval" in suites else set(suites)
+    names = [name for suite, names in FIGURES.items() if suite in measured for name in names]
+    tasks = [f"retention/{task}" for task in kept_tasks] if "kept" in measured else []
+    return [*names, *tasks, *(f"cost/{name}" for name in COSTS)]
