@@ -18,9 +18,10 @@ import yaml
 from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
+from experiments.details import Table
 from experiments.plots.forgetting import forgetting_figure
 from experiments.records import ArmResult, Estimate, write_text
-from experiments.summary import RATE, Places, label, number, rate_text, summary, tied_best, with_interval
+from experiments.summary import RATE, Places, gain_name, label, number, rate_text, summary, tied_best, with_interval
 
 WIDTH = 100  # columns of a terminal
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,8 +42,17 @@ class Column:
         return with_interval(result.scorecard.get(self.name), self.signed, self.places)
 
 
+GAIN = Column("gain", "gain", "accuracy on the new task, after - before", "higher", True)
+NLL_DROP = Column(
+    "new_nll_drop",
+    "gain, nats",
+    "negative log-likelihood of the new texts, before - after, nats per token",
+    "higher",
+    True,
+    (3, 2, 2),
+)
 COLUMNS = (
-    Column("gain", "gain", "accuracy on the new task, after - before", "higher", True),
+    GAIN,
     Column("retention", "retention", "accuracy on the kept tasks, after / before; 1 forgets nothing", "higher"),
     Column("nfr", "neg. flips", "share of kept answers that were right before and are wrong after", "lower"),
     Column("kl", "KL", "KL(base || tuned) on replies of the base model, nats per token", "lower", places=(3, 2, 1)),
@@ -57,10 +67,16 @@ COLUMNS = (
 )
 
 
+def columns_of(results: Sequence[ArmResult]) -> tuple[Column, ...]:
+    """The columns for these arms: the gain is the one that was measured, of a task with answers or of texts."""
+    return (NLL_DROP, *COLUMNS[1:]) if gain_name(results) == NLL_DROP.name else COLUMNS
+
+
 def format_table(results: Sequence[ArmResult]) -> str:
     """The terminal's table, at most 100 columns wide unless names are long. A failed arm shows its reason."""
-    head = ["arm", "lr", *(column.title for column in COLUMNS), "tok/s", "GB"]
-    rows = [_cells(result) for result in results if result.status == "finished"]
+    columns = columns_of(results)
+    head = ["arm", "lr", *(column.title for column in columns), "tok/s", "GB"]
+    rows = [_cells(result, columns) for result in results if result.status == "finished"]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     names = [(r.arm, rate_text(r.learning_rate)) for r in results]
     widths[:2] = [max([w, *(len(name[i]) for name in names)]) for i, w in enumerate(widths[:2])]
@@ -75,7 +91,7 @@ def format_table(results: Sequence[ArmResult]) -> str:
     lines = [line(head), "-" * (sum(widths) + between * (len(widths) - 1))]
     for result in results:
         if result.status == "finished":
-            lines.append(line(_cells(result)))
+            lines.append(line(_cells(result, columns)))
         else:
             arm, rate = result.arm.ljust(widths[0]), rate_text(result.learning_rate).ljust(widths[1])
             lines.append(_cut(f"{arm}{' ' * between}{rate}{' ' * between}{_failure(result)}", WIDTH))
@@ -88,10 +104,11 @@ def print_table(results: Sequence[ArmResult]) -> None:
 
 def markdown_table(results: Sequence[ArmResult]) -> str:
     """The same table in Markdown, for report.md and the note of an MLflow run."""
-    head = ["arm", "learning rate", *(column.title for column in COLUMNS), "tokens/s", "memory, GB"]
+    columns = columns_of(results)
+    head = ["arm", "learning rate", *(column.title for column in columns), "tokens/s", "memory, GB"]
     rows = [head, ["---"] * len(head)]
     for result in results:
-        cells = _cells(result)
+        cells = _cells(result, columns)
         if result.status == "failed":
             cells = [*cells[:2], _failure(result), *[""] * (len(head) - 3)]
         rows.append([_plain(cell).replace("|", "\\|") for cell in cells])
@@ -105,10 +122,13 @@ def write_report(
     results: Sequence[ArmResult],
     ui_command: str,
     notes: Sequence[str] = (),
+    details: Sequence[Table] = (),
+    figures: Sequence[tuple[str, Figure]] = (),
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
-    base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI.
+    base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI. details:
+    further tables (`experiments.details`). figures: further pictures with their titles, in the page alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     question = f"What does {config.base_model} forget when it learns {config.data.label}?"
@@ -116,9 +136,9 @@ def write_report(
     (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     commands = [f"python -m experiments.cli run {shlex.quote(shown_path(folder / 'config.yaml'))} --fresh"]
-    words = summary(results)
+    words, columns = summary(results), columns_of(results)
     failed = [(label(r), _failure(r)) for r in results if r.status == "failed"]
-    markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes)
+    markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes, details)
     write_text(folder / "report.md", markdown)
     page = page_environment().get_template("report.html.j2")
     text = page.render(
@@ -128,12 +148,14 @@ def write_report(
         base=base,
         words=words,
         image=base64.b64encode(image_bytes(figure, "svg")).decode(),
-        columns=COLUMNS,
+        columns=columns,
         results=results,
-        best={column.name: tied_best(results, column.name, column.better == "higher") for column in COLUMNS},
+        best={column.name: tied_best(results, column.name, column.better == "higher") for column in columns},
         tasks=_tasks(results),
         failed=failed,
         notes=notes,
+        details=details,
+        figures=[(title, base64.b64encode(_image(picture, "svg")).decode()) for title, picture in figures],
         commands=commands,
         ui_command=ui_command,
         date=f"{datetime.now():%d %B %Y, %H:%M}",
@@ -166,8 +188,8 @@ def flat_figures(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
     }
 
 
-def _cells(result: ArmResult) -> list[str]:
-    figures = [column.text(result) for column in COLUMNS]
+def _cells(result: ArmResult, columns: Sequence[Column]) -> list[str]:
+    figures = [column.text(result) for column in columns]
     return [result.arm, rate_text(result.learning_rate), *figures, *_costs(result)]
 
 
@@ -199,6 +221,7 @@ def _markdown(
     failed: Sequence[tuple[str, str]],
     commands: Sequence[str],
     notes: Sequence[str],
+    details: Sequence[Table],
 ) -> str:
     before = ", ".join(
         f"{title} {with_interval(base[name])}"
@@ -209,9 +232,11 @@ def _markdown(
     parts += [f"Accuracy of the base model: {before}."] if before else []
     parts += [
         markdown_table(results),
-        "Brackets: 95 % intervals. " + " ".join(f"{c.title}: {c.meaning}." for c in COLUMNS),
+        "Brackets: 95 % intervals. " + " ".join(f"{c.title}: {c.meaning}." for c in columns_of(results)),
     ]
     parts += ["![retention against gain](forgetting.png)"]
+    for table in details:
+        parts += [f"## {table.title}", table.markdown(), table.note]
     if failed:
         parts += ["## Arms that failed", "\n".join(f"- {name}: {_plain(reason)}" for name, reason in failed)]
     if notes:

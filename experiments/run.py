@@ -18,12 +18,22 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig, load_config
 from experiments.data.mixture import ExperimentData
+from experiments.details import (
+    Table,
+    alignment_pictures,
+    cost_table,
+    data_table,
+    further_table,
+    posthoc_table,
+    trajectory_table,
+)
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.methods import Batch, Setting
@@ -31,8 +41,9 @@ from experiments.methods.old import own_text, replayed_batches, text_batches
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
 from experiments.report import markdown_table, write_report
-from experiments.scorecard import scorecard
-from experiments.summary import with_interval
+from experiments.scorecard import aa_floor, scorecard
+from experiments.scorecard.card import GAINS
+from experiments.summary import gain_name, gain_text, label, with_interval
 from experiments.tracking.tracking import Run, Tracker
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
@@ -145,6 +156,12 @@ class Experiment:
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
             self._prepare()
+            run.log_inputs(
+                [
+                    {**one, "source": one["kind"], "kind": "replay" if one["replayed"] else "training"}
+                    for one in self.data.describe()
+                ]
+            )
             self._estimate()
             results = [self._arm(arm, lr, run) for arm, lr in self.cells]
             return self._finish(run, results)
@@ -174,17 +191,26 @@ class Experiment:
             write_records(items, base.records)
         self.evaluation_seconds = _read_json(timing)["seconds"]
         self.base = read_records(items)
+        self.again = self._again(model) if config.evaluation.aa_floor else []
+
+    def _again(self, model: PreTrainedModel) -> list[Record]:
+        """The base's kept questions with their options in another order, for the A/A floor."""
+        path = self.folder / "base" / "again.jsonl"
+        if not path.is_file():
+            cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
+            write_records(path, self.suite.reordered().measure_base(model, self.precision, cache).records)
+        return read_records(path)
 
     def _estimate(self) -> None:
-        """Time two steps of each method that still has to run, and say how long the whole will take."""
+        """Time two steps of each arm that still has to run, and say how long the whole will take."""
         missing = [(arm, lr) for arm, lr in self.cells if not self._result_file(arm, lr).is_file()]
         if not missing:
             self.say("all arms are finished already; making the report again (--fresh repeats everything)")
             return
         steps = self.config.training.steps
-        probes = {arm.method: self._probe(arm) for arm, _ in missing}
+        probes = {arm.name: self._probe(arm) for arm in {arm.name: arm for arm, _ in missing}.values()}
         evaluations = -(-steps // self.config.evaluation.every)
-        seconds = sum(probes[arm.method] * steps + self.evaluation_seconds * evaluations for arm, _ in missing)
+        seconds = sum(probes[arm.name] * steps + self.evaluation_seconds * evaluations for arm, _ in missing)
         each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
         self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")
 
@@ -258,10 +284,11 @@ class Experiment:
             write_json(path, result.to_dict())
             run.log_file(path, "scorecard")
             if not result.reason:
-                said = ", ".join(f"{n} {with_interval(result.scorecard.get(n))}" for n in ("gain", "retention"))
-                self.say(f"  {said}, {time.perf_counter() - start:.0f} s")
+                gain = gain_text(result.scorecard, gain_name([result]))
+                retention = with_interval(result.scorecard.get("retention"))
+                self.say(f"  gain {gain}, retention {retention}, {time.perf_counter() - start:.0f} s")
             for point in result.trajectory:  # the parent's charts would be empty otherwise
-                figures = {k: v.value for k, v in point.items() if k in ("gain", "retention")}
+                figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
                 parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
         return result
 
@@ -302,14 +329,17 @@ class Experiment:
     def _score(self, arm: ArmConfig, lr: float, result: ArmResult, run: Run) -> None:
         """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""
         folder = self._arm_folder(arm, lr)
-        files = {int(p.stem.removeprefix("items-")): p for p in folder.glob("items-*.jsonl")}
+        files = _item_files(folder)
         result.trajectory = [{"step": 0, **self._headline(self.base)}]
-        for step in sorted(files):
+        for step in files:
             result.trajectory.append({"step": step, **self._headline(read_records(files[step]))})
+            run.log_file(files[step], "records")
         if files:
             result.steps = max(files)
             result.scorecard = self._figures(read_records(files[result.steps]))
-            run.log_file(files[result.steps], "records")
+        if result.cost:
+            drawn = self._drawn(arm, lr)
+            result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))
         run.log_metrics({f"cost/{k}": v for k, v in result.cost.items()}, result.steps)
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
@@ -324,7 +354,9 @@ class Experiment:
         write_json(folder / "result.json", result.to_dict())
 
     def _figures(self, records: list[Record]) -> dict[str, Any]:
-        return scorecard(self.base, records, self.config.evaluation.bootstrap, self.config.seed)
+        draws, seed = self.config.evaluation.bootstrap, self.config.seed
+        card = scorecard(self.base, records, draws, seed)
+        return card | (aa_floor(self.base, self.again, records, draws, seed) if self.again else {})
 
     def _headline(self, records: list[Record]) -> dict[str, Any]:
         figures = self._figures(records)
@@ -333,11 +365,44 @@ class Experiment:
     def _finish(self, run: Run, results: list[ArmResult]) -> Outcome:
         base = self._headline(self.base)
         command = self.tracker.ui_command()
-        report = write_report(self.folder, self.config, base, results, command, [])
+        details, figures = self._details(results)
+        report = write_report(self.folder, self.config, base, results, command, [], details, figures)
         for name in ("report.html", "report.md", "table.csv", "forgetting.png", "config.yaml"):
             run.log_file(self.folder / name)
         run.log_note(markdown_table(results))
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
+
+    def _details(self, results: list[ArmResult]) -> tuple[list[Table], list[tuple[str, Figure]]]:
+        """The further tables and pictures of the report, from the records on disk."""
+        found = {
+            label(r): _item_files(self._arm_folder(arm, lr)) for (arm, lr), r in zip(self.cells, results, strict=True)
+        }
+        records = {name: {s: read_records(p) for s, p in files.items()} for name, files in found.items() if files}
+        drawn = {
+            arm.name: self._drawn(arm, lr)
+            for (arm, lr), r in zip(self.cells, results, strict=True)
+            if r.status == "finished"
+        }
+        afterwards = [
+            ArmResult.from_dict(_read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
+        ]
+        tables = [
+            trajectory_table(self.base, records, self.config.evaluation.bootstrap, self.config.seed),
+            further_table(results),
+            posthoc_table(afterwards),
+            data_table(drawn),
+            cost_table(results),
+        ]
+        last = {name: steps[max(steps)] for name, steps in records.items()}
+        return [table for table in tables if table], alignment_pictures(last)
+
+    def _drawn(self, arm: ArmConfig, lr: float) -> list[dict[str, Any]]:
+        """What the arm's rows took from each source; kept in data.json, since all rows are read for it."""
+        path = self._arm_folder(arm, lr) / "data.json"
+        if not path.is_file():
+            write_json(path, {"drawn": self.data.drawn(arm)})
+        drawn: list[dict[str, Any]] = _read_json(path)["drawn"]
+        return drawn
 
     def _arm_folder(self, arm: ArmConfig, lr: float) -> Path:
         return self.folder / "arms" / f"{arm.name}-{lr:g}"
@@ -360,6 +425,12 @@ def _only_one(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise RunError(f"another process is running {folder.name}: wait for it, or stop it first") from None
+
+
+def _item_files(folder: Path) -> dict[int, Path]:
+    """The record files of an arm by step, in order."""
+    files = {int(p.stem.removeprefix("items-")): p for p in folder.glob("items-*.jsonl")}
+    return dict(sorted(files.items()))
 
 
 def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:

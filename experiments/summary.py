@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.records import ArmResult, Estimate
+from experiments.scorecard.card import GAINS
 
 Places = tuple[int, int, int]
 RATE: Places = (2, 2, 2)
+UNITS = {"gain": "", "new_nll_drop": " nats per token"}  # behind a gain in a sentence; accuracy has none
 
 
 def rate_text(rate: float) -> str:
@@ -46,9 +48,20 @@ def overlap(first: Estimate, second: Estimate) -> bool:
     return first.low <= second.high and second.low <= first.high
 
 
+def gain_name(results: Sequence[ArmResult]) -> str:
+    """Which figure is the gain of these arms: `gain` (accuracy), or `new_nll_drop` where the new task is text."""
+    known = {name for r in results for card in (r.scorecard, *r.trajectory) for name in card}
+    return next((name for name in GAINS if name in known), GAINS[0])
+
+
+def gain_text(card: Mapping[str, Estimate], name: str) -> str:
+    """A gain with its interval and unit: `+.41 [.35,.47]`, `+.12 [.10,.14] nats per token`."""
+    return with_interval(card.get(name), True) + (UNITS[name] if name in card else "")
+
+
 def comparable(results: Sequence[ArmResult]) -> list[ArmResult]:
-    """Finished arms whose gain and retention are numbers."""
-    names = ("gain", "retention")
+    """Finished arms whose gain (`gain_name`) and retention are numbers."""
+    names = (gain_name(results), "retention")
     return [
         r
         for r in results
@@ -74,11 +87,12 @@ def summary(results: Sequence[ArmResult]) -> list[str]:
     if not arms:
         return ["No arm finished with a gain and a retention, so there is nothing to compare."]
     if len(arms) == 1:
-        gain, retention = (with_interval(arms[0].scorecard[n], n == "gain") for n in ("gain", "retention"))
+        card = arms[0].scorecard
+        gain, retention = gain_text(card, gain_name(arms)), with_interval(card["retention"])
         first = f"{label(arms[0])} gains {gain} on the new task at a retention of {retention} on the kept tasks."
         return [first, *_forgetting(arms), *_learning(arms)]
     return [
-        _lead(arms, "gain", "gains most on the new task"),
+        _lead(arms, gain_name(arms), "gains most on the new task"),
         _lead(arms, "retention", "forgets least, by its retention of the kept tasks"),
         *_trade(arms),
         *_forgetting(arms),
@@ -88,7 +102,8 @@ def summary(results: Sequence[ArmResult]) -> list[str]:
 
 def _lead(arms: list[ArmResult], name: str, words: str) -> str:
     best, *tied = tied_best(arms, name, higher=True)
-    start = f"{label(best)} {words}: {with_interval(best.scorecard[name], name == 'gain')}"
+    value = gain_text(best.scorecard, name) if name in GAINS else with_interval(best.scorecard[name])
+    start = f"{label(best)} {words}: {value}"
     if not tied:
         return f"{start}, outside the intervals of all other arms."
     if len(tied) == len(arms) - 1:
@@ -98,7 +113,7 @@ def _lead(arms: list[ArmResult], name: str, words: str) -> str:
 
 def _trade(arms: list[ArmResult]) -> list[str]:
     """Retention among the arms whose gain is as good as the best: an arm that learns nothing forgets nothing."""
-    level = tied_best(arms, "gain", higher=True)
+    level = tied_best(arms, gain_name(arms), higher=True)
     if len(level) == 1:
         return []
     best, *tied = tied_best(level, "retention", higher=True)
@@ -123,7 +138,8 @@ def _forgetting(arms: list[ArmResult]) -> list[str]:
 
 
 def _learning(arms: list[ArmResult]) -> list[str]:
-    idle = [r for r in arms if (low := r.scorecard["gain"].low) is None or low <= 0]
+    name = gain_name(arms)
+    idle = [r for r in arms if (low := r.scorecard[name].low) is None or low <= 0]
     return [f"No gain outside the interval: {_listed(idle)}; retention without a gain says little."] if idle else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from experiments.evaluation.cache import BaseCache, Entry
 from experiments.evaluation.drift import DriftSuite
 from experiments.evaluation.harness import HarnessSuite
 from experiments.evaluation.instructions import InstructionSuite
-from experiments.evaluation.kept import KeptSuite
+from experiments.evaluation.kept import KeptSuite, ReorderedKept
 from experiments.evaluation.new_task import NewTaskSuite
 from experiments.evaluation.suite import Suite, evaluating
 from experiments.evaluation.text import TextSuite
@@ -52,6 +53,15 @@ class Evaluation:
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
     ) -> None:
         self.suites = {name: SUITES[name](config, tokenizer, tasks) for name in config.evaluation.suites}
+
+    def reordered(self) -> Evaluation:
+        """The kept suite alone, its options in another order: what the A/A floor measures the base with once more.
+
+        Raises ConfigError where suite `kept` is not measured.
+        """
+        kept, again = self._suite(KeptSuite.name), copy.copy(self)
+        again.suites = {kept.name: ReorderedKept(kept.config, kept.tokenizer, kept.tasks)}
+        return again
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
         """Let each suite take from the base model what it compares others with."""

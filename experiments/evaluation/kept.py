@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +34,13 @@ class KeptSuite(Suite):
     ) -> None:
         super().__init__(config, tokenizer, tasks)
         settings = config.evaluation
-        self.probes = kept_items(settings.kept_tasks, settings.kept_items, config.seed)
+        self.probes = self._ordered(kept_items(settings.kept_tasks, settings.kept_items, config.seed))
         self.choices = {form: [as_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
         tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
         self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]
+
+    def _ordered(self, probes: list[Probe]) -> list[Probe]:
+        return probes
 
     @property
     def size(self) -> int:
@@ -51,6 +56,20 @@ class KeptSuite(Suite):
                 choices = [self.choices[form][i] for i in rows]
                 scores = score_options(model, choices, CHOICES_AT_ONCE, advance)
                 yield from (_record(self.probes[i], form, values) for i, values in zip(rows, scores, strict=True))
+
+
+class ReorderedKept(KeptSuite):
+    """The same questions and options with the options in another order, drawn with the next seed: for the A/A floor."""
+
+    def _ordered(self, probes: list[Probe]) -> list[Probe]:
+        return [_reordered(probe, self.config.seed + 1) for probe in probes]
+
+
+def _reordered(probe: Probe, seed: int) -> Probe:
+    options = list(probe.options)
+    random.Random(f"{seed} {probe.task} {probe.id} order").shuffle(options)
+    answer = options.index(probe.options[probe.answer])
+    return dataclasses.replace(probe, options=tuple(options), answer=answer)
 
 
 def as_choice(tokenizer: PreTrainedTokenizerBase, probe: Probe, form: str) -> Choice:

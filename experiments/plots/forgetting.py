@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from experiments.records import ArmResult, Estimate
-from experiments.summary import label, rate_text
+from experiments.summary import gain_name, label, rate_text
 
 Array = NDArray[np.float64]
 MARKERS = "os^DvPX*hpd<"
@@ -34,6 +34,10 @@ STYLE: Any = {
     "ytick.color": "#5b6470",
     "svg.fonttype": "path",
     "svg.hashsalt": "control-llm",
+}
+AXES = {
+    "gain": "gain on the new task (accuracy after - before)",
+    "new_nll_drop": "gain on the new texts (negative log-likelihood before - after, nats per token)",
 }
 START = (0.0, 1.0)  # the base model: nothing gained, all kept
 
@@ -53,8 +57,9 @@ class Look:
 
 
 def points(result: ArmResult) -> list[tuple[Estimate, Estimate]]:
-    """(gain, retention) at each evaluation after step 0, those that are numbers."""
-    pairs = [(p.get("gain"), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
+    """(gain, retention) at each evaluation after step 0, those that are numbers. The gain: `summary.gain_name`."""
+    name = gain_name([result])
+    pairs = [(p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
     return [(g, r) for g, r in pairs if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
 
 
@@ -65,7 +70,7 @@ def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         drawn = [(result, look) for result, look in zip(results, looks(results), strict=True) if points(result)]
-        _frame(axes, title)
+        _frame(axes, title, AXES[gain_name(results)])
         for result, look in drawn:
             _draw_arm(axes, result, look)
         if drawn:
@@ -94,11 +99,11 @@ def looks(results: Sequence[ArmResult]) -> list[Look]:
     return found
 
 
-def _frame(axes: Axes, title: str) -> None:
+def _frame(axes: Axes, title: str, gain: str) -> None:
     axes.axhline(1, color="#b9c0c9", linewidth=1, zorder=0)
     axes.axvline(0, color="#b9c0c9", linewidth=1, zorder=0)
     axes.plot(*START, marker="o", markersize=7, color="#1d2430", zorder=6)
-    axes.set_xlabel("gain on the new task (accuracy after - before)")
+    axes.set_xlabel(gain)
     axes.set_ylabel("retention of the kept tasks (accuracy after / before)")
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
     sns.despine(ax=axes)

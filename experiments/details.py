@@ -1,0 +1,173 @@
+"""What a report shows besides its main table: trajectories, further figures, data really drawn, costs, operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.plots.alignment import alignment_figure
+from experiments.records import ArmResult, Record
+from experiments.scorecard import envelope_area, matched_retention, stability_gap
+from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
+from experiments.summary import Places, gain_name, gain_text, label, number, with_interval
+
+DRAWS = 1_000  # resamples of a trajectory's figures, at most: each checkpoint is resampled
+NATS: Places = (3, 2, 1)
+FURTHER: dict[str, tuple[str, Places]] = {  # figures that only some runs measure: title and decimals
+    "kl_new": ("KL, new task", NATS),
+    "instructions_accuracy": ("instructions", (2, 2, 2)),
+    "retention_instructions": ("instructions kept", (2, 2, 2)),
+    "floor_nfr": ("A/A floor", (3, 3, 3)),
+    "nfr_above_floor": ("flips above floor", (3, 3, 3)),
+    "alignment_cosine": ("cosine", (3, 3, 3)),
+    "alignment_relative_l2": ("relative L2", (3, 3, 3)),
+    "alignment_cka": ("CKA", (3, 3, 3)),
+    "alignment_neighbours": ("neighbours", (3, 3, 3)),
+}
+COSTS = {
+    "tokens": "tokens trained on",
+    "replayed_tokens": "of them replayed",
+    "seconds": "seconds",
+    "trainable_parameters": "trained parameters",
+    "added_parameters": "added at inference",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. note: how to read it, one line below the table."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = [self.head, ("---",) * len(self.head), *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
+
+
+def trajectory_table(
+    base: Sequence[Record], arms: Mapping[str, Mapping[int, Sequence[Record]]], draws: int, seed: int = 0
+) -> Table | None:
+    """Retention at matched gain, area and stability gap of each arm; None where no arm has both suites.
+
+    arms: records by step, by arm. The matched gain is the highest that all arms reach.
+    """
+    suites = {record.suite for record in base}
+    if not {"new", "kept"} <= suites:
+        return None
+    found = {
+        name: drawn_trajectory(base, steps, min(draws, DRAWS), seed) for name, steps in arms.items() if len(steps) > 0
+    }
+    if not found:
+        return None
+    gain, retention = matched_retention(found)
+    rows = []
+    for name, way in found.items():
+        matched = area = "n/a"
+        if gain > 0:
+            matched = with_interval(estimate(retention[name]))
+            area = with_interval(estimate(envelope_area(way.gain, way.retention, gain)))
+        rows.append((name, matched, area, *_gap(way)))
+    reached = "the highest that all arms reach" if gain > 0 else "not every arm gained, so there is nothing to match"
+    return Table(
+        "Trajectory",
+        ("arm", f"retention at gain {number(gain, True, NATS)}", "area", "gap depth", "recovered at step"),
+        tuple(rows),
+        f"Gain {number(gain, True, NATS)}: {reached}. Area: mean retention over gains from 0 to there. Gap depth: the "
+        "largest fall of kept accuracy below the base at any evaluation (it leans to the deep side, being picked for "
+        "that). Recovered: the first later evaluation at the base's level. Brackets: 95 % intervals over questions.",
+    )
+
+
+def _gap(way: Trajectory) -> tuple[str, str]:
+    depth, step = stability_gap(way)
+    return with_interval(depth), "no fall" if depth.value <= 0 else "never" if step is None else str(step)
+
+
+def further_table(results: Sequence[ArmResult]) -> Table | None:
+    """Figures that only some runs measure, those that are there."""
+    arms = [r for r in results if r.scorecard]
+    names = [name for name in FURTHER if any(name in r.scorecard for r in arms)]
+    if not names:
+        return None
+    rows = tuple((label(r), *(with_interval(r.scorecard.get(n), False, FURTHER[n][1]) for n in names)) for r in arms)
+    note = "KL, new task: KL(base || tuned) on replies to questions of the new task, nats per token."
+    if "floor_nfr" in names:
+        note += (
+            " A/A floor: negative flips of the base against itself, with the options in another order. Options are scored "
+            "one by one, so only ties and rounding can flip: expect 0."
+        )
+    if any(name.startswith("alignment") for name in names):
+        note += (
+            " Hidden states against the base's, mean over layers: cosine, CKA and neighbours are 1 where none moved."
+        )
+    return Table("Further figures", ("arm", *(FURTHER[n][0] for n in names)), rows, note)
+
+
+def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
+    """drawn: by arm, what `ExperimentData.drawn` gives."""
+    rows = tuple(
+        (
+            arm,
+            str(part["name"]),
+            "replayed" if part["replayed"] else "new",
+            f"{part['share']:.1%}",
+            f"{part['asked']:.1%}",
+            f"{part['tokens']:,}",
+            f"{part['epochs']:.3g}",
+        )
+        for arm, parts in drawn.items()
+        for part in parts
+    )
+    head = ("arm", "source", "kind", "share", "asked for", "tokens", "epochs")
+    note = "Share: of all tokens really trained on, beside the share asked for. Epochs: times the source was begun."
+    return Table("Data that was drawn", head, rows, note) if rows else None
+
+
+def cost_table(results: Sequence[ArmResult]) -> Table | None:
+    names = [name for name in COSTS if any(name in r.cost for r in results)]
+    rows = tuple((label(r), *(_count(r.cost.get(name)) for name in names)) for r in results if r.cost)
+    note = "Added at inference: parameters that the trained model has beyond the base."
+    return Table("Cost", ("arm", *(COSTS[name] for name in names)), rows, note) if rows else None
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
+    """Operations on trained weights, measured as the arms were (`experiments.posthoc`)."""
+    if not results:
+        return None
+    name = gain_name(results)
+    rows = tuple(
+        (
+            label(r),
+            r.operation or "",
+            gain_text(r.scorecard, name),
+            with_interval(r.scorecard.get("retention")),
+            with_interval(r.scorecard.get("nfr")),
+            with_interval(r.scorecard.get("kl"), places=NATS),
+        )
+        for r in results
+    )
+    head = ("arm", "operation", "gain", "retention", "neg. flips", "KL")
+    return Table("Operations after training", head, rows, "Nothing was trained for these: the weights were changed.")
+
+
+def alignment_pictures(last: Mapping[str, Sequence[Record]]) -> list[tuple[str, Figure]]:
+    """The heat map of hidden states by layer, where suite `alignment` was measured. last: each arm's last records."""
+    from experiments.evaluation.alignment import records_table
+
+    measured = {name: [r for r in records if r.suite == "alignment"] for name, records in last.items()}
+    tables = {name: records_table(records) for name, records in measured.items() if records}
+    if not tables:
+        return []
+    return [("Hidden states by layer", alignment_figure(tables, "Hidden states against the base model's"))]
