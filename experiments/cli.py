@@ -123,7 +123,10 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text") from error
     return values
 
 
