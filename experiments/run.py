@@ -36,8 +36,7 @@ from experiments.details import (
 )
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
-from experiments.methods import Batch, Setting
-from experiments.methods.old import own_text, replayed_batches, text_batches
+from experiments.methods import Setting
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
 from experiments.report import markdown_table, write_report
@@ -236,20 +235,7 @@ class Experiment:
         return min(times) * training.gradient_accumulation
 
     def _setting(self, arm: ArmConfig) -> Setting:
-        return Setting(arm, self.config.seed, self.precision, lambda count: self._old(arm, count))
-
-    def _old(self, arm: ArmConfig, count: int) -> list[Batch]:
-        """Batches of what the base is to keep: rows of data.old, or where there is none, text that the base writes."""
-        config = self.config
-        size = config.training.batch_size
-        if config.data.old:
-            share = config.data.replay if arm.replay is None else arm.replay
-            rows = self.data.rows(arm if share else arm.model_copy(update={"replay": 0.5}))
-            return replayed_batches(rows, self.data.collator, size, count)
-        texts = own_text(
-            lambda: load_base(config.base_model)[0], self.tokenizer, size * count, config.seed, self.folder / "base"
-        )
-        return text_batches(texts, self.tokenizer, size)
+        return Setting(arm, self.config.seed, self.precision, self.data.old_batches)
 
     def _arm(self, arm: ArmConfig, lr: float, parent: Run) -> ArmResult:
         """Train and evaluate one arm at one learning rate, or read its result. A failing arm does not stop others."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before torch is imported: more threads than this only slow tiny models down, and vary the order of sums.
@@ -20,6 +21,13 @@ from tests.ctrl.families import build
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Training collects garbage several times; what was imported so far need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ArmConfig, ExperimentConfig
+from experiments.data.base_text import BaseText
 from experiments.data.items import NewTask, NewText
 from experiments.data.rows import Encoder, PackedCollator, PaddingCollator
 from experiments.data.source import Source, Workshop
 from experiments.data.stream import Mixture, Part, Rows
+from experiments.methods import Batch
 from experiments.models import load_base
 from experiments.section import ConfigError
+
+OWN_TOKENS = 64  # of each text that the base writes for a method, where data.old names nothing
 
 
 class ExperimentData:
@@ -39,13 +44,11 @@ class ExperimentData:
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.taken = frozenset[str]().union(*(task.ids for task in held_out))
         self.tasks = tuple(self._cut(task) for task in held_out)
-        workshop = Workshop(
-            tokenizer,
-            base or (lambda: load_base(config.base_model)[0]),
-            config.base_model,
-            config.precision,
-            cache or Path("mlruns") / "cache",
-        )
+        load = functools.partial(_load, config.base_model)
+        cache = cache or Path("mlruns") / "cache"
+        # kept without `base`, which may hold a model that is not needed any more
+        self.workshop = Workshop(tokenizer, load, config.base_model, config.precision, cache)
+        workshop = dataclasses.replace(self.workshop, base=base or load)
         self.new = data.new
         self.old: tuple[Source, ...] = ()
         if any(_replay(config, arm) for arm in config.arms):
@@ -57,6 +60,18 @@ class ExperimentData:
         count = training.steps * training.batch_size * training.gradient_accumulation
         parts = self._parts(_replay(self.config, arm))
         return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), count)
+
+    def old_batches(self, count: int) -> list[Batch]:
+        """`count` batches of what the base is to keep, whether or not an arm replays it; the same at every call.
+
+        Drawn from data.old, or where that is empty from chats that the base writes for this (kept in the cache).
+        """
+        size, config = self.config.training.batch_size, self.config
+        sources = config.data.old or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
+        parts = [Part(source.ready(self.workshop), source.share, True) for source in sources]
+        rows = Rows(Mixture(parts, self.encoder, config.seed, self.taken), size * count)
+        batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
+        return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
     def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
         """What the arm's rows really took from each source.
@@ -102,6 +117,10 @@ class ExperimentData:
             return task
         cut = tuple(_begin(self.tokenizer, document, self.config.data.length) for document in task.documents)
         return dataclasses.replace(task, documents=cut)
+
+
+def _load(base_model: str) -> PreTrainedModel:
+    return load_base(base_model)[0]
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:

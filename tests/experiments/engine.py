@@ -5,7 +5,6 @@ python -m tests.experiments.engine      # writes tests/golden/*.json, the loss c
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 from dataclasses import dataclass, field
@@ -38,8 +37,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "mer": {"every": 2, "rate": 0.5},
 }
-
-gc.freeze()  # training collects garbage twice: what was imported so far need not be looked through each time
 
 
 class Killed(Exception):

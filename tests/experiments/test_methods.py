@@ -15,7 +15,6 @@ from torch import Tensor
 from experiments.config import ArmConfig, ConfigError, parse_config
 from experiments.methods import METHODS
 from experiments.methods.base import share, snapshot, trainable
-from experiments.methods.old import own_text, replayed_batches, text_batches
 from experiments.methods.penalties import fisher, kl_sum
 from experiments.methods.saving import load_onto
 from experiments.methods.tuning import single_rows
@@ -336,43 +335,6 @@ def test_share_of_a_micro_batch_adds_up_to_one() -> None:
     assert sum(shares) == pytest.approx(1.0)
     assert len(set(shares)) > 1
     assert share(parts[0], None) == 1.0
-
-
-def test_old_text_comes_from_replayed_rows_alone() -> None:
-    data: Any = rows(30, replayed=True)
-    batches = replayed_batches(data, collate, 4, 2)
-    assert [len(batch["input_ids"]) for batch in batches] == [4, 4]
-    expected = [row["input_ids"] for row in data if row["replayed"]][:8]
-    assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), torch.stack(expected))
-    for row in data:  # marks per token: a packed row of which the first half is replayed
-        row["replayed"] = torch.arange(17) < 8
-    packed = replayed_batches(data, collate, 4, 1)[0]
-    assert (packed["labels"][:, 8:] == -100).all()
-    assert (packed["labels"][:, :8] != -100).any()
-    with pytest.raises(ValueError, match=r"no row of data\.old was drawn"):
-        replayed_batches([row | {"replayed": torch.tensor(False)} for row in data], collate, 4, 1)  # type: ignore[arg-type]
-
-
-class Tokens:
-    """What own_text asks of a tokenizer."""
-
-    bos_token_id, eos_token_id, pad_token_id, chat_template = 1, 2, 0, None
-
-
-def test_the_base_writes_its_text_once_and_by_seed(tmp_path: Path) -> None:
-    texts = own_text(tiny, Tokens(), 6, 3, tmp_path / "a")
-    state = torch.get_rng_state()
-    again = own_text(tiny, Tokens(), 6, 3, tmp_path / "b")
-    assert texts == again
-    assert texts != own_text(tiny, Tokens(), 6, 4, tmp_path / "c")
-    assert torch.equal(state, torch.get_rng_state())
-    assert texts == own_text(lambda: pytest.fail("the text is there already"), Tokens(), 6, 3, tmp_path / "a")
-    assert all(text[0] == 1 and 2 not in text[1:-1] for text in texts)
-    batch = text_batches(texts, Tokens(), 4)[0]  # type: ignore[arg-type]
-    assert (batch["labels"][:, 0] == -100).all()
-    assert torch.equal(
-        batch["labels"] != -100, (batch["attention_mask"] == 1) & (torch.arange(batch["labels"].shape[1]) > 0)
-    )
 
 
 @pytest.mark.parametrize(

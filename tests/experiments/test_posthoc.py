@@ -57,8 +57,8 @@ def test_the_run_says_what_each_arm_trained_and_added(run: Path, base: str) -> N
     for name in ("lora-0.01", "stack-0.01"):
         assert costs[name]["added_parameters"] == costs[name]["trainable_parameters"] > 0
     assert costs["control-0.01"]["added_parameters"] == costs["control-0.01"]["trainable_parameters"] + 2  # two thetas
-    texts = json.loads((run / "base" / "own-text-4.json").read_text())["texts"]  # what EWC was estimated on
-    assert len(texts) == 4
+    (text,) = (run.parents[1] / "cache" / "self").glob("*/rows.jsonl")  # what EWC was estimated on
+    assert 0 < len(text.read_text().splitlines()) <= 4
 
 
 @pytest.mark.parametrize("name", ["full", "control", "lora"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
 from experiments.data.mixture import ExperimentData
-from experiments.methods import METHODS
-from experiments.models import Precision
+from experiments.methods import Setting
 from experiments.train import train_arm
 from tests.experiments.small import small_config, tiny_base
 
@@ -106,6 +106,44 @@ def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenize
         ExperimentData(small_config(base, data={"old": SELF}, arms=arms(0.1)), tokenizer, never)
 
 
+@pytest.mark.parametrize("regime", ["sft", "cpt"])
+def test_old_batches_are_those_of_data_old(regime: str, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Also for an arm that replays nothing, and the replayed rows of one that does."""
+    data = {"regime": regime, "length": 96, "old": {"name": "gcd"}}
+    made = ExperimentData(small_config(base, data=data), tokenizer, never)
+    batches = made.old_batches(2)
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 4]
+    assert all("replayed" not in batch and (batch["labels"] != -100).any() for batch in batches)
+    first = tokenizer.decode(batches[0]["input_ids"][0])
+    assert "GCD" in first or "Greatest Common Divisor" in first
+    again = ExperimentData(small_config(base, data=data), tokenizer, never).old_batches(2)
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
+    if regime == "sft":
+        replaying = ExperimentData(small_config(base, data=data, arms=arms(0.5)), tokenizer, never)
+        rows = replaying.rows(replaying.config.arms[0])
+        replayed = [row["input_ids"] for row in (rows[i] for i in range(len(rows))) if row["replayed"]]
+        assert batches[0]["input_ids"][0].tolist()[: len(replayed[0])] == replayed[0]
+
+
+def test_without_data_old_the_base_writes_the_text_once(
+    base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = small_config(base)
+    state = torch.get_rng_state()
+    batches = ExperimentData(config, tokenizer, never, tmp_path).old_batches(1)
+    assert torch.equal(state, torch.get_rng_state())
+    (file,) = tmp_path.glob("self/*/rows.jsonl")
+    written = [json.loads(line)["question"] for line in file.read_text().splitlines()]
+    assert len(batches) == 1
+    assert len(batches[0]["input_ids"]) == 4
+    texts = [tokenizer.decode(row) for row in batches[0]["input_ids"]]
+    assert all(any(question in text for question in written) for text in texts)
+    stamp = file.stat().st_mtime_ns
+    again = ExperimentData(config, tokenizer, never, tmp_path).old_batches(1)
+    assert torch.equal(again[0]["input_ids"], batches[0]["input_ids"])
+    assert file.stat().st_mtime_ns == stamp
+
+
 def test_an_arm_that_replays_nothing_says_what_to_write(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match=r"arm 'arm1': replay=0.1 needs something to replay: write data.old"):
         ExperimentData(small_config(base, arms=arms(None, 0.1)), tokenizer, never)
@@ -155,7 +193,8 @@ def trained(
     (arm,) = (arm for arm in config.arms if arm.name == method)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     torch.manual_seed(0)
-    model = METHODS[arm.method](AutoModelForCausalLM.from_pretrained(config.base_model), arm)
+    method, setting = arm.build(), Setting(arm)
+    model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
     made = ExperimentData(config, tokenizer, never)
     losses: list[float] = []
 
@@ -164,7 +203,9 @@ def trained(
             raise KeyboardInterrupt(f"step {step}")
         losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    cost = train_arm(
-        config, arm, 1e-2, model, made.rows(arm), made.collator, Precision("fp32"), folder, lambda *_: None, log
-    )
+    def measure(step: int, model: PreTrainedModel) -> None:
+        pass
+
+    rows = made.rows(arm)
+    cost = train_arm(config, setting, method, 1e-2, model, rows, made.collator, folder, measure, log)
     return losses, cost

@@ -17,6 +17,7 @@ from experiments.evaluation.evaluate import SUITES, Evaluation
 from experiments.evaluation.suite import Suite, evaluating, text_id
 from experiments.records import Record
 from experiments.section import ConfigError
+from tests.experiments.evaluation.lm_eval_tasks import write_tasks
 from tests.experiments.evaluation.models import FP32
 from tests.experiments.small import small_config
 
@@ -29,11 +30,21 @@ def sums() -> NewTask:
     return ReasoningGym().held_out(4, 0)
 
 
-@pytest.fixture(params=SUITES)
-def suite(request: pytest.FixtureRequest, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Suite:
-    settings = {"instruction_items": 10, "new_items": 4, "kept_items": 4, "replies": 2, "reply_tokens": 4}
-    few = small_config(config.base_model, evaluation=settings | {"perplexity_tokens": 64})
-    return SUITES[request.param](few, tokenizer, (sums(), NOTES))
+SETTINGS = {"instruction_items": 10, "new_items": 4, "kept_items": 4, "replies": 2, "reply_tokens": 4}
+SIDES = {"lm_eval": {"new", "kept"}}  # what records say where it is not the suite's name
+
+
+@pytest.fixture(scope="module")
+def lm_eval_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module", params=list(SUITES))
+def suite(request: pytest.FixtureRequest, base: str, tokenizer: PreTrainedTokenizerBase, lm_eval_tasks: str) -> Suite:
+    section: dict[str, Any] = {**SETTINGS, "perplexity_tokens": 64, "suites": [request.param]}
+    if request.param == "lm_eval":
+        section["lm_eval"] = {"new": ["sums"], "kept": ["colours"], "include_path": lm_eval_tasks, "limit": 2}
+    return SUITES[request.param](small_config(base, evaluation=section), tokenizer, (sums(), NOTES))
 
 
 def measured(suite: Suite, model: PreTrainedModel) -> tuple[list[Record], list[int]]:
@@ -49,7 +60,7 @@ def test_contract(suite: Suite, model: PreTrainedModel) -> None:
         suite.prepare(model, FP32)
     records, counts = measured(suite, model)
     assert sum(counts) == suite.size  # the progress bar ends where it should
-    assert {record.suite for record in records} == {suite.name}
+    assert {record.suite for record in records} == SIDES.get(suite.name, {suite.name})
     assert len({record.key for record in records}) == len(records) > 0
     assert all((record.correct is None) != (record.value is None) for record in records)
     assert measured(suite, model)[0] == records

@@ -1,0 +1,107 @@
+"""The commands of studies: `study`, `resume`, `status`, `add-trials`, `export` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.console import Commands, add_root, say
+
+if TYPE_CHECKING:
+    from experiments.studies.engine import Store
+
+
+def add(commands: Commands) -> None:
+    study = commands.add_parser("study", help="run a study of many trials, continue it, or join it")
+    study.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: table5")
+    study.add_argument("--workers", type=int, default=1, help="processes on this machine (default: 1)")
+    study.add_argument("--profile", help="one of the study's profiles: gpu")
+    study.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers
+    study.set_defaults(command=study_command)
+    resume = commands.add_parser("resume", help="go on with a study by its name, without its YAML")
+    resume.add_argument("study")
+    resume.add_argument("--workers", type=int, default=1)
+    resume.set_defaults(command=resume_command)
+    status = commands.add_parser("status", help="how far a study is")
+    status.add_argument("study")
+    status.set_defaults(command=status_command)
+    more = commands.add_parser("add-trials", help="raise a study's budget")
+    more.add_argument("study")
+    more.add_argument("count", type=int)
+    more.set_defaults(command=add_trials_command)
+    export = commands.add_parser("export", help="all trials with their scorecards, as CSV, Parquet or JSON")
+    export.add_argument("study")
+    export.add_argument("file", type=Path, help="its ending tells the format: .csv, .parquet, .json")
+    export.set_defaults(command=export_command)
+    report = commands.add_parser("report", help="write a study's report")
+    report.add_argument("study")
+    report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
+    report.set_defaults(command=report_command)
+    for command in (study, resume, status, more, export, report):
+        add_root(command)
+        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db among the results)")
+
+
+def study_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
+    from experiments.studies.config import load_study
+    from experiments.studies.launch import run_study, storage_url, work
+    from experiments.tracking.machine import sigterm_raises
+
+    config, root = load_study(args.config, args.profile), args.root or default_root()
+    if args.worker:
+        from experiments.studies.engine import Store
+
+        with sigterm_raises():
+            work(Store(storage_url(root, args.storage), config), root.resolve(), say)
+        return 0
+    run_study(config, root, args.workers, args.storage, say)
+    print(f"\nreport: python -m experiments.cli report {config.name}")
+    return 0
+
+
+def resume_command(args: argparse.Namespace) -> int:
+    from experiments.studies.launch import run_study
+
+    store = _store(args)
+    run_study(store.config, args.root, args.workers, store.url, say)
+    return 0
+
+
+def status_command(args: argparse.Namespace) -> int:
+    from experiments.studies.table import status_text
+
+    print(status_text(_store(args)))
+    return 0
+
+
+def add_trials_command(args: argparse.Namespace) -> int:
+    print(f"the budget is {_store(args).add_trials(args.count)} trials; `resume {args.study}` runs them")
+    return 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from experiments.studies.table import export
+
+    print(f"{export(_store(args), args.file)} trials written to {args.file}")
+    return 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
+    from experiments.studies.report import write_study_report
+
+    root = (args.root or default_root()).resolve()
+    store = _store(args)
+    print(write_study_report(store, root, args.out or root / "studies" / store.config.name))
+    return 0
+
+
+def _store(args: argparse.Namespace) -> Store:
+    """The study of that name, which must exist."""
+    from experiments.run import default_root
+    from experiments.studies.engine import Store
+    from experiments.studies.launch import storage_url
+
+    return Store(storage_url(args.root or default_root(), args.storage), name=args.study)
