@@ -155,7 +155,7 @@ def write_report(
         failed=failed,
         notes=notes,
         details=details,
-        figures=[(title, base64.b64encode(_image(picture, "svg")).decode()) for title, picture in figures],
+        figures=[(title, base64.b64encode(image_bytes(picture, "svg")).decode()) for title, picture in figures],
         commands=commands,
         ui_command=ui_command,
         date=f"{datetime.now():%d %B %Y, %H:%M}",

@@ -21,8 +21,8 @@ from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
 from experiments.report import COLUMNS, Column, flat_figures, image_bytes, markdown_table, page_environment, shown_path
-from experiments.studies.attempts import Trial
 from experiments.studies.afterwards import posthoc_arms
+from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import compared, sentences
