@@ -78,7 +78,9 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
         return ""
     signs = np.array([1 if o.direction == "maximize" else -1 for o in objectives])
     above = points * signs - (points * signs).min(axis=0)
-    at = ", ".join(f"{o.figure} {worst:.3g}" for o, worst in zip(objectives, (points * signs).min(0) * signs, strict=True))
+    at = ", ".join(
+        f"{o.figure} {worst:.3g}" for o, worst in zip(objectives, (points * signs).min(0) * signs, strict=True)
+    )
     volume = float(hypervolume(above[:, 0], above[:, 1]))
     return (
         f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "

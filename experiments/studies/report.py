@@ -21,8 +21,8 @@ from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
 from experiments.report import COLUMNS, Column, flat_figures, image_bytes, markdown_table, page_environment, shown_path
-from experiments.studies.attempts import Trial
 from experiments.studies.afterwards import posthoc_arms
+from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import compared, sentences
@@ -98,12 +98,19 @@ def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.Data
         pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
                          forgetting_figure(results, "")))  # fmt: skip
         text = "Grey: the base model. All evaluation items, at the learning rate that was chosen." + many
-        pictures.append(("trajectories", "Over the steps", text, trajectory_figure([arm for arm in arms if not arm.result.operation][:MOST_LINES])))
+        pictures.append(
+            (
+                "trajectories",
+                "Over the steps",
+                text,
+                trajectory_figure([arm for arm in arms if not arm.result.operation][:MOST_LINES]),
+            )
+        )
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
         pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
     if paper is not None and len(paper) > 1:
-        text = "On the line: the same rank here and in the paper."
+        text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
         pictures.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
     if importances := store.importances():
         text = "How much of an objective's variance over the trials each dimension explains."
