@@ -131,10 +131,12 @@ def posthoc(
     alphas: Sequence[float] | None = None,
     others: Sequence[Path] = (),
     say: Callable[[str], None] = print,
+    study: str | None = None,
 ) -> list[ArmResult]:
     """Apply an operation at each alpha and measure the model with the run's own suite. Raises ConfigError, RunError.
 
-    others: folders of further arms, for task_vectors. Results that are there already are read.
+    others: folders of further arms, for task_vectors. study: that the run is of. Results that are
+    there already are read.
     """
     run = Path(run)
     if operation not in OPERATIONS:
@@ -151,7 +153,7 @@ def posthoc(
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         if not (folder / "result.json").is_file():
-            experiment = experiment or open_run(run, say)
+            experiment = experiment or open_run(run, say, study)
             batches = [
                 {"input_ids": torch.tensor([window])}
                 for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)

@@ -397,11 +397,15 @@ class Experiment:
         return self._arm_folder(arm, lr) / "result.json"
 
 
-def open_run(folder: Path, say: Callable[[str], None] = print) -> Experiment:
-    """A run that is there already, with its data, suite and base records, to measure more models as its arms were."""
-    experiment = Experiment(load_config(folder / "config.yaml"), folder.parent.parent, folder, say)
-    experiment._prepare()
-    return experiment
+def open_run(folder: Path, say: Callable[[str], None] = print, experiment: str | None = None) -> Experiment:
+    """A run that is there already, with its data, suite and base records, to measure more models as its arms were.
+
+    experiment: name of the MLflow experiment, if it is not the config's.
+    """
+    config = load_config(folder / "config.yaml")
+    opened = Experiment(config, folder.parent.parent, folder, say, experiment=experiment)
+    opened._prepare()
+    return opened
 
 
 @contextmanager

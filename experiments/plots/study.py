@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.plots.forgetting import MARKERS, STYLE
 from experiments.studies.attempts import Trial
@@ -91,22 +92,26 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def rank_figure(table: pd.DataFrame) -> Figure:
-    """Our rank against the paper's, in new-task and kept accuracy; the diagonal is full agreement."""
-    figure = _figure(10, 5)
+    """A row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
+    figure = _figure(10, 1.6 + 0.26 * len(table))
+    colour = sns.color_palette("colorblind")[0]
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
-        for axes, (column, title) in zip(
-            figure.subplots(1, 2), (("new", "new task"), ("kept", "kept abilities")), strict=True
-        ):
-            paper, ours = table[f"paper_{column}_rank"], table[f"our_{column}_rank"]
-            last = len(table) + 0.7
-            axes.plot([0.3, last], [0.3, last], color="#b9c0c9", linewidth=1, zorder=0)
-            axes.scatter(paper, ours, s=34, color=sns.color_palette("colorblind")[0])
-            for i, name in enumerate(paper.sort_values().index):  # neighbours above and below their points in turn
-                place = (4, 4) if i % 2 else (4, -11)
-                axes.annotate(str(name), (paper[name], ours[name]), place, textcoords="offset points", fontsize=8)
-            axes.set(xlim=(last, -1.5), ylim=(last, 0.3), xlabel="rank in the paper (1 is best)", ylabel="rank here")
+        panels = figure.subplots(1, 2)
+        for axes, (column, title) in zip(panels, (("new", "new task"), ("kept", "kept abilities")), strict=True):
+            rows = table.sort_values(f"paper_{column}_rank", kind="stable")
+            paper, ours = rows[f"paper_{column}_rank"], rows[f"our_{column}_rank"]
+            places = range(len(rows))
+            axes.hlines(places, paper, ours, color="#b9c0c9", linewidth=1.5, zorder=1)
+            axes.scatter(paper, places, s=40, facecolor="white", edgecolor=SOFT, label="in the paper", zorder=2)
+            axes.scatter(ours, places, s=30, color=colour, label="here", zorder=3)
+            axes.set_yticks(places, rows.index, fontsize=9)
+            axes.invert_yaxis()
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("rank (1 is best)")
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

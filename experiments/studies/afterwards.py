@@ -32,7 +32,8 @@ def run_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Ca
         try:
             for run in arms[item.arm].runs:
                 result, alphas = result_of(run), None if item.alpha is None else [item.alpha]
-                posthoc(root / run["folder"], result.arm, result.learning_rate, item.op, alphas, say=say)
+                folder = root / run["folder"]
+                posthoc(folder, result.arm, result.learning_rate, item.op, alphas, say=say, study=study.name)
         except (ConfigError, RunError) as error:
             say(f"{item.label}: {error}")
 

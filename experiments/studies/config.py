@@ -85,7 +85,7 @@ class ReportConfig(Section):
 
 
 class Posthoc(Section):
-    """What is done to the trained weights of an arm's chosen trial after the last trial, as a further row of the report.
+    """What is done to the weights of an arm's chosen trial after the last trial: a further row of the report.
 
     arm: its name in the report. op, alpha: see `experiments.posthoc`. name: of the row; default: arm-op.
     """

@@ -77,8 +77,9 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
     if len(objectives) != 2 or len(points) < 2:
         return ""
     signs = np.array([1 if o.direction == "maximize" else -1 for o in objectives])
-    above = points * signs - (points * signs).min(axis=0)
-    at = ", ".join(f"{o.figure} {worst:.3g}" for o, worst in zip(objectives, (points * signs).min(0) * signs, strict=True))
+    worst = (points * signs).min(axis=0)
+    above = points * signs - worst
+    at = ", ".join(f"{o.figure} {value:.3g}" for o, value in zip(objectives, worst * signs, strict=True))
     volume = float(hypervolume(above[:, 0], above[:, 1]))
     return (
         f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "

@@ -83,13 +83,13 @@ def law_sentence(name: str, law: MixtureLaw, nats: bool) -> str:
     elif critical.value >= 1:
         said = f"the loss of general text stays {within} even without replay"
     else:
-        said = f"a replayed share of {1 - critical.value:.0%} or more{_bracket(law)} keeps the loss of general text {within}"
+        said = f"replaying {1 - critical.value:.0%} or more{_bracket(law)} keeps the loss of general text {within}"
     change = float(law.new(low, law.tokens) - law.new(high, law.tokens))
     unit = "nats per token" if nats else "in the share of wrong answers (its answers have no likelihood here)"
     errors = f"{law.errors['ratio kept'][0]:.3f} nats (general text) and {law.errors['ratio new'][0]:.3f} (new task)"
     return (
-        f"Mixture law of {name}: {said}. From a replay of {1 - high:.0%} to {1 - low:.0%} the loss on the new task changes "
-        f"by {change:+.3f} {unit}. Shares that the fit had not seen were missed by {errors}."
+        f"Mixture law of {name}: {said}. From a replay of {1 - high:.0%} to {1 - low:.0%} the loss on the new task "
+        f"changes by {change:+.3f} {unit}. Shares that the fit had not seen were missed by {errors}."
     )
 
 

@@ -94,16 +94,17 @@ def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.Data
     study, pictures = store.config, []
     if arms:
         results = [arm.result for arm in arms[:MOST_LINES]]
+        trained = [arm for arm in arms if not arm.result.operation]
         many = f" The first {MOST_LINES} of {len(arms)} arms." if len(arms) > MOST_LINES else ""
         pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
                          forgetting_figure(results, "")))  # fmt: skip
         text = "Grey: the base model. All evaluation items, at the learning rate that was chosen." + many
-        pictures.append(("trajectories", "Over the steps", text, trajectory_figure([arm for arm in arms if not arm.result.operation][:MOST_LINES])))
+        pictures.append(("trajectories", "Over the steps", text, trajectory_figure(trained[:MOST_LINES])))
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
         pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
     if paper is not None and len(paper) > 1:
-        text = "On the line: the same rank here and in the paper."
+        text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
         pictures.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
     if importances := store.importances():
         text = "How much of an objective's variance over the trials each dimension explains."
@@ -201,7 +202,8 @@ def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequ
 def _csv(arms: Sequence[Arm]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
-         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds, **flat_figures(a.result.scorecard),
+         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds,
+         **flat_figures(a.result.scorecard),
          **{f"cost_{name}": value for name, value in a.result.cost.items()}}
         for a in arms
     ]  # fmt: skip

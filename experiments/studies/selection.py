@@ -87,7 +87,7 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
-    """Item records of the base and of the run after its last step: those that choose, those reported (False), or all."""
+    """Item records of the base and of the run after its last step: those that choose, those reported, or all (None)."""
     base, after = (read_records(path) for path in record_files(run, root))
     if choosing is None:
         return base, after

@@ -51,7 +51,9 @@ def test_grid_with_three_workers_runs_each_cell_once(tmp_path: Path) -> None:
     assert store.ended() == "all cells of the grid are claimed"
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "grid"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gp" else n for n in SAMPLERS if n != "grid"]
+)
 def test_every_sampler_keeps_to_budget_and_ranges(tmp_path: Path, name: str) -> None:
     options = {"n_startup_trials": 2} if name in ("tpe", "gp") else {}
     budget = {"trials": 4}

@@ -189,7 +189,7 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(pictures) == list(truth)
     assert sentences[0].startswith("Mixture law of full: no replayed share up to 50% keeps the loss of general text")
     most = 1 - (0.05 / (0.8 - truth["stack"][1])) ** 0.5
-    assert f"Mixture law of stack: a replayed share of {most:.0%} or more" in sentences[1]
+    assert f"Mixture law of stack: replaying {most:.0%} or more" in sentences[1]
     assert "even without replay" in sentences[2]
     assert all("in the share of wrong answers (its answers have no likelihood here)" in said for said in sentences)
     assert all("by 0.000 nats (general text)" in said for said in sentences)
