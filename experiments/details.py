@@ -98,17 +98,19 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
     if not names:
         return None
     rows = tuple((label(r), *(with_interval(r.scorecard.get(n), False, FURTHER[n][1]) for n in names)) for r in arms)
-    note = "KL, new task: KL(base || tuned) on replies to questions of the new task, nats per token."
+    note = ""
+    if "kl_new" in names:
+        note += "KL, new task: KL(base || tuned) on replies to questions of the new task, nats per token."
     if "floor_nfr" in names:
         note += (
-            " A/A floor: negative flips of the base against itself, with the options in another order. Options are scored "
-            "one by one, so only ties and rounding can flip: expect 0."
+            " A/A floor: negative flips of the base against itself, with the options in another order. "
+            "Options are scored one by one, so only ties and rounding can flip: expect 0."
         )
     if any(name.startswith("alignment") for name in names):
         note += (
             " Hidden states against the base's, mean over layers: cosine, CKA and neighbours are 1 where none moved."
         )
-    return Table("Further figures", ("arm", *(FURTHER[n][0] for n in names)), rows, note)
+    return Table("Further figures", ("arm", *(FURTHER[n][0] for n in names)), rows, note.strip())
 
 
 def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:

@@ -181,7 +181,10 @@ def _move(axes: Axes, text: Any, end: Array, centre: Array, size: Array, colour:
 
 def _free_place(end: Array, size: Array, obstacles: Array, taken: list[Array], axes: Axes) -> Array:
     area = axes.get_window_extent()
-    low, high = np.array([area.x0 + 2, area.y0 + 2]), np.array([area.x1 + 45, area.y1 + 8])
+    low, high = (
+        np.array([area.x0 + 2, area.y0 + 2]),
+        np.array([min(area.x1 + 45, axes.figure.bbox.x1 - 3), area.y1 + 8]),
+    )
 
     def cost(centre: Array) -> float:
         first, last = centre - size / 2, centre + size / 2
