@@ -20,9 +20,11 @@ from experiments.records import read_records
 from experiments.run import run_folder
 from tests.ctrl.families import perturb
 
-FEW = ["training.steps=2", "training.batch_size=4", "evaluation.every=1", "evaluation.new_items=8"]
-FEW += ["evaluation.kept_items=8", "evaluation.replies=2", "evaluation.reply_tokens=8"]
-FEW += ["evaluation.perplexity_tokens=256"]
+# two steps, four items of everything, and one learning rate for each of the three methods
+FEW = ["training.steps=2", "training.batch_size=2", "evaluation.every=2", "evaluation.bootstrap=500"]
+FEW += [f"evaluation.{size}=4" for size in ("new_items", "kept_items", "reply_tokens")]
+FEW += ["evaluation.replies=2", "evaluation.new_replies=1", "evaluation.perplexity_tokens=256"]
+FEW += [f"arms.{i}.learning_rates=[1.0e-3]" for i in range(3)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,8 +80,8 @@ def test_expanded_smollm_starts_as_the_base_and_its_cache_is_right(
         assert torch.equal(model(**inputs).logits, before)
         perturb(model, seed=1, size=0.01)
         assert not torch.allclose(model(**inputs).logits, before)
-        cached = model.generate(**inputs, max_new_tokens=64, min_new_tokens=64, do_sample=False)
-        uncached = model.generate(**inputs, max_new_tokens=64, min_new_tokens=64, do_sample=False, use_cache=False)
+        cached = model.generate(**inputs, max_new_tokens=24, min_new_tokens=24, do_sample=False)
+        uncached = model.generate(**inputs, max_new_tokens=24, min_new_tokens=24, do_sample=False, use_cache=False)
         assert torch.equal(cached, uncached)
         with ctrl.pretrained(model):
             assert torch.equal(model(**inputs).logits, before)
