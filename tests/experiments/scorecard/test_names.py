@@ -1,0 +1,15 @@
+"""The list of names holds what a scorecard makes, so that no study is refused for a figure that exists."""
+
+from __future__ import annotations
+
+from experiments.scorecard import scorecard
+from experiments.scorecard.names import figure_names
+from tests.experiments.studies.synthetic import records
+
+
+def test_every_figure_of_a_card_is_listed() -> None:
+    card = scorecard(records(0, 0.1, 0.8), records(1, 0.6, 0.5), 100)
+    names = figure_names(("new", "kept", "drift", "text"), ("capitals",))
+    assert set(card) <= set(names)
+    assert "instructions_accuracy" not in names
+    assert {"gain", "retention/x"} <= set(figure_names(("lm_eval",), ("x",)))
