@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.arm_run import StopArm
 from experiments.records import ArmResult, Estimate, write_json
-from experiments.run import Outcome, RunError, StopArm, run_experiment
+from experiments.run import Outcome, RunError, run_experiment
 from experiments.section import nearest
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar

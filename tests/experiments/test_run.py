@@ -17,8 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments import cli
-from experiments import run as run_module
+from experiments import arm_run, cli
 from experiments.run import RunError, run_experiment, run_folder
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
@@ -71,7 +70,7 @@ def test_per_step_and_per_evaluation_figures_are_in_mlflow(store: Path) -> None:
 
 
 def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "train_arm", None)  # would fail if it were called
+    monkeypatch.setattr(arm_run, "train_arm", None)  # would fail if it were called
     said: list[str] = []
     outcome = run_experiment(small_config(base), store, say=said.append)
     assert len(outcome.results) == 2

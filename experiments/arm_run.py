@@ -1,0 +1,188 @@
+"""One arm of an experiment at one learning rate: trained, evaluated on the way and scored, or read from disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from experiments.config import ArmConfig
+from experiments.methods import Setting
+from experiments.models import load_base
+from experiments.records import ArmResult, Estimate, read_records, write_json, write_records
+from experiments.scorecard.card import GAINS
+from experiments.summary import gain_name, gain_text, with_interval
+from experiments.tracking.tracking import Run
+from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
+
+if TYPE_CHECKING:
+    from experiments.run import Experiment
+
+HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
+
+
+class StopArm(Exception):
+    """Raised by an observer: the arm ends here with status `pruned` and keeps what it has recorded."""
+
+
+class ArmRun:
+    """An arm's folder `arms/<name>-<learning rate>/` and what fills it."""
+
+    def __init__(self, experiment: Experiment, arm: ArmConfig, learning_rate: float) -> None:
+        self.experiment, self.arm, self.learning_rate = experiment, arm, learning_rate
+        self.folder = experiment.folder / "arms" / f"{arm.name}-{learning_rate:g}"
+        self.result_file = self.folder / "result.json"
+        self.setting = Setting(arm, experiment.config.seed, experiment.precision, experiment.data.old_batches)
+
+    def step_seconds(self) -> float:
+        """How long one optimiser step takes, from three forward and backward passes on the first batch."""
+        experiment, method = self.experiment, self.arm.build()
+        model = method.prepare(load_base(experiment.config.base_model)[0], self.setting).train()
+        experiment.precision.hold_frozen(model)
+        method.begin(model, self.setting)
+        training = experiment.config.training
+        rows = experiment.data.rows(self.arm)
+        batch = experiment.data.collator([rows[i] for i in range(min(training.batch_size, len(rows)))])
+        batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        marked = only_label_logits(batch)
+        inputs = {k: v for k, v in marked.items() if k != "replayed"}
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with experiment.precision.autocast():
+                out = model(**inputs)
+            penalty = method.penalty(model, marked, out, None)
+            (out.loss if penalty is None else out.loss + penalty).backward()
+            times.append(time.perf_counter() - start)
+        return min(times) * training.gradient_accumulation
+
+    def run(self, parent: Run) -> ArmResult:
+        """Train and evaluate, or read the result that is there. A failing arm does not stop others."""
+        if self.result_file.is_file():
+            return ArmResult.from_dict(read_json(self.result_file))
+        say = self.experiment.say
+        saved = read_json(self.folder / "mlflow.json")
+        result = ArmResult(self.arm.name, self.arm.method, self.learning_rate, "finished")
+        checkpoint = last_checkpoint(self.folder / "checkpoints")
+        say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
+        start = time.perf_counter()
+        with self.experiment.tracker.run(
+            result.label,
+            kind="arm",
+            parent=parent.id,
+            run_id=saved.get("run_id"),
+            params=self._params(),
+            folder=self.folder,
+        ) as run:
+            write_json(self.folder / "mlflow.json", {"run_id": run.id})
+            try:
+                self._train(result, run)
+            except StopArm as stop:
+                result.status, result.reason = "pruned", str(stop)
+            except Exception as error:
+                if disk_full(error):
+                    raise
+                result.status, result.reason = "failed", _reason(error)
+                run.fail(result.reason)
+                say(f"  failed: {result.reason}")
+            self._score(result, run)
+            write_json(self.result_file, result.to_dict())
+            run.log_file(self.result_file, "scorecard")
+            if not result.reason:
+                gain = gain_text(result.scorecard, gain_name([result]))
+                retention = with_interval(result.scorecard.get("retention"))
+                say(f"  gain {gain}, retention {retention}, {time.perf_counter() - start:.0f} s")
+            for point in result.trajectory:  # the parent's charts would be empty otherwise
+                figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
+                parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
+        return result
+
+    def _train(self, result: ArmResult, run: Run) -> None:
+        experiment, folder, method = self.experiment, self.folder, self.arm.build()
+        base = load_base(experiment.config.base_model)[0]
+        base_parameters = base.num_parameters()
+        model = method.prepare(base, self.setting)
+        added = sum(p.numel() for p in model.parameters()) - base_parameters
+
+        def measure(step: int, model: PreTrainedModel) -> None:
+            records = experiment.suite.evaluate(model, experiment.precision)
+            write_records(folder / f"items-{step}.jsonl", records)
+            figures = experiment.figures(records)
+            run.log_metrics({name: figures[name].value for name in HEADLINE if name in figures}, step)
+            if experiment.observe:
+                experiment.observe(result.label, step, figures)
+
+        result.cost = train_arm(
+            experiment.config,
+            self.setting,
+            method,
+            self.learning_rate,
+            model,
+            experiment.data.rows(self.arm),
+            experiment.data.collator,
+            folder / "checkpoints",
+            measure,
+            run.log_metrics_at,
+        )
+        result.cost["added_parameters"] = float(added)
+        with method.evaluated(model):
+            method.save(model, folder / "trained")
+        run.log_model(folder / "trained")
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def _score(self, result: ArmResult, run: Run) -> None:
+        """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""
+        experiment, files = self.experiment, self.item_files()
+        result.trajectory = [{"step": 0, **headline(experiment.figures(experiment.base))}]
+        for step in files:
+            result.trajectory.append({"step": step, **headline(experiment.figures(read_records(files[step])))})
+            run.log_file(files[step], "records")
+        if files:
+            result.steps = max(files)
+            result.scorecard = experiment.figures(read_records(files[result.steps]))
+        if result.cost:
+            drawn = self.drawn()
+            result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))
+        run.log_metrics({f"cost/{k}": v for k, v in result.cost.items()}, result.steps)
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """What the arm's rows took from each source; kept in data.json, since all rows are read for it."""
+        path = self.folder / "data.json"
+        if not path.is_file():
+            write_json(path, {"drawn": self.experiment.data.drawn(self.arm)})
+        drawn: list[dict[str, Any]] = read_json(path)["drawn"]
+        return drawn
+
+    def item_files(self) -> dict[int, Path]:
+        """The files of item records by step, in order."""
+        files = {int(p.stem.removeprefix("items-")): p for p in self.folder.glob("items-*.jsonl")}
+        return dict(sorted(files.items()))
+
+    def _params(self) -> dict[str, Any]:
+        arm = self.arm
+        params = {"arm": arm.name, "method": arm.method, "learning_rate": self.learning_rate}
+        options = arm.build().model_dump(mode="json")
+        return {**params, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+
+
+def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
+    return {name: figures[name] for name in HEADLINE if name in figures}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ArmFailed):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
+    return f"{type(error).__name__}: {error}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
