@@ -51,7 +51,9 @@ def law_table(study: StudyConfig, arms: Sequence[Arm], root: Path) -> pd.DataFra
     rows = []
     for arm in arms:
         share = arm.trial.picks.get(study.report.law or "")
-        for run in arm.runs if isinstance(share, int | float) and not arm.result.operation else ():
+        if not isinstance(share, int | float) or arm.result.operation:
+            continue
+        for run in arm.runs:
             files = record_files(run, root)
             if not all(path.is_file() for path in files):
                 continue
