@@ -237,8 +237,8 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
     known = figure_names(config.evaluation.suites, config.evaluation.kept_tasks)
-    for wanted in (*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)):
-        for name in parts(wanted):
+    for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
+        for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):
                 suites = ", ".join(config.evaluation.suites)
                 raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")

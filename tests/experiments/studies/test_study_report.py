@@ -54,7 +54,8 @@ def test_the_best_rate_is_chosen_on_items_that_are_not_reported(some: tuple[Stor
         if trial.picks["arm"] == arms[1].name:
             files = record_files(trial.runs[0], root)
             for half in (True, False):
-                card = scorecard(*([r for r in read_records(f) if even(r) == half] for f in files), 100)
+                base, after = ([r for r in read_records(f) if even(r) == half] for f in files)
+                card = scorecard(base, after, 100)
                 cards.setdefault(trial.number, {})[half] = card["gain"].value + card["kept_accuracy"].value
     changed = store.config.model_copy(update={"objectives": (objective("gain + kept_accuracy"),)})
     arm = choose(changed, store.trials(), root)[1]
@@ -151,7 +152,8 @@ def test_retention_at_a_common_gain(some: tuple[Store, Path]) -> None:
     said = matched_gain(arms, root)
     assert said.startswith(f"Retention at a common gain of +{target:.2f}".replace("+0", "+"))
     for name, path in paths.items():
-        retention = np.interp(target, *zip(*path, strict=True))  # gains rise here
+        gains, kept = np.array(path).T
+        retention = np.interp(target, gains, kept)  # gains rise here
         assert re.search(rf"{name} {retention:.2f} \[".replace(" 0.", r" \."), said), (name, retention, said)
     assert said.index("lerp8-mse ") < said.index("full ")
     assert matched_gain(arms[:1], root) == ""
