@@ -40,11 +40,11 @@ class OnTop(Method):
 class Kl(OnTop):
     """weight * sum over tokens of KL(base || tuned) / labelled tokens of the step, over the whole vocabulary in fp32.
 
-    The tokens are the labelled ones, or (`on: replayed`) those of them that are replayed; the others then count as 0.
+    The tokens are the labelled ones, or (`tokens: replayed`) those of them that are replayed; the others then count as 0.
     """
 
     weight: float = Field(1.0, ge=0)
-    on: Literal["all", "replayed"] = "all"
+    tokens: Literal["all", "replayed"] = "all"
     _base: Any = PrivateAttr(None)
     _precision: Any = PrivateAttr(None)
 
@@ -56,7 +56,7 @@ class Kl(OnTop):
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         labelled = batch["shift_labels"] != -100
-        counted = labelled & self._chosen(batch) if self.on == "replayed" else labelled
+        counted = labelled & self._chosen(batch) if self.tokens == "replayed" else labelled
         total = labelled.sum().clamp_min(1) if total is None else total
         if not counted.any():
             return outputs.logits.new_zeros((), dtype=torch.float32)
@@ -65,7 +65,7 @@ class Kl(OnTop):
 
     @property
     def needs_replay(self) -> bool:
-        return self.on == "replayed"
+        return self.tokens == "replayed"
 
     def _chosen(self, batch: Batch) -> Tensor:
         """Which kept positions (batch, kept) are replayed; the mark is per row or per token of the input."""

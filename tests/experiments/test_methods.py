@@ -239,7 +239,7 @@ def test_kl_is_that_of_the_base_at_labelled_tokens(trains: str) -> None:
                 kl[i, t] = float((a * (a / b).log()).sum())
     count = int((batch["labels"][:, 1:] != -100).sum())
     assert value.item() == pytest.approx(0.5 * kl.sum().item() / count, rel=1e-4)
-    options = {"weight": 0.5, "trains": trains, "on": "replayed"}
+    options = {"weight": 0.5, "trains": trains, "tokens": "replayed"}
     for marks in (replayed, replayed[:, None].expand_as(batch["labels"])):  # per row, per token
         _, only, _ = penalty_of("kl", options, {**short, "replayed": marks})
         assert only.item() == pytest.approx(0.5 * kl[replayed].sum().item() / count, rel=1e-4)
@@ -257,7 +257,7 @@ def test_kl_has_the_gradient_of_its_formula() -> None:
 
 
 def test_kl_on_replayed_rows_runs_in_the_engine(tmp_path: Path) -> None:
-    arm = arm_config("kl", {"weight": 2.0, "on": "replayed"})
+    arm = arm_config("kl", {"weight": 2.0, "tokens": "replayed"})
     out = train(arm, tmp_path, data=rows(64, replayed=True), steps=3)
     assert out.logs[1]["penalty"] == pytest.approx(0.0, abs=1e-6)
     assert out.logs[3]["penalty"] > 1e-5

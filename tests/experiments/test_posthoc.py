@@ -148,6 +148,6 @@ def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_methods_that_need_replay_say_so_before_anything_is_measured(base: str, tmp_path: Path) -> None:
-    arms = [{"name": "kl", "method": "kl", "learning_rates": [1e-3], "options": {"on": "replayed"}}]
+    arms = [{"name": "kl", "method": "kl", "learning_rates": [1e-3], "options": {"tokens": "replayed"}}]
     with pytest.raises(ConfigError, match="arm 'kl': its options need replayed rows"):
         run_experiment(small_config(base, arms=arms), tmp_path / "mlruns", say=lambda text: None)

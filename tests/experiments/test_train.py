@@ -12,6 +12,7 @@ import torch
 from experiments.config import load_config
 from experiments.methods.penalties import L2sp
 from experiments.models import Precision
+from experiments.studies.config import load_study
 from experiments.train import COMPLETE, ArmFailed, disk_full, last_checkpoint, only_label_logits
 from tests.ctrl.test_trainer import expanded, sequences, tiny
 from tests.experiments.engine import GOLDEN, GOLDEN_METHODS, arm_config, golden_curve, train
@@ -117,4 +118,7 @@ def test_every_shipped_config_loads() -> None:
     assert configs
     for path in configs:
         assert path.read_text().startswith("# "), f"{path.name} says in its first line what it shows"
-        load_config(path)
+        if path.parent.name == "studies":
+            load_study(path)
+        else:
+            load_config(path)
