@@ -40,7 +40,7 @@ class OnTop(Method):
 class Kl(OnTop):
     """weight * sum over tokens of KL(base || tuned) / labelled tokens of the step, over the whole vocabulary in fp32.
 
-    The tokens are the labelled ones, or (`tokens: replayed`) those of them that are replayed; the others then count as 0.
+    The tokens are the labelled ones, or (`tokens: replayed`) the replayed ones of them; the others then count as 0.
     """
 
     weight: float = Field(1.0, ge=0)
