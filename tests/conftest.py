@@ -7,6 +7,7 @@ import os
 
 # Before torch is imported: more threads than this only slow tiny models down, and vary the order of sums.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes of tests share the cores: spinning would cost both
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network, and looking for one takes its time
 
 from collections.abc import Callable, Iterator

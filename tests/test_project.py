@@ -54,6 +54,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     assert named <= targets
 
 
+@pytest.mark.slow
 def test_the_library_imports_without_the_bench() -> None:
     code = "import sys, ctrl; print(sorted({'experiments', 'mlflow', 'optuna', 'datasets', 'peft'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)

@@ -169,6 +169,7 @@ def test_evaluation_in_trainer_returns_logits_alone(tmp_path: Path) -> None:
     assert out.metrics["test_loss"] > 0
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     model = expanded().eval()
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}

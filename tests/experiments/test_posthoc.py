@@ -26,6 +26,8 @@ ARMS: list[dict[str, Any]] = [
     {"name": "ewc", "method": "ewc", "learning_rates": [1e-2], "options": {"batches": 1}},
 ]
 
+pytestmark = pytest.mark.slow  # five arms are trained for it
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:

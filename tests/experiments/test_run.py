@@ -91,6 +91,7 @@ def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: s
         assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
     again = run_experiment(small_config(base), tmp_path / "mlruns")
     first = run_folder(small_config(base), store)
@@ -150,6 +151,7 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     assert set(statuses(root).values()) == {"KILLED"}
 
 
+@pytest.mark.slow
 def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     arms = small_values(base)["arms"]
     arms[0]["learning_rates"] = [1e30, 1e-3]
@@ -170,6 +172,7 @@ def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     assert "loss became" in report
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_job_and_loses_nothing(
     store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

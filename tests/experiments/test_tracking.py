@@ -153,6 +153,7 @@ def start_training(root: Path) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
+@pytest.mark.slow
 def test_sigterm_kills_the_run_on_the_way_out(root: Path) -> None:
     process, run_id = start_training(root)
     process.terminate()
@@ -162,6 +163,7 @@ def test_sigterm_kills_the_run_on_the_way_out(root: Path) -> None:
     assert run.data.metrics == {"loss": 2.0}
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_died_is_reaped_and_can_be_continued(root: Path) -> None:
     process, run_id = start_training(root)
     tracker = Tracker(root, "other")
@@ -295,6 +297,7 @@ def everything(tracker: Tracker) -> list[Any]:
     return sorted(found, key=lambda row: row[0])
 
 
+@pytest.mark.slow
 def test_sync_ends_a_run_whose_process_died_and_names_what_it_cannot_do(root: Path, tmp_path: Path) -> None:
     process, run_id = start_training(root)
     process.kill()
@@ -392,6 +395,7 @@ def test_a_deleted_experiment_comes_back(root: Path) -> None:
     assert read(tracker, run).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_several_processes_make_one_store(tmp_path: Path) -> None:
     code = TRAIN.replace("time.sleep(60)", "pass")
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}

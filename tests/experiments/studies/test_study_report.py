@@ -174,6 +174,7 @@ def test_area_that_the_trials_dominate(some: tuple[Store, Path]) -> None:
     assert pareto_volume(store, trials) == ""  # one objective
 
 
+@pytest.mark.slow
 def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss over the base's: (0.8 - kept accuracy) R^2 nats, R = 1 - replay; .05 nats are what may be lost."""
     monkeypatch.setattr("tests.experiments.studies.synthetic.FAILS", None)

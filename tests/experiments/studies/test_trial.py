@@ -94,6 +94,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert "did you mean 'tiny'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_on_its_way(base: str, tmp_path: Path) -> None:
     pruner = {"name": "threshold", "options": {"upper": 0.0}}
     store = run_study(tiny_study(base, search={"rate": {**RATE, "values": [1e-2]}}, pruner=pruner), tmp_path)
