@@ -251,20 +251,29 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
 
     overrides: dotted keys (`training.steps`) and the values they get instead.
     """
-    path, shipped = Path(path), SHIPPED / f"{path}.yaml"
-    path = shipped if shipped.is_file() and not path.is_file() else path
+    path, values = read_yaml(path, SHIPPED, "config file")
+    for key, value in (overrides or {}).items():
+        set_field(values, key, value)
+    return parse_config(values, source=str(path))
+
+
+def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:
+    """The mapping in a file given by its path or, below the folder `shipped`, by name; and where it was found.
+
+    Raises ConfigError, which names the shipped ones where there is no such file.
+    """
+    path, own = Path(path), shipped / f"{path}.yaml"
+    path = own if own.is_file() and not path.is_file() else path
     if not path.is_file():
-        names = ", ".join(sorted(str(p.relative_to(SHIPPED).with_suffix("")) for p in SHIPPED.rglob("*.yaml")))
-        raise ConfigError(f"no config file {path}: give a path, or a shipped name: {names}")
+        names = ", ".join(sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")))
+        raise ConfigError(f"no {what} {path}: give a path, or a shipped name: {names}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
-    for key, value in (overrides or {}).items():
-        set_field(values, key, value)
-    return parse_config(values, source=str(path))
+    return path, values
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentConfig:

@@ -98,10 +98,6 @@ def format_table(results: Sequence[ArmResult]) -> str:
     return "\n".join(lines)
 
 
-def print_table(results: Sequence[ArmResult]) -> None:
-    print(format_table(results))
-
-
 def markdown_table(results: Sequence[ArmResult]) -> str:
     """The same table in Markdown, for report.md and the note of an MLflow run."""
     columns = columns_of(results)

@@ -54,6 +54,15 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     assert named <= targets
 
 
+def test_the_configs_in_the_readme_can_be_run() -> None:
+    from experiments.config import parse_config
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parse_config(yaml.safe_load(block), "README.md")
+
+
 @pytest.mark.slow
 def test_the_library_imports_without_the_bench() -> None:
     code = "import sys, ctrl; print(sorted({'experiments', 'mlflow', 'optuna', 'datasets', 'peft'} & set(sys.modules)))"

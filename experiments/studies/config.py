@@ -11,10 +11,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config, set_field
+from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config, read_yaml, set_field
 from experiments.scorecard.names import figure_names
 from experiments.section import Section, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides, probes
@@ -195,17 +194,7 @@ def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
 
     profile: one of the study's `profiles`, whose overrides come on top; the study's name then ends in it.
     """
-    path, shipped = Path(path), SHIPPED / "studies" / f"{path}.yaml"
-    path = shipped if shipped.is_file() and not path.is_file() else path
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in (SHIPPED / "studies").glob("*.yaml")))
-        raise ConfigError(f"no study {path}: give a path, or a shipped name: {names}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
+    path, values = read_yaml(path, SHIPPED / "studies", "study")
     return parse_study(values, profile, str(path))
 
 

@@ -73,6 +73,12 @@ def study_folder(root: Path, name: str) -> Path:
 
 
 def storage_url(root: Path, storage: str | None) -> str:
+    """The storage asked for, or `optuna.db` in root. Raises StudyError for a SQLite file in a folder that is not there:
+    a mistyped path would otherwise begin a second, empty study."""
+    if storage and storage.startswith("sqlite:///"):
+        folder = Path(storage.removeprefix("sqlite:///")).parent
+        if not folder.is_dir():
+            raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
     return storage or f"sqlite:///{root.resolve() / 'optuna.db'}"
 
 

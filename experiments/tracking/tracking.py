@@ -220,11 +220,6 @@ class Run:
         self._own(name).write_text(text, encoding="utf-8")
         self._send_own(name)
 
-    def log_figure(self, figure: Any, name: str) -> None:
-        """A matplotlib figure as the image `name`."""
-        figure.savefig(self._own(name))
-        self._send_own(name)
-
     def log_model(self, folder: Path) -> None:
         """The trained tensors that `ctrl.save` wrote, as the artifact `trained`; `download` gives them back."""
         self.log_file(folder, "trained")

@@ -57,6 +57,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["study", "typo.yaml"], 2, "srch: unknown key; did you mean 'search'"),
         (["study", "table5", "--profile", "gpuu"], 2, "no profile 'gpuu': did you mean 'gpu'"),
         (["study", "table5", "--workers", "0"], 1, "workers must be at least 1, but got 0"),
+        (
+            ["study", "table5", "--storage", "sqlite:///no/such/a.db"],
+            1,
+            "there is no folder no/such; make it, or correct",
+        ),
         (["study", "table5", "--storage", "nosuch://x"], 1, "the storage nosuch://x cannot be used"),
         (["export", "tine", "x.csv"], 1, "no study 'tine'"),
         (["resume", "tine"], 1, "no study 'tine'"),
