@@ -189,7 +189,12 @@ class Experiment:
         return read_records(path)
 
     def _estimate(self) -> None:
-        """Time two steps of each arm that still has to run, and say how long the whole will take."""
+        """Time two steps of each arm that still has to run, and say how long the whole will take.
+
+        Not for a study's trials: as a whole they are many, and each is short.
+        """
+        if self.parent is not None:
+            return
         missing = [arm for arm in self.arms if not arm.result_file.is_file()]
         if not missing:
             self.say("all arms are finished already; making the report again (--fresh repeats everything)")
