@@ -9,7 +9,7 @@ from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
 from ctrl.errors import ConfigError
 from ctrl.merge import MergeGap, merge_back, merge_gap, merge_models
-from ctrl.model import describe, expand, pretrained
+from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
 from ctrl.saving import CheckpointError, load, save
 
@@ -18,6 +18,7 @@ __all__ = [
     "ConfigError",
     "ControlConfig",
     "MergeGap",
+    "at_alpha",
     "describe",
     "diagnostics",
     "expand",

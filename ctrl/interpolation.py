@@ -48,8 +48,11 @@ def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
 class Interpolation(nn.Module):
     """Base: one alpha = sigmoid(theta) per layer, theta a parameter of shape (1,) that trains if `learned`.
 
-    Subclasses override `alpha` (to make it depend on the token), `mix`, or `compared`.
+    Subclasses override `alpha` (to make it depend on the token), `mix`, or `compared`. held: a share that replaces
+    alpha, a scalar (), inside `ctrl.at_alpha`.
     """
+
+    held: Tensor | None = None
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__()
@@ -59,8 +62,12 @@ class Interpolation(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
-        alpha = self.alpha(a, b, h)
+        alpha = self.share(a, b, h)
         return self.mix(self.compared(a), b, alpha), alpha
+
+    def share(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """The alpha that is used: the held one, else `alpha`."""
+        return self.alpha(a, b, h) if self.held is None else self.held.to(a.device)
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return torch.sigmoid(self._theta(h))
@@ -130,7 +137,7 @@ class Proj(PLerp):
     """Lerp of a and b; only the divergence sees the projection, comparing P a with b."""
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alpha(a, b, h)
+        alpha = self.share(a, b, h)
         return self.mix(a, b, alpha), alpha
 
 

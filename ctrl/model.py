@@ -1,4 +1,4 @@
-"""expand, pretrained, describe: turn a causal LM into a Control LLM in place, and look at it."""
+"""expand, pretrained, at_alpha, describe: turn a causal LM into a Control LLM in place, and look at it."""
 
 from __future__ import annotations
 
@@ -147,6 +147,29 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         control.enabled = before
+
+
+@contextlib.contextmanager
+def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
+    """Inside the block every expanded layer mixes all tokens with this share of its copy: a dial after training.
+
+    0 gives the pretrained branch (plerp: P a), 1 the copy, values beside [0, 1] extrapolate where the formula does.
+    Unlike `merge_back` at alpha, hidden states are mixed, not weights. Raises ConfigError for a stacked layer, which
+    mixes nothing.
+    """
+    layers = expanded_layers(require_expanded(model))
+    stacked = [layer.index for layer in layers if layer.interpolation is None]
+    if stacked:
+        raise ConfigError(f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked")
+    mixers = [layer.interpolation for layer in layers]
+    before = [mixer.held for mixer in mixers]
+    for mixer in mixers:
+        mixer.held = torch.tensor(float(alpha))
+    try:
+        yield model
+    finally:
+        for mixer, held in zip(mixers, before, strict=True):
+            mixer.held = held
 
 
 @dataclasses.dataclass(frozen=True)

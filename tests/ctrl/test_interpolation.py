@@ -75,6 +75,20 @@ class TestEveryInterpolation:
         spread = alpha.detach().expand(*a.shape[:2], 1).squeeze(-1)
         torch.testing.assert_close(spread, torch.from_numpy(shares), rtol=1e-10, atol=1e-10)
 
+    def test_a_held_share_replaces_what_was_learned(self, name: str) -> None:
+        module = built(name, 0.9, trained=True)
+        a, b, h = branches()
+        module.held = torch.tensor(0.25)
+        mixed, alpha = module(a, b, h)
+        # the formula of lerp or slerp at a scalar alpha is what every strategy comes to
+        plain = reference.mix("slerp" if name == "slerp" else "lerp", *(x.numpy() for x in (a, b, h)),
+                              {"theta": np.array(np.log(0.25 / 0.75))})[0]  # fmt: skip
+        if name == "plerp":
+            projected = a + a @ module.offset.detach().T
+            plain = (0.75 * projected + 0.25 * b).numpy()
+        torch.testing.assert_close(mixed.detach(), torch.from_numpy(plain), rtol=1e-10, atol=1e-10)
+        assert alpha.item() == 0.25
+
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_endpoints_are_the_branches_exactly(self, name: str, dtype: torch.dtype) -> None:
         a, b, h = branches(dtype=dtype)

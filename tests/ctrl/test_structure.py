@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
+from ctrl.model import expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.ctrl.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
@@ -160,6 +162,33 @@ def test_pretrained_is_left_after_an_error() -> None:
         raise KeyError("inside")
     ids = torch.tensor([[5, 6, 7]])
     assert model(input_ids=ids, labels=ids).divergence is not None
+
+
+def test_a_share_is_held_inside_the_block_alone() -> None:
+    base = build("llama")
+    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, interpolation="dlerp")).eval()
+    for layer in expanded_layers(model):
+        with torch.no_grad():
+            for parameter in layer.expanded.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    with ctrl.at_alpha(model, 0.0):
+        torch.testing.assert_close(model(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
+        with ctrl.at_alpha(model, 0.5):  # what alpha starts at
+            torch.testing.assert_close(model(input_ids=ids).logits, before)
+        with ctrl.at_alpha(model, 1.0):
+            assert (model(input_ids=ids).logits - before).abs().max() > 0.01
+        torch.testing.assert_close(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
+        raise KeyError("inside")
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_stacked_layer_has_no_share() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid"))
+    with pytest.raises(ConfigError, match=r"at_alpha needs layers that mix .* layers \[\d\] are stacked"):
+        ctrl.at_alpha(model, 0.5).__enter__()
 
 
 def test_describe_names_layers_branches_and_alpha() -> None:
