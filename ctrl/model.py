@@ -157,19 +157,22 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     Unlike `merge_back` at alpha, hidden states are mixed, not weights. Raises ConfigError for a stacked layer, which
     mixes nothing.
     """
-    layers = expanded_layers(require_expanded(model))
-    stacked = [layer.index for layer in layers if layer.interpolation is None]
-    if stacked:
-        raise ConfigError(f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked")
-    mixers = [layer.interpolation for layer in layers]
-    before = [mixer.held for mixer in mixers]
-    for mixer in mixers:
-        mixer.held = torch.tensor(float(alpha))
+    before = [layer.interpolation and layer.interpolation.held for layer in expanded_layers(require_expanded(model))]
+    hold_alpha(model, alpha)
     try:
         yield model
     finally:
-        for mixer, held in zip(mixers, before, strict=True):
-            mixer.held = held
+        for layer, held in zip(expanded_layers(model), before, strict=True):
+            layer.interpolation.held = held  # type: ignore[union-attr]  # hold_alpha has checked
+
+
+def hold_alpha(model: nn.Module, alpha: float) -> None:
+    """`at_alpha` without an end."""
+    layers = expanded_layers(require_expanded(model))
+    if stacked := [layer.index for layer in layers if layer.interpolation is None]:
+        raise ConfigError(f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked")
+    for layer in layers:
+        layer.interpolation.held = torch.tensor(float(alpha))  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)

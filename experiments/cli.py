@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     after.add_argument("--arm", required=True)
     after.add_argument("--lr", type=float, required=True)
-    after.add_argument("--op", required=True, help="wise, merge or task_vectors")
+    after.add_argument("--op", required=True, help="wise, merge, dial or task_vectors")
     after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
     after.add_argument(
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.model import ControlModel
+from ctrl.model import ControlModel, hold_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.methods.saving import is_peft, load_onto
@@ -86,9 +86,21 @@ def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figure
     return moved(arm.base(), [(share, vector) for vector in vectors]), {}
 
 
+def dial(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """The expanded model with this share of its copies in every layer and for every token (`ctrl.at_alpha`)."""
+    model = arm.trained()
+    if alpha is None or not isinstance(model, ControlModel):
+        raise ConfigError(
+            f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
+        )
+    hold_alpha(model, alpha)
+    return model, {}
+
+
 OPERATIONS: dict[str, Callable[[Arm, float | None], tuple[PreTrainedModel, Figures]]] = {
     "wise": wise,
     "merge": merge,
+    "dial": dial,
     "task_vectors": task_vectors,
 }
 

@@ -90,14 +90,14 @@ class Posthoc(Section):
     """
 
     arm: str
-    op: Literal["merge", "wise"]
+    op: Literal["merge", "wise", "dial"]
     alpha: float | None = Field(None, ge=0, le=1)
     name: str = ""
 
     @model_validator(mode="after")
     def _share(self) -> Posthoc:
-        if self.op == "wise" and self.alpha is None:
-            raise ValueError(f"wise of {self.arm!r} needs alpha, the tuned model's share: for example 0.5")
+        if self.op != "merge" and self.alpha is None:
+            raise ValueError(f"{self.op} of {self.arm!r} needs alpha, the trained share: for example 0.5")
         return self
 
     @property

@@ -12,7 +12,7 @@ import torch
 from experiments import cli
 from experiments.config import ConfigError
 from experiments.models import load_base
-from experiments.posthoc import Arm, merge, plain_model, posthoc, task_vectors, wise
+from experiments.posthoc import Arm, dial, merge, plain_model, posthoc, task_vectors, wise
 from experiments.records import read_records
 from experiments.results import load_trained
 from experiments.run import RunError, run_experiment
@@ -94,6 +94,19 @@ def test_merge_gives_a_plain_model_and_its_gap(run: Path) -> None:
     assert none == {}
 
 
+def test_the_dial_mixes_hidden_states(run: Path) -> None:
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        start, _ = dial(arm(run, "control"), 0.0)
+        torch.testing.assert_close(start.eval()(ids).logits, arm(run, "control").base().eval()(ids).logits)
+        half, figures = dial(arm(run, "control"), 0.5)  # where the arm was trained
+        torch.testing.assert_close(half.eval()(ids).logits, load_trained(run, "control", 1e-2).eval()(ids).logits)
+    assert figures == {}
+    (result,) = posthoc(run, "control", 1e-2, "dial", [0.25], say=lambda text: None)
+    assert result.label == "control 0.01 dial 0.25"
+    assert result.cost["added_parameters"] > 0
+
+
 def test_task_vectors_are_added_to_the_base(run: Path) -> None:
     others = [run / "arms" / "lora-0.01", run / "arms" / "ewc-0.01"]
     found = weights(task_vectors(arm(run, "full", others=others), 0.4)[0])
@@ -141,6 +154,9 @@ def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
         merge(arm(run, "full"), None)
     with pytest.raises(ConfigError, match="--alphas has no meaning"):
         merge(arm(run, "lora"), 0.5)
+    for name, alpha in (("full", 0.5), ("control", None)):
+        with pytest.raises(ConfigError, match="dial needs an expanded arm"):
+            dial(arm(run, name), alpha)
     with pytest.raises(ConfigError, match="name the folders of the others"):
         task_vectors(arm(run, "full"), 0.5)
     with pytest.raises(ConfigError, match="is not the folder of a trained arm"):
