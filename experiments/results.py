@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import ctrl
 from experiments.config import ExperimentConfig, load_config
 from experiments.evaluation.generation import generate_replies
 from experiments.evaluation.suite import evaluating
@@ -36,6 +37,21 @@ def replies(
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)
         columns[f"{arm} {rate:g}"] = _replies(config, model, tokenizer, prompts, max_new_tokens)
+    return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
+
+
+def replies_at(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    alphas: Sequence[float],
+    max_new_tokens: int = 24,
+) -> pd.DataFrame:
+    """Greedy replies of an expanded model with each share of its copies (`ctrl.at_alpha`): a row a prompt."""
+    columns = {}
+    for alpha in alphas:
+        with ctrl.at_alpha(model, alpha), evaluating(model, Precision("auto")):
+            columns[f"alpha {alpha:g}"] = list(generate_replies(model, tokenizer, list(prompts), max_new_tokens))
     return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import csv
-import html
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.comparison.compare import Comparison
 from experiments.plots.comparison import TITLES, comparison_figure
 from experiments.records import Estimate, write_text
+from experiments.report import image_bytes, page_environment
 from experiments.summary import RATE, Places, with_interval
 
 PLACES: dict[str, Places] = {"kl": (3, 2, 1), "kl_new": (3, 2, 1), "perplexity_drift": (2, 2, 1)}
@@ -53,9 +53,7 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     figure.savefig(out / "compare.png", dpi=160)
     write_text(out / "compare.csv", comparison_csv(comparison))
     if page:
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        path, text = out / "compare.html", _html(comparison, svg.getvalue())
+        path, text = out / "compare.html", _html(comparison, image_bytes(figure, "svg"))
     else:
         path, text = out / "compare.md", _markdown(comparison)
     write_text(path, text)
@@ -81,18 +79,12 @@ def _markdown(comparison: Comparison) -> str:
     return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in _remarks(comparison))]) + "\n"
 
 
-def _html(comparison: Comparison, svg: str) -> str:
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:32px auto;color:#1d2430}"
-        "table{border-collapse:collapse;font-size:14px;margin:16px 0}svg{max-width:100%;height:auto}"
-        "th,td{padding:5px 10px;border-bottom:1px solid #e3e7ec;text-align:left}"
-    )
-    remarks = "".join(f"<li>{html.escape(remark)}</li>" for remark in _remarks(comparison))
-    parts = [_rows(figures_table(comparison)), svg[svg.index("<svg") :]]
+def _html(comparison: Comparison, svg: bytes) -> str:
+    tables = [("", figures_table(comparison))]
     if comparison.differences:
-        parts += [f"<h2>Differences to {html.escape(comparison.reference)}</h2>", _rows(differences_table(comparison))]
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Comparison</title><style>{style}</style>'
-    return f"{head}<h1>Runs on their common items</h1>{''.join(parts)}<ul>{remarks}</ul></html>\n"
+        tables.append((f"Differences to {comparison.reference}", differences_table(comparison)))
+    template = page_environment().get_template("compare.html.j2")
+    return template.render(tables=tables, image=base64.b64encode(svg).decode(), remarks=_remarks(comparison))
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -119,13 +111,6 @@ def _aligned(rows: Table) -> str:
 def _pipes(rows: Table) -> str:
     cells = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
-
-
-def _rows(rows: Table) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"
 
 
 def _numbers(value: Estimate) -> tuple[float, float | None, float | None]:

@@ -129,7 +129,7 @@ def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bo
     path = write_comparison(result, tmp_path, page)
     text = path.read_text(encoding="utf-8")
     assert path.name == ("compare.html" if page else "compare.md")
-    assert ("<svg" in text) == page
+    assert ("data:image/svg+xml;base64," in text) == page
     assert all(name in text for name in ARMS)
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "compare.csv").read_text(encoding="utf-8").splitlines()))
