@@ -22,7 +22,7 @@ from experiments.tracking.tracking import Run
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
 if TYPE_CHECKING:
-    from experiments.run import Experiment
+    from experiments.experiment import Experiment
 
 HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arm_run import StopArm
+from experiments.experiment import Outcome
 from experiments.records import ArmResult, Estimate, write_json
-from experiments.run import Outcome, RunError, run_experiment
+from experiments.run import RunError, run_experiment
 from experiments.section import nearest
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
