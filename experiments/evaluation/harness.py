@@ -34,7 +34,8 @@ from experiments.records import Record
 from experiments.section import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig, LmEvalConfig
+    from experiments.config import ExperimentConfig
+    from experiments.evaluation.config import LmEvalConfig
 
 Side = Literal["new", "kept"]
 # what says of one item whether it is right, the first that a task has

@@ -13,10 +13,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config, read_yaml, set_field
+from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config
 from experiments.scorecard.names import figure_names
-from experiments.section import Section, nearest
+from experiments.section import Place, Section, fault_lines, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides, probes
+from experiments.yaml_values import read_yaml, set_field
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
@@ -203,7 +204,7 @@ def parse_study(values: dict[str, Any], profile: str | None = None, source: str 
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}:\n" + "\n".join(f"  {_describe(fault)}" for fault in error.errors())) from None
+        raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
     changes: dict[str, Any] = {"profiles": {}}
     if profile is not None:
         if profile not in study.profiles:
@@ -238,15 +239,7 @@ def parts(figure: str) -> list[str]:
     return [part.strip() for part in figure.split("+")]
 
 
-def _describe(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1]))}"
-    got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}".removeprefix(": ")
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+def _keys_at(place: Place) -> list[str]:
     """The declared keys of the section that a fault's place points into."""
     if place[:1] == ("search",):
         return list(DIMENSIONS[str(place[2])].model_fields)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
-from experiments.config import PRESETS, ConfigError, ExperimentConfig, LmEvalConfig, parse_config
+from experiments.config import ConfigError, ExperimentConfig, parse_config
+from experiments.evaluation.config import PRESETS, LmEvalConfig
 from experiments.evaluation.harness import HarnessSuite, read_samples, to_records
 from experiments.evaluation.suite import evaluating
 from experiments.models import Precision, load_base
