@@ -27,14 +27,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
-from experiments.data.items import NewTask, NewText
 from experiments.evaluation.generation import Advance
 from experiments.evaluation.suite import Suite
 from experiments.records import Record
 from experiments.section import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
     from experiments.evaluation.config import LmEvalConfig
 
 Side = Literal["new", "kept"]
@@ -55,11 +53,9 @@ class HarnessSuite(Suite):
 
     name = "lm_eval"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, copy.deepcopy(tokenizer), tasks)  # lm_eval changes its padding
-        settings = config.evaluation.lm_eval
+    def draw(self) -> None:
+        self.tokenizer = copy.deepcopy(self.tokenizer)  # lm_eval changes its padding
+        settings = self.config.evaluation.lm_eval
         if settings is None:
             raise ConfigError("suite 'lm_eval' needs its tasks: set evaluation.lm_eval, for example {kept: [mmlu]}")
         self.settings = settings
