@@ -32,9 +32,10 @@ from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
-from experiments.report import markdown_table, write_report
+from experiments.report import write_report
 from experiments.scorecard import aa_floor, scorecard
 from experiments.summary import label
+from experiments.tables import markdown_table
 from experiments.tracking.tracking import Run, Tracker
 
 
