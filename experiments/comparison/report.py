@@ -13,7 +13,6 @@ from experiments.comparison.compare import Comparison
 from experiments.plots.comparison import TITLES, comparison_figure
 from experiments.records import Estimate, write_text
 from experiments.summary import RATE, Places, with_interval
-from experiments.tables import markdown_rows
 
 PLACES: dict[str, Places] = {"kl": (3, 2, 1), "kl_new": (3, 2, 1), "perplexity_drift": (2, 2, 1)}
 SIGNED = ("gain", "new_nll_drop", "perplexity_drift")
@@ -76,9 +75,9 @@ def comparison_csv(comparison: Comparison) -> str:
 
 
 def _markdown(comparison: Comparison) -> str:
-    parts = ["# Runs on their common items", markdown_rows(figures_table(comparison)), "![figures](compare.png)"]
+    parts = ["# Runs on their common items", _pipes(figures_table(comparison)), "![figures](compare.png)"]
     if comparison.differences:
-        parts += [f"## Differences to {comparison.reference}", markdown_rows(differences_table(comparison))]
+        parts += [f"## Differences to {comparison.reference}", _pipes(differences_table(comparison))]
     return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in _remarks(comparison))]) + "\n"
 
 
@@ -115,6 +114,11 @@ def _aligned(rows: Table) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _pipes(rows: Table) -> str:
+    cells = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
 
 
 def _rows(rows: Table) -> str:
