@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ctrl.control_model import ControlModel
 from ctrl.diagnostics import attach, update_size
 from ctrl.layer import ExpandedLayer
-from ctrl.model import ControlModel
 from ctrl.structure import decoder_layers
 from experiments.data.tokens import pad, pad_id
 from experiments.evaluation.generation import Advance
