@@ -117,6 +117,12 @@ def test_faults_of_the_study_are_named(change: dict[str, Any], message: str) -> 
         parse_study(values(**change))
 
 
+def test_a_list_of_wrong_entries_is_not_called_too_short() -> None:
+    with pytest.raises(ConfigError, match=r"objectives\.0\.figur: unknown key; did you mean 'figure'") as error:
+        parse_study(values(objectives=[{"figur": "gain", "direction": "maximize"}]))
+    assert "at least 1" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("search", "message"),
     [
