@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from experiments.config import ArmConfig
 from experiments.methods import Setting
 from experiments.models import load_base
-from experiments.records import ArmResult, Estimate, read_records, write_json, write_records
+from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
 from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.tracking import Run
@@ -182,7 +181,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
     return f"{type(error).__name__}: {error}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.structure import decoder_layers, place
-from experiments.arm_run import ArmRun, Observer, headline, read_json
+from experiments.arm_run import ArmRun, Observer, headline
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
 from experiments.details import (
@@ -31,7 +31,16 @@ from experiments.details import (
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models import Precision, load_base
-from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
+from experiments.records import (
+    ArmResult,
+    Estimate,
+    Record,
+    read_json,
+    read_records,
+    write_json,
+    write_records,
+    write_text,
+)
 from experiments.report import write_report
 from experiments.scorecard import aa_floor, scorecard
 from experiments.summary import label
