@@ -8,7 +8,8 @@ ctrl.save(model, "my-expansion")                           # only what was train
 from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
 from ctrl.errors import ConfigError
-from ctrl.merge import MergeGap, merge_back, merge_gap, merge_models
+from ctrl.gap import MergeGap, merge_gap
+from ctrl.merge import merge_back, merge_models
 from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
 from ctrl.saving import CheckpointError, load, save

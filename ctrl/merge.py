@@ -8,23 +8,23 @@ section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import IGNORED, ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
+from ctrl.gap import Batches, MergeGap, logits, merge_gap
 from ctrl.interpolation import lerp, slerp
 from ctrl.layer import ExpandedLayer
-from ctrl.model import IGNORED, ControlModel, expanded_layers, require_expanded
+from ctrl.model import expanded_layers, require_expanded
 from ctrl.structure import decoder_layers
 
 MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
-Batches = Iterable[Mapping[str, Tensor]]
 
 
 @overload
@@ -96,33 +96,6 @@ def merge_models(models: Sequence[nn.Module], weights: Sequence[float] | None = 
     return base
 
 
-@dataclass(frozen=True)
-class MergeGap:
-    """How far a merged model is from the expanded one: mean KL(expanded || merged) in nats per token and the largest
-    absolute logit difference, over the real tokens of the batches."""
-
-    kl: float
-    max_logit_difference: float
-    tokens: int
-
-
-@torch.no_grad()
-def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> MergeGap:
-    """Compare two models on text. Raises ConfigError if the batches hold no token."""
-    kl, largest, tokens = 0.0, 0.0, 0
-    for batch in batches:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        p, q = (_logits(model, inputs) for model in (expanded, merged))
-        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(p.device).bool()
-        p, q = p[real].float(), q[real].float().to(p.device)
-        kl += float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
-        largest = max(largest, float((p - q).abs().max()))
-        tokens += int(real.sum())
-    if not tokens:
-        raise ConfigError("merge_gap got no batches: give an iterable of dicts with input_ids and attention_mask")
-    return MergeGap(kl / tokens, largest, tokens)
-
-
 @torch.no_grad()
 def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     """Mean alpha over real tokens of each expanded layer, in order; None-alpha layers (stack) give nan."""
@@ -131,7 +104,7 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     layers = expanded_layers(model)
     with diagnostics(model) as log:
         for batch in batches:
-            _logits(model, {k: v for k, v in batch.items() if k != "labels"})
+            logits(model, {k: v for k, v in batch.items() if k != "labels"})
     if not log.raw and layers_of_kind(model, "concat"):
         raise ConfigError("no batch was given to measure alpha on: pass batches, or alpha itself")
     means = log.mean("alpha")
@@ -254,9 +227,3 @@ def _check_same_base(base: nn.Module, start: dict[str, Tensor]) -> None:
     state = base.state_dict()
     if state.keys() != start.keys() or any(not torch.equal(state[n], start[n]) for n in start):
         raise ConfigError("the models were not expanded from the same base: their pretrained weights differ")
-
-
-def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    device = next(model.parameters()).device
-    logits: Tensor = model(**{k: v.to(device) for k, v in inputs.items()}).logits
-    return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -15,14 +14,14 @@ from transformers import PreTrainedModel
 from experiments.config import ArmConfig
 from experiments.methods import Setting
 from experiments.models import load_base
-from experiments.records import ArmResult, Estimate, read_records, write_json, write_records
+from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
 from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.tracking import Run
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
 if TYPE_CHECKING:
-    from experiments.run import Experiment
+    from experiments.experiment import Experiment
 
 HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
@@ -182,7 +181,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
     return f"{type(error).__name__}: {error}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

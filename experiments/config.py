@@ -1,4 +1,4 @@
-"""The typed YAML of an experiment: every field, its default and its check, in one place.
+"""The typed YAML of an experiment: every field, its default and its check; section `evaluation` lies with its suites.
 
 Unknown keys fail with the nearest key; all faults are reported at once; a config is frozen once read.
 """
@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named
-from experiments.evaluation.evaluate import SUITES
-from experiments.evaluation.probes import KEPT_TASKS, PROBES
+from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
 from experiments.schedules import SCHEDULES
-from experiments.section import ConfigError, Section, nearest
+from experiments.section import ConfigError, Place, Section, fault_lines, nearest
+from experiments.yaml_values import read_yaml, set_field
 
 SHIPPED = Path(__file__).parent / "configs"
-PRESETS = Path(__file__).parent / "presets"
 
 
 class DataConfig(Section):
@@ -93,71 +90,6 @@ class TrainingConfig(Section):
             )
         if self.schedule == "infinite" and not self.min_lr_ratio:
             raise ValueError("schedule 'infinite' anneals exponentially: min_lr_ratio must be above 0, but got 0")
-        return self
-
-
-class LmEvalConfig(Section):
-    """Tasks of lm-evaluation-harness. `preset: NAME` takes what presets/NAME.yaml holds; other keys go before it."""
-
-    new: tuple[str, ...] = Field((), description="tasks, groups or tags that count as the new task")
-    kept: tuple[str, ...] = Field((), description="tasks, groups or tags that must not be forgotten")
-    include_path: str | None = Field(None, description="folder with tasks of one's own")
-    limit: int | None = Field(None, ge=1, description="items of each task; default: all")
-    fewshot: int | None = Field(None, ge=0, description="examples in a prompt; default: the task's own number")
-    batch_size: int = Field(8, ge=1)
-    chat: bool = Field(False, description="ask through the chat template")
-    run_code: bool = Field(False, description="allow tasks that run what the model wrote (humaneval, mbpp)")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "preset" not in values:
-            return values
-        name, path = values["preset"], PRESETS / f"{values['preset']}.yaml"
-        if not path.is_file():
-            raise ValueError(f"unknown preset {name!r}: {nearest(str(name), (p.stem for p in PRESETS.glob('*.yaml')))}")
-        rest = {key: value for key, value in values.items() if key != "preset"}
-        return yaml.safe_load(path.read_text(encoding="utf-8")) | rest
-
-    @model_validator(mode="after")
-    def _any(self) -> LmEvalConfig:
-        if not self.new and not self.kept:
-            raise ValueError("needs `kept` or `new` with at least one task, or a preset")
-        return self
-
-
-class EvaluationConfig(Section):
-    """How much is measured, and when. Base, every arm and every step see the same items."""
-
-    every: int = Field(20, ge=1, description="steps between evaluations during training")
-    suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
-    new_items: int = Field(128, ge=1)
-    kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
-    kept_items: int = Field(100, ge=4, description="items of each kept task")
-    aa_floor: bool = Field(False, description="measure the base's kept tasks twice, options in another order")
-    instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
-    replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
-    new_replies: int = Field(8, ge=0, description="the same for questions of the new task")
-    reply_tokens: int = Field(48, ge=1)
-    perplexity_tokens: int = Field(2048, ge=64)
-    bootstrap: int = Field(10_000, ge=100)
-    lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
-
-    @field_validator("suites", "kept_tasks")
-    @classmethod
-    def _known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known: Iterable[str] = SUITES if info.field_name == "suites" else PROBES
-        for name in value:
-            if name not in known:
-                raise ValueError(f"unknown name {name!r}: {nearest(name, known)}")
-            if value.count(name) > 1:
-                raise ValueError(f"{name!r} stands more than once")
-        return value
-
-    @model_validator(mode="after")
-    def _lm_eval(self) -> EvaluationConfig:
-        if (self.lm_eval is None) == ("lm_eval" in self.suites):
-            raise ValueError("`lm_eval` needs both its section (which tasks) and its name in `suites`")
         return self
 
 
@@ -257,32 +189,12 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     return parse_config(values, source=str(path))
 
 
-def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:
-    """The mapping in a file given by its path or, below the folder `shipped`, by name; and where it was found.
-
-    Raises ConfigError, which names the shipped ones where there is no such file.
-    """
-    path, own = Path(path), shipped / f"{path}.yaml"
-    path = own if own.is_file() and not path.is_file() else path
-    if not path.is_file():
-        names = ", ".join(sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")))
-        raise ConfigError(f"no {what} {path}: give a path, or a shipped name: {names}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
-    return path, values
-
-
 def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentConfig:
     """Check plain values. Raises ConfigError with every fault, its place and, for a typo, the nearest key."""
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        faults = [_describe(fault) for fault in error.errors() if fault["type"] != "too_short" or not fault["input"]]
-        raise ConfigError(f"{source}:\n" + "\n".join(f"  {fault}" for fault in faults)) from None
+        raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
 
 
 def _option_fault(name: str, method: type[Method], fault: Any) -> str:
@@ -293,33 +205,7 @@ def _option_fault(name: str, method: type[Method], fault: Any) -> str:
     return f"option {option} of method {name!r}: {fault['msg']} (got {fault['input']!r})"
 
 
-def set_field(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set one field in place. Numbers in the key count the entries of a list: `arms.0.method`."""
-    *parents, last = dotted.split(".")
-    place: Any = values
-    for key in parents:
-        place = place.setdefault(key, {}) if isinstance(place, dict) else place[_index(place, key, dotted)]
-        if not isinstance(place, dict | list):
-            raise ConfigError(f"cannot set {dotted!r}: {key!r} is not a section")
-    place[last if isinstance(place, dict) else _index(place, last, dotted)] = value
-
-
-def _index(entries: list[Any], key: str, dotted: str) -> int:
-    if not key.isdecimal() or int(key) >= len(entries):
-        raise ConfigError(f"cannot set {dotted!r}: {key!r} stands for an entry of a list of {len(entries)}, from 0 on")
-    return int(key)
-
-
-def _describe(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = _keys_at(fault["loc"][:-1])
-        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), known)}"
-    got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}"
-
-
-def _keys_at(loc: tuple[int | str, ...]) -> list[str]:
+def _keys_at(loc: Place) -> list[str]:
     """The declared keys of the section that a fault's location points into."""
     section: Any = ExperimentConfig
     for part in loc:

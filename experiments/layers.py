@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ctrl.control_model import ControlModel
 from ctrl.diagnostics import Log
-from ctrl.model import ControlModel
 
 NEVER = 2**31  # passes between measurements of the weights' change, which reads all of them
 FIGURES = ("divergence", "alpha")

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.model import ControlModel, hold_alpha
+from ctrl.control_model import ControlModel
+from ctrl.model import hold_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.methods.saving import is_peft, load_onto

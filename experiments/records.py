@@ -146,3 +146,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; empty where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

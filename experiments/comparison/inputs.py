@@ -114,7 +114,7 @@ def _arm(folder: Path, base: Sequence[Record]) -> Entry:
 
 def _samples(folder: Path) -> Entry:
     try:
-        from experiments.evaluation.harness import read_samples
+        from experiments.evaluation.lm_eval_samples import read_samples
     except ImportError as error:
         raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
     try:

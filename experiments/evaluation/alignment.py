@@ -6,7 +6,7 @@ before the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ctrl.control_model import ControlModel
 from ctrl.diagnostics import attach, update_size
 from ctrl.layer import ExpandedLayer
-from ctrl.model import ControlModel
 from ctrl.structure import decoder_layers
-from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import pad, pad_id
 from experiments.evaluation.generation import Advance
 from experiments.evaluation.similarity import METRICS, Array
@@ -30,8 +29,6 @@ from experiments.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from experiments.config import ExperimentConfig
 
 PAIRS = {
     "gender": "king:queen man:woman actor:actress waiter:waitress uncle:aunt nephew:niece",
@@ -124,12 +121,7 @@ class AlignmentSuite(Suite):
     the expanded against the pretrained branch, with alpha's mean and the copy's update size as further tasks."""
 
     name = "alignment"
-
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, tokenizer, tasks)
-        self.base: States | None = None
+    base: States | None = None  # kept by prepare
 
     @property
     def size(self) -> int:

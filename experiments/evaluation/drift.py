@@ -6,23 +6,20 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.data.items import NewTask, NewText
+from experiments.data.items import NewTask
 from experiments.data.tokens import pad, prompt_ids
 from experiments.evaluation.generation import Advance, by_length, generate_ids, nothing
 from experiments.evaluation.suite import Suite, text_id
 from experiments.models import Precision
 from experiments.records import Record
 from experiments.section import ConfigError
-
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
 
@@ -69,17 +66,14 @@ class DriftSuite(Suite):
 
     name = "drift"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, tokenizer, tasks)
-        settings = config.evaluation
+    def draw(self) -> None:
+        settings = self.config.evaluation
         if settings.replies > len(PROMPTS):
             raise ConfigError(
                 f"evaluation.replies={settings.replies}, but there are only {len(PROMPTS)} general prompts"
             )
         general = [(GENERAL, f"prompt {i}", prompt) for i, prompt in enumerate(PROMPTS[: settings.replies])]
-        by_task = (task.test for task in tasks if isinstance(task, NewTask))
+        by_task = (task.test for task in self.tasks if isinstance(task, NewTask))
         turns = [item for items in itertools.zip_longest(*by_task) for item in items if item]  # of each task in turn
         new = [(NEW_PROMPTS, item.id, item.question) for item in turns[: settings.new_replies]]
         self.prompts = general + new

@@ -1,7 +1,4 @@
-"""lm-evaluation-harness on the live model: any of its tasks by name, item by item, as records of this bench.
-
-Also reads what an `lm_eval --log_samples` run of any model left, so that two such runs can be compared item by item.
-"""
+"""lm-evaluation-harness on the live model: any of its tasks by name, item by item, as records of this bench."""
 
 from __future__ import annotations
 
@@ -15,32 +12,24 @@ import itertools
 import json
 import logging
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stderr
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
-from experiments.data.items import NewTask, NewText
 from experiments.evaluation.generation import Advance
+from experiments.evaluation.lm_eval_samples import Side, to_records
 from experiments.evaluation.suite import Suite
 from experiments.records import Record
 from experiments.section import ConfigError
 
 if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig, LmEvalConfig
+    from experiments.evaluation.config import LmEvalConfig
 
-Side = Literal["new", "kept"]
-# what says of one item whether it is right, the first that a task has
-RIGHT = ("acc", "exact_match", "pass@1", "pass_at_1", "acc_norm", "math_verify", "em")
-SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT.+)\.jsonl")
-UNREADABLE = "[invalid]"  # what lm_eval's filters give where they find no answer
 FEWSHOT_SEED = 1234  # lm_eval's own default
 
 
@@ -54,11 +43,9 @@ class HarnessSuite(Suite):
 
     name = "lm_eval"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, copy.deepcopy(tokenizer), tasks)  # lm_eval changes its padding
-        settings = config.evaluation.lm_eval
+    def draw(self) -> None:
+        self.tokenizer = copy.deepcopy(self.tokenizer)  # lm_eval changes its padding
+        settings = self.config.evaluation.lm_eval
         if settings is None:
             raise ConfigError("suite 'lm_eval' needs its tasks: set evaluation.lm_eval, for example {kept: [mmlu]}")
         self.settings = settings
@@ -168,77 +155,3 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
         softmax_dtype=torch.float32,
     )
     return wrapped
-
-
-def read_samples(path: str | Path, new: Sequence[str] = ()) -> list[Record]:
-    """The records of an lm_eval run: a `samples_<task>_<date>.jsonl` file, or a folder with such files at any depth.
-
-    new: patterns of the tasks that count as new (`gsm8k*`); the others are kept. Of several runs of a task in one
-    folder the latest is read. Raises ValueError where there is no such file, or a line that is none of lm_eval's.
-    """
-    path = Path(path)
-    files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
-    latest: dict[str, tuple[str, Path]] = {}
-    for file in files:
-        name = SAMPLES.fullmatch(file.name)
-        if name is None:
-            raise ValueError(f"{file} is not named samples_<task>_<date>.jsonl as `lm_eval --log_samples` names it")
-        latest[name["task"]] = max(latest.get(name["task"], ("", file)), (name["date"], file))
-    if not latest:
-        raise ValueError(f"{path} holds no samples_*.jsonl: run lm_eval with --log_samples and --output_path")
-    records = []
-    for task, (_, file) in sorted(latest.items()):
-        side: Side = "new" if any(fnmatch(task, pattern) for pattern in new) else "kept"
-        try:
-            samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            records += to_records(task, samples, side)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} does not hold lm_eval's samples ({type(error).__name__}: {error})") from error
-    return records
-
-
-def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> list[Record]:
-    """One record per sample of lm_eval. Documents that are equal are numbered, so that their records still pair."""
-    seen: Counter[tuple[str, str]] = Counter()
-    records = []
-    for sample in sorted(samples, key=lambda s: s["doc_id"]):
-        form = "lm_eval" if sample["filter"] == "none" else f"lm_eval {sample['filter']}"
-        item = sample["doc_hash"][:12]
-        seen[form, item] += 1
-        if seen[form, item] > 1:
-            item = f"{item}-{seen[form, item]}"
-        records.append(Record(side, task, form, item, correct=_correct(task, sample), **_answered(sample)))
-    return records
-
-
-def _correct(task: str, sample: Mapping[str, Any]) -> int:
-    name = next((name for name in RIGHT if name in sample["metrics"]), None)
-    if name is None:
-        raise ValueError(
-            f"task {task} of lm_eval gives {', '.join(sample['metrics'])}, none of which says whether an item is right "
-            f"({', '.join(RIGHT)}): leave the task out"
-        )
-    value = float(sample[name])
-    if value not in (0.0, 1.0):
-        raise ValueError(f"task {task} of lm_eval: {name}={value:g} of an item is neither 0 nor 1: leave the task out")
-    return int(value)
-
-
-def _answered(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Multiple choice: options and their summed log-likelihoods, which lm_eval's `acc` compares. Else the reply.
-
-    Files hold the arguments as dictionaries and every number as text.
-    """
-    asked, given, target = sample["arguments"], sample["filtered_resps"], sample["target"]
-    rows = [list(row.values()) for row in asked.values()] if isinstance(asked, dict) else [list(row) for row in asked]
-    if len(rows) < 2:
-        read = given[0][0] if isinstance(given[0], list | tuple) else given[0]
-        parsed = None if sample["filter"] == "none" else str(read) != UNREADABLE
-        return {"answer": str(target), "reply": str(sample["resps"][0][0]), "parsed": parsed}
-    scores = tuple(float(pair[0]) for pair in given)
-    return {
-        "choice": max(range(len(scores)), key=lambda i: scores[i]),
-        "answer": int(target) if str(target).isdigit() else str(target),
-        "options": tuple(str(row[1]).strip() for row in rows),
-        "scores": scores,
-    }

@@ -12,18 +12,14 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from experiments.data.items import NewTask, NewText
 from experiments.evaluation.generation import Advance, generate_replies
 from experiments.evaluation.suite import Suite, text_id
 from experiments.records import Record
 from experiments.section import ConfigError
-
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
 
 TOKENS = 64
 Check = Callable[[str], bool]
@@ -57,11 +53,8 @@ class InstructionSuite(Suite):
 
     name = "instructions"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, tokenizer, tasks)
-        self.items = instructions(config.evaluation.instruction_items, config.seed)
+    def draw(self) -> None:
+        self.items = instructions(self.config.evaluation.instruction_items, self.config.seed)
 
     @property
     def size(self) -> int:

@@ -5,20 +5,16 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import continuation_ids, prompt_ids, reply_ids
 from experiments.evaluation.generation import Advance
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.probes import Probe, kept_items
 from experiments.evaluation.suite import Suite, text_id
 from experiments.records import Record
-
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
 
 FORMS = ("plain", "chat")
 CHOICES_AT_ONCE = 34  # a task's hundred in three batches; more is slower on a CPU: their caches no longer fit
@@ -29,13 +25,10 @@ class KeptSuite(Suite):
 
     name = "kept"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, tokenizer, tasks)
-        settings = config.evaluation
-        self.probes = self._ordered(kept_items(settings.kept_tasks, settings.kept_items, config.seed))
-        self.choices = {form: [as_choice(tokenizer, probe, form) for probe in self.probes] for form in FORMS}
+    def draw(self) -> None:
+        settings = self.config.evaluation
+        self.probes = self._ordered(kept_items(settings.kept_tasks, settings.kept_items, self.config.seed))
+        self.choices = {form: [as_choice(self.tokenizer, probe, form) for probe in self.probes] for form in FORMS}
         tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
         self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]
 

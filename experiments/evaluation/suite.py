@@ -40,6 +40,10 @@ class Suite:
     ) -> None:
         """tasks: what the new task is measured on. Raises ConfigError where the config asks for what there is not."""
         self.config, self.tokenizer, self.tasks = config, tokenizer, tuple(tasks)
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw the suite's own items, from the config, the tokenizer and the tasks alone."""
 
     @property
     def size(self) -> int:

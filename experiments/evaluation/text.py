@@ -5,21 +5,17 @@ from __future__ import annotations
 import importlib.resources
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.data.items import NewTask, NewText
 from experiments.data.tokens import pad
 from experiments.evaluation.generation import Advance, by_length, nothing
 from experiments.evaluation.multiple_choice import log_likelihood
 from experiments.evaluation.suite import Suite
 from experiments.records import Record
 from experiments.section import ConfigError
-
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
 
 WINDOW = 256  # tokens of one document of general text
 
@@ -29,11 +25,8 @@ class TextSuite(Suite):
 
     name = "text"
 
-    def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
-    ) -> None:
-        super().__init__(config, tokenizer, tasks)
-        self.windows = text_windows(tokenizer, config.evaluation.perplexity_tokens)
+    def draw(self) -> None:
+        self.windows = text_windows(self.tokenizer, self.config.evaluation.perplexity_tokens)
 
     @property
     def size(self) -> int:

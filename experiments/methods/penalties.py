@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.model import ControlModel
+from ctrl.control_model import ControlModel
 from experiments.methods.base import Batch, Method, Setting, share, snapshot, trainable
 from experiments.methods.saving import is_peft
 from experiments.methods.tuning import Control, Full, Lora, Partial, single_rows

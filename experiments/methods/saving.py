@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.model import ControlModel
+from ctrl.control_model import ControlModel
 from ctrl.saving import CONFIG_FILE, WEIGHTS_FILE, save, trained_names
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name

@@ -45,8 +45,8 @@ def add(commands: Commands) -> None:
 
 def study_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.studies.config import load_study
     from experiments.studies.launch import run_study, storage_url, work
+    from experiments.studies.reading import load_study
     from experiments.tracking.machine import sigterm_raises
 
     config, root = load_study(args.config, args.profile), args.root or default_root()

@@ -1,22 +1,18 @@
-"""The typed YAML of a study: a base run, what is searched, what counts, and how long.
-
-All overrides are tried on the base before anything runs, so that a wrong path is found at the start.
-"""
+"""The typed YAML of a study: a base run, what is searched, what counts, and how long."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from experiments.config import SHIPPED, ConfigError, ExperimentConfig, load_config, parse_config, read_yaml, set_field
-from experiments.scorecard.names import figure_names
+from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.section import Section, nearest
-from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides, probes
+from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
+from experiments.yaml_values import set_field
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
@@ -189,69 +185,6 @@ class StudyConfig(Section):
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
-    """Read a study's YAML, or a shipped one by name (`table5`), with its base inlined. Raises ConfigError.
-
-    profile: one of the study's `profiles`, whose overrides come on top; the study's name then ends in it.
-    """
-    path, values = read_yaml(path, SHIPPED / "studies", "study")
-    return parse_study(values, profile, str(path))
-
-
-def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
-    """Check plain values and every override on the base. Raises ConfigError with all faults of a section."""
-    try:
-        study = StudyConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}:\n" + "\n".join(f"  {_describe(fault)}" for fault in error.errors())) from None
-    changes: dict[str, Any] = {"profiles": {}}
-    if profile is not None:
-        if profile not in study.profiles:
-            raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
-        changes |= {"name": f"{study.name}-{profile}", "overrides": {**study.overrides, **study.profiles[profile]}}
-    if isinstance(study.base, str):
-        changes["base"] = load_config(study.base).to_dict()
-    study = study.model_copy(update=changes)
-    for picks in probes(study.search):
-        _check(study, picks, source)
-    return study
-
-
-def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
-    said = ", ".join(f"{key}={pick}" for key, pick in picks.items())
-    config = parse_config(study.values(picks), f"{source}, with {said}")
-    if len(config.arms) != 1 or len(config.arms[0].learning_rates) != 1:
-        raise ConfigError(
-            f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
-            f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
-        )
-    known = figure_names(config.evaluation.suites, config.evaluation.kept_tasks)
-    for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
-        for name in parts(figure):
-            if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):
-                suites = ", ".join(config.evaluation.suites)
-                raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")
-
-
 def parts(figure: str) -> list[str]:
     """The names that a figure lists between plus signs."""
     return [part.strip() for part in figure.split("+")]
-
-
-def _describe(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {nearest(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1]))}"
-    got = f" (got {fault['input']!r})" if not isinstance(fault["input"], dict | list) else ""
-    return f"{place}: {fault['msg'].removeprefix('Value error, ')}{got}".removeprefix(": ")
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    """The declared keys of the section that a fault's place points into."""
-    if place[:1] == ("search",):
-        return list(DIMENSIONS[str(place[2])].model_fields)
-    if not place:
-        return list(StudyConfig.model_fields)
-    annotation = StudyConfig.model_fields[str(place[0])].annotation
-    sections = [annotation, *get_args(annotation)]
-    return [key for section in sections if hasattr(section, "model_fields") for key in section.model_fields]

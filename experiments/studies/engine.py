@@ -21,8 +21,9 @@ from optuna.trial import TrialState
 
 from experiments.section import ConfigError, nearest
 from experiments.studies.attempts import Trial, deaths, died, failed, lineages, origin, trial_row
-from experiments.studies.config import StudyConfig, StudyError, parse_study
+from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown
+from experiments.studies.reading import parse_study
 from experiments.studies.space import Scalar, grid
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 from experiments.tracking.machine import process_alive, process_tags

@@ -6,7 +6,6 @@ the same command and the same storage.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from experiments.records import write_json, write_text
+from experiments.records import read_json, write_json, write_text
 from experiments.run import default_root
 from experiments.studies.afterwards import run_posthoc
 from experiments.studies.config import StudyConfig, StudyError
@@ -110,8 +109,7 @@ def _before(store: Store) -> str:
 
 
 def _mlflow_run(folder: Path) -> str | None:
-    note = folder / "mlflow.json"
-    return json.loads(note.read_text(encoding="utf-8")).get("run_id") if note.is_file() else None
+    return read_json(folder / "mlflow.json").get("run_id")
 
 
 def _params(config: StudyConfig) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import math
 import shlex
 from collections import Counter
@@ -17,10 +14,10 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
+from experiments.page import image_bytes, inline_svg, page_environment, shown_path
 from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
-from experiments.report import COLUMNS, Column, flat_figures, image_bytes, markdown_table, page_environment, shown_path
 from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
@@ -29,6 +26,7 @@ from experiments.studies.paper import compared, sentences
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
 from experiments.summary import summary, tied_best
+from experiments.tables import COLUMNS, Column, csv_text, flat_figures, markdown_rows, markdown_table
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
@@ -77,7 +75,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     write_text(folder / "report.md", _markdown(values, pictures, results))
     environment = page_environment()
     environment.filters |= {"trainable": _trainable, "minutes": _minutes}
-    figures = [(n, title, text, base64.b64encode(image_bytes(f, "svg")).decode()) for n, title, text, f in pictures]
+    figures = [(n, title, text, inline_svg(f)) for n, title, text, f in pictures]
     text = environment.get_template("study.html.j2").render(
         **values,
         figures=figures,
@@ -185,8 +183,8 @@ def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequ
     ]
     if values["paper"] is not None:
         table = values["paper"].round(1).reset_index(names="arm")
-        rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-        parts += ["## Beside the paper", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+        rows = [list(table.columns), *table.astype(str).values.tolist()]
+        parts += ["## Beside the paper", markdown_rows(rows)]
     parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in pictures]
     if values["failed"]:
         parts += [
@@ -207,11 +205,7 @@ def _csv(arms: Sequence[Arm]) -> str:
          **{f"cost_{name}": value for name, value in a.result.cost.items()}}
         for a in arms
     ]  # fmt: skip
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in rows for n in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows, list(dict.fromkeys(n for row in rows for n in row)))
 
 
 def _trainable(arm: Arm) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.arm_run import StopArm
-from experiments.records import ArmResult, Estimate, write_json
-from experiments.run import Outcome, RunError, run_experiment
+from experiments.experiment import Outcome
+from experiments.records import ArmResult, Estimate, read_json, write_json
+from experiments.run import RunError, run_experiment
 from experiments.section import nearest
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
@@ -56,7 +56,7 @@ def run_trial(
     steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
     note = trial_folder(study, root, number) / "mlflow.json"
-    saved = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    saved = read_json(note)
     outcome, pruned = TrialOutcome(), ""
     with Tracker(root, study.name).run(
         f"trial {number}", kind="trial", parent=parent, params=picks, run_id=saved.get("run_id")

@@ -18,10 +18,11 @@ from experiments.details import (
     trajectory_table,
 )
 from experiments.evaluation.kept import KeptSuite, ReorderedKept
+from experiments.experiment import Outcome
 from experiments.records import ArmResult, Estimate, Record
-from experiments.report import format_table, markdown_table
-from experiments.run import Outcome, run_experiment
+from experiments.run import run_experiment
 from experiments.summary import gain_name, gain_text, summary
+from experiments.tables import format_table, markdown_table
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 

@@ -12,7 +12,7 @@ import torch
 from experiments.config import load_config
 from experiments.methods.penalties import L2sp
 from experiments.models import Precision
-from experiments.studies.config import load_study
+from experiments.studies.reading import load_study
 from experiments.train import COMPLETE, ArmFailed, disk_full, last_checkpoint, only_label_logits
 from tests.ctrl.test_trainer import expanded, sequences, tiny
 from tests.experiments.engine import GOLDEN, GOLDEN_METHODS, arm_config, golden_curve, train

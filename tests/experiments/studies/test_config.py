@@ -10,9 +10,10 @@ import yaml
 
 from experiments.config import SHIPPED, ConfigError
 from experiments.posthoc import OPERATIONS
-from experiments.studies.config import SAMPLERS, Posthoc, load_study, parse_study
+from experiments.studies.config import SAMPLERS, Posthoc
 from experiments.studies.engine import check_options
 from experiments.studies.paper import paper_table
+from experiments.studies.reading import load_study, parse_study
 from experiments.studies.space import DIMENSIONS, grid, overrides
 from tests.experiments.studies.toy import toy_study
 
@@ -114,6 +115,12 @@ def test_choices_may_be_sections_and_lists() -> None:
 def test_faults_of_the_study_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace(r"\.*", ".*")):
         parse_study(values(**change))
+
+
+def test_a_list_of_wrong_entries_is_not_called_too_short() -> None:
+    with pytest.raises(ConfigError, match=r"objectives\.0\.figur: unknown key; did you mean 'figure'") as error:
+        parse_study(values(objectives=[{"figur": "gain", "direction": "maximize"}]))
+    assert "at least 1" not in str(error.value)
 
 
 @pytest.mark.parametrize(

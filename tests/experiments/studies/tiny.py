@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.studies.config import StudyConfig, parse_study
+from experiments.studies.config import StudyConfig
+from experiments.studies.reading import parse_study
 from tests.experiments.small import small_values
 
 ARMS = {

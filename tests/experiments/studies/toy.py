@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.config import StudyConfig, parse_study
+from experiments.studies.config import StudyConfig
 from experiments.studies.engine import Store
+from experiments.studies.reading import parse_study
 from experiments.studies.trial import TrialOutcome
 from tests.experiments.small import small_values
 

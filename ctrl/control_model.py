@@ -1,0 +1,129 @@
+"""The class of an expanded model: that of the causal LM with the divergence in its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+from ctrl.config import ControlConfig
+from ctrl.divergence import additive_mean, masked_mean
+from ctrl.layer import Control
+
+IGNORED = "keys_to_ignore_at_inference"
+
+
+class ControlModel(nn.Module):
+    """Mixin in front of a causal LM's own class: its loss contains the divergence."""
+
+    control: Control
+    _forward_names: tuple[str, ...]
+
+    def _forward(self, base: Any, *args: Any, **kwargs: Any) -> Any:
+        """loss = lm_loss + divergence_weight * divergence where labels are given; else just the base class's forward.
+
+        divergence: mean over expanded layers of the mean over real tokens. With num_items_in_batch (Trainer) both
+        parts are sums over sequences, so that accumulated gradients are those of one large batch.
+        """
+        control = self.control
+        kwargs.update(zip(self._forward_names, args, strict=False))
+        if control.log is not None:
+            control.mask = kwargs.get("attention_mask")
+        if kwargs.get("labels") is None or not control.enabled:
+            return base(self, **kwargs)
+        control.collecting = True
+        try:
+            out = base(self, **kwargs)
+            divergence = self._divergence(out, kwargs)
+        finally:
+            control.collecting = False
+            control.terms.clear()
+        return _with_divergence(out, divergence, control.config.divergence_weight)
+
+    def _divergence(self, out: Any, kwargs: dict[str, Any]) -> Tensor:
+        lm_loss = out[0]
+        terms = list(self.control.terms.values())
+        if not terms or self.control.config.divergence == "none":
+            return lm_loss.new_zeros((), dtype=torch.float32)
+        if self.training and lm_loss.requires_grad and not any(d.requires_grad for d in terms):
+            raise RuntimeError(
+                "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+            )
+        labels, total = kwargs["labels"], kwargs.get("num_items_in_batch")
+        mask = _token_mask(self.control.config, kwargs.get("attention_mask"), labels, terms[0])
+        if total is None:
+            means = [masked_mean(d, mask) for d in terms]
+        else:
+            items = (labels[..., 1:] != -100).sum(-1)
+            means = [additive_mean(d, mask, items, total) for d in terms]
+        return torch.stack([mean.to(lm_loss.device) for mean in means]).mean()
+
+    def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """ctrl.save: a folder that from_pretrained would load as a plain, silently different model is never written."""
+        from ctrl.saving import save
+
+        if kwargs.get("is_main_process", True):
+            save(self, save_directory, state_dict=state_dict)
+
+
+@functools.cache
+def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A subclass of cls with the divergence in its loss. Name and forward signature stay: Trainer, generate and
+    FSDP look at both."""
+
+    @functools.wraps(cls.forward)
+    def forward(self: ControlModel, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(cls.forward, *args, **kwargs)
+
+    names = tuple(inspect.signature(cls.forward).parameters)[1:]
+    members = {
+        "forward": forward,
+        "_forward_names": names,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    return type(cls.__name__, (ControlModel, cls), members)
+
+
+def _token_mask(config: ControlConfig, attention_mask: Tensor | None, labels: Tensor, like: Tensor) -> Tensor | None:
+    """Which tokens (batch, seq) count. A mask longer than the sequence covers cached tokens too: its end is taken."""
+    if config.divergence_tokens == "labels":
+        return labels != -100
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    return attention_mask[:, -like.shape[1] :].bool()
+
+
+def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:
+    if isinstance(out, tuple):  # return_dict=False
+        return (out[0] + weight * divergence, *out[1:])
+    values = {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
+    values["loss"] = out.loss + weight * divergence
+    return _output_class(type(out))(**values, lm_loss=out.loss, divergence=divergence)
+
+
+def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
+    """cls with the fields lm_loss and divergence. Fields, since autocast wrappers rebuild outputs from their fields."""
+    if cls not in _OUTPUTS:
+        extra = [("lm_loss", Tensor | None, None), ("divergence", Tensor | None, None)]
+        _OUTPUTS[cls] = dataclasses.make_dataclass(f"Control{cls.__name__}", extra, bases=(cls,))
+    return _OUTPUTS[cls]
+
+
+@dataclasses.dataclass
+class ControlOutput(CausalLMOutputWithPast):
+    """Output of a forward pass with labels. lm_loss: cross entropy; divergence: before its weight."""
+
+    lm_loss: Tensor | None = None
+    divergence: Tensor | None = None
+
+
+_OUTPUTS: dict[type[ModelOutput], type[ModelOutput]] = {CausalLMOutputWithPast: ControlOutput}
