@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from experiments.arm_trainer import ArmFailed
+from experiments.checkpoints import disk_full, last_checkpoint
 from experiments.config import ArmConfig
+from experiments.lm_loss import only_label_logits
 from experiments.methods import Setting
 from experiments.models import load_base
 from experiments.records import ArmResult, Estimate, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
 from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.tracking import Run
-from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
+from experiments.train import train_arm
 
 if TYPE_CHECKING:
     from experiments.run import Experiment

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.arm_run import ArmRun, Observer, headline, read_json
+from experiments.checkpoints import disk_full
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.data.mixture import ExperimentData
 from experiments.details import (
@@ -40,7 +41,6 @@ from experiments.report import markdown_table, write_report
 from experiments.scorecard import aa_floor, scorecard
 from experiments.summary import label
 from experiments.tracking.tracking import Run, Tracker
-from experiments.train import disk_full
 
 
 class RunError(RuntimeError):
