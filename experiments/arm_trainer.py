@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from experiments.config import TrainingConfig
 from experiments.layers import LayerFigures
-from experiments.lm_loss import only_label_logits
+from experiments.lm_loss import lm_loss, only_label_logits
 from experiments.meter import Meter, real_tokens
 from experiments.methods import Method
 from experiments.schedules import SCHEDULES
@@ -29,6 +29,8 @@ class ArmTrainer(Trainer):
         self.method, self.training_config = method, training
         self.parts: dict[str, Tensor] = {}
         self.layers = LayerFigures(self.model)
+        with self.accelerator.autocast():
+            self.lm_loss = lm_loss(self.model, method.reads_logits)
         self.meter = Meter()
         self.add_callback(self.meter)
 
@@ -55,7 +57,7 @@ class ArmTrainer(Trainer):
         inputs = dict(inputs)
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
-        with self.layers.noting():
+        with self.layers.noting(), self.lm_loss():
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )
