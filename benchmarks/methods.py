@@ -31,6 +31,7 @@ from ctrl.divergence import masked_mean, mse
 from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
 from experiments.config import ArmConfig
+from experiments.lm_loss import lm_loss, only_label_logits
 from experiments.meter import PeakMemory
 from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base
@@ -79,7 +80,7 @@ def header(args: argparse.Namespace) -> str:
 
 
 class Step:
-    """One optimiser step of one method: forward, backward, clip, AdamW."""
+    """One optimiser step of one method: forward (with the engine's loss), backward, clip, AdamW."""
 
     def __init__(self, method: str, args: argparse.Namespace) -> None:
         self.precision = Precision("auto")
@@ -89,10 +90,13 @@ class Step:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
         ids = torch.randint(10, 1000, (args.batch, args.length), device=device())
-        self.batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        self.batch = only_label_logits(batch)
+        with self.precision.autocast():
+            self.lm_loss = lm_loss(self.model)
 
     def __call__(self) -> None:
-        with self.precision.autocast():
+        with self.precision.autocast(), self.lm_loss():
             loss = self.model(**self.batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)

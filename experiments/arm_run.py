@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
+from experiments.arm_trainer import ArmFailed
+from experiments.checkpoints import disk_full, last_checkpoint
 from experiments.config import ArmConfig
+from experiments.lm_loss import lm_loss, only_label_logits
 from experiments.methods import Setting
 from experiments.models import load_base
 from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
 from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.tracking import Run
-from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
+from experiments.train import train_arm
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment
@@ -52,10 +55,12 @@ class ArmRun:
         batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         marked = only_label_logits(batch)
         inputs = {k: v for k, v in marked.items() if k != "replayed"}
+        with experiment.precision.autocast():
+            loss = lm_loss(model, method.reads_logits)
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            with experiment.precision.autocast():
+            with experiment.precision.autocast(), loss():
                 out = model(**inputs)
             penalty = method.penalty(model, marked, out, None)
             (out.loss if penalty is None else out.loss + penalty).backward()

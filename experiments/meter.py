@@ -99,3 +99,9 @@ class Meter(TrainerCallback):
         values = json.loads((folder / METER).read_text())
         self.tokens, self.seconds, self.memory.peak = values["tokens"], values["seconds"], values["peak"]
         self._last = (self.tokens, self.seconds)
+
+
+def real_tokens(inputs: dict[str, Any]) -> int:
+    """Tokens of a batch without its padding; a packed batch has no mask and no padding."""
+    mask = inputs.get("attention_mask")
+    return inputs["input_ids"].numel() if mask is None else int(mask.sum())

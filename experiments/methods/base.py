@@ -58,7 +58,8 @@ class Method(Section):
         """A term of the loss, such that micro-batches add up to one large batch.
 
         batch: of the model's call, with `shift_labels` (batch, kept) and `replayed` where the data has it. outputs:
-        the model's, logits at the kept positions. total: labelled tokens of the whole optimiser step (see `share`).
+        the model's, with logits at the kept positions if `reads_logits`, else with none of them. total: labelled tokens
+        of the whole optimiser step (see `share`).
         """
         return None
 
@@ -84,6 +85,11 @@ class Method(Section):
     @property
     def places_layers(self) -> bool:
         """Whether `control.layers` of the arm matters."""
+        return False
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether `penalty` reads the logits, which are then made for all labelled tokens at once."""
         return False
 
     @property

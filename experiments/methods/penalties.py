@@ -64,6 +64,10 @@ class Kl(OnTop):
         return self.weight * kl_sum(base[counted], outputs.logits[counted]) / total
 
     @property
+    def reads_logits(self) -> bool:
+        return True
+
+    @property
     def needs_replay(self) -> bool:
         return self.tokens == "replayed"
 

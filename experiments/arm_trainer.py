@@ -1,0 +1,93 @@
+"""transformers' Trainer as every arm uses it: the data's order, the method's penalty, the loss by its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from transformers import Trainer
+
+from experiments.config import TrainingConfig
+from experiments.layers import LayerFigures
+from experiments.lm_loss import lm_loss, only_label_logits
+from experiments.meter import Meter, real_tokens
+from experiments.methods import Method
+from experiments.schedules import SCHEDULES
+
+
+class ArmFailed(RuntimeError):
+    """An arm that cannot go on (NaN loss); what it has recorded stays, and the other arms run."""
+
+
+class ArmTrainer(Trainer):
+    """Trainer that keeps the data's order, adds the method's penalty, stops at a NaN and notes the loss's parts."""
+
+    def __init__(self, *args: Any, method: Method, training: TrainingConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method, self.training_config = method, training
+        self.parts: dict[str, Tensor] = {}
+        self.layers = LayerFigures(self.model)
+        with self.accelerator.autocast():
+            self.lm_loss = lm_loss(self.model, method.reads_logits)
+        self.meter = Meter()
+        self.add_callback(self.meter)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is the dataset's, for every arm
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            schedule = SCHEDULES[self.training_config.schedule]
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = schedule(chosen, self.training_config)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        self.meter.tokens += real_tokens(inputs)
+        inputs = dict(inputs)
+        replayed = inputs.pop("replayed", None)
+        batch = only_label_logits(inputs)
+        with self.layers.noting(), self.lm_loss():
+            loss, out = super().compute_loss(
+                model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        total = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        marked = batch if replayed is None else {**batch, "replayed": replayed}
+        penalty = self.method.penalty(model, marked, out, total)
+        self._note(loss, out, penalty, total)
+        if penalty is not None:
+            loss = loss + penalty
+        if not torch.isfinite(loss):
+            raise ArmFailed(
+                f"loss became {loss.item()} at step {self.state.global_step + 1}: lower the learning rate "
+                f"({self.args.learning_rate:g}) or raise warmup_steps ({self.args.warmup_steps})"
+            )
+        return (loss, out) if return_outputs else loss
+
+    def _note(self, loss: Tensor, out: Any, penalty: Tensor | None, total: Any) -> None:
+        """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
+        divergence = getattr(out, "divergence", None)
+        parts = {"lm_loss": loss if divergence is None else out.lm_loss, "divergence": divergence, "penalty": penalty}
+        if divergence is None and penalty is None:
+            return
+        weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps
+        for name, value in parts.items():
+            if value is not None:
+                self.parts[name] = self.parts.get(name, 0.0) + weight * value.detach().float()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            parts = {name: value.item() for name, value in self.parts.items()}
+            logs = {**logs, **parts, **self.layers.take(), **self.meter.rates()}
+            self.parts = {}
+        super().log(logs, *args, **kwargs)

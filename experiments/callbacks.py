@@ -1,0 +1,70 @@
+"""What happens between optimiser steps: the method's turn, measuring, checkpoints, the log and the progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, TrainerCallback
+
+from experiments.checkpoints import COMPLETE, METHOD_STATE, file_sizes
+from experiments.meter import Meter
+from experiments.methods import Method
+from experiments.records import write_json
+
+Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
+
+
+class Evaluate(TrainerCallback):
+    """After each step the method's turn; every `every` steps: measure, then checkpoint."""
+
+    def __init__(self, every: int, save_every: int, measure: Measure, meter: Meter, method: Method) -> None:
+        self.every, self.save_every, self.measure, self.meter, self.method = every, save_every, measure, meter, method
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        last = state.global_step >= state.max_steps
+        self.method.after_step(model, state.global_step)
+        if state.global_step % self.every == 0 or last:
+            with self.method.evaluated(model):
+                self.measure(state.global_step, model)
+            self.meter.memory.forget()
+        control.should_save = not last and state.global_step % self.save_every == 0
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.meter.save(folder)
+        if kept := self.method.state():
+            save_file({name: tensor.detach().cpu() for name, tensor in kept.items()}, folder / METHOD_STATE)
+        write_json(folder / COMPLETE, file_sizes(folder))
+
+
+class Progress(TrainerCallback):
+    """One bar per arm; Trainer's own prints every step's figures, which are in MLflow already."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.bar = label, tqdm(disable=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # disable=None: no bar where nobody watches a terminal
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", disable=None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class Report(TrainerCallback):
+    """Hand each step's logged figures to the caller."""
+
+    def __init__(self, receive: Callable[[int, dict[str, float]], None]) -> None:
+        self.receive = receive
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        self.receive(state.global_step, logs or {})

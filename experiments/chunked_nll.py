@@ -1,0 +1,92 @@
+"""Output head and cross entropy on some tokens at a time.
+
+Logits, their log-softmax and its gradient are (tokens, vocabulary) each: with a vocabulary of 49,000 they are much of a
+small model's memory. Here only a chunk of them exists; what is kept for the backward pass is the gradient of the hidden
+states and of the head.
+
+torch's own `linear_cross_entropy` does the same in fp32. Of bf16 inputs it returns the loss rounded to bf16 (three
+digits), and on CPUs without bf16 instructions copies the head in fp32: so it is not used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ctrl.numerics import widen
+
+LOGITS = 2**24  # held at a time: 64 MiB in fp32, and about three times that with what is computed from them
+
+
+def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """sum over tokens of logsumexp(z) - z[label], z = weight @ hidden + bias, in fp32 or wider.
+
+    hidden: (tokens, width). weight: (vocabulary, width). labels: (tokens), none of them -100. Products run in the dtype
+    that autocast gives them; the gradient of the head is summed in fp32. Backward once: it uses up what it keeps.
+    """
+    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels)
+    return total
+
+
+class _SummedNll(torch.autograd.Function):
+    """The gradient is computed beside the loss, chunk by chunk, while a chunk's logits are there.
+
+    dz = softmax(z) - onehot(label); d hidden = dz @ weight; d weight = dz^T @ hidden; d bias = sum of dz over tokens.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        dtype = product_dtype(hidden)
+        cast = weight.to(dtype)
+        total = widen(hidden.new_zeros(()))
+        slopes = [
+            torch.zeros_like(x, dtype=total.dtype) if x is not None and needed else None
+            for x, needed in zip((hidden, weight, bias), ctx.needs_input_grad, strict=False)
+        ]
+        of_hidden, of_weight, of_bias = slopes
+        rows = max(1, LOGITS // len(weight))
+        for start in range(0, len(hidden), rows):
+            part = hidden[start : start + rows].to(dtype)
+            target = labels[start : start + rows, None]
+            z = widen(F.linear(part, cast, bias))
+            log_sum = z.logsumexp(-1, keepdim=True)
+            total += (log_sum - z.gather(-1, target)).sum()
+            if of_hidden is None and of_weight is None and of_bias is None:
+                continue
+            z.sub_(log_sum).exp_()
+            z.scatter_add_(-1, target, z.new_full(target.shape, -1.0))
+            dz = z.to(dtype)
+            if of_hidden is not None:
+                of_hidden[start : start + rows] = dz @ cast
+            if of_weight is not None:
+                add_product(of_weight, dz.T, part)
+            if of_bias is not None:
+                of_bias += z.sum(0)
+        ctx.slopes = [None if s is None else s.to(x.dtype) for s, x in zip(slopes, (hidden, weight, bias), strict=True)]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        if ctx.slopes is None:
+            raise RuntimeError("summed_nll was differentiated twice: compute the loss again before a second backward")
+        slopes, ctx.slopes = ctx.slopes, None
+        return (*(None if s is None else s.mul_(slope) for s in slopes), None)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What autocast, where it is on, computes matrix products of x in; else x's own dtype."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, without a tensor of total's size where the dtypes allow it."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
