@@ -23,6 +23,7 @@ from ctrl.structure import decoder_layers, place
 from experiments.arm_run import ArmRun, Observer, headline, read_json
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.data.mixture import ExperimentData
+from experiments.data.stages import evaluation_steps
 from experiments.details import (
     Table,
     alignment_pictures,
@@ -201,7 +202,7 @@ class Experiment:
             return
         steps = self.config.training.steps
         probes = {run.arm.name: run.step_seconds() for run in {run.arm.name: run for run in missing}.values()}
-        evaluations = -(-steps // self.config.evaluation.every)
+        evaluations = len(evaluation_steps(self.config))
         seconds = sum(probes[run.arm.name] * steps + self.evaluation_seconds * evaluations for run in missing)
         each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
         self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")
