@@ -39,6 +39,7 @@ from experiments.models import Precision, load_base
 from experiments.records import ArmResult, Estimate, Record, read_records, write_json, write_records, write_text
 from experiments.report import markdown_table, write_report
 from experiments.scorecard import aa_floor, scorecard
+from experiments.streams import stream_pictures, stream_table
 from experiments.summary import label
 from experiments.tracking.tracking import Run, Tracker
 from experiments.train import disk_full
@@ -244,6 +245,7 @@ class Experiment:
             ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
         ]
         tables = [
+            stream_table(self.config, results),
             trajectory_table(self.base, records, self.config.evaluation.bootstrap, self.config.seed),
             further_table(results),
             posthoc_table(afterwards),
@@ -251,7 +253,8 @@ class Experiment:
             cost_table(results),
         ]
         last = {name: steps[max(steps)] for name, steps in records.items()}
-        return [table for table in tables if table], alignment_pictures(last)
+        pictures = stream_pictures(self.config, self.base, records) + alignment_pictures(last)
+        return [table for table in tables if table], pictures
 
 
 def open_run(folder: Path, say: Callable[[str], None] = print, experiment: str | None = None) -> Experiment:

@@ -149,6 +149,9 @@ class StudyConfig(Section):
     def _fits(self) -> StudyConfig:
         if self.pruner and len(self.objectives) > 1:
             raise ValueError("pruning needs a single objective: leave out pruner, or all objectives but one")
+        late = [part for part in parts(self.objectives[0].figure) if part.startswith(("stream_", "cost/"))]
+        if self.pruner and late:
+            raise ValueError(f"pruning needs a figure of every evaluation, but {late[0]!r} is known at the end alone")
         if self.sampler.name == "grid":
             if len(grid(self.search)) > MAX_CELLS:
                 raise ValueError(f"the grid has more than {MAX_CELLS} cells: take another sampler")
@@ -225,7 +228,8 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
-    known = figure_names(config.evaluation.suites, config.evaluation.kept_tasks)
+    evaluation, stream = config.evaluation, config.data.order == "sequential"
+    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):

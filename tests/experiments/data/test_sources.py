@@ -132,6 +132,11 @@ class TestConfig:
         assert one == parse_config(small_values("base", data={"new": [CHAIN]})).data
         assert one == DataConfig()
 
+    def test_without_shares_several_sources_are_equal(self) -> None:
+        three = parse_config(small_values("base", data={"new": [{"name": "gcd"}, CHAIN, {"name": "lcm"}]})).data
+        assert [source.share for source in three.new] == [pytest.approx(1 / 3)] * 3
+        assert parse_config(small_values("base", data={"old": [CHAIN], "replay": 0.1})).data.old[0].share == 1
+
     def test_a_config_written_to_yaml_reads_back(self) -> None:
         data = {
             "regime": "cpt",
