@@ -146,7 +146,7 @@ def run(base: str, root: Path) -> Outcome:
     arms = [{"name": "full", **full}, {"name": "replay", "replay": 0.25, **full}]
     data = {"new": NEW[::2], "order": "sequential", "old": {"source": "earlier"}}
     training = {"steps": 5, "batch_size": 4, "warmup_steps": 0}
-    values = {**small_values(base)["evaluation"], "every": 4, "suites": ["new", "kept"]}
+    values = {**small_values(base)["evaluation"], "every": 4, "suites": ["new", "kept"], "kept_tasks": ["capitals"]}
     made = small_config(base, data=data, training=training, evaluation=values, arms=arms)
     return run_experiment(made, root, say=lambda text: None)
 
