@@ -141,14 +141,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_base(tmp_path_factory.mktemp("base"))
 
 
+WORDS = {"sea": "wave tide salt ship", "sums": "one two plus equals"}  # two kinds of text, by the file's name
+
+
 def run(base: str, root: Path) -> Outcome:
+    for name, words in WORDS.items():
+        documents = [{"text": f"{words} {i} {words}"} for i in range(12)]
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
+    new = [{"source": "file", "path": str(root / f"{name}.jsonl"), "text": "text"} for name in WORDS]
+    data = {"new": new, "order": "sequential", "old": {"source": "earlier"}, "regime": "cpt", "length": 32}
     full = {"method": "full", "learning_rates": [1e-2]}
     arms = [{"name": "full", **full}, {"name": "replay", "replay": 0.25, **full}]
-    data = {"new": NEW[::2], "order": "sequential", "old": {"source": "earlier"}}
     training = {"steps": 5, "batch_size": 4, "warmup_steps": 0}
-    values = {**small_values(base)["evaluation"], "every": 4, "suites": ["new", "kept"], "kept_tasks": ["capitals"]}
-    made = small_config(base, data=data, training=training, evaluation=values, arms=arms)
-    return run_experiment(made, root, say=lambda text: None)
+    suites = {"every": 4, "suites": ["new", "kept"], "kept_tasks": ["capitals"]}
+    evaluation = small_values(base)["evaluation"] | suites
+    made = small_config(base, data=data, training=training, evaluation=evaluation, arms=arms)
+    return run_experiment(made, root / "mlruns", say=lambda text: None)
+
+
+def level(records: list[Record], task: str) -> float:
+    """-NLL in nats per token, texts weighted by their tokens."""
+    found = [(r.value or 0.0, r.tokens or 0) for r in records if r.task == task]
+    return -sum(value * tokens for value, tokens in found) / sum(tokens for _, tokens in found)
 
 
 @pytest.mark.slow
@@ -157,21 +171,20 @@ def test_a_run_measures_each_task_after_each_stage_and_shows_it_in_its_report(ba
     assert not outcome.failed
     for result in outcome.results:
         assert [point["step"] for point in result.trajectory] == [0, 2, 4, 5]
-        assert {"stream_op", "stream_bwt", "stream_f", "stream_fwt"} <= result.scorecard.keys()
-    folder = outcome.folder / "arms" / "full-0.01"
-    last = [r for r in read_records(folder / "items-5.jsonl") if r.suite == "new"]
-    means = [np.mean([r.correct or 0 for r in last if r.task == task]) for task in TASKS[::2]]
-    assert outcome.results[0].scorecard["stream_op"].value == pytest.approx(np.mean(means))
+        folder = outcome.folder / "arms" / f"{result.arm}-0.01"
+        first, last = (read_records(folder / f"items-{step}.jsonl") for step in (2, 5))
+        change = level(last, "sea") - level(first, "sea")
+        assert change != 0
+        assert result.scorecard["stream_op"].value == pytest.approx((level(last, "sea") + level(last, "sums")) / 2)
+        assert result.scorecard["stream_bwt"].value == pytest.approx(change)
     drawn = json.loads((outcome.folder / "arms" / "replay-0.01" / "data.json").read_text())["drawn"]
     assert [(one["name"], one["stage"], one["replayed"]) for one in drawn] == [
-        ("chain_sum", 1, False), ("spell_backward", 2, False), ("chain_sum", 2, True),
+        ("sea", 1, False), ("sums", 2, False), ("sea", 2, True),
     ]  # fmt: skip
-    first = outcome.report.read_text(encoding="utf-8")
-    for expected in ("Stream of tasks", "Tasks after each stage", "<th>stage</th>"):
-        assert expected in first, expected
+    page = outcome.report.read_text(encoding="utf-8")
+    for expected in ("Stream of tasks", "Tasks after each stage", "<th>stage</th>", "-NLL of held-out texts"):
+        assert expected in page, expected
     assert "stream_bwt" in (outcome.folder / "table.csv").read_text().splitlines()[0]
     again = run(base, tmp_path)  # arms are read from disk
     assert [r.scorecard for r in again.results] == [r.scorecard for r in outcome.results]
-    assert again.report.read_text(encoding="utf-8").count("Tasks after each stage") == first.count(
-        "Tasks after each stage"
-    )
+    assert "Tasks after each stage" in again.report.read_text(encoding="utf-8")
