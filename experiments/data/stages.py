@@ -86,4 +86,4 @@ def _parts_of(stage: int, new: Sequence[Source], old: Sequence[Source], replay: 
     before = new[:stage]
     total = sum(source.share for source in before)
     given += [Part(source, again * source.share / total, True, stage) for source in before]
-    return [Part(new[stage], 1 - sum(part.share for part in given), False, stage), *given]
+    return [Part(new[stage], 1.0 - sum(part.share for part in given), False, stage), *given]

@@ -17,6 +17,8 @@ from experiments.scorecard.bootstrap import Array
 from experiments.summary import number
 
 COLUMNS = 3  # arms beside each other
+DARK = "#1d2430"
+SHADES = sns.light_palette("#4c8ec8", as_cmap=True)  # light enough at its end for dark numbers, also in grey print
 
 
 def stream_figure(matrices: Mapping[str, Array], tasks: Sequence[str], title: str) -> Figure:
@@ -50,11 +52,11 @@ def _heat(axes: Axes, name: str, matrix: Array, tasks: Sequence[str], limits: tu
     words = [task.replace("_", " ") for task in tasks]
     marks = np.vectorize(number)(matrix)
     sns.heatmap(
-        matrix, ax=axes, vmin=limits[0], vmax=limits[1], cmap="Blues", cbar=False, annot=marks, fmt="", linewidths=1,
-        xticklabels=words, yticklabels=["base model", *words], annot_kws={"fontsize": 10},
+        matrix, ax=axes, vmin=limits[0], vmax=limits[1], cmap=SHADES, cbar=False, annot=marks, fmt="", linewidths=1,
+        xticklabels=words, yticklabels=["base model", *words], annot_kws={"fontsize": 10, "color": DARK},
     )  # fmt: skip
     for j in range(len(tasks)):
-        axes.add_patch(Rectangle((j, j + 1), 1, 1, fill=False, edgecolor="#1d2430", linewidth=1.6, clip_on=False))
+        axes.add_patch(Rectangle((j, j + 1), 1, 1, fill=False, edgecolor=DARK, linewidth=1.6, clip_on=False))
     axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
     axes.tick_params(axis="x", rotation=25)
     axes.tick_params(axis="y", rotation=0)
