@@ -19,6 +19,7 @@ from experiments.methods import Setting
 from experiments.models import load_base
 from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
+from experiments.streams import stream_card
 from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.tracking import Run
 from experiments.train import train_arm
@@ -144,13 +145,17 @@ class ArmRun:
     def _score(self, result: ArmResult, run: Run) -> None:
         """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""
         experiment, files = self.experiment, self.item_files()
+        records = {step: read_records(file) for step, file in files.items()}
         result.trajectory = [{"step": 0, **headline(experiment.figures(experiment.base))}]
         for step in files:
-            result.trajectory.append({"step": step, **headline(experiment.figures(read_records(files[step])))})
+            result.trajectory.append({"step": step, **headline(experiment.figures(records[step]))})
             run.log_file(files[step], "records")
         if files:
             result.steps = max(files)
-            result.scorecard = experiment.figures(read_records(files[result.steps]))
+            result.scorecard = experiment.figures(records[result.steps])
+            streamed = stream_card(experiment.config, experiment.base, records)
+            result.scorecard |= streamed
+            run.log_metrics({name: figure.value for name, figure in streamed.items()}, result.steps)
         if result.cost:
             drawn = self.drawn()
             result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))

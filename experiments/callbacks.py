@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,22 @@ Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
 
 
 class Evaluate(TrainerCallback):
-    """After each step the method's turn; every `every` steps: measure, then checkpoint."""
+    """After each step the method's turn; at the steps `at`: measure. Checkpoint then, or every `save_every` steps."""
 
-    def __init__(self, every: int, save_every: int, measure: Measure, meter: Meter, method: Method) -> None:
-        self.every, self.save_every, self.measure, self.meter, self.method = every, save_every, measure, meter, method
+    def __init__(
+        self, at: Container[int], save_every: int | None, measure: Measure, meter: Meter, method: Method
+    ) -> None:
+        self.at, self.save_every, self.measure, self.meter, self.method = at, save_every, measure, meter, method
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        last = state.global_step >= state.max_steps
-        self.method.after_step(model, state.global_step)
-        if state.global_step % self.every == 0 or last:
+        step, measured = state.global_step, state.global_step in self.at
+        self.method.after_step(model, step)
+        if measured:
             with self.method.evaluated(model):
-                self.measure(state.global_step, model)
+                self.measure(step, model)
             self.meter.memory.forget()
-        control.should_save = not last and state.global_step % self.save_every == 0
+        due = step % self.save_every == 0 if self.save_every else measured
+        control.should_save = due and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
-from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named
+from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named, with_shares
+from experiments.data.stages import check_stream, stage_ends
 from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
@@ -30,6 +31,7 @@ class DataConfig(Section):
     new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
     old: tuple[AnySource, ...] = Field((), description="what replay is drawn from: one source or a list")
     replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
+    order: Literal["mixed", "sequential"] = Field("mixed", description="`new` all at once, or one after the other")
     regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
     length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
 
@@ -37,12 +39,13 @@ class DataConfig(Section):
     @classmethod
     def _list(cls, value: Any) -> Any:
         values = [value] if isinstance(value, dict) else value
-        return [named(one) for one in values] if isinstance(values, list | tuple) else values
+        return with_shares([named(one) for one in values]) if isinstance(values, list | tuple) else values
 
     @model_validator(mode="after")
     def _mixture(self) -> DataConfig:
         check_shares(self.new, "new")
         check_shares(self.old, "old")
+        check_stream(self)
         if any(source.source == "self" for source in self.new):
             raise ValueError("new: source self is what the model can do already; it belongs under old")
         if self.replay and not self.old:
@@ -163,6 +166,11 @@ class ExperimentConfig(Section):
         if twice:
             raise ValueError(f"arm names must differ, but {', '.join(twice)} stands more than once")
         return arms
+
+    @model_validator(mode="after")
+    def _stages(self) -> ExperimentConfig:
+        stage_ends(self.data, self.training.steps)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is written to YAML, hashed and logged."""

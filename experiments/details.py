@@ -114,10 +114,12 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
 
 
 def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
-    """drawn: by arm, what `ExperimentData.drawn` gives."""
+    """drawn: by arm, what `ExperimentData.drawn` gives. A stream has a column for the stage."""
+    staged = any(part["stage"] > 1 for parts in drawn.values() for part in parts)
     rows = tuple(
         (
             arm,
+            *([str(part["stage"])] if staged else []),
             str(part["name"]),
             "replayed" if part["replayed"] else "new",
             f"{part['share']:.1%}",
@@ -128,8 +130,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
         for arm, parts in drawn.items()
         for part in parts
     )
-    head = ("arm", "source", "kind", "share", "asked for", "tokens", "epochs")
-    note = "Share: of all tokens really trained on, beside the share asked for. Epochs: times the source was begun."
+    head = ("arm", *(["stage"] if staged else []), "source", "kind", "share", "asked for", "tokens", "epochs")
+    whole = "the stage's" if staged else "all"
+    note = (
+        f"Share: of {whole} tokens really trained on, beside the share asked for. Epochs: times the source was begun."
+    )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
 

@@ -19,6 +19,7 @@ from ctrl.structure import decoder_layers, place
 from experiments.arm_run import ArmRun, Observer, headline
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
+from experiments.data.stages import evaluation_steps
 from experiments.details import (
     Table,
     alignment_pictures,
@@ -43,6 +44,7 @@ from experiments.records import (
 )
 from experiments.report import write_report
 from experiments.scorecard import aa_floor, scorecard
+from experiments.streams import stream_pictures, stream_table
 from experiments.summary import label
 from experiments.tables import markdown_table
 from experiments.tracking.tracking import Run, Tracker
@@ -159,7 +161,7 @@ class Experiment:
             return
         steps = self.config.training.steps
         probes = {run.arm.name: run.step_seconds() for run in {run.arm.name: run for run in missing}.values()}
-        evaluations = -(-steps // self.config.evaluation.every)
+        evaluations = len(evaluation_steps(self.config))
         seconds = sum(probes[run.arm.name] * steps + self.evaluation_seconds * evaluations for run in missing)
         each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
         self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")
@@ -201,6 +203,7 @@ class Experiment:
             ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
         ]
         tables = [
+            stream_table(self.config, results),
             trajectory_table(self.base, records, self.config.evaluation.bootstrap, self.config.seed),
             further_table(results),
             posthoc_table(afterwards),
@@ -208,7 +211,8 @@ class Experiment:
             cost_table(results),
         ]
         last = {name: steps[max(steps)] for name, steps in records.items()}
-        return [table for table in tables if table], alignment_pictures(last)
+        pictures = stream_pictures(self.config, self.base, records) + alignment_pictures(last)
+        return [table for table in tables if table], pictures
 
 
 def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:

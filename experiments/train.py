@@ -20,6 +20,7 @@ from experiments.arm_trainer import ArmTrainer
 from experiments.callbacks import Evaluate, Measure, Progress, Report
 from experiments.checkpoints import METHOD_STATE, last_checkpoint
 from experiments.config import ExperimentConfig
+from experiments.data.stages import evaluation_steps
 from experiments.methods import Method, Setting
 from experiments.models import Precision
 
@@ -43,7 +44,6 @@ def train_arm(
     """
     setting.precision.hold_frozen(model)
     method.begin(model, setting)
-    every = config.evaluation.every
     trainer = ArmTrainer(
         model=model,
         args=training_arguments(config, learning_rate, setting.precision, folder),
@@ -55,7 +55,7 @@ def train_arm(
     )
     trainer.remove_callback(PrinterCallback)
     meter = trainer.meter
-    trainer.add_callback(Evaluate(every, config.training.save_every or every, measure, meter, method))
+    trainer.add_callback(Evaluate(evaluation_steps(config), config.training.save_every, measure, meter, method))
     checkpoint = last_checkpoint(folder)
     if checkpoint:
         meter.load(Path(checkpoint))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from experiments.data.base_text import BaseText
 from experiments.data.items import NewTask, NewText
 from experiments.data.rows import Encoder, PackedCollator, PaddingCollator
 from experiments.data.source import Source, Workshop
+from experiments.data.stages import Earlier, stage_ends, stage_parts
 from experiments.data.stream import Mixture, Part, Rows
 from experiments.methods import Batch
 from experiments.models import load_base
@@ -57,17 +59,21 @@ class ExperimentData:
     def rows(self, arm: ArmConfig) -> Rows:
         """The rows of an arm, in the order in which they are trained on."""
         training = self.config.training
-        count = training.steps * training.batch_size * training.gradient_accumulation
+        ends = stage_ends(self.config.data, training.steps)
+        step_rows = training.batch_size * training.gradient_accumulation
+        stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
-        return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), count)
+        return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), *stages)
 
     def old_batches(self, count: int) -> list[Batch]:
         """`count` batches of what the base is to keep, whether or not an arm replays it; the same at every call.
 
-        Drawn from data.old, or where that is empty from chats that the base writes for this (kept in the cache).
+        Drawn from data.old, but not from the earlier tasks of a stream, which the base has not learned; where nothing
+        is left, from chats that the base writes for this (kept in the cache).
         """
         size, config = self.config.training.batch_size, self.config
-        sources = config.data.old or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
+        given = [source for source in config.data.old if not isinstance(source, Earlier)]
+        sources = given or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
         parts = [Part(source.ready(self.workshop), source.share, True) for source in sources]
         rows = Rows(Mixture(parts, self.encoder, config.seed, self.taken), size * count)
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
@@ -76,18 +82,22 @@ class ExperimentData:
     def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
         """What the arm's rows really took from each source.
 
-        One dict a source: name, replayed, share (of all tokens) beside the share asked for, tokens, pieces, examples,
-        epochs (times the source was begun), left_out (chats longer than data.length). Reads all rows once more.
+        One dict a source and stage: name, stage (from 1; one for mixed data), replayed, share (of the stage's tokens)
+        beside the share asked for, tokens, pieces, examples, epochs (times the source was begun), left_out (chats that
+        are longer than data.length). Reads all rows once more.
         """
         rows = self.rows(arm)
         drawn = rows.drawn()
-        total = sum(one.tokens for one in drawn)
+        total: Counter[int] = Counter()
+        for part, one in zip(rows.mixture.parts, drawn, strict=True):
+            total[part.stage] += one.tokens
         return [
             {
                 "name": part.source.label,
+                "stage": part.stage + 1,
                 "replayed": part.replayed,
                 "asked": part.share,
-                "share": one.tokens / total,
+                "share": one.tokens / total[part.stage],
                 **dataclasses.asdict(one),
             }
             for part, one in zip(rows.mixture.parts, drawn, strict=True)
@@ -95,21 +105,22 @@ class ExperimentData:
 
     def describe(self) -> list[dict[str, Any]]:
         """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens."""
+        replay = self.config.data.replay
         return [
             {
-                "name": part.source.label,
-                "kind": part.source.source,
-                "digest": part.source.digest(),
-                "items": "endless" if part.source.size is None else part.source.size,
-                "share": part.share,
-                "replayed": part.replayed,
+                "name": source.label,
+                "kind": source.source,
+                "digest": source.digest(),
+                "items": "endless" if source.size is None else source.size,
+                "share": side * source.share,
+                "replayed": replayed,
             }
-            for part in self._parts(self.config.data.replay)
+            for sources, side, replayed in ((self.new, 1 - replay, False), (self.old, replay, True))
+            for source in sources
         ]
 
     def _parts(self, replay: float) -> list[Part]:
-        new = [Part(source, (1 - replay) * source.share, False) for source in self.new]
-        return new + [Part(source, replay * source.share, True) for source in self.old]
+        return stage_parts(self.new, self.old, replay, self.config.data.order == "sequential")
 
     def _cut(self, task: NewTask | NewText) -> NewTask | NewText:
         """Held-out documents are measured on their first `length` tokens: some are books."""

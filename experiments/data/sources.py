@@ -11,16 +11,20 @@ from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
+from experiments.data.stages import Earlier
 from experiments.data.stdlib import PythonLibrary
 from experiments.section import nearest
 
-AnySource = Annotated[ReasoningGym | LocalFile | HuggingFace | PythonLibrary | BaseText, Field(discriminator="source")]
+AnySource = Annotated[
+    ReasoningGym | LocalFile | HuggingFace | PythonLibrary | BaseText | Earlier, Field(discriminator="source")
+]
 SOURCES: dict[str, type[Source]] = {
     "reasoning_gym": ReasoningGym,
     "file": LocalFile,
     "huggingface": HuggingFace,
     "python": PythonLibrary,
     "self": BaseText,
+    "earlier": Earlier,
 }
 
 
@@ -34,9 +38,18 @@ def named(value: Any) -> Any:
     return {"source": name, **value}
 
 
+def with_shares(values: list[Any]) -> list[Any]:
+    """Equal shares for several sources of which none names its own."""
+    if len(values) < 2 or any(not isinstance(value, dict) or "share" in value for value in values):
+        return values
+    return [{**value, "share": 1 / len(values)} for value in values]
+
+
 def check_shares(sources: tuple[Source, ...], place: str) -> None:
     """Raise ValueError unless the shares of one side sum to 1."""
     total = sum(source.share for source in sources)
     if sources and abs(total - 1) > 1e-6:
         shares = " + ".join(f"{source.share:g}" for source in sources)
-        raise ValueError(f"the shares of {place} must sum to 1, but sum to {total:g} ({shares}); the default is 1")
+        raise ValueError(
+            f"the shares of {place} must sum to 1, but sum to {total:g} ({shares}); without any they are equal"
+        )

@@ -1,7 +1,8 @@
-"""Several sources as one stream of pieces with given shares of tokens, and its rows by number."""
+"""Several sources as one stream of pieces with given shares of tokens, stage by stage, and its rows by number."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ PATIENCE = 1000  # examples in a row without a usable piece before the source co
 
 @dataclass(frozen=True)
 class Part:
-    """A source and its share of all tokens. replayed: it is part of `old`."""
+    """A source and its share of the tokens of a stage. replayed: it is not what the stage teaches."""
 
     source: Source
     share: float
     replayed: bool
+    stage: int = 0
 
 
 @dataclass
 class Drawn:
-    """What a stream has taken from one source so far. epochs: times it was begun; left_out: chats that are too long."""
+    """What a stage has taken from one source so far. epochs: times it was begun; left_out: chats that are too long."""
 
     tokens: int = 0
     pieces: int = 0
@@ -37,42 +39,67 @@ class Drawn:
 
 
 class Mixture:
-    """An endless stream of pieces. The next one comes from the source that lacks most: share x drawn - own tokens.
+    """Endless pieces for each stage. The next one comes from the source that lacks most: share x drawn - own tokens.
 
-    So no source is ever ahead of its share by a whole piece. Each source's pieces and their order depend on the source
-    and the seed alone; the shares decide only how they are interleaved.
+    So no source is ever ahead of its share of a stage by a whole piece. Each source's pieces and their order depend on
+    the source and the seed alone; the shares decide only how they are interleaved. A source that several stages share
+    goes on where the stage before left it.
     """
 
     def __init__(self, parts: Sequence[Part], encoder: Encoder, seed: int, taken: frozenset[str]) -> None:
         self.parts, self.encoder = tuple(part for part in parts if part.share > 0), encoder
         self.seed, self.taken = seed, taken
-        self.drawn = [Drawn() for _ in self.parts]
+        self.begin()
 
-    def __iter__(self) -> Iterator[Piece]:
+    def begin(self) -> None:
         """From the start, with fresh counts."""
         self.drawn = [Drawn() for _ in self.parts]
-        streams = [self._pieces(part, drawn) for part, drawn in zip(self.parts, self.drawn, strict=True)]
-        while True:
-            index = most_lacking([part.share for part in self.parts], [drawn.tokens for drawn in self.drawn])
-            piece = next(streams[index])
-            self.drawn[index].tokens += len(piece)
-            self.drawn[index].pieces += 1
-            yield piece
+        self.open: dict[tuple[int, bool], Pieces] = {}
 
-    def _pieces(self, part: Part, drawn: Drawn) -> Iterator[Piece]:
+    def stage(self, number: int) -> Iterator[Piece]:
+        """The pieces of one stage, without end."""
+        own = [i for i, part in enumerate(self.parts) if part.stage == number]
+        shares = [self.parts[i].share for i in own]
+        while True:
+            index = own[most_lacking(shares, [self.drawn[i].tokens for i in own])]
+            yield self._pieces(self.parts[index]).take(self.drawn[index])
+
+    def _pieces(self, part: Part) -> Pieces:
+        key = (id(part.source), part.replayed)
+        if key not in self.open:
+            self.open[key] = Pieces(part, self.encoder, self.seed, self.taken)
+        return self.open[key]
+
+
+class Pieces:
+    """The pieces of one source, in its own order and without end."""
+
+    def __init__(self, part: Part, encoder: Encoder, seed: int, taken: frozenset[str]) -> None:
+        self.part, self.encoder = part, encoder
+        self.examples = part.source.stream(seed, taken)
+        self.waiting: deque[Piece] = deque()
+        self.epochs = 0
+
+    def take(self, drawn: Drawn) -> Piece:
+        """The next piece, counted in `drawn`. Raises ConfigError where nothing fits in a row."""
         unusable = 0
-        for epoch, example in part.source.stream(self.seed, self.taken):
-            drawn.epochs = epoch + 1
-            pieces = self.encoder.pieces(example, part.replayed)
-            drawn.examples += bool(pieces)
-            drawn.left_out += not pieces
-            unusable = 0 if pieces else unusable + 1
+        while not self.waiting:
+            epoch, example = next(self.examples)
+            self.epochs = epoch + 1
+            self.waiting.extend(self.encoder.pieces(example, self.part.replayed))
+            drawn.examples += bool(self.waiting)
+            drawn.left_out += not self.waiting
+            unusable += not self.waiting
             if unusable >= PATIENCE:
                 raise ConfigError(
-                    f"source {part.source.label}: {PATIENCE} examples in a row are longer than data.length="
+                    f"source {self.part.source.label}: {PATIENCE} examples in a row are longer than data.length="
                     f"{self.encoder.length} tokens: raise data.length"
                 )
-            yield from pieces
+        piece = self.waiting.popleft()
+        drawn.tokens += len(piece)
+        drawn.pieces += 1
+        drawn.epochs = self.epochs
+        return piece
 
 
 def most_lacking(shares: Sequence[float], tokens: Sequence[int]) -> int:
@@ -82,14 +109,15 @@ def most_lacking(shares: Sequence[float], tokens: Sequence[int]) -> int:
 
 
 class Rows(Dataset[Row]):
-    """The first `count` rows of a mixture. Row i is the same whatever was read before.
+    """The rows of a mixture, one stage behind the other. Row i is the same whatever was read before.
 
+    stages: how many rows each stage has; a row belongs to one stage, so packing drops what is left at a stage's end.
     Rows are made as they are read, and the last few are kept: reading forward is free, one behind the window starts the
     stream again, as a resumed run does to reach its first row.
     """
 
-    def __init__(self, mixture: Mixture, count: int) -> None:
-        self.mixture, self.count = mixture, count
+    def __init__(self, mixture: Mixture, *stages: int) -> None:
+        self.mixture, self.stages, self.count = mixture, stages, sum(stages)
         self.made = 0
         self.window: deque[Row] = deque(maxlen=WINDOW)
         self.stream: Iterator[Row] | None = None
@@ -109,11 +137,16 @@ class Rows(Dataset[Row]):
         return self.window[index - self.made]
 
     def _begin(self) -> Iterator[Row]:
-        encoder = self.mixture.encoder
-        return packed_rows(self.mixture, encoder.length) if encoder.regime == "cpt" else padded_rows(self.mixture)
+        self.mixture.begin()
+        for number, count in enumerate(self.stages):
+            yield from itertools.islice(self._stage(number), count)
+
+    def _stage(self, number: int) -> Iterator[Row]:
+        encoder, pieces = self.mixture.encoder, self.mixture.stage(number)
+        return packed_rows(pieces, encoder.length) if encoder.regime == "cpt" else padded_rows(pieces)
 
     def drawn(self) -> list[Drawn]:
-        """What all rows together took from each source; reads to the last row if that has not been done."""
+        """What all rows together took for each part; reads to the last row if that has not been done."""
         if self.count and self.made < self.count:
             self[self.count - 1]
         return self.mixture.drawn

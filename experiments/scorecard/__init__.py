@@ -11,7 +11,7 @@ from experiments.scorecard.floor import aa_floor
 from experiments.scorecard.inference import forgetting_bound, holm, mcnemar_p, non_inferior, paired_error, wilson
 from experiments.scorecard.pairing import pair_records
 from experiments.scorecard.seeds import over_seeds
-from experiments.scorecard.stream import stream, stream_figures
+from experiments.scorecard.stream import stream, stream_figures, stream_matrix
 from experiments.scorecard.trajectory import envelope_area, hypervolume, matched_retention, stability_gap
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "stability_gap",
     "stream",
     "stream_figures",
+    "stream_matrix",
     "wilson",
 ]

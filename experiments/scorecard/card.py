@@ -44,6 +44,9 @@ def scorecard(
     characters, answer_length_change: after - before; instructions_accuracy, retention_instructions: instructions
     that code can check; new_accuracy_generated, new_accuracy_likelihood (also kept_): where one suite has both.
 
+    Stream. stream_op, stream_bwt, stream_f, stream_fwt of an arm that learned tasks one after the other: see
+    `stream.stream_figures`; they need the records of each stage, so a run adds them to the card of its last step.
+
     Mechanism. alignment_cosine, _relative_l2, _cka, _neighbours: hidden states against the base's, mean over layers
     (no interval).
 

@@ -14,17 +14,20 @@ FIGURES = {  # by the suite that they need; `average_harmonic` is no figure of a
     "drift": ("kl", "kl_new"),
     "text": ("perplexity_drift",),
     "instructions": ("instructions_accuracy", "retention_instructions"),
+    "stream": ("stream_op", "stream_bwt", "stream_f", "stream_fwt"),
     "alignment": ("alignment_cosine", "alignment_relative_l2", "alignment_cka", "alignment_neighbours"),
 }  # fmt: skip
 COSTS = ("tokens", "seconds", "tokens_per_s", "peak_memory_gb", "trainable_parameters", "added_parameters")
 
 
-def figure_names(suites: Iterable[str], kept_tasks: Iterable[str] = ()) -> list[str]:
+def figure_names(suites: Iterable[str], kept_tasks: Iterable[str] = (), stream: bool = False) -> list[str]:
     """What a run with these suites can measure, with `retention/TASK` of each kept task and `cost/NAME`.
 
-    Suite lm_eval asks tasks that count as new or as kept, so it gives the figures of both.
+    Suite lm_eval asks tasks that count as new or as kept, so it gives the figures of both. stream: it learns the tasks
+    of suite `new` one after the other.
     """
     measured = {"new", "kept", *suites} if "lm_eval" in suites else set(suites)
+    measured |= {"stream"} if stream and "new" in suites else set()
     names = [name for suite, names in FIGURES.items() if suite in measured for name in names]
     tasks = [f"retention/{task}" for task in kept_tasks] if "kept" in measured else []
     return [*names, *tasks, *(f"cost/{name}" for name in COSTS)]

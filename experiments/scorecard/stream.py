@@ -38,28 +38,56 @@ def stream_figures(scores: Array) -> dict[str, Array]:
 def stream(
     stages: Sequence[Sequence[Record]], tasks: Sequence[str], draws: int = 10_000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """`stream_figures` from item records with intervals; the items of a task are resampled for all stages at once.
+    """`stream_figures` with intervals, from item records; arguments and errors are those of `stream_matrix`."""
+    return {n: estimate(values) for n, values in stream_figures(stream_matrix(stages, tasks, draws, seed)).items()}
+
+
+def stream_matrix(
+    stages: Sequence[Sequence[Record]], tasks: Sequence[str], draws: int = 10_000, seed: int = 0
+) -> Array:
+    """R of `stream_figures` from item records: (T + 1, T, 1 + draws); the items of a task are resampled for all stages
+    at once. The score is the accuracy of a task with answers, and -NLL in nats per token of one of texts.
 
     stages: records of the untrained model, then after each stage. tasks: names in the order of learning; records of
-    other tasks and suites that carry no `correct` are not used. Raises ValueError where a stage lacks a task or item.
+    other tasks, and of suites without a score, are not used. Raises ValueError where a stage lacks a task or item, and
+    where answers and texts would be averaged.
     """
     check_draws(draws)
     if len(stages) != len(tasks) + 1:
         raise ValueError(
             f"{len(tasks)} tasks need {len(tasks) + 1} stages, the untrained model first: got {len(stages)}"
         )
+    texts = {task for task in tasks if any(r.task == task and r.form == "nll" for r in stages[0])}
+    if texts and len(texts) < len(tasks):
+        raise ValueError(
+            f"answers and texts have no common scale, but {sorted(texts)[0]!r} is a text and others are not"
+        )
     matrix = np.empty((len(stages), len(tasks), 1 + draws))
     for j, task in enumerate(tasks):
-        found = [by_key([r for r in stage if r.task == task and r.correct is not None], "stage") for stage in stages]
+        found = [by_key([r for r in stage if r.task == task and _scored(r)], "stage") for stage in stages]
         if not found[0] or any(stage.keys() != found[0].keys() for stage in found):
             raise ValueError(
                 f"task {task!r} was not measured on the same items at every stage: evaluate it at each one"
             )
         questions: dict[tuple[Stratum, str], list[list[float]]] = {}
         for key in sorted(found[0]):
-            row = [number(stage[key], "correct") for stage in found]
-            questions.setdefault(((task, ()), key[3]), []).append([1.0, *row])
+            weight = _weight(found[0][key])
+            row = [weight * _score(stage[key]) for stage in found]
+            questions.setdefault(((task, ()), key[3]), []).append([weight, *row])
         columns = {question: np.sum(rows, axis=0) for question, rows in questions.items()}
         sums = resample(columns, draws, seed)[task, ()]
         matrix[:, j] = (sums[:, 1:] / sums[:, :1]).T
-    return {name: estimate(values) for name, values in stream_figures(matrix).items()}
+    return matrix
+
+
+def _scored(record: Record) -> bool:
+    return record.correct is not None or record.form == "nll"
+
+
+def _score(record: Record) -> float:
+    return -float(number(record, "value")) if record.form == "nll" else float(number(record, "correct"))
+
+
+def _weight(record: Record) -> float:
+    """A text counts as many times as it has tokens."""
+    return float(number(record, "tokens")) if record.form == "nll" else 1.0

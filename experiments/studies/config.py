@@ -145,6 +145,9 @@ class StudyConfig(Section):
     def _fits(self) -> StudyConfig:
         if self.pruner and len(self.objectives) > 1:
             raise ValueError("pruning needs a single objective: leave out pruner, or all objectives but one")
+        late = [part for part in parts(self.objectives[0].figure) if part.startswith(("stream_", "cost/"))]
+        if self.pruner and late:
+            raise ValueError(f"pruning needs a figure of every evaluation, but {late[0]!r} is known at the end alone")
         if self.sampler.name == "grid":
             if len(grid(self.search)) > MAX_CELLS:
                 raise ValueError(f"the grid has more than {MAX_CELLS} cells: take another sampler")

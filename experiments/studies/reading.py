@@ -51,7 +51,8 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
-    known = figure_names(config.evaluation.suites, config.evaluation.kept_tasks)
+    evaluation, stream = config.evaluation, config.data.order == "sequential"
+    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):

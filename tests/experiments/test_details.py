@@ -81,6 +81,13 @@ def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     assert further.rows == (("full 1e-3", ".25 [.20,.30]"),)
     assert cost is not None
     assert cost.rows == (("full 1e-3", "2,048", "512", "7"),)
+    part = {"name": "gcd", "replayed": True, "share": 0.26, "asked": 0.25, "tokens": 1024, "epochs": 1}
+    mixed, staged = (data_table({"full": [{**part, "stage": 1}, {**part, "stage": stage}]}) for stage in (1, 2))
+    assert mixed is not None
+    assert staged is not None
+    assert mixed.rows[1] == ("full", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
+    assert staged.rows[1] == ("full", "2", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
+    assert (len(mixed.head), len(staged.head)) == (7, 8)
     full.operation = "wise 0.5"
     posthoc = posthoc_table([full])
     assert posthoc is not None

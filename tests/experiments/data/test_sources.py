@@ -17,7 +17,7 @@ from experiments.data.sources import SOURCES, AnySource
 from tests.experiments.small import small_values
 
 NONE: frozenset[str] = frozenset()
-MEASURED = [name for name in SOURCES if name != "self"]
+MEASURED = [name for name in SOURCES if name not in ("self", "earlier")]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ class TestConfig:
                 {"new": [{**CHAIN, "share": 0.5}, {**CHAIN, "share": 0.4}]},
                 r"shares of new must sum to 1, but sum to 0.9",
             ),
-            ({"old": [CHAIN, CHAIN]}, r"shares of old must sum to 1, but sum to 2 \(1 \+ 1\)"),
+            ({"old": [{**CHAIN, "share": 1}, CHAIN]}, r"shares of old must sum to 1, but sum to 2 \(1 \+ 1\)"),
             ({"replay": 0.1}, r"replay=0.1 needs something to replay: write old:"),
             ({"new": {"source": "self"}}, r"source self is what the model can do already; it belongs under old"),
             ({"regime": "pretrain"}, r"data.regime: Input should be 'sft' or 'cpt' \(got 'pretrain'\)"),
@@ -131,6 +131,11 @@ class TestConfig:
         one = parse_config(small_values("base", data={"new": CHAIN})).data
         assert one == parse_config(small_values("base", data={"new": [CHAIN]})).data
         assert one == DataConfig()
+
+    def test_without_shares_several_sources_are_equal(self) -> None:
+        three = parse_config(small_values("base", data={"new": [{"name": "gcd"}, CHAIN, {"name": "lcm"}]})).data
+        assert [source.share for source in three.new] == [pytest.approx(1 / 3)] * 3
+        assert parse_config(small_values("base", data={"old": [CHAIN], "replay": 0.1})).data.old[0].share == 1
 
     def test_a_config_written_to_yaml_reads_back(self) -> None:
         data = {

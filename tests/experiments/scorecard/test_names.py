@@ -12,4 +12,7 @@ def test_every_figure_of_a_card_is_listed() -> None:
     names = figure_names(("new", "kept", "drift", "text"), ("capitals",))
     assert set(card) <= set(names)
     assert "instructions_accuracy" not in names
+    assert "stream_bwt" not in names
+    assert "stream_bwt" in figure_names(("new", "kept"), stream=True)
+    assert "stream_bwt" not in figure_names(("kept",), stream=True)
     assert {"gain", "retention/x"} <= set(figure_names(("lm_eval",), ("x",)))

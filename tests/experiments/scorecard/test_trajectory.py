@@ -17,6 +17,7 @@ from experiments.scorecard import (
     stability_gap,
     stream,
     stream_figures,
+    stream_matrix,
 )
 from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.seeds import resample_seeds
@@ -135,6 +136,15 @@ def test_a_stream_of_records_has_the_figures_of_its_accuracies() -> None:
     assert found["stream_f"].value == pytest.approx(-found["stream_bwt"].value)  # two tasks: the best is the first
     assert found["stream_fwt"].value == pytest.approx(0.1, abs=0.1)
     assert all(e.low is not None and e.high is not None and e.low < e.value < e.high for e in found.values())
+    observed = stream_matrix(stages, ["a", "b"], draws=100)[..., 0]
+    for t, stage in enumerate(stages):
+        for j, task in enumerate("ab"):
+            assert observed[t, j] == np.mean([r.correct or 0 for r in stage if r.task == task])
+    text = Record("new", "c", "nll", "x", value=1.0, tokens=9)
+    with pytest.raises(
+        ValueError, match="answers and texts have no common scale, but 'c' is a text and others are not"
+    ):
+        stream([[*stage, text] for stage in [*stages, stages[0]]], ["a", "b", "c"])
     with pytest.raises(ValueError, match=r"2 tasks need 3 stages, the untrained model first: got 2"):
         stream(stages[1:], ["a", "b"])
     with pytest.raises(ValueError, match="task 'b' was not measured on the same items at every stage"):

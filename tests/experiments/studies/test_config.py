@@ -110,6 +110,14 @@ def test_choices_may_be_sections_and_lists() -> None:
             {"objectives": [{"figure": f, "direction": "maximize"} for f in ("a", "b")], "pruner": "median"},
             "pruning needs a single objective",
         ),
+        (
+            {"objectives": [{"figure": "stream_op", "direction": "maximize"}], "pruner": "median"},
+            "but 'stream_op' is known at the end alone",
+        ),
+        (
+            {"objectives": [{"figure": "stream_op", "direction": "maximize"}]},
+            "no figure 'stream_op' with the suites new",
+        ),
     ],
 )
 def test_faults_of_the_study_are_named(change: dict[str, Any], message: str) -> None:

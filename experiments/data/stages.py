@@ -1,0 +1,89 @@
+"""A stream of tasks: when each stage ends, what it draws from, and the source that replays earlier tasks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from experiments.data.source import Source
+from experiments.data.stream import Part
+
+if TYPE_CHECKING:
+    from experiments.config import DataConfig, ExperimentConfig  # which check themselves with this module
+
+
+class Earlier(Source):
+    """The earlier tasks of a stream, for `data.old`: from their first training examples on, in the same order.
+
+    So what is replayed has been learned before, unless it is more than that was. The tasks share it as they share the
+    stream. In the first stage there is nothing to replay: its share goes to the task that is learned.
+    """
+
+    source: Literal["earlier"] = "earlier"
+
+    @property
+    def label(self) -> str:
+        return "earlier tasks"
+
+
+def check_stream(data: DataConfig) -> None:
+    """Raise ValueError where the sources cannot be a stream, or replay asks for one that is none."""
+    if any(isinstance(source, Earlier) for source in data.new):
+        raise ValueError("new: source earlier is what stands in new already; it belongs under old")
+    if data.order == "mixed":
+        if any(isinstance(source, Earlier) for source in data.old):
+            raise ValueError("old: source earlier needs stages that come one after the other: set order: sequential")
+        return
+    names = [source.label for source in data.new]
+    if len(names) < 2:
+        raise ValueError(f"order: sequential needs two or more sources under new, but got {names[0]} alone")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"order: sequential tells tasks apart by name, but {twice[0]} stands more than once under new: merge them, "
+            "or take other tasks"
+        )
+
+
+def stage_ends(data: DataConfig, steps: int) -> tuple[int, ...]:
+    """The last step of each stage: round(steps x sum of the shares of new so far); (steps,) for mixed data.
+
+    Raises ValueError where a stage would have no step.
+    """
+    if data.order == "mixed":
+        return (steps,)
+    sums = list(itertools.accumulate(source.share for source in data.new))
+    ends = (*(round(steps * total) for total in sums[:-1]), steps)
+    for source, start, end in zip(data.new, (0, *ends), ends, strict=False):
+        if end <= start:
+            raise ValueError(
+                f"training.steps={steps} leaves no step for the stage {source.label} (share {source.share:.3g}): give "
+                "more steps, or a larger share"
+            )
+    return ends
+
+
+def evaluation_steps(config: ExperimentConfig) -> list[int]:
+    """The steps after which everything is measured: every `evaluation.every`, and the end of each stage."""
+    steps, every = config.training.steps, config.evaluation.every
+    return sorted({*range(every, steps + 1, every), *stage_ends(config.data, steps)})
+
+
+def stage_parts(new: Sequence[Source], old: Sequence[Source], replay: float, sequential: bool) -> list[Part]:
+    """What each stage draws from, in which shares of its tokens. replay: the share of `old`."""
+    if not sequential:
+        return [
+            *(Part(source, (1 - replay) * source.share, False) for source in new),
+            *(Part(source, replay * source.share, True) for source in old),
+        ]
+    return [part for stage in range(len(new)) for part in _parts_of(stage, new, old, replay)]
+
+
+def _parts_of(stage: int, new: Sequence[Source], old: Sequence[Source], replay: float) -> list[Part]:
+    given = [Part(source, replay * source.share, True, stage) for source in old if not isinstance(source, Earlier)]
+    again = replay * sum(source.share for source in old if isinstance(source, Earlier))
+    before = new[:stage]
+    total = sum(source.share for source in before)
+    given += [Part(source, again * source.share / total, True, stage) for source in before]
+    return [Part(new[stage], 1.0 - sum(part.share for part in given), False, stage), *given]
