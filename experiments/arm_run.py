@@ -18,7 +18,7 @@ from experiments.models import load_base
 from experiments.records import ArmResult, Estimate, read_records, write_json, write_records
 from experiments.scorecard.card import GAINS
 from experiments.summary import gain_name, gain_text, with_interval
-from experiments.tracking.tracking import Run
+from experiments.tracking.run import Run
 from experiments.train import ArmFailed, disk_full, last_checkpoint, only_label_logits, train_arm
 
 if TYPE_CHECKING:
@@ -134,7 +134,8 @@ class ArmRun:
         result.cost["added_parameters"] = float(added)
         with method.evaluated(model):
             method.save(model, folder / "trained")
-        run.log_model(folder / "trained")
+        step = max(self.item_files(), default=0)
+        run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, result: ArmResult, run: Run) -> None:
@@ -170,6 +171,10 @@ class ArmRun:
         params = {"arm": arm.name, "method": arm.method, "learning_rate": self.learning_rate}
         options = arm.build().model_dump(mode="json")
         return {**params, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+
+    def _model_params(self) -> dict[str, Any]:
+        base = self.experiment.config.base_model
+        return {"base_model": base, "method": self.arm.method, "learning_rate": self.learning_rate}
 
 
 def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -39,7 +39,8 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.report import markdown_table, write_report
 from experiments.scorecard import aa_floor, scorecard
 from experiments.summary import label
-from experiments.tracking.tracking import Run, Tracker
+from experiments.tracking.run import Run
+from experiments.tracking.tracking import Tracker
 from experiments.train import disk_full
 
 
