@@ -25,10 +25,10 @@ from experiments.tracking.machine import (
     hardware_tags,
     process_tags,
     sigterm_raises,
-    system_metrics,
 )
 from experiments.tracking.run import Run, short
 from experiments.tracking.store import Store, last_line
+from experiments.tracking.system import system_metrics
 
 PORT = 5000
 START_SECONDS = 20.0  # how long a store that answers is waited for
@@ -83,9 +83,10 @@ class Tracker:
     ) -> Iterator[Run]:
         """A run that ends FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
 
-        kind: `study`, `trial`, `experiment` or `arm`, a tag. parent: id of the run it belongs to. params: may be
-        nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder: where its
-        journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and machine.
+        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the run it belongs to. params:
+        may be nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder:
+        where its journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and
+        machine.
         """
         folder = Path(folder).resolve() if folder else self.root / "journals"
         journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
@@ -146,6 +147,6 @@ class Tracker:
 
     def _sample(self) -> None:
         """System metrics go to the innermost open run, at its age in seconds."""
-        if self._open:
+        with contextlib.suppress(Exception):  # an error of the driver must not end the thread that delivers
             run = self._open[-1]
             run.log_metrics(system_metrics(), run.age())
