@@ -99,12 +99,15 @@ def open_local(root: Path) -> Any:
     return client
 
 
-def download_model(uri: str, model: str, to: Path) -> Path:
-    """The files of a logged model, `models:/<model_id>`, of the store at a URI."""
-    _import_mlflow()
+def download_model(client: Any, uri: str, model_id: str, to: Path) -> Path:
+    """The files of a logged model of the store at a URI, put below a folder.
+
+    Asked for `models:/<model_id>` itself, MLflow 3.17 looks in its default store, whatever store it is told.
+    """
     from mlflow.artifacts import download_artifacts
 
-    return Path(download_artifacts(artifact_uri=model, dst_path=str(to), tracking_uri=uri))
+    place = client.get_logged_model(model_id).artifact_location
+    return Path(download_artifacts(artifact_uri=place, dst_path=str(to), tracking_uri=uri))
 
 
 def _import_mlflow() -> Any:

@@ -14,6 +14,7 @@ from experiments.tracking.models import model_ids
 from experiments.tracking.sending import deliver
 from experiments.tracking.store import Store, TrackingError, last_line
 
+MODEL = "models:/"  # how the UI names a logged model
 TRAINED = "trained"  # in runs from before they had logged models, the name of an artifact
 
 
@@ -55,9 +56,9 @@ def download(source: str, root: Path, name: str = TRAINED, to: Path | None = Non
     """
     store = Store(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
     folder = to or Path(tempfile.mkdtemp(prefix="artifact-"))
-    if source.startswith("models:/"):
-        return download_model(store.uri, source, folder)
+    if source.startswith(MODEL):
+        return download_model(store.client, store.uri, source.removeprefix(MODEL), folder)
     models = model_ids(store.client.get_run(source)) if name == TRAINED else []
     if models:
-        return download_model(store.uri, f"models:/{models[-1]}", folder)
+        return download_model(store.client, store.uri, models[-1], folder)
     return Path(store.client.download_artifacts(source, name, str(folder)))

@@ -42,6 +42,19 @@ def artifacts(tracker: Tracker, run: Run, folder: str | None = None) -> list[str
     return [file.path for file in tracker.client.list_artifacts(run.id, folder)]
 
 
+def models(tracker: Tracker) -> list[Any]:
+    """All that the store knows of all logged models, to compare."""
+    found = tracker.client.search_logged_models([tracker.experiment_id])
+    return sorted(
+        (m.model_id, m.name, str(m.status), m.source_run_id, m.params, m.tags, _points(m.metrics), m.creation_timestamp)
+        for m in found
+    )
+
+
+def _points(metrics: list[Any] | None) -> list[Any]:
+    return sorted((m.key, m.value, m.timestamp, m.step) for m in metrics or [])
+
+
 def everything(tracker: Tracker) -> list[Any]:
     """All that the store knows of all runs, to compare."""
     found = []
@@ -54,7 +67,8 @@ def everything(tracker: Tracker) -> list[Any]:
         }
         info = (run.info.run_id, run.info.status, run.info.start_time, run.info.end_time)
         inputs = [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs]
-        found.append((info, run.data.params, run.data.tags, history, inputs))
+        outputs = [(output.model_id, output.step) for output in run.outputs.model_outputs]
+        found.append((info, run.data.params, run.data.tags, history, inputs, outputs))
     return sorted(found, key=lambda row: row[0])
 
 

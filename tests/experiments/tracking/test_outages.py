@@ -23,6 +23,7 @@ from tests.experiments.tracking.stores import (
     Broken,
     artifacts,
     everything,
+    models,
     read,
     serve,
     stop,
@@ -159,18 +160,25 @@ def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
                 assert time.perf_counter() - start < 1
                 time.sleep(0.02)
             run.log_text("kept", "note.txt")
+            (tmp_path / "run" / "trained").mkdir()
+            (tmp_path / "run" / "trained" / "weights").write_text("kept")
+            run.log_model(tmp_path / "run" / "trained", "full", figures=["loss"], step=89)
         server = serve(tmp_path, 5994)
         assert len(tracker.client.get_metric_history(run.id, "loss")) >= 30
         seen = []
         for _ in range(2):
             assert sync([tmp_path / "run"], tmp_path / "mlruns") == {run.journal.path: run.id}
-            seen.append(everything(tracker))
+            seen.append(everything(tracker) + models(tracker))
             run.journal.path.with_name(run.journal.path.stem + ".delivered.json").unlink()
         assert seen[0] == seen[1]
         info = seen[0][0][0]
         assert info[1] == "FINISHED"
         loss = tracker.client.get_metric_history(info[0], "loss")
         assert [m.value for m in loss] == list(range(90))
-        assert download(info[0], "note.txt", tmp_path / "mlruns").read_text() == "kept"
+        assert download(info[0], tmp_path / "mlruns", "note.txt").read_text() == "kept"
+        [model] = models(tracker)
+        assert model[1:4] == ("full", "READY", info[0])
+        for source in (info[0], f"models:/{model[0]}"):
+            assert (download(source, tmp_path / "mlruns") / "weights").read_text() == "kept"
     finally:
         stop(server)
