@@ -45,14 +45,14 @@ def measure_tracked(
 def run_of(folder: Path, uri: str) -> str | None:
     """The id that a store has for the run whose journal lies in a folder; the journal's where it has none yet."""
     journal = _journal(folder)
-    return journal and (journal.delivered(uri).run_id or journal.id)
+    return (journal.delivered(uri).run_id or journal.id) if journal else None
 
 
 def experiment_of(folder: Path) -> str | None:
     """The MLflow experiment that the run in a folder belongs to: for a study's trials that of the study."""
     journal = _journal(folder)
     start = journal.last("start") if journal else None
-    return start and str(start["experiment"])
+    return str(start["experiment"]) if start else None
 
 
 def _above(folder: Path) -> str | None:
