@@ -32,6 +32,11 @@ def refused(error: BaseException) -> bool:
     return getattr(error, "error_code", "") in REFUSED
 
 
+def unknown_endpoint(error: BaseException) -> bool:
+    """Whether a server is too old for what was asked of it."""
+    return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
+
+
 def metric_entities(event: Event) -> list[Any]:
     from mlflow.entities import Metric
 

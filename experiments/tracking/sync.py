@@ -10,12 +10,11 @@ from pathlib import Path
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
 from experiments.tracking.machine import process_alive
-from experiments.tracking.models import model_ids
+from experiments.tracking.models import TRAINED, model_ids
 from experiments.tracking.sending import deliver
 from experiments.tracking.store import Store, TrackingError, last_line
 
 MODEL = "models:/"  # how the UI names a logged model
-TRAINED = "trained"  # in runs from before they had logged models, the name of an artifact
 
 
 def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Path, str]:

@@ -118,8 +118,20 @@ def test_a_continued_run_replaces_the_files_of_its_model(root: Path, trained: Pa
     assert any("nothing is gone before it could be sent" in line for line in tracker.store.refused)
 
 
-def test_runs_from_before_logged_models_give_their_artifact(root: Path, trained: Path) -> None:
+def test_a_server_without_logged_models_gets_an_artifact(
+    root: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MLflow's client raises where a server answers 404, as those of MLflow 2 do."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    def unknown(*args: Any) -> None:
+        raise MlflowException("API request to logged-models/search failed", ENDPOINT_NOT_FOUND)
+
     tracker = Tracker(root, "demo")
-    with tracker.run("demo", kind="arm") as run:
-        run.log_file(trained, "trained")
+    with tracker.run("demo", kind="arm", folder=trained.parent) as run:
+        monkeypatch.setattr(tracker.client, "search_logged_models", unknown)
+        run.log_model(trained, "full")
+    assert run.faults == 0
+    assert artifacts(tracker, run, "trained") == ["trained/weights"]
     assert (download(run.id, root) / "weights").read_text() == "first"
