@@ -21,7 +21,7 @@ from experiments.records import ArmResult, Estimate, read_json, read_records, wr
 from experiments.scorecard.card import GAINS
 from experiments.streams import stream_card
 from experiments.summary import gain_name, gain_text, with_interval
-from experiments.tracking.tracking import Run
+from experiments.tracking.run import Run
 from experiments.train import train_arm
 
 if TYPE_CHECKING:
@@ -139,7 +139,8 @@ class ArmRun:
         result.cost["added_parameters"] = float(added)
         with method.evaluated(model):
             method.save(model, folder / "trained")
-        run.log_model(folder / "trained")
+        step = max(self.item_files(), default=0)
+        run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, result: ArmResult, run: Run) -> None:
@@ -179,6 +180,10 @@ class ArmRun:
         params = {"arm": arm.name, "method": arm.method, "learning_rate": self.learning_rate}
         options = arm.build().model_dump(mode="json")
         return {**params, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+
+    def _model_params(self) -> dict[str, Any]:
+        base = self.experiment.config.base_model
+        return {"base_model": base, "method": self.arm.method, "learning_rate": self.learning_rate}
 
 
 def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:

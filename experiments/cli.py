@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     from experiments.models import ModelError
     from experiments.run import RunError
     from experiments.studies.config import StudyError
-    from experiments.tracking.tracking import TrackingError
+    from experiments.tracking.store import TrackingError
 
     try:
         return int(args.command(args))
@@ -106,7 +106,7 @@ def ui_command(args: argparse.Namespace) -> int:
 
 def sync_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.tracking.tracking import sync
+    from experiments.tracking.sync import sync
 
     said = sync(args.folders, args.root or default_root())
     for path, what in said.items():

@@ -47,7 +47,8 @@ from experiments.scorecard import aa_floor, scorecard
 from experiments.streams import stream_pictures, stream_table
 from experiments.summary import label
 from experiments.tables import markdown_table
-from experiments.tracking.tracking import Run, Tracker
+from experiments.tracking.run import Run
+from experiments.tracking.tracking import Tracker
 
 
 @dataclass

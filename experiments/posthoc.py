@@ -2,7 +2,7 @@
 
     python -m experiments.cli posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
 
-Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as an arm's.
+Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as an arm's, and is a run in MLflow.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.methods.saving import is_peft, load_onto
 from experiments.models import load_base
+from experiments.posthoc_run import experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.results import load_trained
 from experiments.run import Experiment, RunError, open_run
@@ -148,8 +149,8 @@ def posthoc(
 ) -> list[ArmResult]:
     """Apply an operation at each alpha and measure the model with the run's own suite. Raises ConfigError, RunError.
 
-    others: folders of further arms, for task_vectors. study: that the run is of. Results that are
-    there already are read.
+    others: folders of further arms, for task_vectors. study: that the run is of. Results that are there already are
+    read, and make no second run in MLflow.
     """
     run = Path(run)
     if operation not in OPERATIONS:
@@ -166,7 +167,7 @@ def posthoc(
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         if not (folder / "result.json").is_file():
-            experiment = experiment or open_run(run, say, study)
+            experiment = experiment or open_run(run, say, study or experiment_of(run))
             batches = [
                 {"input_ids": torch.tensor([window])}
                 for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)
@@ -174,7 +175,8 @@ def posthoc(
             model, figures = OPERATIONS[operation](Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
             say(f"measuring {result.label} ...")
-            experiment.measure(model, result, folder)
+            options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
+            measure_tracked(experiment, model, result, folder, options)
         results.append(ArmResult.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8"))))
     return results
 
@@ -190,8 +192,12 @@ def result_folder(run: Path, result: ArmResult) -> Path:
 
 def operation_name(operation: str, alpha: float | None = None, others: Sequence[Path] = ()) -> str:
     """`wise 0.5`, `merge`, `task_vectors partial-0.0003 0.5`."""
-    added = [f"{folder.parent.parent.name}/{folder.name}" for folder in others]
-    return " ".join([operation, *added, *([] if alpha is None else [f"{alpha:g}"])])
+    return " ".join([operation, *_named(others), *([] if alpha is None else [f"{alpha:g}"])])
+
+
+def _named(others: Sequence[Path]) -> list[str]:
+    """Arm folders by run and arm."""
+    return [f"{folder.parent.parent.name}/{folder.name}" for folder in others]
 
 
 def _config_of(folder: Path) -> ExperimentConfig:

@@ -15,7 +15,8 @@ from experiments.run import RunError, run_experiment
 from experiments.section import nearest
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
-from experiments.tracking.tracking import Tracker, TrackingError
+from experiments.tracking.store import TrackingError
+from experiments.tracking.tracking import Tracker
 
 Report = Callable[[int, float], bool]  # gets a step and the objective there; True: the trial is not worth going on
 

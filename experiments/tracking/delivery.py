@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from experiments.tracking.journal import Journal
+from experiments.tracking.sending import deliver
 from experiments.tracking.store import Store, last_line
 
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
@@ -99,7 +100,7 @@ class Delivery:
             if self._sent.get(journal.id, 0) >= journal.size:
                 continue
             try:
-                self._sent[journal.id] = self.store.deliver(journal).offset
+                self._sent[journal.id] = deliver(self.store, journal).offset
                 message = ""
             except Exception as error:
                 message = last_line(error)

@@ -5,7 +5,8 @@ store. Beside it lies `<journal>.delivered.json`: per store, the run's id there 
 note is written after the delivery, so a crash between the two delivers some lines twice, never too few.
 
 Events: start (id, name, experiment, parent, run, process), tags, params, metrics (step, values), inputs (datasets),
-artifact (path relative to the journal's folder, to), end (status). Each has `time`, in milliseconds since 1970.
+artifact (path relative to the journal's folder, to), model (path, name, params, step, metrics), end (status). Each has
+`time`, in milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Delivered:
-    """How far a journal got in one store. run_id: empty before the store made the run."""
+    """How far a journal got in one store.
+
+    run_id: empty before the store made the run. models: ids of its logged models there, by name.
+    """
 
     run_id: str = ""
     offset: int = 0
+    models: dict[str, str] = field(default_factory=dict)
 
 
 class Journal:

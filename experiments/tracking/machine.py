@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import os
@@ -120,32 +119,6 @@ def hardware_tags() -> dict[str, str]:
     if torch.cuda.is_available():
         tags["hardware/gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return tags
-
-
-def system_metrics() -> dict[str, float]:
-    """Load of this process and the machine: percent of one core, GB (10^9 bytes), and per GPU percent and watts."""
-    import torch
-
-    memory = psutil.virtual_memory()
-    metrics = {
-        "system/process_cpu_percent": _process().cpu_percent(),
-        "system/process_memory_gb": _process().memory_info().rss / 1e9,
-        "system/cpu_percent": psutil.cpu_percent(),
-        "system/memory_used_gb": (memory.total - memory.available) / 1e9,
-    }
-    for i in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
-        free, total = torch.cuda.mem_get_info(i)
-        metrics[f"system/gpu_{i}_memory_used_gb"] = (total - free) / 1e9
-        # Without the package that reads the driver there is no figure, rather than none at all.
-        with contextlib.suppress(Exception):
-            metrics[f"system/gpu_{i}_percent"] = float(torch.cuda.utilization(i))
-            metrics[f"system/gpu_{i}_power_watts"] = torch.cuda.power_draw(i) / 1000
-    return metrics
-
-
-@functools.cache
-def _process() -> psutil.Process:
-    return psutil.Process()
 
 
 @functools.cache

@@ -66,6 +66,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert chains.count("trial study") == 2
     assert chains.count("experiment trial study") == 3  # two seeds, and the start of the one that failed
     assert chains.count("arm experiment trial study") == 2
+    assert chains.count("posthoc experiment trial study") == 2  # wise of both seeds; merge cannot be done
     assert [r.info.status for r in runs.values() if kinds[r.info.run_id] == "study"] == ["FINISHED"]
 
     capsys.readouterr()

@@ -1,0 +1,70 @@
+"""Trained tensors as MLflow's logged models: one per run and name, however often the journal is delivered."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from experiments.tracking.client import model_metric_entities, model_output, unknown_endpoint
+from experiments.tracking.journal import Delivered, Event, Journal
+from experiments.tracking.store import Store
+
+TRAINED = "trained"  # MLflow's type of these models; the name of the artifact where a store has no models
+
+
+def send_model(store: Store, journal: Journal, done: Delivered, event: Event) -> dict[str, str]:
+    """Bring a `model` event into the store. Returns the model's name and id; nothing where its folder is gone.
+
+    A server of MLflow 2 has no logged models: it gets the files as the artifact `trained` of the run.
+    """
+    folder = journal.folder / event["path"]
+    if not folder.is_dir():
+        store.refused.append(f"{folder} is gone before it could be sent")
+        return {}
+    try:
+        return _send_model(store, journal, done, event, folder)
+    except Exception as error:
+        if not unknown_endpoint(error):
+            raise
+    store.client.log_artifacts(done.run_id, str(folder), TRAINED)
+    return {}
+
+
+def _send_model(store: Store, journal: Journal, done: Delivered, event: Event, folder: Path) -> dict[str, str]:
+    """Make the model and its link, files and figures, so far as the store does not have them.
+
+    MLflow gives each new model an id of its own, so one that was made before is looked for first: in the note of what
+    was delivered, then, since a crash may have come between the two, in the store by journal and name. All that follows
+    can be repeated: files and status are replaced, figures are stored once, the link is made once.
+    """
+    client, run, name = store.client, store.client.get_run(done.run_id), model_name(event["name"])
+    model_id = done.models.get(name) or find_model(store, run.info.experiment_id, journal.id, name)
+    if not model_id:
+        tags = {"journal_id": journal.id}
+        made = client.create_logged_model(run.info.experiment_id, name, done.run_id, tags, event["params"], TRAINED)
+        model_id = str(made.model_id)
+    client.log_model_artifacts(model_id, str(folder))
+    if metrics := model_metric_entities(event, model_id):
+        client.log_batch(done.run_id, metrics=metrics)
+    if model_id not in model_ids(run):
+        client.log_outputs(done.run_id, [model_output(model_id, event["step"])])
+    client.finalize_logged_model(model_id, "READY")
+    return {name: model_id}
+
+
+def find_model(store: Store, experiment_id: str, journal_id: str, name: str) -> str:
+    """The id of the model that a journal's run has under a name; empty where there is none."""
+    wanted = f"tags.journal_id = '{journal_id}' AND name = '{name}'"
+    found = store.client.search_logged_models([experiment_id], wanted)
+    return str(found[0].model_id) if found else ""
+
+
+def model_ids(run: Any) -> list[str]:
+    """The models that an MLflow run lists as its outputs."""
+    return [str(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
+
+
+def model_name(name: str) -> str:
+    """A name as MLflow takes it for a model."""
+    return re.sub(r"[/:.%\"']", "_", name)

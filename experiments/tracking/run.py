@@ -1,0 +1,164 @@
+"""A tracked run as the code that trains sees it: every call appends to the run's journal and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.tracking.client import MAX_VALUE, key
+from experiments.tracking.delivery import Delivery
+from experiments.tracking.journal import Journal
+
+CLOSE_SECONDS = 60.0  # how long a store that answers is waited for
+
+
+class Run:
+    """Writes one run's journal. No method raises or waits because of MLflow.
+
+    reason: set by `fail`.
+    """
+
+    def __init__(self, journal: Journal, delivery: Delivery, uri: str) -> None:
+        self.journal, self.reason = journal, ""
+        self._delivery, self._uri = delivery, uri
+        self._began = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        """The id that the store gave the run; before it did, the journal's, which serves as `parent` and `run_id`."""
+        return self.journal.delivered(self._uri).run_id or self.journal.id
+
+    @property
+    def faults(self) -> int:
+        """Deliveries that failed since the tracker was made."""
+        return self._delivery.faults
+
+    def age(self) -> int:
+        return int(time.monotonic() - self._began)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Note numbers at a step; what is not a number is left out. They reach the store within about a second."""
+        values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        if values:
+            self.journal.append("metrics", step=step, values=values)
+        self.warn_once()
+
+    def log_metrics_at(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """log_metrics with its arguments in the order of a training callback."""
+        self.log_metrics(metrics, step)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Nested values under dotted names. A value that a continued run already has stays as it is."""
+        self._write("params", params=flatten(params))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        if tags:
+            self._write("tags", tags={name: str(value) for name, value in tags.items()})
+
+    def log_note(self, markdown: str) -> None:
+        """The description that the UI shows on top of the run."""
+        self.set_tags({"mlflow.note.content": markdown})
+
+    def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """What the run read: per dataset `name`, `digest`, and where known `kind` (training, replay) and `share`."""
+        self._write("inputs", datasets=[dict(d) for d in datasets])
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file, or a folder with all that is in it, as an artifact. It must stay until it has arrived."""
+        self._write("artifact", path=self._relative(path), to=folder)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Text as the artifact `name`, a path; kept in `<journal>/` beside the journal."""
+        self._own(name).write_text(text, encoding="utf-8")
+        self._send_own(name)
+
+    def log_model(
+        self,
+        folder: Path,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        figures: Collection[str] = (),
+        step: int = 0,
+    ) -> None:
+        """The trained tensors in a folder, as the logged model `name` of this run; `sync.download` gives them back.
+
+        A run has one model per name: a further call replaces its files. params: what tells it from others. figures:
+        names of metrics that the run has noted at `step`, which the model shows too. The folder must stay until it has
+        arrived.
+        """
+        metrics = self._noted(figures, step) if figures else []
+        place = self._relative(folder)
+        self._write("model", path=place, name=name, params=flatten(params or {}), step=step, metrics=metrics)
+
+    def fail(self, reason: str) -> None:
+        """Let the run end as FAILED although its block ends without an exception."""
+        self.reason = reason or "no reason given"
+        self.set_tags({"error": self.reason})
+
+    def close(self, status: str) -> None:
+        if self._delivery.faults:
+            self.set_tags({"tracking_faults": str(self._delivery.faults)})
+        self.journal.append("end", status=status)
+        self.journal.close()
+        if not self._delivery.drain(CLOSE_SECONDS):
+            self._delivery.announced = False
+            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(self.journal.folder))}")
+        self._delivery.ended(self.journal)
+
+    def warn_once(self, advice: str = "") -> None:
+        """One line per outage, from the thread that trains."""
+        if self._delivery.message and not self._delivery.announced:
+            self._delivery.announced = True
+            text = f"MLflow: {self._delivery.message}; training goes on, the journal keeps everything{advice}"
+            warnings.warn(text, stacklevel=3)
+
+    def _write(self, event: str, **values: Any) -> None:
+        self.journal.append(event, **values)
+        self.journal.to_disk()
+        self.warn_once()
+
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(Path(path).resolve(), self.journal.folder)
+
+    def _noted(self, names: Collection[str], step: int) -> list[dict[str, Any]]:
+        """The latest values of metrics at a step with the times of their lines: sent so, they are the same points."""
+        found: dict[str, dict[str, Any]] = {}
+        for event, _ in self.journal.read():
+            if event["event"] == "metrics" and event["step"] == step:
+                for name in set(names) & set(event["values"]):
+                    found[name] = {"name": name, "value": event["values"][name], "time": event["time"]}
+        return list(found.values())
+
+    def _own(self, name: str) -> Path:
+        path = self.journal.path.with_suffix("") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _send_own(self, name: str) -> None:
+        self.log_file(self._own(name), str(Path(name).parent) if Path(name).parent != Path() else None)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings and lists of mappings as dotted names; values as text, cut to what MLflow stores."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        place = f"{prefix}{name}"
+        if isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+            value = {str(i): v for i, v in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{place}.")
+        else:
+            text = json.dumps(value) if isinstance(value, list | tuple) else str(value)
+            flat[key(place)] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
+    return flat
+
+
+def short(path: Path) -> str:
+    """Relative to the working directory where it lies below it, so that commands can be read and copied."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

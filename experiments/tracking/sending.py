@@ -1,0 +1,135 @@
+"""Bringing a journal into a store.
+
+Delivery may be repeated from any line on without a change: runs are found by their tag `journal_id`, params stay as
+they are, metrics carry the time of their line and are stored once per (name, time, step, value), tags and artifacts
+are replaced by themselves, logged models are found by their tag `journal_id` and their name (models.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from filelock import FileLock
+
+from experiments.tracking.client import (
+    MAX_BATCH,
+    MAX_METRICS,
+    dataset_entity,
+    metric_entities,
+    param_entities,
+    refused,
+    tag_entities,
+    tag_values,
+)
+from experiments.tracking.journal import Delivered, Event, Journal
+from experiments.tracking.models import send_model
+from experiments.tracking.store import Store, last_line
+
+
+def deliver(store: Store, journal: Journal) -> Delivered:
+    """Send what the store does not have yet, and note how far it got. Raises what MLflow raises."""
+    with FileLock(f"{journal.path}.lock", timeout=60):
+        done = journal.delivered(store.uri)
+        for events, offset in _groups(journal.read(done.offset)):
+            try:
+                run_id, models = _send(store, journal, done, events)
+            except Exception as error:
+                if not done.run_id or not refused(error):
+                    raise
+                run_id, models = done.run_id, done.models
+                store.refused.append(last_line(error))
+            done = Delivered(run_id, offset, models)
+            journal.note(store.uri, done)
+        return done
+
+
+def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Event]) -> tuple[str, dict[str, str]]:
+    """Bring events of one kind into the store. Returns the run's id there, and its models."""
+    kind, run_id = events[0]["event"], done.run_id
+    if kind == "start":
+        return _start(store, journal, run_id, events[0]), done.models
+    if kind == "model":
+        return run_id, done.models | send_model(store, journal, done, events[0])
+    if kind == "metrics":
+        rows = [row for event in events for row in metric_entities(event)]
+        for start in range(0, len(rows), MAX_METRICS):
+            store.client.log_batch(run_id, metrics=rows[start : start + MAX_METRICS])
+    elif kind in SENDERS:
+        SENDERS[kind](store, journal, run_id, events[0])
+    return run_id, done.models
+
+
+def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
+    """Make the run, or set it running again. Raises LookupError while its parent is not in the store."""
+    client, tags = store.client, {**event["tags"], "journal_id": journal.id}
+    if event["parent"]:
+        parent = store.find_run(event["parent"])
+        if not parent:
+            raise LookupError(f"the parent run {event['parent']} is not in the store yet: sync its folder too")
+        tags |= {"parent": parent, "mlflow.parentRunId": parent}
+    found = run_id or store.find_run(journal.id) or (store.find_run(event["run"]) if event["run"] else "")
+    if not found:
+        experiment = store.experiment(event["experiment"])
+        run = client.create_run(experiment, event["time"], tag_values(tags), event["name"])
+        return str(run.info.run_id)
+    if "error" in client.get_run(found).data.tags:  # of the attempt before
+        client.delete_tag(found, "error")
+    client.log_batch(found, tags=tag_entities(tags))
+    client.update_run(found, status="RUNNING")
+    return found
+
+
+def _tags(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+    store.client.log_batch(run_id, tags=tag_entities(event["tags"]))
+
+
+def _params(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+    known = store.client.get_run(run_id).data.params  # a value that the run already has stays as it is
+    new = param_entities({name: value for name, value in event["params"].items() if name not in known})
+    for start in range(0, len(new), MAX_BATCH):
+        store.client.log_batch(run_id, params=new[start : start + MAX_BATCH])
+
+
+def _inputs(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+    store.client.log_inputs(run_id, [dataset_entity(values) for values in event["datasets"]])
+
+
+def _artifact(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+    path, to = journal.folder / event["path"], event["to"]
+    if path.is_dir():
+        store.client.log_artifacts(run_id, str(path), to)
+    elif path.is_file():
+        store.client.log_artifact(run_id, str(path), to)
+    else:
+        store.refused.append(f"{path} is gone before it could be sent")
+
+
+def _end(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+    store.client.set_terminated(run_id, event["status"], event["time"])
+
+
+SENDERS: dict[str, Callable[[Store, Journal, str, Event], None]] = {
+    "tags": _tags,
+    "params": _params,
+    "inputs": _inputs,
+    "artifact": _artifact,
+    "end": _end,
+}
+
+
+def _groups(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
+    """Metrics that follow each other together, up to one request's worth; everything else alone."""
+    waiting: list[Event] = []
+    behind = count = 0
+    for event, offset in events:
+        metrics = event["event"] == "metrics"
+        if waiting and (not metrics or count + len(event["values"]) > MAX_METRICS):
+            yield waiting, behind
+            waiting, count = [], 0
+        if metrics:
+            waiting.append(event)
+            behind, count = offset, count + len(event["values"])
+        else:
+            yield [event], offset
+    if waiting:
+        yield waiting, behind

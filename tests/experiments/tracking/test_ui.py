@@ -1,0 +1,63 @@
+"""The address and the command of the UI, and which store they are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking import tracking
+from experiments.tracking.tracking import Tracker
+
+
+def test_the_environment_can_name_another_store(
+    root: Path, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(template, tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    tracker = Tracker(root, "demo")
+    assert tracker.uri.endswith("other.db")
+    assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in tracker.ui_command()
+
+
+def test_the_ui_address_of_a_run(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    end = f"/#/experiments/{tracker.experiment_id}/runs/abc?workflowType=machine_learning"
+    assert tracker.run_url("abc") == f"http://127.0.0.1:5000{end}"
+    assert tracker.run_url("abc", "http://gpu:80/") == f"http://gpu:80{end}"
+
+
+@pytest.mark.slow
+def test_the_ui_command_serves_this_store(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PORT", 5993)
+    monkeypatch.chdir(root.parent)
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", kind="arm") as run:
+        run.log_text("forgetting", "report.txt")
+    server = subprocess.Popen(["bash", "-c", f"exec env {tracker.ui_command()}"], start_new_session=True)
+    address = "http://127.0.0.1:5993"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                page = urllib.request.urlopen(f"{address}/", timeout=5).read().decode()
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.5)
+        assert "MLflow" in page
+        found = urllib.request.urlopen(f"{address}/api/2.0/mlflow/runs/get?run_id={run.id}", timeout=30).read()
+        assert json.loads(found)["run"]["info"]["experiment_id"] == tracker.experiment_id
+        file = f"{address}/get-artifact?path=report.txt&run_uuid={run.id}"
+        assert urllib.request.urlopen(file, timeout=30).read() == b"forgetting"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
