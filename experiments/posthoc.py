@@ -21,12 +21,13 @@ from ctrl.control_model import ControlModel
 from ctrl.model import hold_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
+from experiments.experiment import Experiment
 from experiments.methods.saving import is_peft, load_onto
 from experiments.models import load_base
 from experiments.posthoc_run import experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.results import load_trained
-from experiments.run import Experiment, RunError, open_run
+from experiments.run import RunError, open_run
 from experiments.section import nearest
 
 Figures = dict[str, float]

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from experiments.arm_run import headline, read_json
-from experiments.records import ArmResult, write_json
-from experiments.run import Experiment
+from experiments.arm_run import headline
+from experiments.experiment import Experiment
+from experiments.records import ArmResult, read_json, write_json
 from experiments.tracking.journal import Journal, find
 
 
