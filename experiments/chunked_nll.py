@@ -66,7 +66,8 @@ class _SummedNll(torch.autograd.Function):
                 add_product(of_weight, dz.T, part)
             if of_bias is not None:
                 of_bias += z.sum(0)
-        ctx.slopes = [None if s is None else s.to(x.dtype) for s, x in zip(slopes, (hidden, weight, bias), strict=True)]
+        given = (hidden, weight, bias)
+        ctx.slopes = [None if s is None or x is None else s.to(x.dtype) for s, x in zip(slopes, given, strict=True)]
         return total
 
     @staticmethod
