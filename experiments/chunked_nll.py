@@ -4,8 +4,8 @@ Logits, their log-softmax and its gradient are (tokens, vocabulary) each: with a
 small model's memory. Here only a chunk of them exists; what is kept for the backward pass is the gradient of the hidden
 states and of the head.
 
-torch's own `linear_cross_entropy` does the same in fp32. Of bf16 inputs it returns the loss rounded to bf16 (three
-digits), and on CPUs without bf16 instructions copies the head in fp32: so it is not used.
+torch's own `linear_cross_entropy` does the same, but of bf16 inputs it returns the loss rounded to bf16 (three digits,
+torch 2.13), on a CPU it computes those in fp32, and the chunks that it chooses are slow there: so it is not used.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class _SummedNll(torch.autograd.Function):
                 add_product(of_weight, dz.T, part)
             if of_bias is not None:
                 of_bias += z.sum(0)
-        given = (hidden, weight, bias)
-        ctx.slopes = [None if s is None or x is None else s.to(x.dtype) for s, x in zip(slopes, given, strict=True)]
+        leaves = zip(slopes, (hidden, weight, bias), strict=True)
+        ctx.slopes = [None if s is None or x is None else s.to(x.dtype) for s, x in leaves]
         return total
 
     @staticmethod
