@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ctrl
+from experiments.lm_loss import ChunkedLoss, only_label_logits, why_whole
 from experiments.models import Precision
 from tests.ctrl.families import build, perturb
 from tests.ctrl.test_merge import IDS, MASK
@@ -55,3 +56,18 @@ def test_compiled_layers_agree() -> None:
     compiled = torch.compile(model, fullgraph=True)(**batch)
     torch.testing.assert_close(compiled.loss, expected.loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(compiled.divergence, expected.divergence, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunked_loss_is_that_of_whole_logits(precision: str) -> None:
+    model = build("llama").cuda()
+    batch = only_label_logits({"input_ids": IDS.cuda(), "attention_mask": MASK.cuda(), "labels": IDS.cuda()})
+    with Precision(precision).autocast():
+        assert why_whole(model) is None
+        expected = model(**batch).loss
+        with ChunkedLoss(model).computed():
+            loss = model(**batch).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    (found,) = torch.autograd.grad(loss, model.lm_head.weight)
+    (own,) = torch.autograd.grad(expected, model.lm_head.weight)
+    assert (found - own).norm() <= (1e-5 if precision == "fp32" else 2e-2) * own.norm()
