@@ -31,10 +31,10 @@ from ctrl.divergence import masked_mean, mse
 from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
 from experiments.config import ArmConfig
-from experiments.lm_loss import lm_loss, only_label_logits
-from experiments.meter import PeakMemory
 from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base
+from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.meter import PeakMemory
 
 LAYERS = 8
 METHODS = ("full", "partial", "control")

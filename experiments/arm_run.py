@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from experiments.arm_trainer import ArmFailed
-from experiments.checkpoints import disk_full, last_checkpoint
 from experiments.config import ArmConfig
-from experiments.lm_loss import lm_loss, only_label_logits
 from experiments.methods import Setting
 from experiments.models import load_base
 from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
+from experiments.reporting.summary import gain_name, gain_text, with_interval
 from experiments.scorecard.card import GAINS
 from experiments.streams import stream_card
-from experiments.summary import gain_name, gain_text, with_interval
 from experiments.tracking.run import Run
-from experiments.train import train_arm
+from experiments.training.checkpoints import disk_full, last_checkpoint
+from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.train import train_arm
+from experiments.training.trainer import ArmFailed
 
 if TYPE_CHECKING:
     from experiments.experiment import Experiment

@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_command(args: argparse.Namespace) -> int:
     from experiments.config import load_config
+    from experiments.reporting.tables import format_table
     from experiments.run import run_experiment
-    from experiments.tables import format_table
 
     outcome = run_experiment(load_config(args.config, overrides(args.set)), args.root, args.fresh, say)
     print("\n" + format_table(outcome.results))
@@ -88,7 +88,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 def posthoc_command(args: argparse.Namespace) -> int:
     from experiments.posthoc import posthoc
-    from experiments.tables import format_table
+    from experiments.reporting.tables import format_table
 
     results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, say)
     print("\n" + format_table(results))

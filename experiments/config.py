@@ -18,8 +18,8 @@ from experiments.data.stages import check_stream, stage_ends
 from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
-from experiments.schedules import SCHEDULES
 from experiments.section import ConfigError, Place, Section, fault_lines, nearest
+from experiments.training.schedules import SCHEDULES
 from experiments.yaml_values import read_yaml, set_field
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -67,7 +67,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
     gradient_accumulation: int = Field(1, ge=1)
     warmup_steps: int = Field(5, ge=0)
-    schedule: str = Field("constant_with_warmup", description="a name in experiments.schedules.SCHEDULES")
+    schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")

@@ -20,15 +20,6 @@ from experiments.arm_run import ArmRun, Observer, headline
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
 from experiments.data.stages import evaluation_steps
-from experiments.details import (
-    Table,
-    alignment_pictures,
-    cost_table,
-    data_table,
-    further_table,
-    posthoc_table,
-    trajectory_table,
-)
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models import Precision, load_base
@@ -42,11 +33,20 @@ from experiments.records import (
     write_records,
     write_text,
 )
-from experiments.report import write_report
+from experiments.reporting.details import (
+    Table,
+    alignment_pictures,
+    cost_table,
+    data_table,
+    further_table,
+    posthoc_table,
+    trajectory_table,
+)
+from experiments.reporting.report import write_report
+from experiments.reporting.summary import label
+from experiments.reporting.tables import markdown_table
 from experiments.scorecard import aa_floor, scorecard
 from experiments.streams import stream_pictures, stream_table
-from experiments.summary import label
-from experiments.tables import markdown_table
 from experiments.tracking.run import Run
 from experiments.tracking.tracking import Tracker
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments.arm_run import Observer
-from experiments.checkpoints import disk_full
 from experiments.config import ExperimentConfig, load_config
 from experiments.experiment import Experiment, Outcome
+from experiments.training.checkpoints import disk_full
 
 
 class RunError(RuntimeError):

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
 from experiments.data.stages import stage_ends
-from experiments.details import Table
 from experiments.plots.stream import stream_figure
 from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.details import Table
+from experiments.reporting.summary import label, with_interval
 from experiments.scorecard import stream, stream_matrix
-from experiments.summary import label, with_interval
 
 Checkpoints: TypeAlias = Mapping[int, Sequence[Record]]  # records by step
 FIGURES = {"stream_op": "OP", "stream_bwt": "BWT", "stream_f": "F", "stream_fwt": "FWT"}

@@ -39,9 +39,9 @@ from IPython.display import HTML, Image, display
 
 from experiments.cli import quiet
 from experiments.config import load_config
+from experiments.reporting.tables import format_table
 from experiments.results import replies
 from experiments.run import run_experiment
-from experiments.tables import format_table
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(

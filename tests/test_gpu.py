@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ctrl
-from experiments.lm_loss import ChunkedLoss, only_label_logits, why_whole
 from experiments.models import Precision
+from experiments.training.lm_loss import ChunkedLoss, only_label_logits, why_whole
 from tests.ctrl.families import build, perturb
 from tests.ctrl.test_merge import IDS, MASK
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.comparison.inputs import CompareError, Entry
 from experiments.records import Estimate, Record
+from experiments.reporting.summary import with_interval
 from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
 from experiments.scorecard.card import GAINS, by_suite, scorecard
 from experiments.scorecard.draws import drawn_figures
@@ -16,7 +17,6 @@ from experiments.scorecard.inference import holm, non_inferior
 from experiments.scorecard.pairing import Key, pair_records
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, hypervolume, matched_retention
 from experiments.section import nearest
-from experiments.summary import with_interval
 
 COMPARED = (*GAINS, "retention", "nfr", "kl", "kl_new", "perplexity_drift", "retention_instructions")
 MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory

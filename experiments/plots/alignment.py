@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from experiments.evaluation.alignment import PAIRS, States, sentences
 from experiments.evaluation.similarity import Array, projection
 from experiments.plots.forgetting import MARKERS, STYLE
-from experiments.summary import number
+from experiments.reporting.summary import number
 
 if TYPE_CHECKING:
     import pandas as pd

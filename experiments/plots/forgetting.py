@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from experiments.records import ArmResult, Estimate
-from experiments.summary import gain_name, label, rate_text
+from experiments.reporting.summary import gain_name, label, rate_text
 
 Array = NDArray[np.float64]
 MARKERS = "os^DvPX*hpd<"

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.plots.forgetting import STYLE
+from experiments.reporting.summary import number
 from experiments.scorecard.bootstrap import Array
-from experiments.summary import number
 
 COLUMNS = 3  # arms beside each other
 DARK = "#1d2430"

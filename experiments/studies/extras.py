@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.records import Estimate, read_records
+from experiments.reporting.summary import number, with_interval
 from experiments.scorecard import hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.seeds import resample_seeds
@@ -19,7 +20,6 @@ from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
 from experiments.studies.attempts import Trial
 from experiments.studies.selection import Arm, even, record_files
 from experiments.studies.trial import result_of
-from experiments.summary import number, with_interval
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store

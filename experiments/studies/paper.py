@@ -16,8 +16,8 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from experiments.records import Estimate
+from experiments.reporting.summary import overlap, with_interval
 from experiments.studies.selection import Arm
-from experiments.summary import overlap, with_interval
 
 TABLE = Path(__file__).parent / "paper_table5.csv"
 PAIRS = (  # what the paper's tables show, as "kept abilities: the first keeps more than the second"

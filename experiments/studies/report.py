@@ -14,10 +14,12 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.page import image_bytes, inline_svg, page_environment, shown_path
 from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
+from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
+from experiments.reporting.summary import summary, tied_best
+from experiments.reporting.tables import COLUMNS, Column, csv_text, flat_figures, markdown_rows, markdown_table
 from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
@@ -25,8 +27,6 @@ from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import compared, sentences
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
-from experiments.summary import summary, tied_best
-from experiments.tables import COLUMNS, Column, csv_text, flat_figures, markdown_rows, markdown_table
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store

@@ -19,7 +19,7 @@ from experiments.config import ArmConfig, ExperimentConfig, parse_config
 from experiments.methods import Batch, Method, Setting
 from experiments.methods.base import snapshot
 from experiments.models import Precision
-from experiments.train import train_arm
+from experiments.training.train import train_arm
 from tests.ctrl.test_trainer import sequences, tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"

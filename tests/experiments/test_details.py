@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from experiments.details import (
+from experiments.evaluation.kept import KeptSuite, ReorderedKept
+from experiments.experiment import Outcome
+from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.details import (
     alignment_pictures,
     cost_table,
     data_table,
@@ -17,12 +20,9 @@ from experiments.details import (
     posthoc_table,
     trajectory_table,
 )
-from experiments.evaluation.kept import KeptSuite, ReorderedKept
-from experiments.experiment import Outcome
-from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.summary import gain_name, gain_text, summary
+from experiments.reporting.tables import format_table, markdown_table
 from experiments.run import run_experiment
-from experiments.summary import gain_name, gain_text, summary
-from experiments.tables import format_table, markdown_table
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 

@@ -16,10 +16,10 @@ from torch.nn.utils import parametrizations
 from torch.profiler import profile
 
 import ctrl
-from experiments import chunked_nll, lm_loss
-from experiments.chunked_nll import summed_nll
-from experiments.lm_loss import ChunkedLoss, only_label_logits, why_whole
 from experiments.methods import METHODS
+from experiments.training import chunked_nll, lm_loss
+from experiments.training.chunked_nll import summed_nll
+from experiments.training.lm_loss import ChunkedLoss, only_label_logits, why_whole
 from tests.ctrl.families import FAMILIES, SHAPE, VOCAB, build, labelled, left_padded, perturb
 from tests.experiments.engine import arm_config, train
 
@@ -235,7 +235,7 @@ def test_the_engine_uses_it_unless_the_method_reads_logits(
     arm = arm_config(method, {})
     found = train(arm, tmp_path / "a", steps=2, batch_size=2, gradient_accumulation=2)
     assert len(passes) == (0 if METHODS[method]().reads_logits else 4)
-    monkeypatch.setattr("experiments.arm_trainer.lm_loss", lambda *args: nullcontext)
+    monkeypatch.setattr("experiments.training.trainer.lm_loss", lambda *args: nullcontext)
     expected = train(arm, tmp_path / "b", steps=2, batch_size=2, gradient_accumulation=2)
     assert found.logs.keys() == expected.logs.keys()
     for step, logs in expected.logs.items():

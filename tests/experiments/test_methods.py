@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from experiments.config import ArmConfig, ConfigError, parse_config
-from experiments.lm_loss import only_label_logits
 from experiments.methods import METHODS
 from experiments.methods.base import share, snapshot, trainable
 from experiments.methods.penalties import fisher, kl_sum
 from experiments.methods.saving import load_onto
 from experiments.methods.tuning import single_rows
 from experiments.models import Precision
+from experiments.training.lm_loss import only_label_logits
 from tests.ctrl.test_trainer import sequences, tiny
 from tests.experiments.engine import (
     LAYERS,

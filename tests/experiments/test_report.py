@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from experiments.config import ExperimentConfig, parse_config
-from experiments.page import tint
 from experiments.records import ArmResult
-from experiments.report import write_report
-from experiments.summary import summary
-from experiments.tables import format_table, markdown_table
+from experiments.reporting.page import tint
+from experiments.reporting.report import write_report
+from experiments.reporting.summary import summary
+from experiments.reporting.tables import format_table, markdown_table
 from tests.experiments.synthetic import BASE, six, synthetic, twelve, untrained
 
 UI = "mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db"

@@ -185,7 +185,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.arm_trainer.Trainer._save", full)
+        patch.setattr("experiments.training.trainer.Trainer._save", full)
         with pytest.raises(RunError, match="no space left on the disk"):
             run_experiment(small_config(base), root)
     assert (folder / "arms" / "full-0.001" / "result.json").is_file()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.config import ConfigError, TrainingConfig, parse_config
-from experiments.schedules import SCHEDULES, infinite_factor
+from experiments.training.schedules import SCHEDULES, infinite_factor
 from tests.experiments.engine import Killed, arm_config, train
 
 

@@ -12,9 +12,9 @@ import pytest
 from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.data.stages import evaluation_steps, stage_ends
 from experiments.experiment import Outcome
-from experiments.page import image_bytes
 from experiments.plots.stream import stream_figure
 from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.reporting.page import image_bytes
 from experiments.run import run_experiment
 from experiments.streams import stream_card, stream_pictures, stream_table, task_names
 from tests.experiments.small import small_config, small_values, tiny_base

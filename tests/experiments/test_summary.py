@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments.records import Estimate
-from experiments.summary import number, overlap, rate_text, summary, tied_best, with_interval
+from experiments.reporting.summary import number, overlap, rate_text, summary, tied_best, with_interval
 from tests.experiments.synthetic import six, synthetic, untrained
 
 

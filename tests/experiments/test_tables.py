@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from experiments.tables import format_table, markdown_rows, table_csv
+from experiments.reporting.tables import format_table, markdown_rows, table_csv
 from tests.experiments.synthetic import BASE, six, untrained
 
 

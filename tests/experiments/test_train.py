@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.arm_trainer import ArmFailed
-from experiments.checkpoints import COMPLETE, disk_full, last_checkpoint
 from experiments.config import load_config
-from experiments.lm_loss import only_label_logits
 from experiments.methods.penalties import L2sp
 from experiments.models import Precision
 from experiments.studies.reading import load_study
+from experiments.training.checkpoints import COMPLETE, disk_full, last_checkpoint
+from experiments.training.lm_loss import only_label_logits
+from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import expanded, sequences, tiny
 from tests.experiments.engine import GOLDEN, GOLDEN_METHODS, arm_config, golden_curve, train
 
@@ -94,7 +94,7 @@ def test_each_step_logs_the_parts_of_its_loss_and_its_layers(tmp_path: Path) -> 
 
 def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train(arm_config("control"), tmp_path / "a", steps=2)
-    monkeypatch.setattr("experiments.arm_trainer.LayerFigures.noting", lambda self: nullcontext())
+    monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
     two = train(arm_config("control"), tmp_path / "b", steps=2)
     assert "alpha/layer_01" in one.logs[2]
     assert "alpha/layer_01" not in two.logs[2]

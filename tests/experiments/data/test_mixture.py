@@ -14,7 +14,7 @@ from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
 from experiments.data.mixture import ExperimentData
 from experiments.methods import Setting
-from experiments.train import train_arm
+from experiments.training.train import train_arm
 from tests.experiments.small import small_config, tiny_base
 
 MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]

@@ -14,9 +14,9 @@ import ctrl
 from experiments.data.items import Item, Text
 from experiments.data.rows import Encoder, PackedCollator, PaddingCollator, Piece, packed_rows, padded_rows
 from experiments.data.tokens import IGNORED
-from experiments.lm_loss import only_label_logits
-from experiments.meter import real_tokens
 from experiments.models import shipped_folder
+from experiments.training.lm_loss import only_label_logits
+from experiments.training.meter import real_tokens
 from tests.ctrl.families import VOCAB, build, perturb
 
 TWO = [Item("1 + 1?", "2"), Item("What is one thousand plus one?", "1001")]

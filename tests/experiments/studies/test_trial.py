@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from experiments import cli
-from experiments.checkpoints import COMPLETE
 from experiments.records import ArmResult, Estimate
 from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
 from experiments.studies.reading import parse_study
 from experiments.studies.trial import TrialFailed, figure, sum_of
+from experiments.training.checkpoints import COMPLETE
 from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
 

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
-from experiments.checkpoints import COMPLETE, METHOD_STATE, file_sizes
-from experiments.meter import Meter
 from experiments.methods import Method
 from experiments.records import write_json
+from experiments.training.checkpoints import COMPLETE, METHOD_STATE, file_sizes
+from experiments.training.meter import Meter
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
 

@@ -13,8 +13,8 @@ import jinja2
 from matplotlib.figure import Figure
 
 from experiments.records import Estimate
-from experiments.summary import RATE, Places, label, number, rate_text, with_interval
-from experiments.tables import cost_cells, failure_text
+from experiments.reporting.summary import RATE, Places, label, number, rate_text, with_interval
+from experiments.reporting.tables import cost_cells, failure_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 

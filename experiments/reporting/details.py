@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from experiments.plots.alignment import alignment_figure
 from experiments.records import ArmResult, Record
+from experiments.reporting.summary import Places, gain_name, gain_text, label, number, with_interval
 from experiments.scorecard import envelope_area, matched_retention, stability_gap
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
-from experiments.summary import Places, gain_name, gain_text, label, number, with_interval
 
 DRAWS = 1_000  # resamples of a trajectory's figures, at most: each checkpoint is resampled
 NATS: Places = (3, 2, 1)

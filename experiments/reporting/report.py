@@ -11,12 +11,12 @@ import yaml
 from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
-from experiments.details import Table
-from experiments.page import image_bytes, inline_svg, page_environment, shown_path
 from experiments.plots.forgetting import forgetting_figure
 from experiments.records import ArmResult, Estimate, write_text
-from experiments.summary import label, summary, tied_best, with_interval
-from experiments.tables import columns_of, failure_text, markdown_table, plain, table_csv
+from experiments.reporting.details import Table
+from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
+from experiments.reporting.summary import label, summary, tied_best, with_interval
+from experiments.reporting.tables import columns_of, failure_text, markdown_table, plain, table_csv
 
 
 def write_report(
@@ -32,7 +32,7 @@ def write_report(
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI. details:
-    further tables (`experiments.details`). figures: further pictures with their titles, in the page alone.
+    further tables (`experiments.reporting.details`). figures: further pictures with their titles, in the page alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     question = f"What does {config.base_model} forget when it learns {config.data.label}?"

@@ -10,11 +10,11 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from experiments.config import TrainingConfig
-from experiments.layers import LayerFigures
-from experiments.lm_loss import lm_loss, only_label_logits
-from experiments.meter import Meter, real_tokens
 from experiments.methods import Method
-from experiments.schedules import SCHEDULES
+from experiments.training.layers import LayerFigures
+from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.meter import Meter, real_tokens
+from experiments.training.schedules import SCHEDULES
 
 
 class ArmFailed(RuntimeError):

@@ -16,13 +16,13 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from experiments.arm_trainer import ArmTrainer
-from experiments.callbacks import Evaluate, Measure, Progress, Report
-from experiments.checkpoints import METHOD_STATE, last_checkpoint
 from experiments.config import ExperimentConfig
 from experiments.data.stages import evaluation_steps
 from experiments.methods import Method, Setting
 from experiments.models import Precision
+from experiments.training.callbacks import Evaluate, Measure, Progress, Report
+from experiments.training.checkpoints import METHOD_STATE, last_checkpoint
+from experiments.training.trainer import ArmTrainer
 
 
 def train_arm(

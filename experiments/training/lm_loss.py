@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from experiments.chunked_nll import summed_nll
 from experiments.methods.saving import is_peft
+from experiments.training.chunked_nll import summed_nll
 
 PROBE = 8  # tokens of the pass that `why_whole` looks at
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
