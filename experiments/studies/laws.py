@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.mixture_law import MixtureLaw, TooFewRatios, fit
+from experiments.mixture_law import STEEPEST, MixtureLaw, TooFewRatios, fit
 from experiments.plots.mixture_law import LOSS, plot_law
 from experiments.records import Record, read_records
 from experiments.studies.config import StudyConfig
@@ -89,9 +89,14 @@ def law_sentence(name: str, law: MixtureLaw, nats: bool) -> str:
     change = float(law.new(low, law.tokens) - law.new(high, law.tokens))
     unit = "nats per token" if nats else "in the share of wrong answers (its answers have no likelihood here)"
     errors = f"{law.errors['ratio kept'][0]:.3f} nats (general text) and {law.errors['ratio new'][0]:.3f} (new task)"
+    laws = {"general text": law.kept, "new task": law.new}
+    at_bound = [what for what, part in laws.items() if abs(part.s) > 0.999 * STEEPEST]
+    doubt = (
+        f" The exponent of {' and '.join(at_bound)} ended at its bound: no power law fits there." if at_bound else ""
+    )
     return (
         f"Mixture law of {name}: {said}. From a replay of {1 - high:.0%} to {1 - low:.0%} the loss on the new task "
-        f"changes by {change:+.3f} {unit}. Shares that the fit had not seen were missed by {errors}."
+        f"changes by {change:+.3f} {unit}. Shares that the fit had not seen were missed by {errors}.{doubt}"
     )
 
 

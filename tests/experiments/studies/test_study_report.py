@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from experiments.mixture_law import fit
 from experiments.posthoc import result_folder
 from experiments.records import Estimate, Record, read_records, write_json
 from experiments.scorecard import scorecard
@@ -19,7 +21,7 @@ from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.config import Objective
 from experiments.studies.engine import Store
 from experiments.studies.extras import matched_gain, pareto_volume
-from experiments.studies.laws import law_table, mixture_laws
+from experiments.studies.laws import law_sentence, law_table, mixture_laws
 from experiments.studies.paper import agreement, compared, paper_table, spearman
 from experiments.studies.report import write_study_report
 from experiments.studies.selection import choose, even, record_files, reported
@@ -209,3 +211,12 @@ def width(estimate: Estimate) -> float:
     assert estimate.low is not None
     assert estimate.high is not None
     return estimate.high - estimate.low
+
+
+def test_points_that_follow_no_power_law_are_called_so() -> None:
+    ratio = [0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
+    table = pd.DataFrame({"ratio": ratio, "tokens": 1e4, "loss_new": [1 - 0.3 * r**2 for r in ratio]})
+    scattered = fit(table.assign(loss_kept=[4.22, 4.19, 4.02, 4.0, 4.07, 4.47]), 3.74, draws=20)
+    assert "The exponent of general text ended at its bound" in law_sentence("full", scattered, nats=True)
+    lawful = fit(table.assign(loss_kept=[3.7 + 0.4 * r**3 for r in ratio]), 3.74, draws=20)
+    assert "bound" not in law_sentence("full", lawful, nats=True)

@@ -1,0 +1,135 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which part does it?
+#
+# Control LLM has three parts: copies beside frozen layers, a mix of the two hidden states, and a penalty on their
+# distance. This notebook takes parts away and compares what is left, on the same data and the same questions.
+# Then it turns a dial: after training, how much of the copies should be mixed in?
+#
+# It is an experiment at a desk, with few steps and few questions. The study `table5` asks the same with all the
+# paper's arms: `python -m experiments.cli study table5`.
+
+# %% tags=["parameters"]
+steps = 20
+batch_size = 8
+layers = 8  # how many layers are expanded
+learning_rate = 1e-3
+new_items = 48
+kept_items = 24
+alphas = [0.0, 0.25, 0.5, 0.75, 1.0]  # of the dial
+base_model = "smollm2-135m-instruct"
+root = None  # where results go; None: the project's mlruns/
+
+# %%
+import io
+
+from IPython.display import HTML, Image, display
+from ipywidgets import FloatSlider, Text, interact
+
+from experiments.cli import quiet
+from experiments.comparison.compare import compare
+from experiments.comparison.inputs import read_entries
+from experiments.comparison.report import format_comparison
+from experiments.config import load_config
+from experiments.models import load_base
+from experiments.plots.comparison import comparison_figure
+from experiments.plots.dial import dial_figure
+from experiments.posthoc import posthoc
+from experiments.results import load_trained, replies_at
+from experiments.run import run_experiment
+
+quiet()  # progress bars stay, the libraries' chatter goes
+
+# %% [markdown]
+# ## The arms
+# Add a line, take one away, change a value: each arm is a run of its own, so those that are finished are not trained
+# again. `interpolation`: lerp, slerp, dlerp, dlerpin, plerp, proj, moe, moe_soft. `divergence`: none, mse, cosine,
+# cosine_smooth, norm.
+
+# %%
+variants = {
+    "control": {"layers": layers, "interpolation": "lerp", "divergence": "mse"},
+    "no-penalty": {"layers": layers, "interpolation": "lerp", "divergence": "none"},
+    "alpha-per-token": {"layers": layers, "interpolation": "dlerp", "divergence": "mse"},
+    "no-mixing": {"layers": layers, "structure": "stack"},
+}
+arms = [{"name": n, "method": "control", "learning_rates": [learning_rate], "control": c} for n, c in variants.items()]
+arms += [{"name": "no-copies", "method": "partial", "learning_rates": [learning_rate], "control": {"layers": layers}}]
+arms += [{"name": "all-weights", "method": "full", "learning_rates": [learning_rate]}]
+changes = {
+    "base_model": base_model,
+    "training.steps": steps,
+    "training.batch_size": batch_size,
+    "evaluation.every": steps,
+    "evaluation.new_items": new_items,
+    "evaluation.kept_items": kept_items,
+    "evaluation.replies": 8,
+    "evaluation.perplexity_tokens": 1024,
+}
+outcomes = [
+    run_experiment(load_config("quickstart", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms
+]
+
+# %% [markdown]
+# ## Side by side
+# All arms answered the same questions, so differences are taken question by question. Filled: the arm differs from
+# `control` (p below .05 after Holm's correction over the arms); hollow: this many questions cannot tell them apart.
+
+# %%
+entries = read_entries([str(outcome.folder) for outcome in outcomes])
+comparison = compare(entries, draws=2_000)
+buffer = io.BytesIO()
+comparison_figure(comparison, "What each part is worth").savefig(buffer, dpi=70)
+display(Image(buffer.getvalue()))
+
+# %%
+print(format_comparison(comparison))
+
+# %% [markdown]
+# ## The dial
+# The copies are trained; their share in the mix can still be turned. 0 is the base model, the arm was trained at .5.
+# Nothing is trained here, and hidden states are mixed, not weights (for that: `--op merge`).
+
+# %%
+control = outcomes[0]
+results = posthoc(control.folder, "control", learning_rate, "dial", alphas)
+buffer = io.BytesIO()
+dial_figure(results, "control: share of the trained copies").savefig(buffer, dpi=70)
+display(Image(buffer.getvalue()))
+
+# %%
+model, tokenizer = load_trained(control.folder, "control", learning_rate), load_base(base_model)[1]
+prompts = ["What is 12 + 7?", "State the final answer to the following arithmetic problem: 38 - 5 + 41 ="]
+prompts += ["What is the capital of France?"]
+display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0]).to_html()))
+
+# %% [markdown]
+# Turn it by hand (in a running notebook):
+
+# %%
+interact(
+    lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha])),
+    alpha=FloatSlider(0.5, min=0, max=1.5, step=0.1, continuous_update=False),
+    prompt=Text("What is 23 + 18?", continuous_update=False),
+)
+# %% [markdown]
+# ## Where to look next
+# One seed and few questions decide little. `seed=1` in the changes above repeats all of it; the study `axes` searches
+# interpolation, layers and replay together.
+
+# %%
+for outcome in outcomes:
+    (result,) = outcome.results
+    print(f"{result.label}: {result.cost['trainable_parameters'] / 1e6:.1f} M trained, {result.cost['seconds']:.0f} s")
