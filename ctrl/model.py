@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import torch
@@ -106,10 +107,15 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
 
 
 def hold_alpha(model: nn.Module, alpha: float) -> None:
-    """`at_alpha` without an end."""
+    """`at_alpha` without an end: until the model is loaded anew. Raises ConfigError as `at_alpha` does."""
     layers = expanded_layers(require_expanded(model))
     if stacked := [layer.index for layer in layers if layer.interpolation is None]:
-        raise ConfigError(f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked")
+        raise ConfigError(
+            f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked: use ctrl.pretrained for "
+            "the base model, or expand with structure='concat'"
+        )
+    if not math.isfinite(alpha):
+        raise ConfigError(f"alpha={alpha} is no share: give a number, from 0 (pretrained) to 1 (the copies)")
     for layer in layers:
         layer.interpolation.held = torch.tensor(float(alpha))  # type: ignore[union-attr]
 

@@ -119,7 +119,7 @@ display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0]).to_html()))
 # Turn it by hand (in a running notebook):
 
 # %%
-interact(
+dial = interact(
     lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha])),
     alpha=FloatSlider(0.5, min=0, max=1.5, step=0.1, continuous_update=False),
     prompt=Text("What is 23 + 18?", continuous_update=False),

@@ -191,6 +191,12 @@ def test_a_stacked_layer_has_no_share() -> None:
         ctrl.at_alpha(model, 0.5).__enter__()
 
 
+def test_a_share_that_is_no_number_is_refused() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(ConfigError, match="alpha=nan is no share: give a number"):
+        ctrl.at_alpha(model, float("nan")).__enter__()
+
+
 def test_describe_names_layers_branches_and_alpha() -> None:
     base = build("llama")
     one_layer = sum(p.numel() for p in base.model.layers[0].parameters())
