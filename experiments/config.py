@@ -33,6 +33,9 @@ class DataConfig(Section):
     replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
     order: Literal["mixed", "sequential"] = Field("mixed", description="`new` all at once, or one after the other")
     regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
+    system: str | None = Field(
+        None, description="system turn of all chats ('' leaves it empty); default: the template's"
+    )
     length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
 
     @field_validator("new", "old", mode="before")

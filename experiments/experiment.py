@@ -116,7 +116,7 @@ class Experiment:
     def prepare(self) -> None:
         """Data, suites and the base model's own records."""
         config = self.config
-        model, self.tokenizer = load_base(config.base_model)
+        model, self.tokenizer = load_base(config.base_model, config.data.system)
         _check_layers(config, model)
 
         def writer() -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,10 +28,11 @@ class ModelError(RuntimeError):
     """A base model that cannot be had; the message says what to do."""
 
 
-def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model in fp32 on the best device, and its tokenizer.
 
-    name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. Raises ModelError.
+    name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
+    chats begin with; None leaves that to the chat template. Raises ModelError.
     """
     source = str(shipped_folder()) if name.lower() == SHIPPED else name
     try:
@@ -41,7 +44,25 @@ def load_base(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
             "Face serves to this machine. With no network, give a local folder or the shipped model."
         ) from error
+    if system is not None:
+        set_system(tokenizer, system)
     return model.to(device()), tokenizer  # type: ignore[arg-type]
+
+
+def set_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
+    """Let every chat without a system turn begin with this one; it stands in the chat template, so it is saved with it.
+
+    Raises ModelError where there is no chat template, or one that refuses system turns.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(f"data.system={system!r} needs a chat template, and this tokenizer has none: leave it out")
+    turn = f'[{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}]'
+    start = f'{{%- if messages[0]["role"] != "system" %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}'
+    tokenizer.chat_template = start + str(tokenizer.chat_template)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateError as error:
+        raise ModelError(f"data.system={system!r}: this model's chat template refuses it ({error})") from None
 
 
 def device() -> torch.device:

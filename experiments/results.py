@@ -32,7 +32,7 @@ def replies(
 ) -> pd.DataFrame:
     """Greedy replies to the prompts, one row a prompt, one column a model: the base first, then the arms."""
     config = load_config(folder / "config.yaml")
-    base, tokenizer = load_base(config.base_model)
+    base, tokenizer = load_base(config.base_model, config.data.system)
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)

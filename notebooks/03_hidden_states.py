@@ -73,7 +73,7 @@ config = load_config(
 outcome = run_experiment(config, root)
 
 # %%
-base, tokenizer = load_base(config.base_model)
+base, tokenizer = load_base(config.base_model, config.data.system)
 models = {arm: load_trained(outcome.folder, arm, learning_rate) for arm in ("full", "control")}
 before = hidden_states(base.eval(), tokenizer)
 after = {arm: hidden_states(model.eval(), tokenizer) for arm, model in models.items()}

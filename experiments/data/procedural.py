@@ -31,6 +31,7 @@ class ReasoningGym(Source):
     source: Literal["reasoning_gym"] = "reasoning_gym"
     name: str = "chain_sum"
     params: dict[str, Any] = Field(default_factory=dict)
+    question: str | None = Field(None, description="how it is asked, with {fields} of its metadata; default: its words")
     worked: bool = Field(True, description="train on the worked answer, where the generator gives one (gsm_symbolic)")
 
     @property
@@ -72,7 +73,20 @@ class ReasoningGym(Source):
 
     def _item(self, entry: dict[str, Any]) -> Item:
         worked = str(entry["metadata"].get("answer_cot", "")) if self.worked else ""
-        return Item(entry["question"], str(entry["answer"]), entry["metadata"], FINAL.sub("", worked).strip())
+        return Item(self._asked(entry), str(entry["answer"]), entry["metadata"], FINAL.sub("", worked).strip())
+
+    def _asked(self, entry: dict[str, Any]) -> str:
+        """The generator's question, or `question` filled in. Raises ConfigError for a field that does not exist."""
+        if self.question is None:
+            return str(entry["question"])
+        fields = {"question": entry["question"], **entry["metadata"]}
+        try:
+            return self.question.format(**fields)
+        except (LookupError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"data, question of {self.name}: {self.question!r} cannot be filled in ({error}): "
+                f"the fields are {', '.join(sorted(fields))}"
+            ) from None
 
 
 def _generators(config: ReasoningGym) -> Callable[[str, int, int], Any]:

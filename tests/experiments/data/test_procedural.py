@@ -120,3 +120,21 @@ class TestWorkedAnswers:
 
     def test_a_generator_without_worked_answers_trains_on_the_answer(self) -> None:
         assert all(item.reply == item.answer for item in train(5))
+
+
+class TestQuestionInOtherWords:
+    def test_fields_of_the_metadata_are_filled_in_and_the_answer_stays(self) -> None:
+        plain, asked = held_out(params=SMALL), held_out(params=SMALL, question="{expression} =")
+        for before, after in zip(plain.test, asked.test, strict=True):
+            assert before.question.endswith(f" {after.question}")
+            assert after.question[0].isdigit()
+            assert before.answer == after.answer
+            assert asked.correct(before.answer, after)
+
+    def test_the_generators_own_words_are_a_field(self) -> None:
+        assert held_out(1, params=SMALL, question="Quick! {question}").test[0].question.startswith("Quick! State")
+
+    @pytest.mark.parametrize("template", ["{expresion}", "{expression", "{expression.size}", "{}"])
+    def test_a_wrong_field_names_those_there_are(self, template: str) -> None:
+        with pytest.raises(ConfigError, match=r"data, question of chain_sum: .*fields are .*expression.*question"):
+            held_out(params=SMALL, question=template)
