@@ -6,6 +6,8 @@ go to `chunked_nll.summed_nll`. Models that do more with their logits keep the l
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,6 +20,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from experiments.methods.saving import is_peft
 from experiments.training.chunked_nll import summed_nll
 
+logger = logging.getLogger(__name__)
 PROBE = 8  # tokens of the pass that `why_whole` looks at
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -26,11 +29,16 @@ def lm_loss(model: Any, reads_logits: bool = False) -> Callable[[], AbstractCont
     """A context for a model's training passes (`with context(): model(**only_label_logits(batch))`).
 
     Inside it the loss is the same as outside; `logits` are empty, (batch, 0, vocabulary). Where somebody reads them, or
-    the model does more with them (`why_whole`), the context does nothing. Call it under the autocast that training has.
+    the model does more with them (`why_whole`, told once as a warning), the context does nothing. Call it under the
+    autocast that training has.
     """
-    if reads_logits or why_whole(model) is not None:
+    if reads_logits:
         return nullcontext
-    return ChunkedLoss(model).computed
+    reason = why_whole(model)
+    if reason is None:
+        return ChunkedLoss(model).computed
+    _tell(reason)
+    return nullcontext
 
 
 def only_label_logits(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +91,11 @@ class ChunkedLoss:
         total = summed_nll(self.hidden[labelled], self.head.weight, self.head.bias, targets[labelled])
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
         return total / torch.as_tensor(count, device=total.device)
+
+
+@functools.cache
+def _tell(reason: str) -> None:
+    logger.warning("the loss takes the logits of a whole batch, which needs more memory: %s", reason)
 
 
 def inner(model: Any) -> Any:
