@@ -1,0 +1,62 @@
+"""Output head and cross entropy in chunks: the number and the gradients of the formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.training import chunked_nll
+from experiments.training.chunked_nll import summed_nll
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias), labels, reduction="sum")
+
+
+def operands(tokens: int, biased: bool = True) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((tokens, 6), (20, 6), (20,))
+    made: list[Any] = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+    labels = torch.randint(0, 20, (tokens,), generator=generator)
+    return [made[0], made[1], made[2] if biased else None, labels]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("trained", [(0,), (1,), (0, 1), (0, 1, 2)])
+def test_formula_in_chunks_of_any_size(rows: int, trained: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_nll, "LOGITS", 20 * rows + 19)
+    values = operands(7, biased=2 in trained)
+    leaves = [values[i].requires_grad_() for i in trained]
+    found, expected = summed_nll(*values), plain(*values)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    scale = torch.tensor(0.37, dtype=torch.float64)
+    pairs = zip(torch.autograd.grad(scale * found, leaves), torch.autograd.grad(scale * expected, leaves), strict=True)
+    for one, two in pairs:
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+def test_no_token_costs_nothing_and_extreme_logits_stay_finite() -> None:
+    none = operands(0)
+    none[0].requires_grad_()
+    summed_nll(*none).backward()
+    assert none[0].grad.shape == (0, 6)
+    large = operands(5)
+    large[0] = (1e4 * large[0].float()).requires_grad_()
+    large[1:3] = [x.float() for x in large[1:3]]
+    loss = summed_nll(*large)
+    loss.backward()
+    torch.testing.assert_close(loss, plain(*large))
+    assert torch.isfinite(large[0].grad).all()
+
+
+def test_a_second_backward_is_refused() -> None:
+    values = operands(4)
+    values[0].requires_grad_()
+    loss = summed_nll(*values)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice: compute the loss again"):
+        loss.backward()
