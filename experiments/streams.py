@@ -32,6 +32,11 @@ def task_names(config: ExperimentConfig) -> list[str]:
     return [source.label for source in config.data.new] if is_stream else []
 
 
+def stage_steps(config: ExperimentConfig) -> dict[str, int]:
+    """The last step of each task's stage, in the order of learning; empty where the run is no stream."""
+    return dict(zip(task_names(config), _ends(config), strict=False))
+
+
 def stream_card(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> dict[str, Estimate]:
     """`scorecard.stream` of an arm; nothing where the run is no stream, or the arm has not come to its end."""
     stages = _stages(config, base, checkpoints)
@@ -44,7 +49,7 @@ def stream_table(config: ExperimentConfig, results: Sequence[ArmResult]) -> Tabl
     if not tasks or not arms:
         return None
     rows = tuple((label(r), *(with_interval(r.scorecard[name], name != "stream_op") for name in FIGURES)) for r in arms)
-    steps = ", ".join(f"{task} to step {end}" for task, end in zip(tasks, _ends(config), strict=True))
+    steps = ", ".join(f"{task} to step {end}" for task, end in stage_steps(config).items())
     texts = any(r.scorecard["stream_op"].value < 0 for r in arms)
     note = f"Learned one after the other: {steps}. " + NOTE.format(score=SCORES[texts])
     return Table("Stream of tasks", ("arm", *FIGURES.values()), rows, note)

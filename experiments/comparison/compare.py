@@ -15,10 +15,17 @@ from experiments.scorecard.card import GAINS, by_suite, scorecard
 from experiments.scorecard.draws import drawn_figures
 from experiments.scorecard.inference import holm, non_inferior
 from experiments.scorecard.pairing import Key, pair_records
+from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, hypervolume, matched_retention
 from experiments.section import nearest
 
 COMPARED = (*GAINS, "retention", "nfr", "kl", "kl_new", "perplexity_drift", "retention_instructions")
+STREAM = (
+    "stream_op",
+    "stream_bwt",
+    "stream_f",
+    "stream_fwt",
+)  # of runs that learned the same tasks one after the other
 MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory
 TRAJECTORY_DRAWS = 1_000
 
@@ -47,7 +54,7 @@ class Comparison:
 
     def figures(self) -> list[str]:
         """Those that an entry has, in the order of the tables."""
-        return [name for name in (*COMPARED, *MATCHED) if any(name in card for card in self.cards.values())]
+        return [name for name in (*COMPARED, *STREAM, *MATCHED) if any(name in card for card in self.cards.values())]
 
 
 def compare(entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0) -> Comparison:
@@ -113,10 +120,10 @@ def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int
         result.cards[entry.name] = scorecard(entry.base, entry.after, draws, seed)
         pairs = by_suite(pair_records(entry.base, entry.after))
         drawn[entry.name] = drawn_figures(pairs, [r for r in entry.after if r.suite == "drift"], draws, seed)
-    matched = _whole_trajectories(result, entries, seed)
-    for name, figures in matched.items():
-        result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
-        drawn[name] |= figures
+    for of_steps in (_streams(result, entries, draws, seed), _whole_trajectories(result, entries, seed)):
+        for name, figures in of_steps.items():
+            result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
+            drawn[name] |= figures
     if result.reference in drawn:
         result.differences = differences(drawn, result.reference)
 
@@ -124,7 +131,7 @@ def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int
 def differences(drawn: dict[str, dict[str, Array]], reference: str) -> list[Difference]:
     """Every figure of every other entry less the reference's, with Holm's p over the entries."""
     found = []
-    for figure in (*COMPARED, *MATCHED):
+    for figure in (*COMPARED, *STREAM, *MATCHED):
         if figure not in drawn[reference]:
             continue
         others = {n: f[figure] - drawn[reference][figure] for n, f in drawn.items() if n != reference and figure in f}
@@ -132,6 +139,24 @@ def differences(drawn: dict[str, dict[str, Array]], reference: str) -> list[Diff
         for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
             found.append(Difference(name, figure, estimate(values), raw, adjusted))
     return found
+
+
+def _streams(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> dict[str, dict[str, Array]]:
+    """`stream_figures` by entry that came to the end of its stream; none where the streams are of other tasks."""
+    found = {e.name: e for e in entries if e.stages and set(e.stages.values()) <= e.checkpoints.keys()}
+    if len({tuple(e.stages) for e in found.values()}) > 1:
+        result.notes.append("the streams are of other tasks, or in another order: their figures are not compared")
+        return {}
+    try:
+        return {name: stream_figures(_matrix(entry, draws, seed)) for name, entry in found.items()}
+    except ValueError as error:
+        result.notes.append(f"no figures of the stream: {error}")
+        return {}
+
+
+def _matrix(entry: Entry, draws: int, seed: int) -> Array:
+    sides = (entry.base, *(entry.checkpoints[step] for step in entry.stages.values()))
+    return stream_matrix([[r for r in side if r.suite == "new"] for side in sides], list(entry.stages), draws, seed)
 
 
 def _whole_trajectories(result: Comparison, entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Array]]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records
-from experiments.section import nearest
+from experiments.section import ConfigError, nearest
+from experiments.streams import stage_steps
 
 TABLES = (".csv", ".parquet", ".json")
 
@@ -23,13 +25,15 @@ class Entry:
     """One model to compare.
 
     base: records of the model before training; empty where they are not known. checkpoints: records by step. figures:
-    only where there are no records (an export whose run folders are elsewhere). fault: why it did not finish.
+    only where there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of
+    each task's stage, in the order of learning. fault: why it did not finish.
     """
 
     name: str
     base: Sequence[Record] = ()
     checkpoints: Mapping[int, Sequence[Record]] = field(default_factory=dict)
     figures: Mapping[str, Estimate] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
     fault: str | None = None
 
     @property
@@ -94,12 +98,23 @@ def _arms(folder: Path) -> list[Entry]:
         raise CompareError(f"{folder} is no run folder: it has no {items.relative_to(folder)}")
     try:
         base = read_records(items)
-        entries = [_arm(arm, base) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()]
+        stages = _stages(folder)
+        entries = [
+            replace(_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
+        ]
     except ValueError as error:
         raise CompareError(str(error)) from error
     if not entries:
         raise CompareError(f"{folder} has no arms yet: run it first")
     return entries
+
+
+def _stages(folder: Path) -> dict[str, int]:
+    """Of the run's config; none where the run is no stream, or its config is that of another version."""
+    try:
+        return stage_steps(load_config(folder / "config.yaml"))
+    except ConfigError:
+        return {}
 
 
 def _arm(folder: Path, base: Sequence[Record]) -> Entry:

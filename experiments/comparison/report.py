@@ -15,7 +15,7 @@ from experiments.reporting.page import image_bytes, page_environment
 from experiments.reporting.summary import RATE, Places, with_interval
 
 PLACES: dict[str, Places] = {"kl": (3, 2, 1), "kl_new": (3, 2, 1), "perplexity_drift": (2, 2, 1)}
-SIGNED = ("gain", "new_nll_drop", "perplexity_drift")
+SIGNED = ("gain", "new_nll_drop", "perplexity_drift", "stream_bwt", "stream_f", "stream_fwt")
 Table = list[list[str]]  # the first row is the head
 
 

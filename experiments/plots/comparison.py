@@ -23,12 +23,17 @@ TITLES = {
     "kl_new": "KL, new prompts",
     "perplexity_drift": "ppl drift",
     "retention_instructions": "retention, instructions",
+    "stream_op": "stream: final score (OP)",
+    "stream_bwt": "stream: backward (BWT)",
+    "stream_f": "stream: forgetting (F)",
+    "stream_fwt": "stream: forward (FWT)",
     "retention_matched": "retention at matched gain",
     "area": "mean retention up to it",
     "hypervolume": "hypervolume",
 }
 UNCHANGED = {"gain": 0.0, "new_nll_drop": 0.0, "retention": 1.0, "retention_matched": 1.0, "area": 1.0, "nfr": 0.0}
 UNCHANGED |= {"kl": 0.0, "kl_new": 0.0, "perplexity_drift": 0.0, "retention_instructions": 1.0}
+UNCHANGED |= {"stream_bwt": 0.0, "stream_f": 0.0, "stream_fwt": 0.0}
 COLUMNS = 4  # panels beside each other
 
 

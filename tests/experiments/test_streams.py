@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from experiments.comparison.compare import compare
+from experiments.comparison.inputs import Entry, read_entries
+from experiments.comparison.report import format_comparison
 from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.data.stages import evaluation_steps, stage_ends
 from experiments.experiment import Outcome
@@ -42,6 +46,7 @@ def answers(right: tuple[int, ...]) -> list[Record]:
 
 
 BASE = answers(RIGHT[0])
+KEPT = [Record("kept", "capitals", "chat", f"kept {i}", correct=int(i < 6)) for i in range(8)]
 CHECKPOINTS = {step: answers(right) for step, right in zip(ENDS, RIGHT[1:], strict=True)} | {5: answers((0, 0, 0))}
 
 
@@ -84,6 +89,31 @@ def test_there_are_no_figures_before_the_end_without_the_suite_or_for_mixed_data
     texts = [text("gcd", "x", 1.0, 9)]
     uneven = {step: [*records, *texts] for step, records in CHECKPOINTS.items()}
     assert stream_card(config(), [*BASE, *texts], uneven) == {}
+
+
+def entry(name: str, last: tuple[int, ...], tasks: tuple[str, ...] = TASKS) -> Entry:
+    checkpoints = {step: [*records, *KEPT] for step, records in CHECKPOINTS.items()} | {6: [*answers(last), *KEPT]}
+    return Entry(name, [*BASE, *KEPT], checkpoints, stages=dict(zip(tasks, ENDS, strict=True)))
+
+
+def test_streams_are_compared_by_question() -> None:
+    result = compare([entry("a", RIGHT[-1]), entry("b", (8, 7, 7)), entry("same", RIGHT[-1])], draws=200)
+    assert result.cards["a"]["stream_op"].value == pytest.approx((0.6 + 0.4 + 0.7) / 3)
+    found = {(d.name, d.figure): d.value for d in result.differences}
+    assert found["b", "stream_bwt"].value == pytest.approx((0.2 + 0.3) / 2)
+    assert found["b", "stream_f"].value == pytest.approx(-(0.2 + 0.3) / 2)
+    assert found["b", "stream_fwt"].value == 0
+    assert (found["same", "stream_op"].low, found["same", "stream_op"].high) == (0, 0)  # the same draws for all
+    assert "stream: backward (BWT)" in format_comparison(result)
+
+
+def test_streams_of_other_tasks_are_not_compared() -> None:
+    result = compare([entry("a", RIGHT[-1]), entry("b", RIGHT[-1], TASKS[::-1])], draws=100)
+    assert not any(name.startswith("stream") for card in result.cards.values() for name in card)
+    assert "streams are of other tasks, or in another order" in " ".join(result.notes)
+    lost = entry("c", RIGHT[-1], ("chain_sum", "gcd", "lcm"))
+    result = compare([lost, replace(lost, name="d")], draws=100)
+    assert "no figures of the stream: task 'lcm'" in " ".join(result.notes)
 
 
 def test_the_table_shows_arms_that_came_to_the_end_and_when_stages_ended() -> None:
@@ -186,6 +216,12 @@ def test_a_run_measures_each_task_after_each_stage_and_shows_it_in_its_report(ba
     for expected in ("Stream of tasks", "Tasks after each stage", "<th>stage</th>", "-NLL of held-out texts"):
         assert expected in page, expected
     assert "stream_bwt" in (outcome.folder / "table.csv").read_text().splitlines()[0]
+    entries = read_entries([str(outcome.folder)])
+    assert [one.stages for one in entries] == [{"sea": 2, "sums": 5}] * 2
+    cards = compare(entries, draws=100).cards
+    assert [cards[f"{r.arm}-0.01"]["stream_f"].value for r in outcome.results] == pytest.approx(
+        [r.scorecard["stream_f"].value for r in outcome.results]
+    )
     again = run(base, tmp_path)  # arms are read from disk
     assert [r.scorecard for r in again.results] == [r.scorecard for r in outcome.results]
     assert "Tasks after each stage" in again.report.read_text(encoding="utf-8")

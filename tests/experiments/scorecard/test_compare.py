@@ -139,9 +139,9 @@ def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bo
 
 
 def test_every_compared_figure_has_a_title() -> None:
-    from experiments.comparison.compare import COMPARED, MATCHED
+    from experiments.comparison.compare import COMPARED, MATCHED, STREAM
 
-    assert set(TITLES) == {*COMPARED, *MATCHED}
+    assert set(TITLES) == {*COMPARED, *STREAM, *MATCHED}
     assert set(UNCHANGED) <= set(TITLES)
 
 
