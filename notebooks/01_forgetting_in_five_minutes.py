@@ -24,8 +24,8 @@
 # steps and items, so its intervals are wide. Change a number and run it again: finished arms are not run twice.
 
 # %% tags=["parameters"]
-steps = 20
-batch_size = 16
+steps = 32
+batch_size = 8
 new_items = 48
 kept_items = 30
 learning_rate = 1e-3
@@ -85,7 +85,7 @@ display(Image(outcome.folder / "forgetting.png", width=900))
 
 # %%
 arms = [("full", learning_rate), ("control", learning_rate)]
-prompts = ["What is 12 + 7?", "State the final answer to the following arithmetic problem: 38 - 5 + 41 ="]
+prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?", "Write one sentence about the sea."]
 with pd.option_context("display.max_colwidth", None):
     display(HTML(replies(outcome.folder, arms, prompts).to_html()))

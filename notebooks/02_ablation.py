@@ -22,7 +22,7 @@
 # paper's arms: `python -m experiments.cli study table5`.
 
 # %% tags=["parameters"]
-steps = 20
+steps = 32
 batch_size = 8
 layers = 8  # how many layers are expanded
 learning_rate = 1e-3
@@ -110,8 +110,9 @@ dial_figure(results, "control: share of the trained copies").savefig(buffer, dpi
 display(Image(buffer.getvalue()))
 
 # %%
-model, tokenizer = load_trained(control.folder, "control", learning_rate), load_base(base_model)[1]
-prompts = ["What is 12 + 7?", "State the final answer to the following arithmetic problem: 38 - 5 + 41 ="]
+model = load_trained(control.folder, "control", learning_rate)
+tokenizer = load_base(base_model, load_config("quickstart").data.system)[1]
+prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?"]
 display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0]).to_html()))
 
@@ -122,7 +123,7 @@ display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0]).to_html()))
 dial = interact(
     lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha])),
     alpha=FloatSlider(0.5, min=0, max=1.5, step=0.1, continuous_update=False),
-    prompt=Text("What is 23 + 18?", continuous_update=False),
+    prompt=Text("23 + 18 =", continuous_update=False),
 )
 # %% [markdown]
 # ## Where to look next
