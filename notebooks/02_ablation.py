@@ -22,7 +22,7 @@
 # paper's arms: `python -m experiments.cli study table5`.
 
 # %% tags=["parameters"]
-steps = 32
+steps = 24
 batch_size = 8
 layers = 8  # how many layers are expanded
 learning_rate = 1e-3
