@@ -87,18 +87,11 @@ class ArmRun:
             folder=self.folder,
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
-            try:
-                self._train(result, run)
-            except StopArm as stop:
-                result.status, result.reason = "pruned", str(stop)
-            except Exception as error:
-                if disk_full(error):
-                    raise
-                result.status, result.reason = "failed", _reason(error)
-                run.fail(result.reason)
-                say(f"  failed: {result.reason}")
-            self._score(result, run)
+            self._guarded(self._train, result, run)
+            self._guarded(self._score, result, run)
             write_json(self.result_file, result.to_dict())
+            if result.status == "finished":  # only now: without a result the arm goes on from its checkpoint
+                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
             run.log_file(self.result_file, "scorecard")
             if not result.reason:
                 gain = gain_text(result.scorecard, gain_name([result]))
@@ -108,6 +101,21 @@ class ArmRun:
                 figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
                 parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
         return result
+
+    def _guarded(self, work: Callable[[ArmResult, Run], None], result: ArmResult, run: Run) -> None:
+        """Do the work; an error is the arm's status and reason (the first one stays). A full disk stops the run."""
+        try:
+            work(result, run)
+        except StopArm as stop:
+            result.status, result.reason = "pruned", str(stop)
+        except Exception as error:
+            if disk_full(error):
+                raise
+            reason = _reason(error)
+            if not result.reason:
+                result.status, result.reason = "failed", reason
+                run.fail(reason)
+            self.experiment.say(f"  failed: {reason}")
 
     def _train(self, result: ArmResult, run: Run) -> None:
         experiment, folder, method = self.experiment, self.folder, self.arm.build()
@@ -141,7 +149,6 @@ class ArmRun:
             method.save(model, folder / "trained")
         step = max(self.item_files(), default=0)
         run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def _score(self, result: ArmResult, run: Run) -> None:
         """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -91,7 +92,7 @@ def posthoc_command(args: argparse.Namespace) -> int:
     from experiments.reporting.tables import format_table
 
     results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, say)
-    print("\n" + format_table(results))
+    print("\n" + format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
     return 0
 
 

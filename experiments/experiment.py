@@ -159,9 +159,16 @@ class Experiment:
         missing = [arm for arm in self.arms if not arm.result_file.is_file()]
         if not missing:
             self.say("all arms are finished already; making the report again (--fresh repeats everything)")
+            for arm in self.arms:
+                if read_json(arm.result_file)["status"] == "failed":
+                    self.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")
             return
         steps = self.config.training.steps
-        probes = {run.arm.name: run.step_seconds() for run in {run.arm.name: run for run in missing}.values()}
+        try:
+            probes = {run.arm.name: run.step_seconds() for run in {run.arm.name: run for run in missing}.values()}
+        except Exception as error:  # the arm will say it again, and the others run
+            self.say(f"the time cannot be estimated ({type(error).__name__}: {error})")
+            return
         evaluations = len(evaluation_steps(self.config))
         seconds = sum(probes[run.arm.name] * steps + self.evaluation_seconds * evaluations for run in missing)
         each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())

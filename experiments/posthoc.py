@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
-from ctrl.model import hold_alpha
+from ctrl.model import expanded_layers, hold_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.experiment import Experiment
@@ -31,6 +31,7 @@ from experiments.run import RunError, open_run
 from experiments.section import nearest
 
 Figures = dict[str, float]
+Batches = Sequence[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def wise(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """WiSE-FT (arXiv 2109.01903): (1 - alpha) base + alpha tuned; an expanded or adapted model is made plain first."""
     if alpha is None:
         raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
-    tuned = dict(plain_model(arm.trained()).named_parameters())
+    tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
     return moved(arm.base(), [(alpha, tuned)]), {}
 
 
@@ -69,7 +70,7 @@ def merge(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
                 + (", so --alphas has no meaning for it" if is_peft(model) else " and has no adapter: use wise")
             )
         return plain_model(model), {}
-    merged = ctrl.merge_back(model, alpha)
+    merged = ctrl.merge_back(model, alpha, gate_batches(model, arm.batches) if alpha is None else None)
     gap = ctrl.merge_gap(model.eval(), merged.eval(), arm.batches)
     return merged, {"merge_gap_kl": gap.kl, "merge_gap_logits": gap.max_logit_difference}
 
@@ -79,12 +80,13 @@ def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figure
     if not arm.others:
         raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
     base_model = load_config(arm.run / "config.yaml").base_model
-    vectors = [dict(plain_model(arm.trained()).named_parameters())]
+    vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
     for folder in arm.others:
         theirs = _config_of(folder).base_model
         if theirs != base_model:
             raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
-        vectors.append(dict(plain_model(load_onto(arm.base(), folder / "trained")).named_parameters()))
+        other = plain_model(load_onto(arm.base(), folder / "trained"), arm.batches)
+        vectors.append(dict(other.named_parameters()))
     share = 1.0 if alpha is None else alpha
     return moved(arm.base(), [(share, vector) for vector in vectors]), {}
 
@@ -129,13 +131,21 @@ def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tenso
     return base
 
 
-def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the base's class: expanded ones merged back, adapters folded in."""
+def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedModel:
+    """A model of the base's class: expanded ones merged back (see `gate_batches`), adapters folded in."""
     if isinstance(model, ControlModel):
-        return ctrl.merge_back(model, in_place=True)
+        return ctrl.merge_back(model, batches=gate_batches(model, batches), in_place=True)
     if is_peft(model):
         return model.merge_and_unload()  # type: ignore[operator]
     return model
+
+
+def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
+    """The text on which alpha is measured, where it depends on the token (dlerp, dlerpin): its gate has weights besides
+    theta, so sigmoid(theta) is not its mean. None for other models: theta says it all."""
+    layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
+    gated = any(name != "theta" for layer in layers for name, _ in layer.named_parameters())
+    return batches if gated and batches else None
 
 
 def posthoc(
@@ -153,7 +163,7 @@ def posthoc(
     others: folders of further arms, for task_vectors. study: that the run is of. Results that are there already are
     read, and make no second run in MLflow.
     """
-    run = Path(run)
+    run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = run / "arms" / f"{arm}-{learning_rate:g}" / "result.json"
@@ -173,13 +183,22 @@ def posthoc(
                 {"input_ids": torch.tensor([window])}
                 for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)
             ]
-            model, figures = OPERATIONS[operation](Arm(run, arm, learning_rate, others, batches), alpha)
+            model, figures = _applied(operation, Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
             say(f"measuring {result.label} ...")
             options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
             measure_tracked(experiment, model, result, folder, options)
         results.append(ArmResult.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8"))))
     return results
+
+
+def _applied(operation: str, arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    try:
+        return OPERATIONS[operation](arm, alpha)
+    except ctrl.ConfigError as error:  # no merged form, for example
+        raise ConfigError(f"{operation}: arm {arm.name!r}: {error}") from error
+    except FileNotFoundError as error:
+        raise RunError(str(error)) from error
 
 
 def _size(experiment: Experiment) -> int:

@@ -114,7 +114,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _read(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in json_lines(path.read_text(encoding="utf-8")):
         try:
             values = json.loads(line)
             for name in ("options", "scores"):
@@ -125,6 +125,12 @@ def _read(path: Path) -> Iterator[Record]:
             raise ValueError(
                 f"{path}, line {number} is not an item record ({error}); delete the file to redo it"
             ) from error
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1. `str.splitlines` would also cut at U+2028 and others,
+    which JSON strings may hold."""
+    return ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def write_text(path: Path, text: str) -> None:

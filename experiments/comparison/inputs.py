@@ -59,7 +59,10 @@ def read_entries(runs: Sequence[str], base: str | None = None) -> list[Entry]:
     if base is None:
         return share_base(entries)
     source = _entries(base)[0]
-    return share_base(entries, source.base or source.after)
+    records = source.base or source.after
+    if not records:
+        raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
+    return share_base(entries, records)
 
 
 def share_base(entries: Sequence[Entry], base: Sequence[Record] = ()) -> list[Entry]:
@@ -144,7 +147,10 @@ def _export(path: Path) -> list[Entry]:
         rows = _json_rows(path) if path.suffix == ".json" else _table_rows(path)
     except (KeyError, TypeError, ValueError) as error:
         raise CompareError(f"{path} is no export of a study ({type(error).__name__}: {error})") from error
-    entries = [_row(path, **row) for row in rows]
+    try:
+        entries = [_row(path, **row) for row in rows]
+    except ValueError as error:
+        raise CompareError(str(error)) from error
     if not entries:
         raise CompareError(f"{path} has no trial with figures: wait until one has finished")
     return entries
@@ -200,5 +206,6 @@ def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[s
     for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
         arms = root / str(folder) / "arms" / arm
         if arms.is_dir():
-            return replace(_arm(arms, read_records(root / str(folder) / "base" / "items.jsonl")), name=name)
+            found = _arm(arms, read_records(root / str(folder) / "base" / "items.jsonl"))
+            return replace(found, name=name, stages=_stages(root / str(folder)))
     return Entry(name, figures=figures)

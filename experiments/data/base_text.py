@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from experiments.data.items import Example, Item, Text
 from experiments.data.source import Finite, Source, Workshop, distinct, short_digest
+from experiments.records import json_lines
 from experiments.section import ConfigError
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
@@ -37,8 +38,8 @@ class SampledText(Finite):
 
     @functools.cached_property
     def examples(self) -> tuple[Example, ...]:
-        lines = (Path(self.folder) / ROWS).read_text(encoding="utf-8").splitlines()
-        return distinct([_example(json.loads(line)) for line in lines])
+        text = (Path(self.folder) / ROWS).read_text(encoding="utf-8")
+        return distinct([_example(json.loads(line)) for _, line in json_lines(text)])
 
 
 class BaseText(Source):

@@ -13,6 +13,7 @@ from pydantic import Field
 from experiments.data.columns import Columns
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite, distinct
+from experiments.records import json_lines
 from experiments.section import ConfigError
 
 TABLES = (".jsonl", ".json", ".parquet")
@@ -72,8 +73,7 @@ def _json(file: Path) -> list[dict[str, Any]]:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".json" and text.lstrip().startswith("["):
         return _parsed(text, f"data file {file}", list)
-    lines = ((n, line) for n, line in enumerate(text.splitlines(), start=1) if line.strip())
-    return [_parsed(line, f"data file {file}, line {n}", dict) for n, line in lines]
+    return [_parsed(line, f"data file {file}, line {n}", dict) for n, line in json_lines(text)]
 
 
 def _parsed(text: str, place: str, kind: type) -> Any:

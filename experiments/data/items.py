@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
 Scorer = Callable[[str, dict[str, Any]], float]
 
@@ -110,8 +111,7 @@ def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix("Answer:"))))
 
 
-def _normal(text: str) -> str:
+def _normal(text: str) -> str | Decimal:
+    """A number as such, so that 7 is 7.0; "1,2" is a list and no number."""
     text = " ".join(text.casefold().split()).rstrip(".")
-    if NUMBER.fullmatch(text):
-        return str(Decimal(text.replace(",", "")).normalize())
-    return text
+    return Decimal(text.replace(",", "")) if WHOLE.fullmatch(text) else text

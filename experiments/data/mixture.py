@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.items import NewTask, NewText
+from experiments.data.items import NewTask, NewText, hash_id
 from experiments.data.rows import Encoder, PackedCollator, PaddingCollator
 from experiments.data.source import Source, Workshop
 from experiments.data.stages import Earlier, stage_ends, stage_parts
@@ -45,7 +45,7 @@ class ExperimentData:
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.taken = frozenset[str]().union(*(task.ids for task in held_out))
-        self.tasks = tuple(self._cut(task) for task in held_out)
+        self.tasks = _distinct([self._cut(task) for task in held_out])
         load = functools.partial(_load, config.base_model)
         cache = cache or Path("mlruns") / "cache"
         # kept without `base`, which may hold a model that is not needed any more
@@ -128,6 +128,33 @@ class ExperimentData:
             return task
         cut = tuple(_begin(self.tokenizer, document, self.config.data.length) for document in task.documents)
         return dataclasses.replace(task, documents=cut)
+
+
+def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ...]:
+    """The tasks without items that stand twice: two sources may ask one question under one name, and documents that
+    begin alike are equal once they are cut. Raises ConfigError where nothing of a task is left."""
+    seen: set[tuple[str, str]] = set()
+
+    def first(name: str, key: str) -> bool:
+        known = (name, key) in seen
+        seen.add((name, key))
+        return not known
+
+    found: list[NewTask | NewText] = []
+    for task in tasks:
+        if isinstance(task, NewTask):
+            one: NewTask | NewText = dataclasses.replace(
+                task, test=tuple(i for i in task.test if first(task.name, i.id))
+            )
+        else:
+            kept = tuple(text for text in task.documents if first(task.name, hash_id(text)))
+            one = dataclasses.replace(task, documents=kept)
+        if not (one.test if isinstance(one, NewTask) else one.documents):
+            raise ConfigError(
+                f"data.new: every held-out item of {task.name} stands in another source of that name: leave one out"
+            )
+        found.append(one)
+    return tuple(found)
 
 
 def _load(base_model: str) -> PreTrainedModel:

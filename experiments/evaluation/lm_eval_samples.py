@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.records import Record
+from experiments.records import Record, json_lines
 
 Side = Literal["new", "kept"]
 # what says of one item whether it is right, the first that a task has
@@ -42,7 +42,7 @@ def read_samples(path: str | Path, new: Sequence[str] = ()) -> list[Record]:
     for task, (_, file) in sorted(latest.items()):
         side: Side = "new" if any(fnmatch(task, pattern) for pattern in new) else "kept"
         try:
-            samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            samples = [json.loads(line) for _, line in json_lines(file.read_text(encoding="utf-8"))]
             records += to_records(task, samples, side)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} does not hold lm_eval's samples ({type(error).__name__}: {error})") from error

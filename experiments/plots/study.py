@@ -20,15 +20,16 @@ from experiments.studies.selection import Arm
 
 SOFT = "#5b6470"
 DASHES = ((), (5, 2), (1.2, 1.4))
-PANELS = (("gain", "gain on the new task", 0.0), ("kept_accuracy", "accuracy on the kept tasks", None))
+GAIN_TITLES = {"gain": "gain on the new task", "new_nll_drop": "gain on the new texts, nats per token"}
 
 
-def trajectory_figure(arms: Sequence[Arm]) -> Figure:
-    """Gain and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
+def trajectory_figure(arms: Sequence[Arm], gain: str = "gain") -> Figure:
+    """Gain (a figure's name) and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
+    shown = ((gain, GAIN_TITLES[gain], 0.0), ("kept_accuracy", "accuracy on the kept tasks", None))
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
-        for axes, (name, title, level) in zip(panels, PANELS, strict=True):
+        for axes, (name, title, level) in zip(panels, shown, strict=True):
             start = arms[0].result.trajectory[0].get(name) if arms and arms[0].result.trajectory else None
             level = start.value if level is None and start else level
             if level is not None:
@@ -38,7 +39,7 @@ def trajectory_figure(arms: Sequence[Arm]) -> Figure:
             axes.set_xlabel("training step")
             axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
-        handles, labels = panels[0].get_legend_handles_labels()
+        handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
         if handles:
             figure.legend(
                 handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3.2

@@ -121,6 +121,14 @@ class Store:
         limit = self.limit()
         return "" if limit is None or len(lineages(trials)) < limit else f"all {limit} trials are claimed"
 
+    def going_on(self) -> bool:
+        """Whether a trial runs, or was lost with its process and will be continued by the next start."""
+        groups = lineages(self._attempts()).values()
+        return any(
+            attempts[-1].state == TrialState.RUNNING or (died(attempts[-1]) and deaths(attempts) <= self.config.retries)
+            for attempts in groups
+        )
+
     def limit(self) -> int | None:
         """Trials of the budget, with those that were added."""
         added, budget = self.study.user_attrs.get("added", 0), self.config.budget.trials

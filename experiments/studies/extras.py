@@ -24,18 +24,19 @@ from experiments.studies.trial import result_of
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
-MOST = 12  # arms that a sentence lists
+MOST = 24  # arms that a sentence lists
 DRAWS = 1_000
 
 
 def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
 
-    On the reported half of the items. Arms that never gain have no such point and are named. Needs item records.
+    On the reported half of the items. Arms that never gain by more than their interval would set that gain to next to
+    nothing: they are named and left out. Needs item records.
     """
     drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
     reach = {name: min(float(np.nanmax(t.gain[:, 0])) for t in found) for name, found in drawn.items()}
-    idle = [name for name, gain in reach.items() if gain <= 0]
+    idle = [name for name, found in drawn.items() if not all(_gains(t) for t in found)]
     used = {name: found for name, found in drawn.items() if name not in idle}
     if len(used) < 2:
         return ""
@@ -45,7 +46,7 @@ def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     listed = ", ".join(f"{name} {with_interval(figures[name])}" for name in ranked[:MOST])
     more = f" and {len(ranked) - MOST} more" if len(ranked) > MOST else ""
     least = min(used, key=lambda name: reach[name])
-    without = f" Without a gain, and so left out: {', '.join(idle)}." if idle else ""
+    without = f" Without a gain outside its interval, and so left out: {', '.join(idle)}." if idle else ""
     return (
         f"Retention at a common gain of {number(target, True)}, the highest that all reach ({least} no more): "
         f"{listed}{more}. Interpolated between evaluations.{without}"
@@ -85,6 +86,12 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
         f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "
         f"(hypervolume) is {volume:.4g}, measured from the worst value of each objective ({at})."
     )
+
+
+def _gains(trajectory: Trajectory) -> bool:
+    """Whether the gain at the step where it is highest lies above 0 with its interval."""
+    low = estimate(trajectory.gain[int(np.nanargmax(trajectory.gain[:, 0]))]).low
+    return low is not None and low > 0
 
 
 def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:

@@ -25,6 +25,7 @@ from experiments.studies.engine import Store, check_options
 from experiments.studies.trial import run_trial
 from experiments.tracking.tracking import Tracker
 
+UNFINISHED = "workers ended before the trials did: the same command goes on"
 Say = Callable[[str], None]
 
 
@@ -55,6 +56,9 @@ def run_study(
         if ended.startswith("stopped"):
             run.fail(ended)
             raise StudyError(f"{ended}\nThe same command goes on with the other trials.")
+        if ended == UNFINISHED:
+            run.fail(ended)
+            raise StudyError(ended)
         run_posthoc(config, store.trials(), root, say)
     return store
 
@@ -98,7 +102,10 @@ def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -
     for code in codes:
         if code < 0:
             say(f"a worker was ended by {signal.Signals(-code).name}; the next start continues its trial")
-    return store.ended() or "workers ended before the trials did: the same command goes on"
+        elif code:
+            say(f"a worker ended with exit code {code}; its message stands above")
+    lost = any(codes) and store.going_on()  # with all well it is another machine that goes on
+    return UNFINISHED if lost else store.ended() or UNFINISHED
 
 
 def _before(store: Store) -> str:

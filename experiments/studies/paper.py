@@ -98,6 +98,7 @@ def sentences(arms: Sequence[Arm]) -> list[str]:
     words = {"new": "new-task accuracy", "kept": "kept accuracy", "average": "the average of both"}
     said = [
         f"Rank agreement with the paper in {words[a.column]}, over {a.arms} arms: Spearman {with_interval(a.rho)}"
+        + (" (bootstrap over arms)" if a.rho.low is not None else "")
         + (_verdict(a.rho) if a.rho.low is not None else "")
         for a in agreement(table)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 from collections import Counter
@@ -18,8 +19,9 @@ from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
 from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
-from experiments.reporting.summary import summary, tied_best
-from experiments.reporting.tables import COLUMNS, Column, csv_text, flat_figures, markdown_rows, markdown_table
+from experiments.reporting.summary import gain_name, summary, tied_best
+from experiments.reporting.tables import Column, columns_of, csv_text, flat_figures, markdown_rows, markdown_table
+from experiments.section import ConfigError
 from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
 KEPT = Column("kept_accuracy", "kept acc.", "accuracy on the kept tasks after training", "higher")
-SHOWN = (*COLUMNS[:2], KEPT, *COLUMNS[2:])
 MOST_LINES = 20  # arms in the trajectories
 Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
 
@@ -46,6 +47,8 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     paper = compared(arms) if study.report.paper else None
     words = summary(results) + (sentences(arms) if study.report.paper else [])
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
+    shown = columns_of(results)
+    shown = (*shown[:2], KEPT, *shown[2:])
     pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
@@ -79,8 +82,8 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     text = environment.get_template("study.html.j2").render(
         **values,
         figures=figures,
-        columns=SHOWN,
-        best={column.name: tied_best(results, column.name, column.better == "higher") for column in SHOWN},
+        columns=shown,
+        best={column.name: tied_best(results, column.name, column.better == "higher") for column in shown},
         yaml=yaml.safe_dump(study.to_dict(), sort_keys=False),
         date=f"{datetime.now():%d %B %Y, %H:%M}",
     )
@@ -96,8 +99,11 @@ def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.Data
         many = f" The first {MOST_LINES} of {len(arms)} arms." if len(arms) > MOST_LINES else ""
         pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
                          forgetting_figure(results, "")))  # fmt: skip
-        text = "Grey: the base model. All evaluation items, at the learning rate that was chosen." + many
-        pictures.append(("trajectories", "Over the steps", text, trajectory_figure(trained[:MOST_LINES])))
+        halves = any(arm.halves for arm in arms)
+        items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
+        gain = gain_name([arm.result for arm in trained])
+        figure = trajectory_figure(trained[:MOST_LINES], gain)
+        pictures.append(("trajectories", "Over the steps", f"Grey: the base model. {items}{many}", figure))
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
         pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
@@ -111,13 +117,16 @@ def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.Data
 
 
 def _setup(store: Store) -> str:
-    study = store.config
-    base: Any = study.base
+    study, trials = store.config, store.trials()
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} per trial"
-    steps = base["training"].get("steps", "?") if isinstance(base, dict) and "training" in base else "?"
-    steps = study.overrides.get("training.steps", steps)
-    steps = "steps searched" if "training.steps" in study.search else f"{steps} steps"
-    return f"{base.get('base_model', '')}, {steps}, {seeds}, sampler {study.sampler.name}"
+    configs = []
+    for trial in trials:
+        with contextlib.suppress(ConfigError):  # picks that do not go together: the trial failed
+            configs.append(study.run_config(trial.picks, trial.number, study.seeds[0]))
+    models = " or ".join(dict.fromkeys(config.base_model for config in configs))
+    steps = sorted({config.training.steps for config in configs})
+    lengths = f"{steps[0]} to {steps[-1]} steps" if len(steps) > 1 else f"{steps[0]} steps" if steps else ""
+    return ", ".join(filter(None, [models, lengths, seeds, f"sampler {study.sampler.name}"]))
 
 
 def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str, str]]:
@@ -149,13 +158,16 @@ def _reading(store: Store, arms: list[Arm]) -> str:
 
 def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
     study, notes = store.config, []
-    if not store.ended():
+    if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: python -m experiments.cli resume {study.name}")
     if study.report.select and arms and not all(arm.halves for arm in arms):
         notes.append(
             "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
             "of arms with several candidates are somewhat too good."
         )
+    broken = [arm.name for arm in arms if not arm.trial.feasible]
+    if study.constraints and broken:
+        notes.append(f"No variant of these arms satisfies the constraints: {', '.join(broken)}.")
     rows = {arm.name for arm in arms}
     notes += [f"{item.label} is not made yet: resume the study" for item in study.posthoc if item.label not in rows]
     again = [str(t.number) for t in trials if t.attempts > 1]

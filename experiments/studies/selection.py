@@ -48,22 +48,28 @@ def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]
     Without `report.select` every complete trial is an arm, with the figures of all items. Where item records are not
     on this machine, choice and figures are those of all items, and `halves` is False.
     """
-    arms: dict[str, list[Trial]] = {}
+    groups: dict[tuple[object, ...], list[Trial]] = {}
+    keys = [key for key in study.search if key != study.report.select]
     for trial in trials:
         if trial.state == "complete" and trial.runs:
-            arms.setdefault(arm_name(study, trial), []).append(trial)
-    return [_best(study, name, group, root) for name, group in arms.items()]
+            own = () if study.report.select else (trial.number,)
+            groups.setdefault((*(trial.picks[key] for key in keys), *own), []).append(trial)
+    names = [arm_name(study, group[0]) for group in groups.values()]
+    return [
+        _best(study, name if names.count(name) == 1 else f"{name} (trial {group[0].number})", group, root)
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
 
 
 def arm_name(study: StudyConfig, trial: Trial, without: str | None = None) -> str:
     """The picks that tell arms apart: a named arm by its name alone, other dimensions as name=value.
 
-    without: a further dimension to leave out.
+    without: a further dimension to leave out. Where no dimension is left, all trials are of the base's one arm.
     """
     keys = [key for key in study.search if key not in (study.report.select, without)]
     named = [str(trial.picks[key]) for key in keys if study.search[key].kind == "arms"]
     others = [f"{key.split('.')[-1]}={_pick(trial.picks[key])}" for key in keys if study.search[key].kind != "arms"]
-    return " ".join([*named, *others]) or f"trial {trial.number}"
+    return " ".join([*named, *others]) or result_of(trial.runs[0]).arm
 
 
 def even(record: Record) -> bool:
@@ -75,14 +81,22 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
     """An arm with the figures of its runs: of the reported half of the items, or of all.
 
     With several seeds they are means whose intervals resample seeds and questions (`over_seeds`); those of figures that
-    `over_seeds` does not have, and all of them where the records are not here, are of questions alone.
+    `over_seeds` does not have, and all of them where the records are not here, are of questions alone. The trajectory
+    is of the same items.
     """
     records = has_records(runs, root)
-    result = mean_result([result_of(run) for run in runs])
+    own = [result_of(run) for run in runs]
+    if halves:
+        own = [replace(r, trajectory=half_trajectory(run, root)) for r, run in zip(own, runs, strict=True)]
+    result = mean_result(own)
     if halves or (records and len(runs) > 1):
         measured = [half_records(run, root, False if halves else None) for run in runs]
         card = mean_card([scorecard(base, after, DRAWS) for base, after in measured])
-        result = replace(result, scorecard=card | (over_seeds(measured, DRAWS) if len(runs) > 1 else {}))
+        card |= over_seeds(measured, DRAWS) if len(runs) > 1 else {}
+        *before, last = result.trajectory or [{}]
+        last = {name: card.get(name, value) for name, value in last.items()}
+        kept = {} if halves else result.scorecard  # figures that need more than the last records: those of a stream
+        result = replace(result, scorecard=kept | card, trajectory=[*before, last] if last else [])
     return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
 
 
@@ -92,6 +106,20 @@ def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tupl
     if choosing is None:
         return base, after
     return [r for r in base if even(r) == choosing], [r for r in after if even(r) == choosing]
+
+
+def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
+    """The run's trajectory on the reported half of the items; a step without records is left out."""
+    points = []
+    for point in result_of(run).trajectory:
+        base, after = record_files(run, root, point["step"])
+        if point["step"] and not after.is_file():
+            continue
+        before = [r for r in read_records(base) if not even(r)]
+        now = [r for r in read_records(after) if not even(r)] if point["step"] else before
+        card = scorecard(before, now, LEAST_DRAWS)
+        points.append({"step": point["step"], **{name: card[name] for name in point if name in card}})
+    return points
 
 
 def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tuple[Path, Path]:
@@ -128,7 +156,7 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
     sign = 1 if objective.direction == "maximize" else -1
     split = study.report.select is not None and all(has_records(trial.runs, root) for trial in group)
 
-    def score(trial: Trial) -> float:
+    def score(trial: Trial, split: bool) -> float:
         result = mean_result([result_of(run) for run in trial.runs])
         if split:
             halves = [half_records(run, root, True) for run in trial.runs]
@@ -138,7 +166,13 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
         except (TrialFailed, ValueError):  # this half has no such item
             return -math.inf
 
-    trial = max(group, key=score) if len(group) > 1 else group[0]
+    if len(group) == 1:
+        return reported(name, group[0], group[0].runs, 1, split, root)
+    scores = [score(trial, split) for trial in group]
+    if split and max(scores) == -math.inf:  # no half has this figure (those of a stream): all items choose
+        split, scores = False, [score(trial, False) for trial in group]
+    feasible = [trial.feasible for trial in group]
+    trial = group[max(range(len(group)), key=lambda i: (feasible[i], scores[i]))]
     return reported(name, trial, trial.runs, len(group), split, root)
 
 

@@ -43,7 +43,10 @@ def export(store: Store, path: Path) -> int:
     elif path.suffix == ".csv":
         frame(store).to_csv(path, index=False)
     else:
-        frame(store).to_parquet(path, index=False)
+        table = frame(store)
+        for name in [n for n in table if str(n).startswith("pick/") and table[n].map(type).nunique() > 1]:
+            table[name] = table[name].map(str)  # a column of Parquet has one type
+        table.to_parquet(path, index=False)
     return len(trials)
 
 
@@ -61,7 +64,7 @@ def status_text(store: Store) -> str:
     lines += [
         f"best:    trial {t.number} ({picks_text(t)}): {values_text(store, t)}" for t in trials if t.number in best
     ]
-    ended = store.ended()
+    ended = "" if store.going_on() else store.ended()
     lines.append(f"{ended}" if ended else f"not finished: python -m experiments.cli resume {config.name}")
     return "\n".join(lines)
 

@@ -64,9 +64,9 @@ def run_trial(
     ) as run:
         write_json(note, {"run_id": run.id})
         for i, seed in enumerate(study.seeds):
-            config = study.run_config(picks, number, seed)
-            observe = _observer(study, report, i * config.training.steps) if report else None
             try:
+                config = study.run_config(picks, number, seed)  # picks may be right one by one, but not together
+                observe = _observer(study, report, i * config.training.steps) if report else None
                 done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
             except (RunError, TrackingError):  # of the machine, not of the trial
                 raise

@@ -28,6 +28,7 @@ class Delivery:
         self._journals: list[Journal] = []
         self._sent: dict[str, int] = {}  # journal id -> bytes that arrived
         self._ended: set[str] = set()
+        self._told = 0  # refused lines that were asked for
         self._retry = self._sample_at = 0.0
         self._wake = threading.Event()
         self._turn = threading.Condition()
@@ -64,6 +65,12 @@ class Delivery:
         with self._turn:
             self._ended.add(journal.id)
         self._wake.set()
+
+    def refused(self) -> list[str]:
+        """What the store has refused since this was asked last."""
+        lost = self.store.refused[self._told :]
+        self._told += len(lost)
+        return lost
 
     @property
     def waiting(self) -> list[Journal]:

@@ -109,6 +109,8 @@ class Run:
         if not self._delivery.drain(CLOSE_SECONDS):
             self._delivery.announced = False
             self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(self.journal.folder))}")
+        if lost := self._delivery.refused():
+            warnings.warn(f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}", stacklevel=3)
         self._delivery.ended(self.journal)
 
     def warn_once(self, advice: str = "") -> None:

@@ -67,7 +67,8 @@ def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
         if not parent:
             raise LookupError(f"the parent run {event['parent']} is not in the store yet: sync its folder too")
         tags |= {"parent": parent, "mlflow.parentRunId": parent}
-    found = run_id or store.find_run(journal.id) or (store.find_run(event["run"]) if event["run"] else "")
+    known = [name for name in (run_id, journal.id, event["run"]) if name]  # a deleted run is none: it is made anew
+    found = next(filter(None, map(store.find_run, known)), "")
     if not found:
         experiment = store.experiment(event["experiment"])
         run = client.create_run(experiment, event["time"], tag_values(tags), event["name"])

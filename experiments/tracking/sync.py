@@ -38,8 +38,11 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
             journal.append("tags", tags={"error": "its process died"})
             journal.append("end", status="KILLED")
             journal.close()
+        before = len(store.refused)
         try:
             said[path] = deliver(store, journal).run_id
+            if lost := store.refused[before:]:
+                said[path] += f" ({len(lost)} lines refused, the last: {lost[-1]})"
         except Exception as error:
             said[path] = f"not sent: {last_line(error)}"
     return said

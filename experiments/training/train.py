@@ -80,7 +80,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Trainer's arguments; evaluation, logging and saving are ours to time."""
     training = config.training
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,
@@ -97,9 +97,12 @@ def training_arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # Evaluate decides
-        save_total_limit=1,
         report_to=[],
         disable_tqdm=True,  # Progress has the bar
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
+    # Several GPUs without a launcher would mean DataParallel: larger batches than were asked for, and slow.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import ctrl
+from ctrl.model import expanded_layers
 from experiments import cli
 from experiments.config import ConfigError
 from experiments.models import load_base
-from experiments.posthoc import Arm, dial, merge, plain_model, posthoc, task_vectors, wise
+from experiments.posthoc import OPERATIONS, Arm, dial, gate_batches, merge, plain_model, posthoc, task_vectors, wise
 from experiments.records import read_records
 from experiments.results import load_trained
 from experiments.run import RunError, run_experiment
@@ -23,10 +25,16 @@ ARMS: list[dict[str, Any]] = [
     {"name": "control", "method": "control", "learning_rates": [1e-2], "control": {"layers": 2}},
     {"name": "stack", "method": "stack", "learning_rates": [1e-2], "control": {"layers": 1}},
     {"name": "lora", "method": "lora", "learning_rates": [1e-2], "options": {"rank": 2}},
+    {
+        "name": "dlerp",
+        "method": "control",
+        "learning_rates": [1e-2],
+        "control": {"layers": 2, "interpolation": "dlerp", "divergence": "none"},
+    },
     {"name": "ewc", "method": "ewc", "learning_rates": [1e-2], "options": {"batches": 1}},
 ]
 
-pytestmark = pytest.mark.slow  # five arms are trained for it
+pytestmark = pytest.mark.slow  # six arms are trained for it
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,37 @@ def test_merge_gives_a_plain_model_and_its_gap(run: Path) -> None:
         tuned = load_trained(run, "lora", 1e-2).eval()(ids).logits
         torch.testing.assert_close(adapter.eval()(ids).logits, tuned, rtol=1e-4, atol=1e-5)
     assert none == {}
+
+
+def test_a_gates_weights_count_when_it_is_merged(run: Path) -> None:
+    """sigmoid(theta) is not the mean share of a gate with weights of its own: it is measured on text."""
+    batches = [{"input_ids": torch.arange(5, 45)[None]}]
+    model = arm(run, "dlerp").trained()
+    for layer in expanded_layers(model):
+        torch.nn.init.constant_(layer.interpolation.weight, 0.5)  # type: ignore[union-attr]
+    expected, at_theta = weights(ctrl.merge_back(model, batches=batches)), weights(ctrl.merge_back(model))
+    found = weights(plain_model(model, batches))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(found[name], value) for name, value in at_theta.items())
+    assert gate_batches(arm(run, "control").trained(), batches) is None  # type: ignore[arg-type]
+
+
+def test_a_run_is_found_from_its_own_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    (result,) = posthoc(run.name, "control", 1e-2, "dial", [0.7], say=lambda text: None)
+    assert result.operation == "dial 0.7"
+
+
+@pytest.mark.parametrize(("error", "told"), [(ctrl.ConfigError, ConfigError), (FileNotFoundError, RunError)])
+def test_what_the_library_refuses_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], told: type[Exception]
+) -> None:
+    def refuse(*args: object) -> None:
+        raise error("it has no merged form")
+
+    monkeypatch.setitem(OPERATIONS, "dial", refuse)
+    with pytest.raises(told, match="it has no merged form"):
+        posthoc(run, "control", 1e-2, "dial", [0.123], say=lambda text: None)
 
 
 def test_the_dial_mixes_hidden_states(run: Path) -> None:

@@ -244,3 +244,40 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "must hold a mapping" in capsys.readouterr().err
     assert cli.main(["run", "quickstart", "--set", "training.steps"]) == 2
     assert "--set takes KEY=VALUE" in capsys.readouterr().err
+
+
+def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, drawn, said = small_config(base), arm_run.ArmRun.drawn, []
+
+    def broken(self: arm_run.ArmRun) -> Any:
+        if self.arm.name == "full":
+            raise ValueError("twice among the records")
+        return drawn(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(arm_run.ArmRun, "drawn", broken)
+        first, second = run_experiment(config, tmp_path, say=said.append).results
+    assert (first.status, first.reason) == ("failed", "ValueError: twice among the records")
+    assert second.status == "finished"
+    folder = run_folder(config, tmp_path) / "arms" / "full-0.001"
+    assert list((folder / "checkpoints").glob("checkpoint-*"))
+    run_experiment(config, tmp_path, say=said.append)  # reads what there is, and says what can be done
+    assert said[-1] == f"full-0.001 failed; to go on from its last checkpoint, delete {folder / 'result.json'}"
+    (folder / "result.json").unlink()
+    again = run_experiment(config, tmp_path, say=said.append)
+    assert [result.status for result in again.results] == ["finished"] * 2
+    assert "full 0.001: continues from checkpoint-2" in said
+    assert not (folder / "checkpoints").exists()
+
+
+def test_an_arm_that_cannot_be_timed_stops_no_other(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def too_large(self: Any) -> float:
+        raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+
+    monkeypatch.setattr(arm_run.ArmRun, "step_seconds", too_large)
+    assert not run_experiment(small_config(base), tmp_path, say=said.append).failed
+    assert "the time cannot be estimated (OutOfMemoryError: tried to allocate 80 GiB)" in said

@@ -17,7 +17,7 @@ from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.data.stages import evaluation_steps, stage_ends
 from experiments.experiment import Outcome
 from experiments.plots.stream import stream_figure
-from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.reporting.page import image_bytes
 from experiments.run import run_experiment
 from experiments.streams import stream_card, stream_pictures, stream_table, task_names
@@ -225,3 +225,11 @@ def test_a_run_measures_each_task_after_each_stage_and_shows_it_in_its_report(ba
     again = run(base, tmp_path)  # arms are read from disk
     assert [r.scorecard for r in again.results] == [r.scorecard for r in outcome.results]
     assert "Tasks after each stage" in again.report.read_text(encoding="utf-8")
+
+
+def test_records_hold_any_text(tmp_path: Path) -> None:
+    records = [
+        Record("new", "gcd", "generate", str(i), correct=1, reply="a\u2028b\u2029c\u0085d\n\re") for i in range(2)
+    ]
+    write_records(tmp_path / "items.jsonl", records)
+    assert read_records(tmp_path / "items.jsonl") == records

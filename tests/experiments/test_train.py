@@ -15,9 +15,11 @@ from experiments.models import Precision
 from experiments.studies.reading import load_study
 from experiments.training.checkpoints import COMPLETE, disk_full, last_checkpoint
 from experiments.training.lm_loss import only_label_logits
+from experiments.training.meter import Meter
+from experiments.training.train import training_arguments
 from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import expanded, sequences, tiny
-from tests.experiments.engine import GOLDEN, GOLDEN_METHODS, arm_config, golden_curve, train
+from tests.experiments.engine import GOLDEN, GOLDEN_METHODS, Killed, arm_config, golden_curve, train
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -124,3 +126,28 @@ def test_every_shipped_config_loads() -> None:
             load_study(path)
         else:
             load_config(path)
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Meter.save
+
+    def killed(self: Meter, folder: Path) -> None:
+        if folder.name == "checkpoint-4":
+            raise Killed
+        save(self, folder)
+
+    monkeypatch.setattr(Meter, "save", killed)
+    with pytest.raises(Killed):
+        train(arm_config("full"), tmp_path, steps=6, save_every=2)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert str(last_checkpoint(tmp_path)).endswith("checkpoint-2")
+    monkeypatch.undo()
+    train(arm_config("full"), tmp_path, steps=7, save_every=2)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-6"}
+
+
+def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 2))
+    arguments = training_arguments(load_config("quickstart"), 1e-3, Precision("fp32"), tmp_path)
+    assert arguments._n_gpu == 1
+    assert "save_total_limit" not in {k for k, v in vars(arguments).items() if v}

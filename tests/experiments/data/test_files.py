@@ -46,6 +46,12 @@ class TestTables:
     def test_a_text_column_makes_documents(self, name: str, tmp_path: Path) -> None:
         assert examples(write(tmp_path / name), text="ask") == tuple(Text(r["ask"]) for r in ROWS)
 
+    def test_a_line_ends_at_a_newline_and_nowhere_else(self, tmp_path: Path) -> None:
+        rows = [{"ask": f"a\u2028b\u0085c{i}"} for i in range(3)]
+        path = tmp_path / "a.jsonl"
+        path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+        assert examples(path, text="ask") == tuple(Text(row["ask"]) for row in rows)
+
     def test_all_files_of_a_folder(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", ROWS[:2])
         write(tmp_path / "b.parquet", ROWS[2:])
@@ -138,6 +144,7 @@ class TestExactMatch:
             ("1,007", "1007"),
             ("12.0", "12"),
             ("9007199254740993", "9,007,199,254,740,993"),
+            ("-0", "0"),
             ("It is in France.\nAnswer: Paris", "Paris"),
         ],
     )
@@ -146,7 +153,15 @@ class TestExactMatch:
 
     @pytest.mark.parametrize(
         ("said", "answer"),
-        [("Paris, France", "Paris"), ("", "Paris"), ("1.007", "1007"), ("9007199254740993", "9007199254740992")],
+        [
+            ("Paris, France", "Paris"),
+            ("", "Paris"),
+            ("1.007", "1007"),
+            ("9007199254740993", "9007199254740992"),
+            ("123456789012345678901234567891", "123456789012345678901234567892"),
+            ("123", "1,2,3"),  # a list
+            ("12,3", "1,23"),
+        ],
     )
     def test_wrong(self, said: str, answer: str) -> None:
         assert exact_match(said, {"answer": answer}) == 0.0

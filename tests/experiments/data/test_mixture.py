@@ -73,6 +73,20 @@ def test_held_out_documents_are_cut_to_a_row(base: str, tokenizer: PreTrainedTok
     assert all(any(text.startswith(document) for text in whole) for document in task.documents)
 
 
+def test_no_item_is_measured_twice(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Two sources may ask one question under one name, and documents that begin alike are equal once they are cut."""
+    sums = {"name": "chain_sum", "params": {"max_terms": 2}}
+    twice = {"new": [sums, {"name": "chain_sum", "params": {"max_terms": 3}}]}
+    made = ExperimentData(small_config(base, data=twice, evaluation={"new_items": 48}), tokenizer, never)
+    ids = [item.id for task in made.tasks if not isinstance(task, NewText) for item in task.test]
+    assert 48 < len(ids) == len(set(ids))
+    with pytest.raises(ConfigError, match="every held-out item of chain_sum stands in another source of that name"):
+        ExperimentData(small_config(base, data={"new": [sums, sums]}), tokenizer, never)
+    (short,) = ExperimentData(small_config(base, data={"new": PYTHON, "length": 16}), tokenizer, never).tasks
+    assert isinstance(short, NewText)
+    assert len(set(short.documents)) == len(short.documents)
+
+
 @pytest.mark.parametrize("regime", ["sft", "cpt"])
 def test_what_was_drawn_is_what_was_asked_for(
     regime: str, base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path

@@ -121,6 +121,20 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
     assert dict(gone.figures) == card
     notes = compare([here, gone], draws=200).notes
     assert any("trial 1 full-0.001 seed 1 has no item records here" in note for note in notes)
+    (run / "config.yaml").write_text("no: config\n")  # of another version: no stream is known, all else is
+    with pytest.raises(CompareError, match=r"--base .*nowhere.* has no item records here"):
+        read_entries([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
+
+
+def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path) -> Path:
+    """An export of one row whose run folder is on another machine."""
+    if path.suffix == ".json":
+        to.write_text(json.dumps({"trials": [trial]}), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pd.DataFrame([row]).to_csv(to, index=False)
+    else:
+        pd.DataFrame([row]).to_parquet(to, index=False)
+    return to
 
 
 @pytest.mark.parametrize("page", [True, False])

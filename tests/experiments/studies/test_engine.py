@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from experiments.section import ConfigError
@@ -19,6 +20,7 @@ from experiments.studies.engine import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.engine import SAMPLERS as OPTUNA_SAMPLERS
 from experiments.studies.engine import Store, check_options
 from experiments.studies.locks import shown
+from experiments.studies.table import export, status_text
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 from tests.experiments.studies.toy import kill, logging_run, open_store, start_workers, toy_study, value
 
@@ -288,3 +290,28 @@ def test_storages_that_are_none(tmp_path: Path) -> None:
     assert shown("postgresql+psycopg://me:secret@host/db") == "postgresql+psycopg://me:***@host/db"
     with pytest.raises(StudyError, match="has no budget of trials"):
         store.add_trials(3)
+
+
+def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None:
+    store = open_store(tmp_path, search=RANGES, sampler="random", budget={"trials": 1})
+    workers = start_workers(store.url, store.config, logging_run(tmp_path / "log", 30), 1)
+    while not (tmp_path / "log").is_file():
+        time.sleep(0.01)
+    assert store.going_on()
+    kill(workers)
+    assert store.going_on()  # its process is gone, the next start continues it
+    for _ in range(2):
+        assert "not finished: python -m experiments.cli resume toy" in status_text(store)
+        store.begin()  # marks the trial as lost, and queues it again
+    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
+    assert not store.going_on()
+    assert "not finished" not in status_text(store)
+
+
+def test_mixed_picks_are_exported_to_every_format(tmp_path: Path) -> None:
+    layers = {"kind": "choice", "path": "arms.0.control.layers", "values": [1, [0, 2]]}
+    store = open_store(tmp_path, search={"layers": layers})
+    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
+    for ending in (".csv", ".parquet", ".json"):
+        assert export(store, tmp_path / f"out{ending}") == 2
+    assert set(pd.read_parquet(tmp_path / "out.parquet")["pick/layers"]) == {"1", "[0, 2]"}

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from experiments.mixture_law import fit
+from experiments.plots.study import trajectory_figure
 from experiments.posthoc import result_folder
 from experiments.records import Estimate, Record, read_records, write_json
 from experiments.scorecard import scorecard
@@ -24,7 +26,7 @@ from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import law_sentence, law_table, mixture_laws
 from experiments.studies.paper import agreement, compared, paper_table, spearman
 from experiments.studies.report import write_study_report
-from experiments.studies.selection import choose, even, record_files, reported
+from experiments.studies.selection import Arm, choose, even, record_files, reported
 from experiments.studies.trial import result_of
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 
@@ -159,6 +161,10 @@ def test_retention_at_a_common_gain(some: tuple[Store, Path]) -> None:
         assert re.search(rf"{name} {retention:.2f} \[".replace(" 0.", r" \."), said), (name, retention, said)
     assert said.index("lerp8-mse ") < said.index("full ")
     assert matched_gain(arms[:1], root) == ""
+    idle = replace(arms[0], name="idle", runs=[nothing_learned(arms[0], root)])
+    said = matched_gain([*arms, idle], root)
+    assert f"common gain of +{target:.2f}".replace("+0", "+") in said
+    assert said.endswith("Without a gain outside its interval, and so left out: idle.")
     assert matched_gain(arms, root / "elsewhere") == ""
 
 
@@ -203,6 +209,16 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert mixture_laws(store.config, few, tmp_path)[0][0].startswith("No mixture law of full: a mixture law needs")
 
 
+def nothing_learned(arm: Arm, root: Path) -> dict[str, Any]:
+    """The arm's run again, with the base's answers after each step."""
+    run = {**arm.runs[0], "folder": "runs/idle"}
+    shutil.copytree(root / arm.runs[0]["folder"], root / "runs" / "idle", dirs_exist_ok=True)
+    for step in (20, 40):
+        base, after = record_files(run, root, step)
+        shutil.copy(base, after)
+    return run
+
+
 def objective(figure: str, direction: str = "maximize") -> Objective:
     return Objective.model_validate({"figure": figure, "direction": direction})
 
@@ -220,3 +236,58 @@ def test_points_that_follow_no_power_law_are_called_so() -> None:
     assert "The exponent of general text ended at its bound" in law_sentence("full", scattered, nats=True)
     lawful = fit(table.assign(loss_kept=[3.7 + 0.4 * r**3 for r in ratio]), 3.74, draws=20)
     assert "bound" not in law_sentence("full", lawful, nats=True)
+
+
+def test_the_trajectory_ends_at_the_figures_of_the_table(some: tuple[Store, Path]) -> None:
+    """Both are of the items that did not choose: the picture must not be flattered by the choice."""
+    store, root = some
+    for arm in choose(store.config, store.trials(), root):
+        assert [point["step"] for point in arm.result.trajectory] == [0, 20, 40]
+        assert arm.result.trajectory[-1]["gain"] == arm.result.scorecard["gain"]
+        base, middle = record_files(arm.runs[0], root, 20)
+        expected = scorecard(odd(base), odd(middle), 100)["retention"].value
+        assert arm.result.trajectory[1]["retention"].value == pytest.approx(expected)
+        assert arm.result.trajectory[0]["gain"].value == 0
+
+
+def test_a_variant_that_breaks_a_constraint_is_not_chosen(some: tuple[Store, Path]) -> None:
+    store, root = some
+    trials = [replace(t, feasible=t.picks["rate"] == 3.0) for t in store.trials()]
+    arms = choose(store.config, trials, root)
+    assert {arm.trial.picks["rate"] for arm in arms} == {3.0}
+
+
+def test_an_objective_that_a_half_lacks_is_taken_of_all_items(some: tuple[Store, Path]) -> None:
+    store, root = some
+    trials = store.trials()
+    for trial in trials:
+        if trial.runs:
+            trial.runs[0]["result"]["scorecard"]["stream_op"] = {"value": float(trial.number)}
+    changed = store.config.model_copy(update={"objectives": (objective("stream_op"),)})
+    arms = choose(changed, trials, root)
+    assert all(arm.trial.number == max(t.number for t in trials if t.picks["arm"] == arm.name) for arm in arms)
+    assert not any(arm.halves for arm in arms)
+    assert all(arm.result.scorecard["stream_op"].value == arm.trial.number for arm in arms)
+
+
+def test_arms_are_told_apart_by_their_picks(tmp_path: Path) -> None:
+    rates = {"kind": "choice", "path": "training.weight_decay", "values": [0.12341, 0.12349, 0.2]}
+    store = synthetic_store(tmp_path, {"arm": (0.5, 0.5)}, {"decay": rates}, report={})
+    names = [arm.name for arm in choose(store.config, store.trials(), tmp_path)]
+    assert names == ["decay=0.123", "decay=0.2"]  # trial 1 failed
+    trials = [replace(t, state="complete", runs=store.trials()[0].runs) for t in store.trials()]
+    names = [arm.name for arm in choose(store.config, trials, tmp_path)]
+    assert names == ["decay=0.123 (trial 0)", "decay=0.123 (trial 1)", "decay=0.2"]
+    chosen = store.config.model_copy(update={"report": store.config.report.model_copy(update={"select": "decay"})})
+    (only,) = choose(chosen, trials, tmp_path)  # no other dimension: one arm, and its best decay
+    assert (only.name, only.candidates) == ("arm", 3)
+
+
+def test_the_gain_of_texts_is_drawn(some: tuple[Store, Path]) -> None:
+    store, root = some
+    arm = choose(store.config, store.trials(), root)[0]
+    points = [{"step": p["step"], "new_nll_drop": Estimate(0.1 * p["step"])} for p in arm.result.trajectory]
+    figure = trajectory_figure([replace(arm, result=replace(arm.result, trajectory=points))], "new_nll_drop")
+    assert figure.axes[0].get_title(loc="left") == "gain on the new texts, nats per token"
+    assert list(figure.axes[0].lines[-1].get_ydata()) == pytest.approx([0, 2, 4])
+    assert len(figure.legends) == 1

@@ -20,7 +20,7 @@ from experiments.records import ArmResult, Estimate
 from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
 from experiments.studies.reading import parse_study
-from experiments.studies.trial import TrialFailed, figure, sum_of
+from experiments.studies.trial import TrialFailed, figure, run_trial, sum_of
 from experiments.training.checkpoints import COMPLETE
 from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
@@ -93,6 +93,16 @@ def test_study_runs_tracks_reports_and_exports(
     assert "has no budget of trials" in capsys.readouterr().err
     assert cli.main(["status", "tine", *places]) == 1
     assert "did you mean 'tiny'" in capsys.readouterr().err
+
+
+def test_picks_that_do_not_go_together_fail_their_trial_alone(base: str, tmp_path: Path) -> None:
+    search = {
+        "structure": {"kind": "choice", "path": "arms.0.control.structure", "values": ["concat", "stack"]},
+        "expanded": {"kind": "choice", "path": "arms.0.control.expanded", "values": ["full", "lora"]},
+    }
+    study = parse_study(study_values(base) | {"search": search})
+    with pytest.raises(TrialFailed, match="expanded"):
+        run_trial(study, 0, {"structure": "stack", "expanded": "lora"}, tmp_path, None, say=lambda text: None)
 
 
 @pytest.mark.slow
