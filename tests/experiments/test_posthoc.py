@@ -181,7 +181,7 @@ def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str
     assert cli.main([*options[:-1], "wize"]) == 2
     assert "unknown operation 'wize': did you mean 'wise'" in capsys.readouterr().err
     assert cli.main(["posthoc", str(run), "--arm", "full", "--lr", "0.5", "--op", "wise", "--alphas", "0.5"]) == 1
-    assert "has no finished arm full at 0.5; there are: control-0.01, ewc-0.01" in capsys.readouterr().err
+    assert "has no finished arm full at 0.5; there are: control-0.01, dlerp-0.01, ewc-0.01" in capsys.readouterr().err
 
 
 def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
