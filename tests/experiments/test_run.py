@@ -246,6 +246,7 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--set takes KEY=VALUE" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +273,7 @@ def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     assert not (folder / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_an_arm_that_cannot_be_timed_stops_no_other(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
