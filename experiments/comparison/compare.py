@@ -18,14 +18,10 @@ from experiments.scorecard.pairing import Key, pair_records
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, hypervolume, matched_retention
 from experiments.section import nearest
+from experiments.streams import FIGURES
 
 COMPARED = (*GAINS, "retention", "nfr", "kl", "kl_new", "perplexity_drift", "retention_instructions")
-STREAM = (
-    "stream_op",
-    "stream_bwt",
-    "stream_f",
-    "stream_fwt",
-)  # of runs that learned the same tasks one after the other
+STREAM = tuple(FIGURES)  # of runs that learned the same tasks one after the other
 MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory
 TRAJECTORY_DRAWS = 1_000
 

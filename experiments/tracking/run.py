@@ -110,7 +110,10 @@ class Run:
             self._delivery.announced = False
             self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(self.journal.folder))}")
         if lost := self._delivery.refused():
-            warnings.warn(f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}", stacklevel=3)
+            text = (
+                f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}; the run's folder keeps them all"
+            )
+            warnings.warn(text, stacklevel=3)
         self._delivery.ended(self.journal)
 
     def warn_once(self, advice: str = "") -> None:
