@@ -28,6 +28,8 @@ layers = 8  # how many layers are expanded
 learning_rate = 1e-3
 new_items = 48
 kept_items = 24
+replies = 8  # texts of the base on which the KL is measured
+text_tokens = 1024  # of a story, for the perplexity
 alphas = [0.0, 0.25, 0.5, 0.75, 1.0]  # of the dial
 base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
@@ -75,8 +77,8 @@ changes = {
     "evaluation.every": steps,
     "evaluation.new_items": new_items,
     "evaluation.kept_items": kept_items,
-    "evaluation.replies": 8,
-    "evaluation.perplexity_tokens": 1024,
+    "evaluation.replies": replies,
+    "evaluation.perplexity_tokens": text_tokens,
 }
 outcomes = [
     run_experiment(load_config("quickstart", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms

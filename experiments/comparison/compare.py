@@ -16,7 +16,7 @@ from experiments.scorecard.draws import drawn_figures
 from experiments.scorecard.inference import holm, non_inferior
 from experiments.scorecard.pairing import Key, pair_records
 from experiments.scorecard.stream import stream_figures, stream_matrix
-from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, hypervolume, matched_retention
+from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, gained, hypervolume, matched_retention
 from experiments.section import nearest
 from experiments.streams import FIGURES
 
@@ -156,24 +156,22 @@ def _matrix(entry: Entry, draws: int, seed: int) -> Array:
 
 
 def _whole_trajectories(result: Comparison, entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Array]]:
-    """retention_matched, area and hypervolume by entry; none where a suite is missing or an entry gains nothing."""
+    """retention_matched, area and hypervolume by entry; none where a suite is missing. An entry that never gains outside
+    its interval has only the last: the others would be read off at next to no gain for all entries."""
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
         return {}
     paths = {e.name: drawn_trajectory(e.base, e.checkpoints, TRAJECTORY_DRAWS, seed) for e in entries}
-    gain, at = matched_retention(paths)
-    if not gain > 0:
-        result.notes.append("a run has no gain at any step, so there is no retention at matched gain")
-        return {}
-    result.matched_gain = gain
-    return {
-        name: {
-            "retention_matched": at[name],
-            "area": envelope_area(path.gain, path.retention, gain),
-            "hypervolume": hypervolume(path.gain, path.retention),
-        }
-        for name, path in paths.items()
-    }
+    figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
+    learned = {name: path for name, path in paths.items() if gained(path)}
+    if idle := [name for name in paths if name not in learned]:
+        result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
+    if learned:
+        result.matched_gain, at = matched_retention(learned)
+        for name, path in learned.items():
+            area = envelope_area(path.gain, path.retention, result.matched_gain)
+            figures[name] |= {"retention_matched": at[name], "area": area}
+    return figures
 
 
 def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:

@@ -93,7 +93,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     if comparison.matched_gain is not None:
         remarks.append(
             f"Retention at matched gain is read off each trajectory at a gain of {comparison.matched_gain:.3f}, the "
-            "highest that all runs reach."
+            "highest that all reach that gain; where a run was evaluated once, on a straight line from the base."
         )
     if comparison.differences:
         remarks.append(

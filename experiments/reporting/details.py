@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.plots.alignment import alignment_figure
 from experiments.records import ArmResult, Record
 from experiments.reporting.summary import Places, gain_name, gain_text, label, number, with_interval
-from experiments.scorecard import envelope_area, matched_retention, stability_gap
+from experiments.scorecard import envelope_area, gained, matched_retention, stability_gap
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
 
@@ -57,7 +57,7 @@ def trajectory_table(
 ) -> Table | None:
     """Retention at matched gain, area and stability gap of each arm; None where no arm has both suites.
 
-    arms: records by step, by arm. The matched gain is the highest that all arms reach.
+    arms: records by step, by arm. The matched gain is the highest that all arms reach that gain anything (`gained`).
     """
     suites = {record.suite for record in base}
     if not {"new", "kept"} <= suites:
@@ -67,15 +67,17 @@ def trajectory_table(
     }
     if not found:
         return None
-    gain, retention = matched_retention(found)
+    learned = {name: way for name, way in found.items() if gained(way)}
+    gain, retention = matched_retention(learned) if learned else (0.0, {})
     rows = []
     for name, way in found.items():
         matched = area = "n/a"
-        if gain > 0:
+        if name in learned:
             matched = with_interval(estimate(retention[name]))
             area = with_interval(estimate(envelope_area(way.gain, way.retention, gain)))
         rows.append((name, matched, area, *_gap(way)))
-    reached = "the highest that all arms reach" if gain > 0 else "not every arm gained, so there is nothing to match"
+    reached = "the highest that all reach of the arms that gain" if learned else "no arm gains outside its interval"
+    reached += f" (n/a: {', '.join(n for n in found if n not in learned)})" if 0 < len(learned) < len(found) else ""
     return Table(
         "Trajectory",
         ("arm", f"retention at gain {number(gain, True, NATS)}", "area", "gap depth", "recovered at step"),

@@ -12,12 +12,13 @@ from experiments.scorecard.inference import forgetting_bound, holm, mcnemar_p, n
 from experiments.scorecard.pairing import pair_records
 from experiments.scorecard.seeds import over_seeds
 from experiments.scorecard.stream import stream, stream_figures, stream_matrix
-from experiments.scorecard.trajectory import envelope_area, hypervolume, matched_retention, stability_gap
+from experiments.scorecard.trajectory import envelope_area, gained, hypervolume, matched_retention, stability_gap
 
 __all__ = [
     "aa_floor",
     "envelope_area",
     "forgetting_bound",
+    "gained",
     "headline_gain",
     "holm",
     "hypervolume",

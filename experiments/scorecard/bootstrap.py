@@ -9,12 +9,15 @@ Arrays of draws have 1 + draws rows; row 0 is the sample as observed.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm as normal
+from scipy.stats import t as student
 
 from experiments.records import Estimate, Record
 
@@ -54,12 +57,27 @@ def _resample(values: Array, stratum: Stratum, draws: int, seed: int) -> Array:
 
 
 def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int) -> Array:
-    """sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,)."""
+    """sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
+
+    Texts and replies are few, so the deviation of each draw is widened (`few`).
+    """
     columns: dict[tuple[Stratum, str], Array] = {}
     for record, value, weight in rows:
         columns[(record.task, (record.form,)), record.item] = np.array([weight * value, weight])
-    totals = np.sum(list(resample(columns, draws, seed).values()), axis=0)
-    return ratio(totals[:, 0], totals[:, 1])
+    sums = resample(columns, draws, seed)
+    totals = np.sum(list(sums.values()), axis=0)
+    values = ratio(totals[:, 0], totals[:, 1])
+    return np.concatenate([values[:1], values[0] + few(len(columns), len(sums)) * (values[1:] - values[0])])
+
+
+def few(units: int, strata: int = 1) -> float:
+    """What makes a percentile interval of the mean of few units as wide as Student's: t / 1.96 * sqrt(n / (n - 1)), t
+    the 97.5 % quantile with n - 1 degrees of freedom; 1.29 for 8 units, 1.03 for 100. NaN, so that there is no
+    interval, for a single unit. n: units, less one for each stratum but the first."""
+    n = units - strata + 1
+    if n < 2:
+        return float("nan")
+    return float(student.ppf(0.975, n - 1) / normal.ppf(0.975) * math.sqrt(n / (n - 1)))
 
 
 def ratio(top: Array, bottom: Array) -> Array:

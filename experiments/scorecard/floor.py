@@ -22,13 +22,14 @@ def aa_floor(
     """Flips of the base against itself on the kept tasks: `floor_nfr`, `floor_pfr`, `floor_nfr_mc` and the others.
 
     base_again: the base measured once more on the same questions and forms, with the options in another order or the
-    question in other words; ids of items stay the same. Choices are compared by the text of the option. after: a tuned
-    model's records; adds `nfr_above_floor` = nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
+    question in other words; ids of items stay the same. Tasks of `base` and `after` that were not asked again are left
+    out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` = nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
 
     Raises ValueError where the two measurements are not of the same items, or none is of suite kept.
     """
     check_draws(draws)
-    first, again, tuned = ([r for r in records if r.suite == "kept"] for records in (base, base_again, after))
+    twice = {r.key[:3] for r in base_again if r.suite == "kept"}  # not the tasks of lm_eval, which are asked once
+    first, again, tuned = ([r for r in records if r.key[:3] in twice] for records in (base, base_again, after))
     if not first:
         raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
     floor = flip_figures(total(resampled_counts(pair_records(first, again), draws, seed)))

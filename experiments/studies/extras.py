@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.records import Estimate, read_records
 from experiments.reporting.summary import number, with_interval
-from experiments.scorecard import hypervolume, matched_retention
+from experiments.scorecard import gained, hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
@@ -31,12 +31,12 @@ DRAWS = 1_000
 def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
 
-    On the reported half of the items. Arms that never gain by more than their interval would set that gain to next to
+    On the reported half of the items; of arms that were evaluated at least twice in training. Arms that never gain by more than their interval would set that gain to next to
     nothing: they are named and left out. Needs item records.
     """
     drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
     reach = {name: min(float(np.nanmax(t.gain[:, 0])) for t in found) for name, found in drawn.items()}
-    idle = [name for name, found in drawn.items() if not all(_gains(t) for t in found)]
+    idle = [name for name, found in drawn.items() if not all(gained(t) for t in found)]
     used = {name: found for name, found in drawn.items() if name not in idle}
     if len(used) < 2:
         return ""
@@ -54,7 +54,8 @@ def matched_gain(arms: Sequence[Arm], root: Path) -> str:
 
 
 def trajectories(arm: Arm, root: Path) -> list[Trajectory]:
-    """One per seed, from the item records of each evaluation; empty where one is missing or measured no gain."""
+    """One per seed, from the item records of each evaluation; empty where one is missing, measured no gain,
+    or where there is but one evaluation."""
     found = []
     for run in arm.runs:
         steps = [int(point["step"]) for point in result_of(run).trajectory if point["step"]]
@@ -64,6 +65,8 @@ def trajectories(arm: Arm, root: Path) -> list[Trajectory]:
         base, *_ = next(iter(files.values()))
         read = {step: read_records(path) for step, path in {0: base, **{s: f for s, (_, f) in files.items()}}.items()}
         used = {step: [r for r in records if not (arm.halves and even(r))] for step, records in read.items()}
+        if len(used) < 3:  # base and one evaluation: a straight line would be read, not a measurement
+            return []
         try:
             found.append(drawn_trajectory(used.pop(0), used, DRAWS))
         except ValueError:  # this half has no such item
@@ -86,12 +89,6 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
         f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "
         f"(hypervolume) is {volume:.4g}, measured from the worst value of each objective ({at})."
     )
-
-
-def _gains(trajectory: Trajectory) -> bool:
-    """Whether the gain at the step where it is highest lies above 0 with its interval."""
-    low = estimate(trajectory.gain[int(np.nanargmax(trajectory.gain[:, 0]))]).low
-    return low is not None and low > 0
 
 
 def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:

@@ -110,12 +110,11 @@ def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tupl
 
 def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
     """The run's trajectory on the reported half of the items; a step without records is left out."""
-    points = []
+    points, before = [], half_records(run, root, False)[0]
     for point in result_of(run).trajectory:
-        base, after = record_files(run, root, point["step"])
+        after = record_files(run, root, point["step"])[1]
         if point["step"] and not after.is_file():
             continue
-        before = [r for r in read_records(base) if not even(r)]
         now = [r for r in read_records(after) if not even(r)] if point["step"] else before
         card = scorecard(before, now, LEAST_DRAWS)
         points.append({"step": point["step"], **{name: card[name] for name in point if name in card}})

@@ -34,9 +34,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_base(tmp_path_factory.mktemp("base"))
 
 
-def answers(new: int, kept: int, of: int = 10) -> list[Record]:
-    """So many of ten right in both suites."""
-    marks = (("new", new), ("kept", kept))
+def answers(new: int, kept: int, of: int = 100) -> list[Record]:
+    """So many tenths right in both suites."""
+    marks = (("new", new * of // 10), ("kept", kept * of // 10))
     return [Record(s, s, "generate", str(i), correct=int(i < right)) for s, right in marks for i in range(of)]  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def text_result(arm: str, drop: float, retention: float) -> ArmResult:
 
 def test_trajectory_figures_are_those_of_the_points() -> None:
     """Base .2/.8. Slow arm: gain .2 at kept .8. Fast arm: gain .4 at kept .4, then kept .8 again."""
-    arms = {"slow": {2: answers(4, 8)}, "fast": {2: answers(6, 4), 4: answers(6, 8)}}
+    arms = {"slow": {2: answers(4, 8)}, "fast": {2: answers(6, 4), 4: answers(6, 8)}, "idle": {2: answers(2, 4)}}
     table = trajectory_table(answers(2, 8), arms, draws=100)
     assert table is not None
     assert table.head[1] == "retention at gain +.20"
@@ -57,6 +57,8 @@ def test_trajectory_figures_are_those_of_the_points() -> None:
     assert cells["fast"][1].startswith(".88")  # mean of the straight way from 1 to .75
     assert (cells["slow"][3], cells["fast"][3]) == ("no fall", "4")
     assert cells["fast"][2].startswith(".40")
+    assert cells["idle"][:2] == ("n/a", "n/a")
+    assert "of the arms that gain (n/a: idle)" in table.note
 
 
 def test_without_gain_nothing_is_matched_and_without_kept_tasks_there_is_no_table() -> None:

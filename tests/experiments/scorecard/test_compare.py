@@ -49,6 +49,18 @@ def test_a_difference_is_that_of_the_cards_and_narrower_than_unpaired(run: Path)
     assert result.cards[name]["gain"] == scorecard(*_records(run, name), draws=2000)["gain"]
 
 
+def test_an_entry_that_learns_nothing_does_not_take_the_matched_figures_from_the_others(run: Path) -> None:
+    entries = read_entries([str(run)])
+    idle = dataclasses.replace(entries[0], name="idle", checkpoints={20: entries[0].base})
+    with_it, without = (compare(e, "control-0.001", draws=500) for e in ([*entries, idle], entries))
+    for name in ARMS:
+        for figure in ("retention_matched", "area", "hypervolume"):
+            assert with_it.cards[name][figure] == without.cards[name][figure]
+    assert "hypervolume" in with_it.cards["idle"]
+    assert "area" not in with_it.cards["idle"]
+    assert "no gain outside its interval, so no retention at matched gain: idle" in with_it.notes
+
+
 def _records(run: Path, arm: str) -> tuple[list, list]:  # type: ignore[type-arg]
     return read_records(run / "base" / "items.jsonl"), read_records(run / "arms" / arm / "items-20.jsonl")
 

@@ -99,6 +99,15 @@ def test_flips_above_the_floor_are_zero_for_a_model_that_only_flips_as_the_base_
     assert (worse["nfr_above_floor"].low or 0) > 0.05
 
 
+def test_the_floor_leaves_out_tasks_that_were_not_asked_again() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
+    harness = [Record("kept", "arc_challenge", "lm_eval", str(i), correct=1) for i in range(50)]
+    floor = aa_floor(base, base, draws=200)
+    assert aa_floor([*base, *harness], base, draws=200) == floor
+    worse = [dataclasses.replace(r, correct=0) for r in harness]
+    assert aa_floor([*base, *harness], base, [*base, *worse], draws=200)["nfr_above_floor"].value == 0
+
+
 def test_the_floor_needs_kept_records_of_the_same_items() -> None:
     with pytest.raises(ValueError, match="needs records of suite 'kept'"):
         aa_floor([new(1, 1)], [new(1, 1)])
