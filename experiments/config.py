@@ -88,7 +88,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _phases(self) -> TrainingConfig:
-        used = self.warmup_steps + round((self.cooldown_share + self.anneal_share) * self.steps)
+        used = self.warmup_steps + round(self.cooldown_share * self.steps) + round(self.anneal_share * self.steps)
         if self.schedule == "infinite" and used > self.steps:
             raise ValueError(
                 f"schedule 'infinite' has no room: warmup_steps={self.warmup_steps}, cooldown_share="
@@ -96,6 +96,11 @@ class TrainingConfig(Section):
             )
         if self.schedule == "infinite" and not self.min_lr_ratio:
             raise ValueError("schedule 'infinite' anneals exponentially: min_lr_ratio must be above 0, but got 0")
+        if self.schedule == "infinite" and self.min_lr_ratio > self.constant_lr_ratio:
+            raise ValueError(
+                f"schedule 'infinite' anneals down from constant_lr_ratio={self.constant_lr_ratio:g}, but "
+                f"min_lr_ratio={self.min_lr_ratio:g} lies above it"
+            )
         return self
 
 

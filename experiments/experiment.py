@@ -124,6 +124,7 @@ class Experiment:
             return model
 
         self.data = ExperimentData(config, self.tokenizer, writer, self.folder.parents[1] / "cache")
+        self._same_data()
         self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
         self.arms = [ArmRun(self, arm, rate) for arm in config.arms for rate in arm.learning_rates]
         state, items, timing = (self.folder / "base" / name for name in ("state.json", "items.jsonl", "timing.json"))
@@ -140,6 +141,20 @@ class Experiment:
         self.evaluation_seconds = read_json(timing)["seconds"]
         self.base = read_records(items)
         self.again = self._again(model) if config.evaluation.aa_floor else []
+
+    def _same_data(self) -> None:
+        """Raise ConfigError where a source holds something else than when this run began."""
+        digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(self.data.describe())}
+        path = self.folder / "sources.json"
+        known = read_json(path)
+        changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
+        if changed:
+            raise ConfigError(
+                f"{', '.join(changed)} has changed since {self.folder.name} began, so its arms would not compare: "
+                "bring the old data back, or start anew with --fresh"
+            )
+        if not known:
+            write_json(path, digests)
 
     def _again(self, model: PreTrainedModel) -> list[Record]:
         """The base's kept questions with their options in another order, for the A/A floor."""

@@ -6,6 +6,7 @@ again, and a half-run arm resumes from its last whole checkpoint.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def run_experiment(
     trial that this is. observe: called after each evaluation with the arm's result so far; may raise StopArm.
     experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one.
     """
+    _one_process()
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,17 @@ def run_experiment(
                     "kept: free some space, then run the same command again"
                 ) from error
             raise
+
+
+def _one_process() -> None:
+    """Raise RunError under a launcher with several processes: each would write the run's folder, and none the whole."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise RunError(
+            f"WORLD_SIZE={processes}: the bench trains in one process on one device, and a study fills many devices "
+            "with one worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...). For models that need "
+            "FSDP or DeepSpeed, use ctrl in a training script of your own"
+        )
 
 
 def default_root() -> Path:

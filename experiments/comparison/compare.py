@@ -91,9 +91,9 @@ def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
     content = [{record.key: _content(record) for record in records} for records in sides]
     needs = [set(c) for c, records in zip(content, sides, strict=True) if any(r.suite != "drift" for r in records)]
     shared = set.intersection(*needs) if needs else set()
-    shared = {key for key in shared if len({c[key] for c in content if key in c}) == 1}
     drift = [{k for k in c if k[0] == "drift"} for c, r in zip(content, sides, strict=True) if _drifts(r)]
     shared |= set.intersection(*drift) if drift else set()
+    shared = {key for key in shared if len({c[key] for c in content if key in c}) == 1}
     everything = set().union(*content)
     for suite in sorted({key[0] for key in everything}):
         have, most = (sum(key[0] == suite for key in keys) for keys in (shared, everything))
@@ -102,12 +102,13 @@ def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
             result.notes.append(
                 f"suite {suite}: {have} items are common to all runs, of {most}; only they are compared"
             )
-    if any(_digest(entry.base) != _digest(entries[0].base) for entry in entries):
-        result.notes.append("the base models answer differently: each run is measured from its own base")
-    return [
+    found = [
         replace(e, base=_cut(e.base, shared), checkpoints={s: _cut(r, shared) for s, r in e.checkpoints.items()})
         for e in entries
     ]
+    if any(_digest(entry.base) != _digest(found[0].base) for entry in found):
+        result.notes.append("the base models answer differently: each run is measured from its own base")
+    return found
 
 
 def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> None:
@@ -156,8 +157,8 @@ def _matrix(entry: Entry, draws: int, seed: int) -> Array:
 
 
 def _whole_trajectories(result: Comparison, entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Array]]:
-    """retention_matched, area and hypervolume by entry; none where a suite is missing. An entry that never gains outside
-    its interval has only the last: the others would be read off at next to no gain for all entries."""
+    """retention_matched, area and hypervolume by entry; none where a suite is missing. An entry that never gains
+    outside its interval has only the last: the others would be read off at next to no gain for all entries."""
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
         return {}
@@ -191,16 +192,32 @@ def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tup
         raise CompareError(str(error)) from error
     text = with_interval(card["forgetting"], places=(3, 3, 3))
     sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
-    return (
-        passed,
-        f"{'pass' if passed else 'FAIL'}  {entry.name}: forgetting {text}, bound {bound:.4f} {sign} {margin:g}",
+    tasks = sorted({record.task for record in entry.after if record.suite == "kept"})
+    of = (
+        f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
     )
+    verdict = "pass" if passed else "FAIL"
+    return passed, f"{verdict}  {entry.name}: forgetting{of} {text}, bound {bound:.4f} {sign} {margin:g}"
+
+
+def by_task(entry: Entry) -> list[Entry]:
+    """The entry's last checkpoint cut to each kept task alone, for a gate on each: a mean over tasks can hide one."""
+    kept = [record for record in entry.after if record.suite == "kept"]
+    return [
+        replace(
+            entry,
+            name=f"{entry.name}, {task}",
+            base=[r for r in entry.base if r.suite == "kept" and r.task == task],
+            checkpoints={1: [r for r in kept if r.task == task]},
+        )
+        for task in sorted({record.task for record in kept})
+    ]
 
 
 def _content(record: Record) -> tuple[object, ...]:
     """What must be equal for two records of one key to be of one item: its tokens, options and question."""
     prompt = getattr(record, "prompt", None)
-    return (record.tokens if record.form == "nll" else None, tuple(sorted(record.options or ())), prompt)
+    return (record.tokens if record.form in ("nll", "kl") else None, tuple(sorted(record.options or ())), prompt)
 
 
 def _drifts(records: Iterable[Record]) -> bool:

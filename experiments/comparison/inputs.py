@@ -42,14 +42,15 @@ class Entry:
         return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
 
 
-def read_entries(runs: Sequence[str], base: str | None = None) -> list[Entry]:
+def read_entries(runs: Sequence[str], base: str | None = None, new: Sequence[str] = ()) -> list[Entry]:
     """All entries of RUN..., names made different. base: a run whose records entries without a base are measured from.
 
-    A RUN is a run folder (all its arms), `folder:arm-lr`, a study's export (CSV, Parquet or JSON), or a folder of
-    lm_eval samples. Without `base`, the first RUN that has no base of its own becomes that of the others, and is no
-    entry itself. Raises CompareError.
+    A RUN is a run folder (all its arms, and what `posthoc` made of them), `folder:arm-lr` or the arm's own folder, a
+    study's export (CSV, Parquet or JSON), or a folder of lm_eval samples. Without `base`, the first RUN that has no
+    base of its own becomes that of the others, and is no entry itself. new: patterns of lm_eval's tasks that were
+    learned (`gsm8k*`); all others count as kept. Raises CompareError.
     """
-    found = [(run, entry) for run in runs for entry in _entries(run)]
+    found = [(run, entry) for run in runs for entry in _entries(run, new)]
     several = len({run for run, _ in found}) > 1
     names = [entry.name for _, entry in found]
     entries = []
@@ -58,7 +59,7 @@ def read_entries(runs: Sequence[str], base: str | None = None) -> list[Entry]:
         entries.append(replace(entry, name=f"{Path(run.partition(':')[0]).name}:{entry.name}") if clash else entry)
     if base is None:
         return share_base(entries)
-    source = _entries(base)[0]
+    source = _entries(base, new)[0]
     records = source.base or source.after
     if not records:
         raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
@@ -77,12 +78,16 @@ def share_base(entries: Sequence[Entry], base: Sequence[Record] = ()) -> list[En
     return [replace(e, base=base) if e.checkpoints and not e.base else e for e in entries]
 
 
-def _entries(run: str) -> list[Entry]:
+def _entries(run: str, new: Sequence[str] = ()) -> list[Entry]:
     path = Path(run)
     if path.suffix in TABLES and path.is_file():
         return _export(path)
     if path.is_dir():
-        return _arms(path) if (path / "base" / "items.jsonl").is_file() else [_samples(path)]
+        path = path.resolve()  # "." has no name
+        above = path.parent.parent
+        if path.parent.name in ("arms", "posthoc") and (above / "base" / "items.jsonl").is_file():
+            return [entry for entry in _arms(above) if entry.name == path.name]
+        return _arms(path) if (path / "base" / "items.jsonl").is_file() else [_samples(path, new)]
     folder, colon, arm = run.rpartition(":")
     if colon and Path(folder).is_dir():
         arms = {entry.name: entry for entry in _arms(Path(folder))}
@@ -105,6 +110,7 @@ def _arms(folder: Path) -> list[Entry]:
         entries = [
             replace(_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
         ]
+        entries += [_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
     except ValueError as error:
         raise CompareError(str(error)) from error
     if not entries:
@@ -130,13 +136,13 @@ def _arm(folder: Path, base: Sequence[Record]) -> Entry:
     return Entry(folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None)
 
 
-def _samples(folder: Path) -> Entry:
+def _samples(folder: Path, new: Sequence[str]) -> Entry:
     try:
         from experiments.evaluation.lm_eval_samples import read_samples
     except ImportError as error:
         raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
     try:
-        return Entry(folder.name, checkpoints={1: read_samples(folder)})
+        return Entry(folder.name, checkpoints={1: read_samples(folder, new)})
     except ValueError as error:
         raise CompareError(f"{folder} is neither a run folder nor one of lm_eval samples: {error}") from error
 

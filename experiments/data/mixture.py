@@ -74,7 +74,8 @@ class ExperimentData:
         size, config = self.config.training.batch_size, self.config
         given = [source for source in config.data.old if not isinstance(source, Earlier)]
         sources = given or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
-        parts = [Part(source.ready(self.workshop), source.share, True) for source in sources]
+        whole = sum(source.share for source in sources)
+        parts = [Part(source.ready(self.workshop), source.share / whole, True) for source in sources]
         rows = Rows(Mixture(parts, self.encoder, config.seed, self.taken), size * count)
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]

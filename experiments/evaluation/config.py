@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -53,7 +53,7 @@ class EvaluationConfig(Section):
     suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
     new_items: int = Field(128, ge=1)
     kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
-    kept_items: int = Field(100, ge=4, description="items of each kept task")
+    kept_items: Annotated[int, Field(ge=4)] | Literal["all"] = Field(100, description="of each kept task, or all")
     aa_floor: bool = Field(False, description="measure the base's kept tasks twice, options in another order")
     instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
     replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")

@@ -91,24 +91,10 @@ def instructions(count: int, seed: int) -> list[Instruction]:
     return items[:count]
 
 
-def _words(topic: str, rng: random.Random) -> tuple[str, Check]:
-    count = rng.choice((3, 4, 5))
-    prompt = f"Describe {topic} in exactly {count} words. Write nothing else."
-    return prompt, lambda reply: len(reply.split()) == count
-
-
 def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((1, 2))
     prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
     return prompt, lambda reply: len(re.findall(r"[.!?]+(?=\s|$)", reply)) == count
-
-
-def _upper(topic: str, rng: random.Random) -> tuple[str, Check]:
-    return f"Write one short sentence about {topic} in upper case letters only.", str.isupper
-
-
-def _lower(topic: str, rng: random.Random) -> tuple[str, Check]:
-    return f"Write one short sentence about {topic} in lower case letters only, without any capital.", str.islower
 
 
 def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -123,27 +109,55 @@ def _numbered(topic: str, rng: random.Random) -> tuple[str, Check]:
     return prompt, lambda reply: re.findall(r"^\s*(\d+)[.)]\s*\S", reply, re.M) == [str(i + 1) for i in range(count)]
 
 
-def _bullets(topic: str, rng: random.Random) -> tuple[str, Check]:
-    count = rng.choice((2, 3, 4))
-    prompt = f'Write exactly {count} words about {topic}, each on its own line behind "- ".'
-    return prompt, lambda reply: [line[:2] for line in reply.splitlines() if line.strip()] == ["- "] * count
-
-
 def _language(topic: str, rng: random.Random) -> tuple[str, Check]:
     language = rng.choice(("French", "Spanish", "German"))
     prompt = f"Write two sentences about {topic} in {language}. Answer in {language} only."
     return prompt, lambda reply: language_of(reply) == language
 
 
-def _ending(topic: str, rng: random.Random) -> tuple[str, Check]:
-    last = rng.choice(("Thank you.", "That is all.", "The end."))
-    prompt = f'Say one sentence about {topic} and end your reply with the words "{last}"'
-    return prompt, lambda reply: reply.endswith(last) and len(reply) > len(last)
+def _repeat(topic: str, rng: random.Random) -> tuple[str, Check]:
+    text = f"I {rng.choice(('like', 'often think of', 'know little about', 'read about'))} {topic}."
+    return f'Repeat this sentence exactly: "{text}"', lambda reply: reply.strip('"') == text
 
 
-def _quoted(topic: str, rng: random.Random) -> tuple[str, Check]:
-    prompt = f"Write one short sentence about {topic} without any comma, in quotation marks."
-    return prompt, lambda reply: len(reply) > 2 and reply[0] == reply[-1] == '"' and "," not in reply
+def _opening(topic: str, rng: random.Random) -> tuple[str, Check]:
+    first = rng.choice(("In short,", "To begin with,", "Everyone knows that"))
+    prompt = f'Tell me something about {topic}. Begin your reply with the words "{first}".'
+    return prompt, lambda reply: reply.startswith(first) and len(reply) > len(first)
+
+
+def _letter(topic: str, rng: random.Random) -> tuple[str, Check]:
+    name = rng.choice(("Anna", "Tom", "Maria", "Mr Lee"))
+    prompt = f'Write the first lines of a letter about {topic} that begins with "Dear {name},".'
+    return prompt, lambda reply: reply.startswith(f"Dear {name},")
+
+
+def _keyword(topic: str, rng: random.Random) -> tuple[str, Check]:
+    word = rng.choice(("often", "always", "never", "morning"))
+    prompt = f'Write a sentence about {topic} that contains the word "{word}".'
+    return prompt, lambda reply: re.search(rf"\b{word}\b", reply, re.I) is not None
+
+
+def _question(topic: str, rng: random.Random) -> tuple[str, Check]:
+    return f"Write one question about {topic}.", lambda reply: reply.endswith("?")
+
+
+def _code(topic: str, rng: random.Random) -> tuple[str, Check]:
+    prompt = f'Write Python code that prints "{topic}". Use a code block.'
+    return prompt, lambda reply: reply.count("```") >= 2 and "print(" in reply
+
+
+def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
+    prompt = f"Write a short sentence about {topic} without any comma."
+    return prompt, lambda reply: reply != "" and "," not in reply
+
+
+def _one_word(topic: str, rng: random.Random) -> tuple[str, Check]:
+    colour = rng.choice(("red", "blue", "green"))
+    words = [topic.split()[-1], colour, "seven"]
+    rng.shuffle(words)
+    prompt = f"Which of these is a colour: {', '.join(words)}? Reply with one word."
+    return prompt, lambda reply: reply.strip(".").lower() == colour
 
 
 def _has_keys(reply: str, keys: Sequence[str]) -> bool:
@@ -164,14 +178,16 @@ def language_of(text: str) -> str | None:
 
 
 KINDS: dict[str, Callable[[str, random.Random], tuple[str, Check]]] = {
-    "words": _words,
     "sentences": _sentences,
-    "upper case": _upper,
-    "lower case": _lower,
-    "json": _json_object,
     "numbered list": _numbered,
-    "bullets": _bullets,
     "language": _language,
-    "ending": _ending,
-    "quotation": _quoted,
+    "json": _json_object,
+    "repetition": _repeat,
+    "opening": _opening,
+    "letter": _letter,
+    "keyword": _keyword,
+    "question": _question,
+    "code block": _code,
+    "no comma": _without,
+    "one word": _one_word,
 }

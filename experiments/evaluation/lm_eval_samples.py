@@ -59,7 +59,10 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
         seen[form, item] += 1
         if seen[form, item] > 1:
             item = f"{item}-{seen[form, item]}"
-        records.append(Record(side, task, form, item, correct=_correct(task, sample), **_answered(sample)))
+        asked = str(sample["prompt_hash"])[:12] if sample.get("prompt_hash") else None  # with its examples
+        records.append(
+            Record(side, task, form, item, correct=_correct(task, sample), prompt=asked, **_answered(sample))
+        )
     return records
 
 

@@ -21,6 +21,7 @@ class NewTaskSuite(Suite):
     """Greedy replies scored by the task's own verifier; for texts the NLL of each document in nats per token."""
 
     name = "new"
+    version = 2
 
     @property
     def size(self) -> int:
@@ -28,7 +29,7 @@ class NewTaskSuite(Suite):
 
     def content(self) -> Any:
         return [
-            [task.name, [[item.question, item.answer] for item in task.test]]
+            [task.name, task.numeric, self._most(task), [[item.question, item.answer] for item in task.test]]
             if isinstance(task, NewTask)
             else [task.name, list(task.documents)]
             for task in self.tasks
@@ -43,8 +44,7 @@ class NewTaskSuite(Suite):
 
     def _answered(self, task: NewTask, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
         questions = [item.question for item in task.test]
-        most = ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
-        replies = generate_replies(model, self.tokenizer, questions, most, advance=advance)
+        replies = generate_replies(model, self.tokenizer, questions, self._most(task), advance=advance)
         for item, reply in zip(task.test, replies, strict=True):
             answer = parse_answer(reply, task.numeric)
             yield Record(
@@ -58,6 +58,10 @@ class NewTaskSuite(Suite):
                 parsed=answer is not None,
                 prompt=text_id(item.question),
             )
+
+    def _most(self, task: NewTask) -> int:
+        """Tokens that a reply may have; a worked solution needs more than the bare answer."""
+        return ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
 
     def _predicted(self, task: NewText, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
         windows = [windows_of(list(self.tokenizer(text)["input_ids"])) for text in task.documents]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from experiments.evaluation.countries import capitals, continents, currencies
 from experiments.evaluation.question import Question
@@ -35,17 +36,21 @@ class Probe:
     answer: int
 
 
-def kept_items(tasks: Sequence[str], per_task: int, seed: int) -> list[Probe]:
-    """`per_task` probes of each kept task: the largest countries, the first words of each list.
+def kept_items(tasks: Sequence[str], per_task: int | Literal["all"], seed: int) -> list[Probe]:
+    """`per_task` probes of each kept task: the largest countries, the first words of each list; or all there are.
 
     Raises ConfigError where a task has fewer.
     """
     return [probe for task in tasks for probe in _probes(task, PROBES[task](), per_task, seed)]
 
 
-def _probes(task: str, questions: Sequence[Question], count: int, seed: int) -> list[Probe]:
+def _probes(task: str, questions: Sequence[Question], count: int | Literal["all"], seed: int) -> list[Probe]:
+    count = len(questions) if count == "all" else count
     if count > len(questions):
-        raise ConfigError(f"evaluation.kept_items={count}, but the kept task {task!r} has only {len(questions)} items")
+        raise ConfigError(
+            f"evaluation.kept_items={count}, but the kept task {task!r} has only {len(questions)} items: ask for "
+            "fewer, or write all"
+        )
     return [_draw(task, question, random.Random(f"{seed} {task} {question.id}")) for question in questions[:count]]
 
 

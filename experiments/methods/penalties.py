@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -84,9 +85,21 @@ class Kl(OnTop):
         where: AbstractContextManager[Any] = nullcontext()
         if self._base is None:
             where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
-        with where, self._precision.autocast():
+        with where, _evaluation_mode(model), self._precision.autocast():
             logits: Tensor = (model if self._base is None else self._base)(**inputs).logits
         return logits
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout inside the block: the base is one fixed distribution. Each module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ def scorecard(
     mean of the tasks' accuracies; average_harmonic: of retention and gain/gain_reference, where that is given.
     Drift. kl: KL(base || tuned), nats per token, on general prompts; kl_new: the same on the new task's prompts;
     perplexity_drift: NLL after - before of general text, nats per token, paired by document.
-    Format. parse_failures: share of new-task replies without an answer; answer_length: their mean length in
+    Format. parse_failures: share of new-task replies without an answer; kept_parse_failures: the same of kept tasks
+    that are answered in words (lm_eval's); answer_length: their mean length in
     characters, answer_length_change: after - before; instructions_accuracy, retention_instructions: instructions
     that code can check; new_accuracy_generated, new_accuracy_likelihood (also kept_): where one suite has both.
 
@@ -109,10 +110,12 @@ def _counted(pairs: Sequence[Pair], name: str) -> list[Pair]:
 def _format(pairs: Mapping[str, list[Pair]]) -> dict[str, Estimate]:
     """Parse failures, and generated beside likelihood accuracy in a suite that has both."""
     card: dict[str, Estimate] = {}
-    parsed = [r.parsed for _, r in pairs.get("new", []) if r.parsed is not None]
-    if parsed:
-        card["parse_failures"] = wilson(parsed.count(False) / len(parsed), len(parsed))
     for suite in ("new", "kept"):
+        replied = [pair for pair in pairs.get(suite, []) if pair[1].parsed is not None]
+        if replied:
+            failed = sum(not r.parsed for _, r in replied)
+            name = "parse_failures" if suite == "new" else "kept_parse_failures"
+            card[name] = wilson(failed / len(replied), questions_in(replied))
         kinds = {
             "generated": [pair for pair in pairs.get(suite, []) if pair[1].reply is not None],
             "likelihood": [pair for pair in pairs.get(suite, []) if pair[1].scores is not None],

@@ -43,7 +43,7 @@ def drawn_figures(
         records = [r for r in drift if (r.task == NEW_PROMPTS) == wanted]
         if records:
             rows = ((r, number(r, "value"), number(r, "tokens")) for r in records)
-            figures[name] = weighted(rows, draws, seed)
+            figures[name] = np.maximum(weighted(rows, draws, seed), 0)  # widened draws may fall below
     if pairs.get("text"):
         figures["perplexity_drift"] = _nll_change(pairs["text"], draws, seed)
     return figures

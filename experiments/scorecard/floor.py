@@ -22,8 +22,9 @@ def aa_floor(
     """Flips of the base against itself on the kept tasks: `floor_nfr`, `floor_pfr`, `floor_nfr_mc` and the others.
 
     base_again: the base measured once more on the same questions and forms, with the options in another order or the
-    question in other words; ids of items stay the same. Tasks of `base` and `after` that were not asked again are left
-    out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` = nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
+    question in other words; ids of items stay the same. Tasks of `base` and `after` that were not asked again are
+    left out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` =
+    nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
 
     Raises ValueError where the two measurements are not of the same items, or none is of suite kept.
     """

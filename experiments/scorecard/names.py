@@ -10,7 +10,7 @@ FIGURES = {  # by the suite that they need; `average_harmonic` is no figure of a
     "kept": ("retention", "retention_adjusted", "retention_chat", "retention_plain", "retention_lm_eval",
              "kept_accuracy", "forgetting", "forgetting_bound", "nfr", "pfr", "nfr_mc", "mcnemar_p",
              "samplewise_forgetting", "samplewise_backward", "persistence_corrected", "average_paper",
-             "average_macro", "kept_accuracy_generated", "kept_accuracy_likelihood"),
+             "average_macro", "kept_accuracy_generated", "kept_accuracy_likelihood", "kept_parse_failures"),
     "drift": ("kl", "kl_new"),
     "text": ("perplexity_drift",),
     "instructions": ("instructions_accuracy", "retention_instructions"),

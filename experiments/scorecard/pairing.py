@@ -15,7 +15,8 @@ ALONE = ("drift", "alignment")  # suites whose records are distances to the base
 def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
     """Records of the same key, sorted by it. Suites `drift` and `alignment` need no partner.
 
-    Raises ValueError naming a record that stands twice, lacks its partner, or covers other tokens than it.
+    Raises ValueError naming a record that stands twice, lacks its partner, covers other tokens or was asked in other
+    words.
     """
     first, second = by_key(base, "base"), by_key(after, "after")
     for have, lack, side in ((first, second, "after"), (second, first, "base")):
@@ -30,6 +31,11 @@ def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
         if r.form == "nll" and r0.tokens != r.tokens:
             raise ValueError(
                 f"{'/'.join(r.key)} covers {r0.tokens} tokens in base and {r.tokens} in after: use one tokenizer"
+            )
+        if r0.prompt and r.prompt and r0.prompt != r.prompt:
+            raise ValueError(
+                f"{'/'.join(r.key)} was asked in other words in base and after (other examples in the prompt?): "
+                "measure both in the same way"
             )
     return pairs
 

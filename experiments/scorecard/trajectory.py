@@ -50,8 +50,8 @@ def drawn_trajectory(
 
 
 def gained(trajectory: Trajectory) -> bool:
-    """Whether the gain at the step where it is highest lies above 0 with its interval. An arm that never gains would set
-    the matched gain of all arms to next to nothing."""
+    """Whether the gain at the step where it is highest lies above 0 with its interval. An arm that never gains would
+    set the matched gain of all arms to next to nothing."""
     low = estimate(trajectory.gain[int(np.nanargmax(trajectory.gain[:, 0]))]).low
     return low is not None and low > 0
 

@@ -31,8 +31,8 @@ DRAWS = 1_000
 def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
 
-    On the reported half of the items; of arms that were evaluated at least twice in training. Arms that never gain by more than their interval would set that gain to next to
-    nothing: they are named and left out. Needs item records.
+    On the reported half of the items; of arms that were evaluated at least twice in training. Arms that never gain by
+    more than their interval would set that gain to next to nothing: they are named and left out. Needs item records.
     """
     drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
     reach = {name: min(float(np.nanmax(t.gain[:, 0])) for t in found) for name, found in drawn.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from experiments.config import ArmConfig, ConfigError, parse_config
 from experiments.methods import METHODS
@@ -244,6 +245,18 @@ def test_kl_is_that_of_the_base_at_labelled_tokens(trains: str) -> None:
         _, only, _ = penalty_of("kl", options, {**short, "replayed": marks})
         assert only.item() == pytest.approx(0.5 * kl[replayed].sum().item() / count, rel=1e-4)
         assert 0 < only < value
+
+
+@pytest.mark.parametrize("trains", ["full", "control", "lora"])
+def test_the_base_of_kl_has_no_dropout_while_the_model_trains_with_it(trains: str) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=4, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5)
+    arm = arm_config("kl", {"trains": trains})
+    built: Any = arm.build()
+    model = built.prepare(GPT2LMHeadModel(config), setting(arm)).train()
+    built.begin(model, setting(arm))
+    batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
+    torch.testing.assert_close(built._base_logits(model, batch), built._base_logits(model, batch), rtol=0, atol=0)
+    assert not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)  # its mode is back
 
 
 def test_kl_has_the_gradient_of_its_formula() -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from experiments import arm_run, cli
 from experiments.run import RunError, run_experiment, run_folder
+from experiments.section import ConfigError
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 
@@ -231,6 +232,25 @@ def test_wrong_input_is_named_and_nothing_is_made(
     code = cli.main(["run", str(tmp_path / "config.yaml"), "--root", str(tmp_path / "mlruns")])
     assert code in (1, 2)
     assert message in capsys.readouterr().err
+
+
+def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
+    rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    data = {"new": {"source": "file", "path": str(file)}}
+    outcome = run_experiment(small_config(base, data=data), tmp_path / "mlruns")
+    file.write_text("\n".join(json.dumps({**row, "answer": "7"}) for row in rows))
+    with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
+        run_experiment(small_config(base, data=data), tmp_path / "mlruns")
+    assert run_experiment(small_config(base, data=data), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+
+
+def test_several_processes_are_refused(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="WORLD_SIZE=2: the bench trains in one process"):
+        run_experiment(small_config(base), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,14 @@ def test_a_resumed_schedule_goes_on_where_it_was(tmp_path: Path) -> None:
         ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         ({"schedule": "infinite", "steps": 10, "warmup_steps": 6}, "'infinite' has no room: warmup_steps=6"),
         ({"schedule": "infinite", "min_lr_ratio": 0}, "min_lr_ratio must be above 0"),
+        (
+            {"schedule": "infinite", "min_lr_ratio": 0.8},
+            "anneals down from constant_lr_ratio=0.5, but min_lr_ratio=0.8",
+        ),
+        (
+            {"schedule": "infinite", "steps": 7, "warmup_steps": 0, "cooldown_share": 0.5, "anneal_share": 0.5},
+            "need 8 of 7 steps",
+        ),
     ],
 )
 def test_wrong_settings_are_named(training: dict[str, Any], message: str) -> None:

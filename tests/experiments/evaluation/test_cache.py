@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import multiprocessing
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
+from experiments.data.items import Item, NewTask
 from experiments.data.mixture import ExperimentData
 from experiments.evaluation.cache import BaseCache, Entry, weights_digest
 from experiments.evaluation.evaluate import Baseline, Evaluation
+from experiments.evaluation.new_task import NewTaskSuite
 from experiments.evaluation.text import TextSuite
 from experiments.models import Precision, load_base
 from experiments.records import Record
@@ -96,6 +99,15 @@ def test_weights_code_and_content_count(base: str, tmp_path: Path, monkeypatch: 
     assert BaseCache(tmp_path, model, tokenizer, FP32).place(suite) != first
     monkeypatch.setattr(TextSuite, "version", TextSuite.version + 1)
     assert BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32).place(suite) != first
+
+
+def test_the_room_for_replies_counts(base: str) -> None:
+    """A worked solution needs more tokens than a bare answer: the base must not be asked with less than its arms."""
+    config, (_, tokenizer) = small_config(base), load_base(base)
+    bare = NewTask("sums", (Item("1 + 1 =", "2"),), lambda answer, entry: float(answer == entry["answer"]))
+    worked = dataclasses.replace(bare, test=(Item("1 + 1 =", "2", solution="One and one are two."),))
+    first, second = (NewTaskSuite(config, tokenizer, [task]).content() for task in (bare, worked))
+    assert first != second
 
 
 def test_a_suite_without_content_is_never_cached(

@@ -26,31 +26,35 @@ def good(item: Instruction) -> str:
     count = int(found[0]) if (found := re.findall(r"exactly (\d)", item.prompt)) else 0
     if item.kind == "language":
         return {"French": FRENCH, "Spanish": SPANISH, "German": GERMAN}[re.findall(r"in (\w+)\.", item.prompt)[0]]
-    if item.kind == "ending":
-        return "It is deep. " + re.findall(r'words "(.*)"$', item.prompt)[0]
+    quoted = re.findall(r'"(.*?)"', item.prompt)
+    if item.kind in ("repetition", "opening", "letter", "keyword"):
+        word = quoted[0]
+        return word if item.kind == "repetition" else f"{word} it is deep."
+    if item.kind == "one word":
+        return next(colour for colour in ("Red.", "Blue.", "Green.") if colour[:-1].lower() in item.prompt)
     return {
-        "words": " ".join(["word"] * count),
         "sentences": " ".join(["It costs 2.50 now."] * count),
-        "upper case": "THE SEA IS DEEP.",
-        "lower case": "the sea is deep.",
         "json": json.dumps(dict.fromkeys(re.findall(r'"(\w+)"', item.prompt), "x")),
         "numbered list": "\n".join(f"{i + 1}. word" for i in range(count)),
-        "bullets": "\n".join(["- word"] * count),
-        "quotation": '"The sea is deep."',
+        "question": "Is the sea deep?",
+        "code block": 'Here:\n```python\nprint("the sea")\n```',
+        "no comma": "The sea is deep.",
     }[item.kind]
 
 
 BAD = {
-    "words": ["", "one", "one two three four five six"],
     "sentences": ["no end", "One. Two. Three."],
-    "upper case": ["", "THE SEA is deep", "123"],
-    "lower case": ["", "The sea is deep", "123"],
     "json": ["", "{", "[]", '{"name": 1}', 'Here it is: {"name": 1, "age": 2}'],
     "numbered list": ["", "1. one", "- one\n- two\n- three", "2. two\n1. one\n3. three"],
-    "bullets": ["", "- one", "1. one\n2. two\n3. three"],
     "language": ["", "The sea is deep and the ships are on it.", "Mer."],
-    "ending": ["", "Thank you.", "That is all.", "The end.", "The end. Or not."],
-    "quotation": ["", '"', '""', "The sea.", '"The sea, the sky."', '"The sea'],
+    "repetition": ["", "I like", "I like it. I like it."],
+    "opening": ["", "In short", "In short,", "To begin with,", "Everyone knows that", "It is, in short, deep."],
+    "letter": ["", "Dear", "Hello Anna,", "Subject: a letter\n\nDear Anna,"],
+    "keyword": ["", "The sea is deep.", "oftentimes mornings nevertheless"],
+    "question": ["", "The sea is deep.", "Is it deep? Yes."],
+    "code block": ["", 'print("the sea")', '```python\nprint("the sea")', "```\nthe sea\n```"],
+    "no comma": ["", "The sea, the sky."],
+    "one word": ["", "seven", "The answer is: blue", "red, blue, green"],
 }
 
 
@@ -65,7 +69,7 @@ def test_a_good_reply_passes_and_bad_ones_do_not(kind: str) -> None:
 
 
 def test_a_code_fence_around_json_is_allowed() -> None:
-    item = next(item for item in instructions(10, 0) if item.kind == "json")
+    item = next(item for item in instructions(12, 0) if item.kind == "json")
     assert item.check(f"```json\n{good(item)}\n```")
 
 
@@ -90,13 +94,13 @@ def test_same_seed_same_items_and_more_items_change_none() -> None:
 
     assert prompts(20, 0) == prompts(60, 0)[:20]
     assert prompts(20, 0) != prompts(20, 1)
-    assert len(set(prompts(160, 0))) == 160
-    assert {item.kind for item in instructions(10, 0)} == set(KINDS)
+    assert len(set(prompts(192, 0))) == 192
+    assert {item.kind for item in instructions(12, 0)} == set(KINDS)
 
 
 def test_too_many() -> None:
-    with pytest.raises(ConfigError, match="instruction_items=161, but there are only 160 instructions"):
-        instructions(161, 0)
+    with pytest.raises(ConfigError, match="instruction_items=193, but there are only 192 instructions"):
+        instructions(193, 0)
 
 
 def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from scipy.stats import binom
 
 from experiments.records import Record
 from experiments.scorecard import forgetting_bound, headline_gain, mcnemar_p, pair_records, resample, scorecard, wilson
+from experiments.scorecard.bootstrap import few
 
 OPTIONS = ("a", "b", "c", "d")
 
@@ -93,6 +94,17 @@ def test_figures_match_a_hand_count() -> None:
     assert values["forgetting"] == pytest.approx(values["nfr"] - values["pfr"])
 
 
+def test_replies_without_an_answer_are_counted_on_both_sides_by_question() -> None:
+    """100 kept questions under two filters: the interval is of 100, not of 200."""
+    base = [
+        Record("kept", "gsm8k", f, str(i), correct=1, parsed=True) for f in ("strict", "flexible") for i in range(100)
+    ]
+    after = [dataclasses.replace(r, parsed=int(r.item) >= 50) for r in base]
+    card = scorecard(base, after, draws=100)
+    assert card["kept_parse_failures"] == wilson(0.5, 100)
+    assert "parse_failures" not in card
+
+
 def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
     def text(item: str, value: float, tokens: int) -> Record:
         return Record("text", "prose", "nll", item, value=value, tokens=tokens)
@@ -103,10 +115,9 @@ def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 3.4, 10), text("b", 2.2, 30), *drift], 200)
     assert card["kl"].value == pytest.approx((0.1 * 30 + 0.5 * 10) / 40)
     assert card["perplexity_drift"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
-    assert card["kl"].low == pytest.approx(
-        0.1
-    )  # the only samples of two documents: both the first, both, both the last
-    assert card["kl"].high == pytest.approx(0.5)
+    # the only samples of two documents: both the first, both, both the last; then as wide as Student's, and not below 0
+    assert card["kl"].low == 0
+    assert card["kl"].high == pytest.approx(0.2 + few(2) * (0.5 - 0.2))
     assert set(card) == {"kl", "perplexity_drift"}
 
 

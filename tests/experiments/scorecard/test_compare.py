@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from experiments.comparison.compare import compare, gate
 from experiments.comparison.inputs import CompareError, Entry, read_entries, share_base
 from experiments.comparison.report import comparison_csv, format_comparison, write_comparison
 from experiments.plots.comparison import TITLES, UNCHANGED
-from experiments.records import ArmResult, Estimate, read_records, write_records
+from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.scorecard import scorecard
 from tests.experiments.scorecard.simulated import base_records, trained, write_run
 
@@ -188,11 +189,81 @@ def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["gate", str(run), "--margin", "0.02", "--arm", "control-0.001"]) == 0
-    assert capsys.readouterr().out.startswith("pass  control-0.001: forgetting .000")
+    assert capsys.readouterr().out.startswith("pass  control-0.001: forgetting of facts0, facts1 .000")
     assert main(["gate", str(run), "--margin", "0.02"]) == 1
     assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "FAIL"]
     assert main(["gate", str(run), "--margin", "2"]) == 2
     assert "margin must be" in capsys.readouterr().err
+
+
+def samples(folder: Path, rng: np.random.Generator, rates: dict[str, float], shots: int = 0) -> Path:
+    """What `lm_eval --log_samples` leaves of tasks with 400 items each, answered right at these rates."""
+    folder.mkdir()
+    for task, rate in rates.items():
+        lines = [
+            {"doc_id": i, "doc_hash": f"{task} {i:04d}", "prompt_hash": f"{shots} {task} {i:04d}", "filter": "none",
+             "metrics": ["acc"], "acc": float(rng.random() < rate), "arguments": [["q", " a"]], "target": "a",
+             "filtered_resps": ["a"], "resps": [["a"]]}
+            for i in range(400)
+        ]  # fmt: skip
+        file = folder / f"samples_{task}_2026-01-01T00-00-00.jsonl"
+        file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return folder
+
+
+def test_a_learned_task_of_lm_eval_does_not_pay_for_a_forgotten_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    before = samples(tmp_path / "before", rng, {"gsm8k": 0.2, "mmlu": 0.7, "arc": 0.7})
+    after = samples(tmp_path / "after", rng, {"gsm8k": 0.9, "mmlu": 0.5, "arc": 0.9})
+    command = ["gate", str(after), "--base", str(before), "--margin", "0.06"]
+    assert main(command) == 0
+    assert "forgetting of arc, gsm8k, mmlu -" in capsys.readouterr().out  # what was judged is said
+    assert main([*command, "--new", "gsm*"]) == 0
+    assert "forgetting of arc, mmlu " in capsys.readouterr().out
+    assert main([*command, "--new", "gsm*", "--each-task"]) == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "pass  after", "pass  after, arc", "FAIL  after, mmlu",
+    ]  # fmt: skip
+    (entry,) = read_entries([str(after)], str(before), ["gsm*"])
+    assert scorecard(entry.base, entry.after, 100)["gain"].value == pytest.approx(0.7, abs=0.1)
+
+
+def test_items_that_were_asked_with_other_examples_do_not_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    before, after = (samples(tmp_path / str(shots), rng, {"mmlu": 0.7}, shots) for shots in (0, 5))
+    assert main(["gate", str(after), "--base", str(before)]) == 2
+    assert "was asked in other words in base and after" in capsys.readouterr().err
+
+
+def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> None:
+    here = tmp_path / run.name
+    shutil.copytree(run, here)
+    made = here / "posthoc" / "full-0.001-wise-0.5"
+    shutil.copytree(here / "arms" / "full-0.001", made)
+    (made / "items-10.jsonl").unlink()
+    assert [e.name for e in read_entries([str(here)])] == [*sorted(ARMS), made.name]
+    for named in (str(made), f"{here}:{made.name}"):
+        (entry,) = read_entries([named])
+        assert (entry.name, entry.after) == (made.name, _records(run, "full-0.001")[1])
+        assert entry.base == _records(run, "full-0.001")[0]
+    (arm,) = read_entries([str(here / "arms" / "control-0.001")])
+    assert arm.name == "control-0.001"
+
+
+def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
+    first, second = read_entries([str(run)])
+    kl = [[Record("drift", "base replies", "kl", str(i), value=0.1, tokens=n) for i in range(9)] for n in (48, 8)]
+    pair = [dataclasses.replace(e, checkpoints={20: [*e.after, *k]}) for e, k in zip((first, second), kl, strict=True)]
+    result = compare(pair, draws=200)
+    assert not any(d.figure == "kl" for d in result.differences)
+    assert any("suite drift: 0 items are common" in note for note in result.notes)
+    cut = [e for e in first.base if e.item != "0"], {20: [r for r in first.after if r.item != "0"]}
+    notes = compare([first, Entry("cut", *cut)], draws=200).notes
+    assert not any("base models answer differently" in note for note in notes)  # of the same base, fewer items
 
 
 def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -> None:
