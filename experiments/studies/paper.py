@@ -17,7 +17,10 @@ from scipy.stats import rankdata
 
 from experiments.records import Estimate
 from experiments.reporting.summary import overlap, with_interval
-from experiments.studies.selection import Arm
+from experiments.studies.attempts import Trial
+from experiments.studies.config import StudyConfig
+from experiments.studies.selection import Arm, arm_name, mean_result
+from experiments.studies.trial import result_of
 
 TABLE = Path(__file__).parent / "paper_table5.csv"
 PAIRS = (  # what the paper's tables show, as "kept abilities: the first keeps more than the second"
@@ -103,6 +106,30 @@ def sentences(arms: Sequence[Arm]) -> list[str]:
         for a in agreement(table)
     ]
     return said + _pairs(arms, table) + _moved(table)
+
+
+def at_each(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
+    """Kept accuracy against the paper's with every arm at the same pick of `report.select`, one sentence per pick.
+
+    On all items, since nothing is chosen there. An arm at its best learning rate may forget as little as any other; at
+    one rate for all, who breaks first shows.
+    """
+    select, said = study.report.select, []
+    done = [t for t in trials if t.state == "complete" and t.runs and select in t.picks]
+    for pick in dict.fromkeys(t.picks[str(select)] for t in done):
+        arms = [
+            Arm(arm_name(study, t), t, t.runs, mean_result([result_of(run) for run in t.runs]), 1, False, False)
+            for t in done
+            if t.picks[str(select)] == pick
+        ]
+        table = compared(arms)
+        rho = next((a.rho for a in agreement(table) if a.column == "kept"), None)
+        if rho is not None and rho.low is not None:
+            apart = [text for text in _pairs(arms, table) if "cannot be told" not in text]
+            at = f"{pick:g}" if isinstance(pick, float) else pick
+            text = f"With all {len(table)} arms at {select}={at}: Spearman in kept accuracy {with_interval(rho)}"
+            said.append(" ".join([text + _verdict(rho), *apart]))
+    return said
 
 
 def _verdict(rho: Estimate) -> str:

@@ -89,7 +89,7 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
     if halves:
         own = [replace(r, trajectory=half_trajectory(run, root)) for r, run in zip(own, runs, strict=True)]
     result = mean_result(own)
-    if halves or (records and len(runs) > 1):
+    if halves or records:  # from the items, so that old runs have the intervals of today's code
         measured = [half_records(run, root, False if halves else None) for run in runs]
         card = mean_card([scorecard(base, after, DRAWS) for base, after in measured])
         card |= over_seeds(measured, DRAWS) if len(runs) > 1 else {}
