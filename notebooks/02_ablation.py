@@ -58,7 +58,7 @@ quiet()  # progress bars stay, the libraries' chatter goes
 # ## The arms
 # Add a line, take one away, change a value: each arm is a run of its own, so those that are finished are not trained
 # again. `interpolation`: lerp, slerp, dlerp, dlerpin, plerp, proj, moe, moe_soft. `divergence`: none, mse, cosine,
-# cosine_smooth, norm.
+# cosine_smooth, norm, attention.
 
 # %%
 variants = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,8 @@ def test_a_difference_is_that_of_the_cards_and_narrower_than_unpaired(run: Path)
     first, second = result.cards[name]["gain"], result.cards[other]["gain"]
     assert difference.value.value == pytest.approx(second.value - first.value)
     assert result.cards[name]["gain"] == scorecard(*_records(run, name), draws=2000)["gain"]
+    widths = [(e.high or 0) - (e.low or 0) for e in (difference.value, first, second)]
+    assert 0 < widths[0] < math.hypot(*widths[1:])  # of independent samples
 
 
 def test_an_entry_that_learns_nothing_does_not_take_the_matched_figures_from_the_others(run: Path) -> None:
