@@ -9,7 +9,8 @@ from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
 from ctrl.errors import ConfigError
 from ctrl.gap import MergeGap, merge_gap
-from ctrl.merge import merge_back, merge_models
+from ctrl.merge import merge_back
+from ctrl.merge_many import merge_models
 from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
 from ctrl.saving import CheckpointError, load, save

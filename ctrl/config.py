@@ -26,7 +26,8 @@ class ControlConfig:
     layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices.
     interpolation: how the two outputs are mixed; a name in `ctrl.interpolation.INTERPOLATIONS`.
     alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. What a strategy learns besides it (the
-        gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains.
+        gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains; proj's has nothing that trains it
+        without a divergence of hidden states.
     alpha_start: alpha before training, in [0, 1]; strictly between when alpha is learned.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
     divergence_weight: its factor in the loss, >= 0 (the paper uses 1).
@@ -36,7 +37,8 @@ class ControlConfig:
     detach_alpha: no gradient from the scaled divergence into alpha.
     detach_pretrained: no gradient from the divergence through the pretrained branch, whose input depends on lower
         expanded layers.
-    divergence_tokens: which tokens count: `real` (all but padding) or `labels` (those with a label).
+    divergence_tokens: which tokens count: `real` (all but padding, as a mask (batch, seq) names it; all of them under
+        a mask of another form, 4-D or a dict) or `labels` (those with a label).
     expanded: `full`, a copy of every weight, or `lora`, low-rank adapters over the pretrained weights (needs peft).
     lora_rank: rank of those adapters.
     norm_mix: c in [0, 1]; the expanded layer's norms become c x + (1 - c) norm(x). 0 leaves them plain; `alpha`

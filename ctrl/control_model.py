@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -13,9 +14,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ctrl.config import ControlConfig
-from ctrl.divergence import additive_mean, masked_mean
-from ctrl.layer import Control
+from ctrl.divergence import additive_mean, masked_mean, real_tokens
+from ctrl.layer import Control, ExpandedLayer
 
 IGNORED = "keys_to_ignore_at_inference"
 
@@ -37,6 +37,7 @@ class ControlModel(nn.Module):
         if control.log is not None:
             control.mask = kwargs.get("attention_mask")
         if kwargs.get("labels") is None or not control.enabled:
+            self._warn_of_no_divergence()
             return base(self, **kwargs)
         control.collecting = True
         try:
@@ -52,19 +53,43 @@ class ControlModel(nn.Module):
         terms = list(self.control.terms.values())
         if not terms or self.control.config.divergence == "none":
             return lm_loss.new_zeros((), dtype=torch.float32)
-        if self.training and lm_loss.requires_grad and not any(d.requires_grad for d in terms):
+        if self._checkpoints_copies() and lm_loss.requires_grad and not any(d.requires_grad for d in terms):
             raise RuntimeError(
                 "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
             )
         labels, total = kwargs["labels"], kwargs.get("num_items_in_batch")
-        mask = _token_mask(self.control.config, kwargs.get("attention_mask"), labels, terms[0])
+        by_labels = self.control.config.divergence_tokens == "labels"
+        mask = labels != -100 if by_labels else real_tokens(kwargs.get("attention_mask"), terms[0].shape[1])
         if total is None:
             means = [masked_mean(d, mask) for d in terms]
         else:
             items = (labels[..., 1:] != -100).sum(-1)
             means = [additive_mean(d, mask, items, total) for d in terms]
         return torch.stack([mean.to(lm_loss.device) for mean in means]).mean()
+
+    def _checkpoints_copies(self) -> bool:
+        """Whether a copy that trains beside its layer is run again in the backward pass."""
+        layers = [m for m in self.modules() if isinstance(m, ExpandedLayer) and m.interpolation is not None]
+        again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
+        return any(p.requires_grad for layer in again for p in layer.expanded.parameters())
+
+    def _warn_of_no_divergence(self) -> None:
+        """Once: Trainer takes the labels away for a loss of its own, and the divergence would vanish unseen."""
+        control = self.control
+        config = control.config
+        wanted = config.divergence != "none" and config.divergence_weight > 0 and config.structure != "stack"
+        training = self.training and torch.is_grad_enabled() and control.enabled
+        if control.warned or not wanted or not training or torch.compiler.is_compiling():
+            return
+        control.warned = True
+        warnings.warn(
+            f"a training pass without labels leaves out divergence={config.divergence!r}, which is part of the "
+            "loss that the model computes (Trainer keeps the labels to itself with label_smoothing_factor or "
+            "compute_loss_func). Pass the labels to the model; a loss of your own adds divergence_weight * "
+            "output.divergence. Where none is wanted, expand with divergence='none'",
+            stacklevel=3,
+        )
 
     def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """ctrl.save: a folder that from_pretrained would load as a plain, silently different model is never written."""
@@ -91,15 +116,6 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__qualname__": cls.__qualname__,
     }
     return type(cls.__name__, (ControlModel, cls), members)
-
-
-def _token_mask(config: ControlConfig, attention_mask: Tensor | None, labels: Tensor, like: Tensor) -> Tensor | None:
-    """Which tokens (batch, seq) count. A mask longer than the sequence covers cached tokens too: its end is taken."""
-    if config.divergence_tokens == "labels":
-        return labels != -100
-    if attention_mask is None or attention_mask.dim() != 2:
-        return None
-    return attention_mask[:, -like.shape[1] :].bool()
 
 
 def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:

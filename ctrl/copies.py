@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
@@ -62,10 +64,25 @@ def add_lora(twin: nn.Module, rank: int) -> nn.Module:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
-    linears = sorted({name for name, m in twin.named_modules() if isinstance(m, nn.Linear)})
+    linears = {name: m for name, m in twin.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    adapted = {id(m.weight) for m in linears.values()}
+    others = [name for name, p in twin.named_parameters() if p.dim() > 1 and id(p) not in adapted]
+    cls = original_class(twin).__name__
     if not linears:
-        raise ConfigError(f"expanded='lora' adapts nn.Linear modules, but {type(twin).__name__} has none: take 'full'")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=linears), twin)
+        raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: take 'full'")
+    if others:
+        warnings.warn(
+            f"expanded='lora' adapts nn.Linear and Conv1D modules; in {cls} these weights are neither and stay the "
+            f"pretrained ones: {', '.join(others)}. expanded='full' trains them",
+            stacklevel=4,
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        target_modules=sorted(linears),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
+    )
+    inject_adapter_in_model(config, twin)
     return twin
 
 
@@ -106,6 +123,58 @@ def zero_outputs(layer: nn.Module) -> None:
             parameter.zero_()
 
 
+def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[int, nn.Module]) -> None:
+    """Refuse zeroed copies that change their input: each runs on noise, with the arguments that its layer gets.
+
+    twins: copies by the index of the layer they follow. Zeroed projections are not enough where a layer scales its
+    residual, or adds to it what no known name leads to. Costs one pass of four tokens through the decoder; nothing is
+    checked where there are no weights (device meta). Raises ConfigError naming the first such layer.
+    """
+    if not twins or next(model.parameters()).device.type == "meta":
+        return
+    changed: dict[int, float] = {}
+
+    def measure(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, *rest = args or (kwargs["hidden_states"],)
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
+        out = twins[index].eval()(noise, *rest, **others)
+        out = out[0] if isinstance(out, tuple) else out
+        if not torch.equal(out.to(noise), noise):
+            changed[index] = (out - noise).abs().max().item()
+
+    hooks = [
+        layers[i].register_forward_pre_hook(lambda _, args, kwargs, i=i: measure(i, args, kwargs), with_kwargs=True)
+        for i in twins
+    ]
+    try:
+        _run_four_tokens(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for index, size in changed.items():
+        raise ConfigError(
+            f"structure 'stack' starts from copies that are the identity, but that of layer {index}, a "
+            f"{type(layers[index]).__name__} with zeroed output projections, changes its input by up to {size:.2g}: it "
+            "scales its residual or adds to it under a name that ctrl.copies does not know; use structure='concat'"
+        )
+
+
+@torch.no_grad()
+def _run_four_tokens(model: PreTrainedModel) -> None:
+    """One pass through the decoder that leaves everything as it was. Eager attention runs on any device and dtype."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    config = model.config.get_text_config(decoder=True)
+    training = [module for module in decoder.modules() if module.training]
+    attention, config._attn_implementation = config._attn_implementation, "eager"
+    try:
+        decoder.eval()(input_ids=torch.arange(4, device=next(model.parameters()).device)[None], use_cache=False)
+    finally:
+        config._attn_implementation = attention
+        for module in training:
+            module.training = True
+
+
 class RelaxedNorm(nn.Module):
     """Mixin in front of a norm's class: c x + (1 - c) norm(x), c constant or the layer's own alpha."""
 
@@ -114,18 +183,14 @@ class RelaxedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         c: Any = self.norm_mix
         if c is None:
-            c = torch.sigmoid(self.__dict__["norm_alpha"].theta).to(x.dtype)
+            c = self.__dict__["norm_alpha"].scalar().to(x.dtype)
         return c * x + (1 - c) * super().forward(x)
 
 
-def relax_norms(twin: nn.Module, mix: float | str, interpolation: Interpolation | None) -> None:
-    """Turn the copy's own norms (not those inside attention) into relaxed ones."""
+def relax_norms(twin: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
+    """Turn the norms of a copy beside its layer (not those inside attention) into relaxed ones."""
     if mix == 0.0:
         return
-    if mix == "alpha" and interpolation is None:
-        raise ConfigError(
-            "norm_mix='alpha' takes the layer's alpha, which a stacked layer does not have: give a number"
-        )
     for norm in twin.children():
         if "norm" in type(norm).__name__.lower():
             norm.__class__ = _relaxed_class(type(norm))  # type: ignore[arg-type]
@@ -139,9 +204,12 @@ def _relaxed_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _projections(module: nn.Module, names: Sequence[str], skip: set[int] | None = None) -> list[nn.Parameter]:
-    """Weights and biases directly under the module that carry one of the names (experts hold bare parameters)."""
+    """Weights and biases directly under the module that carry one of the names.
+
+    Experts hold bare parameters, GPT-OSS's `down_proj` with its bias beside it as `down_proj_bias`.
+    """
     found: list[nn.Parameter] = []
-    for name in names:
+    for name in (*names, *(f"{name}_bias" for name in names)):
         child = getattr(module, name, None)
         if isinstance(child, nn.Parameter):
             found.append(child)

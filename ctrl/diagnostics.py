@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from ctrl.divergence import real_tokens
 from ctrl.layer import ExpandedLayer
-from ctrl.model import require_expanded
+from ctrl.model import expanded_layers, require_expanded
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class LayerStep:
 
     divergence: mean of the configured distance (nan outside training). alpha, alpha_spread: mean and standard deviation
     over tokens. cosine: mean cos(a, b). relative_l2: mean |b - a| / |a|. update: |W_expanded - W| / |W|, every
-    `update_every` passes, else nan.
+    `update_every` passes, else nan. A stacked layer, b = E(a), mixes nothing: its divergence and alphas are nan, and
+    its update starts above 0, at what was zeroed.
     """
 
     step: int
@@ -36,23 +39,26 @@ class LayerStep:
 
 @dataclass
 class Log:
-    """Rows in the order they came. Figures stay tensors on their device until `rows` is read: no sync per step."""
+    """The last rows in the order they came. Figures stay tensors on their device until they are read, and none is
+    needed on the way: nothing waits for an accelerator."""
 
     tokens: int
     update_every: int
     step: int = -1
     first: int | None = None
-    raw: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    raw: deque[tuple[int, int, Tensor]] = field(default_factory=deque)
 
     @property
     def rows(self) -> list[LayerStep]:
         return [LayerStep(step, layer, *values.tolist()) for step, layer, values in self.raw]
 
     def mean(self, name: str) -> dict[int, float]:
-        """Mean of one figure over all steps, per layer."""
+        """Mean of one figure per layer, over the steps in which it was measured; layers without it are left out."""
         by_layer: dict[int, list[float]] = {}
         for row in self.rows:
-            by_layer.setdefault(row.layer, []).append(asdict(row)[name])
+            value = asdict(row)[name]
+            if value == value:
+                by_layer.setdefault(row.layer, []).append(value)
         return {layer: sum(values) / len(values) for layer, values in by_layer.items()}
 
     def latest(self) -> dict[str, float]:
@@ -68,44 +74,52 @@ class Log:
 
     @torch.no_grad()
     def note(
-        self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor, per_token: Tensor | None, mask: Tensor | None
+        self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None, mask: Any
     ) -> None:
-        """Called by an expanded layer after each of its passes. mask: real tokens (batch, seq or longer)."""
+        """Called by an expanded layer after each of its passes. alpha: None where it is stacked; mask: see
+        `real_tokens`."""
         if self.first is None or layer.index == self.first:
             self.first, self.step = layer.index, self.step + 1
         real = _real(mask, a)
-        shares = alpha.detach().float().expand(*a.shape[:2], 1)[real].squeeze(-1)
-        per_token = None if per_token is None else per_token.detach().float()[real]
-        some = real.nonzero()[: self.tokens]
-        a, b = (x.detach()[some[:, 0], some[:, 1]].float() for x in (a, b))
+        missing = a.new_full((), float("nan"), dtype=torch.float32)
+        some, chosen = self._some(real)
+        a, b = (x.detach().flatten(0, 1)[some].float() for x in (a, b))
         length = a.norm(dim=-1).clamp_min(1e-12)
-        missing = a.new_tensor(float("nan"))
         figures = [
-            missing if per_token is None else per_token.mean(),
-            shares.mean(),
-            shares.std() if shares.numel() > 1 else shares.new_zeros(()),
-            cosine_similarity(a, b, dim=-1).mean(),
-            ((b - a).norm(dim=-1) / length).mean(),
+            missing if per_token is None else _moments(per_token, real)[0],
+            *((missing, missing) if alpha is None else _moments(alpha.expand(*real.shape, 1).squeeze(-1), real)),
+            _moments(cosine_similarity(a, b, dim=-1), chosen)[0],
+            _moments((b - a).norm(dim=-1) / length, chosen)[0],
             update_size(layer) if self.step % self.update_every == 0 else missing,
         ]
         self.raw.append((self.step, layer.index, torch.stack([f.to(a.device) for f in figures])))
 
+    def _some(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of the first real tokens in (batch * seq), and which of them are real where there are too few.
+
+        By sorting, since the shape of `nonzero` is known only once an accelerator has come that far.
+        """
+        flat = real.flatten()
+        places = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
+        return places, flat[places]
+
 
 @contextlib.contextmanager
-def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100) -> Iterator[Log]:
+def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, keep: int = 1000) -> Iterator[Log]:
     """Collect figures of every expanded layer in every pass inside the block.
 
     tokens: how many tokens of a batch the branch comparison looks at. update_every: passes between measurements of the
-    weights' change, which reads all of them. `log.rows` is the table, `log.latest()` the last step as metrics.
+    weights' change, which reads all of them. keep: passes that the log holds, the last ones. `log.rows` is the table,
+    `log.latest()` the last step as metrics.
     """
-    log = Log(tokens, update_every)
+    log = Log(tokens, update_every, raw=deque(maxlen=keep * len(expanded_layers(model))))
     with attach(model, log):
         yield log
 
 
 @contextlib.contextmanager
 def attach(model: nn.Module, log: Any) -> Iterator[None]:
-    """Inside the block every expanded layer that mixes calls `log.note`, with `Log.note`'s arguments, after a pass."""
+    """Inside the block every expanded layer calls `log.note`, with `Log.note`'s arguments, after a pass."""
     control = require_expanded(model).control
     before, control.log = control.log, log
     try:
@@ -114,18 +128,28 @@ def attach(model: nn.Module, log: Any) -> Iterator[None]:
         control.log = before
 
 
-def _real(mask: Tensor | None, like: Tensor) -> Tensor:
-    """Which tokens (batch, seq) are real; a mask that covers cached tokens too is longer, its end is taken."""
-    if mask is None or mask.dim() != 2:
-        return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device)
-    return mask[:, -like.shape[1] :].to(like.device).bool()
+def _real(mask: Any, like: Tensor) -> Tensor:
+    """Which tokens (batch, seq) are real; all, where the mask does not say."""
+    real = real_tokens(mask, like.shape[1])
+    return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device) if real is None else real.to(like.device)
+
+
+def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (0 for one value) of the real entries."""
+    values, count = values.detach().float(), real.sum()
+    mean = values.masked_fill(~real, 0.0).sum() / count
+    squares = (values - mean).square().masked_fill(~real, 0.0).sum()
+    return mean, (squares / (count - 1).clamp_min(1)).sqrt()
 
 
 @torch.no_grad()
 def update_size(layer: Any) -> Tensor:
-    """|W_expanded - W| / |W| over all parameters the branches have in common (0 for a low-rank copy's shared ones)."""
+    """|W_expanded - W| / |W| over all parameters of the layer; W_expanded = W + B A where the copy is low-rank."""
     expanded = dict(layer.expanded.named_parameters())
-    pairs = [(w, expanded[n]) for n, w in layer.named_parameters() if n in expanded]
-    change = torch.stack([(e.float() - w.float()).square().sum() for w, e in pairs]).sum()
-    size = torch.stack([w.float().square().sum() for w, _ in pairs]).sum()
+    own = {n: w for n, w in layer.named_parameters() if not n.startswith(("expanded.", "interpolation."))}
+    changes = [expanded[n].float() - w.float() for n, w in own.items() if n in expanded]
+    if layer.control.config.expanded == "lora":
+        adapters = [m for m in layer.expanded.modules() if hasattr(m, "get_delta_weight")]
+        changes += [m.get_delta_weight(name).float() for m in adapters for name in m.active_adapters]
+    change, size = (sum(x.float().square().sum() for x in xs) for xs in (changes, own.values()))
     return (change / size.clamp_min(1e-30)).sqrt()

@@ -7,6 +7,7 @@ happen once, in `masked_mean`. A new divergence is one function here and one lin
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,16 @@ DIVERGENCES: dict[str, PerToken] = {
     "norm": norm,
     "attention": attention,
 }
+
+
+def real_tokens(attention_mask: Any, seq: int) -> Tensor | None:
+    """Real tokens (batch, seq) by a mask (batch, seq or longer: with cached tokens, whose part is cut off).
+
+    None, which means all, for masks of another form (4-D, or a dict of them by layer type): they do not name padding.
+    """
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+        return None
+    return attention_mask[:, -seq:].bool()
 
 
 def masked_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:

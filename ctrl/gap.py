@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,23 +26,46 @@ class MergeGap:
 
 @torch.no_grad()
 def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> MergeGap:
-    """Compare two models on text. Raises ConfigError if the batches hold no token."""
-    kl, largest, tokens = 0.0, 0.0, 0
-    for batch in batches:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        p, q = (logits(model, inputs) for model in (expanded, merged))
-        real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(p.device).bool()
-        p, q = p[real].float(), q[real].float().to(p.device)
-        kl += float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
-        largest = max(largest, float((p - q).abs().max()))
-        tokens += int(real.sum())
+    """Compare two models on text, both in eval mode. Raises ConfigError if the batches hold no token."""
+    kl, largest, tokens = 0.0, torch.zeros(()), 0
+    with evaluating(expanded, merged):
+        for batch in batches:
+            p, q = (logits(model, batch) for model in (expanded, merged))
+            real = real_tokens(batch).to(p.device)
+            if not real.any():
+                continue
+            p, q = p[real].float(), q.to(p.device)[real].float()
+            kl += float((p.softmax(-1) * (p.log_softmax(-1) - q.log_softmax(-1))).sum())
+            largest = torch.maximum(largest, (p - q).abs().max().cpu())  # keeps nan, as max() would not
+            tokens += int(real.sum())
     if not tokens:
-        raise ConfigError("merge_gap got no batches: give an iterable of dicts with input_ids and attention_mask")
-    return MergeGap(kl / tokens, largest, tokens)
+        raise ConfigError("merge_gap got no real token: give an iterable of dicts with input_ids and attention_mask")
+    return MergeGap(kl / tokens, float(largest), tokens)
 
 
-def logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """One forward pass on the model's own device."""
+def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """One forward pass without labels on the model's own device: (batch, seq, vocabulary)."""
     device = next(model.parameters()).device
-    out: Tensor = model(**{k: v.to(device) for k, v in inputs.items()}).logits
+    out: Tensor = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits
     return out
+
+
+def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which tokens (batch, seq) are not padding: all, where there is no mask of that shape (packed text)."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        return torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    return mask.bool()
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Inside the block the models are in eval mode: dropout is no part of a measurement. Modes come back after it."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

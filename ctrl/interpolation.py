@@ -69,6 +69,10 @@ class Interpolation(nn.Module):
         """The alpha that is used: the held one, else `alpha`."""
         return self.alpha(a, b, h) if self.held is None else self.held.to(a.device)
 
+    def scalar(self) -> Tensor:
+        """The share where no token is at hand: the held one (), else sigmoid(theta) (1,)."""
+        return torch.sigmoid(self.theta) if self.held is None else self.held.to(self.theta.device)
+
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return torch.sigmoid(self._theta(h))
 

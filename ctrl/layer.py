@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from ctrl.config import ControlConfig
@@ -30,7 +32,8 @@ class Control:
     collecting: bool = False  # True while a forward pass with labels runs
     terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
     log: Any = None  # ctrl.diagnostics' log while one is open
-    mask: Tensor | None = None  # real tokens (batch, seq) of the pass under way, for the log
+    mask: Any = None  # the attention mask of the pass under way, for the log
+    warned: bool = False  # that a training pass had no labels, hence no divergence
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # terms hold graph tensors, which cannot be copied and belong to the original's forward pass
@@ -40,7 +43,8 @@ class Control:
 class ExpandedLayer(nn.Module):
     """Mixin in front of a decoder layer's own class. h -> a = F(h), b = E(h) -> interpolate(a, b, h).
 
-    expanded: the copy E. kind `concat`: E runs beside F; `stack`: after it, out = E(F(h)).
+    expanded: the copy E. kind `concat`: E runs beside F; `stack`: after it, out = E(F(h)). attention_handles: the hooks
+    that keep attention weights, there for the attention divergence alone.
     """
 
     expanded: nn.Module
@@ -48,8 +52,17 @@ class ExpandedLayer(nn.Module):
     control: Control
     index: int
     kind: str
+    attention_handles: Sequence[RemovableHandle] = ()
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.attention_handles:
+            return self._run(hidden_states, *args, **kwargs)
+        try:
+            return self._run(hidden_states, *args, **kwargs)
+        finally:
+            drop_rows(self)
+
+    def _run(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         control = self.control
         if control.enabled:
             add_cache_slots(control, args, kwargs)
@@ -58,7 +71,10 @@ class ExpandedLayer(nn.Module):
             return out
         a = _hidden(out)
         if self.interpolation is None:
-            return _with_hidden(out, _hidden(self.expanded(a, *args, **kwargs)))
+            b = _hidden(self.expanded(a, *args, **kwargs))
+            if control.log is not None:
+                control.log.note(self, a, b, None, None, control.mask)
+            return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         # In training always, so that a checkpointed layer recomputes just what it computed the first time.
@@ -73,10 +89,10 @@ class ExpandedLayer(nn.Module):
         """Per token (batch, seq), scaled by alpha if the config says so."""
         config = self.control.config
         if config.divergence == "attention":
-            a, b = (take_rows(branch) for branch in (self, self.expanded))
-        elif self.interpolation is not None:
+            a, b = (rows_of(branch) for branch in (self, self.expanded))
+        a = a.detach() if config.detach_pretrained else a  # before P: what P learns is not the pretrained branch's
+        if config.divergence != "attention" and self.interpolation is not None:
             a = self.interpolation.compared(a)
-        a = a.detach() if config.detach_pretrained else a
         per_token = DIVERGENCES[config.divergence](a, b, config.margin)
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha
@@ -93,16 +109,26 @@ def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def keep_rows(module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook of an attention module: keep its weights (batch, heads, seq, keys) for the attention divergence."""
-    module.attention_rows = output[1]
+    rows: Any = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    module.attention_rows = rows
 
 
-def take_rows(branch: nn.Module) -> Tensor:
-    """The attention weights of one branch's last pass, released at once. A layer's copy is not part of its branch."""
+def rows_of(branch: nn.Module) -> Tensor:
+    """The attention weights of one branch's pass under way. A layer's copy is not part of its branch."""
     for name, module in branch.named_modules():
-        if not name.startswith("expanded.") and hasattr(module, "attention_rows"):
-            rows: Tensor = module.__dict__.pop("attention_rows")
+        rows: Tensor | None = module.__dict__.get("attention_rows")
+        if rows is not None and not name.startswith("expanded."):
             return rows
-    raise RuntimeError(f"{type(branch).__name__} returned no attention weights: load with attn_implementation='eager'")
+    raise RuntimeError(
+        f"divergence='attention' needs attention weights, but those of {type(branch).__name__} are None: call "
+        "model.set_attn_implementation('eager')"
+    )
+
+
+def drop_rows(layer: nn.Module) -> None:
+    """Release both branches' attention weights: they belong to one pass of one layer, and hold its graph."""
+    for module in layer.modules():
+        module.__dict__.pop("attention_rows", None)
 
 
 def add_cache_slots(control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

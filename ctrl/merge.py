@@ -8,6 +8,8 @@ section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an a
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -15,22 +17,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.control_model import IGNORED, ControlModel
-from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.gap import Batches, MergeGap, logits, merge_gap
+from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap, real_tokens
 from ctrl.interpolation import lerp, slerp
 from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers, require_expanded
-from ctrl.structure import decoder_layers
+from ctrl.model import expanded_layers
+from ctrl.numerics import widen
+from ctrl.plain import bare_expanded, check_rebuilds, insert, slots, strip
 
 MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
+Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
 
 
 @overload
 def merge_back(
     model: nn.Module,
-    alpha: float | Sequence[float] | None = None,
+    alpha: Share | None = None,
     batches: Batches | None = None,
     in_place: bool = False,
     gap_on: None = None,
@@ -38,7 +40,7 @@ def merge_back(
 @overload
 def merge_back(
     model: nn.Module,
-    alpha: float | Sequence[float] | None = None,
+    alpha: Share | None = None,
     batches: Batches | None = None,
     in_place: bool = False,
     *,
@@ -46,7 +48,7 @@ def merge_back(
 ) -> tuple[PreTrainedModel, MergeGap]: ...
 def merge_back(
     model: nn.Module,
-    alpha: float | Sequence[float] | None = None,
+    alpha: Share | None = None,
     batches: Batches | None = None,
     in_place: bool = False,
     gap_on: Batches | None = None,
@@ -54,84 +56,100 @@ def merge_back(
     """Return a plain transformers model of the base class with alpha's share of the copies in its weights.
 
     alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
-    attention_mask; the running average a per-token strategy needs), else sigmoid(theta). in_place: take the given
-    model apart instead of a copy of it (half the memory). gap_on: text on which both are compared; the result is then
-    (plain model, MergeGap). Raises ConfigError where there is no merged form.
+    attention_mask; the running average a per-token strategy needs), else what `at_alpha` holds, else sigmoid(theta).
+    in_place: take the given model apart instead of a copy of it (half the memory). gap_on: text on which both are
+    compared; the result is then (plain model, MergeGap). Weights keep the dtypes of the pretrained ones. Warns where
+    all copies are stacked: nothing is mixed then. Raises ConfigError where there is no merged form.
     """
     if in_place and gap_on is not None:
         raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
-    expanded: Any = require_expanded(model)
-    _check_mergeable(expanded)
-    alphas = _alphas(expanded, alpha, batches)
+    expanded: Any = bare_expanded(model)
+    check_mergeable(expanded)
+    sources = slots(expanded)
+    check_rebuilds(expanded, sources)
+    alphas = layer_shares(expanded, alpha, batches)
+    if not layers_of_kind(expanded, "concat"):
+        warnings.warn(
+            "structure 'stack' has no branches to mix: its model is already plain, the copies are layers of their own "
+            "and merge_back only puts them in place (alpha and batches change nothing)",
+            stacklevel=2,
+        )
     plain = expanded if in_place else copy.deepcopy(expanded)
     for layer, share in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
-            _set_weights(layer, _mixed_weights(layer, share))
+            _set_weights(layer, mixed_weights(layer, share))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
-    _strip(plain)
-    _insert(plain, stacked)
+    strip(plain)
+    insert(plain, stacked, sources)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
 
 
-def merge_models(models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> PreTrainedModel:
-    """One plain model from several expanded from the same base: W = W_0 + sum_i w_i (W_i - W_0), W_i merged back alone.
-
-    weights: one per model, default 1/n each. Raises ConfigError unless all are concat models of one base.
-    """
-    shares = list(weights) if weights is not None else [1 / len(models)] * len(models)
-    if len(shares) != len(models) or not models:
-        raise ConfigError(f"merge_models needs one weight per model, but got {len(shares)} for {len(models)} models")
-    expanded = [require_expanded(model) for model in models]
-    if any(m.control.config.structure != "concat" for m in expanded):
-        raise ConfigError("merge_models takes structure 'concat': stacked copies have no place in a common model")
-    base = _base_copy(expanded[0])
-    start = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    for model, share in zip(expanded, shares, strict=True):
-        _check_same_base(_base_copy(model), start)
-        merged = merge_back(model).state_dict()
-        for name, tensor in base.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.add_((merged[name].float() - start[name].float()).to(tensor.dtype), alpha=share)
-    return base
-
-
 @torch.no_grad()
 def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
-    """Mean alpha over real tokens of each expanded layer, in order; None-alpha layers (stack) give nan."""
-    from ctrl.diagnostics import diagnostics
+    """Mean alpha over all real tokens of all batches, per expanded layer in order; nan for stacked layers.
 
+    Measured in eval mode. Raises ConfigError if the batches hold no real token.
+    """
     layers = expanded_layers(model)
-    with diagnostics(model) as log:
-        for batch in batches:
-            logits(model, {k: v for k, v in batch.items() if k != "labels"})
-    if not log.raw and layers_of_kind(model, "concat"):
-        raise ConfigError("no batch was given to measure alpha on: pass batches, or alpha itself")
-    means = log.mean("alpha")
-    return [means.get(layer.index, float("nan")) for layer in layers]
+    gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
+    sums, counts = dict.fromkeys(gates, 0.0), dict.fromkeys(gates, 0)
+    real = torch.ones(0)
+
+    def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        mixed, alpha = output
+        shares = alpha.double().expand(*mixed.shape[:2], 1)[real.to(mixed.device)]
+        sums[gate] += float(shares.sum())
+        counts[gate] += shares.numel()
+
+    hooks = [gate.register_forward_hook(note) for gate in gates]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                real = real_tokens(batch)
+                logits(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all(counts.values()):
+        raise ConfigError("no real token to measure alpha on: pass batches of text with an attention_mask, or alpha")
+    gate_of = [layer.interpolation for layer in layers]
+    return [float("nan") if gate is None else sums[gate] / counts[gate] for gate in gate_of]
 
 
 def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
     return [layer for layer in expanded_layers(model) if layer.kind == kind]
 
 
-def _alphas(model: nn.Module, alpha: float | Sequence[float] | None, batches: Batches | None) -> list[float]:
+def layer_shares(model: Any, alpha: Share | None, batches: Batches | None) -> list[float]:
     layers = expanded_layers(model)
     if isinstance(alpha, int | float):
-        return [float(alpha)] * len(layers)
-    if alpha is not None:
-        if len(alpha) != len(layers):
+        shares = [float(alpha)] * len(layers)
+    elif alpha is not None:
+        shares = [float(a) for a in alpha]
+    elif batches is not None:
+        shares = measured_alphas(model, batches)
+    else:
+        shares = [_own_share(layer) for layer in layers]
+    if len(shares) != len(layers):
+        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(shares)}")
+    for layer, share in zip(layers, shares, strict=True):
+        if layer.kind == "concat" and not math.isfinite(share):
             raise ConfigError(
-                f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alpha)}"
+                f"alpha={share} for layer {layer.index} is no share: give a number, from 0 (pretrained) to 1 (the copy)"
             )
-        return [float(a) for a in alpha]
-    if batches is not None:
-        return measured_alphas(model, batches)
-    thetas = [layer.interpolation.theta if layer.interpolation is not None else None for layer in layers]
-    return [float("nan") if t is None else torch.sigmoid(t.detach().float()).item() for t in thetas]
+    return shares
 
 
-def _check_mergeable(model: Any) -> None:
+def _own_share(layer: ExpandedLayer) -> float:
+    """The share that at_alpha holds, else sigmoid(theta); nan for a stacked layer."""
+    gate = layer.interpolation
+    if gate is None:
+        return float("nan")
+    return gate.held.item() if gate.held is not None else torch.sigmoid(gate.theta.detach().float()).item()
+
+
+def check_mergeable(model: Any) -> None:
     config = model.control.config
     if config.interpolation not in MIXERS and layers_of_kind(model, "concat"):
         raise ConfigError(
@@ -142,14 +160,15 @@ def _check_mergeable(model: Any) -> None:
         raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
 
 
-def _mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
-    """mix(W, W_expanded, alpha) in fp32 for every parameter of the layer; rows are tokens to slerp."""
+@torch.no_grad()
+def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
+    """mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types; rows are tokens to slerp."""
     mix = MIXERS[layer.control.config.interpolation]
-    share = torch.tensor(alpha)
-    return {
-        name: mix(w.detach().float(), e.detach().float(), share.to(w.device)).to(e.dtype)
-        for name, w, e in _pairs(layer)
-    }
+    mixed = {}
+    for name, w, e in _pairs(layer):
+        wide = widen(w)
+        mixed[name] = mix(wide, e.to(wide.dtype), torch.tensor(alpha, dtype=wide.dtype, device=w.device))
+    return mixed
 
 
 def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
@@ -170,60 +189,4 @@ def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
 def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
     for name, parameter in layer.named_parameters():
         if name in weights:
-            parameter.data = weights[name]
-
-
-def _strip(model: Any) -> None:
-    """Take away all that expand added: the model is of its base class again."""
-    for layer in expanded_layers(model):
-        for name in ("expanded", "interpolation", "control", "index", "kind"):
-            delattr(layer, name)
-        layer.__class__ = _class_before(layer, ExpandedLayer)
-    model.config.__dict__.pop(IGNORED, None)
-    del model.control
-    model.__class__ = _class_before(model, ControlModel)
-
-
-def _class_before(module: nn.Module, mixin: type) -> type:
-    """The class the module had before a mixin was put in front of it."""
-    return next(cls for cls in type(module).__mro__[1:] if not issubclass(cls, mixin))
-
-
-def _insert(model: PreTrainedModel, stacked: dict[int, nn.Module]) -> None:
-    """Put stacked copies behind their originals and make the config count them."""
-    if not stacked:
-        return
-    layers = decoder_layers(model)
-    kinds = [index for index in range(len(layers)) for _ in range(2 if index in stacked else 1)]
-    grown = []
-    for index, layer in enumerate(layers):
-        grown.append(layer)
-        if index in stacked:
-            copy_of = stacked[index]
-            for module in copy_of.modules():
-                module.__class__ = original_class(module)
-            grown.append(copy_of)
-    for slot, layer in enumerate(grown):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = slot  # type: ignore[assignment]
-    for slot in range(len(layers)):
-        layers[slot] = grown[slot]
-    layers.extend(grown[len(layers) :])
-    config = model.config.get_text_config(decoder=True)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
-            setattr(config, name, [value[index] for index in kinds])  # layer_types, no_rope_layers, ...
-    config.num_hidden_layers = len(grown)
-
-
-def _base_copy(model: Any) -> PreTrainedModel:
-    plain = copy.deepcopy(model)
-    _strip(plain)
-    return plain
-
-
-def _check_same_base(base: nn.Module, start: dict[str, Tensor]) -> None:
-    state = base.state_dict()
-    if state.keys() != start.keys() or any(not torch.equal(state[n], start[n]) for n in start):
-        raise ConfigError("the models were not expanded from the same base: their pretrained weights differ")
+            parameter.data = weights[name].to(parameter.dtype)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.control_model import IGNORED, ControlModel, control_class
-from ctrl.copies import copy_layer, relax_norms, zero_outputs
+from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
 from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
@@ -23,7 +23,17 @@ from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: copies placed and trainable, everything else frozen.
 
-    At the start the logits equal the base model's. Raises ConfigError for a model or layers that cannot be expanded.
+    At the start the logits equal the base model's. Raises ConfigError for a model or layers that cannot be expanded,
+    and then leaves it as it was.
+
+    What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
+    in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:
+
+        for layer in ctrl.model.expanded_layers(model):
+            if layer.interpolation is not None:
+                fully_shard(layer.interpolation, reshard_after_forward=False)
+
+    norm_mix='alpha' reads theta outside of such a shard, so it takes an fp32 model there.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
@@ -32,10 +42,20 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     indices = place(config.layers, len(layers))
     _check_attention(model, config)
     _check_unwrapped(model, layers)
+    kinds = branch_kinds(config, len(indices))
+    if config.structure == "stack" and config.norm_mix != 0.0:
+        raise ConfigError(f"norm_mix={config.norm_mix!r}: stacked copies are plain layers, structure 'stack' takes 0")
+    with _unchanged_if_refused(model):
+        twins = [
+            _copy(layers[index], kind, len(layers) + slot, model, config)
+            for slot, (index, kind) in enumerate(zip(indices, kinds, strict=True))
+        ]
+        placed = list(zip(indices, kinds, twins, strict=True))
+        check_identity(model, layers, {index: twin for index, kind, twin in placed if kind == "stack"})
     control = Control(config, indices, len(layers))
     model.requires_grad_(False)
-    for slot, (index, kind) in enumerate(zip(indices, branch_kinds(config, len(indices)), strict=True)):
-        _expand_layer(layers[index], index, kind, len(layers) + slot, control, model)
+    for index, kind, twin in placed:
+        _expand_layer(layers[index], index, kind, twin, control, model)
     model.__class__ = control_class(type(model))  # type: ignore[arg-type]
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
@@ -43,26 +63,45 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     return model
 
 
-def _expand_layer(layer: nn.Module, index: int, kind: str, slot: int, control: Control, model: PreTrainedModel) -> None:
-    config = control.config
+@contextlib.contextmanager
+def _unchanged_if_refused(model: nn.Module) -> Iterator[None]:
+    """Low-rank copies share their layer's parameters and freeze them while they are made: undone where making fails."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        yield
+    except Exception:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
+
+
+def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
     twin = copy_layer(layer, slot, model, config)
-    interpolation = None
     if kind == "stack":
         zero_outputs(twin)
-    else:
+    return twin
+
+
+def _expand_layer(
+    layer: nn.Module, index: int, kind: str, twin: nn.Module, control: Control, model: PreTrainedModel
+) -> None:
+    config = control.config
+    interpolation = None
+    if kind == "concat":
         hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
-    relax_norms(twin, config.norm_mix, interpolation)
+        if config.interpolation == "proj" and config.divergence in ("none", "attention"):
+            interpolation.get_parameter("offset").requires_grad_(False)  # only a divergence of states trains P
+        relax_norms(twin, config.norm_mix, interpolation)
     twin.train(layer.training)
     layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]
     layer.expanded = twin
     layer.interpolation = interpolation  # type: ignore[assignment]
     layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
-    if config.divergence == "attention":
-        for module in layer.modules():
-            if is_attention(module):
-                module.register_forward_hook(keep_rows)
+    if config.divergence == "attention" and kind == "concat":
+        attentions = [module for module in layer.modules() if is_attention(module)]
+        layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
 
 
 def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ctrl.config import ControlConfig
-from ctrl.model import expand, expanded_layers, require_expanded
+from ctrl.model import expand, expanded_layers
+from ctrl.plain import ADDED, bare_expanded, strip
 
 CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
 FORMAT = 1
-ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
 
 
 class CheckpointError(RuntimeError):
@@ -32,12 +34,14 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
     """Write the trained tensors and the config; the old files stay until the new ones are complete.
 
     state_dict: the model's full state where it is sharded (FSDP); default: the model's own. Returns the folder.
-    Raises CheckpointError when the folder cannot be written (no space, no permission).
+    Raises CheckpointError when the folder cannot be written (no space, no permission) and for a sharded state,
+    ConfigError where adapters of PEFT sit on top.
     """
-    model = require_expanded(model)
+    model = bare_expanded(model)
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
+    _check_whole(state, names)
     tensors = {name: state[name].detach().cpu().contiguous() for name in names}
     base = {**_base_facts(model), "expanded_layers": model.control.layers}
     meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
@@ -56,15 +60,25 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
 def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
     """Expand the base model (a model, changed in place, or a name or folder) and load what `save` wrote.
 
-    Raises CheckpointError for a folder that is not such a checkpoint, is cut short or was trained on another base.
+    On a base of the dtype that was trained on, every tensor comes back in the dtype it was saved in; on another one it
+    takes the base's, with a warning where that rounds. Raises CheckpointError, and leaves the base as it was, for a
+    folder that is not such a checkpoint, is cut short or was trained on another base.
     """
     folder = Path(folder)
     meta = _read_config(folder)
+    config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
     model = AutoModelForCausalLM.from_pretrained(base_model) if isinstance(base_model, str) else base_model
     _check_base(model, meta["base"], folder)
-    expand(model, ControlConfig.from_dict(meta["control"]))
-    tensors = read_tensors(folder / WEIGHTS_FILE)
-    _check_names(set(tensors), set(model.state_dict()), set(added_names(model)), folder)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    expand(model, config)
+    try:
+        _check_fit(tensors, model, folder)
+    except CheckpointError:
+        strip(model)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        raise
+    _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
     return model
 
@@ -140,19 +154,58 @@ def _base_facts(model: nn.Module) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "num_hidden_layers": text.num_hidden_layers,
         "vocab_size": text.vocab_size,
+        "dtype": str(model.dtype),
     }
 
 
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
     here = _base_facts(model)
-    wrong = [k for k in here if k != "name" and k in saved and saved[k] != here[k]]
+    wrong = [k for k in here if k not in ("name", "dtype") and k in saved and saved[k] != here[k]]
     if wrong:
         differences = ", ".join(f"{k} {saved[k]} there, {here[k]} here" for k in wrong)
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
 
 
-def _check_names(saved: set[str], known: set[str], needed: set[str], folder: Path) -> None:
-    kinds = {"missing": sorted(needed - saved), "unknown": sorted(saved - known)}
+def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
+    """The checkpoint must hold every tensor that expand added, none that is unknown, all in the model's shapes."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    kinds = {"missing": sorted(set(added_names(model)) - set(tensors)), "unknown": sorted(set(tensors) - set(shapes))}
     faults = [f"{len(names)} {kind} tensors (first: {names[0]})" for kind, names in kinds.items() if names]
+    for name, tensor in tensors.items():
+        if name in shapes and tuple(tensor.shape) != shapes[name]:
+            faults.append(f"{name} has shape {tuple(tensor.shape)}, the model expects {shapes[name]}")
+            break
     if faults:
-        raise CheckpointError(f"{folder} does not fit its own config: {', '.join(faults)}")
+        raise CheckpointError(
+            f"{folder} does not fit its own config or this base model: {', '.join(faults)}. Save the model again, or "
+            "load it onto the base that it was trained on"
+        )
+
+
+def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: str | None) -> None:
+    """The saved tensors' dtypes for the model where its base has the one that was trained on; else say what rounds."""
+    here = str(model.dtype)
+    state = model.state_dict(keep_vars=True)
+    others = {name: tensor for name, tensor in tensors.items() if tensor.dtype != state[name].dtype}
+    if trained_on == here:
+        for name, tensor in others.items():
+            state[name].data = state[name].data.to(tensor.dtype)
+        return
+    rounded = [n for n, t in others.items() if torch.promote_types(t.dtype, state[n].dtype) != state[n].dtype]
+    if rounded:
+        warnings.warn(
+            f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "
+            f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to "
+            "have the model that was saved",
+            stacklevel=3,
+        )
+
+
+def _check_whole(state: dict[str, Tensor], names: list[str]) -> None:
+    """Gathering shards takes all processes, and which of them have called is not known here."""
+    if any(hasattr(state[name], "full_tensor") for name in names):
+        raise CheckpointError(
+            "the model's tensors are sharded over processes (DTensor): gather them on all of them, state = torch."
+            "distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
+            "full_state_dict=True, cpu_offload=True)), then save(model, folder, state_dict=state) on the first"
+        )

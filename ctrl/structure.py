@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
@@ -50,6 +50,18 @@ def branch_kinds(config: ControlConfig, count: int) -> list[str]:
     if config.structure == "hybrid":
         return ["stack" if j % 2 == 0 else "concat" for j in range(count)]
     return [config.structure] * count
+
+
+def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
+    """Make a text config describe these of its layers, in this order, repeats allowed.
+
+    What changes is the layer count and every list with one value per layer (layer_types, no_rope_layers, ...).
+    """
+    other = ("architectures", "eos_token_id", "keys_to_ignore_at_inference")  # lists, but not one value per layer
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == config.num_hidden_layers and name not in other:
+            setattr(config, name, [value[index] for index in indices])
+    config.num_hidden_layers = len(indices)
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from experiments.records import ArmResult, Estimate, read_json, read_records, wr
 from experiments.reporting.summary import gain_name, gain_text, with_interval
 from experiments.scorecard.card import GAINS
 from experiments.streams import stream_card
+from experiments.tracking.journal import find
 from experiments.tracking.run import Run
 from experiments.training.checkpoints import disk_full, last_checkpoint
 from experiments.training.lm_loss import lm_loss, only_label_logits
@@ -70,14 +71,12 @@ class ArmRun:
 
     def run(self, parent: Run) -> ArmResult:
         """Train and evaluate, or read the result that is there. A failing arm does not stop others."""
-        if self.result_file.is_file():
-            return ArmResult.from_dict(read_json(self.result_file))
-        say = self.experiment.say
         saved = read_json(self.folder / "mlflow.json")
         result = ArmResult(self.arm.name, self.arm.method, self.learning_rate, "finished")
-        checkpoint = last_checkpoint(self.folder / "checkpoints")
-        say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
-        start = time.perf_counter()
+        if self.result_file.is_file():
+            result = ArmResult.from_dict(read_json(self.result_file))
+            if self._told(saved.get("run_id")):
+                return result
         with self.experiment.tracker.run(
             result.label,
             kind="arm",
@@ -87,20 +86,43 @@ class ArmRun:
             folder=self.folder,
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
-            self._guarded(self._train, result, run)
-            self._guarded(self._score, result, run)
-            write_json(self.result_file, result.to_dict())
-            if result.status == "finished":  # only now: without a result the arm goes on from its checkpoint
-                shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-            run.log_file(self.result_file, "scorecard")
-            if not result.reason:
-                gain = gain_text(result.scorecard, gain_name([result]))
-                retention = with_interval(result.scorecard.get("retention"))
-                say(f"  gain {gain}, retention {retention}, {time.perf_counter() - start:.0f} s")
-            for point in result.trajectory:  # the parent's charts would be empty otherwise
-                figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
-                parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
+            run.log_file(self.experiment.folder / "config.yaml")
+            run.log_inputs(self.experiment.inputs(self.arm))
+            if not self.result_file.is_file():
+                self._fill(result, run)
+            elif result.status == "failed":
+                run.fail(str(result.reason))
+            self._close(result, run, parent)
         return result
+
+    def _told(self, run_id: str | None) -> bool:
+        """Whether the MLflow run of a result came to its own end; a process may have died between the two."""
+        journal = find(self.folder, run_id) if run_id else None
+        end = journal.last("end") if journal else None
+        return journal is None or (end is not None and end["status"] != "KILLED" and journal.ended())
+
+    def _fill(self, result: ArmResult, run: Run) -> None:
+        say, start = self.experiment.say, time.perf_counter()
+        checkpoint = last_checkpoint(self.folder / "checkpoints")
+        say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
+        self._guarded(self._train, result, run)
+        self._guarded(self._score, result, run)
+        write_json(self.result_file, result.to_dict())
+        if not result.reason:
+            gain = gain_text(result.scorecard, gain_name([result]))
+            retention = with_interval(result.scorecard.get("retention"))
+            say(f"  gain {gain}, retention {retention}, {time.perf_counter() - start:.0f} s")
+
+    def _close(self, result: ArmResult, run: Run, parent: Run) -> None:
+        """What follows a result, also where the process that wrote it died before this."""
+        # Only now: without a result the arm goes on from its checkpoint. One that failed can be continued by hand, but
+        # not in a study, which never comes back to a trial that failed with a reason.
+        if result.status != "failed" or self.experiment.parent is not None:
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        run.log_file(self.result_file, "scorecard")
+        for point in result.trajectory:  # the parent's charts would be empty otherwise
+            figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
+            parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
 
     def _guarded(self, work: Callable[[ArmResult, Run], None], result: ArmResult, run: Run) -> None:
         """Do the work; an error is the arm's status and reason (the first one stays). A full disk stops the run."""
@@ -183,10 +205,11 @@ class ArmRun:
         return dict(sorted(files.items()))
 
     def _params(self) -> dict[str, Any]:
-        arm = self.arm
+        arm, config = self.arm, self.experiment.config.to_dict()
         params = {"arm": arm.name, "method": arm.method, "learning_rate": self.learning_rate}
+        shared = {name: config[name] for name in ("base_model", "precision", "seed", "training")}
         options = arm.build().model_dump(mode="json")
-        return {**params, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+        return {**params, **shared, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
 
     def _model_params(self) -> dict[str, Any]:
         base = self.experiment.config.base_model

@@ -1,6 +1,7 @@
 """The command line: `python -m experiments.cli COMMAND`; `--help` lists the commands.
 
-Exit code 0: all went well, 1: an arm, the job or the gate failed, 2: wrong input, 130: stopped with Ctrl-C."""
+Exit code 0: all went well, 1: an arm, the job or the gate failed, 2: wrong input, 130: stopped with Ctrl-C.
+A study that ended answers 0 with failed trials too, which are among its results; one that stopped answers 1."""
 
 from __future__ import annotations
 
@@ -38,6 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         return stop(1, str(error))
     except OSError as error:  # a file that may not be written, a full disk: its text names the path
         return stop(1, str(error))
+    except Exception as error:
+        from experiments.studies.locks import storage_fault
+
+        if not (fault := storage_fault(error)):
+            raise
+        return stop(1, f"the database failed: {fault}; nothing recorded is lost, the same command goes on")
     except KeyboardInterrupt:
         return stop(130, "stopped; the same command continues where this one stopped")
 

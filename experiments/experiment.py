@@ -14,10 +14,9 @@ import yaml
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
-import ctrl
-from ctrl.structure import decoder_layers, place
 from experiments.arm_run import ArmRun, Observer, headline
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.checks import check_layers
+from experiments.config import ArmConfig, ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
 from experiments.data.stages import evaluation_steps
 from experiments.evaluation.cache import BaseCache
@@ -42,6 +41,7 @@ from experiments.reporting.details import (
     posthoc_table,
     trajectory_table,
 )
+from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import label
 from experiments.reporting.tables import markdown_table
@@ -102,13 +102,9 @@ class Experiment:
             folder=self.folder,
         ) as run:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
+            run.log_file(self.folder / "config.yaml")
             self.prepare()
-            run.log_inputs(
-                [
-                    {**one, "source": one["kind"], "kind": "replay" if one["replayed"] else "training"}
-                    for one in self.data.describe()
-                ]
-            )
+            run.log_inputs(self.inputs())
             self._estimate()
             results = [arm.run(run) for arm in self.arms]
             return self._finish(run, results)
@@ -117,7 +113,7 @@ class Experiment:
         """Data, suites and the base model's own records."""
         config = self.config
         model, self.tokenizer = load_base(config.base_model, config.data.system)
-        _check_layers(config, model)
+        check_layers(config, model)
 
         def writer() -> PreTrainedModel:
             self.say("the base model writes the text of the source `self` (once) ...")
@@ -141,6 +137,14 @@ class Experiment:
         self.evaluation_seconds = read_json(timing)["seconds"]
         self.base = read_records(items)
         self.again = self._again(model) if config.evaluation.aa_floor else []
+
+    def inputs(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
+        """The sources as the inputs of an MLflow run: the experiment's, or those that an arm reads."""
+        return [
+            {**one, "source": one["kind"], "kind": "replay" if one["replayed"] else "training"}
+            for one in self.data.describe(arm)
+            if one["share"] or arm is None
+        ]
 
     def _same_data(self) -> None:
         """Raise ConfigError where a source holds something else than when this run began."""
@@ -211,7 +215,11 @@ class Experiment:
         command = self.tracker.ui_command()
         details, figures = self._details(results)
         report = write_report(self.folder, self.config, base, results, command, [], details, figures)
-        for name in ("report.html", "report.md", "table.csv", "forgetting.png", "config.yaml"):
+        for title, picture in figures:
+            name = f"{title.lower().replace(' ', '-')}.png"
+            (self.folder / name).write_bytes(image_bytes(picture, "png"))
+            run.log_file(self.folder / name)
+        for name in ("report.html", "report.md", "table.csv", "forgetting.png"):
             run.log_file(self.folder / name)
         run.log_note(markdown_table(results))
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
@@ -236,21 +244,3 @@ class Experiment:
         last = {name: steps[max(steps)] for name, steps in records.items()}
         pictures = stream_pictures(self.config, self.base, records) + alignment_pictures(last)
         return [table for table in tables if table], pictures
-
-
-def _check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
-    """Fail before anything is measured if an arm asks for layers or rows that are not there."""
-    faults = []
-    for arm in config.arms:
-        replay = config.data.replay if arm.replay is None else arm.replay
-        if arm.build().needs_replay and not (replay and config.data.old):
-            faults.append(
-                f"arm {arm.name!r}: its options need replayed rows: give data.old, and data.replay or its replay"
-            )
-        if arm.build().places_layers:
-            try:
-                place(arm.control.layers, len(decoder_layers(model)))
-            except ctrl.ConfigError as error:
-                faults.append(f"arm {arm.name!r}: {error}")
-    if faults:
-        raise ConfigError("\n".join(faults))

@@ -95,6 +95,11 @@ def divergence_token(name: str, a: Array, b: Array, margin: float = 0.0) -> floa
     raise KeyError(name)
 
 
+def relaxed_norm_token(x: Array, weight: Array, c: float, eps: float) -> Array:
+    """c x + (1 - c) RMSNorm(x), RMSNorm(x) = weight x / sqrt(mean of x^2 + eps)."""
+    return c * x + (1 - c) * weight * x / math.sqrt(sum(v * v for v in x) / len(x) + eps)
+
+
 def kl(e: Array, p: Array) -> float:
     """KL(e || p) of two attention rows, in nats; keys that neither row looks at add nothing."""
     return sum(x * math.log(x / y) for x, y in zip(e, p, strict=True) if x > 0)

@@ -104,9 +104,10 @@ class ExperimentData:
             for part, one in zip(rows.mixture.parts, drawn, strict=True)
         ]
 
-    def describe(self) -> list[dict[str, Any]]:
-        """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens."""
-        replay = self.config.data.replay
+    def describe(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
+        """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens: of the
+        arm's, or of those of arms that do not choose their own `replay`."""
+        replay = _replay(self.config, arm) if arm else self.config.data.replay
         return [
             {
                 "name": source.label,

@@ -88,7 +88,9 @@ class Branches:
         self.expanded: dict[int, Array] = {}
         self.alpha: dict[int, Array] = {}
 
-    def note(self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor, *_: Any) -> None:
+    def note(self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, *_: Any) -> None:
+        if alpha is None:
+            return  # a stacked layer has no two branches beside each other
         self.pretrained[layer.index] = _at(a, self.last)
         self.expanded[layer.index] = _at(b, self.last)
         self.alpha[layer.index] = _at(alpha.expand(*a.shape[:2], 1), self.last)[:, 0]

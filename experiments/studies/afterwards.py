@@ -21,8 +21,9 @@ from experiments.studies.trial import result_of
 
 
 def run_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Callable[[str], None] = print) -> None:
-    """Do what is missing to the chosen trial of each arm; one that cannot be done is told, and left out."""
-    if not study.posthoc or any(trial.state in ("running", "waiting") for trial in trials):
+    """Of a study that has ended: do what is missing to the chosen trial of each arm; one that cannot be done is told,
+    and left out. While another machine runs a trial nothing is done: the choice may change."""
+    if not study.posthoc or any(trial.state == "running" for trial in trials):
         return
     arms = {arm.name: arm for arm in choose(study, trials, root)}
     for item in study.posthoc:

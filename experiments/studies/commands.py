@@ -45,7 +45,8 @@ def add(commands: Commands) -> None:
 
 def study_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
-    from experiments.studies.launch import run_study, storage_url, work
+    from experiments.studies.launch import run_study, work
+    from experiments.studies.places import command_line, storage_url
     from experiments.studies.reading import load_study
     from experiments.tracking.machine import sigterm_raises
 
@@ -56,8 +57,8 @@ def study_command(args: argparse.Namespace) -> int:
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
-    run_study(config, root, args.workers, args.storage, say)
-    print(f"\nreport: python -m experiments.cli report {config.name}")
+    store = run_study(config, root, args.workers, args.storage, say)
+    print(f"\nreport: {command_line(store, root, 'report', config.name)}")
     return 0
 
 
@@ -70,14 +71,20 @@ def resume_command(args: argparse.Namespace) -> int:
 
 
 def status_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
     from experiments.studies.table import status_text
 
-    print(status_text(_store(args)))
+    print(status_text(_store(args), args.root or default_root()))
     return 0
 
 
 def add_trials_command(args: argparse.Namespace) -> int:
-    print(f"the budget is {_store(args).add_trials(args.count)} trials; `resume {args.study}` runs them")
+    from experiments.run import default_root
+    from experiments.studies.places import command_line
+
+    store = _store(args)
+    resume = command_line(store, args.root or default_root(), "resume", args.study)
+    print(f"the budget is {store.add_trials(args.count)} trials; to run them: {resume}")
     return 0
 
 
@@ -102,6 +109,7 @@ def _store(args: argparse.Namespace) -> Store:
     """The study of that name, which must exist."""
     from experiments.run import default_root
     from experiments.studies.engine import Store
-    from experiments.studies.launch import storage_url
+    from experiments.studies.places import noted_storage, storage_url
 
-    return Store(storage_url(args.root or default_root(), args.storage), name=args.study)
+    root = args.root or default_root()
+    return Store(storage_url(root, args.storage or noted_storage(root, args.study)), name=args.study)

@@ -1,48 +1,37 @@
-"""Optuna, and the only file that imports it: storage, claims, retries of dead trials, samplers, pruners, importances.
+"""Optuna's storage as a queue: claims, retries of dead trials, budgets.
 
 A trial is claimed under a lock of the storage. Who holds the lock also clears up: a running trial whose process is
-gone is marked failed and queued again with the same picks, so that it continues in its own folders. Trials of other
-machines count as dead when their heartbeat (Optuna's) stops. Nothing here depends on the last write of a process that
-was killed: whatever it left half done is found and finished by the next claim.
+gone is marked failed and queued again with the same picks, so that it continues in its own folders. Whether it is gone
+is looked up on its own machine, however long its heartbeat (Optuna's) has been silent; trials of other machines count
+as dead when it stops. Nothing here depends on the last write of a process that was killed: whatever it left half done
+is found and finished by the next claim.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
+import os
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import optuna
-import sqlalchemy
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from experiments.section import ConfigError, nearest
-from experiments.studies.attempts import Trial, deaths, died, failed, lineages, origin, trial_row
+from experiments.studies import optimizers
+from experiments.studies.attempts import Trial, continued, died, failed, failures_in_a_row, lineages, origin, trial_row
 from experiments.studies.config import StudyConfig, StudyError
-from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown
+from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.reading import parse_study
-from experiments.studies.space import Scalar, grid
-from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
-from experiments.tracking.machine import process_alive, process_tags
+from experiments.studies.running import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
+from experiments.studies.space import grid
+from experiments.tracking.machine import process_state, process_tags
 
-SAMPLERS: dict[str, Any] = {
-    "grid": optuna.samplers.RandomSampler,  # never asked: all cells are queued when the study is made
-    "random": optuna.samplers.RandomSampler,
-    "tpe": optuna.samplers.TPESampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-    "gp": optuna.samplers.GPSampler,
-}
-PRUNERS: dict[str, Any] = {
-    "median": optuna.pruners.MedianPruner,
-    "percentile": optuna.pruners.PercentilePruner,
-    "halving": optuna.pruners.SuccessiveHalvingPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "threshold": optuna.pruners.ThresholdPruner,
-}
-Run = Callable[[int, dict[str, Scalar], Callable[[int, float], bool] | None], TrialOutcome]
+GOING_ON = ("running", "lost", "stopped")  # states of a trial that has not ended, and that nobody need queue
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -65,6 +54,8 @@ class Store:
                 if name not in names:
                     raise StudyError(f"no study {name!r} in {shown(url)}: {nearest(name, names)}")
                 self.study = optuna.load_study(study_name=name, storage=self.storage)
+                if "config" not in self.study.user_attrs:
+                    raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
                 config = parse_study(self.study.user_attrs["config"], source=f"study {name}")
             else:
                 self.study = optuna.create_study(
@@ -73,7 +64,7 @@ class Store:
                     directions=[objective.direction for objective in config.objectives],
                     load_if_exists=True,
                 )
-        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        except (*STORAGE_FAULTS, ImportError) as error:
             raise StudyError(f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}") from error
         self.config = config
 
@@ -87,29 +78,38 @@ class Store:
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
             self.study.set_user_attr("config", self.config.to_dict())
-            self.study.set_user_attr("forgiven", [trial.number for trial in self._tidy() if failed(trial)])
+            ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
+            self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
 
     def work(self, run: Run, say: Callable[[str], None] = print) -> str:
-        """Run trials until none is left to claim. Returns why it ended."""
-        while True:
-            with contextlib.ExitStack() as held:
-                held.enter_context(self.lock())
-                trials = self._tidy()
-                if ended := self.ended(trials):
-                    return ended
-                # A sampler of its own per trial: reproducible, and different in workers that start together.
-                self.study.sampler = _sampler(self.config, len(trials))
-                self.study.pruner = _pruner(self.config)
-                objective = self._objective(run, held.close, say)
-                self.study.optimize(objective, n_trials=1, catch=(TrialFailed,))
+        """Run trials until none is left to claim. Returns why it ended. Raises StudyError where the storage fails."""
+        try:
+            while True:
+                with contextlib.ExitStack() as heart, contextlib.ExitStack() as claim:
+                    claim.enter_context(self.lock())
+                    trials = self._tidy()
+                    if ended := self.ended(trials):
+                        return ended
+                    trial = self._ask(len(trials))
+                    heart.enter_context(heartbeat(self.storage, trial, self.config.heartbeat))
+                    picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
+                    trial.set_user_attr("owner", process_tags())
+                    claim.close()
+                    number = origin(self._attempts()[trial.number])
+                    run_claimed(trial, number, picks, run, self.config.pruner is not None, say)
+        except STORAGE_FAULTS as error:
+            raise StudyError(
+                f"the storage {shown(self.url)} failed: {storage_fault(error) or error}\n"
+                "Nothing that was recorded is lost: the same command goes on when it answers again."
+            ) from error
 
     def ended(self, trials: list[Any] | None = None) -> str:
         """Why there is nothing to claim; empty while there is."""
         trials = self._attempts() if trials is None else trials
-        row = self._failures_in_a_row(trials)
-        if row >= self.config.failures:
-            last = max((t for t in trials if failed(t)), key=lambda t: (t.datetime_complete, t.number))
-            return f"stopped: {row} trials in a row failed, the last with: {last.user_attrs['reason']}"
+        row = failures_in_a_row(trials, self.config.retries, self.study.user_attrs.get("forgiven", ()))
+        if len(row) >= self.config.failures:
+            last = trial_row(row[0], self.config.retries)
+            return f"stopped: {len(row)} trials in a row failed, the last with: {last.reason}"
         budget = self.config.budget
         hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
         if budget.hours is not None and hours >= budget.hours:
@@ -123,11 +123,7 @@ class Store:
 
     def going_on(self) -> bool:
         """Whether a trial runs, or was lost with its process and will be continued by the next start."""
-        groups = lineages(self._attempts()).values()
-        return any(
-            attempts[-1].state == TrialState.RUNNING or (died(attempts[-1]) and deaths(attempts) <= self.config.retries)
-            for attempts in groups
-        )
+        return any(trial.state in GOING_ON for trial in self.trials())
 
     def limit(self) -> int | None:
         """Trials of the budget, with those that were added."""
@@ -139,6 +135,8 @@ class Store:
 
     def add_trials(self, count: int) -> int:
         """Raise the budget by count; returns the number of trials that it is then."""
+        if count < 1:
+            raise ConfigError(f"the number of trials to add must be at least 1, but got {count}")
         if self.config.budget.trials is None:
             raise StudyError(
                 f"study {self.config.name!r} has no budget of trials: it is a whole grid, or has hours only"
@@ -147,92 +145,89 @@ class Store:
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0
 
-    def _failures_in_a_row(self, trials: list[Any]) -> int:
-        """Of the trials that ended by themselves, latest first, those that failed since the study was last started."""
-        forgiven = set(self.study.user_attrs.get("forgiven", ()))
-        ended = [t for t in trials if t.state.is_finished() and not died(t) and t.number not in forgiven]
-        ended.sort(key=lambda t: (t.datetime_complete, t.number), reverse=True)
-        return len(list(itertools.takewhile(failed, ended)))
-
     def trials(self) -> list[Trial]:
         """All trials, each once however often it was continued, by number."""
-        return [trial_row(attempts) for _, attempts in sorted(lineages(self._attempts()).items())]
+        groups, silent = sorted(lineages(self._attempts()).items()), self._silent()
+        return [trial_row(a, self.config.retries, self._gone(a[-1], silent)) for _, a in groups]
 
     def front(self) -> list[int]:
         """Numbers of the best feasible trial, or of those of the Pareto front."""
         return sorted(origin(trial) for trial in self.study.best_trials)
 
     def importances(self) -> dict[str, dict[str, float]]:
-        """Objective -> dimension -> share of the objective's variance (fANOVA). Empty below four complete trials."""
-        complete = [t for t in self.study.trials if t.state == TrialState.COMPLETE]
-        found: dict[str, dict[str, float]] = {}
-        for i, objective in enumerate(self.config.objectives):
-            if len(complete) >= 4 and len({t.values[i] for t in complete}) > 1:
-                evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)
-                found[objective.figure] = optuna.importance.get_param_importances(
-                    self.study,
-                    evaluator=evaluator,
-                    target=lambda trial, i=i: trial.values[i],  # type: ignore[misc]
-                )
-        return found
+        """Objective -> dimension -> share of the objective's variance. Empty below four complete trials."""
+        return optimizers.importances(self.study, self.config)
+
+    def worker_died(self, pid: int, code: int) -> bool:
+        """Note on the trial of a worker of this machine how the worker ended; returns whether it had one.
+
+        code: as of subprocess: minus the signal's number, or an exit code: it stopped by itself, which is no death.
+        """
+        with self.lock():
+            lost = [t for t in self._attempts() if t.state == TrialState.RUNNING or died(t)]
+            owners = [t.user_attrs.get("owner", {}) for t in lost]
+            gone = [owner.get("pid") == str(pid) and process_state(owner) is False for owner in owners]
+            owned = list(itertools.compress(lost, gone))
+            for trial in owned:
+                note = ("ended_by", signal.Signals(-code).name) if code < 0 else ("interrupted", trial.number)
+                with contextlib.suppress(UpdateFinishedTrialError):  # another worker was quicker to see it
+                    self.storage.set_trial_user_attr(trial._trial_id, *note)
+            self._tidy()
+        return bool(owned)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held while a trial is claimed."""
         return claim_lock(self.url, self.storage.engine)
 
-    def _objective(self, run: Run, claimed: Callable[[], None], say: Callable[[str], None]) -> Callable[[Any], Any]:
-        def objective(trial: optuna.Trial) -> list[float]:
-            picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
-            trial.set_user_attr("owner", process_tags())
-            claimed()
-            number = origin(self._attempts()[trial.number])
-            say(f"trial {number}: " + ", ".join(f"{key}={pick}" for key, pick in picks.items()))
-
-            def report(step: int, value: float) -> bool:
-                trial.report(value, step)
-                return trial.should_prune()
-
-            try:
-                outcome = run(number, picks, report if self.config.pruner else None)
-                for key, value in outcome.constraints.items():
-                    trial.set_constraint(key, value)
-            except TrialPruned as pruned:
-                trial.set_user_attr("runs", pruned.outcome.runs)
-                trial.set_user_attr("pruned", str(pruned))
-                raise optuna.TrialPruned(str(pruned)) from pruned
-            except TrialFailed as failed:
-                trial.set_user_attr("reason", str(failed))
-                say(f"trial {number} failed: {failed}")
-                raise
-            except BaseException:  # stopped from outside: not the trial's fault, so this attempt does not count
-                trial.set_user_attr("interrupted", trial.number)
-                raise
-            trial.set_user_attr("runs", outcome.runs)
-            return outcome.values
-
-        return objective
+    def _ask(self, number: int) -> optuna.Trial:
+        self.study.sampler = optimizers.sampler(self.config, number)
+        self.study.pruner = optimizers.pruner(self.config)
+        with warnings.catch_warnings():  # it asks for study.optimize, which cannot tell whose fault an end is
+            warnings.filterwarnings("ignore", "Heartbeat of storage")
+            return self.study.ask()
 
     def _tidy(self) -> list[Any]:
         """Under the lock: fail trials whose process is gone, queue them again, queue missing cells of a grid."""
-        optuna.storages.fail_stale_trials(self.study)
-        trials = self._attempts()
+        trials, silent = self._attempts(), self._silent()
         for trial in (t for t in trials if t.state == TrialState.RUNNING):
-            owner = trial.user_attrs.get("owner")
             # Without an owner it was claimed by a process that died before its lock ended.
-            if process_alive(owner) if owner else not self._exclusive:
-                continue
-            with contextlib.suppress(ValueError):  # ended by another machine meanwhile
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        again = optuna.storages.RetryHeartbeatStaleTrialCallback()
+            if self._gone(trial, silent) or (self._exclusive and "owner" not in trial.user_attrs):
+                with contextlib.suppress(UpdateFinishedTrialError):  # ended by another machine meanwhile
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         for attempts in lineages(self._attempts()).values():
-            if died(attempts[-1]) and deaths(attempts) <= self.config.retries:
-                again(self.study, attempts[-1])
+            if continued(attempts, self.config.retries):
+                self._queue_again(attempts[-1])
         if self.config.sampler.name == "grid":
-            known = [t.system_attrs.get("fixed_params") for t in trials]
+            cells = [t.system_attrs.get("fixed_params") for t in trials]
             for cell in grid(self.config.search)[: self.limit()]:
-                if cell not in known:
+                if cell not in cells:
                     self.study.enqueue_trial(cell)
         return self._attempts()
+
+    def _queue_again(self, trial: Any) -> None:
+        """With the same picks, under the key that Optuna's own retries use."""
+        history = [*trial.system_attrs.get("retry_history", ()), trial.number]
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                system_attrs={**trial.system_attrs, "retry_history": history},
+            )
+        )
+
+    def _gone(self, trial: Any, silent: set[int]) -> bool:
+        """Whether a trial is RUNNING without its process; where that cannot be looked up, its heartbeat tells."""
+        if trial.state != TrialState.RUNNING:
+            return False
+        owner = trial.user_attrs.get("owner", {})
+        alive = process_state(owner)
+        if alive and owner["pid"] == str(os.getpid()):  # a notebook lives on when its storage has failed
+            alive = trial._trial_id in ACTIVE
+        return trial._trial_id in silent if alive is None else not alive
+
+    def _silent(self) -> set[int]:
+        return set(self.storage._get_stale_trial_ids(self.study._study_id))
 
     def _attempts(self) -> list[Any]:
         return self.study.get_trials(deepcopy=False)
@@ -240,27 +235,3 @@ class Store:
     @property
     def _exclusive(self) -> bool:
         return self.storage.engine.dialect.name in LOCKED
-
-
-def check_options(config: StudyConfig) -> None:
-    """Raises ConfigError where the sampler or the pruner does not take its options."""
-    for kind, build, table in (("sampler", _sampler, SAMPLERS), ("pruner", _pruner, PRUNERS)):
-        named = getattr(config, kind)
-        if named is None:
-            continue
-        known = [name for name in inspect.signature(table[named.name]).parameters if name != "seed"]
-        for option in named.options:
-            if option not in known:
-                raise ConfigError(f"{kind}.options.{option}: {named.name} has no such option; {nearest(option, known)}")
-        try:
-            build(config)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{kind} {named.name!r}: {error}") from error
-
-
-def _sampler(config: StudyConfig, number: int = 0) -> Any:
-    return SAMPLERS[config.sampler.name](seed=config.sampler.seed + number, **config.sampler.options)
-
-
-def _pruner(config: StudyConfig) -> Any:
-    return PRUNERS[config.pruner.name](**config.pruner.options) if config.pruner else optuna.pruners.NopPruner()

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,22 +22,31 @@ from experiments.records import read_json, write_json, write_text
 from experiments.run import default_root
 from experiments.studies.afterwards import run_posthoc
 from experiments.studies.config import StudyConfig, StudyError
-from experiments.studies.engine import Store, check_options
+from experiments.studies.engine import Store
+from experiments.studies.optimizers import check_options
+from experiments.studies.places import storage_url, study_folder
+from experiments.studies.running import STORAGE_FAULTS
 from experiments.studies.trial import run_trial
 from experiments.tracking.tracking import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command goes on"
+POLL = 0.1  # seconds between two looks at the workers
 Say = Callable[[str], None]
 
 
 def run_study(
-    config: StudyConfig, root: Path | None = None, workers: int = 1, storage: str | None = None, say: Say = print
+    config: StudyConfig,
+    root: Path | None = None,
+    workers: int | None = None,
+    storage: str | None = None,
+    say: Say = print,
 ) -> Store:
-    """Run what is left of a study, with `workers` processes. Raises ConfigError and StudyError; see Store for results.
+    """Run what is left of a study. Raises ConfigError and StudyError; see Store for results.
 
-    One worker runs in this process. storage: an RDB URL instead of the study's own or `optuna.db` in root.
+    workers: processes, which are replaced when they are killed; None: all trials run in this process. storage: an RDB
+    URL instead of the study's own or `optuna.db` in root.
     """
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise StudyError(f"workers must be at least 1, but got {workers}")
     check_options(config)
     root = (root or default_root()).resolve()
@@ -48,8 +58,9 @@ def run_study(
     tracker.reap()
     with tracker.run(config.name, kind="study", params=_params(config), run_id=_mlflow_run(folder)) as run:
         write_json(folder / "mlflow.json", {"run_id": run.id})
-        say(f"{config.name}: {_before(store)}, {workers} worker{'s' if workers > 1 else ''}")
-        ended = work(store, root, say) if workers == 1 else _processes(store, root, folder, workers, say)
+        run.log_file(folder / "study.yaml")
+        say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
+        ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
         counts = Counter(trial.state for trial in store.trials())
         run.log_metrics({f"trials/{state}": n for state, n in counts.items()})
         say(f"{config.name}: {ended}; " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
@@ -71,41 +82,53 @@ def work(store: Store, root: Path, say: Say) -> str:
     )
 
 
-def study_folder(root: Path, name: str) -> Path:
-    return root / "studies" / name
+def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say = print) -> str:
+    """Start workers and replace those that a signal ends in the middle of a trial, until none is left to claim.
+
+    start: returns a worker, as a Popen. One that ends by itself, with an exit code, has said why, and is not replaced.
+    Returns why the study ended, or UNFINISHED.
+    """
+    running, unclean = [start() for _ in range(workers)], False
+    try:
+        while running:
+            ended = next((worker for worker in running if worker.poll() is not None), None)
+            if ended is None:
+                time.sleep(POLL)
+                continue
+            running.remove(ended)
+            if ended.returncode and _replaces(store, ended, say):
+                running.append(start())
+            else:
+                unclean |= ended.returncode != 0
+    except BaseException:  # Ctrl-C has reached the workers too; SIGTERM has not
+        for worker in running:
+            worker.terminate()
+        for worker in running:
+            worker.wait()
+        raise
+    lost = unclean and store.going_on()  # with all well it is another machine that goes on
+    return UNFINISHED if lost else store.ended() or UNFINISHED
 
 
-def storage_url(root: Path, storage: str | None) -> str:
-    """The storage asked for, or `optuna.db` in root. Raises StudyError for a SQLite file in a folder that is not there:
-    a mistyped path would otherwise begin a second, empty study."""
-    if storage and storage.startswith("sqlite:///"):
-        folder = Path(storage.removeprefix("sqlite:///")).parent
-        if not folder.is_dir():
-            raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
-    return storage or f"sqlite:///{root.resolve() / 'optuna.db'}"
+def _replaces(store: Store, worker: Any, say: Say) -> bool:
+    """Note how a worker ended, and tell whether another one should take its place."""
+    code = worker.returncode
+    try:
+        again = store.worker_died(worker.pid, code) and code < 0 and not store.ended()
+    except STORAGE_FAULTS:
+        again = False
+    if code > 0:
+        say(f"a worker ended with exit code {code}; its message stands above")
+    else:
+        say(f"a worker was ended by {signal.Signals(-code).name}" + ("; another one takes its place" if again else ""))
+    return again
 
 
 def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -> str:
-    """Workers as processes; those that die are told, and their trials are queued by whoever claims next."""
     command = [sys.executable, "-m", "experiments.cli", "study", str(folder / "study.yaml"), "--worker"]
     command += ["--root", str(root), "--storage", store.url]
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
-    running = [subprocess.Popen(command, env={"OMP_NUM_THREADS": threads, **os.environ}) for _ in range(workers)]
-    try:
-        codes = [process.wait() for process in running]
-    except BaseException:  # Ctrl-C has reached the workers too; SIGTERM has not
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-        raise
-    for code in codes:
-        if code < 0:
-            say(f"a worker was ended by {signal.Signals(-code).name}; the next start continues its trial")
-        elif code:
-            say(f"a worker ended with exit code {code}; its message stands above")
-    lost = any(codes) and store.going_on()  # with all well it is another machine that goes on
-    return UNFINISHED if lost else store.ended() or UNFINISHED
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
+    return keep_working(store, lambda: subprocess.Popen(command, env=threads | os.environ), workers, say)
 
 
 def _before(store: Store) -> str:

@@ -46,6 +46,19 @@ def engine_options(url: str) -> dict[str, Any]:
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
 
 
-def shown(url: str) -> str:
+def sqlite_url(path: Path) -> str:
+    """The URL of a file of any name: `?` and `%` mean something else in a URL."""
+    return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def storage_fault(error: BaseException) -> str:
+    """What the database said, on one line, where an error is one of the storage's; else empty."""
+    for fault in (error, error.__cause__):  # Optuna wraps most of them
+        if isinstance(fault, sqlalchemy.exc.SQLAlchemyError):
+            return str(fault).splitlines()[0]
+    return ""
+
+
+def shown(url: str | sqlalchemy.URL) -> str:
     """The storage's URL without its password."""
     return sqlalchemy.make_url(url).render_as_string(hide_password=True)

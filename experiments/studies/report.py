@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
+import os
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from experiments.plots.forgetting import forgetting_figure
 from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
-from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
+from experiments.reporting.page import image_bytes, inline_svg, page_environment
 from experiments.reporting.summary import gain_name, summary, tied_best
 from experiments.reporting.tables import Column, columns_of, csv_text, flat_figures, markdown_rows, markdown_table
 from experiments.section import ConfigError
@@ -26,7 +26,8 @@ from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.attempts import Trial
 from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import mixture_laws
-from experiments.studies.paper import compared, sentences
+from experiments.studies.paper import at_each, compared, sentences
+from experiments.studies.places import command_line, study_folder
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
 
@@ -45,11 +46,11 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     arms += posthoc_arms(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
-    words = summary(results) + (sentences(arms) if study.report.paper else [])
+    words = summary(results) + ([*sentences(arms), *at_each(study, trials)] if study.report.paper else [])
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     shown = columns_of(results)
     shown = (*shown[:2], KEPT, *shown[2:])
-    pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials)
+    pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials, root)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
         words += said
@@ -73,7 +74,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
         "notes": notes,
         "reading": _reading(store, arms),
-        "commands": _commands(store, folder),
+        "commands": _commands(store, root, folder),
     }
     write_text(folder / "report.md", _markdown(values, pictures, results))
     environment = page_environment()
@@ -120,7 +121,7 @@ def _setup(store: Store) -> str:
     study, trials = store.config, store.trials()
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''} per trial"
     configs = []
-    for trial in trials:
+    for trial in (t for t in trials if set(t.picks) >= set(study.search)):  # others were only just asked for
         with contextlib.suppress(ConfigError):  # picks that do not go together: the trial failed
             configs.append(study.run_config(trial.picks, trial.number, study.seeds[0]))
     models = " or ".join(dict.fromkeys(config.base_model for config in configs))
@@ -156,10 +157,10 @@ def _reading(store: Store, arms: list[Arm]) -> str:
     return words
 
 
-def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
+def _notes(store: Store, arms: list[Arm], trials: list[Trial], root: Path) -> list[str]:
     study, notes = store.config, []
     if store.going_on() or not store.ended():
-        notes.append(f"The study is not finished: python -m experiments.cli resume {study.name}")
+        notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
     if study.report.select and arms and not all(arm.halves for arm in arms):
         notes.append(
             "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
@@ -176,12 +177,13 @@ def _notes(store: Store, arms: list[Arm], trials: list[Trial]) -> list[str]:
     return notes
 
 
-def _commands(store: Store, folder: Path) -> list[str]:
-    name = shlex.quote(store.config.name)
+def _commands(store: Store, root: Path, folder: Path) -> list[str]:
+    name = store.config.name
+    out = [] if folder.resolve() == study_folder(root, name).resolve() else ["--out", os.path.relpath(folder)]
     return [
-        f"python -m experiments.cli study {shlex.quote(shown_path(folder / 'study.yaml'))} --workers 1",
-        f"python -m experiments.cli export {name} {name}.csv",
-        f"python -m experiments.cli report {name}",
+        command_line(store, root, "study", os.path.relpath(folder / "study.yaml"), "--workers", "1"),
+        command_line(store, root, "export", name, f"{name}.csv"),
+        command_line(store, root, "report", name, *out),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.section import ConfigError
 from experiments.studies.attempts import Trial
+from experiments.studies.places import command_line
 from experiments.studies.trial import result_of
 
 if TYPE_CHECKING:
@@ -50,22 +51,23 @@ def export(store: Store, path: Path) -> int:
     return len(trials)
 
 
-def status_text(store: Store) -> str:
-    """A line on the whole, one per running and failed trial, and the best so far."""
+def status_text(store: Store, root: Path) -> str:
+    """A line on the whole, one per trial that runs, waits for the next start or failed, and the best so far."""
     config, trials = store.config, store.trials()
     counts, limit = Counter(trial.state for trial in trials), store.limit()
     of = f" of {limit}" if limit is not None else ""
     lines = [
         f"{config.name}: " + (", ".join(f"{n} {state}" for state, n in sorted(counts.items())) or "no trials") + of
     ]
-    lines += [f"running: trial {t.number} ({picks_text(t)})" for t in trials if t.state == "running"]
-    lines += [f"failed:  trial {t.number} ({picks_text(t)}): {t.reason}" for t in trials if t.state == "failed"]
+    for state in ("running", "lost", "stopped", "failed"):
+        named = [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == state]
+        lines += [f"{state + ':':<8} {name}" + (f": {reason}" if reason else "") for name, reason in named]
     best = set(store.front())
     lines += [
         f"best:    trial {t.number} ({picks_text(t)}): {values_text(store, t)}" for t in trials if t.number in best
     ]
     ended = "" if store.going_on() else store.ended()
-    lines.append(f"{ended}" if ended else f"not finished: python -m experiments.cli resume {config.name}")
+    lines.append(ended or f"not finished: {command_line(store, root, 'resume', config.name)}")
     return "\n".join(lines)
 
 

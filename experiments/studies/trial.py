@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,11 @@ Report = Callable[[int, float], bool]  # gets a step and the objective there; Tr
 
 
 class TrialFailed(RuntimeError):
-    """A trial that has no values; the message is the reason. The study goes on."""
+    """A trial that has no values; the message is the reason. runs: what it measured before. The study goes on."""
+
+    def __init__(self, reason: str | None, runs: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__(reason)
+        self.runs = list(runs)
 
 
 class TrialPruned(Exception):
@@ -71,18 +75,22 @@ def run_trial(
             except (RunError, TrackingError):  # of the machine, not of the trial
                 raise
             except Exception as error:
-                raise TrialFailed(f"{type(error).__name__}: {error}") from error
+                raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error
             result = done.results[0]
             outcome.runs.append(run_record(seed, done, root))
             if result.status == "failed":
                 run.fail(result.reason or "no reason was recorded")
-                raise TrialFailed(f"seed {seed}: {result.reason}" if len(study.seeds) > 1 else result.reason)
+                reason = f"seed {seed}: {result.reason}" if len(study.seeds) > 1 else result.reason
+                raise TrialFailed(reason, outcome.runs)
             if result.status == "pruned":
                 pruned = result.reason or "stopped"
                 run.set_tags({"pruned": pruned})
                 break
         if not pruned:
-            _conclude(study, outcome)
+            try:
+                _conclude(study, outcome)
+            except TrialFailed as failed:
+                raise TrialFailed(str(failed), outcome.runs) from failed
             for objective, value in zip(study.objectives, outcome.values, strict=True):
                 run.log_metrics({objective.figure: value})
     if pruned:

@@ -19,6 +19,7 @@ from experiments.tracking.journal import Event
 
 MAX_VALUE, MAX_TAG, MAX_BATCH, MAX_KEY = 6000, 8000, 100, 250  # MLflow's limits on params and tags
 MAX_METRICS = 1000
+DATABASES = ("postgresql", "mysql", "mssql")  # how their URIs begin
 REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 
 
@@ -84,9 +85,25 @@ def dataset_entity(values: Mapping[str, Any]) -> Any:
     return DatasetInput(entity, [InputTag("mlflow.data.context", str(values.get("kind", "training")))])
 
 
+def away(error: BaseException) -> bool:
+    """Whether a database does not answer, or not now, rather than being no such store."""
+    from sqlalchemy.exc import OperationalError
+
+    return isinstance(error, OperationalError) or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+
+
 def connect(uri: str) -> Any:
-    """A client of the store at a URI, which need not answer yet."""
-    return _import_mlflow()(tracking_uri=uri)
+    """A client of the store at a URI. A tracking server need not answer yet; a database must."""
+    client_class = _import_mlflow()
+    if uri.startswith(DATABASES):
+        from mlflow.store.db.utils import create_sqlalchemy_engine
+
+        engine = create_sqlalchemy_engine(uri)
+        try:
+            engine.connect().close()  # MLflow would try one that is away for two minutes
+        finally:
+            engine.dispose()
+    return client_class(tracking_uri=uri)
 
 
 def open_local(root: Path) -> Any:
@@ -120,6 +137,7 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the journal tries again; the default blocks minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
     from mlflow import MlflowClient
     from sqlalchemy import event
     from sqlalchemy.engine import Engine

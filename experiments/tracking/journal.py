@@ -17,7 +17,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,11 @@ class Journal:
     def note(self, store: str, delivered: Delivered) -> None:
         write_json(self._notes_path, self._notes() | {store: asdict(delivered)})
 
+    def missing_in(self, store: str) -> bool:
+        """Whether a store lacks a part of this journal that was meant for it, or for any: no other one has seen it."""
+        notes = self._notes()
+        return (store in notes or not notes) and self.size > self.delivered(store).offset
+
     def known_as(self, run_id: str) -> bool:
         """Whether this is the journal of a run with that id, its own or one that a store gave it."""
         return run_id == self.id or any(note["run_id"] == run_id for note in self._notes().values())
@@ -153,7 +158,11 @@ class Journal:
 
 def journals(folder: Path) -> list[Journal]:
     """All journals at or below a folder, in the order in which their runs began: parents before children."""
-    found = [Journal(path) for path in sorted(Path(folder).rglob(PATTERN))]
+    return in_order(Journal(path) for path in sorted(Path(folder).rglob(PATTERN)))
+
+
+def in_order(found: Iterable[Journal]) -> list[Journal]:
+    """Journals in the order in which their runs began."""
     return sorted(found, key=lambda j: next((event["time"] for event, _ in j.read()), 0))
 
 

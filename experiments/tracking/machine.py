@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -37,18 +38,26 @@ MAX_DIFF = 1_000_000  # characters
 
 def process_tags() -> dict[str, str]:
     """What tells later, on the same machine, whether the process that owns a run still lives."""
-    return {
+    tags = {
         "host": socket.gethostname(),
         "boot_id": _boot_id(),
         "pid": str(os.getpid()),
         "pid_started": f"{psutil.Process().create_time():.0f}",
     }
+    return tags | ({"machine_id": _machine_id()} if _machine_id() else {})
 
 
 def process_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process in `process_tags` may still run. True where it cannot be known: no tags, or another host."""
+    """Whether the process in `process_tags` may still run. True where it cannot be known."""
+    return process_state(tags) is not False
+
+
+def process_state(tags: Mapping[str, str]) -> bool | None:
+    """Whether the process in `process_tags` runs. None where it cannot be known: no tags, or another machine."""
     if "pid" not in tags or tags.get("host") != socket.gethostname():
-        return True
+        return None
+    if tags.get("machine_id", _machine_id()) != _machine_id():  # two machines of one host name
+        return None
     if tags.get("boot_id") != _boot_id():
         return False
     try:
@@ -119,6 +128,16 @@ def hardware_tags() -> dict[str, str]:
     if torch.cuda.is_available():
         tags["hardware/gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return tags
+
+
+@functools.cache
+def _machine_id() -> str:
+    """Tells machines of the same host name apart; hashed, since the id is not meant to be shown. May be empty."""
+    try:
+        own = Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return hashlib.sha256(f"ctrl {own}".encode()).hexdigest()[:16] if own else ""
 
 
 @functools.cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -97,9 +99,14 @@ class Run:
         self._write("model", path=place, name=name, params=flatten(params or {}), step=step, metrics=metrics)
 
     def fail(self, reason: str) -> None:
-        """Let the run end as FAILED although its block ends without an exception."""
+        """Let the run end as FAILED although its block ends without an exception.
+
+        The traceback of an exception that is being handled is kept as the artifact `traceback.txt`.
+        """
         self.reason = reason or "no reason given"
         self.set_tags({"error": self.reason})
+        if sys.exc_info()[0]:
+            self.log_text(traceback.format_exc(), "traceback.txt")
 
     def close(self, status: str) -> None:
         if self._delivery.faults:

@@ -23,24 +23,41 @@ from experiments.tracking.client import (
 )
 from experiments.tracking.journal import Delivered, Event, Journal
 from experiments.tracking.models import send_model
-from experiments.tracking.store import Store, last_line
+from experiments.tracking.store import DIED, Store, last_line
+
+CHAIN = ("study", "trial", "experiment", "run_folder")  # tags that a run takes over from its parent
+
+
+class RunDeleted(RuntimeError):
+    """The store had the run, and somebody deleted it."""
 
 
 def deliver(store: Store, journal: Journal) -> Delivered:
-    """Send what the store does not have yet, and note how far it got. Raises what MLflow raises."""
+    """Send what the store does not have yet, and note how far it got. Raises what MLflow raises.
+
+    A run that was deleted in the store is made anew, with all that the journal has.
+    """
     with FileLock(f"{journal.path}.lock", timeout=60):
-        done = journal.delivered(store.uri)
-        for events, offset in _groups(journal.read(done.offset)):
-            try:
-                run_id, models = _send(store, journal, done, events)
-            except Exception as error:
-                if not done.run_id or not refused(error):
-                    raise
-                run_id, models = done.run_id, done.models
-                store.refused.append(last_line(error))
-            done = Delivered(run_id, offset, models)
-            journal.note(store.uri, done)
-        return done
+        try:
+            return _deliver(store, journal, journal.delivered(store.uri))
+        except RunDeleted:
+            return _deliver(store, journal, Delivered())
+
+
+def _deliver(store: Store, journal: Journal, done: Delivered) -> Delivered:
+    for events, offset in _groups(journal.read(done.offset)):
+        try:
+            run_id, models = _send(store, journal, done, events)
+        except Exception as error:
+            if not done.run_id or not refused(error):
+                raise
+            if not store.find_run(done.run_id):
+                raise RunDeleted(done.run_id) from error
+            run_id, models = done.run_id, done.models
+            store.refused.append(last_line(error))
+        done = Delivered(run_id, offset, models)
+        journal.note(store.uri, done)
+    return done
 
 
 def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Event]) -> tuple[str, dict[str, str]]:
@@ -66,9 +83,13 @@ def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
         parent = store.find_run(event["parent"])
         if not parent:
             raise LookupError(f"the parent run {event['parent']} is not in the store yet: sync its folder too")
+        above = client.get_run(parent).data.tags
+        tags |= {name: above[name] for name in CHAIN if name in above}
         tags |= {"parent": parent, "mlflow.parentRunId": parent}
-    known = [name for name in (run_id, journal.id, event["run"]) if name]  # a deleted run is none: it is made anew
+    known = [name for name in (run_id, journal.id, event["run"]) if name]
     found = next(filter(None, map(store.find_run, known)), "")
+    if not found and run_id:
+        raise RunDeleted(run_id)
     if not found:
         experiment = store.experiment(event["experiment"])
         run = client.create_run(experiment, event["time"], tag_values(tags), event["name"])
@@ -107,6 +128,9 @@ def _artifact(store: Store, journal: Journal, run_id: str, event: Event) -> None
 
 def _end(store: Store, journal: Journal, run_id: str, event: Event) -> None:
     store.client.set_terminated(run_id, event["status"], event["time"])
+    told = journal.last("tags") or {"tags": {}}
+    if store.client.get_run(run_id).data.tags.get("error") == DIED != told["tags"].get("error"):
+        store.client.delete_tag(run_id, "error")  # of `Store.kill`, by a process that did not see this journal
 
 
 SENDERS: dict[str, Callable[[Store, Journal, str, Event], None]] = {

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from experiments.tracking.client import connect, open_local, refused
+from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
+
+DIED = "its process died"  # the tag `error` of a run that ended without a word
 
 
 class TrackingError(RuntimeError):
@@ -20,14 +23,13 @@ class TrackingError(RuntimeError):
 class Store:
     """A tracking store, opened on first use. uri: as in MLFLOW_TRACKING_URI; root: where a local store lies.
 
-    refused: messages for lines that the store will never take (a deleted run, a file that is gone); they are passed
-    over. Methods raise what MLflow raises when the store is away.
+    refused: messages for lines that the store will never take (a file that is gone, a value that it does not like);
+    they are passed over. Methods raise what MLflow raises when the store is away.
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
         self.root, self.local = Path(root), uri is None
         self.uri = uri or f"sqlite:///{self.root / 'mlflow.db'}"
-        self.server = self.uri.startswith(("http://", "https://"))
         self.refused: list[str] = []
         self._client: Any = None
         self._experiments: dict[str, str] = {}
@@ -40,6 +42,11 @@ class Store:
                 self._client = open_local(self.root) if self.local else connect(self.uri)
             return self._client
 
+    @property
+    def shown(self) -> str:
+        """The URI without a password, for messages."""
+        return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
+
     def experiment(self, name: str) -> str:
         """The id of an experiment, made where missing, restored where deleted."""
         with self._lock:
@@ -49,36 +56,46 @@ class Store:
                     self._experiments[name] = self._find_experiment(name)
             return self._experiments[name]
 
-    def reap(self) -> list[str]:
-        """Mark as KILLED the runs whose process died on this machine without a word. Returns their ids."""
+    def dead_runs(self) -> dict[str, str]:
+        """Runs that are RUNNING here although their process is gone from this machine: id -> their journal's id."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         running = self.client.search_runs(experiments, "attributes.status = 'RUNNING'")
-        dead = [run.info.run_id for run in running if not process_alive(run.data.tags)]
-        for run_id in dead:
-            self.client.set_tag(run_id, "error", "its process died")
-            self.client.set_terminated(run_id, "KILLED")
-        return dead
+        return {r.info.run_id: r.data.tags.get("journal_id", "") for r in running if not process_alive(r.data.tags)}
+
+    def kill(self, run_id: str) -> None:
+        """Mark a run as KILLED; the end that its journal may bring later replaces this."""
+        if "error" not in self.client.get_run(run_id).data.tags:
+            self.client.set_tag(run_id, "error", DIED)
+        self.client.set_terminated(run_id, "KILLED")
 
     def find_run(self, run_id: str) -> str:
         """The store's id of an active run named by that id or by its journal's; empty where there is none."""
         try:
             found = self.client.get_run(run_id)
-            return run_id if found.info.lifecycle_stage == "active" else ""
+            if found.info.lifecycle_stage == "active":
+                return run_id
+            run_id = found.data.tags.get("journal_id", run_id)  # one that was deleted may have been made anew
         except Exception as error:
             if not refused(error):
                 raise
         experiments = [e.experiment_id for e in self.client.search_experiments()]
-        found = self.client.search_runs(experiments, f"tags.journal_id = '{run_id}'")
-        return str(found[0].info.run_id) if found else ""
+        active = self.client.search_runs(experiments, f"tags.journal_id = '{run_id}'")
+        return str(active[0].info.run_id) if active else ""
+
+    def away(self, error: BaseException) -> bool:
+        """Whether a store that failed on opening may answer later: a tracking server, a database, a locked file."""
+        if self.uri.startswith(("http://", "https://")):
+            return True
+        return away(error) and (self.uri.startswith(DATABASES) or "locked" in str(error))
 
     def unusable(self, error: BaseException) -> TrackingError:
         """What to raise, with what to do, where the store failed on opening."""
         advice = (
             f"Is {self.root} writable? Moving mlflow.db away starts an empty store."
             if self.local
-            else "Start that server, or unset MLFLOW_TRACKING_URI to log to a local file."
+            else "Correct that URI or start what it names, or unset MLFLOW_TRACKING_URI to log to a local file."
         )
-        return TrackingError(f"the MLflow store {self.uri} cannot be used: {last_line(error)}\n{advice}")
+        return TrackingError(f"the MLflow store {self.shown} cannot be used: {last_line(error)}\n{advice}")
 
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -91,4 +108,5 @@ class Store:
 
 
 def last_line(error: BaseException) -> str:
+    error = getattr(error, "orig", None) or error  # SQLAlchemy's ends with the address of a help page
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

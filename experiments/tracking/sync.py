@@ -9,8 +9,8 @@ from pathlib import Path
 
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
-from experiments.tracking.machine import process_alive
 from experiments.tracking.models import TRAINED, model_ids
+from experiments.tracking.reaping import end_dead
 from experiments.tracking.sending import deliver
 from experiments.tracking.store import Store, TrackingError, last_line
 
@@ -33,11 +33,7 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
         raise store.unusable(error) from error
     said = {}
     for path, journal in found.items():
-        start = journal.last("start")
-        if start and not journal.ended() and not process_alive(start["tags"]):
-            journal.append("tags", tags={"error": "its process died"})
-            journal.append("end", status="KILLED")
-            journal.close()
+        end_dead(journal)
         before = len(store.refused)
         try:
             said[path] = deliver(store, journal).run_id

@@ -11,7 +11,6 @@ import contextlib
 import os
 import shlex
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,9 @@ from experiments.tracking.machine import (
     process_tags,
     sigterm_raises,
 )
+from experiments.tracking.reaping import reap
 from experiments.tracking.run import Run, short
+from experiments.tracking.sending import CHAIN
 from experiments.tracking.store import Store, last_line
 from experiments.tracking.system import system_metrics
 
@@ -38,8 +39,9 @@ class Tracker:
     """An MLflow experiment in `root/mlflow.db`, or at MLFLOW_TRACKING_URI if that is set.
 
     root: the folder of the store (`mlruns`); artifacts of the local store lie in `root/artifacts`.
-    experiment: its name, created where missing. Raises TrackingError where a local store cannot be opened. A server
-    that does not answer is warned about in one line: the journals take everything, and bring it there later.
+    experiment: its name, created where missing. Raises TrackingError where a local store cannot be opened, or the URI
+    names no kind of store. A server or database that does not answer is warned about in one line: the journals take
+    everything, and bring it there later.
     """
 
     def __init__(self, root: Path, experiment: str) -> None:
@@ -52,10 +54,11 @@ class Tracker:
         try:
             self.store.experiment(experiment)
         except Exception as error:
-            if not self.store.server:
+            if not self.store.away(error):
                 raise self.store.unusable(error) from error
             warnings.warn(
-                f"{self.uri} does not answer ({last_line(error)}): this run is kept in its journal, to be sent later",
+                f"{self.store.shown} does not answer ({last_line(error)}): this run is kept in its journal, to be sent "
+                "later",
                 stacklevel=2,
             )
             self.delivery.failed(last_line(error))
@@ -86,11 +89,12 @@ class Tracker:
         kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the run it belongs to. params:
         may be nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder:
         where its journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and
-        machine.
+        machine, and in the tags `study`, `trial` and `experiment` the names of the runs above it.
         """
         folder = Path(folder).resolve() if folder else self.root / "journals"
         journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
-        noted = process_tags() | code_tags() | hardware_tags() | {"kind": kind} | dict(tags or {})
+        own = {"kind": kind} | ({kind: name} if kind in CHAIN else {})
+        noted = process_tags() | code_tags() | hardware_tags() | own | dict(tags or {})
         journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
         run = Run(journal, self.delivery, self.uri)
         if params:
@@ -112,16 +116,16 @@ class Tracker:
             except BaseException as error:
                 status = "FAILED"
                 run.fail(last_line(error))
-                run.log_text(traceback.format_exc(), "traceback.txt")
                 raise
             finally:
                 self._open.remove(run)
                 run.close(status)
 
     def reap(self) -> list[str]:
-        """Mark as KILLED the runs whose process died on this machine without a word. Returns their ids."""
+        """Deliver what dead processes of this machine left in their journals, and mark the runs that have no end as
+        KILLED. Returns the ids of those."""
         with contextlib.suppress(Exception):  # a run wrongly shown as running is no reason not to train
-            return [] if self.delivery.message else self.store.reap()
+            return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
     def ui_command(self) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from experiments.methods import Method
 from experiments.records import write_json
-from experiments.training.checkpoints import COMPLETE, METHOD_STATE, file_sizes
+from experiments.training.checkpoints import COMPLETE, METHOD_STATE, file_sizes, to_disk
 from experiments.training.meter import Meter
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
@@ -42,7 +42,9 @@ class Evaluate(TrainerCallback):
         self.meter.save(folder)
         if kept := self.method.state():
             save_file({name: tensor.detach().cpu() for name, tensor in kept.items()}, folder / METHOD_STATE)
+        to_disk(folder)
         write_json(folder / COMPLETE, file_sizes(folder))
+        to_disk(folder)  # the marker's own name; what is flushed already costs nothing
         for old in folder.parent.glob("checkpoint-*"):  # only now: a kill before this line leaves one that counts
             if old != folder:
                 shutil.rmtree(old)

@@ -78,8 +78,6 @@ class ArmTrainer(Trainer):
         """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
         divergence = getattr(out, "divergence", None)
         parts = {"lm_loss": loss if divergence is None else out.lm_loss, "divergence": divergence, "penalty": penalty}
-        if divergence is None and penalty is None:
-            return
         weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps
         for name, value in parts.items():
             if value is not None:

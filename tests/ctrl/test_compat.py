@@ -1,16 +1,12 @@
-"""Expanded models under the machinery people use: caches, packing, PEFT, DDP and FSDP, mixed precision, diagnostics."""
+"""Expanded models under the machinery people use: caches, packing, precisions, dispatching; options of a config."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ctrl
 from tests.ctrl.families import FAMILIES, build, perturb
@@ -81,6 +77,48 @@ def test_attention_divergence_is_the_kl_of_the_rows() -> None:
     copy.deepcopy(model)
 
 
+@pytest.mark.parametrize("structure", ["concat", "hybrid"])
+@pytest.mark.parametrize("labels", [None, IDS])
+def test_no_attention_row_outlives_its_layer(structure: str, labels: torch.Tensor | None) -> None:
+    """Rows hold the graph: neither a pass without a divergence nor a stacked layer may leave them behind."""
+    model = eager(structure=structure)
+    for _ in range(2):
+        model(IDS, labels=labels)
+        assert not any("attention_rows" in vars(m) for m in model.modules())
+        twin = copy.deepcopy(model)
+    assert torch.equal(twin(IDS, labels=IDS).divergence, model(IDS, labels=IDS).divergence)
+    plain = ctrl.merge_back(model)
+    assert not any(m._forward_hooks for m in plain.modules())
+    assert not any("attention_rows" in vars(m) for m in plain.modules())
+
+
+def test_rows_are_released_after_an_error() -> None:
+    model = eager()
+    layer = ctrl.model.expanded_layers(model)[1]
+    layer.interpolation.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(IDS)
+    assert not any("attention_rows" in vars(m) for m in model.modules())
+
+
+def test_attention_without_weights_is_an_error_that_says_so() -> None:
+    model = eager()
+    model.set_attn_implementation("sdpa")
+    model(IDS)
+    with pytest.raises(RuntimeError, match=r"those of LlamaDecoderLayer are None: call model\.set_attn_implementation"):
+        model(IDS, labels=IDS)
+
+
+def eager(structure: str = "concat") -> PreTrainedModel:
+    """With the attention divergence, its copies disturbed."""
+    base = tiny().eval()
+    base.set_attn_implementation("eager")
+    config = ctrl.ControlConfig(layers=2, structure=structure, divergence="attention")  # type: ignore[arg-type]
+    model = ctrl.expand(base, config)
+    perturb(model)
+    return model
+
+
 def test_alpha_scaling_and_detaching() -> None:
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
 
@@ -108,6 +146,31 @@ def test_detached_pretrained_side_changes_lower_gradients_only() -> None:
     torch.testing.assert_close(gradients[0][1], gradients[1][1])
 
 
+def test_a_detached_pretrained_side_still_trains_what_projects_it() -> None:
+    """P is learned: were its output detached, nothing would train it, and DDP would wait for its gradient."""
+    batch = {"input_ids": IDS, "labels": IDS}
+    gradients = []
+    for detach in (False, True):
+        model = disturbed(interpolation="proj", detach_pretrained=detach)
+        model(**batch).divergence.backward()
+        gradients.append([layer.interpolation.offset.grad for layer in ctrl.model.expanded_layers(model)])
+    for plain, detached in zip(*gradients, strict=True):
+        assert plain.any()
+        torch.testing.assert_close(detached, plain)
+
+
+@pytest.mark.parametrize("divergence", ["none", "attention", "mse"])
+@pytest.mark.parametrize("interpolation", ["proj", "plerp"])
+def test_what_nothing_trains_is_frozen(interpolation: str, divergence: str) -> None:
+    base = tiny().eval()
+    base.set_attn_implementation("eager")
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2, interpolation=interpolation, divergence=divergence))
+    model(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    offsets = [layer.interpolation.offset for layer in ctrl.model.expanded_layers(model)]
+    assert [p.requires_grad for p in offsets] == [interpolation == "plerp" or divergence == "mse"] * 2
+
+
 def test_relaxed_norm_is_the_formula() -> None:
     model = disturbed(norm_mix=0.25)
     norm = ctrl.model.expanded_layers(model)[0].expanded.input_layernorm
@@ -116,35 +179,16 @@ def test_relaxed_norm_is_the_formula() -> None:
     torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
 
 
-def test_lora_on_top_of_an_expanded_model() -> None:
-    model = disturbed()
-    before = model(IDS).logits
-    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
-    assert torch.equal(peft(input_ids=IDS).logits, before)
-    out = peft(input_ids=IDS, labels=IDS)
-    out.loss.backward()
-    assert out.divergence > 0
-    trained = [n for n, p in peft.named_parameters() if p.grad is not None]
-    assert any(".expanded." in n and "lora_" in n for n in trained)
-    assert all("lora_" in n for n in trained)
-
-
-def test_low_rank_copies_start_as_the_base_and_train_alone() -> None:
-    base = tiny().eval()
-    model = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2, expanded="lora", lora_rank=2))
-    assert torch.equal(model(IDS).logits, base(IDS).logits)
-    full = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2))
-    sizes = [sum(row.trainable for row in ctrl.describe(m)) for m in (model, full)]
-    assert sizes[0] < sizes[1] / 4
-    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
-        model(input_ids=IDS, labels=IDS).loss.backward()
-        optimizer.step()
-    assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
-    assert not torch.allclose(model(IDS).logits, base(IDS).logits)
-    with ctrl.pretrained(model):
-        assert torch.equal(model(IDS).logits, base(IDS).logits)
+def test_a_held_share_reaches_the_norms_that_take_alpha() -> None:
+    model = disturbed(norm_mix="alpha", alpha_start=0.25)
+    norm = ctrl.model.expanded_layers(model)[0].expanded.input_layernorm
+    x = torch.randn(2, 3, 32)
+    before = norm(x)
+    with ctrl.at_alpha(model, 1.0):
+        assert torch.equal(norm(x), x)
+    with ctrl.at_alpha(model, 0.25):
+        torch.testing.assert_close(norm(x), before)
+    assert torch.equal(norm(x), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -156,98 +200,6 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     out.loss.backward()
     assert out.logits.dtype == dtype
     disturbed().to(dtype)(IDS)
-
-
-def test_diagnostics_give_the_figures_and_cost_no_gradient() -> None:
-    model = disturbed(interpolation="dlerpin")
-    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS}
-    plain = model(**batch).loss
-    with ctrl.diagnostics(model, tokens=10_000, update_every=2) as log:
-        assert torch.equal(model(**batch).loss, plain)
-        model(**batch)
-    assert model.control.log is None
-    rows = log.rows
-    assert [(row.step, row.layer) for row in rows] == [(0, 1), (0, 3), (1, 1), (1, 3)]
-    layer = ctrl.model.expanded_layers(model)[0]
-    change = sum((e - dict(layer.named_parameters())[n]).square().sum() for n, e in layer.expanded.named_parameters())
-    size = sum(dict(layer.named_parameters())[n].square().sum() for n, _ in layer.expanded.named_parameters())
-    assert rows[0].update == pytest.approx((change / size).sqrt().item(), rel=1e-5)
-    assert rows[2].update != rows[2].update  # nan: measured every second pass
-    assert 0 < rows[0].alpha < 1
-    assert rows[0].alpha_spread > 0
-    assert log.latest()["relative_l2/layer_3"] == rows[3].relative_l2
-    mean = sum(row.divergence for row in rows[:2]) / 2
-    assert model(**batch).divergence.item() == pytest.approx(mean, rel=1e-5)
-
-
-DISTRIBUTED = """
-import copy, os, sys, torch
-import torch.distributed as dist
-import ctrl
-from tests.ctrl.test_trainer import expanded, sequences
-
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
-total = (batch["labels"][:, 1:] != -100).sum()
-reference = expanded()
-reference(**batch, num_items_in_batch=total).loss.backward()
-expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
-mine = {k: v[rank::2] for k, v in batch.items()}
-model = expanded()
-if sys.argv[1] == "ddp":
-    wrapped = torch.nn.parallel.DistributedDataParallel(model)
-elif sys.argv[1] == "accelerate":
-    from accelerate import Accelerator
-    accelerator = Accelerator(cpu=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained))
-    assert accelerator.num_processes == 2 and wrapped is not model
-else:
-    from torch.distributed.fsdp import fully_shard
-    for layer in model.model.layers:
-        fully_shard(layer)
-    wrapped = fully_shard(model)
-out = wrapped(**mine, num_items_in_batch=total)
-(out.loss * 2).backward()  # both wrappers average over the two processes
-for name, parameter in model.named_parameters():
-    if parameter.requires_grad:
-        gradient = parameter.grad
-        gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
-assert len(expected) > 10
-print("gradients agree", flush=True)
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "accelerate"])
-def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
-    """FSDP is torch's own: accelerate's plugin shards on accelerators alone and falls back to DDP on a CPU."""
-    script = tmp_path / "job.py"
-    script.write_text(DISTRIBUTED)
-    root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-        wrapper,
-    ]
-    done = subprocess.run(
-        command, check=False, cwd=root, env=_environment(root), capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("gradients agree") == 2
-
-
-def _environment(root: Path) -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def test_a_dispatched_model_is_refused_rather_than_left_as_it_is() -> None:

@@ -108,6 +108,13 @@ class TestEveryDivergence:
         moved = before[:, 1:] if name == "attention" else before  # the first row has one key: nothing to choose
         assert torch.all((after < before)[:, -moved.shape[1] :]) or name == "none"
 
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+    def test_same_inputs_give_the_same_bits(self, name: str, dtype: torch.dtype) -> None:
+        a, b = pair(name, batch=3, seq=8, dtype=dtype)
+        assert torch.equal(DIVERGENCES[name](a, b), DIVERGENCES[name](a.clone(), b.clone()))
+        for first, second in zip(*(gradients(DIVERGENCES[name], a, b) for _ in range(2)), strict=True):
+            assert torch.equal(first, second)
+
     @quick
     @given(mask=masks, seed=st.integers(0, 999), scale=st.sampled_from([0.0, 1e4, -3.0]))
     def test_padding_has_no_influence(self, name: str, mask: Tensor, seed: int, scale: float) -> None:

@@ -16,7 +16,6 @@ from tests import reference
 from tests.ctrl.families import FAMILIES, build, greedy_by_hand, labelled, left_padded, perturb
 
 STRUCTURES = ["concat", "stack", "hybrid"]
-NEW_TOKENS = 24
 Batch = dict[str, Tensor]
 
 
@@ -125,6 +124,17 @@ class TestForward:
             alone = trained(input_ids=inputs["input_ids"][-1:, mask]).logits[0]
         torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-4)
 
+    def test_padding_behind_changes_nothing(self, trained: PreTrainedModel, inputs: Batch) -> None:
+        """The same row with its pads on the right."""
+        length = int(inputs["attention_mask"][-1].sum())
+        right = {name: values.roll(length, dims=1)[-1:] for name, values in inputs.items()}
+        assert right["attention_mask"][0].tolist() == [1] * length + [0] * (12 - length)
+        both = {name: torch.cat([values[:1], right[name]]) for name, values in inputs.items()}
+        with torch.no_grad():
+            padded = trained(**both).logits[-1, :length]
+            alone = trained(input_ids=right["input_ids"][:, :length]).logits[0]
+        torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-4)
+
     def test_a_change_of_attention_reaches_the_copies(self, trained: PreTrainedModel, inputs: Batch) -> None:
         """And changes numbers in the last bits only."""
         before = logits(trained, inputs)
@@ -135,11 +145,12 @@ class TestForward:
 
 
 class TestGeneration:
-    def test_cached_equals_uncached_token_for_token(self, trained: PreTrainedModel, inputs: Batch) -> None:
+    @pytest.mark.parametrize("tokens", [24, pytest.param(64, marks=pytest.mark.slow)])
+    def test_cached_equals_uncached_token_for_token(self, trained: PreTrainedModel, inputs: Batch, tokens: int) -> None:
         """A copy in its original's cache slot, or with the wrong kind of slot, gives wrong tokens without an error."""
-        cached = trained.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        assert cached.shape == (2, inputs["input_ids"].shape[1] + NEW_TOKENS)
-        assert torch.equal(cached, greedy_by_hand(trained, inputs, NEW_TOKENS))
+        cached = trained.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        assert cached.shape == (2, inputs["input_ids"].shape[1] + tokens)
+        assert torch.equal(cached, greedy_by_hand(trained, inputs, tokens))
 
     def test_cached_logits_equal_uncached(self, trained: PreTrainedModel, inputs: Batch) -> None:
         """Numbers, where tokens could agree by luck: beyond the sliding window, one token at a time."""
@@ -167,10 +178,11 @@ class TestTraining:
         kept = {name for name, p in fresh.named_parameters() if not p.requires_grad}
         assert {name for name, _ in base.named_parameters()} <= kept
 
-    def test_frozen_tensors_keep_their_bits(self, fresh: PreTrainedModel, inputs: Batch) -> None:
+    @pytest.mark.parametrize("steps", [5, pytest.param(20, marks=pytest.mark.slow)])
+    def test_frozen_tensors_keep_their_bits(self, fresh: PreTrainedModel, inputs: Batch, steps: int) -> None:
         before, start = pretrained_bits(fresh), copy.deepcopy(fresh.state_dict())
         optimizer = torch.optim.AdamW(trainable(fresh).values(), lr=1e-2)
-        for _ in range(5):
+        for _ in range(steps):
             gradients(fresh, inputs)
             optimizer.step()
         for name, tensor in pretrained_bits(fresh).items():

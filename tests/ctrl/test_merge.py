@@ -1,16 +1,18 @@
-"""Merge back: plain models, exact at the ends, their gap reported between; several models into one."""
+"""Merge back: plain models, exact at the ends, their gap reported between."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
 from tests.ctrl.test_trainer import tiny
+from tests.reference import sigmoid
 from tests.reference import slerp as reference_slerp
 
 IDS = torch.arange(1, 25).reshape(2, 12)
@@ -53,9 +55,46 @@ def test_merged_at_alpha_0_and_1_equals_the_branch(interpolation: str) -> None:
     with ctrl.pretrained(model):
         base = model(IDS).logits
     assert torch.equal(ctrl.merge_back(model, alpha=0)(IDS).logits, base)
-    at_one = disturbed(interpolation="lerp", alpha_start=1.0)
-    torch.testing.assert_close(ctrl.merge_back(at_one)(IDS).logits, at_one(IDS).logits)
-    assert not torch.allclose(at_one(IDS).logits, base)
+    with ctrl.at_alpha(model, 1):
+        copies = model(IDS).logits
+    assert not torch.allclose(copies, base)
+    assert torch.equal(ctrl.merge_back(model, alpha=1)(IDS).logits, copies)
+    at_one = disturbed(interpolation=interpolation, alpha_start=1.0)
+    assert torch.equal(ctrl.merge_back(at_one)(IDS).logits, copies)  # theta = inf, whatever the gate says
+
+
+def test_inside_at_alpha_the_held_share_is_merged() -> None:
+    model = disturbed(interpolation="dlerp")
+    expected = ctrl.merge_back(model, alpha=0.25)(IDS).logits
+    with ctrl.at_alpha(model, 0.25):
+        for batches in (None, BATCHES):
+            assert torch.equal(ctrl.merge_back(model, batches=batches)(IDS).logits, expected)
+    assert not torch.equal(ctrl.merge_back(model)(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("structure", ["concat", "hybrid"])
+def test_copies_of_another_dtype_merge_into_the_base_s(structure: str) -> None:
+    model = disturbed(structure=structure).bfloat16()
+    for layer in ctrl.model.expanded_layers(model):
+        layer.expanded.float()
+    merged = ctrl.merge_back(model, alpha=1.0)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    assert merged(IDS).logits.isfinite().all()
+    for layer in ctrl.model.expanded_layers(model):
+        layer.expanded.bfloat16()
+    assert torch.equal(ctrl.merge_back(model, alpha=1.0)(IDS).logits, merged(IDS).logits)
+
+
+def test_no_attention_hooks_are_left_behind() -> None:
+    base = tiny().eval()
+    base.set_attn_implementation("eager")
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2, divergence="attention"))
+    hooked = [name for name, module in model.named_modules() if module._forward_hooks]
+    assert hooked
+    merged = ctrl.merge_back(model)
+    assert not [name for name, module in merged.named_modules() if module._forward_hooks]
+    assert not [layer for layer in merged.model.layers if "attention_handles" in vars(layer)]
+    assert hooked == [name for name, module in model.named_modules() if module._forward_hooks]
 
 
 def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
@@ -71,20 +110,55 @@ def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
         torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_alpha_per_layer_and_measured_alpha_reach_the_weights() -> None:
+def gate_by_hand(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
+    """Mean of sigmoid(w.h + theta) over all real tokens, one at a time, for each expanded layer of a dlerpin model."""
+    means = []
+    for layer in ctrl.model.expanded_layers(model):
+        w = layer.interpolation.weight.detach().double().numpy()[0]
+        shares = []
+        for batch in batches:
+            with torch.no_grad():
+                states = model(**batch, output_hidden_states=True).hidden_states[layer.index].double().numpy()
+            real = batch["attention_mask"].bool().numpy()
+            shares += [sigmoid(float(w @ h) + layer.interpolation.theta.item()) for h in states[real]]
+        means.append(sum(shares) / len(shares))
+    return means
+
+
+def test_measured_alpha_is_the_mean_over_tokens_and_reaches_the_weights() -> None:
     model = disturbed(interpolation="dlerpin", alpha="learned")
-    measured = ctrl.merge.measured_alphas(model, BATCHES)
-    assert all(0 < alpha < 1 for alpha in measured)
-    assert measured != [ctrl.describe(model)[i].alpha for i in range(2)]  # the gate counts, not theta alone
-    given, found = ctrl.merge_back(model, alpha=measured), ctrl.merge_back(model, batches=BATCHES)
+    with torch.no_grad():
+        for layer in ctrl.model.expanded_layers(model):
+            layer.interpolation.weight.mul_(20)  # unlike shares, so that an average of averages would show
+    short = {"input_ids": IDS + 40, "attention_mask": torch.zeros_like(MASK)}
+    short["attention_mask"][0, -2:] = 1
+    empty = {"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}
+    batches = [*BATCHES, short, empty]
+    measured = ctrl.merge.measured_alphas(model, batches)
+    assert measured == pytest.approx(gate_by_hand(model, batches), rel=1e-5)
+    parts = [gate_by_hand(model, [batch]) for batch in (BATCHES[0], short)]
+    assert measured[0] != pytest.approx((parts[0][0] + parts[1][0]) / 2, rel=1e-3)
+    given, found = ctrl.merge_back(model, alpha=measured), ctrl.merge_back(model, batches=batches)
     assert torch.equal(given(IDS).logits, found(IDS).logits)
+
+
+def test_alpha_that_is_no_number_is_refused() -> None:
+    model = disturbed()
     with pytest.raises(ctrl.ConfigError, match="one per expanded layer, but got 3"):
         ctrl.merge_back(model, alpha=[0.1, 0.2, 0.3])
+    for alpha in (float("nan"), [0.5, float("inf")]):
+        with pytest.raises(ctrl.ConfigError, match=r"alpha=(nan|inf) for layer [13] is no share"):
+            ctrl.merge_back(model, alpha=alpha)
+    empty = [{"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}]
+    for batches in ([], empty):
+        with pytest.raises(ctrl.ConfigError, match="no real token to measure alpha on"):
+            ctrl.merge_back(model, batches=batches)
 
 
 def test_stack_becomes_a_deeper_plain_model_with_equal_logits() -> None:
     model = disturbed(structure="stack")
-    merged = ctrl.merge_back(model)
+    with pytest.warns(UserWarning, match="its model is already plain"):
+        merged = ctrl.merge_back(model)
     assert merged.config.num_hidden_layers == 6
     assert torch.equal(merged(IDS).logits, model(IDS).logits)
 
@@ -118,25 +192,19 @@ def test_low_rank_copies_merge() -> None:
     torch.testing.assert_close(ctrl.merge_back(model)(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_two_models_of_one_base_merge_into_one() -> None:
-    one, two = disturbed(seed=1), disturbed(seed=2, layers=[0, 3])
-    base = tiny().eval()
-    alone = ctrl.merge_models([one], [1.0])
-    torch.testing.assert_close(alone(IDS).logits, ctrl.merge_back(one)(IDS).logits, rtol=1e-4, atol=1e-5)
-    both = ctrl.merge_models([one, two]).state_dict()
-    parts = [ctrl.merge_back(m).state_dict() for m in (one, two)]
-    for name, start in base.state_dict().items():
-        expected = start + 0.5 * (parts[0][name] - start) + 0.5 * (parts[1][name] - start)
-        torch.testing.assert_close(both[name], expected, rtol=1e-5, atol=1e-6)
-    other = ctrl.expand(tiny(seed=9).eval(), ctrl.ControlConfig(layers=2))
-    with pytest.raises(ctrl.ConfigError, match="not expanded from the same base"):
-        ctrl.merge_models([one, other])
-    with pytest.raises(ctrl.ConfigError, match="one weight per model, but got 1 for 2"):
-        ctrl.merge_models([one, two], [1.0])
-
-
-def test_merge_models_leaves_its_inputs_alone() -> None:
-    one = disturbed()
-    before = copy.deepcopy(one.state_dict())
-    ctrl.merge_models([one, one])
-    assert all(torch.equal(before[name], tensor) for name, tensor in one.state_dict().items())
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_adapters_on_top_are_refused_until_they_are_merged(expanded: str, tmp_path: Path) -> None:
+    model = disturbed(expanded=expanded)
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    for use in (ctrl.merge_back, lambda m: ctrl.merge_models([m]), lambda m: ctrl.save(m, tmp_path / "no")):
+        for wrapped in (peft, model):
+            with pytest.raises(ctrl.ConfigError, match=r"PEFT adapter .* call merge_and_unload\(\) first"):
+                use(wrapped)
+    assert not (tmp_path / "no").exists()
+    if expanded == "full":
+        adapted = peft(input_ids=IDS).logits
+        whole = peft.merge_and_unload()
+        torch.testing.assert_close(whole(IDS).logits, adapted, rtol=1e-4, atol=1e-5)
+        ctrl.merge_back(whole)
+        ctrl.save(whole.requires_grad_(True), tmp_path)
+        assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, whole(IDS).logits)

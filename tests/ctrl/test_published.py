@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.published_config import control_config
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
@@ -105,6 +106,8 @@ def test_values_of_the_expansion_object(tmp_path: Path) -> None:
         ({"interpolation_norm_alpha": 0.1}, {"norm_mix": 0.1}),
         ({"freeze_interpolation_factor": False}, {"alpha": "learned"}),
     ]
+    stack = {"expand_type": "stack", "freezed_layers": [0, 1, 3], "num_hidden_layers": None, "num_ori_layers": None}
+    assert control_config(stack | {"interpolation_norm_alpha": 0.1}, [1]).norm_mix == 0.0  # a plain model
     for number, (expansion, expected) in enumerate(cases):
         by_hand(tmp_path / str(number), **expansion)
         config = ctrl.load_published(tmp_path / str(number)).control.config
@@ -113,12 +116,15 @@ def test_values_of_the_expansion_object(tmp_path: Path) -> None:
 
 def test_null_factor_means_the_expanded_branch_alone(tmp_path: Path) -> None:
     by_hand(tmp_path, interpolation_factor=None)
+    contradicted = ctrl.load_published(tmp_path).eval()
+    assert [row.alpha for row in ctrl.describe(contradicted)] == [1.0, 1.0]  # the file's theta .7 is not used
     tensors = load_file(tmp_path / "model.safetensors")
     without = {n: t for n, t in tensors.items() if not n.endswith("interpolation_factor")}
     save_file(without, tmp_path / "model.safetensors", metadata={"format": "pt"})
     model = ctrl.load_published(tmp_path).eval()
     assert [row.alpha for row in ctrl.describe(model)] == [1.0, 1.0]
     torch.testing.assert_close(ctrl.merge_back(model)(IDS).logits, model(IDS).logits)
+    assert torch.equal(contradicted(IDS).logits, model(IDS).logits)
 
 
 def test_a_stack_checkpoint_is_a_plain_deeper_model(tmp_path: Path) -> None:
@@ -135,14 +141,18 @@ def test_faults_are_named(tmp_path: Path) -> None:
     tensors = by_hand(tmp_path)
     gone = "model.layers.1.expanded_layer.mlp.up_proj.weight"
     save_file({n: t for n, t in tensors.items() if n != gone}, tmp_path / "model.safetensors")
-    with pytest.raises(ctrl.CheckpointError, match=r"1 missing \(first: model\.layers\.1\.expanded\.mlp\.up_proj"):
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"1 missing \(first: model\.layers\.1\.expanded_layer\.mlp\.up_proj"
+    ):
         ctrl.load_published(tmp_path)
     save_file(tensors | {"model.layers.1.surprise": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ctrl.CheckpointError, match=r"1 extra \(first: model\.layers\.1\.surprise"):
         ctrl.load_published(tmp_path)
-    save_file(tensors | {gone: torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ctrl.CheckpointError, match="of another shape"):
-        ctrl.load_published(tmp_path)
+    theta = "model.layers.1.interpolation_factor"
+    for name, value in ((gone, torch.ones(2)), (theta, torch.ones(5))):
+        save_file(tensors | {name: value}, tmp_path / "model.safetensors")
+        with pytest.raises(ctrl.CheckpointError, match=rf"1 of another shape \(first: {name}, \({len(value)},\)\)"):
+            ctrl.load_published(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ctrl.CheckpointError, match="does not exist"):
         ctrl.load_published(tmp_path)
@@ -155,6 +165,87 @@ def test_faults_are_named(tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path / "plain")
     with pytest.raises(ctrl.CheckpointError, match="no 'expansion' object"):
         ctrl.load_published(tmp_path / "plain")
+
+
+def test_a_matrix_that_is_not_square_is_named(tmp_path: Path) -> None:
+    ctrl.export_published(disturbed(interpolation="proj"), tmp_path)
+    name = "model.layers.1.linear_proj.weight"
+    save_file(load_file(tmp_path / "model.safetensors") | {name: torch.ones(32, 31)}, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match=rf"1 of another shape \(first: {name}, \(32, 31\)\)"):
+        ctrl.load_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gone", "fault"), [(3, "num_hidden_layers=4"), (1, r"19 missing \(first: model\.layers\.1\.")]
+)
+def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str) -> None:
+    tensors = by_hand(tmp_path, freezed_layers=[0, 2, 3], merge_method="lerp")
+    for name in [n for n in tensors if n.startswith("model.layers.3.")]:  # the layer is a plain one here
+        value = tensors.pop(name)
+        if ".pretrained_layer." in name:
+            tensors[name.replace("pretrained_layer.", "")] = value
+    kept = {n: t for n, t in tensors.items() if not n.startswith(f"model.layers.{gone}.")}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert [row.layer for row in ctrl.describe(ctrl.load_published(tmp_path))] == [1]
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match=fault):
+        ctrl.load_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expansion", "fault"),
+    [
+        ({"num_ori_layers": 5}, "num_ori_layers=5, but its tensors and freezed_layers give 4"),
+        ({"freezed_layers": None}, r"freezed_layers must list the layers, of 0\.\.3, without a copy, but got None"),
+        ({"freezed_layers": [0, 2, 9]}, r"freezed_layers must list .* got \[0, 2, 9\]"),
+        ({"freezed_layers": [0, 1, 2, 3]}, r"freezed_layers must list .* got \[0, 1, 2, 3\]"),
+        (
+            {"interpolation_factor": "0.7"},
+            "interpolation_factor of the expansion object must be a number or null, .*'0.7'",
+        ),
+        ({"interpolation_loss_alpha": [1]}, r"interpolation_loss_alpha of the expansion object .* got \[1\]"),
+        ({"interpolation_norm_alpha": "x"}, "interpolation_norm_alpha of the expansion object .* got 'x'"),
+        ({"merge_method": ["lerp"]}, r"unknown merge_method \['lerp'\]"),
+    ],
+)
+def test_values_that_no_expansion_gives_are_named(tmp_path: Path, expansion: dict[str, Any], fault: str) -> None:
+    by_hand(tmp_path, **expansion)
+    with pytest.raises((ctrl.ConfigError, ctrl.CheckpointError), match=fault):
+        ctrl.load_published(tmp_path)
+
+
+def test_a_base_of_another_depth_is_refused(tmp_path: Path) -> None:
+    by_hand(tmp_path)
+    config = tiny().config
+    config.num_hidden_layers = 5
+    deeper = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: give base"):
+        ctrl.load_published(tmp_path, base=deeper)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({"divergence": "cosine"}, ["divergence='cosine' (comes back as 'cosine_smooth')"]),
+        ({"divergence": "cosine_smooth", "margin": 0.1}, ["margin=0.1 (comes back as 0.0)"]),
+        ({"divergence_tokens": "labels", "detach_pretrained": True}, ["detach_pretrained=True", "divergence_tokens="]),
+        ({"scale_by_alpha": True, "divergence_weight": 2.0}, ["divergence_weight=2.0 (comes back as 1.0)"]),
+        ({"scale_by_alpha": True, "detach_alpha": True}, ["detach_alpha=True (comes back as False)"]),
+        ({"divergence": "none", "divergence_tokens": "labels"}, []),
+        ({"divergence_weight": 0.0, "scale_by_alpha": True}, []),
+        ({"divergence": "cosine", "structure": "stack"}, []),
+        ({"divergence": "mse", "margin": 0.1, "divergence_weight": 0.5}, []),
+    ],
+)
+def test_settings_that_only_training_needs_are_left_out_with_a_warning(
+    tmp_path: Path, settings: dict[str, Any], lost: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    model = disturbed(**settings)
+    ctrl.export_published(model, tmp_path)
+    found = [str(w.message) for w in recwarn if "published layout" in str(w.message)]
+    assert len(found) == (1 if lost else 0)
+    assert all(text in found[0] for text in lost)
+    assert torch.equal(ctrl.load_published(tmp_path).eval()(IDS).logits, model(IDS).logits)
 
 
 def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:

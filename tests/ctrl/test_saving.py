@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 import ctrl
@@ -105,6 +110,92 @@ def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
     (tmp_path / "control_config.json").write_text(json.dumps(wider))
     with pytest.raises(ctrl.CheckpointError, match="missing tensors"):
         ctrl.load(tiny(), tmp_path)
+
+
+def test_wrong_shapes_are_named(tmp_path: Path) -> None:
+    ctrl.save(disturbed(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = read_tensors(weights)
+    name = "model.layers.1.expanded.mlp.up_proj.weight"
+    save_file(tensors | {name: torch.ones(3, 32)}, weights)
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"up_proj\.weight has shape \(3, 32\), the model expects \(64, 32\)"
+    ):
+        ctrl.load(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "missing", "shape"])
+def test_a_refused_checkpoint_leaves_the_base_as_it_was(tmp_path: Path, fault: str) -> None:
+    model = disturbed(divergence="mse")
+    ctrl.save(model, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole, tensors = weights.read_bytes(), read_tensors(weights)
+    first = next(iter(tensors))
+    if fault == "damaged":
+        weights.write_bytes(whole[: len(whole) // 2])
+    else:
+        rest = {name: tensor for name, tensor in tensors.items() if name != first}
+        save_file(rest if fault == "missing" else {**rest, first: torch.ones(2, 2, 2)}, weights)
+    base, fresh = tiny().eval(), tiny().eval()
+    base.lm_head.requires_grad_(False)
+    with pytest.raises(ctrl.CheckpointError, match=r"cut short|missing tensors|has shape"):
+        ctrl.load(base, tmp_path)
+    assert type(base) is type(fresh)
+    assert base.state_dict().keys() == fresh.state_dict().keys()
+    assert vars(base.config) == vars(fresh.config)
+    assert [n for n, p in base.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
+    assert torch.equal(base(IDS).logits, fresh(IDS).logits)
+    weights.write_bytes(whole)
+    assert torch.equal(ctrl.load(base, tmp_path)(IDS).logits, model(IDS).logits)
+
+
+def test_dtypes_come_back(tmp_path: Path) -> None:
+    """Copies trained in fp32 over a bf16 base are neither rounded nor widened on the same base."""
+    model = disturbed().bfloat16()
+    low = ctrl.model.expanded_layers(model)[0]
+    low.expanded.float().mlp.up_proj.weight.data.add_(1e-4)  # less than bf16 holds
+    ctrl.save(model, tmp_path)
+    again = ctrl.load(tiny().eval().bfloat16(), tmp_path)
+    expected, state = model.state_dict(), again.state_dict()
+    assert {n: t.dtype for n, t in state.items()} == {n: t.dtype for n, t in expected.items()}
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("stored", [True, False])  # folders of earlier versions do not say it
+def test_rounding_to_another_base_s_dtype_is_said(tmp_path: Path, stored: bool) -> None:
+    ctrl.save(disturbed(), tmp_path)
+    if not stored:
+        meta = json.loads((tmp_path / "control_config.json").read_text())
+        del meta["base"]["dtype"]
+        (tmp_path / "control_config.json").write_text(json.dumps(meta))
+    with pytest.warns(UserWarning, match=r"this one is in torch\.bfloat16: \d+ tensors are rounded"):
+        again = ctrl.load(tiny().eval().bfloat16(), tmp_path)
+    assert again(IDS).logits.isfinite().all()
+
+
+def test_widening_to_another_base_s_dtype_is_silent(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    ctrl.save(disturbed().bfloat16(), tmp_path)
+    again = ctrl.load(tiny().eval(), tmp_path)
+    assert again(IDS).logits.isfinite().all()
+    assert not [w for w in recwarn if "rounded" in str(w.message)]
+
+
+def test_a_sharded_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    model = disturbed()
+    expected = model(IDS).logits
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        sharded = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ctrl.CheckpointError, match=r"sharded over processes \(DTensor\).*get_model_state_dict"):
+            ctrl.save(sharded, tmp_path / "trained")
+        whole = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        ctrl.save(sharded, tmp_path / "trained", state_dict=whole)
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(ctrl.load(tiny().eval(), tmp_path / "trained")(IDS).logits, expected)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,68 @@ def test_a_refused_expansion_leaves_the_model_as_it_was(values: dict[str, Any]) 
     assert all(p.requires_grad for p in model.parameters())
 
 
+def _gpt_oss() -> PreTrainedModel:
+    return tf.GptOssForCausalLM(
+        tf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None)
+    )
+
+
+def _doge() -> PreTrainedModel:
+    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE))
+
+
+def _doge_experts() -> PreTrainedModel:
+    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE, is_moe=True, num_experts=4, num_experts_per_tok=2))
+
+
+@torch.no_grad()
+def noisy(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    model = make()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+def test_biases_beside_bare_expert_weights_are_zeroed_too() -> None:
+    base = noisy(_gpt_oss).eval()
+    ids = left_padded(pads=0)["input_ids"]
+    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, structure="stack"))
+    assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+@pytest.mark.parametrize("make", [_doge, _doge_experts])
+def test_a_stacked_copy_that_is_not_the_identity_is_refused(
+    make: Callable[[], PreTrainedModel], structure: str
+) -> None:
+    """Doge scales its residuals; its routed experts write past the down projection."""
+    model = noisy(make)
+    kinds, modes = [type(m) for m in model.modules()], [m.training for m in model.modules()]
+    attention, state = model.config._attn_implementation, torch.get_rng_state()
+    with pytest.raises(ConfigError, match=r"that of layer 1, a DogeDecoderLayer .* changes its input by up to \d"):
+        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
+    assert [type(m) for m in model.modules()] == kinds
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.config._attn_implementation == attention
+    assert torch.equal(torch.get_rng_state(), state)
+    ctrl.expand(model, ControlConfig(layers=2))
+
+
+def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
+    with pytest.raises(ConfigError, match=r"norm_mix=0\.1: stacked copies are plain layers, structure 'stack' takes 0"):
+        ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
+    base = build("llama")
+    for value in ("alpha", 0.1):
+        model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid", norm_mix=value))  # type: ignore[arg-type]
+        stacked, paired = (type(layer.expanded.input_layernorm).__name__ for layer in expanded_layers(model))
+        assert (stacked, paired) == ("LlamaRMSNorm", "RelaxedLlamaRMSNorm")
+    with ctrl.pretrained(model):
+        ids = torch.tensor([[5, 6, 7]])
+        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("make", [_mamba, _qwen3_next])
 def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedModel]) -> None:
     """Layers without attention keep a recurrent state in their cache slot; a copy needs a slot of that kind."""

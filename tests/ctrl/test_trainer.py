@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,52 @@ def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_gradien
     checkpointed.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="use_reentrant"):
         checkpointed(**batch)
+
+
+def test_a_loss_without_a_path_to_the_copies_is_no_fault_of_checkpointing() -> None:
+    """Nothing trains but the head, or one gate: the divergence has no gradient, and needs none."""
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    for trains in ("lm_head", "3.interpolation"):
+        model = expanded(interpolation="dlerpin", alpha="learned").train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trains in name)
+        for _ in range(2):
+            model(**batch).loss.backward()
+            assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+            model.zero_grad()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@pytest.mark.parametrize("taken", ["label_smoothing_factor", "compute_loss_func", None])
+def test_labels_that_trainer_keeps_to_itself_are_missed_aloud(tmp_path: Path, taken: str | None) -> None:
+    """Without labels the model computes no loss, so its divergence would vanish without a word."""
+    smoothing = {"label_smoothing_factor": 0.1} if taken == "label_smoothing_factor" else {}
+    own = (lambda out, labels, **_: out.logits.square().mean()) if taken == "compute_loss_func" else None
+    args = arguments(tmp_path, max_steps=2, **smoothing)
+    trainer = Trainer(model=expanded(), args=args, train_dataset=sequences(), compute_loss_func=own)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.train()
+    found = [str(w.message) for w in seen if "leaves out divergence='mse'" in str(w.message)]
+    assert len(found) == (taken is not None)
+    assert all("label_smoothing_factor or compute_loss_func" in message for message in found)
+
+
+@pytest.mark.parametrize("values", [{"divergence": "none"}, {"divergence_weight": 0.0}, {"structure": "stack"}])
+def test_where_no_divergence_is_wanted_none_is_missed(values: dict[str, Any]) -> None:
+    ids = sequences()[0]["input_ids"][None]
+    model = ctrl.expand(tiny(), ctrl.ControlConfig(**{"layers": 2, **values})).train()
+    other = expanded().train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(ids)
+        with torch.no_grad():
+            other(ids)
+        with ctrl.pretrained(other):
+            other(ids)
+        other.eval()(ids)
+    with pytest.warns(UserWarning, match="Pass the labels to the model"):
+        other.train()(ids)
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

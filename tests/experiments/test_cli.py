@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from experiments import cli
 
@@ -88,9 +89,10 @@ def test_wrong_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) ->
     [
         (OSError(28, "No space left on device", "table.csv"), 1, "No space left on device: 'table.csv'"),
         (PermissionError(13, "Permission denied", "out"), 1, "Permission denied: 'out'"),
+        (OperationalError("INSERT", {}, Exception("database or disk is full")), 1, "database or disk is full"),
         (KeyboardInterrupt(), 130, "the same command continues"),
     ],
-    ids=["disk", "permission", "ctrl-c"],
+    ids=["disk", "permission", "database", "ctrl-c"],
 )
 def test_what_the_machine_does_to_a_command(
     fault: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -100,7 +102,9 @@ def test_what_the_machine_does_to_a_command(
 
     monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
     assert cli.main(["compare", "x"]) == code
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

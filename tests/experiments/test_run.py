@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments import arm_run, cli
@@ -68,6 +69,82 @@ def test_per_step_and_per_evaluation_figures_are_in_mlflow(store: Path) -> None:
         assert steps == [1, 2, 3, 4], metric
     assert [m.step for m in tracker.client.get_metric_history(run.info.run_id, "retention")] == [2, 4]
     assert run.data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
+
+
+def test_every_run_has_its_config_data_and_place_in_the_chain(store: Path) -> None:
+    tracker = Tracker(store, "small")
+    found = tracker.client.search_runs([tracker.experiment_id], "tags.experiment = 'small'")
+    runs = {run.info.run_name: run for run in found}
+    assert set(runs) == {"small", "full 0.001", "control 0.01"}
+    folder = runs["small"].data.tags["run_folder"]
+    for run in runs.values():
+        assert run.data.tags["run_folder"] == folder
+        assert run.data.params["training.steps"] == "4"
+        assert run.data.params["seed"] == "0"
+        assert [source.dataset.name for source in run.inputs.dataset_inputs] == ["chain_sum"]
+        assert all(source.dataset.digest for source in run.inputs.dataset_inputs)
+        assert "config.yaml" in [file.path for file in tracker.client.list_artifacts(run.info.run_id)]
+
+
+def test_a_run_that_fails_early_has_its_config(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no data today")
+
+    monkeypatch.setattr("experiments.experiment.ExperimentData", broken)
+    with pytest.raises(RuntimeError, match="no data today"):
+        run_experiment(small_config(base), tmp_path)
+    tracker = Tracker(tmp_path, "small")
+    [run] = tracker.client.search_runs([tracker.experiment_id])
+    assert run.info.status == "FAILED"
+    assert {"config.yaml", "traceback.txt"} <= {file.path for file in tracker.client.list_artifacts(run.info.run_id)}
+
+
+def test_pictures_of_the_report_are_files_in_mlflow(
+    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [("Hidden states by layer", Figure())]
+    monkeypatch.setattr("experiments.experiment.alignment_pictures", lambda last: drawn)
+    outcome = run_experiment(small_config(base), store)
+    tracker = Tracker(store, "small")
+    [run] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'small'")
+    files = {file.path for file in tracker.client.list_artifacts(run.info.run_id)}
+    assert {"forgetting.png", "hidden-states-by-layer.png"} <= files
+    (outcome.folder / "hidden-states-by-layer.png").unlink()
+
+
+def test_an_arm_stopped_between_its_result_and_its_end_is_finished_by_the_next_start(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(base, arms=small_values(base)["arms"][:1])
+
+    def stopped(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(arm_run.ArmRun, "_close", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(config, tmp_path)
+    assert statuses(tmp_path) == {"small": "KILLED", "full 0.001": "KILLED"}
+    monkeypatch.setattr(arm_run, "train_arm", None)  # would fail if it were called
+    outcome = run_experiment(config, tmp_path)
+    assert not outcome.failed
+    assert statuses(tmp_path) == {"small": "FINISHED", "full 0.001": "FINISHED"}
+    tracker = Tracker(tmp_path, "small")
+    [arm] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'full 0.001'")
+    assert [f.path for f in tracker.client.list_artifacts(arm.info.run_id, "scorecard")] == ["scorecard/result.json"]
+    assert not (outcome.folder / "arms" / "full-0.001" / "checkpoints").exists()
+
+
+def test_a_pruned_arm_keeps_no_checkpoint(base: str, tmp_path: Path) -> None:
+    def observe(label: str, step: int, figures: Any) -> None:
+        if step == 4:
+            raise arm_run.StopArm("not worth going on")
+
+    config = small_config(base, arms=small_values(base)["arms"][:1])
+    outcome = run_experiment(config, tmp_path, observe=observe)
+    [result] = outcome.results
+    assert (result.status, result.steps) == ("pruned", 4)
+    assert not (outcome.folder / "arms" / "full-0.001" / "checkpoints").exists()
 
 
 def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:

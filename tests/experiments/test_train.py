@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -94,6 +95,13 @@ def test_each_step_logs_the_parts_of_its_loss_and_its_layers(tmp_path: Path) -> 
     assert out.cost["tokens"] == out.logs[3]["tokens_seen"]
 
 
+def test_the_loss_of_the_language_model_is_logged_where_it_is_the_whole_loss(tmp_path: Path) -> None:
+    out = train(arm_config("full"), tmp_path, steps=3, batch_size=2, gradient_accumulation=2)
+    assert len(out.logs) == 3
+    for logs in out.logs.values():
+        assert logs["lm_loss"] == pytest.approx(logs["loss"], rel=1e-4)
+
+
 def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train(arm_config("control"), tmp_path / "a", steps=2)
     monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
@@ -144,6 +152,29 @@ def test_an_old_checkpoint_stays_until_the_new_one_counts(tmp_path: Path, monkey
     monkeypatch.undo()
     train(arm_config("full"), tmp_path, steps=7, save_every=2)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-6"}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts_and_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: dict[int, bool] = {}  # inode -> whether checkpoint-4 did not count yet
+    old: list[bool] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        flushed.setdefault(os.fstat(handle).st_ino, not (tmp_path / "checkpoint-4" / COMPLETE).is_file())
+        if (tmp_path / "checkpoint-4" / COMPLETE).is_file():
+            old.append((tmp_path / "checkpoint-2").is_dir())
+
+    monkeypatch.setattr(os, "fsync", noting)
+    train(arm_config("full"), tmp_path, steps=5, save_every=2)
+    files = [path for path in (tmp_path / "checkpoint-4").rglob("*") if path.name != COMPLETE]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert all(flushed[path.stat().st_ino] for path in files)
+    assert flushed[(tmp_path / "checkpoint-4").stat().st_ino]
+    assert old
+    assert all(old)  # names were flushed once more, while the old checkpoint was still there
 
 
 def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,25 @@ import pytest
 
 from experiments.section import ConfigError
 from experiments.studies.config import PRUNERS, SAMPLERS, StudyError
-from experiments.studies.engine import PRUNERS as OPTUNA_PRUNERS
-from experiments.studies.engine import SAMPLERS as OPTUNA_SAMPLERS
-from experiments.studies.engine import Store, check_options
+from experiments.studies.engine import Store
 from experiments.studies.locks import shown
+from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
+from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
+from experiments.studies.optimizers import check_options
 from experiments.studies.table import export, status_text
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
-from tests.experiments.studies.toy import kill, logging_run, open_store, start_workers, toy_study, value
+from tests.experiments.studies.toy import (
+    SEARCH,
+    fork,
+    holds,
+    kill,
+    logging_run,
+    open_store,
+    start_workers,
+    toy_study,
+    value,
+    wait_for,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 RANGES = {
@@ -83,35 +95,44 @@ def test_budget_is_exact_with_workers_that_start_together(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    """All workers are killed again and again; a trial that the storage has as complete never begins again."""
-    moments, done = random.Random(0), set()
-    store = open_store(tmp_path, retries=100)
+    """All workers are killed again and again, at a random moment after the first has begun a trial; a trial that the
+    storage has as complete never begins again."""
+    moments, done, hits, log = random.Random(0), set[int](), 0, tmp_path / "log"
+    cells = {**SEARCH, "training.steps": {"kind": "choice", "values": [*range(1, 13)]}}
+    store = open_store(tmp_path, retries=100, search=cells)
     for _ in range(12):
-        workers = start_workers(store.url, store.config, logging_run(tmp_path / "log", 0.05), 2)
-        time.sleep(moments.uniform(0.05, 0.5))
+        log.write_text("")
+        workers = start_workers(store.url, store.config, logging_run(log, 0.25), 2)
+        wait_for(lambda: "begin" in log.read_text())
+        time.sleep(moments.uniform(0, 0.4))
         kill(workers)
-        before = done
-        done = {trial.number for trial in store.trials() if trial.state == "complete"}
-        assert before <= done
-        (tmp_path / "log").touch()
-        begun = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if "begin" in line]
-        assert not before & set(begun), "a finished trial was run again"
-        (tmp_path / "log").write_text("")
-    store.work(logging_run(tmp_path / "log"), quiet)
+        states = {trial.number: trial.state for trial in store.trials()}
+        begun = {int(line.split()[1]) for line in log.read_text().splitlines() if "begin" in line}
+        assert not done & begun, "a finished trial was run again"
+        assert done <= {number for number, state in states.items() if state == "complete"}
+        done = {number for number, state in states.items() if state == "complete"}
+        assert begun - done == {number for number, state in states.items() if state == "lost"}
+        hits += len(begun - done)
+    assert hits >= 8, "the kills hit too few trials for this test to mean anything"
+    assert len(done) < 24, "the study had ended before the last kill"
+    store.work(logging_run(log, 0), quiet)
     trials = store.trials()
-    assert [trial.state for trial in trials] == ["complete"] * 6
-    assert len({tuple(trial.picks.values()) for trial in trials}) == 6
+    assert [trial.state for trial in trials] == ["complete"] * 24
+    assert sum(trial.attempts for trial in trials) >= 24 + hits
+    assert len({tuple(trial.picks.values()) for trial in trials}) == 24
     assert all(trial.values == [value(trial.picks)] for trial in trials)
+    assert all(trial.runs == [{"seed": 0, "picks": trial.picks}] for trial in trials)
 
 
 def test_one_killed_worker_is_taken_over_by_the_others(tmp_path: Path) -> None:
     store = open_store(tmp_path)
-    first, *others = start_workers(store.url, store.config, logging_run(tmp_path / "log", 0.1), 3)
-    time.sleep(0.15)
+    first, *others = start_workers(store.url, store.config, logging_run(tmp_path / "log", 0.5), 3)
+    wait_for(lambda: holds(store, first))
     kill([first])
     for worker in others:
         worker.join()
     assert [trial.state for trial in store.trials()] == ["complete"] * 6
+    assert sum(trial.attempts for trial in store.trials()) == 7
 
 
 def test_a_trial_that_always_kills_its_process_is_tried_k_times_more(tmp_path: Path) -> None:
@@ -152,13 +173,14 @@ def test_stopping_by_hand_does_not_count_as_a_death(tmp_path: Path, stop: type[B
             store.work(stopped, quiet)
         os._exit(0)
 
-    from tests.experiments.studies.toy import fork
-
     store = open_store(tmp_path, retries=0, search=RANGES, sampler="random", budget={"trials": 1})
     for _ in range(3):
         process = fork.Process(target=work)
         process.start()
         process.join()
+        assert [t.state for t in store.trials()] == ["stopped"]
+        assert "stopped: trial 0" in status_text(store, tmp_path)
+        assert "failed" not in status_text(store, tmp_path)
     store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
     assert [(t.state, t.attempts) for t in store.trials()] == [("complete", 4)]
 
@@ -290,6 +312,11 @@ def test_storages_that_are_none(tmp_path: Path) -> None:
     assert shown("postgresql+psycopg://me:secret@host/db") == "postgresql+psycopg://me:***@host/db"
     with pytest.raises(StudyError, match="has no budget of trials"):
         store.add_trials(3)
+    with pytest.raises(ConfigError, match="must be at least 1, but got -5"):
+        store.add_trials(-5)
+    Store(store.url, toy_study(name="made"))  # killed before `begin`
+    with pytest.raises(StudyError, match="study 'made' was ended before it had begun: `study CONFIG` begins it"):
+        Store(store.url, name="made")
 
 
 def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None:
@@ -300,12 +327,15 @@ def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None
     assert store.going_on()
     kill(workers)
     assert store.going_on()  # its process is gone, the next start continues it
+    assert [(t.state, t.reason) for t in store.trials()] == [("lost", "its process died")]
+    assert "lost:    trial 0" in status_text(store, tmp_path)
+    assert Store(store.url, toy_study(**store.config.to_dict() | {"retries": 0})).trials()[0].state == "failed"
     for _ in range(2):
-        assert "not finished: python -m experiments.cli resume toy" in status_text(store)
+        assert "not finished: python -m experiments.cli resume toy" in status_text(store, tmp_path)
         store.begin()  # marks the trial as lost, and queues it again
     store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
     assert not store.going_on()
-    assert "not finished" not in status_text(store)
+    assert "not finished" not in status_text(store, tmp_path)
 
 
 def test_mixed_picks_are_exported_to_every_format(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from experiments.studies.engine import Store
-from tests.experiments.studies.toy import SEARCH, kill, logging_run, start_workers, toy_study, value
+from tests.experiments.studies.toy import SEARCH, kill, logging_run, start_workers, toy_study, value, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -60,13 +60,6 @@ def server() -> Iterator[str]:
         process.send_signal(signal.SIGINT)  # SIGTERM would wait for clients to leave
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the workers did not start"
-        time.sleep(0.02)
 
 
 def test_workers_share_a_server_and_survive_kills(server: str, tmp_path: Path) -> None:

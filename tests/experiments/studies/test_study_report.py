@@ -18,13 +18,14 @@ from experiments.mixture_law import fit
 from experiments.plots.study import trajectory_figure
 from experiments.posthoc import result_folder
 from experiments.records import Estimate, Record, read_records, write_json
+from experiments.reporting.summary import with_interval
 from experiments.scorecard import scorecard
 from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.config import Objective
 from experiments.studies.engine import Store
 from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import law_sentence, law_table, mixture_laws
-from experiments.studies.paper import agreement, compared, paper_table, spearman
+from experiments.studies.paper import agreement, at_each, compared, paper_table, spearman
 from experiments.studies.report import write_study_report
 from experiments.studies.selection import Arm, choose, even, record_files, reported
 from experiments.studies.trial import result_of
@@ -125,6 +126,22 @@ def test_report_of_an_ablation(some: tuple[Store, Path], tmp_path: Path) -> None
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
     assert [row["arm"] for row in rows] == list(SOME)
     assert all(float(row["retention_low"]) <= float(row["retention"]) <= float(row["retention_high"]) for row in rows)
+
+
+def test_all_arms_at_one_rate_against_the_paper(some: tuple[Store, Path]) -> None:
+    """Against scipy, from the trials' own figures of all items."""
+    store, _ = some
+    said = at_each(store.config, store.trials())
+    assert len(said) == 2  # rate 2 has lost an arm
+    for rate, text in zip((1, 3), said, strict=True):
+        ours = {
+            str(t.picks["arm"]): result_of(t.runs[0]).scorecard["kept_accuracy"].value
+            for t in store.trials()
+            if t.runs and t.picks["rate"] == rate
+        }
+        known = spearmanr(list(ours.values()), paper_table().loc[list(ours), "kept"]).statistic
+        assert text.startswith(f"With all {len(ours)} arms at rate={rate}: Spearman in kept accuracy")
+        assert with_interval(Estimate(known)).split(" ")[0] in text
 
 
 def test_papers_columns_and_rank_agreement(some: tuple[Store, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from experiments import cli
 from experiments.records import ArmResult, Estimate
+from experiments.studies.config import StudyConfig
 from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
 from experiments.studies.reading import parse_study
 from experiments.studies.trial import TrialFailed, figure, run_trial, sum_of
+from experiments.tracking.tracking import Tracker
 from experiments.training.checkpoints import COMPLETE
+from experiments.training.trainer import ArmTrainer
 from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
 
@@ -128,6 +133,51 @@ def test_figures_by_name_and_sums() -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_whose_loss_is_no_number_fails_alone(base: str, tmp_path: Path) -> None:
+    values = study_values(base, search={"rate": {**RATE, "values": [1e30, 1e-3]}})
+    values["base"]["training"] |= {"steps": 6, "warmup_steps": 0}
+    values["base"]["evaluation"]["every"] = 6  # the loss is to find it, not the first evaluation
+    _check_failure(parse_study(values), tmp_path, "loss became .*: lower the learning rate", "ArmFailed")
+
+
+@pytest.mark.slow
+def test_a_trial_that_runs_out_of_memory_fails_alone(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = ArmTrainer.training_step
+
+    def too_large(self: ArmTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.args.learning_rate == 1e-2 and self.state.global_step == 2:  # after its first checkpoint
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ArmTrainer, "training_step", too_large)
+    study = tiny_study(base, search={"rate": {**RATE, "values": [1e-2, 1e-3]}})
+    _check_failure(study, tmp_path, "out of GPU memory: lower training.batch_size", "80 GiB")
+
+
+def _check_failure(study: StudyConfig, root: Path, reason: str, trace: str) -> None:
+    """The first trial fails with its reason and traceback, everywhere; the second one is complete."""
+    bad, good = run_study(study, root, say=lambda text: None).trials()
+    assert (bad.state, good.state) == ("failed", "complete")
+    assert re.match(reason, bad.reason)
+    tracker = Tracker(root, study.name)
+    runs = tracker.client.search_runs([tracker.experiment_id], f"tags.study = '{study.name}'")
+    status = {(run.data.tags["kind"], run.data.tags.get("trial")): run.info.status for run in runs}
+    assert status == {
+        ("study", None): "FINISHED",
+        **{("trial", "trial 0"): "FAILED", ("experiment", "trial 0"): "FINISHED", ("arm", "trial 0"): "FAILED"},
+        **{(kind, "trial 1"): "FINISHED" for kind in ("trial", "experiment", "arm")},
+    }
+    for run in runs:
+        if run.info.status == "FAILED":
+            assert re.match(reason, run.data.tags["error"])
+            kept = tracker.client.download_artifacts(run.info.run_id, "traceback.txt")
+            assert (trace if run.data.tags["kind"] == "arm" else "TrialFailed") in Path(kept).read_text()
+    assert not list(root.glob("runs/*/arms/*/checkpoints"))  # a study never comes back to this trial
+
+
+@pytest.mark.slow
 def test_kill_all_workers_while_a_trial_trains(base: str, tmp_path: Path) -> None:
     """kill -9 of `study --workers 2` and of both workers, with a trial complete and another past its first checkpoint;
     the next start does the rest, from the checkpoint and in the same folders."""
@@ -147,7 +197,7 @@ def test_kill_all_workers_while_a_trial_trains(base: str, tmp_path: Path) -> Non
 
     before = {trial.number: trial for trial in Store(f"sqlite:///{root / 'optuna.db'}", name="tiny").trials()}
     complete = {number: trial for number, trial in before.items() if trial.state == "complete"}
-    hit = {number for number, trial in before.items() if trial.state == "running"}
+    hit = {number for number, trial in before.items() if trial.state == "lost"}
     assert hit, "no trial was running"
     half = _training(root)
     measured = {path: path.stat().st_mtime_ns for path in root.glob("runs/*/arms/*/items-*.jsonl")}

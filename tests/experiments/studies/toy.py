@@ -53,7 +53,7 @@ def logging_run(log: Path, seconds: float = 0.02) -> Run:
         _note(log, f"begin {number}")
         time.sleep(seconds)
         _note(log, f"end {number}")
-        return TrialOutcome([value(picks)])
+        return TrialOutcome([value(picks)], runs=[{"seed": 0, "picks": picks}])
 
     return run
 
@@ -67,6 +67,34 @@ def start_workers(url: str, config: StudyConfig, run: Run, count: int) -> list[A
     for worker in workers:
         worker.start()
     return workers
+
+
+class Forked:
+    """A worker as `keep_working` starts one: what it asks of a Popen."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        [self.process] = start_workers(store.url, store.config, run, 1)
+        self.pid = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode  # type: ignore[no-any-return]
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the workers did not start"
+        time.sleep(0.02)
+
+
+def holds(store: Store, worker: Any) -> bool:
+    """Whether the worker has claimed a trial that has not ended."""
+    running = [t for t in store.study.get_trials() if t.state.name == "RUNNING"]
+    return any(t.user_attrs.get("owner", {}).get("pid") == str(worker.pid) for t in running)
 
 
 def kill(workers: list[Any]) -> None:

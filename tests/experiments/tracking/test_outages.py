@@ -137,6 +137,59 @@ def test_a_store_that_cannot_be_used_says_so_before_training(
         sync([journal.folder], root)
 
 
+def test_a_database_that_is_away_stops_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("psycopg")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://nobody:secret@127.0.0.1:9/x")  # nothing listens there
+        start = time.monotonic()
+        with pytest.warns(UserWarning, match=r"nobody:\*\*\*@127.* does not answer .* kept in its journal"):
+            tracker = Tracker(root, "demo")
+        assert time.monotonic() - start < 30  # MLflow itself tries for two minutes
+        assert tracker.reap() == []
+        with pytest.warns(UserWarning, match="later: python -m experiments.cli sync"):  # noqa: SIM117
+            with tracker.run("demo", folder=tmp_path / "run") as run:
+                run.log_metrics({"loss": 1.0}, 1)
+    assert not [warning for warning in recwarn if "training goes on" in str(warning.message)]
+    sync([tmp_path / "run"], root)
+    local = Tracker(root, "demo")
+    [found] = local.client.search_runs([local.experiment_id])
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 1.0})
+
+
+@pytest.mark.parametrize("uri", ["foo://bar", "mysql+nodriver://nobody@127.0.0.1:9/x"])
+def test_a_uri_that_can_never_work_is_named_before_training(
+    root: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=r"(?s)cannot be used.*Correct that URI .* unset MLFLOW_TRACKING_URI"):
+        Tracker(root, "demo")
+
+
+def test_a_run_that_is_deleted_while_it_goes_on_is_made_anew_with_all_it_has(root: Path) -> None:
+    """Also for those who know it by its old id, such as children that start later."""
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", params={"steps": 2}) as run:
+        old = run.id
+        run.log_metrics({"loss": 1.0}, 1)
+        assert tracker.delivery.drain(20)
+        tracker.client.delete_run(old)
+        run.log_metrics({"loss": 2.0}, 2)
+        assert tracker.delivery.drain(20)
+        with tracker.run("arm", kind="arm", parent=old):
+            pass
+        tracker.client.delete_run(run.id)  # once more, with nothing left to write but the end
+    found = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment_id])}
+    assert set(found) == {"demo", "arm"}
+    assert found["demo"].info.run_id == run.id != old
+    assert run.faults == 0
+    assert (found["demo"].info.status, found["demo"].data.params) == ("FINISHED", {"steps": "2"})
+    assert [m.value for m in tracker.client.get_metric_history(run.id, "loss")] == [1, 2]
+    assert (found["arm"].info.status, found["arm"].data.tags["experiment"]) == ("FINISHED", "demo")
+    assert tracker.client.get_run(old).info.lifecycle_stage == "deleted"
+
+
 @pytest.mark.slow
 def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch

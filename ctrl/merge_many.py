@@ -1,0 +1,119 @@
+"""Merge several expanded models of one base into one plain model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ctrl.errors import ConfigError
+from ctrl.gap import Batches, MergeGap, merge_gap
+from ctrl.layer import ExpandedLayer
+from ctrl.merge import Share, check_mergeable, layer_shares, mixed_weights
+from ctrl.numerics import widen
+from ctrl.plain import ADDED, bare_expanded, strip
+
+
+@overload
+def merge_models(
+    models: Sequence[nn.Module],
+    weights: Sequence[float] | None = None,
+    alpha: float | Sequence[Share] | None = None,
+    batches: Batches | None = None,
+    gap_on: None = None,
+) -> PreTrainedModel: ...
+@overload
+def merge_models(
+    models: Sequence[nn.Module],
+    weights: Sequence[float] | None = None,
+    alpha: float | Sequence[Share] | None = None,
+    batches: Batches | None = None,
+    *,
+    gap_on: Batches,
+) -> tuple[PreTrainedModel, list[MergeGap]]: ...
+@torch.no_grad()
+def merge_models(
+    models: Sequence[nn.Module],
+    weights: Sequence[float] | None = None,
+    alpha: float | Sequence[Share] | None = None,
+    batches: Batches | None = None,
+    gap_on: Batches | None = None,
+) -> PreTrainedModel | tuple[PreTrainedModel, list[MergeGap]]:
+    """One plain model from several expanded from the same base: W = W_0 + sum_i w_i (W_i - W_0), W_i merged back alone.
+
+    weights: one per model, default 1/n each. alpha: one share for all, or one entry per model as `merge_back` takes it;
+    default: measured for each model on `batches` (a list: it is read once per model), else what the model holds. gap_on
+    (a list too): text on which each model is compared with the result, which is then (plain model, one MergeGap per
+    model). Sums are taken in fp32 and rounded once. Raises ConfigError unless all are concat models of one base whose
+    other weights stayed frozen.
+    """
+    shares = list(weights) if weights is not None else [1 / len(models) for _ in models]
+    if len(shares) != len(models) or not models:
+        raise ConfigError(f"merge_models needs one weight per model, but got {len(shares)} for {len(models)} models")
+    if not all(math.isfinite(share) for share in shares):
+        raise ConfigError(f"merge_models needs finite weights, but got {shares}")
+    expanded: list[Any] = [bare_expanded(model) for model in models]
+    for model in expanded:
+        check_mergeable(model)
+    if any(m.control.config.structure != "concat" for m in expanded):
+        raise ConfigError("merge_models takes structure 'concat': stacked copies have no place in a common model")
+    start = _base_state(expanded[0])
+    for number, model in enumerate(expanded):
+        _check_same_base(model, number, start)
+    totals: dict[str, Tensor] = {}
+    for model, share, one in zip(expanded, shares, _per_model(alpha, len(models)), strict=True):
+        for name, mixed in _merged(model, one, batches).items():
+            before = widen(start[name])
+            totals[name] = totals.get(name, before) + share * (mixed.to(before.device) - before)
+    plain = copy.deepcopy(expanded[0])
+    strip(plain)
+    for name, parameter in plain.named_parameters():
+        if name in totals:
+            parameter.copy_(totals[name])
+    plain.requires_grad_(True)
+    return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
+
+
+def _per_model(alpha: float | Sequence[Share] | None, count: int) -> list[Share | None]:
+    if alpha is None or isinstance(alpha, int | float):
+        return [alpha] * count
+    if len(alpha) != count:
+        raise ConfigError(f"alpha must be one number or one entry per model, but got {len(alpha)} for {count} models")
+    return list(alpha)
+
+
+def _merged(model: Any, alpha: Share | None, batches: Batches | None) -> dict[str, Tensor]:
+    """The merged weights of a model's expanded layers, unrounded, by their names in the plain model."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, ExpandedLayer)]
+    alphas = layer_shares(model, alpha, batches)
+    return {
+        f"{prefix}.{name}": mixed
+        for (prefix, layer), share in zip(layers, alphas, strict=True)
+        for name, mixed in mixed_weights(layer, share).items()
+    }
+
+
+def _base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of an expanded model without what expand added; tensors still tell whether they train."""
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, ExpandedLayer)]
+    added = tuple(f"{name}.{part}" for name in layers for part in ADDED)
+    return {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(added)}
+
+
+def _check_same_base(model: nn.Module, number: int, start: dict[str, Tensor]) -> None:
+    state = _base_state(model)
+    trained = [name for name, tensor in state.items() if tensor.requires_grad]
+    if trained:
+        raise ConfigError(
+            f"model {number} trains {trained[0]} beside its copies, so what it was in the common base is not known: "
+            "freeze it at the base's value (requires_grad_(False)), or merge_back each model and mix those"
+        )
+    if state.keys() != start.keys() or any(not torch.equal(state[n].to(t.device), t) for n, t in start.items()):
+        raise ConfigError(
+            f"model {number} and the first were not expanded from the same base: their pretrained weights differ"
+        )

@@ -1,0 +1,100 @@
+"""The `expansion` object of a published checkpoint's config.json, and the ControlConfig that it describes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError, unknown_name
+from ctrl.published_names import TENSORS
+
+INTERPOLATION = {name: name for name in ("lerp", "slerp", "dlerp", "dlerpin", "moe", "proj")} | {"prog": "plerp"}
+DIVERGENCE = {"mse": "mse", "cosine": "cosine_smooth", "dot": "norm", "attention": "attention"}
+
+
+def control_config(expansion: Mapping[str, Any], originals: list[int]) -> ControlConfig:
+    """The ControlConfig that an `expansion` object describes; originals: the base layers that have copies.
+
+    Raises ConfigError for an unknown name, or a value that is no number where one belongs.
+    """
+    method, loss = expansion.get("merge_method") or "lerp", expansion.get("interpolation_loss_type") or "mse"
+    for kind, value, known in (("merge_method", method, INTERPOLATION), ("interpolation_loss_type", loss, DIVERGENCE)):
+        if not isinstance(value, str) or value not in known:
+            raise ConfigError(unknown_name(kind, value, list(known)))
+    theta, weight = _number(expansion, "interpolation_factor"), _number(expansion, "interpolation_loss_alpha") or 0.0
+    norm_mix = _number(expansion, "interpolation_norm_alpha") or 0.0
+    learned = theta is not None and not expansion.get("freeze_interpolation_factor", True)
+    start = 1.0 if theta is None else 1 / (1 + math.exp(-max(-700.0, min(700.0, theta))))  # null: the copy alone
+    structure = expansion.get("expand_type", "concat")
+    if structure == "stack":
+        norm_mix = 0.0  # a plain model with more layers: nothing in it has relaxed norms
+    return ControlConfig(
+        structure=structure,
+        layers=originals,
+        interpolation=INTERPOLATION[method],
+        alpha="learned" if learned else "fixed",
+        alpha_start=min(max(start, 1e-6), 1 - 1e-6) if learned else start,
+        divergence=DIVERGENCE[loss] if weight else "none",
+        divergence_weight=1.0 if weight == -1 else float(weight),
+        scale_by_alpha=weight == -1,
+        norm_mix="alpha" if norm_mix == -1 else float(norm_mix),
+    )
+
+
+def _number(expansion: Mapping[str, Any], name: str) -> float | None:
+    value = expansion.get(name, 0)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)):
+        return value
+    raise ConfigError(f"{name} of the expansion object must be a number or null, but got {value!r}")
+
+
+def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: list[int]) -> dict[str, Any]:
+    """The `expansion` object of a model; total, unfrozen: the checkpoint's layers and which of them hold a copy."""
+    theta = None if config.alpha_start == 1 else math.log(config.alpha_start / (1 - config.alpha_start) or 1e-300)
+    back = {ours: theirs for theirs, ours in DIVERGENCE.items()} | {"cosine": "cosine"}
+    weight = -1 if config.scale_by_alpha else config.divergence_weight
+    return {
+        "expand_type": config.structure,
+        "merge_method": {ours: theirs for theirs, ours in INTERPOLATION.items()}[config.interpolation],
+        "freezed_layers": [i for i in range(total) if i not in unfrozen],
+        "expanded_from": model.config._name_or_path,
+        "num_ori_layers": model.control.total,
+        "num_exp_layers": len(unfrozen),
+        "interpolation_factor": theta,
+        "interpolation_loss_alpha": weight if _diverges(config) else 0,
+        "interpolation_loss_type": back.get(config.divergence, "mse"),
+        "interpolation_norm_alpha": -1 if config.norm_mix == "alpha" else config.norm_mix,
+        "freeze_interpolation_factor": config.alpha == "fixed",
+        "freeze_ori_layers": True,
+        "freeze_ori_non_layers": True,
+    }
+
+
+def check_exportable(config: ControlConfig) -> None:
+    """Raises ConfigError for what the layout cannot hold and the model's outputs depend on."""
+    if config.interpolation not in TENSORS:
+        raise ConfigError(f"the published layout has no interpolation {config.interpolation!r}: {', '.join(TENSORS)}")
+    if config.expanded != "full":
+        raise ConfigError("the published layout holds full copies: expanded='lora' cannot be exported")
+
+
+def _diverges(config: ControlConfig) -> bool:
+    return config.structure != "stack" and config.divergence != "none" and config.divergence_weight > 0
+
+
+def warn_of_losses(config: ControlConfig, back: ControlConfig) -> None:
+    """Warn of settings that only matter in further training; back: the config that a reader of the export gets."""
+    names = ["divergence", "divergence_weight", "scale_by_alpha", "detach_pretrained", "divergence_tokens"]
+    names += ["margin"] if config.divergence in ("cosine", "cosine_smooth", "norm") else []
+    names += ["detach_alpha"] if config.scale_by_alpha else []
+    pairs = [(name, getattr(config, name), getattr(back, name)) for name in names if _diverges(config)]
+    lost = [f"{name}={here!r} (comes back as {there!r})" for name, here, there in pairs if here != there]
+    if lost:
+        warnings.warn(
+            f"the published layout has no place for {', '.join(lost)}: the export computes the same, but trained "
+            "further it would train otherwise; ctrl.save keeps all settings",
+            stacklevel=3,
+        )

@@ -1,0 +1,27 @@
+"""What a config asks of its base model and data, beyond what its fields can tell."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.structure import decoder_layers, place
+from experiments.config import ConfigError, ExperimentConfig
+
+
+def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
+    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there."""
+    faults = []
+    for arm in config.arms:
+        replay = config.data.replay if arm.replay is None else arm.replay
+        if arm.build().needs_replay and not (replay and config.data.old):
+            faults.append(
+                f"arm {arm.name!r}: its options need replayed rows: give data.old, and data.replay or its replay"
+            )
+        if arm.build().places_layers:
+            try:
+                place(arm.control.layers, len(decoder_layers(model)))
+            except ctrl.ConfigError as error:
+                faults.append(f"arm {arm.name!r}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))

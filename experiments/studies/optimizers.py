@@ -1,0 +1,67 @@
+"""Optuna's samplers, pruners and importances, by the names that a study's YAML has for them."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from experiments.section import ConfigError, nearest
+from experiments.studies.config import StudyConfig
+
+SAMPLERS: dict[str, Any] = {
+    "grid": optuna.samplers.RandomSampler,  # never asked: all cells are queued when the study is made
+    "random": optuna.samplers.RandomSampler,
+    "tpe": optuna.samplers.TPESampler,
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "gp": optuna.samplers.GPSampler,
+}
+PRUNERS: dict[str, Any] = {
+    "median": optuna.pruners.MedianPruner,
+    "percentile": optuna.pruners.PercentilePruner,
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "threshold": optuna.pruners.ThresholdPruner,
+}
+
+
+def check_options(config: StudyConfig) -> None:
+    """Raises ConfigError where the sampler or the pruner does not take its options."""
+    for kind, build, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        named = getattr(config, kind)
+        if named is None:
+            continue
+        known = [name for name in inspect.signature(table[named.name]).parameters if name != "seed"]
+        for option in named.options:
+            if option not in known:
+                raise ConfigError(f"{kind}.options.{option}: {named.name} has no such option; {nearest(option, known)}")
+        try:
+            build(config)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{kind} {named.name!r}: {error}") from error
+
+
+def sampler(config: StudyConfig, number: int = 0) -> Any:
+    """A sampler of its own per trial: reproducible, and different in workers that start together."""
+    return SAMPLERS[config.sampler.name](seed=config.sampler.seed + number, **config.sampler.options)
+
+
+def pruner(config: StudyConfig) -> Any:
+    return PRUNERS[config.pruner.name](**config.pruner.options) if config.pruner else optuna.pruners.NopPruner()
+
+
+def importances(study: optuna.Study, config: StudyConfig) -> dict[str, dict[str, float]]:
+    """Objective -> dimension -> share of the objective's variance (fANOVA). Empty below four complete trials."""
+    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
+    found: dict[str, dict[str, float]] = {}
+    for i, objective in enumerate(config.objectives):
+        if len(complete) >= 4 and len({t.values[i] for t in complete}) > 1:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)
+            found[objective.figure] = optuna.importance.get_param_importances(
+                study,
+                evaluator=evaluator,
+                target=lambda trial, i=i: trial.values[i],  # type: ignore[misc]
+            )
+    return found

@@ -1,0 +1,69 @@
+"""The gap of a merge, against its definition in numpy float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+import ctrl
+from tests.ctrl.test_merge import BATCHES, IDS, MASK, disturbed
+from tests.ctrl.test_trainer import tiny
+
+
+@torch.no_grad()
+def gap_by_hand(expanded: nn.Module, merged: nn.Module, batches: list[dict[str, torch.Tensor]]) -> tuple[float, float]:
+    """Mean over real tokens of sum_v p_v ln(p_v / q_v), p of the expanded model; largest |logit - logit|."""
+    divergences, largest = [], 0.0
+    for batch in batches:
+        x, y = (model(**batch).logits.double().numpy() for model in (expanded, merged))
+        for row, column in np.argwhere(batch["attention_mask"].numpy() == 1):
+            u, v = x[row, column], y[row, column]
+            p, q = np.exp(u) / np.exp(u).sum(), np.exp(v) / np.exp(v).sum()
+            divergences.append((p * np.log(p / q)).sum())
+            largest = max(largest, np.abs(u - v).max())
+    return float(np.mean(divergences)), float(largest)
+
+
+def test_is_the_definition_and_has_a_direction() -> None:
+    expanded, other = disturbed(seed=5), disturbed(seed=6)
+    with torch.no_grad():
+        other.lm_head.weight.mul_(4)  # far apart, so that the two directions differ
+    short = {"input_ids": IDS + 40, "attention_mask": torch.zeros_like(MASK)}
+    short["attention_mask"][1, -3:] = 1
+    empty = {"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}
+    batches = [*BATCHES, short, empty]
+    gap = ctrl.merge_gap(expanded, other, batches)
+    kl, largest = gap_by_hand(expanded, other, batches)
+    assert gap.kl == pytest.approx(kl, rel=1e-4)
+    assert gap.max_logit_difference == pytest.approx(largest, rel=1e-5)
+    assert gap.tokens == int(MASK.sum()) + 3
+    assert gap_by_hand(other, expanded, batches)[0] != pytest.approx(kl, rel=0.01)
+
+
+def test_is_measured_in_eval_mode_and_modes_come_back() -> None:
+    config = tiny().config
+    config.attention_dropout = 0.5
+    model = ctrl.expand(LlamaForCausalLM(config), ctrl.ControlConfig(layers=2)).train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    assert not torch.equal(model(IDS).logits, model(IDS).logits)
+    merged, gap = ctrl.merge_back(model, batches=BATCHES, gap_on=BATCHES)  # equal branches: merged is the same model
+    assert gap.max_logit_difference < 1e-5
+    assert [module.training for module in model.modules()] == modes
+    assert merged.training
+
+
+def test_a_merge_that_is_no_number_shows() -> None:
+    model, broken = disturbed(), disturbed()
+    with torch.no_grad():
+        broken.lm_head.weight[3] = float("nan")
+    assert np.isnan(ctrl.merge_gap(model, broken, BATCHES).max_logit_difference)
+
+
+@pytest.mark.parametrize("batches", [[], [{"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}]])
+def test_no_text_is_refused(batches: list[dict[str, torch.Tensor]]) -> None:
+    with pytest.raises(ctrl.ConfigError, match="merge_gap got no real token"):
+        ctrl.merge_gap(disturbed(), disturbed(), batches)

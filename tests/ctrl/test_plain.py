@@ -1,0 +1,63 @@
+"""Plain models from stacked copies: refused where a class reads its layers' indices, else rebuilt by the config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import ctrl
+from tests.ctrl.families import SHAPE
+from tests.ctrl.test_merge import IDS
+
+MOE: dict[str, Any] = {**SHAPE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+MLA: dict[str, Any] = {
+    **{**SHAPE, "num_key_value_heads": 4}, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1,
+    "topk_group": 1, "num_experts_per_tok": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4, "v_head_dim": 8,
+}  # fmt: skip
+
+
+def indexed(name: str) -> Any:
+    torch.manual_seed(0)
+    if name == "diffllama":  # a constant of the attention follows from the index
+        return tf.DiffLlamaForCausalLM(tf.DiffLlamaConfig(**SHAPE)).eval()
+    if name == "qwen3_moe":  # indices of the layers without experts
+        return tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**MOE, mlp_only_layers=[3])).eval()
+    return tf.DeepseekV3ForCausalLM(tf.DeepseekV3Config(**MLA, first_k_dense_replace=2)).eval()
+
+
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("diffllama", r"layer 1 becomes layer 2, where the config gives self_attn\.lambda_init=0\.47"),
+        ("qwen3_moe", r"layer 2 becomes layer 3, where the config gives mlp \(class\)=Qwen3MoeMLP"),
+        ("deepseek_v3", r"layer 1 becomes layer 2, where the config gives mlp \(class\)=DeepseekV3MoE"),
+    ],
+)
+def test_a_model_that_its_config_would_not_rebuild_is_refused(name: str, reason: str, structure: str) -> None:
+    model = ctrl.expand(indexed(name), ctrl.ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
+    before = model(IDS).logits
+    with pytest.raises(ctrl.ConfigError, match=reason):
+        ctrl.merge_back(model, in_place=True)
+    assert torch.equal(model(IDS).logits, before)  # refused before anything was taken apart
+    assert model.config.num_hidden_layers == 4
+
+
+def test_indices_that_still_fit_are_not_refused(tmp_path: Any) -> None:
+    """A stacked copy behind the dense layers moves only layers that are built alike."""
+    model = ctrl.expand(indexed("deepseek_v3"), ctrl.ControlConfig(layers=[2], structure="stack"))
+    with pytest.warns(UserWarning, match="already plain"):
+        merged = ctrl.merge_back(model)
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
+    assert torch.equal(again(IDS).logits, merged(IDS).logits)
+    assert torch.equal(merged(IDS).logits, model(IDS).logits)
+
+
+def test_concat_moves_no_layer() -> None:
+    for name in ("diffllama", "qwen3_moe", "deepseek_v3"):
+        ctrl.merge_back(ctrl.expand(indexed(name), ctrl.ControlConfig(layers=2)))
