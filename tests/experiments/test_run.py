@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments import arm_run, cli
+from experiments.config import ExperimentConfig
 from experiments.run import RunError, run_experiment, run_folder
 from experiments.section import ConfigError
 from experiments.tracking.tracking import Tracker
@@ -315,12 +316,16 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
     file = tmp_path / "sums.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    data = {"new": {"source": "file", "path": str(file)}}
-    outcome = run_experiment(small_config(base, data=data), tmp_path / "mlruns")
+
+    def config() -> ExperimentConfig:  # read anew: a source keeps what it has read
+        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": small_values(base)["arms"][:1]}
+        return small_config(base, data={"new": {"source": "file", "path": str(file)}}, **short)
+
+    outcome = run_experiment(config(), tmp_path / "mlruns")
     file.write_text("\n".join(json.dumps({**row, "answer": "7"}) for row in rows))
     with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
-        run_experiment(small_config(base, data=data), tmp_path / "mlruns")
-    assert run_experiment(small_config(base, data=data), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+        run_experiment(config(), tmp_path / "mlruns")
+    assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
 
 
 def test_several_processes_are_refused(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import yaml
 from experiments.config import SHIPPED, ConfigError
 from experiments.posthoc import OPERATIONS
 from experiments.studies.config import SAMPLERS, Posthoc
-from experiments.studies.engine import check_options
+from experiments.studies.optimizers import check_options
 from experiments.studies.paper import paper_table
 from experiments.studies.reading import load_study, parse_study
 from experiments.studies.space import DIMENSIONS, grid, overrides
