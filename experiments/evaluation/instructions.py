@@ -152,14 +152,6 @@ def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
     return prompt, lambda reply: reply != "" and "," not in reply
 
 
-def _one_word(topic: str, rng: random.Random) -> tuple[str, Check]:
-    colour = rng.choice(("red", "blue", "green"))
-    words = [topic.split()[-1], colour, "seven"]
-    rng.shuffle(words)
-    prompt = f"Which of these is a colour: {', '.join(words)}? Reply with one word."
-    return prompt, lambda reply: reply.strip(".").lower() == colour
-
-
 def _has_keys(reply: str, keys: Sequence[str]) -> bool:
     """Whether the reply, a code fence around it allowed, is a JSON object with these keys and no others."""
     try:
@@ -189,5 +181,4 @@ KINDS: dict[str, Callable[[str, random.Random], tuple[str, Check]]] = {
     "question": _question,
     "code block": _code,
     "no comma": _without,
-    "one word": _one_word,
 }

@@ -30,8 +30,6 @@ def good(item: Instruction) -> str:
     if item.kind in ("repetition", "opening", "letter", "keyword"):
         word = quoted[0]
         return word if item.kind == "repetition" else f"{word} it is deep."
-    if item.kind == "one word":
-        return next(colour for colour in ("Red.", "Blue.", "Green.") if colour[:-1].lower() in item.prompt)
     return {
         "sentences": " ".join(["It costs 2.50 now."] * count),
         "json": json.dumps(dict.fromkeys(re.findall(r'"(\w+)"', item.prompt), "x")),
@@ -54,7 +52,6 @@ BAD = {
     "question": ["", "The sea is deep.", "Is it deep? Yes."],
     "code block": ["", 'print("the sea")', '```python\nprint("the sea")', "```\nthe sea\n```"],
     "no comma": ["", "The sea, the sky."],
-    "one word": ["", "seven", "The answer is: blue", "red, blue, green"],
 }
 
 
@@ -69,7 +66,7 @@ def test_a_good_reply_passes_and_bad_ones_do_not(kind: str) -> None:
 
 
 def test_a_code_fence_around_json_is_allowed() -> None:
-    item = next(item for item in instructions(12, 0) if item.kind == "json")
+    item = next(item for item in instructions(11, 0) if item.kind == "json")
     assert item.check(f"```json\n{good(item)}\n```")
 
 
@@ -94,13 +91,13 @@ def test_same_seed_same_items_and_more_items_change_none() -> None:
 
     assert prompts(20, 0) == prompts(60, 0)[:20]
     assert prompts(20, 0) != prompts(20, 1)
-    assert len(set(prompts(192, 0))) == 192
-    assert {item.kind for item in instructions(12, 0)} == set(KINDS)
+    assert len(set(prompts(176, 0))) == 176
+    assert {item.kind for item in instructions(11, 0)} == set(KINDS)
 
 
 def test_too_many() -> None:
-    with pytest.raises(ConfigError, match="instruction_items=193, but there are only 192 instructions"):
-        instructions(193, 0)
+    with pytest.raises(ConfigError, match="instruction_items=177, but there are only 176 instructions"):
+        instructions(177, 0)
 
 
 def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
