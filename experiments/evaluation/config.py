@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -53,7 +53,7 @@ class EvaluationConfig(Section):
     suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
     new_items: int = Field(128, ge=1)
     kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
-    kept_items: Annotated[int, Field(ge=4)] | Literal["all"] = Field(100, description="of each kept task, or all")
+    kept_items: int | Literal["all"] = Field(100, description="of each kept task; all: as many as there are")
     aa_floor: bool = Field(False, description="measure the base's kept tasks twice, options in another order")
     instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
     replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
@@ -62,6 +62,13 @@ class EvaluationConfig(Section):
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
     lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
+
+    @field_validator("kept_items", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: Any) -> Any:
+        if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 4):
+            raise ValueError("must be a number of 4 or more, or all")
+        return value
 
     @field_validator("suites", "kept_tasks")
     @classmethod

@@ -89,6 +89,7 @@ def test_state_makes_another_process_measure_the_same(
         ({"suites": ["new", "new"]}, "'new' stands more than once"),
         ({"suites": []}, "at least 1 item"),
         ({"kept_tasks": ["capital"]}, "unknown name 'capital': did you mean 'capitals'"),
+        ({"kept_items": "al"}, "evaluation.kept_items: must be a number of 4 or more, or all"),
     ],
 )
 def test_wrong_names(base: str, section: dict[str, Any], message: str) -> None:
