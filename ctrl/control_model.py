@@ -53,7 +53,7 @@ class ControlModel(nn.Module):
         terms = list(self.control.terms.values())
         if not terms or self.control.config.divergence == "none":
             return lm_loss.new_zeros((), dtype=torch.float32)
-        if self._checkpoints_copies() and lm_loss.requires_grad and not any(d.requires_grad for d in terms):
+        if lm_loss.requires_grad and not any(d.requires_grad for d in terms) and self._checkpoints_copies():
             raise RuntimeError(
                 "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"

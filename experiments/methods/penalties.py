@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
+from ctrl.gap import evaluating
 from experiments.methods.base import Batch, Method, Setting, share, snapshot, trainable
 from experiments.methods.saving import is_peft
 from experiments.methods.tuning import Control, Full, Lora, Partial, single_rows
@@ -85,21 +85,9 @@ class Kl(OnTop):
         where: AbstractContextManager[Any] = nullcontext()
         if self._base is None:
             where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
-        with where, _evaluation_mode(model), self._precision.autocast():
+        with where, evaluating(model), self._precision.autocast():  # no dropout: the base is one distribution
             logits: Tensor = (model if self._base is None else self._base)(**inputs).logits
         return logits
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout inside the block: the base is one fixed distribution. Each module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:

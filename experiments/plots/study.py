@@ -41,8 +41,10 @@ def trajectory_figure(arms: Sequence[Arm], gain: str = "gain") -> Figure:
             sns.despine(ax=axes)
         handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
         if handles:
+            inches = 0.7 + 0.08 * max(map(len, labels))  # of an entry; more columns than fit would be cut off
+            ncols = max(1, min(5, int(figure.get_figwidth() / inches)))
             figure.legend(
-                handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9, handlelength=3.2
+                handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=3.2
             )
     return figure
 
