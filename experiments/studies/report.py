@@ -11,22 +11,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
-from experiments.plots.forgetting import forgetting_figure
-from experiments.plots.study import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.records import write_text
 from experiments.reporting.page import image_bytes, inline_svg, page_environment
-from experiments.reporting.summary import gain_name, summary, tied_best
+from experiments.reporting.summary import summary, tied_best
 from experiments.reporting.tables import Column, columns_of, csv_text, flat_figures, markdown_rows, markdown_table
 from experiments.section import ConfigError
 from experiments.studies.afterwards import posthoc_arms
-from experiments.studies.attempts import Trial
+from experiments.studies.attempts import Trial, died
 from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import at_each, compared, sentences
+from experiments.studies.pictures import Picture, pictures
 from experiments.studies.places import command_line, study_folder
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
 KEPT = Column("kept_accuracy", "kept acc.", "accuracy on the kept tasks after training", "higher")
-MOST_LINES = 20  # arms in the trajectories
-Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
 
 
 def write_study_report(store: Store, root: Path, folder: Path) -> Path:
@@ -50,16 +45,16 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     shown = columns_of(results)
     shown = (*shown[:2], KEPT, *shown[2:])
-    pictures, notes = _pictures(store, arms, trials, paper), _notes(store, arms, trials, root)
+    drawn, notes = pictures(store, arms, trials, root, paper), _notes(store, arms, trials, root)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
         words += said
-        pictures += [
+        drawn += [
             (f"law-{i}", f"The mixture law of {name}", "Loss against the share of new text; the lines are fits.", law)
             for i, (name, law) in enumerate(laws.items())
         ]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, _, _, figure in pictures:
+    for name, _, _, figure in drawn:
         (folder / f"{name}.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
     write_text(folder / "study.yaml", yaml.safe_dump(study.to_dict(), sort_keys=False))
@@ -76,10 +71,10 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "reading": _reading(store, arms),
         "commands": _commands(store, root, folder),
     }
-    write_text(folder / "report.md", _markdown(values, pictures, results))
+    write_text(folder / "report.md", _markdown(values, drawn, results))
     environment = page_environment()
     environment.filters |= {"trainable": _trainable, "minutes": _minutes}
-    figures = [(n, title, text, inline_svg(f)) for n, title, text, f in pictures]
+    figures = [(n, title, text, inline_svg(f)) for n, title, text, f in drawn]
     text = environment.get_template("study.html.j2").render(
         **values,
         figures=figures,
@@ -90,31 +85,6 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     )
     write_text(folder / "report.html", text)
     return folder / "report.html"
-
-
-def _pictures(store: Store, arms: list[Arm], trials: list[Trial], paper: pd.DataFrame | None) -> list[Picture]:
-    study, pictures = store.config, []
-    if arms:
-        results = [arm.result for arm in arms[:MOST_LINES]]
-        trained = [arm for arm in arms if not arm.result.operation]
-        many = f" The first {MOST_LINES} of {len(arms)} arms." if len(arms) > MOST_LINES else ""
-        pictures.append(("forgetting", "What is gained, what is kept", "Up and right is better." + many,
-                         forgetting_figure(results, "")))  # fmt: skip
-        halves = any(arm.halves for arm in arms)
-        items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
-        gain = gain_name([arm.result for arm in trained])
-        figure = trajectory_figure(trained[:MOST_LINES], gain)
-        pictures.append(("trajectories", "Over the steps", f"Grey: the base model. {items}{many}", figure))
-    if len(study.objectives) > 1 and any(t.values for t in trials):
-        text = "Each point is a trial; the numbers are those of trials on the front."
-        pictures.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
-    if paper is not None and len(paper) > 1:
-        text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
-        pictures.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
-    if importances := store.importances():
-        text = "How much of an objective's variance over the trials each dimension explains."
-        pictures.append(("importances", "What matters", text, importance_figure(importances)))
-    return pictures
 
 
 def _setup(store: Store) -> str:
@@ -181,13 +151,20 @@ def _commands(store: Store, root: Path, folder: Path) -> list[str]:
     name = store.config.name
     out = [] if folder.resolve() == study_folder(root, name).resolve() else ["--out", os.path.relpath(folder)]
     return [
-        command_line(store, root, "study", os.path.relpath(folder / "study.yaml"), "--workers", "1"),
+        command_line(store, root, "study", os.path.relpath(folder / "study.yaml"), "--workers", str(_at_once(store))),
         command_line(store, root, "export", name, f"{name}.csv"),
         command_line(store, root, "report", name, *out),
     ]
 
 
-def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequence[Any]) -> str:
+def _at_once(store: Store) -> int:
+    """Most attempts that ran at a time: the workers there were. Of one that died nobody knows when it ended."""
+    spans = [(t.datetime_start, t.datetime_complete) for t in store.study.trials if not died(t)]
+    ended = [(start, end) for start, end in spans if start and end]
+    return max((sum(a <= start < b for a, b in ended) for start, _ in ended), default=1)
+
+
+def _markdown(values: dict[str, Any], drawn: Sequence[Picture], results: Sequence[Any]) -> str:
     parts = [
         f"# {values['question']}",
         values["setup"] + ".",
@@ -199,7 +176,7 @@ def _markdown(values: dict[str, Any], pictures: Sequence[Picture], results: Sequ
         table = values["paper"].round(1).reset_index(names="arm")
         rows = [list(table.columns), *table.astype(str).values.tolist()]
         parts += ["## Beside the paper", markdown_rows(rows)]
-    parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in pictures]
+    parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in drawn]
     if values["failed"]:
         parts += [
             "## Trials that failed",
