@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from experiments.arm_run import StopArm
 from experiments.experiment import Outcome
 from experiments.records import ArmResult, Estimate, read_json, write_json
@@ -70,6 +72,8 @@ def run_trial(
         for i, seed in enumerate(study.seeds):
             try:
                 config = study.run_config(picks, number, seed)  # picks may be right one by one, but not together
+                if i == 0:
+                    run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
                 observe = _observer(study, report, i * config.training.steps) if report else None
                 done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
             except (RunError, TrackingError):  # of the machine, not of the trial
@@ -91,8 +95,8 @@ def run_trial(
                 _conclude(study, outcome)
             except TrialFailed as failed:
                 raise TrialFailed(str(failed), outcome.runs) from failed
-            for objective, value in zip(study.objectives, outcome.values, strict=True):
-                run.log_metrics({objective.figure: value})
+            named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
+            run.log_metrics({**_means(outcome.runs), **named, **outcome.constraints})
     if pruned:
         raise TrialPruned(outcome, pruned)
     return outcome
@@ -146,6 +150,13 @@ def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
             outcome.constraints[f"{bound.figure} >= {bound.min:g}"] = bound.min - mean(bound.figure)
         if bound.max is not None:
             outcome.constraints[f"{bound.figure} <= {bound.max:g}"] = mean(bound.figure) - bound.max
+
+
+def _means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Each figure that all seeds have, as the mean over them: what sorts a study's trials in MLflow."""
+    cards = [result_of(run).scorecard for run in runs]
+    shared = [name for name in cards[0] if all(name in card for card in cards)]
+    return {name: math.fsum(card[name].value for card in cards) / len(cards) for name in shared}
 
 
 def _observer(study: StudyConfig, report: Report, before: int) -> Callable[[str, int, dict[str, Estimate]], None]:

@@ -73,6 +73,10 @@ def test_study_runs_tracks_reports_and_exports(
     assert chains.count("arm experiment trial study") == 2
     assert chains.count("posthoc experiment trial study") == 2  # wise of both seeds; merge cannot be done
     assert [r.info.status for r in runs.values() if kinds[r.info.run_id] == "study"] == ["FINISHED"]
+    [whole] = [r for r in runs.values() if kinds[r.info.run_id] == "trial" and r.info.status == "FINISHED"]
+    for name in ("kl", "retention"):
+        assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
+    assert "config.yaml" in [file.path for file in client.list_artifacts(whole.info.run_id)]
 
     capsys.readouterr()
     assert cli.main(["status", "tiny", *places]) == 0
