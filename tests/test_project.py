@@ -56,11 +56,12 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_the_configs_in_the_readme_can_be_run() -> None:
     from experiments.config import parse_config
+    from experiments.studies.reading import parse_study
 
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        parse_config(yaml.safe_load(block), "README.md")
+    run, study = (yaml.safe_load(block) for block in blocks)
+    parse_config(run, "README.md")
+    parse_study(study, source="README.md")
 
 
 @pytest.mark.slow
