@@ -7,13 +7,13 @@ ctrl.save(model, "my-expansion")                           # only what was train
 
 from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
-from ctrl.errors import ConfigError
+from ctrl.errors import CheckpointError, ConfigError
 from ctrl.gap import MergeGap, merge_gap
 from ctrl.merge import merge_back
 from ctrl.merge_many import merge_models
 from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
-from ctrl.saving import CheckpointError, load, save
+from ctrl.saving import load, save
 
 __all__ = [
     "CheckpointError",

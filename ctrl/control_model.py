@@ -34,8 +34,14 @@ class ControlModel(nn.Module):
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        if control.log is not None:
-            control.mask = kwargs.get("attention_mask")
+        control.passing, control.mask = True, kwargs.get("attention_mask")
+        try:
+            return self._pass(base, kwargs)
+        finally:
+            control.passing, control.mask = False, None
+
+    def _pass(self, base: Any, kwargs: dict[str, Any]) -> Any:
+        control = self.control
         if kwargs.get("labels") is None or not control.enabled:
             self._warn_of_no_divergence()
             return base(self, **kwargs)
@@ -94,8 +100,10 @@ class ControlModel(nn.Module):
     def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """ctrl.save: a folder that from_pretrained would load as a plain, silently different model is never written."""
         from ctrl.saving import save
+        from ctrl.sharded import is_sharded
 
-        if kwargs.get("is_main_process", True):
+        sharded = state_dict is None and any(map(is_sharded, self.state_dict().values()))  # all of them call
+        if sharded or kwargs.get("is_main_process", True):
             save(self, save_directory, state_dict=state_dict)
 
 

@@ -183,8 +183,19 @@ class RelaxedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         c: Any = self.norm_mix
         if c is None:
-            c = self.__dict__["norm_alpha"].scalar().to(x.dtype)
+            c = _gathered(self.__dict__["norm_alpha"]).scalar().to(x.dtype)
         return c * x + (1 - c) * super().forward(x)
+
+
+def _gathered(interpolation: Interpolation) -> Interpolation:
+    if hasattr(interpolation.theta, "full_tensor"):
+        raise ConfigError(
+            "norm_mix='alpha' takes theta in the copy's norms, but it is sharded there: fully_shard was called on the "
+            "interpolation itself, which is gathered in its own forward alone. Leave it in its layer's shard and keep "
+            "the model in fp32: fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)) "
+            "computes in bf16"
+        )
+    return interpolation
 
 
 def relax_norms(twin: nn.Module, mix: float | str, interpolation: Interpolation) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from ctrl.divergence import real_tokens
+from ctrl.divergence import real_or_all
 from ctrl.layer import ExpandedLayer
 from ctrl.model import expanded_layers, require_expanded
 
@@ -77,10 +77,10 @@ class Log:
         self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None, mask: Any
     ) -> None:
         """Called by an expanded layer after each of its passes. alpha: None where it is stacked; mask: see
-        `real_tokens`."""
+        `real_or_all`."""
         if self.first is None or layer.index == self.first:
             self.first, self.step = layer.index, self.step + 1
-        real = _real(mask, a)
+        real = real_or_all(mask, a)
         missing = a.new_full((), float("nan"), dtype=torch.float32)
         some, chosen = self._some(real)
         a, b = (x.detach().flatten(0, 1)[some].float() for x in (a, b))
@@ -106,7 +106,8 @@ class Log:
 
 @contextlib.contextmanager
 def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, keep: int = 1000) -> Iterator[Log]:
-    """Collect figures of every expanded layer in every pass inside the block.
+    """Collect figures of every expanded layer in every pass of the model inside the block, once per pass: layers that
+    gradient checkpointing runs again, and passes of the decoder alone, are not noted.
 
     tokens: how many tokens of a batch the branch comparison looks at. update_every: passes between measurements of the
     weights' change, which reads all of them. keep: passes that the log holds, the last ones. `log.rows` is the table,
@@ -119,19 +120,13 @@ def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, ke
 
 @contextlib.contextmanager
 def attach(model: nn.Module, log: Any) -> Iterator[None]:
-    """Inside the block every expanded layer calls `log.note`, with `Log.note`'s arguments, after a pass."""
+    """Inside the block every expanded layer calls `log.note`, with `Log.note`'s arguments, once in each pass."""
     control = require_expanded(model).control
     before, control.log = control.log, log
     try:
         yield
     finally:
         control.log = before
-
-
-def _real(mask: Any, like: Tensor) -> Tensor:
-    """Which tokens (batch, seq) are real; all, where the mask does not say."""
-    real = real_tokens(mask, like.shape[1])
-    return torch.ones(like.shape[:2], dtype=torch.bool, device=like.device) if real is None else real.to(like.device)
 
 
 def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

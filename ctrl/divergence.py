@@ -76,6 +76,12 @@ def real_tokens(attention_mask: Any, seq: int) -> Tensor | None:
     return attention_mask[:, -seq:].bool()
 
 
+def real_or_all(attention_mask: Any, like: Tensor) -> Tensor:
+    """`real_tokens` of a batch on the device of `like` (batch, seq, ...): all true where the mask does not say."""
+    real = real_tokens(attention_mask, like.shape[1])
+    return like.new_ones(like.shape[:2], dtype=torch.bool) if real is None else real.to(like.device)
+
+
 def masked_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of (batch, seq) over the tokens where mask (batch, seq; None: all) is true; 0 where there is none."""
     if mask is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 
 Batches = Iterable[Mapping[str, Tensor]]
@@ -31,7 +32,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
     with evaluating(expanded, merged):
         for batch in batches:
             p, q = (logits(model, batch) for model in (expanded, merged))
-            real = real_tokens(batch).to(p.device)
+            real = real_or_all(batch.get("attention_mask"), p)
             if not real.any():
                 continue
             p, q = p[real].float(), q.to(p.device)[real].float()
@@ -48,14 +49,6 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     device = next(model.parameters()).device
     out: Tensor = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits
     return out
-
-
-def real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
-    """Which tokens (batch, seq) are not padding: all, where there is no mask of that shape (packed text)."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        return torch.ones_like(batch["input_ids"], dtype=torch.bool)
-    return mask.bool()
 
 
 @contextlib.contextmanager

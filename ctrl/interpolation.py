@@ -9,6 +9,7 @@ A new interpolation is one class here and one line in INTERPOLATIONS (and its na
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     u, v = unit(wide_a), unit(wide_b)
     apart, together = (u - v).square().sum(-1, keepdim=True), (u + v).square().sum(-1, keepdim=True)
     eps = torch.finfo(wide_a.dtype).eps  # of a squared length: angles below sqrt(eps), where lerp and slerp agree
-    zero = (wide_a == 0).all(-1, keepdim=True) | (wide_b == 0).all(-1, keepdim=True)  # no angle
+    zero = apart + together < 3  # 2 (|u|^2 + |v|^2) is 4 for two directions, at most 2 where one vector is 0: no angle
     collinear = (apart < eps) | (together < eps) | zero
     apart, together = apart.masked_fill(collinear, 1.0), together.masked_fill(collinear, 1.0)
     angle = 2 * torch.atan2(apart.sqrt(), together.sqrt())
@@ -87,8 +88,14 @@ class Interpolation(nn.Module):
         """theta as a scalar, as wide as the arithmetic on h is."""
         return self.theta.squeeze(0).to(widen(h).dtype)
 
+    def at_hand(self) -> float:
+        """sigmoid(theta) as a number; nan in a process that has no part of a theta sharded over several."""
+        theta: Any = self.theta.detach()
+        local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
+        return torch.sigmoid(local.float()).item() if local.numel() else math.nan
+
     def extra_repr(self) -> str:
-        return f"alpha={torch.sigmoid(self.theta.detach().float()).item():.3g}, learned={self.theta.requires_grad}"
+        return f"alpha={self.at_hand():.3g}, learned={self.theta.requires_grad}"
 
 
 class Lerp(Interpolation):

@@ -32,6 +32,7 @@ class Control:
     collecting: bool = False  # True while a forward pass with labels runs
     terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
     log: Any = None  # ctrl.diagnostics' log while one is open
+    passing: bool = False  # True while the model's forward runs, False while checkpointed layers run again for backward
     mask: Any = None  # the attention mask of the pass under way, for the log
     warned: bool = False  # that a training pass had no labels, hence no divergence
 
@@ -72,8 +73,7 @@ class ExpandedLayer(nn.Module):
         a = _hidden(out)
         if self.interpolation is None:
             b = _hidden(self.expanded(a, *args, **kwargs))
-            if control.log is not None:
-                control.log.note(self, a, b, None, None, control.mask)
+            self._note(a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
@@ -81,9 +81,12 @@ class ExpandedLayer(nn.Module):
         per_token = self._divergence(a, b, alpha) if self.training or control.collecting else None
         if control.collecting and per_token is not None:
             control.terms[self.index] = per_token
-        if control.log is not None:
-            control.log.note(self, a, b, alpha, per_token, control.mask)
+        self._note(a, b, alpha, per_token)
         return _with_hidden(out, mixed)
+
+    def _note(self, *figures: Any) -> None:
+        if self.control.log is not None and self.control.passing:
+            self.control.log.note(self, *figures, self.control.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Per token (batch, seq), scaled by alpha if the config says so."""

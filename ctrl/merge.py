@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
-from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap, real_tokens
+from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import lerp, slerp
 from ctrl.layer import ExpandedLayer
 from ctrl.model import expanded_layers
 from ctrl.numerics import widen
 from ctrl.plain import bare_expanded, check_rebuilds, insert, slots, strip
+from ctrl.sharded import whole, whole_model
 
 MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
 Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
@@ -58,8 +60,10 @@ def merge_back(
     alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
     attention_mask; the running average a per-token strategy needs), else what `at_alpha` holds, else sigmoid(theta).
     in_place: take the given model apart instead of a copy of it (half the memory). gap_on: text on which both are
-    compared; the result is then (plain model, MergeGap). Weights keep the dtypes of the pretrained ones. Warns where
-    all copies are stacked: nothing is mixed then. Raises ConfigError where there is no merged form.
+    compared; the result is then (plain model, MergeGap). Weights keep the dtypes of the pretrained ones. Sharded over
+    processes (FSDP2): all of them call it, on the same texts, and each gets the whole plain model in its host memory
+    (too much for many? `ctrl.save`, then load and merge in one). Warns where all copies are stacked: nothing is mixed
+    then. Raises ConfigError where there is no merged form.
     """
     if in_place and gap_on is not None:
         raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
@@ -74,7 +78,9 @@ def merge_back(
             "and merge_back only puts them in place (alpha and batches change nothing)",
             stacklevel=2,
         )
-    plain = expanded if in_place else copy.deepcopy(expanded)
+    plain = whole_model(expanded)
+    if plain is expanded and not in_place:
+        plain = copy.deepcopy(expanded)
     for layer, share in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, share))
@@ -94,11 +100,11 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     layers = expanded_layers(model)
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
     sums, counts = dict.fromkeys(gates, 0.0), dict.fromkeys(gates, 0)
-    real = torch.ones(0)
+    mask: Tensor | None = None
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
         mixed, alpha = output
-        shares = alpha.double().expand(*mixed.shape[:2], 1)[real.to(mixed.device)]
+        shares = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
         sums[gate] += float(shares.sum())
         counts[gate] += shares.numel()
 
@@ -106,7 +112,7 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     try:
         with evaluating(model):
             for batch in batches:
-                real = real_tokens(batch)
+                mask = batch.get("attention_mask")
                 logits(model, batch)
     finally:
         for hook in hooks:
@@ -146,7 +152,7 @@ def _own_share(layer: ExpandedLayer) -> float:
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.held.item() if gate.held is not None else torch.sigmoid(gate.theta.detach().float()).item()
+    return gate.held.item() if gate.held is not None else torch.sigmoid(whole(gate.theta).float()).item()
 
 
 def check_mergeable(model: Any) -> None:

@@ -17,6 +17,7 @@ from ctrl.layer import ExpandedLayer
 from ctrl.merge import Share, check_mergeable, layer_shares, mixed_weights
 from ctrl.numerics import widen
 from ctrl.plain import ADDED, bare_expanded, strip
+from ctrl.sharded import whole_model
 
 
 @overload
@@ -49,15 +50,15 @@ def merge_models(
     weights: one per model, default 1/n each. alpha: one share for all, or one entry per model as `merge_back` takes it;
     default: measured for each model on `batches` (a list: it is read once per model), else what the model holds. gap_on
     (a list too): text on which each model is compared with the result, which is then (plain model, one MergeGap per
-    model). Sums are taken in fp32 and rounded once. Raises ConfigError unless all are concat models of one base whose
-    other weights stayed frozen.
+    model). Sums are taken in fp32 and rounded once. Sharded models: as in `merge_back`. Raises ConfigError unless all
+    are concat models of one base whose other weights stayed frozen.
     """
     shares = list(weights) if weights is not None else [1 / len(models) for _ in models]
     if len(shares) != len(models) or not models:
         raise ConfigError(f"merge_models needs one weight per model, but got {len(shares)} for {len(models)} models")
     if not all(math.isfinite(share) for share in shares):
         raise ConfigError(f"merge_models needs finite weights, but got {shares}")
-    expanded: list[Any] = [bare_expanded(model) for model in models]
+    expanded: list[Any] = [whole_model(bare_expanded(model)) for model in models]
     for model in expanded:
         check_mergeable(model)
     if any(m.control.config.structure != "concat" for m in expanded):

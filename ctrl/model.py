@@ -33,7 +33,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
 
-    norm_mix='alpha' reads theta outside of such a shard, so it takes an fp32 model there.
+    norm_mix='alpha' takes theta in the copy's norms, outside of such a shard: there leave the interpolation in its
+    layer's, keep the model in fp32, and fully_shard's `mp_policy` computes in bf16.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
@@ -161,7 +162,8 @@ def hold_alpha(model: nn.Module, alpha: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LayerInfo:
-    """One expanded layer. alpha: share of the copy at theta (None for stack); trainable: parameters that train."""
+    """One expanded layer. alpha: share of the copy at theta (None for stack, nan where theta is sharded and another
+    process holds it); trainable: parameters that train."""
 
     layer: int
     branch: str
@@ -185,9 +187,7 @@ def describe(model: nn.Module) -> Description:
     """Which layers train: one row per expanded layer."""
     rows = Description()
     for layer in expanded_layers(require_expanded(model)):
-        alpha = None
-        if layer.interpolation is not None:
-            alpha = torch.sigmoid(layer.interpolation.theta.detach().float()).item()
+        alpha = None if layer.interpolation is None else layer.interpolation.at_hand()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))
     return rows

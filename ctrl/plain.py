@@ -49,10 +49,10 @@ def strip(model: Any) -> None:
             handle.remove()
         for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
             delattr(layer, name)
-        layer.__class__ = _class_before(layer, ExpandedLayer)
+        layer.__class__ = class_before(layer, ExpandedLayer)
     model.config.__dict__.pop(IGNORED, None)
     del model.control
-    model.__class__ = _class_before(model, ControlModel)
+    model.__class__ = class_before(model, ControlModel)
 
 
 def slots(model: Any) -> list[int]:
@@ -90,7 +90,7 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
         return
     deeper = copy.deepcopy(model.config)
     select_layers(deeper.get_text_config(decoder=True), sources)
-    cls = _class_before(model, ControlModel)
+    cls = class_before(model, ControlModel)
     with torch.device("meta"):
         here, there = (decoder_layers(cls(config)) for config in (copy.deepcopy(model.config), deeper))
     for slot, source in enumerate(sources):
@@ -128,6 +128,7 @@ def _as_original(twin: nn.Module, layer: nn.Module) -> nn.Module:
     return twin
 
 
-def _class_before(module: nn.Module, mixin: type) -> type:
+def class_before(module: nn.Module, mixin: type) -> type:
     """The class the module had before a mixin was put in front of it."""
-    return next(cls for cls in type(module).__mro__[1:] if not issubclass(cls, mixin))
+    classes = type(module).__mro__  # fully_shard puts classes of its own in front
+    return classes[classes.index(mixin) + 1]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED
+from ctrl.control_model import IGNORED, ControlModel
+from ctrl.errors import CheckpointError
 from ctrl.model import expand, expanded_layers
-from ctrl.plain import bare_expanded, slots
+from ctrl.plain import bare_expanded, class_before, slots
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     TENSORS,
@@ -31,7 +32,8 @@ from ctrl.published_names import (
     published_names,
     published_value,
 )
-from ctrl.saving import CheckpointError, read_tensors
+from ctrl.saving import read_tensors
+from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 
 
@@ -68,33 +70,34 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
 
     What changes the model's outputs and has no place there is refused with a ConfigError. What only matters if it is
     trained further (the layout knows one cosine form, no margin, ...) is left out with a warning that lists it: most
-    exports are made to be run.
+    exports are made to be run. Sharded over processes (FSDP2): as in `ctrl.save`, all of them call it.
     """
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
     check_exportable(config)
     names = published_names(expanded)
-    state = {
-        names[name]: published_value(name, tensor.detach(), config.interpolation)
-        for name, tensor in expanded.state_dict().items()
-    }
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)
     select_layers(deeper.get_text_config(decoder=True), slots(expanded))
     expansion = expansion_object(config, expanded, len(slots(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers))
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=_tied(expanded))
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
         "num_hidden_layers": len(slots(expanded)),
-        "architectures": [f"{type(expanded).__name__}Expansion"],
+        "architectures": [f"{class_before(expanded, ControlModel).__name__}Expansion"],
         "base_model_type": expanded.config.model_type,
         "model_type": "causallmexpansion",
         "expansion": expansion,
     }
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    folder, tied = Path(folder), _tied(expanded)
+
+    def write(tensors: dict[str, Tensor]) -> None:
+        state = {names[name]: published_value(name, t, config.interpolation) for name, t in tensors.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
+        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+    write_once(expanded.state_dict(keep_vars=True), write)
     return folder
 
 
@@ -155,8 +158,22 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
     }
     faults = [f"{len(those)} {kind} (first: {those[0]})" for kind, those in found.items() if those]
     if faults:
-        raise CheckpointError(f"tensors in {folder} do not fit its config: {'; '.join(faults)}")
+        hint = _norm_hint(found["extra"], expansion)
+        raise CheckpointError(f"tensors in {folder} do not fit its config: {'; '.join(faults)}{hint}")
     model.load_state_dict(state, strict=False)
+
+
+def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:
+    """What to do about extra tensors that relaxed norms may own: in this layout they own none."""
+    own = [name for name in extra if "norm" in name or name.endswith("interpolation_factor")]
+    if not own:
+        return ""
+    value = repr(expansion["interpolation_norm_alpha"]) if "interpolation_norm_alpha" in expansion else "missing"
+    return (
+        f". interpolation_norm_alpha is {value}, and {own[0]} may belong to relaxed norms of another formula than the "
+        "layout's, c x + (1 - c) norm(x) with a constant c, or for -1 the layer's own alpha. If their c is a known "
+        "constant, write it there in config.json and drop these tensors; else the checkpoint cannot be loaded"
+    )
 
 
 def _check_count(name: str, value: Any, found: int, folder: Path) -> None:
@@ -174,7 +191,12 @@ def _tied(model: Any) -> list[str]:
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        shards = _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{index} has no 'weight_map' of tensors to files: the checkpoint is damaged")
+        names = sorted(set(shards.values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors.update(read_tensors(folder / name))
@@ -183,7 +205,9 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-        return values
-    except (OSError, json.JSONDecodeError) as error:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
         raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object, but a {type(values).__name__}")
+    return values

@@ -19,32 +19,34 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ctrl.config import ControlConfig
+from ctrl.errors import CheckpointError
 from ctrl.model import expand, expanded_layers
 from ctrl.plain import ADDED, bare_expanded, strip
+from ctrl.sharded import write_once
 
 CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
 FORMAT = 1
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read whole."""
-
-
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
     """Write the trained tensors and the config; the old files stay until the new ones are complete.
 
-    state_dict: the model's full state where it is sharded (FSDP); default: the model's own. Returns the folder.
-    Raises CheckpointError when the folder cannot be written (no space, no permission) and for a sharded state,
-    ConfigError where adapters of PEFT sit on top.
+    state_dict: default: the model's own. Where its tensors are sharded over processes (FSDP2's DTensors) all of them
+    call `save`: what was trained is gathered tensor by tensor, the first process writes, the others wait for it. A
+    call by the first one alone would wait for ever. Returns the folder. Raises CheckpointError when the folder cannot
+    be written (no space, no permission), in every process, and ConfigError where adapters of PEFT sit on top.
     """
     model = bare_expanded(model)
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
-    _check_whole(state, names)
-    tensors = {name: state[name].detach().cpu().contiguous() for name in names}
     base = {**_base_facts(model), "expanded_layers": model.control.layers}
     meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
+    write_once({name: state[name] for name in names}, lambda tensors: _write(folder, tensors, meta))
+    return folder
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -54,7 +56,6 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
         raise CheckpointError(
             f"cannot save {size:.0f} MB to {folder}: {error}. Free space or choose another folder"
         ) from error
-    return folder
 
 
 def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
@@ -85,8 +86,9 @@ def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> P
 
 def added_names(model: nn.Module) -> list[str]:
     """State names of what expand added: copies and interpolations."""
+    state = model.state_dict(keep_vars=True)  # first: FSDP shards again for it what a forward pass has gathered
     marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
-    return [name for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) in marks]
+    return [name for name, tensor in state.items() if id(tensor) in marks]
 
 
 def trained_names(model: nn.Module) -> list[str]:
@@ -198,14 +200,4 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: s
             f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to "
             "have the model that was saved",
             stacklevel=3,
-        )
-
-
-def _check_whole(state: dict[str, Tensor], names: list[str]) -> None:
-    """Gathering shards takes all processes, and which of them have called is not known here."""
-    if any(hasattr(state[name], "full_tensor") for name in names):
-        raise CheckpointError(
-            "the model's tensors are sharded over processes (DTensor): gather them on all of them, state = torch."
-            "distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
-            "full_state_dict=True, cpu_offload=True)), then save(model, folder, state_dict=state) on the first"
         )

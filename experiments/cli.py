@@ -16,6 +16,7 @@ import yaml
 from experiments.comparison import commands as comparison_commands
 from experiments.console import add_root, quiet, say, stop
 from experiments.studies import commands as study_commands
+from experiments.yaml_values import load_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,7 +133,7 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = load_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text") from error
     return values

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from experiments.section import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """1e-3 is a number, as in YAML 1.2 and in Python; PyYAML wants 1.0e-3 and would read a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_yaml(text: str) -> Any:
+    """The values of a YAML text. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
 
 
 def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:
@@ -21,7 +36,7 @@ def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[st
         names = ", ".join(sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")))
         raise ConfigError(f"no {what} {path}: give a path, or a shipped name: {names}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):

@@ -58,6 +58,24 @@ def test_compiled_layers_agree() -> None:
     torch.testing.assert_close(compiled.divergence, expected.divergence, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("structure", ["concat", "hybrid"])
+def test_flash_attention_gives_the_logits_and_tokens_of_sdpa(structure: str) -> None:
+    pytest.importorskip("flash_attn", reason="needs the package flash-attn (attn_implementation='flash_attention_2')")
+    model = ctrl.expand(build("llama"), ctrl.ControlConfig(structure=structure, layers=2))  # type: ignore[arg-type]
+    perturb(model)
+    model.cuda().bfloat16()
+    ids, mask = IDS.cuda(), MASK.cuda()
+    expected = model(ids, attention_mask=mask).logits[mask.bool()].float()
+    model.set_attn_implementation("flash_attention_2")
+    assert model.config._attn_implementation == "flash_attention_2"
+    found = model(ids, attention_mask=mask).logits[mask.bool()].float()
+    assert (found - expected).norm() <= 3e-2 * expected.norm()
+    model(input_ids=ids, attention_mask=mask, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    whole = model.generate(ids, attention_mask=mask, max_new_tokens=16, do_sample=False)
+    assert whole.shape == (2, ids.shape[1] + 16)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_chunked_loss_is_that_of_whole_logits(precision: str) -> None:
     model = build("llama").cuda()

@@ -138,4 +138,4 @@ def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
-    return all(value <= 0 for value in trial.system_attrs.get("constraints", ()))
+    return all(value <= 0 for value in trial.constraints.values())

@@ -20,7 +20,8 @@ class Trial:
 
     state: waiting, running, complete, pruned, failed; lost (its process is gone) or stopped (by hand, or by its
     machine), which the next start continues. seconds: of the attempts that ended by themselves. runs: one per seed, see
-    `experiments.studies.trial.run_record`.
+    `experiments.studies.trial.run_record`. constraints: satisfied at 0 or below. repeats: the trial with the same picks
+    whose runs and values these are.
     """
 
     number: int
@@ -32,6 +33,8 @@ class Trial:
     seconds: float
     feasible: bool
     runs: list[dict[str, Any]] = field(default_factory=list)
+    constraints: dict[str, float] = field(default_factory=dict)
+    repeats: int | None = None
 
 
 def origin(trial: Any) -> int:
@@ -98,6 +101,8 @@ def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Tria
         seconds=sum(t.duration.total_seconds() for t in attempts if t.duration and not died(t)),
         feasible=complete and all(value <= 0 for value in last.constraints.values()),
         runs=last.user_attrs.get("runs", []),
+        constraints=dict(last.constraints) if complete else {},
+        repeats=last.user_attrs.get("repeats"),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,6 +41,8 @@ class Constraint(Section):
     def _bound(self) -> Constraint:
         if self.min is None and self.max is None:
             raise ValueError(f"constraint on {self.figure!r} needs min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"constraint on {self.figure!r}: min={self.min:g} is above max={self.max:g}")
         return self
 
 
@@ -114,7 +116,9 @@ class StudyConfig(Section):
     constraints: tuple[Constraint, ...] = ()
     sampler: Sampler = Sampler()
     pruner: Pruner | None = None
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each is a run of its own; a trial is their mean")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,), min_length=1, description="each is a run of its own; a trial is their mean"
+    )
     budget: Budget = Budget()
     retries: int = Field(2, ge=0, description="how often a trial whose process died is continued")
     failures: int = Field(3, ge=1, description="so many failed trials in a row stop the study")
@@ -153,6 +157,7 @@ class StudyConfig(Section):
                 raise ValueError(f"the grid has more than {MAX_CELLS} cells: take another sampler")
         elif self.budget.trials is None and self.budget.hours is None:
             raise ValueError(f"sampler {self.sampler.name!r} never ends: give budget.trials or budget.hours")
+        self._own_fields()
         for field in ("select", "law"):
             key = getattr(self.report, field)
             if key is not None and key not in self.search:
@@ -164,6 +169,19 @@ class StudyConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, but got {list(self.seeds)}")
         return self
+
+    def _own_fields(self) -> None:
+        """Refuse what would be set twice: by two dimensions, or by a dimension and the study itself."""
+        paths = [getattr(d, "path", None) or key for key, d in self.search.items() if d.kind != "arms"]
+        twice = [path for path in paths if paths.count(path) > 1]
+        if twice:
+            raise ValueError(f"search: two dimensions set {twice[0]!r}: leave one out")
+        within = [key for d in self.search.values() if d.kind == "arms" for arm in d.arms.values() for key in arm]
+        changed = {*paths, *within, *self.overrides, *(key for p in self.profiles.values() for key in p)}
+        if "seed" in changed:
+            raise ValueError("seed is not searched or overridden: list the seeds of each trial under seeds")
+        if "name" in changed:
+            raise ValueError("name is not searched or overridden: runs are named by study, trial and seed")
 
     def values(self, picks: dict[str, Scalar]) -> dict[str, Any]:
         """The plain config of a trial with these picks."""

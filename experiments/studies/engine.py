@@ -27,7 +27,7 @@ from experiments.studies.attempts import Trial, continued, died, failed, failure
 from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.reading import parse_study
-from experiments.studies.running import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
+from experiments.studies.running import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed, take_over
 from experiments.studies.space import grid
 from experiments.tracking.machine import process_state, process_tags
 
@@ -57,6 +57,8 @@ class Store:
                 if "config" not in self.study.user_attrs:
                     raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
                 config = parse_study(self.study.user_attrs["config"], source=f"study {name}")
+                self.storage.heartbeat_interval = config.heartbeat
+                self.storage.grace_period = 2 * config.heartbeat
             else:
                 self.study = optuna.create_study(
                     storage=self.storage,
@@ -96,7 +98,11 @@ class Store:
                     trial.set_user_attr("owner", process_tags())
                     claim.close()
                     number = origin(self._attempts()[trial.number])
-                    run_claimed(trial, number, picks, run, self.config.pruner is not None, say)
+                    same = next((t for t in self.trials() if t.state == "complete" and t.picks == picks), None)
+                    if same is None:
+                        run_claimed(trial, number, picks, run, self.config.pruner is not None, say)
+                    else:  # samplers that breed ask for the same again: nothing is trained twice
+                        take_over(trial, number, same, say)
         except STORAGE_FAULTS as error:
             raise StudyError(
                 f"the storage {shown(self.url)} failed: {storage_fault(error) or error}\n"
@@ -114,12 +120,13 @@ class Store:
         hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
         if budget.hours is not None and hours >= budget.hours:
             return f"the budget of {budget.hours:g} hours is spent ({hours:.2f})"
-        if any(t.state == TrialState.WAITING for t in trials):
+        groups, limit = lineages(trials).values(), self.limit()
+        waiting = [attempts for attempts in groups if attempts[-1].state == TrialState.WAITING]
+        begun = len(groups) - sum(len(attempts) == 1 for attempts in waiting)
+        if limit is None or begun < limit or any(len(attempts) > 1 for attempts in waiting):
             return ""
-        if self.config.sampler.name == "grid":
-            return "all cells of the grid are claimed"
-        limit = self.limit()
-        return "" if limit is None or len(lineages(trials)) < limit else f"all {limit} trials are claimed"
+        whole = self.config.sampler.name == "grid" and limit == len(grid(self.config.search))
+        return "all cells of the grid are claimed" if whole else f"all {limit} trials are claimed"
 
     def going_on(self) -> bool:
         """Whether a trial runs, or was lost with its process and will be continued by the next start."""
@@ -198,9 +205,10 @@ class Store:
             if continued(attempts, self.config.retries):
                 self._queue_again(attempts[-1])
         if self.config.sampler.name == "grid":
-            cells = [t.system_attrs.get("fixed_params") for t in trials]
-            for cell in grid(self.config.search)[: self.limit()]:
-                if cell not in cells:
+            wanted, cells = grid(self.config.search)[: self.limit()], lineages(trials).values()
+            known = [attempts[0].system_attrs.get("fixed_params") for attempts in cells]
+            for cell in wanted if len(known) < len(wanted) else ():
+                if cell not in known:
                     self.study.enqueue_trial(cell)
         return self._attempts()
 

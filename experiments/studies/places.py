@@ -11,11 +11,14 @@ import sqlalchemy
 import yaml
 
 from experiments.run import default_root
-from experiments.studies.config import StudyError
+from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.locks import shown, sqlite_url
 
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
+
+
+STORAGE = "STUDY_STORAGE"  # a command line is read by all users of a machine, and the URL may hold a password
 
 
 def study_folder(root: Path, name: str) -> Path:
@@ -23,13 +26,28 @@ def study_folder(root: Path, name: str) -> Path:
 
 
 def storage_url(root: Path, storage: str | None) -> str:
-    """The storage asked for, or `optuna.db` in root. Raises StudyError for a SQLite file in a folder that is not there:
-    a mistyped path would otherwise begin a second, empty study."""
-    if storage and storage.startswith("sqlite:///"):
-        folder = Path(sqlalchemy.make_url(storage).database or "").parent
+    """The storage asked for, or that of the environment's STUDY_STORAGE, or `optuna.db` in root. Raises StudyError for
+    what is no URL, and for a SQLite file in a folder that is not there: a mistyped path would otherwise begin a second,
+    empty study."""
+    storage = storage or os.environ.get(STORAGE)
+    try:
+        url = sqlalchemy.make_url(storage) if storage else None
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise StudyError(
+            f"the storage is not a database URL: {str(error).splitlines()[0]}; give for example sqlite:///studies.db "
+            "or postgresql+psycopg://user@host:5432/name"
+        ) from error
+    if storage and url is not None and storage.startswith("sqlite:///"):
+        folder = Path(url.database or "").parent
         if not folder.is_dir():
             raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
     return storage or sqlite_url(root.resolve() / "optuna.db")
+
+
+def public_yaml(config: StudyConfig) -> str:
+    """The study's YAML without its storage's password, for what leaves this folder: reports, MLflow."""
+    storage = shown(config.storage) if config.storage else None
+    return str(yaml.safe_dump(config.to_dict() | {"storage": storage}, sort_keys=False))
 
 
 def noted_storage(root: Path, name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,9 @@ FORMATS = (".csv", ".parquet", ".json")
 def frame(store: Store) -> pd.DataFrame:
     """One row per trial and seed, one for a trial without runs.
 
-    Columns: trial, state, feasible, attempts, seconds, reason; `pick/NAME`; `objective/FIGURE`; seed, folder, arm,
-    method, learning_rate, steps; each figure of the scorecard as NAME, NAME_low, NAME_high; `cost/NAME`.
+    Columns: trial, state, feasible, repeats (the trial whose values these are), attempts, seconds, reason; `pick/NAME`;
+    `objective/FIGURE`; seed, folder, arm, method, learning_rate, steps; each figure of the scorecard as NAME, NAME_low,
+    NAME_high; `cost/NAME`.
     """
     import pandas as pd
 
@@ -40,13 +42,14 @@ def export(store: Store, path: Path) -> int:
     trials = store.trials()
     if path.suffix == ".json":
         values = {"study": store.config.to_dict(), "trials": [vars(trial) for trial in trials]}
-        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(_no_nan(values), indent=2, ensure_ascii=False, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
     elif path.suffix == ".csv":
         frame(store).to_csv(path, index=False)
     else:
         table = frame(store)
         for name in [n for n in table if str(n).startswith("pick/") and table[n].map(type).nunique() > 1]:
-            table[name] = table[name].map(str)  # a column of Parquet has one type
+            table[name] = table[name].map(str, na_action="ignore")  # a column of Parquet has one type
         table.to_parquet(path, index=False)
     return len(trials)
 
@@ -62,6 +65,9 @@ def status_text(store: Store, root: Path) -> str:
     for state in ("running", "lost", "stopped", "failed"):
         named = [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == state]
         lines += [f"{state + ':':<8} {name}" + (f": {reason}" if reason else "") for name, reason in named]
+    if config.constraints:
+        feasible = sum(trial.feasible for trial in trials)
+        lines.append(f"within the constraints: {feasible} of {counts['complete']} complete")
     best = set(store.front())
     lines += [
         f"best:    trial {t.number} ({picks_text(t)}): {values_text(store, t)}" for t in trials if t.number in best
@@ -69,6 +75,15 @@ def status_text(store: Store, root: Path) -> str:
     ended = "" if store.going_on() else store.ended()
     lines.append(ended or f"not finished: {command_line(store, root, 'resume', config.name)}")
     return "\n".join(lines)
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON has no word for what is not a number: null, as for a figure that is missing."""
+    if isinstance(value, dict):
+        return {key: _no_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def picks_text(trial: Trial) -> str:
@@ -88,6 +103,7 @@ def _trial(store: Store, trial: Trial) -> dict[str, Any]:
         "trial": trial.number,
         "state": trial.state,
         "feasible": trial.feasible,
+        "repeats": trial.repeats,
         "attempts": trial.attempts,
         "seconds": trial.seconds,
         "reason": trial.reason,

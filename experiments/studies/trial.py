@@ -64,11 +64,13 @@ def run_trial(
     """
     note = trial_folder(study, root, number) / "mlflow.json"
     saved = read_json(note)
+    if saved.get("picks") != picks:  # of a study of the same name whose storage is gone
+        saved = {}
     outcome, pruned = TrialOutcome(), ""
     with Tracker(root, study.name).run(
         f"trial {number}", kind="trial", parent=parent, params=picks, run_id=saved.get("run_id")
     ) as run:
-        write_json(note, {"run_id": run.id})
+        write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
                 config = study.run_config(picks, number, seed)  # picks may be right one by one, but not together

@@ -13,18 +13,20 @@ from experiments.tracking.store import Store, last_line
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
 SAMPLE_SECONDS = 10.0  # between system metrics
 
+_ANNOUNCED: set[str] = set()  # stores whose outage this process has told of
+
 
 class Delivery:
     """Delivers the journals it watches about once a second, in the order in which they were added.
 
     faults: deliveries that failed so far. message: why the latest one did; empty while the store answers.
-    announced: whether somebody was told of that outage.
+    announced: whether somebody was told of that outage, by this or another delivery of the process.
     sample: called every SAMPLE_SECONDS in between, for system metrics.
     """
 
     def __init__(self, store: Store, sample: Callable[[], None]) -> None:
         self.store, self.sample = store, sample
-        self.faults, self.message, self.announced = 0, "", False
+        self.faults, self.message = 0, ""
         self._journals: list[Journal] = []
         self._sent: dict[str, int] = {}  # journal id -> bytes that arrived
         self._ended: set[str] = set()
@@ -33,6 +35,14 @@ class Delivery:
         self._wake = threading.Event()
         self._turn = threading.Condition()
         self._thread: threading.Thread | None = None
+
+    @property
+    def announced(self) -> bool:
+        return self.store.uri in _ANNOUNCED
+
+    @announced.setter
+    def announced(self, told: bool) -> None:
+        (_ANNOUNCED.add if told else _ANNOUNCED.discard)(self.store.uri)
 
     def add(self, journal: Journal) -> None:
         with self._turn:

@@ -30,7 +30,7 @@ def reap(store: Store, root: Path, seconds: float) -> list[str]:
         if time.monotonic() > deadline:
             break
         died = end_dead(journal)
-        if not died and _may_live(journal):
+        if not died and may_live(journal):
             continue
         try:
             run_id = deliver(store, journal).run_id
@@ -46,7 +46,7 @@ def reap(store: Store, root: Path, seconds: float) -> list[str]:
 
 def end_dead(journal: Journal) -> bool:
     """Write the end of a run that died without one. Returns whether this was such a run."""
-    if journal.ended() or _may_live(journal):
+    if journal.ended() or may_live(journal):
         return False
     journal.append("tags", tags={"error": DIED})
     journal.append("end", status="KILLED")
@@ -54,7 +54,8 @@ def end_dead(journal: Journal) -> bool:
     return True
 
 
-def _may_live(journal: Journal) -> bool:
+def may_live(journal: Journal) -> bool:
+    """Whether the process of a run's latest attempt may still be at work, here or on another machine."""
     start = journal.last("start")
     return start is None or process_alive(start["tags"])
 

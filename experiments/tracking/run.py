@@ -113,15 +113,21 @@ class Run:
             self.set_tags({"tracking_faults": str(self._delivery.faults)})
         self.journal.append("end", status=status)
         self.journal.close()
-        if not self._delivery.drain(CLOSE_SECONDS):
+        if not self._delivery.drain(CLOSE_SECONDS) and self._on_top():  # a run below others is named with them
             self._delivery.announced = False
-            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(self.journal.folder))}")
+            root = self._delivery.store.root
+            folder = root if self.journal.folder == root / "journals" else self.journal.folder
+            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(folder))}")
         if lost := self._delivery.refused():
             text = (
                 f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}; the run's folder keeps them all"
             )
             warnings.warn(text, stacklevel=3)
         self._delivery.ended(self.journal)
+
+    def _on_top(self) -> bool:
+        start, _ = next(iter(self.journal.read()))
+        return not start["parent"] or start["tags"]["kind"] == "posthoc"
 
     def warn_once(self, advice: str = "") -> None:
         """One line per outage, from the thread that trains."""

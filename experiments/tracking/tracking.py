@@ -56,11 +56,12 @@ class Tracker:
         except Exception as error:
             if not self.store.away(error):
                 raise self.store.unusable(error) from error
-            warnings.warn(
-                f"{self.store.shown} does not answer ({last_line(error)}): this run is kept in its journal, to be sent "
-                "later",
-                stacklevel=2,
-            )
+            if not self.delivery.announced:
+                warnings.warn(
+                    f"{self.store.shown} does not answer ({last_line(error)}): this run is kept in its journal, to be "
+                    "sent later",
+                    stacklevel=2,
+                )
             self.delivery.failed(last_line(error))
             self.delivery.announced = True
 

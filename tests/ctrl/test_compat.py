@@ -59,6 +59,20 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     torch.testing.assert_close(together, torch.cat(alone, 1), rtol=1e-5, atol=1e-6)
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+def test_flex_attention_gives_the_logits_and_tokens_of_sdpa(structure: str) -> None:
+    """Not compiled: that takes minutes here. It has no backward pass on a CPU."""
+    model = disturbed(structure=structure)
+    kwargs = {"attention_mask": MASK, "max_new_tokens": 6, "do_sample": False}
+    logits, tokens = model(IDS, attention_mask=MASK).logits[MASK.bool()], model.generate(IDS, **kwargs)
+    model.set_attn_implementation("flex_attention")
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(model(IDS, attention_mask=MASK).logits[MASK.bool()], logits, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model.generate(IDS, **kwargs), tokens)
+
+
 def test_attention_divergence_is_the_kl_of_the_rows() -> None:
     base = tiny()
     with pytest.raises(ctrl.ConfigError, match="attn_implementation='eager'"):

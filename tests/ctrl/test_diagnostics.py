@@ -84,6 +84,20 @@ def test_the_log_keeps_the_last_passes() -> None:
     assert [(row.step, row.layer) for row in log.rows] == [(3, 1), (3, 3), (4, 1), (4, 3)]
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("structure", ["concat", "stack"])
+def test_layers_that_checkpointing_runs_again_are_noted_once(structure: str, reentrant: bool) -> None:
+    """The backward pass runs them in the opposite order, which would count as further steps."""
+    model = disturbed(structure=structure, divergence="none").train()  # reentrant checkpointing drops a divergence
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    with ctrl.diagnostics(model) as log:
+        for _ in range(2):
+            model(input_ids=IDS, attention_mask=MASK, labels=IDS).loss.backward()
+    assert [(row.step, row.layer) for row in log.rows] == [(0, 1), (0, 3), (1, 1), (1, 3)]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def _olmo() -> OlmoForCausalLM:
     return OlmoForCausalLM(OlmoConfig(**SHAPE))
 

@@ -287,6 +287,7 @@ class TestMergeBack:
         assert changed == 0 if (structure, alpha) == ("concat", 0.0) else changed > 0.1
         assert torch.equal(logits(model, inputs), want)  # merging took a copy
 
+    @pytest.mark.slow
     def test_the_result_is_a_plain_model(
         self, base: PreTrainedModel, trained: PreTrainedModel, structure: str, inputs: Batch, tmp_path: Path
     ) -> None:

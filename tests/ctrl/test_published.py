@@ -167,6 +167,18 @@ def test_faults_are_named(tmp_path: Path) -> None:
         ctrl.load_published(tmp_path / "plain")
 
 
+def test_damaged_shards_are_named(tmp_path: Path) -> None:
+    ctrl.export_published(disturbed(), tmp_path, max_shard_size="60KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(ctrl.CheckpointError, match=f"{shard.name} does not exist"):
+        ctrl.load_published(tmp_path)
+    for text, fault in (("{}", "has no 'weight_map'"), ("[1]", "no JSON object, but a list"), ("{", "cannot read")):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ctrl.CheckpointError, match=fault):
+            ctrl.load_published(tmp_path)
+
+
 def test_a_matrix_that_is_not_square_is_named(tmp_path: Path) -> None:
     ctrl.export_published(disturbed(interpolation="proj"), tmp_path)
     name = "model.layers.1.linear_proj.weight"
@@ -211,6 +223,27 @@ def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str
 def test_values_that_no_expansion_gives_are_named(tmp_path: Path, expansion: dict[str, Any], fault: str) -> None:
     by_hand(tmp_path, **expansion)
     with pytest.raises((ctrl.ConfigError, ctrl.CheckpointError), match=fault):
+        ctrl.load_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expansion", "extra", "said"),
+    [
+        ({"interpolation_norm_alpha": -1}, "expanded_layer.input_layernorm.interpolation_factor", "-1"),
+        ({"interpolation_norm_alpha": 0}, "expanded_layer.input_layernorm.alpha", "0"),
+        ({}, "expanded_layer.input_layernorm.interpolation_factor", "missing"),
+    ],
+)
+def test_tensors_of_norms_of_another_formula_are_explained(
+    tmp_path: Path, expansion: dict[str, Any], extra: str, said: str
+) -> None:
+    tensors = by_hand(tmp_path, **expansion)
+    if not expansion:
+        values = json.loads((tmp_path / "config.json").read_text())
+        del values["expansion"]["interpolation_norm_alpha"]
+        (tmp_path / "config.json").write_text(json.dumps(values))
+    save_file(tensors | {f"model.layers.1.{extra}": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ctrl.CheckpointError, match=rf"1 extra .*interpolation_norm_alpha is {said}, .*config\.json"):
         ctrl.load_published(tmp_path)
 
 

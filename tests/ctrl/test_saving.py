@@ -183,19 +183,21 @@ def test_widening_to_another_base_s_dtype_is_silent(tmp_path: Path, recwarn: pyt
     assert not [w for w in recwarn if "rounded" in str(w.message)]
 
 
-def test_a_sharded_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    model = disturbed()
+def test_a_sharded_model_is_saved_whole(tmp_path: Path) -> None:
+    model, single = disturbed(), disturbed()
     expected = model(IDS).logits
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         sharded = fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ctrl.CheckpointError, match=r"sharded over processes \(DTensor\).*get_model_state_dict"):
-            ctrl.save(sharded, tmp_path / "trained")
+        ctrl.save(sharded, tmp_path / "gathered")
         whole = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        ctrl.save(sharded, tmp_path / "trained", state_dict=whole)
+        ctrl.save(sharded, tmp_path / "given", state_dict=whole)
+        merged = ctrl.merge_back(sharded)
     finally:
         dist.destroy_process_group()
-    assert torch.equal(ctrl.load(tiny().eval(), tmp_path / "trained")(IDS).logits, expected)
+    for folder in ("gathered", "given"):
+        assert torch.equal(ctrl.load(tiny().eval(), tmp_path / folder)(IDS).logits, expected)
+    assert torch.equal(merged(IDS).logits, ctrl.merge_back(single)(IDS).logits)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

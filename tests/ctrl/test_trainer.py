@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 
 
 def tiny(seed: int = 0) -> LlamaForCausalLM:
@@ -227,6 +228,27 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(compiled.divergence, reference.divergence)
     compiled.loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"interpolation": name} for name in INTERPOLATIONS),
+        {"structure": "stack"},
+        {"structure": "hybrid"},
+        {"divergence": "norm", "scale_by_alpha": True},
+        {"norm_mix": "alpha"},
+        {"expanded": "lora"},
+    ],
+    ids=str,
+)
+def test_every_variant_is_traced_without_a_graph_break(settings: dict[str, Any]) -> None:
+    model = expanded(**settings).eval()
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    expected = model(**batch).loss
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(**batch).loss, expected)
 
 
 def test_deepcopy_after_a_forward_is_independent() -> None:

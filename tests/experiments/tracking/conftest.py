@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from experiments.tracking import delivery
 from experiments.tracking.tracking import Tracker
+
+
+@pytest.fixture(autouse=True)
+def _nothing_announced() -> Iterator[None]:
+    """A process tells of an outage once; tests share one."""
+    delivery._ANNOUNCED.clear()
+    yield
+    delivery._ANNOUNCED.clear()
 
 
 @pytest.fixture(scope="session")

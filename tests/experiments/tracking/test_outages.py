@@ -79,13 +79,17 @@ def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
         with pytest.warns(UserWarning, match="does not answer"):
             tracker = Tracker(root, "demo")
-        with tracker.run("demo", folder=tmp_path / "run", params={"steps": 3}) as parent:
-            unsent = pytest.warns(UserWarning, match="later: python -m experiments.cli sync")
-            with unsent, tracker.run("full", kind="arm", parent=parent.id, folder=tmp_path / "run" / "arm") as arm:
-                arm.log_metrics({"loss": 1.5, "nan": float("nan")}, 7)
-                arm.log_inputs([{"name": "chain_sum", "kind": "new", "digest": "abc", "share": 0.5}])
-                arm.log_text("hello", "notes/note.txt")
-                arm.fail("stopped")
+        unsent = pytest.warns(UserWarning, match=r"later: python -m experiments.cli sync \S*/run$")
+        with (
+            unsent as said,
+            tracker.run("demo", folder=tmp_path / "run", params={"steps": 3}) as parent,
+            tracker.run("full", kind="arm", parent=parent.id, folder=tmp_path / "run" / "arm") as arm,
+        ):
+            arm.log_metrics({"loss": 1.5, "nan": float("nan")}, 7)
+            arm.log_inputs([{"name": "chain_sum", "kind": "new", "digest": "abc", "share": 0.5}])
+            arm.log_text("hello", "notes/note.txt")
+            arm.fail("stopped")
+        assert len(said) == 1  # the folder on top, whose journals lie before those below it; sent alone they would fail
         assert tracker.run_url(parent.id) == "http://127.0.0.1:9"
     local = Tracker(root, "demo")
     seen = []
