@@ -1,7 +1,8 @@
-"""Seconds of each suite for one checkpoint, and what the base model scores on each task.
+"""Seconds of each suite for one checkpoint, of preparing them once, and what the base model scores on each task.
 
     python benchmarks/evaluation.py                                   # the quickstart's suites
     python benchmarks/evaluation.py --set 'evaluation.suites=[instructions]' --repeat 1
+    python benchmarks/evaluation.py --set 'evaluation.suites=[kept]' --set evaluation.aa_floor=true   # and its flips
 
 Wall and CPU seconds, the least of `repeat` measurements; wall times need a quiet machine.
 """
@@ -9,16 +10,22 @@ Wall and CPU seconds, the least of `repeat` measurements; wall times need a quie
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from experiments.cli import overrides
 from experiments.config import load_config
 from experiments.data.mixture import ExperimentData
+from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models import Precision, load_base
 from experiments.records import Record
+from experiments.reporting.summary import with_interval
+from experiments.scorecard import aa_floor
 
 
 def main() -> None:
@@ -28,11 +35,20 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     config = load_config(args.config, dict(overrides(args.set)))
-    model, tokenizer = load_base(config.base_model)
+    model, tokenizer = load_base(config.base_model, config.data.system)
     precision = Precision(config.precision)
-    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
-    evaluation.prepare(model, precision)
     print(f"{config.base_model}, {precision.name}, {torch.get_num_threads()} threads")
+    tasks = ExperimentData(config, tokenizer).tasks
+    state: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = BaseCache(Path(folder), model, tokenizer, precision)
+        for name in ("prepare", "prepare again"):  # the second time from the cache, as another process would
+            evaluation = Evaluation(config, tokenizer, tasks)
+            evaluation.restore(state)
+            wall, cpu = time.perf_counter(), time.process_time()
+            evaluation.prepare(model, precision, cache)
+            print(f"{name:>14} {time.perf_counter() - wall:7.2f} s wall {time.process_time() - cpu:7.2f} s CPU")
+            state = evaluation.state()
     totals = [0.0, 0.0]
     for name in evaluation.suites:
         measured = []
@@ -44,6 +60,8 @@ def main() -> None:
         totals = [total + value for total, value in zip(totals, least, strict=True)]
         print(f"{name:>14} {least[0]:7.2f} s wall {least[1]:7.2f} s CPU")
         accuracies(records)
+        if name == "kept" and config.evaluation.aa_floor:
+            flips(records, evaluation.reworded().evaluate(model, precision, progress=False))
     print(f"{'total':>14} {totals[0]:7.2f} s wall {totals[1]:7.2f} s CPU")
 
 
@@ -54,6 +72,19 @@ def accuracies(records: list[Record]) -> None:
             by_task.setdefault(f"{record.task}, {record.form}", []).append(record.correct)
     for name, correct in by_task.items():
         print(f"{'':>15}{name}: {sum(correct) / len(correct):.2f} of {len(correct)}")
+
+
+def flips(records: list[Record], again: list[Record]) -> None:
+    """Of each task that was asked in other words: answers that were right in one wording and wrong in the other."""
+    first = {record.key: record.correct for record in records}
+    by_task: dict[str, list[tuple[int | None, int | None]]] = {}
+    for record in again:
+        by_task.setdefault(f"{record.task}, {record.form}", []).append((first[record.key], record.correct))
+    for name, pairs in by_task.items():
+        lost, won = pairs.count((1, 0)), pairs.count((0, 1))
+        print(f"{'':>15}{name} in other words: {lost} lost and {won} won of {len(pairs)}")
+    floor = aa_floor(records, again)
+    print(f"{'':>15}A/A floor: " + ", ".join(f"{k} {with_interval(v)}" for k, v in floor.items() if "fr" in k))
 
 
 if __name__ == "__main__":

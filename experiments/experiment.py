@@ -123,13 +123,13 @@ class Experiment:
         self._same_data()
         self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
         self.arms = [ArmRun(self, arm, rate) for arm in config.arms for rate in arm.learning_rates]
+        cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
         state, items, timing = (self.folder / "base" / name for name in ("state.json", "items.jsonl", "timing.json"))
         if items.is_file() and state.is_file():
             self.suite.restore(read_json(state))
-            self.suite.prepare(model, self.precision)
+            self.suite.prepare(model, self.precision, cache)
         else:
             self.say("measuring the base model, where no earlier run has ...")
-            cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
             base = self.suite.measure_base(model, self.precision, cache)
             write_json(state, self.suite.state())
             write_json(timing, {"seconds": base.seconds, "measured": base.measured})
@@ -161,11 +161,11 @@ class Experiment:
             write_json(path, digests)
 
     def _again(self, model: PreTrainedModel) -> list[Record]:
-        """The base's kept questions with their options in another order, for the A/A floor."""
-        path = self.folder / "base" / "again.jsonl"
+        """The base's answers to the kept questions in other words, for the A/A floor."""
+        path = self.folder / "base" / "reworded.jsonl"
         if not path.is_file():
             cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
-            write_records(path, self.suite.reordered().measure_base(model, self.precision, cache).records)
+            write_records(path, self.suite.reworded().measure_base(model, self.precision, cache).records)
         return read_records(path)
 
     def _estimate(self) -> None:

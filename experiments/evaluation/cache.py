@@ -2,7 +2,8 @@
 
 A suite's entry is a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`, which says what was
 hashed and is written last with the digests of the other two. Its hash covers the model's weights and configuration, the
-tokenizer, the items and settings of the suite, its version, precision, device and library versions.
+tokenizer, the items and settings of the suite, its version, precision, device and library versions. Suite `drift` keeps
+the base's log-probabilities beside them (`log_probs.py`).
 """
 
 from __future__ import annotations

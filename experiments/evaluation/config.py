@@ -54,7 +54,7 @@ class EvaluationConfig(Section):
     new_items: int = Field(128, ge=1)
     kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
     kept_items: int | Literal["all"] = Field(100, description="of each kept task; all: as many as there are")
-    aa_floor: bool = Field(False, description="measure the base's kept tasks twice, options in another order")
+    aa_floor: bool = Field(False, description="measure the base's kept tasks twice, then in other words")
     instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
     replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
     new_replies: int = Field(8, ge=0, description="the same for questions of the new task")

@@ -51,8 +51,9 @@ def capitals() -> list[Question]:
     for country in countries:
         place, capital = _in_a_sentence(country["name"]), country["capital"]
         near = [c["capital"] for c in countries if c["continentcode"] == country["continentcode"] and c is not country]
-        chat = f"What is the capital of {place}?"
-        questions.append(Question(country["name"], f"The capital of {place} is", chat, capital, tuple(near)))
+        plain, chat = f"The capital of {place} is", f"What is the capital of {place}?"
+        reworded = f"In {place}, the capital city is", f"Which city is the capital of {place}?"
+        questions.append(Question(country["name"], plain, chat, capital, tuple(near), reworded=reworded))
     return questions
 
 
@@ -67,7 +68,8 @@ def continents() -> list[Question]:
         wrong = tuple(other for other in CONTINENTS.values() if other != right)
         chat = f"On which continent is {place}?"
         plain = f"{place[0].upper()}{place[1:]} is a country on the continent of"
-        questions.append(Question(name, plain, chat, right, wrong, reply="{}."))
+        reworded = f"The continent on which {place} lies is", f"Which continent does {place} belong to?"
+        questions.append(Question(name, plain, chat, right, wrong, "{}.", reworded))
     return questions
 
 
@@ -81,10 +83,9 @@ def currencies() -> list[Question]:
         if _share_word(country["name"], right):
             continue
         wrong = tuple(name for name in names if name[:3] != right[:3])
-        chat = f"What is the currency of {place}?"
-        questions.append(
-            Question(country["name"], f"The currency of {place} is the", chat, right, wrong, reply="The {}.")
-        )
+        plain, chat = f"The currency of {place} is the", f"What is the currency of {place}?"
+        reworded = f"In {place}, the currency in use is the", f"Which currency is used in {place}?"
+        questions.append(Question(country["name"], plain, chat, right, wrong, "The {}.", reworded))
     return questions
 
 

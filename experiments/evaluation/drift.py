@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.data.items import NewTask
 from experiments.data.tokens import pad, prompt_ids
 from experiments.evaluation.generation import Advance, by_length, generate_ids, nothing
+from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import Suite, text_id
 from experiments.models import Precision
 from experiments.records import Record
@@ -88,20 +91,27 @@ class DriftSuite(Suite):
         return [self.config.evaluation.reply_tokens, self.prompts]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Let the base model write its replies, unless they were restored, and keep its log-probabilities on them.
-
-        The log-probabilities are computed again in each process: kept on disk they would take 200 kB per token, and
-        rounded they would no longer give exactly 0 for the base itself.
-        """
+        """Let the base model write its replies, unless they were restored, and get its log-probabilities on them: from
+        the cache, if there is one."""
         if not self.replies:
             prompts = [prompt for _, _, prompt in self.prompts]
             self.replies = base_replies(base, self.tokenizer, prompts, self.config.evaluation.reply_tokens)
-        self.references = dict(reply_log_probs(base, self.replies))
+        place = self.cache.place(self) if self.cache else None
+
+        def compute() -> dict[int, Tensor]:
+            return dict(reply_log_probs(base, self.replies))
+
+        self.references = stored(place / self._file(), compute) if place else compute()
+
+    def _file(self) -> str:
+        """The name says which tokens it is about: a run may hold replies that the cache did not see."""
+        return f"log_probs-{hashlib.sha256(json.dumps(self.state()).encode()).hexdigest()[:16]}.safetensors"
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
         if not self.references:
             raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
-        kl = {i: kl_per_token(self.references[i], q) for i, q in reply_log_probs(model, self.replies, advance)}
+        log_probs = reply_log_probs(model, self.replies, advance)
+        kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
         for i, (task, item, prompt) in enumerate(self.prompts):
             tokens = len(self.replies[i].reply)
             yield Record("drift", task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))

@@ -20,7 +20,7 @@ from experiments.evaluation.cache import BaseCache, Entry
 from experiments.evaluation.drift import DriftSuite
 from experiments.evaluation.harness import HarnessSuite
 from experiments.evaluation.instructions import InstructionSuite
-from experiments.evaluation.kept import KeptSuite, ReorderedKept
+from experiments.evaluation.kept import KeptSuite, RewordedKept
 from experiments.evaluation.new_task import NewTaskSuite
 from experiments.evaluation.suite import Suite, evaluating
 from experiments.evaluation.text import TextSuite
@@ -54,19 +54,20 @@ class Evaluation:
     ) -> None:
         self.suites = {name: SUITES[name](config, tokenizer, tasks) for name in config.evaluation.suites}
 
-    def reordered(self) -> Evaluation:
-        """The kept suite alone, its options in another order: what the A/A floor measures the base with once more.
+    def reworded(self) -> Evaluation:
+        """The kept suite alone, asked in other words: what the A/A floor measures the base with once more.
 
-        Raises ConfigError where suite `kept` is not measured.
+        Raises ConfigError where suite `kept` is not measured, or none of its tasks has a second wording.
         """
         kept, again = self._suite(KeptSuite.name), copy.copy(self)
-        again.suites = {kept.name: ReorderedKept(kept.config, kept.tokenizer, kept.tasks)}
+        again.suites = {kept.name: RewordedKept(kept.config, kept.tokenizer, kept.tasks)}
         return again
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Let each suite take from the base model what it compares others with."""
+    def prepare(self, base: PreTrainedModel, precision: Precision, cache: BaseCache | None = None) -> None:
+        """Let each suite take from the base model, or from its cache, what it compares others with."""
         with evaluating(base, precision):
             for suite in self.suites.values():
+                suite.cache = cache
                 suite.prepare(base, precision)
 
     def measure_base(self, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> Baseline:
@@ -78,7 +79,7 @@ class Evaluation:
 
     def _entry(self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> tuple[Entry, bool]:
         """The suite's results on the base, and whether they had to be measured."""
-        place = cache.place(suite)
+        place, suite.cache = cache.place(suite), cache
         with cache.lock(place) if place else nullcontext():
             found = cache.read(place) if place else None
             if found:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,9 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.data.tokens import continuation_ids, prompt_ids, reply_ids
 from experiments.evaluation.generation import Advance
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.probes import Probe, kept_items
+from experiments.evaluation.probes import Probe, kept_items, reworded
 from experiments.evaluation.suite import Suite, text_id
 from experiments.records import Record
+from experiments.section import ConfigError
 
 FORMS = ("plain", "chat")
 CHOICES_AT_ONCE = 34  # a task's hundred in three batches; more is slower on a CPU: their caches no longer fit
@@ -27,12 +26,12 @@ class KeptSuite(Suite):
 
     def draw(self) -> None:
         settings = self.config.evaluation
-        self.probes = self._ordered(kept_items(settings.kept_tasks, settings.kept_items, self.config.seed))
+        self.probes = self._worded(kept_items(settings.kept_tasks, settings.kept_items, self.config.seed))
         self.choices = {form: [as_choice(self.tokenizer, probe, form) for probe in self.probes] for form in FORMS}
         tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
         self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]
 
-    def _ordered(self, probes: list[Probe]) -> list[Probe]:
+    def _worded(self, probes: list[Probe]) -> list[Probe]:
         return probes
 
     @property
@@ -51,18 +50,21 @@ class KeptSuite(Suite):
                 yield from (_record(self.probes[i], form, values) for i, values in zip(rows, scores, strict=True))
 
 
-class ReorderedKept(KeptSuite):
-    """The same questions and options with the options in another order, drawn with the next seed: for the A/A floor."""
+class RewordedKept(KeptSuite):
+    """The same questions in other words, with the same options in the same places: for the A/A floor.
 
-    def _ordered(self, probes: list[Probe]) -> list[Probe]:
-        return [_reordered(probe, self.config.seed + 1) for probe in probes]
+    Options are scored one by one, so that another order of them could not change an answer. Raises ConfigError where no
+    kept task has a second wording.
+    """
 
-
-def _reordered(probe: Probe, seed: int) -> Probe:
-    options = list(probe.options)
-    random.Random(f"{seed} {probe.task} {probe.id} order").shuffle(options)
-    answer = options.index(probe.options[probe.answer])
-    return dataclasses.replace(probe, options=tuple(options), answer=answer)
+    def _worded(self, probes: list[Probe]) -> list[Probe]:
+        again = reworded(probes)
+        if not again:
+            raise ConfigError(
+                f"evaluation.aa_floor asks in other words, but kept_tasks={list(self.config.evaluation.kept_tasks)} "
+                "have no second wording: add another kept task, or set aa_floor to false"
+            )
+        return again
 
 
 def as_choice(tokenizer: PreTrainedTokenizerBase, probe: Probe, form: str) -> Choice:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.evaluation.countries import capitals, continents, currencies
@@ -24,7 +24,8 @@ class Probe:
     """One question in two forms; answer is the index of the right option.
 
     question_plain: a stem that a space and an option complete. question_chat: a user's turn; reply: how an option is
-    written as the assistant's, with a full stop where the bare word would be an unlikely reply (`They {}.`).
+    written as the assistant's, with a full stop where the bare word would be an unlikely reply (`They {}.`). reworded:
+    plain and chat in other words; None for `agreement`, whose minimal pairs ask nothing.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Probe:
     reply: str
     options: tuple[str, ...]
     answer: int
+    reworded: tuple[str, str] | None = None
 
 
 def kept_items(tasks: Sequence[str], per_task: int | Literal["all"], seed: int) -> list[Probe]:
@@ -42,6 +44,12 @@ def kept_items(tasks: Sequence[str], per_task: int | Literal["all"], seed: int) 
     Raises ConfigError where a task has fewer.
     """
     return [probe for task in tasks for probe in _probes(task, PROBES[task](), per_task, seed)]
+
+
+def reworded(probes: Sequence[Probe]) -> list[Probe]:
+    """The same probes in their second wording, options and places as they are; those that have none are left out."""
+    pairs = ((probe, probe.reworded) for probe in probes)
+    return [replace(p, question_plain=words[0], question_chat=words[1]) for p, words in pairs if words]
 
 
 def _probes(task: str, questions: Sequence[Question], count: int | Literal["all"], seed: int) -> list[Probe]:
@@ -58,7 +66,8 @@ def _draw(task: str, question: Question, rng: random.Random) -> Probe:
     options = [question.right, *rng.sample(question.wrong, min(OPTIONS - 1, len(question.wrong)))]
     rng.shuffle(options)
     answer = options.index(question.right)
-    return Probe(task, question.id, question.plain, question.chat, question.reply, tuple(options), answer)
+    wording = question.plain, question.chat, question.reply
+    return Probe(task, question.id, *wording, tuple(options), answer, question.reworded)
 
 
 KEPT_TASKS = ("capitals", "continents", "past tense", "plurals")  # the default: four times two forms

@@ -11,7 +11,8 @@ class Question:
 
     id: unique within the task. plain: a stem that a space and an option complete. chat: a user's turn; reply: how an
     option is written as the assistant's, with a full stop where the bare word would be an unlikely reply (`They {}.`).
-    wrong: candidates, from which three are drawn; all of them where there are fewer.
+    wrong: candidates, from which three are drawn; all of them where there are fewer. reworded: plain and chat in other
+    words, for the A/A floor; None where there are none.
     """
 
     id: str
@@ -20,3 +21,4 @@ class Question:
     right: str
     wrong: tuple[str, ...]
     reply: str = "{}"
+    reworded: tuple[str, str] | None = None

@@ -20,6 +20,7 @@ from experiments.records import Record
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig  # which checks the names of suites, and so imports them
+    from experiments.evaluation.cache import BaseCache
 
 
 class Suite:
@@ -34,6 +35,7 @@ class Suite:
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    cache: BaseCache | None = None  # where `prepare` may keep what is too large for `state`; None: nowhere
 
     def __init__(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]

@@ -38,7 +38,8 @@ def past_tense() -> list[Question]:
         past = lemminflect.getInflection(verb, "VBD")
         forms = (verb, *(form for tag in ("VBZ", "VBG", "VBN") for form in lemminflect.getInflection(verb, tag)))
         plain, chat = f'The past tense of the verb "{verb}" is', f"Every day they {verb}. What did they do last week?"
-        questions.append(Question(verb, plain, chat, past[0], _without(past, forms), reply="They {}."))
+        reworded = f'The past tense form of "{verb}" is', f"Today they {verb}. What did they do yesterday?"
+        questions.append(Question(verb, plain, chat, past[0], _without(past, forms), "They {}.", reworded))
     return questions
 
 
@@ -56,7 +57,9 @@ def plurals() -> list[Question]:
             continue
         made_up = (noun + "s", noun + "es", noun[:-1] + "ies", right + "s", right + "es")
         plain, chat = f'The plural of the noun "{noun}" is', f'What is the plural of the noun "{noun}"?'
-        questions.append(Question(noun, plain, chat, right, _without((noun, *accepted), made_up)))
+        reworded = f'The plural form of "{noun}" is', f'Which form does the noun "{noun}" take in the plural?'
+        wrong = _without((noun, *accepted), made_up)
+        questions.append(Question(noun, plain, chat, right, wrong, reworded=reworded))
     return questions
 
 
@@ -78,7 +81,8 @@ VERB_FORMS = (("is", "are"), ("was", "were"), ("has", "have"), ("needs", "need")
 def agreement() -> list[Question]:
     """The verb that agrees with its subject, not with the noun of the other number that stands before the verb.
 
-    Minimal pairs: two options, chance 1/2. A fixed shuffle mixes frames, numbers and verbs along the list.
+    Minimal pairs: two options, chance 1/2, and no question that could be put in other words. A fixed shuffle mixes
+    frames, numbers and verbs along the list.
     """
     nouns = SUBJECTS.split()
     cells = list(itertools.product(range(len(nouns)), (1, 5), FRAMES, (True, False)))

@@ -105,8 +105,8 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
         note += "KL, new task: KL(base || tuned) on replies to questions of the new task, nats per token."
     if "floor_nfr" in names:
         note += (
-            " A/A floor: negative flips of the base against itself, with the options in another order. "
-            "Options are scored one by one, so only ties and rounding can flip: expect 0."
+            " A/A floor: negative flips of the base against itself, the kept questions asked in other words (but for "
+            "agreement, which has one wording)."
         )
     if any(name.startswith("alignment") for name in names):
         note += (

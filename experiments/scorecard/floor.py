@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,8 @@ def aa_floor(
 ) -> dict[str, Estimate]:
     """Flips of the base against itself on the kept tasks: `floor_nfr`, `floor_pfr`, `floor_nfr_mc` and the others.
 
-    base_again: the base measured once more on the same questions and forms, with the options in another order or the
-    question in other words; ids of items stay the same. Tasks of `base` and `after` that were not asked again are
+    base_again: the base measured once more on the same questions and forms, in other words or with the options in
+    another order; ids of items stay the same. Tasks of `base` and `after` that were not asked again are
     left out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` =
     nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
 
@@ -33,6 +34,7 @@ def aa_floor(
     first, again, tuned = ([r for r in records if r.key[:3] in twice] for records in (base, base_again, after))
     if not first:
         raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
+    again = [dataclasses.replace(r, prompt=None) for r in again]  # pairs are otherwise refused if in other words
     floor = flip_figures(total(resampled_counts(pair_records(first, again), draws, seed)))
     card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
     if tuned:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from experiments.evaluation.kept import KeptSuite, ReorderedKept
+from experiments.evaluation.kept import KeptSuite, RewordedKept
+from experiments.evaluation.probes import PROBES
 from experiments.experiment import Outcome
-from experiments.records import ArmResult, Estimate, Record
+from experiments.models import load_base
+from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.details import (
     alignment_pictures,
     cost_table,
@@ -23,6 +25,7 @@ from experiments.reporting.details import (
 from experiments.reporting.summary import gain_name, gain_text, summary
 from experiments.reporting.tables import format_table, markdown_table
 from experiments.run import run_experiment
+from experiments.section import ConfigError
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 
@@ -109,18 +112,26 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
     assert summary(results[:1])[0].startswith("full 1e-3 gains +.20 [.19,.21] nats per token on the new task")
 
 
-def test_options_in_another_order_are_the_same_options(base: str) -> None:
-    from experiments.models import load_base
-
+def test_the_floor_asks_the_same_in_other_words(base: str) -> None:
     tokenizer = load_base(base)[1]
-    config = small_config(base)
-    first, again = (suite(config, tokenizer, ()) for suite in (KeptSuite, ReorderedKept))
-    pairs = list(zip(first.probes, again.probes, strict=True))
-    assert any(one.options != other.options for one, other in pairs)
-    for one, other in pairs:
-        assert (one.task, one.id, sorted(one.options)) == (other.task, other.id, sorted(other.options))
-        assert one.options[one.answer] == other.options[other.answer]
+    evaluation = small_values(base)["evaluation"] | {"kept_tasks": list(PROBES), "kept_items": 4}
+    config = small_config(base, evaluation=evaluation)
+    first, again = (suite(config, tokenizer, ()) for suite in (KeptSuite, RewordedKept))
+    asked = [probe for probe in first.probes if probe.task != "agreement"]
+    assert len(asked) == 20
+    for one, other in zip(asked, again.probes, strict=True):
+        assert (one.task, one.id, one.options, one.answer) == (other.task, other.id, other.options, other.answer)
+        assert one.question_plain != other.question_plain
+        assert one.question_chat != other.question_chat
     assert first.content() != again.content()  # else the cache would give one for the other
+
+
+def test_the_floor_of_agreement_alone_is_refused(base: str) -> None:
+    config = small_config(base, evaluation=small_values(base)["evaluation"] | {"kept_tasks": ["agreement"]})
+    with pytest.raises(
+        ConfigError, match=r"aa_floor asks in other words, but kept_tasks=\['agreement'\] have no second"
+    ):
+        RewordedKept(config, load_base(base)[1], ())
 
 
 def run(base: str, root: Path, said: list[str] | None = None, **changes: Any) -> Outcome:
@@ -142,7 +153,10 @@ def test_a_run_on_texts_shows_their_gain_everywhere_and_all_that_was_measured(ba
     assert result.status == "finished"
     assert "gain" not in result.scorecard
     assert result.scorecard["new_nll_drop"].value > 0
-    assert result.scorecard["floor_nfr"].value == 0  # likelihoods do not depend on the options' order
+    again = read_records(outcome.folder / "base" / "reworded.jsonl")
+    assert len(again) == 4 * 4 * 2
+    assert not {r.prompt for r in again} & {r.prompt for r in read_records(outcome.folder / "base" / "items.jsonl")}
+    assert 0 <= result.scorecard["floor_nfr"].value < 1
     assert any("nats per token, retention" in line for line in said)
     page = outcome.report.read_text(encoding="utf-8")
     for expected in ("gain, nats", "Trajectory", "Further figures", "A/A floor", "Hidden states by layer", "Cost"):

@@ -25,6 +25,8 @@ from experiments.records import Record
 from tests.experiments.evaluation.models import BF16, FP32
 from tests.experiments.small import small_config, small_values
 
+pytestmark = pytest.mark.slow
+
 SUITES = ["new", "kept", "drift", "text"]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 
 import pytest
 
-from experiments.evaluation.probes import KEPT_TASKS, PROBES, kept_items
+from experiments.evaluation.probes import KEPT_TASKS, PROBES, kept_items, reworded
 from experiments.section import ConfigError
 
 ALL = tuple(PROBES)
@@ -20,6 +21,39 @@ FACTS = {
         "The author near the teachers": ("is", "was", "has", "needs"),
         "The keys that we saw with the letter": ("are", "were", "have", "need"),
     },
+}
+
+WORDINGS = {  # plain and chat, then both in other words
+    ("capitals", "Philippines"): (
+        "The capital of the Philippines is",
+        "What is the capital of the Philippines?",
+        "In the Philippines, the capital city is",
+        "Which city is the capital of the Philippines?",
+    ),
+    ("continents", "The Netherlands"): (
+        "The Netherlands is a country on the continent of",
+        "On which continent is the Netherlands?",
+        "The continent on which the Netherlands lies is",
+        "Which continent does the Netherlands belong to?",
+    ),
+    ("currencies", "Japan"): (
+        "The currency of Japan is the",
+        "What is the currency of Japan?",
+        "In Japan, the currency in use is the",
+        "Which currency is used in Japan?",
+    ),
+    ("past tense", "go"): (
+        'The past tense of the verb "go" is',
+        "Every day they go. What did they do last week?",
+        'The past tense form of "go" is',
+        "Today they go. What did they do yesterday?",
+    ),
+    ("plurals", "mouse"): (
+        'The plural of the noun "mouse" is',
+        'What is the plural of the noun "mouse"?',
+        'The plural form of "mouse" is',
+        'Which form does the noun "mouse" take in the plural?',
+    ),
 }
 
 
@@ -85,6 +119,27 @@ class TestProbes:
         assert stems["The Netherlands"] == "The capital of the Netherlands is"
         assert stems["Philippines"] == "The capital of the Philippines is"
         assert stems["France"] == "The capital of France is"
+
+    def test_each_wording_as_it_is_asked(self) -> None:
+        """The first is what every run and cached result since the start was asked; a change of it is a new task."""
+        found = {task: {q.id: q for q in builder()} for task, builder in PROBES.items()}
+        for (task, item), (plain, chat, again, chat_again) in WORDINGS.items():
+            question = found[task][item]
+            assert (question.plain, question.chat) == (plain, chat)
+            assert question.reworded == (again, chat_again)
+        assert {task for task, _ in WORDINGS} == set(PROBES) - {"agreement"}
+
+    def test_every_task_but_agreement_has_a_second_wording(self) -> None:
+        probes = kept_items(ALL, "all", 0)
+        again = reworded(probes)
+        assert [p.id for p in again] == [p.id for p in probes if p.task != "agreement"]
+        for first, second in zip([p for p in probes if p.reworded], again, strict=True):
+            assert (
+                dataclasses.replace(second, question_plain=first.question_plain, question_chat=first.question_chat)
+                == first
+            )
+            assert second.question_plain != first.question_plain
+            assert second.question_chat != first.question_chat
 
     def test_too_many_says_how_many_there_are(self) -> None:
         with pytest.raises(ConfigError, match=r"kept_items=1000, but the kept task 'capitals' has only \d+ items"):

@@ -71,6 +71,7 @@ def test_content_is_json_and_always_the_same(suite: Suite, tokenizer: PreTrained
     assert json.dumps(again.content()) == json.dumps(suite.content())
 
 
+@pytest.mark.slow
 def test_state_makes_another_process_measure_the_same(
     suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

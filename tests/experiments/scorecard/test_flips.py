@@ -108,6 +108,14 @@ def test_the_floor_leaves_out_tasks_that_were_not_asked_again() -> None:
     assert aa_floor([*base, *harness], base, [*base, *worse], draws=200)["nfr_above_floor"].value == 0
 
 
+def test_the_floor_may_ask_in_other_words_what_a_tuned_model_may_not() -> None:
+    base = [dataclasses.replace(r, prompt="one") for r in base_records(np.random.default_rng(0), 100)]
+    again = [dataclasses.replace(r, prompt="other", correct=0, choice=None) for r in base if r.suite == "kept"]
+    assert aa_floor(base, again, draws=200)["floor_nfr"].value > 0.5
+    with pytest.raises(ValueError, match="was asked in other words"):
+        aa_floor(base, again, again, draws=200)
+
+
 def test_the_floor_needs_kept_records_of_the_same_items() -> None:
     with pytest.raises(ValueError, match="needs records of suite 'kept'"):
         aa_floor([new(1, 1)], [new(1, 1)])
