@@ -1,8 +1,9 @@
-"""The data-mixture law: loss as a power of the share of new-domain tokens, and the largest share that is safe.
+"""The data-mixture law: loss as a power of the share of new-domain tokens and of the tokens trained, and the largest
+share that is safe.
 
-L(R, T) = a R^s T^t + b, one fit per loss; R in (0, 1]: share of new-domain tokens, T: tokens trained, t = 0 where the
-table has fewer than 3 values of T, which leaves L(R) = a R^s + b (arXiv 2407.17467). For given (s, t) the law is linear
-in (a, b), so only s and t are searched (variable projection, Golub & Pereyra 1973) by scipy's least squares.
+L(R, T) = a R^s T^t + b, one fit per loss; R in (0, 1]: share of new-domain tokens, T: tokens trained. Where the runs
+share fewer than 4 values of T, three to fit t and one to see whether it predicts, the longest T alone is fitted and
+t = 0, which leaves L(R) = a R^s + b (arXiv 2407.17467).
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from experiments.power_law import Array, PowerLaw, power_law
 from experiments.records import Estimate
+from experiments.scorecard.bootstrap import estimate, few
 
-Array = NDArray[np.float64]
 COLUMNS = ("ratio", "tokens", "loss_new", "loss_kept")
 LEAST = 5  # different ratios
-STEEPEST = 6.0  # bound of |s| and |t|
-FLATTEST = 0.05  # of |s|: below it R^s is a constant and a and b cannot be told apart
-STARTS = (-1.5, -0.4, 0.4, 1.0, 2.5)
+HORIZONS = 4  # values of T
+KINDS = ("new", "kept")
 
 
 class TooFewRatios(ValueError):
@@ -29,39 +28,27 @@ class TooFewRatios(ValueError):
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """loss(R, T) = a R^s (T / unit)^t + b, in nats per token. unit: the longest T of the fit, so that a is in nats."""
+class Missed:
+    """By how much fits missed what they had not seen.
 
-    a: float
-    s: float
-    t: float
-    b: float
-    unit: float
+    rms: root mean square over the runs, its interval resamples them. largest: of all. plain: the rms of a prediction
+    that knows no law: the mean of the other ratios' runs at that T, or the run's own loss at the T before.
+    """
 
-    def __call__(self, ratio: Array | float, tokens: Array | float) -> Array:
-        scale = (np.asarray(tokens, dtype=np.float64) / self.unit) ** self.t
-        return np.asarray(self.a * np.asarray(ratio, dtype=np.float64) ** self.s * scale + self.b)
-
-    def largest_ratio(self, most: float, tokens: float) -> float:
-        """The largest R in [0, 1] with loss(R, tokens) <= most; NaN where no ratio is that low."""
-        if self(1.0, tokens) <= most:
-            return 1.0
-        scale = self.a * (tokens / self.unit) ** self.t
-        if scale * self.s <= 0:  # the loss falls with R and is still too high at R = 1
-            return float("nan")
-        power = (most - self.b) / scale  # R^s may be at most this where s > 0, at least this where s < 0
-        if power <= 0:
-            return float("nan") if self.s > 0 else 1.0
-        return float(min(1.0, power ** (1 / self.s)))
+    rms: Estimate
+    largest: float
+    plain: float
 
 
 @dataclass(frozen=True)
 class MixtureLaw:
     """What `fit` found. new, kept: the laws; new_draws, kept_draws: those of resampled residuals.
 
+    table: the rows that were fitted. horizons: how many T the runs share; t was fitted where they are 4 or more.
     critical_ratio: the largest R whose kept loss at `tokens` (the longest T) stays within epsilon of base_kept, with
-    its 95 % interval; NaN where none does. errors: root mean squared and largest error in nats on what was held out,
-    by `ratio new`, `ratio kept` (each ratio left out in turn), `horizon new`, `horizon kept` (the longest T left out).
+    its 95 % interval; NaN where none does. errors: on what was held out, by `ratio new`, `ratio kept` (each ratio left
+    out in turn) and, where t was fitted, `horizon new`, `horizon kept` (the longest T left out). foretold: the laws
+    without the longest T, by `new` and `kept`; empty where t was not fitted.
     """
 
     table: pd.DataFrame
@@ -72,14 +59,23 @@ class MixtureLaw:
     base_kept: float
     epsilon: float
     tokens: float
+    horizons: int
     critical_ratio: Estimate
-    errors: dict[str, tuple[float, float]]
+    errors: dict[str, Missed]
+    foretold: dict[str, PowerLaw]
+
+    def draws(self, kind: str) -> tuple[PowerLaw, ...]:
+        return self.new_draws if kind == "new" else self.kept_draws
 
     def band(self, kind: str, ratios: Array) -> tuple[Array, Array]:
         """The 95 % band of a law at the longest T. kind: `new` or `kept`."""
-        draws = self.new_draws if kind == "new" else self.kept_draws
-        low, high = np.percentile([law(ratios, self.tokens) for law in draws], [2.5, 97.5], axis=0)
+        low, high = np.percentile([law(ratios, self.tokens) for law in self.draws(kind)], [2.5, 97.5], axis=0)
         return low, high
+
+    def exponent(self, kind: str, name: str) -> Estimate:
+        """The exponent `s` (of R) or `t` (of T) of a law with its 95 % interval."""
+        law = self.new if kind == "new" else self.kept
+        return estimate(np.array([getattr(each, name) for each in (law, *self.draws(kind))]))
 
 
 def fit(
@@ -87,8 +83,10 @@ def fit(
 ) -> MixtureLaw:
     """Fit both losses. table: columns ratio, tokens, loss_new, loss_kept; a row for each run and horizon.
 
-    base_kept: the base model's kept loss; default: the mean of rows with tokens 0. epsilon: nats that it may rise.
-    Rows with ratio 0 or tokens 0 are not fitted: R^s has no value at 0 for a falling law.
+    A column `run` tells the runs; without it the k-th rows of a ratio at each T are one run. Runs that lack the longest
+    T are left out, and so is a T that not all the others have. base_kept: the base model's kept loss; default: the mean
+    of rows with tokens 0. epsilon: nats that it may rise. Rows with ratio 0 or tokens 0 are not fitted: R^s has no
+    value at 0 for a falling law.
     Raises TooFewRatios below 5 ratios, ValueError for missing columns, an unknown base, or a ratio outside 0 to 1.
     """
     missing = [name for name in COLUMNS if name not in table]
@@ -101,20 +99,42 @@ def fit(
         if start.empty:
             raise ValueError("base_kept is unknown: give the base model's kept loss, or rows with tokens 0")
         base_kept = float(start.mean())
-    used = table[(table["tokens"] > 0) & (table["ratio"] > 0)][list(COLUMNS)].astype(float)
-    finite: pd.DataFrame = used.replace([np.inf, -np.inf], np.nan).dropna().reset_index(drop=True)
-    count = finite["ratio"].nunique()
+    used, horizons = _fitted(table)
+    count = used["ratio"].nunique()
     if count < LEAST:
         raise TooFewRatios(f"a mixture law needs at least {LEAST} different ratios above 0, but the table has {count}")
-    tokens = float(finite["tokens"].max())
+    tokens = float(used["tokens"].max())
     rng = np.random.default_rng(seed)
-    (new, new_draws), (kept, kept_draws) = (_with_draws(finite, f"loss_{kind}", draws, rng) for kind in ("new", "kept"))
+    (new, new_draws), (kept, kept_draws) = (_with_draws(used, kind, draws, rng) for kind in KINDS)
     most = base_kept + epsilon
     found = np.array([law.largest_ratio(most, tokens) for law in kept_draws])
-    value = kept.largest_ratio(most, tokens)
-    critical = _interval(value, np.nan_to_num(found, nan=0.0))
-    errors = {f"{what} {kind}": e for kind in ("new", "kept") for what, e in _held_out(finite, f"loss_{kind}").items()}
-    return MixtureLaw(finite, new, kept, new_draws, kept_draws, base_kept, epsilon, tokens, critical, errors)
+    critical = _interval(kept.largest_ratio(most, tokens), np.nan_to_num(found, nan=0.0))
+    errors = {f"ratio {kind}": _without_each_ratio(used, kind, rng) for kind in KINDS}
+    foretold = {}
+    if horizons >= HORIZONS:
+        foretold = {kind: _law(used[used["tokens"] < tokens], kind) for kind in KINDS}
+        errors |= {f"horizon {kind}": _at_longest(used, foretold[kind], kind, rng) for kind in KINDS}
+    return MixtureLaw(
+        used, new, kept, new_draws, kept_draws, base_kept, epsilon, tokens, horizons, critical, errors, foretold
+    )
+
+
+def _fitted(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The rows to fit, one run after the other and each by T, and how many T the runs share."""
+    used = table[(table["tokens"] > 0) & (table["ratio"] > 0)].copy()
+    if "run" not in used:
+        order = used.groupby(["ratio", "tokens"]).cumcount().astype(str)
+        used["run"] = used["ratio"].astype(str) + "/" + order
+    used[list(COLUMNS)] = used[list(COLUMNS)].astype(float)
+    used = used[["run", *COLUMNS]].replace([np.inf, -np.inf], np.nan).dropna()
+    last = used["tokens"] == used["tokens"].max()
+    used = used[used["run"].isin(used.loc[last, "run"])]
+    runs = used.groupby("tokens")["run"].transform("nunique")
+    used = used[runs == used["run"].nunique()]
+    horizons = int(used["tokens"].nunique())
+    if horizons < HORIZONS:
+        used = used[used["tokens"] == used["tokens"].max()]
+    return used.sort_values(["run", "tokens"]).reset_index(drop=True), horizons
 
 
 def _interval(value: float, found: Array) -> Estimate:
@@ -125,61 +145,53 @@ def _interval(value: float, found: Array) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+def _law(table: pd.DataFrame, kind: str, starts: tuple[tuple[float, float], ...] | None = None) -> PowerLaw:
+    ratio, tokens, loss = (table[name].to_numpy() for name in ("ratio", "tokens", f"loss_{kind}"))
+    return power_law(ratio, tokens, loss, starts)
+
+
+def _residuals(table: pd.DataFrame, law: PowerLaw, kind: str) -> Array:
+    """Measured less fitted: (runs, horizons)."""
+    values = table[f"loss_{kind}"] - law(table["ratio"].to_numpy(), table["tokens"].to_numpy())
+    return values.to_numpy().reshape(table["run"].nunique(), -1)
+
+
 def _with_draws(
-    table: pd.DataFrame, column: str, draws: int, rng: np.random.Generator
+    table: pd.DataFrame, kind: str, draws: int, rng: np.random.Generator
 ) -> tuple[PowerLaw, tuple[PowerLaw, ...]]:
-    """The law and those of the bootstrap: residuals drawn anew around the fitted values, widened by sqrt(n/(n - p))
-    for the p parameters that were fitted, each refitted from the law found."""
-    ratio, tokens, loss = (table[name].to_numpy() for name in ("ratio", "tokens", column))
-    law = power_law(ratio, tokens, loss)
-    centre = law(ratio, tokens)
-    free = 4 if table["tokens"].nunique() >= 3 else 3
-    residuals = (loss - centre) * np.sqrt(len(loss) / max(1, len(loss) - free))
-    residuals -= residuals.mean()
-    again = [rng.choice(residuals, len(loss)) + centre for _ in range(draws)]
-    return law, tuple(power_law(ratio, tokens, values, starts=((law.s, law.t),)) for values in again)
+    """The law and those of the bootstrap: residuals drawn anew around the fitted values, a run's at all T together,
+    since they go the same way. Widened by sqrt(n / (n - 3)) for the parameters that n runs fix at each T. Each is
+    refitted from the law found."""
+    law = _law(table, kind)
+    residuals = _residuals(table, law, kind)
+    runs = len(residuals)
+    centre = table[f"loss_{kind}"] - residuals.ravel()
+    residuals = (residuals - residuals.mean()) * np.sqrt(runs / max(1, runs - 3))
+    again = [residuals[rng.integers(runs, size=runs)].ravel() for _ in range(draws)]
+    laws = (_law(table.assign(**{f"loss_{kind}": centre + drawn}), kind, ((law.s, law.t),)) for drawn in again)
+    return law, tuple(laws)
 
 
-def power_law(
-    ratio: Array, tokens: Array, loss: Array, starts: tuple[tuple[float, float], ...] | None = None
-) -> PowerLaw:
-    """Least squares fit of a R^s (T/max T)^t + b; t is 0 for fewer than 3 different T. All arrays (n,).
-
-    starts: (s, t) to search from. |s| is between 0.05 and 6: the search is done once for rising and once for falling.
-    """
-    horizon = len(np.unique(tokens)) >= 3
-    unit = float(tokens.max())
-    logs = np.log(ratio), np.log(tokens / unit)
-
-    def solve(power: Array) -> tuple[float, float, Array]:
-        """The straight line loss = a x + b in x = R^s (T/unit)^t, and its residuals."""
-        x = np.exp(power[0] * logs[0] + (power[1] * logs[1] if horizon else 0.0))
-        top = x.max()
-        away = x / top - (x / top).mean()
-        slope = away @ (loss - loss.mean()) / (away @ away)
-        return slope / top, loss.mean() - slope * (x / top).mean(), loss.mean() + slope * away - loss
-
-    found = []
-    for s, t in starts or tuple((s, 0.5 if horizon else 0.0) for s in STARTS):
-        low, high = (FLATTEST, STEEPEST) if s > 0 else (-STEEPEST, -FLATTEST)
-        box = ([low, -STEEPEST], [high, STEEPEST]) if horizon else ([low], [high])
-        first = np.clip([s, t][: 2 if horizon else 1], *box)
-        found.append(least_squares(lambda power: solve(power)[2], first, bounds=box, x_scale=0.3))
-    best = min(found, key=lambda result: result.cost)
-    a, b, _ = solve(best.x)
-    return PowerLaw(float(a), float(best.x[0]), float(best.x[1]) if horizon else 0.0, float(b), unit)
+def _without_each_ratio(table: pd.DataFrame, kind: str, rng: np.random.Generator) -> Missed:
+    missed, plain = [], []
+    for ratio in table["ratio"].unique():
+        seen, unseen = table[table["ratio"] != ratio], table[table["ratio"] == ratio]
+        missed.append(_residuals(unseen, _law(seen, kind), kind))
+        means = unseen["tokens"].map(seen.groupby("tokens")[f"loss_{kind}"].mean())
+        plain.append(unseen[f"loss_{kind}"] - means)
+    return _missed(np.concatenate(missed), np.concatenate(plain), rng)
 
 
-def _held_out(table: pd.DataFrame, column: str) -> dict[str, tuple[float, float]]:
-    """(root mean square, largest) error on ratios and on the horizon that the fit did not see."""
+def _at_longest(table: pd.DataFrame, law: PowerLaw, kind: str, rng: np.random.Generator) -> Missed:
+    last = table[table["tokens"] == table["tokens"].max()]
+    losses = table[f"loss_{kind}"].to_numpy().reshape(len(last), -1)
+    return _missed(_residuals(last, law, kind), losses[:, -1] - losses[:, -2], rng)
 
-    def errors(seen: pd.DataFrame, unseen: pd.DataFrame) -> Array:
-        law = power_law(seen["ratio"].to_numpy(), seen["tokens"].to_numpy(), seen[column].to_numpy())
-        return np.asarray(law(unseen["ratio"].to_numpy(), unseen["tokens"].to_numpy()) - unseen[column].to_numpy())
 
-    ratios = [errors(table[table["ratio"] != r], table[table["ratio"] == r]) for r in table["ratio"].unique()]
-    found = {"ratio": np.concatenate(ratios)}
-    last = table["tokens"] == table["tokens"].max()
-    if table.loc[~last, "tokens"].nunique() >= 3:
-        found["horizon"] = errors(table[~last], table[last])
-    return {what: (float(np.sqrt((e**2).mean())), float(np.abs(e).max())) for what, e in found.items()}
+def _missed(errors: Array, plain: Array, rng: np.random.Generator, draws: int = 1_000) -> Missed:
+    """errors: (runs, horizons). Runs are few, so the deviations of drawn mean squares are widened (`few`)."""
+    squares = (errors**2).mean(axis=1)
+    drawn = squares[rng.integers(len(squares), size=(draws, len(squares)))].mean(axis=1)
+    drawn = squares.mean() + few(len(squares)) * (drawn - squares.mean())
+    rms = estimate(np.sqrt(np.clip([squares.mean(), *drawn], 0, None)))
+    return Missed(rms, float(np.abs(errors).max()), float(np.sqrt((plain**2).mean())))

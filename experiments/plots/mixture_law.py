@@ -12,13 +12,15 @@ from matplotlib.patheffects import withStroke
 
 from experiments.mixture_law import MixtureLaw
 from experiments.plots.forgetting import MARKERS, STYLE
+from experiments.reporting.summary import with_interval
 
 TITLES = {"new": "new domain", "kept": "kept text"}
 LOSS = "loss, nats per token"
 
 
 def plot_law(law: MixtureLaw, new_loss: str = LOSS) -> Figure:
-    """Two panels, the kept loss in nats per token. Lines: the law at each horizon, the longest with its 95 % band.
+    """Two panels, the kept loss in nats per token. Lines: the law at each horizon, the longest with its 95 % band;
+    dotted: the longest horizon as the fit without it foretells it.
 
     new_loss: what the loss on the new domain is, if it is not in nats.
     """
@@ -45,13 +47,24 @@ def _panel(axes: Axes, law: MixtureLaw, kind: str, unit: str) -> None:
         axes.plot(ratios, curve(ratios, tokens), color=colour, linewidth=1.5)
         marker = MARKERS[i % len(MARKERS)]
         axes.plot(rows["ratio"], rows[f"loss_{kind}"], marker, color=colour, markersize=5.5, label=_count(tokens))
-    power = f"R^{curve.s:.2f}" + (f" (T/{_count(curve.unit)})^{curve.t:.2f}" if curve.t else "")
-    error = law.errors[f"ratio {kind}"][0]
-    axes.set_title(f"{TITLES[kind]}: {curve.a:+.3f} {power} {curve.b:+.3f}\nheld-out ratio: error {error:.4f}",
-                   fontsize=9.5, loc="left")  # fmt: skip
+    if law.foretold:
+        axes.plot(ratios, law.foretold[kind](ratios, law.tokens), color=colours[-1], linestyle=":", linewidth=1.8,
+                  label="the longest, foretold")  # fmt: skip
+    axes.set_title(_title(law, kind), fontsize=9.5, loc="left")
     axes.set_xlabel("R, share of new-domain tokens")
     axes.set_ylabel(unit)
     sns.despine(ax=axes)
+
+
+def _title(law: MixtureLaw, kind: str) -> str:
+    """The formula, its exponents with their intervals, and what it missed of what was held out."""
+    curve = law.new if kind == "new" else law.kept
+    power = f"R^{curve.s:.2f}" + (f" (T/{_count(curve.unit)})^{curve.t:.2f}" if law.foretold else "")
+    names = "st" if law.foretold else "s"
+    exponents = ", ".join(f"{name} {with_interval(law.exponent(kind, name))}" for name in names)
+    held = [(what, law.errors.get(f"{name} {kind}")) for what, name in (("R", "ratio"), ("T", "horizon"))]
+    missed = ", ".join(f"{what} {with_interval(m.rms, places=(3, 2, 2))}" for what, m in held if m)
+    return f"{TITLES[kind]}: {curve.a:+.3f} {power} {curve.b:+.3f}\n{exponents}\nmissed: unseen {missed}"
 
 
 def _critical(axes: Axes, law: MixtureLaw) -> None:
