@@ -7,7 +7,6 @@ Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,8 @@ from experiments.evaluation.text import text_windows
 from experiments.experiment import Experiment
 from experiments.methods.saving import is_peft, load_onto
 from experiments.models import load_base
-from experiments.posthoc_run import experiment_of, measure_tracked
-from experiments.records import ArmResult
+from experiments.posthoc_run import end_tracked, experiment_of, measure_tracked
+from experiments.records import ArmResult, read_json
 from experiments.results import load_trained
 from experiments.run import RunError, open_run
 from experiments.section import nearest
@@ -174,9 +173,10 @@ def posthoc(
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
     for alpha in shares:
-        result = ArmResult.from_dict(json.loads(trained.read_text(encoding="utf-8")))
+        result = ArmResult.from_dict(read_json(trained))
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
+        options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
         if not (folder / "result.json").is_file():
             experiment = experiment or open_run(run, say, study or experiment_of(run))
             batches = [
@@ -186,9 +186,9 @@ def posthoc(
             model, figures = _applied(operation, Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
             say(f"measuring {result.label} ...")
-            options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
             measure_tracked(experiment, model, result, folder, options)
-        results.append(ArmResult.from_dict(json.loads((folder / "result.json").read_text(encoding="utf-8"))))
+        results.append(ArmResult.from_dict(read_json(folder / "result.json")))
+        end_tracked(run, results[-1], folder, options)
     return results
 
 

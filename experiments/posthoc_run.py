@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from experiments.arm_run import headline
 from experiments.experiment import Experiment
 from experiments.records import ArmResult, read_json, write_json
 from experiments.tracking.journal import Journal, find
+from experiments.tracking.reaping import may_live
+from experiments.tracking.run import Run
+from experiments.tracking.tracking import Tracker
 
 
 def measure_tracked(
@@ -22,24 +26,56 @@ def measure_tracked(
     options: what was done to the arm (operation, alpha, others): its tags and params. The run's journal lies in
     `folder`, so that `sync` of the experiment's folder sends it too. A run that broke off is continued.
     """
+    with _run(experiment.tracker, experiment.folder, result, folder, options) as run:
+        experiment.measure(model, result, folder)
+        _log(run, result, folder)
+
+
+def end_tracked(run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]) -> None:
+    """Bring the run of a result that is there to its end, where its process died before that."""
+    if not _cut_off(folder):
+        return
+    tracker = Tracker(run_folder.parent.parent, str(experiment_of(folder)))
+    with _run(tracker, run_folder, result, folder, options) as run:
+        _log(run, result, folder)
+
+
+def _cut_off(folder: Path) -> bool:
+    """Whether a run has a journal here, but did not finish, and no process is at it."""
+    journal = _journal(folder)
+    if journal is None:
+        return False
+    if not journal.ended():
+        return not may_live(journal)
+    end = journal.last("end")
+    return end is not None and end["status"] != "FINISHED"
+
+
+@contextlib.contextmanager
+def _run(
+    tracker: Tracker, run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]
+) -> Iterator[Run]:
     arm = f"{result.arm}-{result.learning_rate:g}"
-    source = run_of(experiment.folder / "arms" / arm, experiment.tracker.uri)
+    source = run_of(run_folder / "arms" / arm, tracker.uri)
     known = {name: str(value) for name, value in options.items() if value not in (None, "")}
-    with experiment.tracker.run(
+    with tracker.run(
         result.label,
         kind="posthoc",
-        parent=_above(experiment.folder),
+        parent=_above(run_folder),
         params={"arm": result.arm, "method": result.method, "learning_rate": result.learning_rate, **known},
         tags={**known, "source_arm": arm, **({"source_run": source} if source else {})},
         run_id=read_json(folder / "mlflow.json").get("run_id"),
         folder=folder,
     ) as run:
         write_json(folder / "mlflow.json", {"run_id": run.id})
-        experiment.measure(model, result, folder)
-        figures = {name: estimate.value for name, estimate in headline(result.scorecard).items()}
-        run.log_metrics(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
-        run.log_file(folder / f"items-{result.steps}.jsonl", "records")
-        run.log_file(folder / "result.json", "scorecard")
+        yield run
+
+
+def _log(run: Run, result: ArmResult, folder: Path) -> None:
+    figures = {name: estimate.value for name, estimate in headline(result.scorecard).items()}
+    run.log_metrics(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
+    run.log_file(folder / f"items-{result.steps}.jsonl", "records")
+    run.log_file(folder / "result.json", "scorecard")
 
 
 def run_of(folder: Path, uri: str) -> str | None:

@@ -22,6 +22,9 @@ def rate_text(rate: float) -> str:
 
 
 def label(result: ArmResult) -> str:
+    """The arm with its learning rate; a study's trial (`#7 ...`) has that in its name, or shares it with all others."""
+    if result.arm.startswith("#"):
+        return result.arm
     return f"{result.arm} {rate_text(result.learning_rate)}"
 
 

@@ -16,7 +16,7 @@ from experiments.run import RunError
 from experiments.section import ConfigError
 from experiments.studies.attempts import Trial
 from experiments.studies.config import Posthoc, StudyConfig
-from experiments.studies.selection import Arm, choose, reported
+from experiments.studies.selection import Arm, called, choose, reported
 from experiments.studies.trial import result_of
 
 
@@ -25,13 +25,14 @@ def run_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Ca
     and left out. While another machine runs a trial nothing is done: the choice may change."""
     if not study.posthoc or any(trial.state == "running" for trial in trials):
         return
-    arms = {arm.name: arm for arm in choose(study, trials, root)}
+    chosen = choose(study, trials, root)
     for item in study.posthoc:
-        if item.arm not in arms:
+        arm = next((arm for arm in chosen if called(arm, item.arm)), None)
+        if arm is None:
             say(f"{item.label}: arm {item.arm!r} has no complete trial")
             continue
         try:
-            for run in arms[item.arm].runs:
+            for run in arm.runs:
                 result, alphas = result_of(run), None if item.alpha is None else [item.alpha]
                 folder = root / run["folder"]
                 posthoc(folder, result.arm, result.learning_rate, item.op, alphas, say=say, study=study.name)
@@ -43,7 +44,7 @@ def posthoc_arms(study: StudyConfig, arms: Sequence[Arm], root: Path) -> list[Ar
     """The rows of the operations that were done, each with the items of the arm that it was made from."""
     found = []
     for item in study.posthoc:
-        for arm in (arm for arm in arms if arm.name == item.arm):
+        for arm in (arm for arm in arms if called(arm, item.arm)):
             runs = [_after(item, run, root) for run in arm.runs]
             known = [run for run in runs if run is not None]
             if len(known) == len(runs):

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
 def study_command(args: argparse.Namespace) -> int:
     from experiments.run import default_root
     from experiments.studies.launch import run_study, work
-    from experiments.studies.places import command_line, storage_url
+    from experiments.studies.places import storage_url
     from experiments.studies.reading import load_study
     from experiments.tracking.machine import sigterm_raises
 
@@ -57,16 +57,16 @@ def study_command(args: argparse.Namespace) -> int:
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
-    store = run_study(config, root, args.workers, args.storage, say)
-    print(f"\nreport: {command_line(store, root, 'report', config.name)}")
+    print(_afterwards(run_study(config, root, args.workers, args.storage, say), root))
     return 0
 
 
 def resume_command(args: argparse.Namespace) -> int:
+    from experiments.run import default_root
     from experiments.studies.launch import run_study
 
     store = _store(args)
-    run_study(store.config, args.root, args.workers, store.url, say)
+    print(_afterwards(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
     return 0
 
 
@@ -103,6 +103,22 @@ def report_command(args: argparse.Namespace) -> int:
     store = _store(args)
     print(write_study_report(store, root, args.out or root / "studies" / store.config.name))
     return 0
+
+
+def _afterwards(store: Store, root: Path) -> str:
+    """What can be done with a study that has ended."""
+    from experiments.studies.places import command_line
+    from experiments.studies.space import grid
+
+    config, budget = store.config, store.config.budget
+    lines = ["", f"{config.name}: " + ("trials still run elsewhere" if store.going_on() else "finished")]
+    lines.append(f"report: {command_line(store, root, 'report', config.name)}")
+    whole = config.sampler.name == "grid" and store.limit() == len(grid(config.search))
+    if budget.trials is not None and not whole:
+        lines.append(f"more trials: {command_line(store, root, 'add-trials', config.name, '10')}")
+    elif budget.hours is not None:
+        lines.append("more trials: raise budget.hours in its YAML, then `study` with that")
+    return "\n".join(lines)
 
 
 def _store(args: argparse.Namespace) -> Store:

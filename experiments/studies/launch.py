@@ -24,7 +24,7 @@ from experiments.studies.afterwards import run_posthoc
 from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.engine import Store
 from experiments.studies.optimizers import check_options
-from experiments.studies.places import storage_url, study_folder
+from experiments.studies.places import STORAGE, public_yaml, storage_url, study_folder
 from experiments.studies.running import STORAGE_FAULTS
 from experiments.studies.trial import run_trial
 from experiments.tracking.tracking import Tracker
@@ -58,9 +58,10 @@ def run_study(
     tracker.reap()
     with tracker.run(config.name, kind="study", params=_params(config), run_id=_mlflow_run(folder)) as run:
         write_json(folder / "mlflow.json", {"run_id": run.id})
-        run.log_file(folder / "study.yaml")
-        say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
-        ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
+        run.log_text(public_yaml(config), "study.yaml")
+        if not (ended := store.ended()):  # else workers would find nothing to claim
+            say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
+            ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
         counts = Counter(trial.state for trial in store.trials())
         run.log_metrics({f"trials/{state}": n for state, n in counts.items()})
         say(f"{config.name}: {ended}; " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
@@ -126,9 +127,11 @@ def _replaces(store: Store, worker: Any, say: Say) -> bool:
 
 def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -> str:
     command = [sys.executable, "-m", "experiments.cli", "study", str(folder / "study.yaml"), "--worker"]
-    command += ["--root", str(root), "--storage", store.url]
+    command += ["--root", str(root)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
-    return keep_working(store, lambda: subprocess.Popen(command, env=threads | os.environ), workers, say)
+    return keep_working(
+        store, lambda: subprocess.Popen(command, env=threads | os.environ | {STORAGE: store.url}), workers, say
+    )
 
 
 def _before(store: Store) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
 MOST = 20  # arms in one picture
+FEW = 8  # of trials that are called by what they picked; more are called by their numbers
 Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
 
 
@@ -36,15 +38,19 @@ def pictures(
 def _of_arms(store: Store, arms: Sequence[Arm]) -> list[Picture]:
     if not arms:
         return []
-    study, some = store.config, arms[:MOST]
+    study, some = store.config, list(arms[:MOST])
     trained = [arm for arm in arms if not arm.result.operation]
+    short = len(some) > FEW and all(arm.name.startswith("#") for arm in trained)
+    numbers = " The numbers are those of the table." if short else ""
+    if short:
+        some, trained = ([_by_number(arm) for arm in found] for found in (some, trained))
     figure = forgetting_figure([arm.result for arm in some], "")
     halves = any(arm.halves for arm in arms)
     items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
     over_steps = trajectory_figure(trained[:MOST], gain_name([arm.result for arm in trained]))
     return [
-        ("forgetting", "What is gained, what is kept", "Up and right is better." + _first(arms), figure),
-        ("trajectories", "Over the steps", f"Grey: the base model. {items}{_first(arms)}", over_steps),
+        ("forgetting", "What is gained, what is kept", "Up and right is better." + numbers + _first(arms), figure),
+        ("trajectories", "Over the steps", f"Grey: the base model. {items}{numbers}{_first(arms)}", over_steps),
     ]
 
 
@@ -77,6 +83,11 @@ def _of_layers(arms: Sequence[Arm], root: Path) -> list[Picture]:
         arms[0].runs[0]["seed"] if arms else ""
     )
     return [("alignment", title, text + _first(arms), figure) for title, figure in alignment_pictures(last)]
+
+
+def _by_number(arm: Arm) -> Arm:
+    name = arm.name.split(" ")[0]
+    return replace(arm, name=name, result=replace(arm.result, arm=name))
 
 
 def _first(arms: Sequence[Arm]) -> str:

@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from experiments.records import write_text
 from experiments.reporting.page import image_bytes, inline_svg, page_environment
 from experiments.reporting.summary import summary, tied_best
@@ -24,7 +22,7 @@ from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import at_each, compared, sentences
 from experiments.studies.pictures import Picture, pictures
-from experiments.studies.places import command_line, study_folder
+from experiments.studies.places import command_line, public_yaml, study_folder
 from experiments.studies.selection import Arm, choose
 from experiments.studies.table import picks_text
 
@@ -57,7 +55,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     for name, _, _, figure in drawn:
         (folder / f"{name}.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
-    write_text(folder / "study.yaml", yaml.safe_dump(study.to_dict(), sort_keys=False))
+    write_text(folder / "study.yaml", public_yaml(study))
     values = {
         "study": study,
         "question": study.question or f"What does {study.name} show?",
@@ -80,7 +78,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         figures=figures,
         columns=shown,
         best={column.name: tied_best(results, column.name, column.better == "higher") for column in shown},
-        yaml=yaml.safe_dump(study.to_dict(), sort_keys=False),
+        yaml=public_yaml(study),
         date=f"{datetime.now():%d %B %Y, %H:%M}",
     )
     write_text(folder / "report.html", text)
@@ -140,10 +138,14 @@ def _notes(store: Store, arms: list[Arm], trials: list[Trial], root: Path) -> li
     if study.constraints and broken:
         notes.append(f"No variant of these arms satisfies the constraints: {', '.join(broken)}.")
     rows = {arm.name for arm in arms}
-    notes += [f"{item.label} is not made yet: resume the study" for item in study.posthoc if item.label not in rows]
+    notes += [
+        f"{item.label} is not made yet, or on another machine: resume the study there"
+        for item in study.posthoc
+        if item.label not in rows
+    ]
     again = [str(t.number) for t in trials if t.attempts > 1]
     if again:
-        notes.append(f"Continued after their process was lost: trial {', '.join(again)}.")
+        notes.append(f"Continued after they had been stopped or lost: trial {', '.join(again)}.")
     return notes
 
 

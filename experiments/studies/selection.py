@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 from experiments.posthoc import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.reporting.summary import rate_text
 from experiments.scorecard import over_seeds, scorecard
 from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
+from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
 
 DRAWS = 2_000  # resamples per scorecard of a half
@@ -29,8 +32,10 @@ LEAST_DRAWS = 100  # where only values count
 class Arm:
     """The chosen trial of an arm, with its figures as they are reported.
 
-    runs: one per seed. records: whether their item records are on this machine. halves: whether result is of the items
-    that did not choose.
+    name: tells it from all others; `#7 lerp layers=4`, with its trial's number, where arms have no names. Where the
+    learning rate is searched and not selected it ends with that, and result.arm leaves it to `label`. runs: one per
+    seed. records: whether their item records are on this machine. halves: whether result is of the items that did not
+    choose.
     """
 
     name: str
@@ -51,25 +56,47 @@ def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]
     groups: dict[tuple[object, ...], list[Trial]] = {}
     keys = [key for key in study.search if key != study.report.select]
     for trial in trials:
-        if trial.state == "complete" and trial.runs:
+        if trial.state == "complete" and trial.runs and trial.repeats is None:
             own = () if study.report.select else (trial.number,)
             groups.setdefault((*(trial.picks[key] for key in keys), *own), []).append(trial)
-    names = [arm_name(study, group[0]) for group in groups.values()]
-    return [
-        _best(study, name if names.count(name) == 1 else f"{name} (trial {group[0].number})", group, root)
-        for name, group in zip(names, groups.values(), strict=True)
-    ]
+    names = [_names(study, group[0]) for group in groups.values()]
+    nameless = not study.report.select and not any(dimension.kind == "arms" for dimension in study.search.values())
+    arms = []
+    for (name, rate), group in zip(names, groups.values(), strict=True):
+        if nameless:  # told apart by numbers alone: the trial's number is the shortest of them
+            arms.append(_best(study, f"#{group[0].number} {name}{rate}", group, root))
+            continue
+        numbered = name if names.count((name, rate)) == 1 else f"{name} (trial {group[0].number})"
+        arm = _best(study, numbered, group, root)
+        arms.append(replace(arm, name=numbered + rate))
+    return arms
 
 
 def arm_name(study: StudyConfig, trial: Trial, without: str | None = None) -> str:
-    """The picks that tell arms apart: a named arm by its name alone, other dimensions as name=value.
+    """The picks that tell arms apart: a named arm and a word by themselves, other dimensions as name=value, the
+    learning rate last and as `label` writes it.
 
     without: a further dimension to leave out. Where no dimension is left, all trials are of the base's one arm.
     """
+    return "".join(_names(study, trial, without))
+
+
+def _names(study: StudyConfig, trial: Trial, without: str | None = None) -> tuple[str, str]:
+    """`arm_name` in two parts: all but the learning rate, and that with a space before it where it is searched."""
     keys = [key for key in study.search if key not in (study.report.select, without)]
+    rates = [key for key in keys if sets_rate(key, study.search[key])]
     named = [str(trial.picks[key]) for key in keys if study.search[key].kind == "arms"]
-    others = [f"{key.split('.')[-1]}={_pick(trial.picks[key])}" for key in keys if study.search[key].kind != "arms"]
-    return " ".join([*named, *others]) or result_of(trial.runs[0]).arm
+    others = [key for key in keys if study.search[key].kind != "arms" and key not in rates]
+    picks = {key: _pick(trial.picks[key]) for key in others}
+    spoken = {key for key in others if isinstance(trial.picks[key], str)}  # a word says by itself what it is
+    words = [*named, *(p if key in spoken else f"{key.split('.')[-1]}={p}" for key, p in picks.items())]
+    result = result_of(trial.runs[0])
+    return " ".join(words) or result.arm, f" {rate_text(result.learning_rate)}" if rates else ""
+
+
+def called(arm: Arm, name: str) -> bool:
+    """Whether a study's YAML means this arm: by its name, with or without the trial's number."""
+    return name in (arm.name, re.sub(r"^#\d+ ", "", arm.name))
 
 
 def even(record: Record) -> bool:

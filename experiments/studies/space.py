@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from experiments.section import Section
 
 Scalar = str | int | float | bool | None
 MAX_CELLS = 100_000
+RATE = re.compile(r"arms\.\d+\.learning_rates(\.\d+)?")
 
 
 class Choice(Section):
@@ -72,6 +75,8 @@ class Number(Section):
     @model_validator(mode="after")
     def _range(self) -> Number:
         low, high, log = (getattr(self, name) for name in ("low", "high", "log"))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"low and high must be finite, but got {low} and {high}")
         if low >= high:
             raise ValueError(f"low must be below high, but got {low} and {high}")
         if log and low <= 0:
@@ -116,7 +121,8 @@ class Float(Number):
         """Only with a step; a range of reals is no grid."""
         if self.step is None:
             return []
-        return [self.low + i * self.step for i in range(int((self.high - self.low) / self.step + 1e-9) + 1)]
+        steps = range(int((self.high - self.low) / self.step + 1e-9) + 1)
+        return [min(self.high, round(self.low + i * self.step, 12)) for i in steps]  # not .30000000000000004
 
     def suggest(self, trial: Any, key: str) -> Scalar:
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
@@ -129,6 +135,11 @@ DIMENSIONS: dict[str, type[Choice | Arms | Int | Float]] = {
     "int": Int,
     "float": Float,
 }
+
+
+def sets_rate(key: str, dimension: Choice | Arms | Int | Float) -> bool:
+    """Whether a dimension is the learning rate of the arm."""
+    return dimension.kind != "arms" and bool(RATE.fullmatch(dimension.path or key))
 
 
 def grid(search: Mapping[str, Choice | Arms | Int | Float]) -> list[dict[str, Scalar]]:

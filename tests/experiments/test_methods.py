@@ -70,6 +70,7 @@ def one_batch() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("method", ALL)
+@pytest.mark.slow
 def test_only_what_a_method_trains_changes(method: str) -> None:
     arm = arm_config(method)
     start = arm.build().prepare(tiny(), setting(arm))
@@ -96,6 +97,7 @@ def test_a_method_starts_as_the_base(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ALL)
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_bit_for_bit(method: str, tmp_path: Path) -> None:
     """Killed after the checkpoint of step 2; the objects of the second run are fresh. Also: the same run twice."""
     with pytest.raises(Killed):
@@ -110,6 +112,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", ALL)
+@pytest.mark.slow
 def test_two_micro_batches_are_one_large_batch(method: str, tmp_path: Path) -> None:
     options = {k: v for k, v in OPTIONS.get(method, {}).items() if k != "dropout"}
     arm = arm_config(method, options)

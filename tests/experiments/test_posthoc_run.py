@@ -10,6 +10,8 @@ import pytest
 
 from experiments.posthoc import posthoc
 from experiments.run import Experiment, run_experiment
+from experiments.tracking.machine import process_tags
+from experiments.tracking.run import Run
 from experiments.tracking.sync import sync
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, tiny_base
@@ -80,6 +82,40 @@ def test_one_that_broke_off_is_continued(run: Path, monkeypatch: pytest.MonkeyPa
     after = tracked(run)[1]["control 0.01 wise 0.75"]
     assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
     assert "error" not in after.data.tags
+
+
+@pytest.mark.parametrize(("alpha", "reaped"), [(0.1, False), (0.9, True)])
+def test_one_killed_after_its_result_finishes_at_the_next_start(
+    run: Path, monkeypatch: pytest.MonkeyPatch, alpha: float, reaped: bool
+) -> None:
+    measure = Experiment.measure
+
+    def killed(*args: Any) -> None:
+        measure(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Experiment, "measure", killed)
+        dying.setattr(Run, "close", lambda self, status: None)
+        dying.setattr("experiments.tracking.tracking.process_tags", lambda: process_tags() | {"boot_id": "another"})
+        with pytest.raises(KeyboardInterrupt):
+            posthoc(run, "control", 1e-2, "wise", [alpha], say=lambda text: None)
+    name = f"control 0.01 wise {alpha}"
+    assert (run / "posthoc" / name.replace(" ", "-") / "result.json").is_file()
+    if reaped:
+        tracked(run)[0].reap()
+    before = tracked(run)[1][name]
+    assert before.info.status == ("KILLED" if reaped else "RUNNING")
+    assert "kl" not in before.data.metrics
+    monkeypatch.setattr(Experiment, "__init__", lambda *_: pytest.fail("nothing is left to measure"))
+    [result] = posthoc(run, "control", 1e-2, "wise", [alpha])
+    tracker, runs = tracked(run)
+    after = runs[name]
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+    assert after.data.metrics["kl"] == result.scorecard["kl"].value
+    assert "error" not in after.data.tags
+    assert after.data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
+    assert [f.path for f in tracker.client.list_artifacts(after.info.run_id, "scorecard")] == ["scorecard/result.json"]
 
 
 def test_a_store_that_is_away_gets_it_by_sync(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from experiments.reporting.summary import summary
 from experiments.reporting.tables import format_table, markdown_table
 from tests.experiments.synthetic import BASE, six, synthetic, twelve, untrained
 
+pytestmark = pytest.mark.slow
+
 UI = "mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db"
 
 

@@ -25,6 +25,8 @@ from experiments.section import ConfigError
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -170,7 +172,6 @@ def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: s
         assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
 
 
-@pytest.mark.slow
 def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
     again = run_experiment(small_config(base), tmp_path / "mlruns")
     first = run_folder(small_config(base), store)
@@ -181,7 +182,6 @@ def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: P
         assert (first / file).read_text() == (again.folder / file).read_text()
 
 
-@pytest.mark.slow
 def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_path: Path) -> None:
     """kill -9 in the middle of the second arm, after its first checkpoint."""
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base)))
@@ -212,7 +212,6 @@ def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_p
     assert tokens[0] == tokens[1]
 
 
-@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base)))
     root = tmp_path / "mlruns"
@@ -230,7 +229,6 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     assert set(statuses(root).values()) == {"KILLED"}
 
 
-@pytest.mark.slow
 def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     arms = small_values(base)["arms"]
     arms[0]["learning_rates"] = [1e30, 1e-3]
@@ -251,7 +249,6 @@ def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     assert "loss became" in report
 
 
-@pytest.mark.slow
 def test_a_full_disk_stops_the_job_and_loses_nothing(
     store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,7 +345,6 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--set takes KEY=VALUE" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +371,6 @@ def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     assert not (folder / "checkpoints").exists()
 
 
-@pytest.mark.slow
 def test_an_arm_that_cannot_be_timed_stops_no_other(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 

@@ -131,6 +131,7 @@ def test_provenance_says_how_it_was_made(workshop: Open) -> None:
 
 
 @pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json"])
+@pytest.mark.slow
 def test_half_a_cache_is_sampled_again(damage: str, workshop: Open) -> None:
     shop, calls = workshop()
     first = sampled(shop)

@@ -161,6 +161,7 @@ def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path
 
 
 @pytest.mark.parametrize("page", [True, False])
+@pytest.mark.slow
 def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bool) -> None:
     result = compare(read_entries([str(run)]), draws=200)
     path = write_comparison(result, tmp_path, page)
@@ -182,6 +183,7 @@ def test_every_compared_figure_has_a_title() -> None:
     assert set(UNCHANGED) <= set(TITLES)
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +223,7 @@ def samples(folder: Path, rng: np.random.Generator, rates: dict[str, float], sho
     return folder
 
 
+@pytest.mark.slow
 def test_a_learned_task_of_lm_eval_does_not_pay_for_a_forgotten_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

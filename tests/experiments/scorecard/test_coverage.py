@@ -14,6 +14,8 @@ from experiments.scorecard.draws import _kept_tasks, _new_task
 from experiments.scorecard.flips import COUNTS, counts
 from experiments.scorecard.inference import forgetting_bound, holm, non_inferior
 
+pytestmark = pytest.mark.slow
+
 RUNS, DRAWS = 1000, 500
 STRATUM = ("t", ("chat",))
 CHANGES = np.array([counts((c0, None), (c, None), 4) for c0 in (0, 1) for c in (0, 1)])  # 2 c0 + c -> COUNTS
@@ -36,7 +38,6 @@ def covered(found: Estimate, truth: float) -> bool:
     return found.low <= truth <= found.high
 
 
-@pytest.mark.slow
 def test_intervals_cover_the_truth_95_times_in_100() -> None:
     """Gain, forgetting, retention, and the difference of two arms that answer the same questions."""
     rng, a0, (lost, won), (lost2, won2) = np.random.default_rng(11), 0.8, (0.15, 0.10), (0.25, 0.10)

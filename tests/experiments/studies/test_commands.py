@@ -23,7 +23,7 @@ from experiments.studies.table import frame, status_text
 from experiments.studies.trial import TrialOutcome, run_trial
 from tests.experiments.studies.toy import open_store, toy_study
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 RANGE = {"rate": {"kind": "float", "path": "arms.0.learning_rates.0", "low": 1e-4, "high": 1e-1}}
 
 
@@ -46,7 +46,7 @@ class NoTracker:
     def reap(self, *_: object) -> None:
         pass
 
-    log_metrics = log_file = set_tags = fail = reap
+    log_metrics = log_file = log_text = set_tags = fail = reap
 
 
 @pytest.fixture
@@ -126,6 +126,39 @@ def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
     assert chosen == [6]  # another machine still runs a trial
     more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "merge"}])
     assert [t.state for t in run_study(more, tmp_path, say=said.append).trials()] == ["complete"] * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({"search": RANGE, "sampler": "random", "budget": {"trials": 2}}, "more trials: {} add-trials toy 10 --root "),
+        ({"budget": {"trials": 2}}, "more trials: {} add-trials toy 10 --root "),
+        ({"search": RANGE, "sampler": "random", "budget": {"hours": 1e-12}}, "more trials: raise budget.hours"),
+        ({}, ""),
+    ],
+)
+def test_a_finished_study_starts_no_worker_and_says_what_to_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    more: str,
+) -> None:
+    store = open_store(tmp_path, **changes)
+    store.work(run, print)
+    monkeypatch.setattr(launch, "Tracker", NoTracker)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    assert cli.main(["resume", "toy", "--root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    python = "python -m experiments.cli"
+    assert f"\ntoy: finished\nreport: {python} report toy --root " in said
+    assert more.format(python) in said
+    assert ("more trials" in said) == bool(more)
+    assert store.ended() in said
+    if "add-trials" in more:
+        assert cli.main(["add-trials", "toy", "1", "--root", str(tmp_path)]) == 0
+        with pytest.raises(pytest.fail.Exception, match="a worker was started"):
+            cli.main(["resume", "toy", "--root", str(tmp_path)])
 
 
 def running(store: Store) -> Any:

@@ -24,7 +24,7 @@ from experiments.studies.trial import TrialOutcome
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 from tests.experiments.studies.toy import SEARCH, logging_run, open_store, toy_study, value
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 URL = "postgresql+psycopg://me:TOPSECRET@db.example:5432/studies"
 
 

@@ -36,7 +36,7 @@ from tests.experiments.studies.toy import (
     wait_for,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 RANGES = {
     "rate": {"kind": "float", "path": "arms.0.learning_rates.0", "low": 1e-4, "high": 1e-1, "log": True},
     "training.steps": {"kind": "int", "low": 1, "high": 8},
@@ -93,7 +93,6 @@ def test_budget_is_exact_with_workers_that_start_together(tmp_path: Path) -> Non
     assert len(store.trials()) == 6
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None:
     """All workers are killed again and again, at a random moment after the first has begun a trial; a trial that the
     storage has as complete never begins again."""

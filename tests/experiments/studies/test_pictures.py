@@ -18,7 +18,7 @@ from experiments.studies.report import _at_once
 from experiments.studies.selection import choose, record_files
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 GAIN = Objective.model_validate({"figure": "gain", "direction": "maximize"})
 KL = Objective.model_validate({"figure": "kl", "direction": "minimize"})
 POINTS = ((0.1, 0.5, "lerp"), (0.4, 0.9, "slerp"), (0.2, 0.3, "dlerp"))  # gain, KL, interpolation
@@ -95,6 +95,18 @@ def test_hidden_states_are_drawn_where_the_study_measured_them(tmp_path: Path) -
     assert np.asarray(cells.get_array()) == pytest.approx(np.array([[1, 1, 1], [1, 0.9, 0.8]]))
     many = [arms[0]] * (MOST + 1)
     assert all(f"The first {MOST} of {MOST + 1} arms" in pictures(store, many, [], tmp_path)[i][2] for i in (0, 1, -1))
+
+
+def test_many_trials_are_called_by_their_numbers_in_pictures(tmp_path: Path) -> None:
+    decays = {"kind": "choice", "path": "training.weight_decay", "values": [0.01 * i for i in range(10)]}
+    store = synthetic_store(tmp_path, {"arm": (0.5, 0.5)}, {"decay": decays}, report={})
+    arms = choose(store.config, store.trials(), tmp_path)
+    _, (_, _, text, figure), *_ = pictures(store, arms, store.trials(), tmp_path)
+    assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["#0", *(f"#{i}" for i in range(2, 10))]
+    assert "The numbers are those of the table." in text
+    _, (_, _, text, figure), *_ = pictures(store, arms[:3], store.trials(), tmp_path)
+    names = [entry.get_text() for entry in figure.legends[0].get_texts()]
+    assert names == ["#0 decay=0", "#2 decay=0.02", "#3 decay=0.03"]
 
 
 def test_the_command_names_as_many_workers_as_ran_at_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from experiments.mixture_law import fit
 from experiments.plots.study import trajectory_figure
 from experiments.posthoc import result_folder
 from experiments.records import Estimate, Record, read_records, write_json
-from experiments.reporting.summary import with_interval
+from experiments.reporting.summary import label, with_interval
 from experiments.scorecard import scorecard
 from experiments.studies.afterwards import posthoc_arms
 from experiments.studies.config import Objective
@@ -27,11 +27,11 @@ from experiments.studies.extras import matched_gain, pareto_volume
 from experiments.studies.laws import law_sentence, law_table, mixture_laws
 from experiments.studies.paper import agreement, at_each, compared, paper_table, spearman
 from experiments.studies.report import write_study_report
-from experiments.studies.selection import Arm, choose, even, record_files, reported
+from experiments.studies.selection import Arm, called, choose, even, record_files, reported
 from experiments.studies.trial import result_of
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 SOME = {name: TABLE5[name] for name in ("full", "partial", "lerp8", "lerp8-mse", "plerp8")}
 MERGED = [{"arm": "lerp8-mse", "op": "merge", "name": "lerp8-mse-merged"}]
 
@@ -109,7 +109,6 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     assert "lerp8-mse-merged" in compared([*arms, row]).index
 
 
-@pytest.mark.slow
 def test_report_of_an_ablation(some: tuple[Store, Path], tmp_path: Path) -> None:
     store, root = some
     page = write_study_report(store, root, tmp_path / "report").read_text()
@@ -199,7 +198,6 @@ def test_area_that_the_trials_dominate(some: tuple[Store, Path]) -> None:
     assert pareto_volume(store, trials) == ""  # one objective
 
 
-@pytest.mark.slow
 def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss over the base's: (0.8 - kept accuracy) R^2 nats, R = 1 - replay; .05 nats are what may be lost."""
     monkeypatch.setattr("tests.experiments.studies.synthetic.FAILS", None)
@@ -209,7 +207,7 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     store = synthetic_store(tmp_path, truth, {"arm": arms, "replay": replay}, report={"law": "replay"})
     chosen = choose(store.config, store.trials(), tmp_path)
     table = law_table(store.config, chosen, tmp_path)
-    full = table[table.arm == "full"]
+    full = table[(table.arm == "full") & (table.step == 40)]
     assert list(full.ratio) == pytest.approx([1, 0.95, 0.9, 0.75, 0.5])
     assert list(full.loss_kept - full.base_kept) == pytest.approx([0.4 * r**2 for r in full.ratio])
     assert not table.nats.any()
@@ -220,7 +218,8 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"Mixture law of stack: replaying {most:.0%} or more" in sentences[1]
     assert "even without replay" in sentences[2]
     assert all("in the share of wrong answers (its answers have no likelihood here)" in said for said in sentences)
-    assert all("by 0.000 nats (general text)" in said for said in sentences)
+    assert all("by .000 [.000,.000] nats (general text; " in said for said in sentences)
+    assert all("takes 4 evaluations of each run at a constant learning rate, and here is 2." in s for s in sentences)
     assert pictures["full"].axes[0].get_ylabel() == "share of wrong answers"
     few = [arm for arm in chosen if arm.trial.picks["replay"] in (0.0, 0.5)]
     assert mixture_laws(store.config, few, tmp_path)[0][0].startswith("No mixture law of full: a mixture law needs")
@@ -291,10 +290,15 @@ def test_arms_are_told_apart_by_their_picks(tmp_path: Path) -> None:
     rates = {"kind": "choice", "path": "training.weight_decay", "values": [0.12341, 0.12349, 0.2]}
     store = synthetic_store(tmp_path, {"arm": (0.5, 0.5)}, {"decay": rates}, report={})
     names = [arm.name for arm in choose(store.config, store.trials(), tmp_path)]
-    assert names == ["decay=0.123", "decay=0.2"]  # trial 1 failed
+    assert names == ["#0 decay=0.123", "#2 decay=0.2"]  # trial 1 failed
     trials = [replace(t, state="complete", runs=store.trials()[0].runs) for t in store.trials()]
     names = [arm.name for arm in choose(store.config, trials, tmp_path)]
-    assert names == ["decay=0.123 (trial 0)", "decay=0.123 (trial 1)", "decay=0.2"]
+    assert names == ["#0 decay=0.123", "#1 decay=0.123", "#2 decay=0.2"]
+    row = choose(store.config, trials, tmp_path)[2]
+    assert called(row, "decay=0.2")  # as `posthoc` of the study's YAML names it, before there is a trial
+    assert called(row, "#2 decay=0.2")
+    assert not called(row, "decay=0.123")
+    assert label(row.result) == "#2 decay=0.2"
     chosen = store.config.model_copy(update={"report": store.config.report.model_copy(update={"select": "decay"})})
     (only,) = choose(chosen, trials, tmp_path)  # no other dimension: one arm, and its best decay
     assert (only.name, only.candidates) == ("arm", 3)

@@ -19,7 +19,7 @@ from experiments.studies.running import STORAGE_FAULTS
 from experiments.studies.trial import TrialFailed, TrialOutcome
 from tests.experiments.studies.toy import Forked, Run, open_store, value
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
 
 def silence(store: Store) -> None:

@@ -30,7 +30,7 @@ from experiments.training.trainer import ArmTrainer
 from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_base(tmp_path_factory.mktemp("base"))
 
 
-@pytest.mark.slow
 def test_study_runs_tracks_reports_and_exports(
     base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +113,6 @@ def test_picks_that_do_not_go_together_fail_their_trial_alone(base: str, tmp_pat
         run_trial(study, 0, {"structure": "stack", "expanded": "lora"}, tmp_path, None, say=lambda text: None)
 
 
-@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_on_its_way(base: str, tmp_path: Path) -> None:
     pruner = {"name": "threshold", "options": {"upper": 0.0}}
     store = run_study(tiny_study(base, search={"rate": {**RATE, "values": [1e-2]}}, pruner=pruner), tmp_path)
@@ -136,7 +134,6 @@ def test_figures_by_name_and_sums() -> None:
         figure(result, "nan")
 
 
-@pytest.mark.slow
 def test_a_trial_whose_loss_is_no_number_fails_alone(base: str, tmp_path: Path) -> None:
     values = study_values(base, search={"rate": {**RATE, "values": [1e30, 1e-3]}})
     values["base"]["training"] |= {"steps": 6, "warmup_steps": 0}
@@ -144,7 +141,6 @@ def test_a_trial_whose_loss_is_no_number_fails_alone(base: str, tmp_path: Path) 
     _check_failure(parse_study(values), tmp_path, "loss became .*: lower the learning rate", "ArmFailed")
 
 
-@pytest.mark.slow
 def test_a_trial_that_runs_out_of_memory_fails_alone(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +177,6 @@ def _check_failure(study: StudyConfig, root: Path, reason: str, trace: str) -> N
     assert not list(root.glob("runs/*/arms/*/checkpoints"))  # a study never comes back to this trial
 
 
-@pytest.mark.slow
 def test_kill_all_workers_while_a_trial_trains(base: str, tmp_path: Path) -> None:
     """kill -9 of `study --workers 2` and of both workers, with a trial complete and another past its first checkpoint;
     the next start does the rest, from the checkpoint and in the same folders."""

@@ -19,6 +19,8 @@ from experiments.tracking.tracking import Tracker
 from tests.experiments.small import tiny_base
 from tests.experiments.tracking.stores import artifacts, everything, models, read
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
