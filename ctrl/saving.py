@@ -6,6 +6,7 @@ instead of loading a plain model that lacks the copies; the weights' name is the
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import warnings
@@ -26,6 +27,7 @@ from ctrl.sharded import write_once
 
 CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
 FORMAT = 1
+REMOTE = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -61,11 +63,14 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
 def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
     """Expand the base model (a model, changed in place, or a name or folder) and load what `save` wrote.
 
+    folder: a folder, or where MLflow keeps one: `models:/<model_id>`, `runs:/<run_id>/<path>`, looked for in the store
+    that `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI names.
+
     On a base of the dtype that was trained on, every tensor comes back in the dtype it was saved in; on another one it
     takes the base's, with a warning where that rounds. Raises CheckpointError, and leaves the base as it was, for a
     folder that is not such a checkpoint, is cut short or was trained on another base.
     """
-    folder = Path(folder)
+    folder = _here(folder)
     meta = _read_config(folder)
     config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
     model = AutoModelForCausalLM.from_pretrained(base_model) if isinstance(base_model, str) else base_model
@@ -82,6 +87,22 @@ def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> P
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
     return model
+
+
+def _here(folder: str | os.PathLike[str]) -> Path:
+    """The folder on this disk. MLflow is imported for its own addresses only: this library does not depend on it."""
+    if not str(folder).startswith(REMOTE):
+        return Path(folder)
+    try:
+        artifacts = importlib.import_module("mlflow.artifacts")
+        return Path(artifacts.download_artifacts(str(folder)))
+    except ImportError as error:
+        raise CheckpointError(f"{folder} needs mlflow: pip install mlflow, or give a folder") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"MLflow does not give {folder}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
+            "sqlite:///mlruns/mlflow.db"
+        ) from error
 
 
 def added_names(model: nn.Module) -> list[str]:

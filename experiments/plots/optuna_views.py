@@ -48,7 +48,7 @@ def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[
                 points.set_edgecolor("#333a44")  # early trials are nearly white
         for axes in figure.axes[len(panels) :]:  # the colours' scale
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel(f"{objective.figure} ({_better(objective)})")
+        panels[0].set_ylabel(f"{objective.figure}\n({_better(objective)})")
         figures.append((objective, figure))
     return figures
 
@@ -62,7 +62,7 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Fig
     with _pyplot():
         if len(objectives) == 1:
             axes = optuna.visualization.matplotlib.plot_optimization_history(study, target_name=objectives[0].figure)
-            axes.set_ylabel(f"{objectives[0].figure} ({_better(objectives[0])})")
+            axes.set_ylabel(f"{objectives[0].figure}\n({_better(objectives[0])})")
         else:
             signs = [1 if o.direction == "minimize" else -1 for o in objectives]
             worst = [sign * max(sign * t.values[i] for t in done) for i, sign in enumerate(signs)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
@@ -106,6 +107,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_neox": _gpt_neox,
     "mixtral": _mixtral,
 }
+# One of each kind is in the unit tier: rotary and tied, sliding layers and capped logits, learned positions, experts.
+UNIT = ("llama", "gemma2", "gpt2", "mixtral")
+EVERY = [name if name in UNIT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
 def build(family: str, seed: int = 0) -> PreTrainedModel:

@@ -9,13 +9,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ctrl
-from tests.ctrl.families import FAMILIES, build, perturb
+from tests.ctrl.families import EVERY, build, perturb
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.ctrl.test_trainer import sequences, tiny
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
 @pytest.mark.parametrize("implementation", ["dynamic", "static", "beams", "config-less"])
+@pytest.mark.slow
 def test_every_cache_gives_the_tokens_of_none(structure: str, implementation: str) -> None:
     model = disturbed(structure=structure)
     kwargs: dict[str, object] = {"attention_mask": MASK, "max_new_tokens": 24, "do_sample": False}
@@ -33,7 +34,8 @@ def test_every_cache_gives_the_tokens_of_none(structure: str, implementation: st
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.slow
 def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(family: str, structure: str) -> None:
     model = ctrl.expand(build(family), ctrl.ControlConfig(structure=structure, layers=2))
     perturb(model, seed=3)
@@ -62,6 +64,7 @@ def test_packed_sequences_do_not_see_each_other() -> None:
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+@pytest.mark.slow
 def test_flex_attention_gives_the_logits_and_tokens_of_sdpa(structure: str) -> None:
     """Not compiled: that takes minutes here. It has no backward pass on a CPU."""
     model = disturbed(structure=structure)

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from tests import reference
-from tests.ctrl.families import FAMILIES, build, greedy_by_hand, labelled, left_padded, perturb
+from tests.ctrl.families import EVERY, build, greedy_by_hand, labelled, left_padded, perturb
 
 STRUCTURES = ["concat", "stack", "hybrid"]
 Batch = dict[str, Tensor]
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=EVERY)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

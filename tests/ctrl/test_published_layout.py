@@ -18,7 +18,7 @@ import ctrl
 from ctrl.config import ControlConfig
 from ctrl.model import expanded_layers
 from tests import reference
-from tests.ctrl.families import FAMILIES, build, left_padded, perturb
+from tests.ctrl.families import EVERY, build, left_padded, perturb
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
@@ -184,7 +184,7 @@ def test_relaxed_norms_of_a_hybrid_are_those_of_its_pairs(tmp_path: Path, mix: f
 
 
 @pytest.mark.parametrize("structure", list(STRUCTURES))
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", EVERY)
 def test_every_family_comes_back(tmp_path: Path, family: str, structure: str) -> None:
     """Without base=: config.json alone must describe the deeper stack, its layer types too."""
     model = ctrl.expand(build(family), ControlConfig(structure=structure, layers=2))  # type: ignore[arg-type]

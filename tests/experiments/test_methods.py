@@ -128,6 +128,7 @@ def test_two_micro_batches_are_one_large_batch(method: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", ALL)
+@pytest.mark.slow
 def test_what_is_saved_loads_as_what_was_measured(method: str, tmp_path: Path) -> None:
     out = whole(method)
     model = out.model.eval()

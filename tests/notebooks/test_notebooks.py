@@ -8,7 +8,6 @@ import os
 import re
 from pathlib import Path
 
-import jupytext
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -32,8 +31,11 @@ def name(path: Path) -> str:
     return path.stem
 
 
+@pytest.mark.slow  # importing jupytext takes seconds, in each process
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_pair_is_in_step(path: Path) -> None:
+    import jupytext
+
     notebook, script = jupytext.read(path), jupytext.read(path.with_suffix(".py"))
     assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in script.cells]
 

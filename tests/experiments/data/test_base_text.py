@@ -17,6 +17,8 @@ from experiments.data.source import Workshop
 from experiments.section import ConfigError
 from tests.experiments.small import tiny_base
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {"number": 6, "max_tokens": 5, "batch_size": 4}
 
 
@@ -131,7 +133,6 @@ def test_provenance_says_how_it_was_made(workshop: Open) -> None:
 
 
 @pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json"])
-@pytest.mark.slow
 def test_half_a_cache_is_sampled_again(damage: str, workshop: Open) -> None:
     shop, calls = workshop()
     first = sampled(shop)

@@ -184,6 +184,7 @@ class TestEarlier:
         assert all(SIGNS["gcd"] in text for text in texts)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_in_the_second_stage_goes_on_as_if_it_had_not(base: str, tmp_path: Path) -> None:
     config = stream(base, [SUM, SPELL], 8, 3, old=EARLIER, replay=0.3)
     assert evaluation_steps(config) == [3, 4, 6, 8]

@@ -24,6 +24,8 @@ from experiments.records import Record
 from experiments.section import ConfigError
 from tests.experiments.evaluation.models import BF16, FP32, sharp
 
+pytestmark = pytest.mark.slow
+
 
 class TestEvaluation:
     def test_one_record_per_item_and_form(self, evaluation: Evaluation, model: PreTrainedModel) -> None:

@@ -22,6 +22,8 @@ from experiments.evaluation.log_probs import PATTERN, stored
 from experiments.records import UMASK, Record
 from tests.experiments.evaluation.models import FP32
 
+pytestmark = pytest.mark.slow
+
 
 def tensors(seed: int = 0) -> dict[int, Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -79,6 +79,7 @@ def test_runs_that_lack_an_evaluation() -> None:
     assert (set(law.table.ratio), set(law.table.tokens), law.horizons) == (set(RATIOS), {4e6}, 3)
 
 
+@pytest.mark.slow
 def test_a_run_strays_as_a_whole() -> None:
     """Noise that is the same at each T of a run says as little about R as at one T: the interval is no narrower."""
     stray = dict(zip(RATIOS, np.random.default_rng(3).normal(0, 0.01, len(RATIOS)), strict=True))
@@ -105,6 +106,7 @@ def test_interval_of_the_critical_ratio_covers_the_planted_one() -> None:
     assert 0.8 <= hits / 20 <= 1.0  # 95 % less 3 standard errors of 20 tables, and 40 draws cut the tails
 
 
+@pytest.mark.slow
 def test_held_out_error_shows_a_law_that_does_not_hold() -> None:
     bent = table()
     bent["loss_kept"] += 0.1 * np.sin(12 * bent["ratio"])
@@ -136,6 +138,7 @@ def test_a_kept_loss_that_no_ratio_keeps_has_no_critical_ratio() -> None:
     assert plot_law(law).axes[1].get_title(loc="left").startswith("kept text")
 
 
+@pytest.mark.slow
 def test_rows_of_the_base_give_its_loss_and_are_not_fitted() -> None:
     start = pd.DataFrame({"ratio": [0.0, 1.0], "tokens": 0.0, "loss_new": [9.0, 9.0], "loss_kept": [2.4, 2.6]})
     with_base = fit(pd.concat([start, table()], ignore_index=True), epsilon=0.1, draws=3)

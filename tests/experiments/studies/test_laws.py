@@ -24,6 +24,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return synthetic_store(tmp_path, TABLE5, {"arm": arms, "replay": replay}, report={"law": "replay"})
 
 
+@pytest.mark.slow
 def test_evaluations_on_the_way_give_the_law_its_tokens(store: Store, tmp_path: Path) -> None:
     arms = choose(store.config, store.trials(), tmp_path)
     table = law_table(store.config, arms, tmp_path)
@@ -40,6 +41,7 @@ def test_evaluations_on_the_way_give_the_law_its_tokens(store: Store, tmp_path: 
     assert [text.get_text() for text in legend.get_texts()] == ["25k", "50k", "75k", "100k", "the longest, foretold"]
 
 
+@pytest.mark.slow
 def test_on_the_way_of_a_falling_learning_rate_nothing_is_comparable(store: Store, tmp_path: Path) -> None:
     config = store.config.model_copy(update={"overrides": {"training.schedule": "linear"}})
     arms = choose(store.config, store.trials(), tmp_path)

@@ -49,7 +49,7 @@ def test_a_slice_per_objective_with_a_panel_per_dimension() -> None:
     assert [objective.figure for objective, _ in drawn] == ["gain", "kl"]
     replay, interpolation, *_ = drawn[1][1].axes
     assert (replay.get_xlabel(), interpolation.get_xlabel()) == ("replay", "interpolation")
-    assert replay.get_ylabel() == "kl (lower is better)"
+    assert replay.get_ylabel() == "kl\n(lower is better)"
     assert [label.get_text() for label in interpolation.get_xticklabels()] == ["lerp", "slerp", "dlerp"]
     points = np.asarray(replay.collections[0].get_offsets())
     assert points == pytest.approx(np.array([[0.1 * i, kl] for i, (_, kl, _) in enumerate(POINTS)]))

@@ -56,6 +56,12 @@ def test_trained_tensors_come_back_from_the_store(root: Path, tmp_path: Path, mo
         for source in (run.id, f"models:/{model_id}"):
             again = ctrl.load(load_base(base)[0], download(source, root))
             assert torch.equal(again.eval()(tokens).logits, expected)
+        monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+        again = ctrl.load(load_base(base)[0], f"models:/{model_id}")  # as the UI shows it
+        assert torch.equal(again.eval()(tokens).logits, expected)
+        with pytest.raises(ctrl.CheckpointError, match="MLFLOW_TRACKING_URI"):
+            ctrl.load(load_base(base)[0], "models:/m-0")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

@@ -29,6 +29,8 @@ from tests.experiments.tracking.stores import (
     stop,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_the_store_misses_it_gets_on_its_return(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.0)
@@ -194,7 +196,6 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_made_anew_with_all_it_has(roo
     assert tracker.client.get_run(old).info.lifecycle_stage == "deleted"
 
 
-@pytest.mark.slow
 def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
     tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from tests.ctrl.families import perturb
 from tests.experiments.evaluation.harness.local import FP32, config_of, measured
 from tests.experiments.evaluation.lm_eval_tasks import COLOURS, THINGS
 
+pytestmark = pytest.mark.slow
+
 
 def of(records: list[Record], task: str, form: str = "lm_eval") -> list[Record]:
     return [r for r in records if r.task == task and r.form == form]
@@ -172,7 +174,6 @@ def test_dropout_is_the_same_with_and_without_evaluations_between(suite: Harness
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
 
 
-@pytest.mark.slow
 def test_a_run_is_the_same_bit_for_bit_with_and_without_the_suites(folder: Path, tmp_path: Path) -> None:
     with_suites = config_of(folder).to_dict()
     with_suites["evaluation"]["suites"] = ["lm_eval", "alignment", "new"]

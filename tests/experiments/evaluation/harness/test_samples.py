@@ -15,6 +15,8 @@ from experiments.records import Record, read_records, write_records
 from experiments.scorecard import scorecard
 from tests.experiments.evaluation.harness.local import measured
 
+pytestmark = pytest.mark.slow
+
 
 class TestFiles:
     @pytest.fixture(scope="class")

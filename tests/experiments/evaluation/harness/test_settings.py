@@ -17,6 +17,8 @@ from tests.experiments.evaluation.harness.local import config_of
 from tests.experiments.evaluation.lm_eval_tasks import write_tasks
 from tests.experiments.small import small_values
 
+pytestmark = pytest.mark.slow
+
 
 class TestConfig:
     @pytest.mark.parametrize(
@@ -101,7 +103,6 @@ class TestConfig:
             parse_config(values)
 
 
-@pytest.mark.slow
 def test_every_task_of_the_presets_exists_in_lm_eval() -> None:
     """Nothing is downloaded: the index is made of the installed package's YAML files."""
     from lm_eval.tasks import TaskManager
