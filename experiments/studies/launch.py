@@ -6,13 +6,14 @@ the same command and the same storage.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from experiments.studies.optimizers import check_options
 from experiments.studies.places import STORAGE, public_yaml, storage_url, study_folder
 from experiments.studies.running import STORAGE_FAULTS
 from experiments.studies.trial import run_trial
+from experiments.tracking.machine import process_state, process_tags
 from experiments.tracking.tracking import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command goes on"
@@ -56,9 +58,7 @@ def run_study(
     write_text(folder / "study.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
     tracker = Tracker(root, config.name)
     tracker.reap()
-    with tracker.run(config.name, kind="study", params=_params(config), run_id=_mlflow_run(folder)) as run:
-        write_json(folder / "mlflow.json", {"run_id": run.id})
-        run.log_text(public_yaml(config), "study.yaml")
+    with _study_run(tracker, config, folder) as run:
         if not (ended := store.ended()):  # else workers would find nothing to claim
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
@@ -73,6 +73,30 @@ def run_study(
             raise StudyError(ended)
         run_posthoc(config, store.trials(), root, say)
     return store
+
+
+@contextlib.contextmanager
+def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[Any]:
+    """The study's MLflow run. Who joins a process that works on the study here has a run of no effect: the study has
+    one, and ends it once."""
+    note = folder / "mlflow.json"
+    owner = read_json(note).get("owner", {})
+    if process_state(owner) and owner["pid"] != str(os.getpid()):
+        yield _NoRun()
+        return
+    with tracker.run(config.name, kind="study", params=_params(config), run_id=_mlflow_run(folder)) as run:
+        write_json(note, {"run_id": run.id, "owner": process_tags()})
+        run.log_text(public_yaml(config), "study.yaml")
+        try:
+            yield run
+        finally:
+            write_json(note, {"run_id": run.id})
+
+
+class _NoRun:
+    def log_metrics(self, metrics: Any) -> None: ...
+
+    def fail(self, reason: str) -> None: ...
 
 
 def work(store: Store, root: Path, say: Say) -> str:

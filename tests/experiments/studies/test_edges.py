@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 
 from experiments.section import ConfigError
@@ -21,6 +23,8 @@ from experiments.studies.report import write_study_report
 from experiments.studies.selection import choose
 from experiments.studies.table import export, status_text
 from experiments.studies.trial import TrialOutcome
+from experiments.tracking.machine import process_tags
+from experiments.tracking.tracking import Tracker
 from tests.experiments.studies.synthetic import TABLE5, synthetic_store
 from tests.experiments.studies.toy import SEARCH, logging_run, open_store, toy_study, value
 
@@ -126,6 +130,33 @@ def test_workers_get_the_storage_through_the_environment(tmp_path: Path, monkeyp
     assert not any("own.db" in word for word in command)
     monkeypatch.setenv("STUDY_STORAGE", environment["STUDY_STORAGE"])
     assert storage_url(tmp_path, None) == url
+
+
+def test_who_joins_leaves_the_studys_mlflow_run_to_the_one_who_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first to end would mark it finished while the other trains, and a kill would go unseen."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("experiments.studies.launch.work", lambda store, root, say: "all trials are claimed")
+    note = tmp_path / "studies" / "toy" / "mlflow.json"
+    run_study(toy_study(), tmp_path, say=quiet)
+    [began] = study_runs(tmp_path)
+    assert json.loads(note.read_text()) == {"run_id": began}  # nobody works on it any more
+    with subprocess.Popen(["sleep", "60"]) as other:
+        started = f"{psutil.Process(other.pid).create_time():.0f}"
+        owner = {**process_tags(), "pid": str(other.pid), "pid_started": started}
+        note.write_text(json.dumps({"run_id": "x", "owner": owner}))
+        run_study(toy_study(), tmp_path, say=quiet)
+        assert json.loads(note.read_text())["run_id"] == "x"
+        assert study_runs(tmp_path) == [began]
+        other.kill()
+    run_study(toy_study(), tmp_path, say=quiet)  # its owner is dead, and the run is unknown: a new one
+    assert len(study_runs(tmp_path)) == 2
+
+
+def study_runs(root: Path) -> list[str]:
+    tracker = Tracker(root, "toy")
+    return [run.info.run_id for run in tracker.client.search_runs([tracker.experiment_id], "tags.kind = 'study'")]
 
 
 @pytest.mark.parametrize("url", ["foo", "postgresql+psycopg://u:pw@127.0.0.1:port/x"])
