@@ -11,6 +11,8 @@ from experiments.console import Commands, add_root, say
 if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
+REPORT = (".html", ".md", ".png", ".csv")  # a report's files that MLflow gets; the study's YAML it has
+
 
 def add(commands: Commands) -> None:
     study = commands.add_parser("study", help="run a study of many trials, continue it, or join it")
@@ -101,8 +103,31 @@ def report_command(args: argparse.Namespace) -> int:
 
     root = (args.root or default_root()).resolve()
     store = _store(args)
-    print(write_study_report(store, root, args.out or root / "studies" / store.config.name))
+    page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
+    print(page)
+    if said := attach(store.config.name, root, page.parent):
+        say(said)
     return 0
+
+
+def attach(name: str, root: Path, folder: Path) -> str:
+    """Put a report's files beside the study's MLflow run, below `report`. Returns why that was not possible."""
+    from experiments.records import read_json
+    from experiments.studies.places import study_folder
+    from experiments.tracking.store import last_line
+    from experiments.tracking.tracking import Tracker
+
+    run_id = read_json(study_folder(root, name) / "mlflow.json").get("run_id")
+    if not run_id:
+        return ""  # it ran on another machine
+    try:
+        client = Tracker(root, name).client
+        for path in sorted(folder.iterdir()):
+            if path.suffix in REPORT:
+                client.log_artifact(run_id, str(path), "report")
+    except Exception as error:
+        return f"MLflow did not take the report, the files are complete: {last_line(error)}"
+    return ""
 
 
 def _afterwards(store: Store, root: Path) -> str:

@@ -55,7 +55,8 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     for name, _, _, figure in drawn:
         (folder / f"{name}.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
-    write_text(folder / "study.yaml", public_yaml(study))
+    if folder.resolve() != study_folder(root, study.name).resolve():  # there it lies, with the storage's password
+        write_text(folder / "study.yaml", public_yaml(study))
     values = {
         "study": study,
         "question": study.question or f"What does {study.name} show?",

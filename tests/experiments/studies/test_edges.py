@@ -106,6 +106,11 @@ def test_what_leaves_the_machine_has_no_password(tmp_path: Path) -> None:
     files = [path for path in (tmp_path / "report").iterdir() if path.suffix != ".png"]
     assert len(files) == 4
     assert not any("TOPSECRET" in path.read_text() for path in files)
+    own = tmp_path / "studies" / store.config.name
+    own.mkdir(parents=True)
+    (own / "study.yaml").write_text("what workers read")
+    write_study_report(store, tmp_path, own)
+    assert (own / "study.yaml").read_text() == "what workers read"
 
 
 def test_workers_get_the_storage_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

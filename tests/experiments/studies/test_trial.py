@@ -89,6 +89,10 @@ def test_study_runs_tracks_reports_and_exports(
     assert cli.main(["export", "tiny", str(tmp_path / "t.xls"), *places]) == 2
     assert cli.main(["report", "tiny", *places]) == 0
     text = (root / "studies" / "tiny" / "report.md").read_text()
+    [study_run] = [run_id for run_id, kind in kinds.items() if kind == "study"]
+    attached = {Path(file.path).name for file in client.list_artifacts(study_run, "report")}
+    assert {"report.html", "report.md", "table.csv", "forgetting.png"} <= attached
+    assert "study.yaml" not in attached
     assert "| full-wise-0.5 |" in text
     assert "full-merge is not made yet" in text  # a model that is not expanded
     assert "the intervals resample seeds and questions" in text
