@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# two processes halve the time; a file's fixtures stay in one of them
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+# two processes halve the time; a file's fixtures stay in one of them; tests/conftest.py puts the longest files first
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help quickstart test test-fast check lab ui setup clean
 

@@ -18,6 +18,21 @@ from transformers import PreTrainedModel
 
 from tests.ctrl.families import build
 
+LONG = ("test_notebooks", "test_real_model", "test_trial", "test_run", "test_posthoc", "test_distributed")  # minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes come first: of two processes neither shall wait for the other's last one."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONG.index(name) if name in LONG and item.get_closest_marker("slow") else len(LONG)
+
+    modules: dict[object, int] = {}
+    for item in items:
+        modules[item.path] = min(place(item), modules.get(item.path, len(LONG)))
+    items.sort(key=lambda item: modules[item.path])
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

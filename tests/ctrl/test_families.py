@@ -274,6 +274,7 @@ class TestCopies:
 
 class TestMergeBack:
     @pytest.mark.parametrize("alpha", [0.0, 1.0])
+    @pytest.mark.slow
     def test_is_exact_at_the_ends(self, family: str, structure: str, alpha: float, inputs: Batch) -> None:
         """Where all of the share is on one side, mixing weights is mixing outputs."""
         base = build(family)

@@ -23,6 +23,7 @@ STRATEGIES = ["lerp", "slerp", "dlerp", "dlerpin", "moe", "proj", "plerp"]
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
 @pytest.mark.parametrize("interpolation", STRATEGIES)
 @pytest.mark.parametrize("shard", ["5GB", "60KB"])
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path, structure: str, interpolation: str, shard: str) -> None:
     model = disturbed(structure=structure, interpolation=interpolation, alpha="learned", alpha_start=0.3)
     ctrl.export_published(model, tmp_path, max_shard_size=shard)

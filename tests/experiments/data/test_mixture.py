@@ -139,6 +139,7 @@ def test_old_batches_are_those_of_data_old(regime: str, base: str, tokenizer: Pr
         assert batches[0]["input_ids"][0].tolist()[: len(replayed[0])] == replayed[0]
 
 
+@pytest.mark.slow
 def test_without_data_old_the_base_writes_the_text_once(
     base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_the_example_of_cpt_loads() -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "control"])
+@pytest.mark.slow
 def test_packed_training_learns_and_counts_every_token(method: str, base: str, tmp_path: Path) -> None:
     losses, cost = trained(cpt(base, 6), method, tmp_path)
     assert cost["tokens"] == 6 * 4 * 32

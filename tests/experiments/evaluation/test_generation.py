@@ -16,6 +16,7 @@ from tests.experiments.evaluation.models import expanded, random_choices, sharp
 class TestGeneration:
     @pytest.mark.parametrize("build", [sharp, expanded])
     @pytest.mark.parametrize("batch_size", [2, 64])
+    @pytest.mark.slow
     def test_equals_taking_the_best_token_by_hand(
         self, build: type, batch_size: int, tokenizer: PreTrainedTokenizerBase
     ) -> None:

@@ -18,6 +18,7 @@ class TestMultipleChoice:
     @pytest.mark.parametrize("prefix", [(), tuple(range(20))], ids=["no prefix", "shared prefix"])
     @pytest.mark.parametrize("build", [sharp, expanded])
     @pytest.mark.parametrize("batch_size", [1, 5, 64])
+    @pytest.mark.slow
     def test_equals_one_sequence_per_option(self, build: type, prefix: tuple[int, ...], batch_size: int) -> None:
         model, choices = build(), random_choices(prefix, 12)
         expected = naive_scores(model, choices)

@@ -53,6 +53,7 @@ def measured(suite: Suite, model: PreTrainedModel) -> tuple[list[Record], list[i
         return list(suite.measure(model, counts.append)), counts
 
 
+@pytest.mark.slow
 def test_contract(suite: Suite, model: PreTrainedModel) -> None:
     assert SUITES[suite.name] is type(suite)
     assert suite.version >= 1
