@@ -48,7 +48,7 @@ def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[
                 points.set_edgecolor("#333a44")  # early trials are nearly white
         for axes in figure.axes[len(panels) :]:  # the colours' scale
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel(f"{objective.figure}\n({_better(objective)})")
+        panels[0].set_ylabel(f"{objective.figure}\n({objective.better})")
         figures.append((objective, figure))
     return figures
 
@@ -62,7 +62,7 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Fig
     with _pyplot():
         if len(objectives) == 1:
             axes = optuna.visualization.matplotlib.plot_optimization_history(study, target_name=objectives[0].figure)
-            axes.set_ylabel(f"{objectives[0].figure}\n({_better(objectives[0])})")
+            axes.set_ylabel(f"{objectives[0].figure}\n({objectives[0].better})")
         else:
             signs = [1 if o.direction == "minimize" else -1 for o in objectives]
             worst = [sign * max(sign * t.values[i] for t in done) for i, sign in enumerate(signs)]
@@ -123,10 +123,6 @@ def _turned(axes: Axes) -> None:
     plain = [label.strip("'") for label in labels]
     turn = 90 if max(map(len, plain)) > LONGEST or len(plain) > 4 else 0
     axes.set_xticks(range(len(plain)), plain, rotation=turn, fontsize=9)
-
-
-def _better(objective: Objective) -> str:
-    return "higher is better" if objective.direction == "maximize" else "lower is better"
 
 
 def _value(i: int) -> Callable[[optuna.trial.FrozenTrial], float]:

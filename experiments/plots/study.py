@@ -68,7 +68,7 @@ def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Seq
             axes.annotate(
                 f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9, color=colour
             )
-        names = [f"{o.figure} ({'higher' if o.direction == 'maximize' else 'lower'} is better)" for o in objectives]
+        names = [f"{o.figure} ({o.better})" for o in objectives]
         axes.set(xlabel=names[0], ylabel=names[1])
         axes.legend(frameon=False, fontsize=9)
         axes.margins(0.08)

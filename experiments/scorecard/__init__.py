@@ -10,7 +10,7 @@ from experiments.scorecard.card import headline_gain, scorecard
 from experiments.scorecard.floor import aa_floor
 from experiments.scorecard.inference import forgetting_bound, holm, mcnemar_p, non_inferior, paired_error, wilson
 from experiments.scorecard.pairing import pair_records
-from experiments.scorecard.seeds import over_seeds
+from experiments.scorecard.seeds import mean_card, mean_estimate, over_seeds
 from experiments.scorecard.stream import stream, stream_figures, stream_matrix
 from experiments.scorecard.trajectory import envelope_area, gained, hypervolume, matched_retention, stability_gap
 
@@ -24,6 +24,8 @@ __all__ = [
     "hypervolume",
     "matched_retention",
     "mcnemar_p",
+    "mean_card",
+    "mean_estimate",
     "non_inferior",
     "over_seeds",
     "pair_records",

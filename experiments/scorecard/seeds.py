@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,3 +50,22 @@ def resample_seeds(values: Array, seed: int) -> Array:
     weights[:, 0] = 0
     mean = values.mean(axis=0)
     return np.asarray(mean + (weights * (values - mean)).sum(axis=0))
+
+
+def mean_card(cards: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
+    """Each figure that the cards of all seeds have, as `mean_estimate`."""
+    names = [name for name in cards[0] if all(name in card for card in cards)]
+    return {name: mean_estimate([card[name] for card in cards]) for name in names}
+
+
+def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """Means of the values and of the interval ends; an end that one lacks is None, the mean of no value NaN."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return math.fsum(known) / len(known) if len(known) == len(values) else None
+
+    value = mean([e.value for e in estimates])
+    return Estimate(
+        math.nan if value is None else value, mean([e.low for e in estimates]), mean([e.high for e in estimates])
+    )

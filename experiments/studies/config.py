@@ -29,6 +29,11 @@ class Objective(Section):
     figure: str
     direction: Literal["maximize", "minimize"]
 
+    @property
+    def better(self) -> str:
+        """For the axis of a picture."""
+        return "higher is better" if self.direction == "maximize" else "lower is better"
+
 
 class Constraint(Section):
     """A trial is feasible where min <= figure <= max."""

@@ -27,8 +27,9 @@ from experiments.studies.attempts import Trial, continued, died, failed, failure
 from experiments.studies.config import StudyConfig, StudyError
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.reading import parse_study
-from experiments.studies.running import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed, take_over
+from experiments.studies.running import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
 from experiments.studies.space import grid
+from experiments.studies.trial import repeated
 from experiments.tracking.machine import process_state, process_tags
 
 GOING_ON = ("running", "lost", "stopped")  # states of a trial that has not ended, and that nobody need queue
@@ -99,10 +100,11 @@ class Store:
                     claim.close()
                     number = origin(self._attempts()[trial.number])
                     same = next((t for t in self.trials() if t.state == "complete" and t.picks == picks), None)
-                    if same is None:
-                        run_claimed(trial, number, picks, run, self.config.pruner is not None, say)
-                    else:  # samplers that breed ask for the same again: nothing is trained twice
-                        take_over(trial, number, same, say)
+                    if same:  # samplers that breed ask for the same again: nothing is trained twice
+                        trial.set_user_attr("repeats", same.number)
+                        say(f"trial {number} repeats trial {same.number} and takes over its values")
+                    does = repeated(same) if same else run
+                    run_claimed(trial, number, picks, does, self.config.pruner is not None, say)
         except STORAGE_FAULTS as error:
             raise StudyError(
                 f"the storage {shown(self.url)} failed: {storage_fault(error) or error}\n"

@@ -15,7 +15,6 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from experiments.studies.attempts import Trial
 from experiments.studies.space import Scalar
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 
@@ -62,14 +61,6 @@ def run_claimed(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run:
         with contextlib.suppress(UpdateFinishedTrialError, *STORAGE_FAULTS):  # the first error is the one to tell
             _end(trial, TrialState.FAIL, None, {"interrupted": trial.number})
         raise
-
-
-def take_over(trial: optuna.Trial, number: int, same: Trial, say: Say) -> None:
-    """End a trial with the values of a complete one that had the same picks."""
-    say(f"trial {number}: as trial {same.number}, whose values it takes over")
-    for name, value in same.constraints.items():
-        trial.set_constraint(name, value)
-    _end(trial, TrialState.COMPLETE, same.values, {"runs": same.runs, "repeats": same.number})
 
 
 def _result(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: Run, prunes: bool, say: Say) -> End:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.posthoc import result_folder
-from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.summary import rate_text
-from experiments.scorecard import over_seeds, scorecard
+from experiments.scorecard import mean_card, mean_estimate, over_seeds, scorecard
 from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
@@ -167,14 +167,8 @@ def mean_result(results: Sequence[ArmResult]) -> ArmResult:
     trajectory = []
     for points in zip(*(r.trajectory for r in results), strict=False):
         shared = [n for n in points[0] if n != "step" and all(n in p for p in points)]
-        trajectory.append({"step": points[0]["step"], **{n: _mean([p[n] for p in points]) for n in shared}})
+        trajectory.append({"step": points[0]["step"], **{n: mean_estimate([p[n] for p in points]) for n in shared}})
     return replace(first, scorecard=mean_card([r.scorecard for r in results]), cost=cost, trajectory=trajectory)
-
-
-def mean_card(cards: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
-    """Mean of each figure that all cards have."""
-    names = [name for name in cards[0] if all(name in card for card in cards)]
-    return {name: _mean([card[name] for card in cards]) for name in names}
 
 
 def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
@@ -200,17 +194,6 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
     feasible = [trial.feasible for trial in group]
     trial = group[max(range(len(group)), key=lambda i: (feasible[i], scores[i]))]
     return reported(name, trial, trial.runs, len(group), split, root)
-
-
-def _mean(estimates: Sequence[Estimate]) -> Estimate:
-    def mean(values: list[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return math.fsum(known) / len(known) if len(known) == len(values) else None
-
-    value = mean([e.value for e in estimates])
-    return Estimate(
-        math.nan if value is None else value, mean([e.low for e in estimates]), mean([e.high for e in estimates])
-    )
 
 
 def _pick(pick: object) -> str:

@@ -14,7 +14,9 @@ from experiments.arm_run import StopArm
 from experiments.experiment import Outcome
 from experiments.records import ArmResult, Estimate, read_json, write_json
 from experiments.run import RunError, run_experiment
+from experiments.scorecard import mean_card
 from experiments.section import nearest
+from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
 from experiments.tracking.store import TrackingError
@@ -98,10 +100,17 @@ def run_trial(
             except TrialFailed as failed:
                 raise TrialFailed(str(failed), outcome.runs) from failed
             named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
-            run.log_metrics({**_means(outcome.runs), **named, **outcome.constraints})
+            means = mean_card([result_of(run).scorecard for run in outcome.runs])  # sorts a study's trials in MLflow
+            feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
+            run.log_metrics({**{name: e.value for name, e in means.items()}, **named, **feasible})
     if pruned:
         raise TrialPruned(outcome, pruned)
     return outcome
+
+
+def repeated(trial: Trial) -> Callable[..., TrialOutcome]:
+    """In the place of `run_trial`: what a complete trial with the same picks found."""
+    return lambda *_: TrialOutcome(trial.values or [], trial.constraints, trial.runs)
 
 
 def trial_folder(study: StudyConfig, root: Path, number: int) -> Path:
@@ -152,13 +161,6 @@ def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
             outcome.constraints[f"{bound.figure} >= {bound.min:g}"] = bound.min - mean(bound.figure)
         if bound.max is not None:
             outcome.constraints[f"{bound.figure} <= {bound.max:g}"] = mean(bound.figure) - bound.max
-
-
-def _means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Each figure that all seeds have, as the mean over them: what sorts a study's trials in MLflow."""
-    cards = [result_of(run).scorecard for run in runs]
-    shared = [name for name in cards[0] if all(name in card for card in cards)]
-    return {name: math.fsum(card[name].value for card in cards) / len(cards) for name in shared}
 
 
 def _observer(study: StudyConfig, report: Report, before: int) -> Callable[[str, int, dict[str, Estimate]], None]:

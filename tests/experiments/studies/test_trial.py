@@ -47,6 +47,7 @@ def test_study_runs_tracks_reports_and_exports(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     arms = {"full": {"arms.0.method": "full"}, "deep": {"arms.0.method": "control", "arms.0.control": {"layers": 9}}}
     values = study_values(base, search={"arm": {"kind": "arms", "arms": arms}}, seeds=[0, 1])
+    values["constraints"] = [{"figure": "kl", "max": 1e9}]
     values["posthoc"] = [{"arm": "full", "op": "wise", "alpha": 0.5}, {"arm": "full", "op": "merge"}]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     root = tmp_path / "mlruns"
@@ -75,6 +76,7 @@ def test_study_runs_tracks_reports_and_exports(
     [whole] = [r for r in runs.values() if kinds[r.info.run_id] == "trial" and r.info.status == "FINISHED"]
     for name in ("kl", "retention"):
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
+    assert whole.data.metrics["feasible"] == 1
     assert "config.yaml" in [file.path for file in client.list_artifacts(whole.info.run_id)]
 
     capsys.readouterr()
