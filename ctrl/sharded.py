@@ -23,6 +23,19 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def sharded(model: Any) -> bool:
+    """Whether parts of the model lie in other processes."""
+    return any(map(is_sharded, model.parameters()))
+
+
+def reshard(model: Any) -> None:
+    """Give back what a pass of FSDP2 left gathered: only then are all parameters shards, and the next pass gathers what
+    was written to them."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
 def whole(tensor: Any) -> Tensor:
     """The tensor itself, or all of a DTensor: called by every process of its mesh."""
     tensor = tensor.detach()

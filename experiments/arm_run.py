@@ -5,21 +5,26 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
+from ctrl.sharded import sharded
 from experiments.config import ArmConfig
-from experiments.methods import Setting
+from experiments.evaluation.evaluate import NotFinite
+from experiments.methods import Method, Setting
 from experiments.models import load_base
+from experiments.processes import FirstFailed
 from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.reporting.summary import gain_name, gain_text, with_interval
 from experiments.scorecard.card import GAINS
 from experiments.streams import stream_card
 from experiments.tracking.journal import find
 from experiments.tracking.run import Run
+from experiments.training.callbacks import Measure
 from experiments.training.checkpoints import disk_full, last_checkpoint
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.train import train_arm
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from experiments.experiment import Experiment
 
 HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+KNOWN_TO_ALL = (ArmFailed, FirstFailed, NotFinite)  # errors that every process of a run meets at the same place
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
 
 
@@ -53,7 +59,8 @@ class ArmRun:
         method.begin(model, self.setting)
         training = experiment.config.training
         rows = experiment.data.rows(self.arm)
-        batch = experiment.data.collator([rows[i] for i in range(min(training.batch_size, len(rows)))])
+        size = experiment.processes.part(training.batch_size)
+        batch = experiment.data.collator([rows[i] for i in range(min(size, len(rows)))])
         batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         marked = only_label_logits(batch)
         inputs = {k: v for k, v in marked.items() if k != "replayed"}
@@ -131,7 +138,7 @@ class ArmRun:
         except StopArm as stop:
             result.status, result.reason = "pruned", str(stop)
         except Exception as error:
-            if disk_full(error):
+            if disk_full(error) or self._apart(error):
                 raise
             reason = _reason(error)
             if not result.reason:
@@ -139,12 +146,22 @@ class ArmRun:
                 run.fail(reason)
             self.experiment.say(f"  failed: {reason}")
 
+    def _apart(self, error: Exception) -> bool:
+        """Whether other processes may not know of the error, and would wait for ever: then the launch has to end."""
+        return self.experiment.processes.count > 1 and not isinstance(error, KNOWN_TO_ALL)
+
+    def follow(self) -> None:
+        """Train beside the first process, which records. Of a model in shards, all have to measure."""
+
+        def measure(step: int, model: PreTrainedModel) -> None:
+            self.experiment.suite.evaluate(model, self.experiment.precision, progress=False)
+
+        with suppress(*KNOWN_TO_ALL):  # the first one notes it and goes on to the next arm
+            self._optimise(measure, lambda step, logs: None)
+
     def _train(self, result: ArmResult, run: Run) -> None:
-        experiment, folder, method = self.experiment, self.folder, self.arm.build()
-        base = load_base(experiment.config.base_model)[0]
-        base_parameters = base.num_parameters()
-        model = method.prepare(base, self.setting)
-        added = sum(p.numel() for p in model.parameters()) - base_parameters
+        experiment, folder = self.experiment, self.folder
+        experiment.processes.told(experiment.arms.index(self))
 
         def measure(step: int, model: PreTrainedModel) -> None:
             records = experiment.suite.evaluate(model, experiment.precision)
@@ -154,7 +171,18 @@ class ArmRun:
             if experiment.observe:
                 experiment.observe(result.label, step, figures)
 
-        result.cost = train_arm(
+        result.cost = self._optimise(measure, run.log_metrics_at)
+        step = max(self.item_files(), default=0)
+        run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
+
+    def _optimise(self, measure: Measure, on_log: Callable[[int, dict[str, float]], None]) -> dict[str, float]:
+        """Prepare the model, train it and keep it: what every process of the run does. Returns the cost."""
+        experiment, folder, method = self.experiment, self.folder, self.arm.build()
+        base = load_base(experiment.config.base_model)[0]
+        base_parameters = base.num_parameters()
+        model = method.prepare(base, self.setting)
+        added = sum(p.numel() for p in model.parameters()) - base_parameters
+        cost = train_arm(
             experiment.config,
             self.setting,
             method,
@@ -164,13 +192,15 @@ class ArmRun:
             experiment.data.collator,
             folder / "checkpoints",
             measure,
-            run.log_metrics_at,
+            on_log,
+            experiment.processes,
         )
-        result.cost["added_parameters"] = float(added)
         with method.evaluated(model):
-            method.save(model, folder / "trained")
-        step = max(self.item_files(), default=0)
-        run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
+            experiment.processes.lead(lambda: self._keep(method, model), together=sharded(model))
+        return {**cost, "added_parameters": float(added)}
+
+    def _keep(self, method: Method, model: PreTrainedModel) -> None:
+        method.save(model, self.folder / "trained")
 
     def _score(self, result: ArmResult, run: Run) -> None:
         """Figures from the records on disk, so that a resumed or failed arm has all that was measured."""

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.processes import shards
 
 
 def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
@@ -17,6 +18,11 @@ def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
         if arm.build().needs_replay and not (replay and config.data.old):
             faults.append(
                 f"arm {arm.name!r}: its options need replayed rows: give data.old, and data.replay or its replay"
+            )
+        if arm.build().reads_weights and shards():
+            faults.append(
+                f"arm {arm.name!r}: method {arm.method} adds a function of all weights to the loss, and FSDP has them "
+                "in shards: launch it without FSDP (each process then has the whole model), or leave the arm out"
             )
         if arm.build().places_layers:
             try:

@@ -84,10 +84,13 @@ def parser() -> argparse.ArgumentParser:
 
 def run_command(args: argparse.Namespace) -> int:
     from experiments.config import load_config
+    from experiments.processes import leads
     from experiments.reporting.tables import format_table
     from experiments.run import run_experiment
 
     outcome = run_experiment(load_config(args.config, overrides(args.set)), args.root, args.fresh, say)
+    if not leads():
+        return 1 if outcome.failed else 0  # the first process says it
     print("\n" + format_table(outcome.results))
     for result in outcome.failed:
         print(f"failed: {result.label}: {result.reason}", file=sys.stderr)

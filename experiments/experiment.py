@@ -22,6 +22,7 @@ from experiments.data.stages import evaluation_steps
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models import Precision, load_base
+from experiments.processes import ALONE, Processes
 from experiments.records import (
     ArmResult,
     Estimate,
@@ -79,7 +80,9 @@ class Experiment:
         parent: str | None = None,
         observe: Observer | None = None,
         experiment: str | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.config, self.folder, self.say, self.parent, self.observe = config, folder, say, parent, observe
         self.precision = Precision(config.precision)
         self.tracker = Tracker(root, experiment or config.name)
@@ -89,7 +92,8 @@ class Experiment:
         write_text(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         precision = f"{self.precision.name} ({self.precision.reason})"
         count = sum(len(arm.learning_rates) for arm in config.arms)
-        self.say(f"{config.name}: {config.base_model}, {precision}, {count} arms")
+        together = f", {self.processes.count} processes" if self.processes.count > 1 else ""
+        self.say(f"{config.name}: {config.base_model}, {precision}, {count} arms{together}")
         self.tracker.reap()
         saved = read_json(self.folder / "mlflow.json")
         with self.tracker.run(
@@ -104,10 +108,20 @@ class Experiment:
             write_json(self.folder / "mlflow.json", {"run_id": run.id})
             run.log_file(self.folder / "config.yaml")
             self.prepare()
+            self.processes.told("prepared")
             run.log_inputs(self.inputs())
             self._estimate()
             results = [arm.run(run) for arm in self.arms]
-            return self._finish(run, results)
+            outcome: Outcome = self.processes.told(self._finish(run, results))
+            return outcome
+
+    def follow(self) -> Outcome:
+        """What the processes beside the first do: train with it, arm after arm. Returns the outcome that it has."""
+        self.processes.told()  # only now are the data and the base's records on disk
+        self.prepare()
+        while not isinstance(told := self.processes.told(), Outcome):
+            self.arms[told].follow()
+        return told
 
     def prepare(self) -> None:
         """Data, suites and the base model's own records."""

@@ -1,12 +1,12 @@
 """Run an experiment: base evaluated once, every arm trained and evaluated on the same data, report at the end.
 
 All state lies in `mlruns/runs/<name>-<digest>/`; the same config continues there: finished arms are read, not run
-again, and a half-run arm resumes from its last whole checkpoint.
+again, and a half-run arm resumes from its last whole checkpoint. Several processes (torchrun, accelerate launch) train
+together; see `experiments.processes`.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from experiments.arm_run import Observer
 from experiments.config import ExperimentConfig, load_config
 from experiments.experiment import Experiment, Outcome
+from experiments.processes import Processes, launched
 from experiments.training.checkpoints import disk_full
 
 
@@ -37,17 +38,23 @@ def run_experiment(
 
     root: where results go; default: `mlruns` of the project one works in. parent: id of the MLflow run of the study's
     trial that this is. observe: called after each evaluation with the arm's result so far; may raise StopArm.
-    experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one.
+    experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. Under a launcher
+    every process calls it with the same arguments, and gets the outcome of the first.
     """
-    _one_process()
+    if parent is not None:
+        only_one_process("a study")
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
+    processes = Processes.joined()
+    processes.part(config.training.batch_size)
+    if not processes.first:
+        return Experiment(config, root, folder, _silent, processes=processes).follow()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         if fresh and folder.exists():
             shutil.rmtree(folder)
         try:
-            return Experiment(config, root, folder, say, parent, observe, experiment).run()
+            return Experiment(config, root, folder, say, parent, observe, experiment, processes).run()
         except Exception as error:
             if disk_full(error):
                 free = shutil.disk_usage(root).free / 1e9
@@ -58,15 +65,18 @@ def run_experiment(
             raise
 
 
-def _one_process() -> None:
-    """Raise RunError under a launcher with several processes: each would write the run's folder, and none the whole."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes not in ("", "1"):
+def only_one_process(what: str) -> None:
+    """Raise RunError under a launcher with several processes, for what is not made for them."""
+    if launched() > 1:
         raise RunError(
-            f"WORLD_SIZE={processes}: the bench trains in one process on one device, and a study fills many devices "
-            "with one worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...). For models that need "
-            "FSDP or DeepSpeed, use ctrl in a training script of your own"
+            f"WORLD_SIZE={launched()}: {what} runs in one process on one device. A study fills many devices with one "
+            "worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...); several processes can train the "
+            "arms of `experiments.cli run`"
         )
+
+
+def _silent(text: str) -> None:
+    """What the processes beside the first have to say."""
 
 
 def default_root() -> Path:
@@ -84,6 +94,7 @@ def open_run(folder: Path, say: Callable[[str], None] = print, experiment: str |
 
     experiment: name of the MLflow experiment, if it is not the config's.
     """
+    only_one_process("measuring more models")
     config = load_config(folder / "config.yaml")
     opened = Experiment(config, folder.parent.parent, folder, say, experiment=experiment)
     opened.prepare()

@@ -37,6 +37,10 @@ SUITES: dict[str, type[Suite]] = {
 }
 
 
+class NotFinite(RuntimeError):
+    """A model whose logits are not finite: there is nothing to measure."""
+
+
 @dataclass(frozen=True)
 class Baseline:
     """The base model's records. seconds: how long measuring them takes. measured: suites that were not in the cache."""
@@ -115,7 +119,7 @@ class Evaluation:
         """Measure all suites, or those named, and return one record per item and form.
 
         The model's modes and all random states are as before afterwards. Raises ConfigError for a suite that the
-        config does not name, RuntimeError for a model whose logits are not finite and for what was not prepared.
+        config does not name, NotFinite for a model whose logits are not finite, RuntimeError for what was not prepared.
         """
         chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
         # disable=None: no bar where nobody watches a terminal
@@ -124,7 +128,7 @@ class Evaluation:
         with bar, evaluating(model, precision):
             records = [record for suite in chosen for record in suite.measure(model, bar.update)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
-            raise RuntimeError("the model's logits are not finite, so nothing can be measured: lower the learning rate")
+            raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")
         return records
 
     def _suite(self, name: str) -> Suite:

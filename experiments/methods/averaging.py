@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.methods.base import Setting, snapshot, swapped, trainable
+from experiments.methods.base import Setting, placed, snapshot, swapped, trainable
 from experiments.methods.penalties import OnTop
 
 
@@ -32,11 +32,13 @@ class Ema(Averaging):
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
+        self._kept = placed(self._kept, model)
         for name, p in trainable(model).items():
             self._kept[name].lerp_(p, 1 - self.decay)
 
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
+        self._kept = placed(self._kept, model)
         with swapped(model, self._kept):
             yield
 
@@ -54,6 +56,7 @@ class Wise(Averaging):
 
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
+        self._kept = placed(self._kept, model)
         with torch.no_grad():
             mixed = {n: torch.lerp(self._kept[n], p.detach(), self.alpha) for n, p in trainable(model).items()}
         with swapped(model, mixed):
@@ -73,6 +76,7 @@ class Mer(Averaging):
     def after_step(self, model: nn.Module, step: int) -> None:
         if step % self.every:
             return
+        self._kept = placed(self._kept, model)
         for name, p in trainable(model).items():
             p.copy_(self._kept[name].lerp_(p, self.rate))
 

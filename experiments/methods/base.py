@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.sharded import is_sharded, reshard
 from experiments.methods.saving import save_trained
 from experiments.models import Precision
 from experiments.section import Section
@@ -43,9 +44,13 @@ class Setting:
 class Method(Section):
     """A way to train. Its fields are the arm's `options`; the hooks below do nothing unless a method overrides them.
 
+    reads_weights: whether `penalty` is a function of the weights, which FSDP has in shards.
+
     Order: `prepare` and `begin` on the base's weights, then (resumed) the checkpoint's weights and `load_state`, then
     steps. What `begin` notes is recomputed in a resumed process, so it must depend on its arguments alone.
     """
+
+    reads_weights: ClassVar[bool] = False
 
     def prepare(self, model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
         """Say what trains: the base model in, the model to train out."""
@@ -72,11 +77,11 @@ class Method(Section):
         yield
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold beside the weights."""
+        """What a checkpoint must hold beside the weights. Of a model in shards, this process's part."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`, with whole tensors."""
 
     def save(self, model: PreTrainedModel, folder: Path) -> Path:
         """Keep what was trained. Call it inside `evaluated`."""
@@ -108,17 +113,50 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in trainable(model).items()}
 
 
+def placed(values: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Values by name, each as its parameter now lies: this process's shards of it, where FSDP has sharded the model
+    since they were noted. They have to be whole, or placed already."""
+    reshard(model)
+    parameters = trainable(model)
+    if not any(is_sharded(parameters[name]) and not is_sharded(value) for name, value in values.items()):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    def part(value: Tensor, p: Any) -> Tensor:
+        # without a source: every process has the whole value, and takes its own part
+        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+
+    return {name: part(value, parameters[name]) for name, value in values.items()}
+
+
 @contextmanager
 def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block the trained parameters have these values; afterwards the very same tensors as before."""
-    before = {name: p.data for name, p in trainable(model).items()}
+    """Inside the block the trained parameters have these values; afterwards the same bits as before.
+
+    Of a model in shards by copying, since FSDP gathers from the tensors that it has.
+    """
+    reshard(model)
+    parameters = trainable(model)
+    shards = any(map(is_sharded, parameters.values()))
+    before = {name: p.detach().clone() if shards else p.data for name, p in parameters.items()}
+    put = _copied if shards else _set
     try:
-        for name, p in trainable(model).items():
-            p.data = values[name].to(p.device, p.dtype)
+        for name, p in parameters.items():
+            put(p, values[name])
         yield
     finally:
-        for name, p in trainable(model).items():
-            p.data = before[name]
+        reshard(model)
+        for name, p in parameters.items():
+            put(p, before[name])
+
+
+def _set(parameter: nn.Parameter, value: Tensor) -> None:
+    parameter.data = value.to(parameter.device, parameter.dtype)
+
+
+def _copied(parameter: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)
 
 
 def share(batch: Batch, total: Tensor | int | None) -> Tensor | float:

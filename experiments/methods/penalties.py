@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -110,12 +110,13 @@ class L2sp(OnTop):
     trains: Literal["full", "partial", "control"] = "full"
     weight: float = Field(0.01, ge=0)
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    reads_weights: ClassVar[bool] = True
 
     def begin(self, model: PreTrainedModel, setting: Setting) -> None:
         self._start = snapshot(model)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
-        squares = [(p - self._start[name]).square().sum() for name, p in trainable(unwrapped(model)).items()]
+        squares = [(p - self._start[name]).square().sum() for name, p in trainable(model).items()]
         return self.weight / 2 * torch.stack(squares).sum() * share(batch, total)
 
 
@@ -132,16 +133,14 @@ class Ewc(OnTop):
     batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    reads_weights: ClassVar[bool] = True
 
     def begin(self, model: PreTrainedModel, setting: Setting) -> None:
         self._start = snapshot(model)
         self._fisher = fisher(model, list(single_rows(setting.old(self.batches), model.device)), setting.precision)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
-        terms = [
-            (self._fisher[name] * (p - self._start[name]).square()).sum()
-            for name, p in trainable(unwrapped(model)).items()
-        ]
+        terms = [(self._fisher[name] * (p - self._start[name]).square()).sum() for name, p in trainable(model).items()]
         return self.weight / 2 * torch.stack(terms).sum() * share(batch, total)
 
 
@@ -164,9 +163,3 @@ def fisher(model: PreTrainedModel, rows: list[dict[str, Any]], precision: Precis
         tokens += int((labels != -100).sum())
     model.train(training)
     return {name: total / max(tokens, 1) for name, total in sums.items()}
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a wrapper such as DistributedDataParallel, whose parameters have other names."""
-    inner = getattr(model, "module", model)
-    return inner if isinstance(inner, nn.Module) else model

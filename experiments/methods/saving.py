@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.saving import CONFIG_FILE, WEIGHTS_FILE, save, trained_names
+from ctrl.sharded import write_once
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 
@@ -21,18 +23,26 @@ def is_peft(model: Any) -> bool:
 
 
 def save_trained(model: PreTrainedModel, folder: Path) -> Path:
-    """ctrl's own format, PEFT's, the whole model, or (partial) the tensors that train."""
+    """ctrl's own format, PEFT's, the whole model, or (partial) the tensors that train.
+
+    Of a model in shards every process calls it, and the first one writes.
+    """
     if isinstance(model, ControlModel):
         return save(model, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_peft(model):
-        model.save_pretrained(folder, save_embedding_layers=False)
-    elif all(p.requires_grad for p in model.parameters()):
-        model.save_pretrained(folder)
-    else:
-        state = model.state_dict()
-        tensors = {n: state[n].detach().cpu().contiguous() for n in trained_names(model)}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    state = model.state_dict(keep_vars=True)
+    whole = not is_peft(model) and all(p.requires_grad for p in model.parameters())
+    names = list(state) if whole else trained_names(model)
+
+    def write(tensors: dict[str, Tensor]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_peft(model):
+            model.save_pretrained(folder, state_dict=tensors, save_embedding_layers=False)
+        elif whole:
+            model.save_pretrained(folder, state_dict=tensors)
+        else:
+            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    write_once({name: state[name] for name in names}, write)
     return folder
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ctrl
+from ctrl.sharded import write_once
 from ctrl.structure import decoder_layers, is_attention, place
 from experiments.methods.base import Batch, Method, Setting
 
@@ -137,11 +138,10 @@ class Corda(Lora):
         from peft import LoraConfig, get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        tensors = {}
-        for name, now in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-            start, inner = self._start[name], 0 if "lora_A" in name else 1
-            both = [now, start] if inner == 0 else [now, -start]
-            tensors[name] = torch.cat(both, dim=inner).detach().cpu().contiguous()
+        def joined(name: str, now: Tensor) -> Tensor:
+            start = self._start[name].to(now.device)
+            return torch.cat([now, start]) if "lora_A" in name else torch.cat([now, -start], dim=1)
+
         config: Any = model.peft_config["default"]
         plain = LoraConfig(
             task_type="CAUSAL_LM",
@@ -151,9 +151,14 @@ class Corda(Lora):
             base_model_name_or_path=config.base_model_name_or_path,
             inference_mode=True,
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        plain.save_pretrained(str(folder))
+
+        def write(tensors: dict[str, Tensor]) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            both = {name: joined(name, now) for name, now in tensors.items()}
+            save_file(both, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            plain.save_pretrained(str(folder))
+
+        write_once(get_peft_model_state_dict(model, save_embedding_layers=False), write)
         return folder
 
 

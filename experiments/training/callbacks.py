@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
+from ctrl.sharded import sharded, whole
 from experiments.methods import Method
+from experiments.processes import Processes
 from experiments.records import write_json
 from experiments.training.checkpoints import COMPLETE, METHOD_STATE, file_sizes, to_disk
 from experiments.training.meter import Meter
@@ -23,25 +26,36 @@ class Evaluate(TrainerCallback):
     """After each step the method's turn; at the steps `at`: measure. Checkpoint then, or every `save_every` steps."""
 
     def __init__(
-        self, at: Container[int], save_every: int | None, measure: Measure, meter: Meter, method: Method
+        self,
+        at: Container[int],
+        save_every: int | None,
+        measure: Measure,
+        meter: Meter,
+        method: Method,
+        processes: Processes,
     ) -> None:
         self.at, self.save_every, self.measure, self.meter, self.method = at, save_every, measure, meter, method
+        self.processes = processes
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         step, measured = state.global_step, state.global_step in self.at
         self.method.after_step(model, step)
         if measured:
             with self.method.evaluated(model):
-                self.measure(step, model)
+                self.processes.lead(lambda: self.measure(step, model), together=sharded(model))
             self.meter.memory.forget()
         due = step % self.save_every == 0 if self.save_every else measured
         control.should_save = due and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.processes.gathered(None)  # until each has written its part
+        kept = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
+        self.processes.lead(lambda: self._complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", kept))
+
+    def _complete(self, folder: Path, kept: dict[str, Tensor]) -> None:
         self.meter.save(folder)
-        if kept := self.method.state():
-            save_file({name: tensor.detach().cpu() for name, tensor in kept.items()}, folder / METHOD_STATE)
+        if kept:
+            save_file(kept, folder / METHOD_STATE)
         to_disk(folder)
         write_json(folder / COMPLETE, file_sizes(folder))
         to_disk(folder)  # the marker's own name; what is flushed already costs nothing

@@ -20,6 +20,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.stages import evaluation_steps
 from experiments.methods import Method, Setting
 from experiments.models import Precision
+from experiments.processes import ALONE, PATIENCE, Processes
 from experiments.training.callbacks import Evaluate, Measure, Progress, Report
 from experiments.training.checkpoints import METHOD_STATE, last_checkpoint
 from experiments.training.trainer import ArmTrainer
@@ -36,27 +37,30 @@ def train_arm(
     folder: Path,
     measure: Measure,
     on_log: Callable[[int, dict[str, float]], None],
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Train to `config.training.steps`, from the last whole checkpoint in `folder` if there is one.
 
-    model: prepared by `method`, at its start. Returns the cost: tokens, seconds, tokens_per_s, peak_memory_gb,
-    trainable_parameters. Raises ArmFailed at a NaN.
+    model: prepared by `method`, at its start. processes: all of them call this, each with the same arguments. Returns
+    the cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters.
+    Raises ArmFailed at a NaN.
     """
     setting.precision.hold_frozen(model)
     method.begin(model, setting)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(config, learning_rate, setting.precision, folder),
+        args=training_arguments(config, learning_rate, setting.precision, folder, processes),
         train_dataset=data,
         data_collator=collator,
-        callbacks=[Report(on_log), Progress(f"{setting.arm.name} {learning_rate:g}")],
+        callbacks=[Report(on_log), *([Progress(f"{setting.arm.name} {learning_rate:g}")] if processes.first else [])],
         method=method,
         training=config.training,
     )
     trainer.remove_callback(PrinterCallback)
     meter = trainer.meter
-    trainer.add_callback(Evaluate(evaluation_steps(config), config.training.save_every, measure, meter, method))
-    checkpoint = last_checkpoint(folder)
+    every = config.training.save_every
+    trainer.add_callback(Evaluate(evaluation_steps(config), every, measure, meter, method, processes))
+    checkpoint = processes.told(last_checkpoint(folder) if processes.first else None)
     if checkpoint:
         meter.load(Path(checkpoint))
         if (Path(checkpoint) / METHOD_STATE).is_file():
@@ -68,7 +72,7 @@ def train_arm(
         "tokens": float(meter.tokens),
         "seconds": meter.seconds,
         "tokens_per_s": meter.tokens / meter.seconds if meter.seconds else math.nan,
-        "peak_memory_gb": meter.memory.peak / 1e9,
+        "peak_memory_gb": max(processes.gathered(meter.memory.peak)) / 1e9,
         "trainable_parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
     }
     trainer.model = trainer.optimizer = None  # the next arm needs the memory
@@ -76,14 +80,14 @@ def train_arm(
 
 
 def training_arguments(
-    config: ExperimentConfig, learning_rate: float, precision: Precision, folder: Path
+    config: ExperimentConfig, learning_rate: float, precision: Precision, folder: Path, processes: Processes = ALONE
 ) -> TrainingArguments:
     """Trainer's arguments; evaluation, logging and saving are ours to time."""
     training = config.training
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=processes.part(training.batch_size),
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=learning_rate,
         warmup_steps=training.warmup_steps,
@@ -101,6 +105,7 @@ def training_arguments(
         disable_tqdm=True,  # Progress has the bar
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
+        ddp_timeout=int(PATIENCE.total_seconds()),
     )
     # Several GPUs without a launcher would mean DataParallel: larger batches than were asked for, and slow.
     if arguments.n_gpu > 1:

@@ -53,7 +53,7 @@ class ArmTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        self.meter.tokens += real_tokens(inputs)
+        tokens = real_tokens(inputs)
         inputs = dict(inputs)
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
@@ -63,13 +63,18 @@ class ArmTrainer(Trainer):
             )
         total = num_items_in_batch if self.model_accepts_loss_kwargs else None
         marked = batch if replayed is None else {**batch, "replayed": replayed}
-        penalty = self.method.penalty(model, marked, out, total)
-        self._note(loss, out, penalty, total)
+        penalty = self.method.penalty(self.model, marked, out, total)
+        scale = 1 if total is None else self.accelerator.num_processes  # DDP and FSDP average, but these parts add up
+        self._note(loss / scale, out, penalty, total)
         if penalty is not None:
-            loss = loss + penalty
-        if not torch.isfinite(loss):
+            loss = loss + scale * penalty
+        counts = torch.stack([(~torch.isfinite(loss.detach())).long(), torch.tensor(tokens, device=loss.device)])
+        broken, tokens = self._over_processes(counts, "sum").tolist()
+        self.meter.tokens += tokens
+        if broken:  # in all processes, whichever it was
+            found = "not finite in another process" if torch.isfinite(loss) else loss.item()
             raise ArmFailed(
-                f"loss became {loss.item()} at step {self.state.global_step + 1}: lower the learning rate "
+                f"loss became {found} at step {self.state.global_step + 1}: lower the learning rate "
                 f"({self.args.learning_rate:g}) or raise warmup_steps ({self.args.warmup_steps})"
             )
         return (loss, out) if return_outputs else loss
@@ -83,9 +88,18 @@ class ArmTrainer(Trainer):
             if value is not None:
                 self.parts[name] = self.parts.get(name, 0.0) + weight * value.detach().float()
 
+    def _over_processes(self, values: Tensor, how: str) -> Tensor:
+        """The sum or the mean of each process's values."""
+        return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values, how)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            parts = {name: value.item() for name, value in self.parts.items()}
-            logs = {**logs, **parts, **self.layers.take(), **self.meter.rates()}
+            how = "sum" if self.model_accepts_loss_kwargs else "mean"
+            parts = self._over_processes(torch.stack(list(self.parts.values())), how).tolist()
+            layers = self.layers.take()
+            if layers:
+                means = self._over_processes(torch.tensor(list(layers.values()), device=self.args.device), "mean")
+                layers = dict(zip(layers, means.tolist(), strict=True))
+            logs = {**logs, **dict(zip(self.parts, parts, strict=True)), **layers, **self.meter.rates()}
             self.parts = {}
         super().log(logs, *args, **kwargs)

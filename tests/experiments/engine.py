@@ -19,6 +19,7 @@ from experiments.config import ArmConfig, ExperimentConfig, parse_config
 from experiments.methods import Batch, Method, Setting
 from experiments.methods.base import snapshot
 from experiments.models import Precision
+from experiments.processes import ALONE, Processes
 from experiments.training.train import train_arm
 from tests.ctrl.test_trainer import sequences, tiny
 
@@ -89,6 +90,7 @@ def train(
     kill_at: int | None = None,
     data: list[dict[str, Tensor]] | None = None,
     precision: str = "fp32",
+    processes: Processes = ALONE,
     **training: Any,
 ) -> Outcome:
     """Train the tiny model. kill_at: raise Killed when that step is measured, before it is checkpointed."""
@@ -110,7 +112,9 @@ def train(
             outcome.logs[step] = {k: v for k, v in logs.items() if k != "tokens_per_s"}
 
     settings = config(arm, **training)
-    outcome.cost = train_arm(settings, using, method, 1e-2, model, data or rows(), collate, folder, measure, note)
+    outcome.cost = train_arm(
+        settings, using, method, 1e-2, model, data or rows(), collate, folder, measure, note, processes
+    )
     with method.evaluated(model):
         outcome.weights = snapshot(model)
     return outcome

@@ -325,13 +325,6 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
 
 
-def test_several_processes_are_refused(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="WORLD_SIZE=2: the bench trains in one process"):
-        run_experiment(small_config(base), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
 def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(tmp_path / "nothing.yaml")]) == 2
     assert "no config file" in capsys.readouterr().err

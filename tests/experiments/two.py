@@ -1,0 +1,82 @@
+"""What each of two processes does for test_processes.py: `python -m torch.distributed.run ... two.py MODE WHAT ...`.
+
+MODE: ddp or fsdp. WHAT: `methods FOLDER`, or arguments of experiments.cli. FSDP2 is accelerate's own, as on GPUs;
+accelerate only has to be told that this CPU may shard.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import DistributedType, PartialState
+
+from ctrl.sharded import sharded, whole
+from experiments import cli
+from experiments.config import ArmConfig
+from experiments.methods import METHODS
+from experiments.methods.tuning import Full
+from experiments.processes import FirstFailed, Processes
+from experiments.training.trainer import ArmFailed
+from tests.experiments.engine import OPTIONS, Killed, arm_config, train
+
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+}
+
+
+def arm(method: str) -> ArmConfig:
+    """Without dropout, which draws other numbers in each process."""
+    return arm_config(method, OPTIONS.get(method, {}) | ({"dropout": 0.0} if method == "lora" else {}))
+
+
+def shard_on_cpu() -> None:
+    os.environ.update(FSDP)
+    kind = ("gloo", DistributedType.MULTI_GPU)  # what accelerate shards; by itself it calls this machine MULTI_CPU
+    PartialState._prepare_backend = lambda *args, **kwargs: kind  # type: ignore[method-assign]
+
+
+def main(mode: str, what: str, *rest: str) -> int:
+    dist.init_process_group("gloo")
+    if mode == "fsdp":
+        shard_on_cpu()
+    code = cli.main([what, *rest]) if what != "methods" else train_all(mode, Path(rest[0]))
+    dist.destroy_process_group()
+    return code
+
+
+def train_all(mode: str, folder: Path) -> int:
+    """Each method on the tiny model; what came of it in METHOD.pt."""
+    processes = Processes.joined()
+    for method in [name for name, cls in METHODS.items() if mode == "ddp" or not cls.reads_weights]:
+        for kill_at in (4, None) if method in ("control", "ema", "mer") else (None,):
+            try:
+                outcome = train(arm(method), folder / method, kill_at=kill_at, processes=processes)
+            except (Killed, FirstFailed):
+                continue
+        assert sharded(outcome.model) == (mode == "fsdp")
+        weights = {name: whole(tensor) for name, tensor in outcome.weights.items()}
+        if processes.first:
+            torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
+    if not processes.first:
+        Full.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
+    with pytest.raises(ArmFailed, match="loss became"):
+        train(arm("full"), folder / "broken", processes=processes)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # at once: the other process may be waiting for this one
