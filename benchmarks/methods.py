@@ -1,11 +1,12 @@
 """Speed and memory of full tuning, partial tuning and Control LLM, as ratios measured in one process.
 
     python benchmarks/methods.py                 # prints the tables
-    python benchmarks/methods.py --write         # and writes them to benchmarks/methods.md
+    python benchmarks/methods.py --write         # and writes them to benchmarks/methods-bf16.md or methods-fp32.md
 
 Steps of all methods are timed in turn, round after round, so that a machine that drifts drifts for all. Peak memory is
 that of a process of its own per method, above the same process before the model is loaded. FLOPs are counted by
-torch.utils.flop_counter over one step. Decoding is greedy with the KV cache, one sequence.
+torch.utils.flop_counter over one step. Decoding is greedy with the KV cache, one sequence. Eight layers are spread
+evenly, as the paper does it, or are the last eight: below the first layer that trains there is no backward pass.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import ctrl
 from ctrl.divergence import masked_mean, mse
 from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
+from ctrl.structure import decoder_layers
 from experiments.config import ArmConfig
 from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base
@@ -37,7 +39,7 @@ from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import PeakMemory
 
 LAYERS = 8
-METHODS = ("full", "partial", "control")
+METHODS = ("full", "partial", "control", "partial, last layers", "control, last layers")
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     text = "\n\n".join(tables) + "\n"
     print(text)
     if args.write:
-        Path(__file__).with_suffix(".md").write_text(text)
+        Path(__file__).with_name(f"methods-{Precision('auto').name}.md").write_text(text)
 
 
 def arguments() -> argparse.Namespace:
@@ -73,9 +75,10 @@ def header(args: argparse.Namespace) -> str:
     precision, version = Precision("auto"), torch.__version__.split("+")[0]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     return (
-        f"# Methods compared\n\nBy `python benchmarks/methods.py --write`: {args.model}, {precision.name} "
+        f"# Methods compared\n\nBy `{' '.join(['python benchmarks/methods.py', *sys.argv[1:]])}`: {args.model}, {precision.name} "
         f"({precision.reason}), {machine}, torch {version}, batch {args.batch} x {args.length}, control = concat, "
-        f"lerp, mse on {LAYERS} layers. Medians of {args.rounds} rounds, methods in turn."
+        f"lerp, mse on {LAYERS} layers, spread evenly or the last; vs partial: tuning of the same layers. Medians of "
+        f"{args.rounds} rounds, methods in turn."
     )
 
 
@@ -84,8 +87,11 @@ class Step:
 
     def __init__(self, method: str, args: argparse.Namespace) -> None:
         self.precision = Precision("auto")
-        arm = ArmConfig(name=method, method=method, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=LAYERS))
-        self.model = arm.build().prepare(load_base(args.model)[0], Setting(arm)).train()
+        base, name = load_base(args.model)[0], method.split(",")[0]
+        count = len(decoder_layers(base))
+        layers = list(range(count - LAYERS, count)) if method.endswith("last layers") else LAYERS
+        arm = ArmConfig(name=name, method=name, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=layers))
+        self.model = arm.build().prepare(base, Setting(arm)).train()
         self.precision.hold_frozen(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
@@ -118,7 +124,8 @@ def step_table(args: argparse.Namespace) -> str:
     for method in METHODS:
         t, peak = times[method], memory[method]
         cells = [method, f"{trained[method] / 1e6:.1f} M", f"{t:.2f}", f"{t / times['full']:.2f}"]
-        cells += [f"{t / times['partial']:.2f}", f"{flops[method] / 1e12:.2f}", f"{flops[method] / 1e12 / t:.2f}"]
+        partial = times[method.replace("control", "partial").replace("full", "partial")]
+        cells += [f"{t / partial:.2f}", f"{flops[method] / 1e12:.2f}", f"{flops[method] / 1e12 / t:.2f}"]
         cells += [f"{moved[method] / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory['full']:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
