@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -74,8 +75,9 @@ def arguments() -> argparse.Namespace:
 def header(args: argparse.Namespace) -> str:
     precision, version = Precision("auto"), torch.__version__.split("+")[0]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    command = " ".join(["python benchmarks/methods.py", *sys.argv[1:]])
     return (
-        f"# Methods compared\n\nBy `{' '.join(['python benchmarks/methods.py', *sys.argv[1:]])}`: {args.model}, {precision.name} "
+        f"# Methods compared\n\nBy `{command}`: {args.model}, {precision.name} "
         f"({precision.reason}), {machine}, torch {version}, batch {args.batch} x {args.length}, control = concat, "
         f"lerp, mse on {LAYERS} layers, spread evenly or the last; vs partial: tuning of the same layers. Medians of "
         f"{args.rounds} rounds, methods in turn."
@@ -150,9 +152,15 @@ def clock() -> float:
 
 
 def counted_flops(step: Step) -> int:
-    with FlopCounterMode(display=False) as counter:
+    in_place = {torch.ops.aten.addmm_: added_product}  # the head's gradient; the counter knows addmm alone
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         step()
     return counter.get_total_flops()
+
+
+def added_product(total: tuple[int, ...], a: tuple[int, int], b: tuple[int, int], **rest: Any) -> int:
+    """FLOPs of total += a @ b, from their shapes."""
+    return 2 * a[0] * a[1] * b[1]
 
 
 def bytes_moved(step: Step) -> int:
