@@ -40,7 +40,9 @@ class Processes:
         Raises ConfigError where accelerate was told to use DeepSpeed, whose sharding nothing here has been tried with.
         """
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-            raise ConfigError("DeepSpeed is not supported: accelerate launch --use_fsdp --fsdp_version 2 shards as much")
+            raise ConfigError(
+                "DeepSpeed is not supported: accelerate launch --use_fsdp --fsdp_version 2 shards as much"
+            )
         count = launched()
         if count == 1:
             return cls()

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 from tests.ctrl.families import build
 
 # these take minutes
-LONG = ("test_notebooks", "test_real_model", "test_trial", "test_run", "test_processes", "test_posthoc", "test_distributed")
+LONG = (
+    "test_notebooks",
+    "test_real_model",
+    "test_trial",
+    "test_run",
+    "test_processes",
+    "test_posthoc",
+    "test_distributed",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,12 +37,17 @@ def build(interpolation):
 def wrap(model):
     if sys.argv[1] == "ddp":
         return torch.nn.parallel.DistributedDataParallel(model)
-    if sys.argv[1] == "accelerate":
+    if sys.argv[1].startswith("accelerate"):
         from accelerate import Accelerator
+        from tests.sharding import shard_on_cpu
+        if sys.argv[1] == "accelerate-fsdp":
+            shard_on_cpu()
         accelerator = Accelerator(cpu=True)
         trained = [p for p in model.parameters() if p.requires_grad]
         wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained))
-        assert accelerator.num_processes == 2 and wrapped is not model
+        shards = [p for p in wrapped.parameters() if hasattr(p, "full_tensor")]
+        assert accelerator.num_processes == 2
+        assert bool(shards) == (wrapped is model) == (sys.argv[1] == "accelerate-fsdp")  # FSDP2 wraps in place
         return wrapped
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     settings = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if policy else {}
@@ -152,9 +157,9 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "accelerate"])
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "accelerate", "accelerate-fsdp"])
 def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
-    """FSDP is torch's own: accelerate's plugin shards on accelerators alone and falls back to DDP on a CPU."""
+    """ddp and fsdp: torch's own; accelerate: what its `prepare` makes of the model, with and without its FSDP2."""
     assert run_twice(DISTRIBUTED, tmp_path, wrapper).count("gradients agree") == 2
 
 

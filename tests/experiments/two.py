@@ -1,7 +1,6 @@
 """What each of two processes does for test_processes.py: `python -m torch.distributed.run ... two.py MODE WHAT ...`.
 
-MODE: ddp or fsdp. WHAT: `methods FOLDER`, or arguments of experiments.cli. FSDP2 is accelerate's own, as on GPUs;
-accelerate only has to be told that this CPU may shard.
+MODE: ddp or fsdp, accelerate's own (`tests.sharding`). WHAT: `methods FOLDER`, or arguments of experiments.cli.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate.state import DistributedType, PartialState
 
 from ctrl.sharded import sharded, whole
 from experiments import cli
@@ -25,24 +23,12 @@ from experiments.methods.tuning import Full
 from experiments.processes import FirstFailed, Processes
 from experiments.training.trainer import ArmFailed
 from tests.experiments.engine import OPTIONS, Killed, arm_config, train
-
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-}
+from tests.sharding import shard_on_cpu
 
 
 def arm(method: str) -> ArmConfig:
     """Without dropout, which draws other numbers in each process."""
     return arm_config(method, OPTIONS.get(method, {}) | ({"dropout": 0.0} if method == "lora" else {}))
-
-
-def shard_on_cpu() -> None:
-    os.environ.update(FSDP)
-    kind = ("gloo", DistributedType.MULTI_GPU)  # what accelerate shards; by itself it calls this machine MULTI_CPU
-    PartialState._prepare_backend = lambda *args, **kwargs: kind  # type: ignore[method-assign]
 
 
 def main(mode: str, what: str, *rest: str) -> int:
