@@ -32,7 +32,6 @@ import ctrl
 from ctrl.divergence import masked_mean, mse
 from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
-from ctrl.structure import decoder_layers
 from experiments.config import ArmConfig
 from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base
@@ -90,8 +89,7 @@ class Step:
     def __init__(self, method: str, args: argparse.Namespace) -> None:
         self.precision = Precision("auto")
         base, name = load_base(args.model)[0], method.split(",")[0]
-        count = len(decoder_layers(base))
-        layers = list(range(count - LAYERS, count)) if method.endswith("last layers") else LAYERS
+        layers = list(range(-LAYERS, 0)) if method.endswith("last layers") else LAYERS
         arm = ArmConfig(name=name, method=name, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=layers))
         self.model = arm.build().prepare(base, Setting(arm)).train()
         self.precision.hold_frozen(self.model)

@@ -23,7 +23,7 @@ class ControlConfig:
 
     structure: `concat` puts a trainable copy beside a layer and mixes the two outputs, `stack` puts it after the
         layer (LLaMA Pro), `hybrid` alternates stack, concat, stack, ...
-    layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices.
+    layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices; -1 is the last.
     interpolation: how the two outputs are mixed; a name in `ctrl.interpolation.INTERPOLATIONS`.
     alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. What a strategy learns besides it (the
         gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains; proj's has nothing that trains it
@@ -128,12 +128,12 @@ def _number_faults(config: ControlConfig) -> list[str]:
 
 
 def _layer_faults(layers: object) -> list[str]:
-    advice = "give a count >= 1 or a list of distinct layer indices >= 0"
+    advice = "give a count >= 1 or a list of distinct layer indices, from the end where negative"
     if isinstance(layers, bool) or not isinstance(layers, int | tuple):
         return [f"layers={layers!r}: {advice}"]
     if isinstance(layers, int):
         return [] if layers >= 1 else [f"layers={layers}: {advice}"]
-    whole = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in layers)
+    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in layers)
     return [] if layers and whole and len(set(layers)) == len(layers) else [f"layers={list(layers)}: {advice}"]
 
 

@@ -31,18 +31,22 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def place(layers: int | Sequence[int], total: int) -> list[int]:
-    """Indices of the layers to expand: copy j = 1..n at floor(j L / n) - 1, or the list given, sorted.
+    """Indices of the layers to expand: copy j = 1..n at floor(j L / n) - 1, or the list given, sorted; -1 is the last.
 
-    Where n divides L these are the layers l with (l + 1) divisible by L/n. Raises ConfigError if L has no such layer.
+    Where n divides L the former are the layers l with (l + 1) divisible by L/n. Raises ConfigError if L has no such
+    layer, or if two indices mean the same.
     """
     if isinstance(layers, int):
         if not 1 <= layers <= total:
             raise ConfigError(f"layers={layers}: the model has {total} layers, give a count in 1..{total}")
         return [j * total // layers - 1 for j in range(1, layers + 1)]
-    beyond = [i for i in layers if not 0 <= i < total]
+    beyond = [i for i in layers if not -total <= i < total]
     if beyond:
         raise ConfigError(f"layers={list(layers)}: the model has layers 0..{total - 1}, but not {beyond}")
-    return sorted(layers)
+    found = sorted(i % total for i in layers)
+    if len(set(found)) < len(found):
+        raise ConfigError(f"layers={list(layers)}: of {total} layers two of these are the same; give each once")
+    return found
 
 
 def branch_kinds(config: ControlConfig, count: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ class TestPlace:
 
     def test_a_list_is_taken_as_it_is(self) -> None:
         assert place([5, 0, 2], 6) == [0, 2, 5]
+
+    def test_negative_indices_count_from_the_end(self) -> None:
+        assert place([-1, -2, 0], 6) == [0, 4, 5]
+        with pytest.raises(ConfigError, match=r"layers=\[-1, 5\]: of 6 layers two of these are the same"):
+            place([-1, 5], 6)
+        with pytest.raises(ConfigError, match=r"the model has layers 0\.\.5, but not \[-7\]"):
+            place([-7], 6)
+
+    def test_the_last_layers_of_any_model(self, tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
+        base, count = copy.deepcopy(tiny_llama), len(tiny_llama.model.layers)
+        model = ctrl.expand(tiny_llama, ControlConfig(layers=[-1, -2]))
+        assert model.control.layers == [count - 2, count - 1]
+        assert ctrl.load(base, ctrl.save(model, tmp_path / "saved")).control.layers == [count - 2, count - 1]
 
     def test_too_many_or_beyond(self) -> None:
         with pytest.raises(ConfigError, match=r"layers=5: the model has 4 layers, give a count in 1\.\.4"):
