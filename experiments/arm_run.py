@@ -17,7 +17,7 @@ from experiments.config import ArmConfig
 from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import Method, Setting
 from experiments.models import load_base
-from experiments.processes import FirstFailed
+from experiments.processes import FirstFailed, LaunchEnded, OtherLaunch
 from experiments.records import ArmResult, Estimate, read_json, read_records, write_json, write_records
 from experiments.reporting.summary import gain_name, gain_text, with_interval
 from experiments.scorecard.card import GAINS
@@ -138,17 +138,13 @@ class ArmRun:
         except StopArm as stop:
             result.status, result.reason = "pruned", str(stop)
         except Exception as error:
-            if disk_full(error) or self._apart(error):
+            if disk_full(error) or isinstance(error, LaunchEnded | OtherLaunch):
                 raise
             reason = _reason(error)
             if not result.reason:
                 result.status, result.reason = "failed", reason
                 run.fail(reason)
             self.experiment.say(f"  failed: {reason}")
-
-    def _apart(self, error: Exception) -> bool:
-        """Whether other processes may not know of the error, and would wait for ever: then the launch has to end."""
-        return self.experiment.processes.count > 1 and not isinstance(error, KNOWN_TO_ALL)
 
     def follow(self) -> None:
         """Train beside the first process, which records. Of a model in shards, all have to measure."""
@@ -157,7 +153,7 @@ class ArmRun:
             self.experiment.suite.evaluate(model, self.experiment.precision, progress=False)
 
         with suppress(*KNOWN_TO_ALL):  # the first one notes it and goes on to the next arm
-            self._optimise(measure, lambda step, logs: None)
+            self._together(measure, lambda step, logs: None)
 
     def _train(self, result: ArmResult, run: Run) -> None:
         experiment, folder = self.experiment, self.folder
@@ -171,9 +167,20 @@ class ArmRun:
             if experiment.observe:
                 experiment.observe(result.label, step, figures)
 
-        result.cost = self._optimise(measure, run.log_metrics_at)
+        result.cost = self._together(measure, run.log_metrics_at)
         step = max(self.item_files(), default=0)
         run.log_model(folder / "trained", self.arm.name, self._model_params(), HEADLINE, step)
+
+    def _together(self, measure: Measure, on_log: Callable[[int, dict[str, float]], None]) -> dict[str, float]:
+        """`_optimise`. Of several processes, one that meets an error of its own ends the launch (LaunchEnded)."""
+        try:
+            return self._optimise(measure, on_log)
+        except (*KNOWN_TO_ALL, OtherLaunch):
+            raise
+        except Exception as error:
+            if self.experiment.processes.count == 1:
+                raise
+            raise LaunchEnded(f"{self.folder.name}: {_reason(error)}") from error
 
     def _optimise(self, measure: Measure, on_log: Callable[[int, dict[str, float]], None]) -> dict[str, float]:
         """Prepare the model, train it and keep it: what every process of the run does. Returns the cost."""
@@ -251,7 +258,7 @@ def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, ArmFailed):
+    if isinstance(error, ArmFailed | FirstFailed):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"

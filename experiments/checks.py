@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.processes import shards
+from experiments.processes import deepspeed, shards
 
 
 def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
@@ -23,6 +23,11 @@ def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
             faults.append(
                 f"arm {arm.name!r}: method {arm.method} adds a function of all weights to the loss, and FSDP has them "
                 "in shards: launch it without FSDP (each process then has the whole model), or leave the arm out"
+            )
+        if arm.build().writes_weights and deepspeed():
+            faults.append(
+                f"arm {arm.name!r}: method {arm.method} sets weights between steps, and DeepSpeed trains copies of "
+                "its own: launch it without DeepSpeed, or leave the arm out"
             )
         if arm.build().places_layers:
             try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,12 @@ class Experiment:
         self.processes = processes
         self.config, self.folder, self.say, self.parent, self.observe = config, folder, say, parent, observe
         self.precision = Precision(config.precision)
-        self.tracker = Tracker(root, experiment or config.name)
+        self._tracker = (root, experiment or config.name)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Made where it is needed: by the process that records."""
+        return Tracker(*self._tracker)
 
     def run(self) -> Outcome:
         config = self.config

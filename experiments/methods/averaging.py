@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -71,6 +71,7 @@ class Mer(Averaging):
 
     every: int = Field(10, ge=1)
     rate: float = Field(0.5, gt=0, le=1)
+    writes_weights: ClassVar[bool] = True
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:

@@ -44,13 +44,15 @@ class Setting:
 class Method(Section):
     """A way to train. Its fields are the arm's `options`; the hooks below do nothing unless a method overrides them.
 
-    reads_weights: whether `penalty` is a function of the weights, which FSDP has in shards.
+    reads_weights: whether `penalty` is a function of the weights, which FSDP has in shards. writes_weights: whether
+    `after_step` sets what trains, of which DeepSpeed has its own copies.
 
     Order: `prepare` and `begin` on the base's weights, then (resumed) the checkpoint's weights and `load_state`, then
     steps. What `begin` notes is recomputed in a resumed process, so it must depend on its arguments alone.
     """
 
     reads_weights: ClassVar[bool] = False
+    writes_weights: ClassVar[bool] = False
 
     def prepare(self, model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
         """Say what trains: the base model in, the model to train out."""

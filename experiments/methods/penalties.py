@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import evaluating
+from ctrl.sharded import sharded
 from experiments.methods.base import Batch, Method, Setting, share, snapshot, trainable
 from experiments.methods.saving import is_peft
 from experiments.methods.tuning import Control, Full, Lora, Partial, single_rows
@@ -59,7 +60,7 @@ class Kl(OnTop):
         labelled = batch["shift_labels"] != -100
         counted = labelled & self._chosen(batch) if self.tokens == "replayed" else labelled
         total = labelled.sum().clamp_min(1) if total is None else total
-        if not counted.any():
+        if not counted.any() and not (self._base is None and sharded(model)):  # shards: a pass of all processes
             return outputs.logits.new_zeros((), dtype=torch.float32)
         base = self._base_logits(model, batch)
         return self.weight * kl_sum(base[counted], outputs.logits[counted]) / total

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ctrl.sharded import sharded, whole
 from experiments.methods import Method
-from experiments.processes import Processes
+from experiments.processes import Processes, kind
 from experiments.records import write_json
-from experiments.training.checkpoints import COMPLETE, METHOD_STATE, file_sizes, to_disk
+from experiments.training.checkpoints import COMPLETE, LAUNCH, METHOD_STATE, file_sizes, to_disk
 from experiments.training.meter import Meter
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
@@ -54,6 +54,7 @@ class Evaluate(TrainerCallback):
 
     def _complete(self, folder: Path, kept: dict[str, Tensor]) -> None:
         self.meter.save(folder)
+        write_json(folder / LAUNCH, {"kind": kind()})
         if kept:
             save_file(kept, folder / METHOD_STATE)
         to_disk(folder)

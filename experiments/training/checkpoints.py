@@ -10,8 +10,12 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
+from experiments.processes import OtherLaunch, kind
+from experiments.records import read_json
+
 COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
 METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint
+LAUNCH = "launch.json"  # the kind of launch that wrote it
 # what torch.save says when the disk is full; it has no error number
 TORCH_WRITE_FAULTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 
@@ -23,6 +27,17 @@ def last_checkpoint(folder: Path) -> str | None:
         if not marker.is_file() or json.loads(marker.read_text()) != file_sizes(path):
             shutil.rmtree(path)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def same_launch(checkpoint: Path) -> None:
+    """Raise OtherLaunch for a checkpoint that this kind of launch cannot read."""
+    written = read_json(checkpoint / LAUNCH).get("kind", "whole")
+    if written != kind():
+        raise OtherLaunch(
+            f"{checkpoint} was written by a launch of kind {written!r}, and this one is {kind()!r} (whole: python or "
+            "torchrun, fsdp: accelerate launch --use_fsdp, deepspeed: --use_deepspeed): go on as it began, or delete "
+            "that folder"
+        )
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from experiments.methods import Method, Setting
 from experiments.models import Precision
 from experiments.processes import ALONE, PATIENCE, Processes
 from experiments.training.callbacks import Evaluate, Measure, Progress, Report
-from experiments.training.checkpoints import METHOD_STATE, last_checkpoint
+from experiments.training.checkpoints import METHOD_STATE, last_checkpoint, same_launch
 from experiments.training.trainer import ArmTrainer
 
 
@@ -62,6 +63,7 @@ def train_arm(
     trainer.add_callback(Evaluate(evaluation_steps(config), every, measure, meter, method, processes))
     checkpoint = processes.told(last_checkpoint(folder) if processes.first else None)
     if checkpoint:
+        same_launch(Path(checkpoint))
         meter.load(Path(checkpoint))
         if (Path(checkpoint) / METHOD_STATE).is_file():
             method.load_state(load_file(Path(checkpoint) / METHOD_STATE))
@@ -84,6 +86,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Trainer's arguments; evaluation, logging and saving are ours to time."""
     training = config.training
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision.bf16 else "no"  # not what a launcher says
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=training.steps,

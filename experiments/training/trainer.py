@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import Trainer
 
 from experiments.config import TrainingConfig
 from experiments.methods import Method
+from experiments.processes import shards
 from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import Meter, real_tokens
@@ -29,6 +31,8 @@ class ArmTrainer(Trainer):
         self.method, self.training_config = method, training
         self.parts: dict[str, Tensor] = {}
         self.layers = LayerFigures(self.model)
+        if shards():  # autocast over fp32 shards as in one process; FSDP2's own policy would round logits and loss
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
             self.lm_loss = lm_loss(self.model, method.reads_logits)
         self.meter = Meter()
@@ -57,7 +61,9 @@ class ArmTrainer(Trainer):
         inputs = dict(inputs)
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
-        with self.layers.noting(), self.lm_loss():
+        # accelerate wraps a model's forward in autocast, but not under FSDP2
+        autocast = self.accelerator.autocast if shards() else nullcontext
+        with autocast(), self.layers.noting(), self.lm_loss():
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )

@@ -103,7 +103,7 @@ def train(
         if step == kill_at:
             raise Killed
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), using.precision.autocast():
             outcome.measured[step] = model(probe).logits
         model.train()
 

@@ -5,67 +5,73 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from experiments.arm_run import ArmRun
 from experiments.checks import check_layers
 from experiments.config import ConfigError
-from experiments.methods import METHODS
-from experiments.processes import ALONE, Processes
-from experiments.records import read_json, read_records
+from experiments.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind
+from experiments.records import read_json, read_records, write_json
 from experiments.run import RunError, open_run, run_experiment, run_folder
+from experiments.training.checkpoints import LAUNCH, same_launch
+from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import tiny
 from tests.experiments import two
 from tests.experiments.engine import train
 from tests.experiments.small import small_config, small_values, tiny_base
 
 ROOT = Path(__file__).parents[2]
+NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
+MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
 LOGGED = ("loss", "lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
 
 
 def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Two processes of two.py, as torchrun starts them."""
     command = [str(ROOT / "tests" / "experiments" / "two.py"), *map(str, arguments)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.run(
         [*torchrun, *command], check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
     )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
-    """The same losses and weights, for all methods; control, ema and mer are killed on the way and resumed."""
+    """The same losses and weights, for all methods; some are killed on the way and resumed."""
     done = launch(mode, "methods", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    methods = [name for name, cls in METHODS.items() if mode == "ddp" or not cls.reads_weights]
-    assert len(methods) == len(METHODS) - (0 if mode == "ddp" else 2)
-    for method in methods:
-        one = train(two.arm(method), tmp_path / "one" / method)
+    for method in two.methods(mode):
+        one = train(two.arm(method), tmp_path / "one" / method, precision=two.precision(method))
         logs, cost, weights, measured = torch.load(tmp_path / f"{method}.pt", weights_only=False)
         assert cost["tokens"] == one.cost["tokens"]
         assert cost["trainable_parameters"] == one.cost["trainable_parameters"]
         resumed = [step for step in one.logs if step not in logs]
-        assert resumed == ([1, 2] if method in ("control", "ema", "mer") else [])
+        assert resumed == ([1, 2] if method in two.RESUMED else [])
         for step, found in logs.items():
             expected = one.logs[step]
             assert found.keys() == expected.keys()
             for name in LOGGED:
                 if name in expected:
-                    assert found[name] == pytest.approx(expected[name], rel=2e-3), (method, step, name)
+                    far = 2e-2 if method.endswith("bf16") else 2e-3
+                    assert found[name] == pytest.approx(expected[name], rel=far), (method, step, name)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, one.weights[name], rtol=1e-2, atol=2e-3, msg=f"{method} {name}")
         for step, logits in measured.items():
-            torch.testing.assert_close(logits, one.measured[step], rtol=1e-2, atol=1e-2)
+            torch.testing.assert_close(logits.float(), one.measured[step].float(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("mode", MODES)
 def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
     """The records, the figures and the files; an arm that breaks is noted, and both go on to the next."""
     values = small_values(tiny_base(tmp_path / "base"))
@@ -117,19 +123,74 @@ def test_one_process_alone_meets_its_own_errors() -> None:
         ALONE.lead(work)
 
 
-def test_penalties_on_weights_are_refused_where_these_are_in_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = small_config("x", arms=[{"name": "far", "method": "l2sp", "learning_rates": [1e-3]}])
-    check_layers(config, tiny())
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+@pytest.mark.parametrize(
+    ("method", "launcher", "reason"),
+    [
+        ("l2sp", "FSDP", r"arm 'far': method l2sp adds a function of all weights .* in shards"),
+        ("ewc", "FSDP", r"arm 'far': method ewc adds a function of all weights .* in shards"),
+        ("mer", "DEEPSPEED", r"arm 'far': method mer sets weights between steps, .* copies of its own"),
+    ],
+)
+def test_what_a_launcher_cannot_do_is_refused(
+    method: str, launcher: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = small_config("x", arms=[{"name": "far", "method": method, "learning_rates": [1e-3]}])
     check_layers(config, tiny())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"arm 'far': method l2sp adds a function of all weights .* in shards"):
+    check_layers(config, tiny())
+    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
+    with pytest.raises(ConfigError, match=reason):
         check_layers(config, tiny())
+    refused = {"FSDP": "fsdp", "DEEPSPEED": "zero"}[launcher]
+    assert method not in two.methods(refused)  # what is refused is not compared, all else is
 
 
-def test_deepspeed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_older_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's default, and it hides its shards: one process would evaluate while the others do not gather."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="only its second version is supported, add --fsdp_version 2"):
+        run_experiment(small_config("x"), tmp_path)
+
+
+def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same_launch(tmp_path)  # of an earlier version of this project, which had one process
+    write_json(tmp_path / LAUNCH, {"kind": kind()})
+    same_launch(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    same_launch(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(
+        OtherLaunch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"
+    ):
+        same_launch(tmp_path)
+
+
+def test_an_error_that_others_cannot_know_ends_the_launch(tmp_path: Path) -> None:
+    def out_of_memory(*args: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    def nan(*args: object) -> None:
+        raise ArmFailed("loss became nan")
+
+    def arm(count: int, work: Any) -> Any:
+        return SimpleNamespace(
+            experiment=SimpleNamespace(processes=Processes(count)), folder=tmp_path / "full-1", _optimise=work
+        )
+
+    with pytest.raises(torch.OutOfMemoryError):  # is noted as the arm's reason
+        ArmRun._together(arm(1, out_of_memory), None, None)  # type: ignore[arg-type]
+    with pytest.raises(LaunchEnded, match=r"full-1: out of GPU memory: lower training\.batch_size"):
+        ArmRun._together(arm(2, out_of_memory), None, None)  # type: ignore[arg-type]
+    with pytest.raises(ArmFailed):  # all processes meet it
+        ArmRun._together(arm(2, nan), None, None)  # type: ignore[arg-type]
+
+
+@NO_DEEPSPEED
+def test_zero_stage_3_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(ConfigError, match="DeepSpeed is not supported: accelerate launch --use_fsdp"):
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ConfigError, match="zero_stage=3 is not supported: take stage 1 or 2, or accelerate launch"):
         run_experiment(small_config("x"), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -138,6 +199,8 @@ def test_what_is_made_for_one_process_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="WORLD_SIZE=2: a study runs in one process on one device"):
         run_experiment(small_config("x"), tmp_path, parent="a trial's run")
+    with pytest.raises(RunError, match="WORLD_SIZE=2: an observer runs in one process"):
+        run_experiment(small_config("x"), tmp_path, observe=lambda *args: None)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values("x")))
     with pytest.raises(RunError, match="WORLD_SIZE=2: measuring more models runs in one process"):
         open_run(tmp_path)

@@ -1,6 +1,7 @@
 """What each of two processes does for test_processes.py: `python -m torch.distributed.run ... two.py MODE WHAT ...`.
 
-MODE: ddp or fsdp, accelerate's own (`tests.sharding`). WHAT: `methods FOLDER`, or arguments of experiments.cli.
+MODE: ddp, fsdp or zero (DeepSpeed), accelerate's own (`tests.sharding`). WHAT: `methods FOLDER`, or arguments of
+experiments.cli.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,18 +25,34 @@ from experiments.methods.tuning import Full
 from experiments.processes import FirstFailed, Processes
 from experiments.training.trainer import ArmFailed
 from tests.experiments.engine import OPTIONS, Killed, arm_config, train
-from tests.sharding import shard_on_cpu
+from tests.sharding import shard_on_cpu, zero_on_cpu
+
+RESUMED = ("control", "lora", "ema", "mer")  # killed on the way, and continued
 
 
 def arm(method: str) -> ArmConfig:
-    """Without dropout, which draws other numbers in each process."""
-    return arm_config(method, OPTIONS.get(method, {}) | ({"dropout": 0.0} if method == "lora" else {}))
+    """Without dropout, which draws other numbers in each process. method: `kl lora` is kl with `trains: lora`."""
+    name, _, more = method.partition(" ")
+    changed: dict[str, Any] = {"dropout": 0.0} if name == "lora" else {"trains": more} if name == "kl" and more else {}
+    return arm_config(name, OPTIONS.get(name, {}) | changed)
+
+
+def methods(mode: str) -> list[str]:
+    """Those that are not refused there, and some of them with other settings."""
+    refused = {"ddp": (), "fsdp": ("l2sp", "ewc"), "zero": ("mer",)}[mode]
+    return [*(name for name in METHODS if name not in refused), "kl lora", "kl control", "control bf16"]
+
+
+def precision(method: str) -> str:
+    return "bf16" if method.endswith("bf16") else "fp32"
 
 
 def main(mode: str, what: str, *rest: str) -> int:
     dist.init_process_group("gloo")
     if mode == "fsdp":
         shard_on_cpu()
+    if mode == "zero":
+        zero_on_cpu()
     code = cli.main([what, *rest]) if what != "methods" else train_all(mode, Path(rest[0]))
     dist.destroy_process_group()
     return code
@@ -43,10 +61,10 @@ def main(mode: str, what: str, *rest: str) -> int:
 def train_all(mode: str, folder: Path) -> int:
     """Each method on the tiny model; what came of it in METHOD.pt."""
     processes = Processes.joined()
-    for method in [name for name, cls in METHODS.items() if mode == "ddp" or not cls.reads_weights]:
-        for kill_at in (4, None) if method in ("control", "ema", "mer") else (None,):
+    for method in methods(mode):
+        for kill_at in (4, None) if method in RESUMED else (None,):
             try:
-                outcome = train(arm(method), folder / method, kill_at=kill_at, processes=processes)
+                outcome = train(arm(method), folder / method, kill_at, precision=precision(method), processes=processes)
             except (Killed, FirstFailed):
                 continue
         assert sharded(outcome.model) == (mode == "fsdp")
