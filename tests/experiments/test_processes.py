@@ -160,9 +160,7 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     same_launch(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(
-        OtherLaunch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"
-    ):
+    with pytest.raises(OtherLaunch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"):
         same_launch(tmp_path)
 
 
