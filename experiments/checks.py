@@ -7,12 +7,18 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.models import Precision
 from experiments.processes import deepspeed, shards
 
 
 def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
     """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there."""
     faults = []
+    if deepspeed() and Precision(config.precision).bf16:
+        faults.append(
+            f"precision {config.precision!r} means bf16 here, and DeepSpeed would hold all weights in it, norms too, "
+            "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp --fsdp_version 2"
+        )
     for arm in config.arms:
         replay = config.data.replay if arm.replay is None else arm.replay
         if arm.build().needs_replay and not (replay and config.data.old):

@@ -28,6 +28,8 @@ steps = 32
 batch_size = 8
 new_items = 48
 kept_items = 30
+replies_measured = 8  # texts of the base on which the KL is measured
+text_tokens = 2048  # of a story, for the perplexity
 learning_rate = 1e-3
 root = None  # where results go; None: the project's mlruns/
 
@@ -53,7 +55,8 @@ config = load_config(
         "evaluation.every": steps // 2,
         "evaluation.new_items": new_items,
         "evaluation.kept_items": kept_items,
-        "evaluation.replies": 8,
+        "evaluation.replies": replies_measured,
+        "evaluation.perplexity_tokens": text_tokens,
         "arms": [
             {"name": "full", "method": "full", "learning_rates": [learning_rate]},
             {"name": "control", "method": "control", "learning_rates": [learning_rate], "control": {"layers": 8}},

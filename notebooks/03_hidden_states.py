@@ -26,6 +26,8 @@ steps = 20
 batch_size = 8
 layers = 8  # how many layers control expands
 learning_rate = 1e-3
+new_items = 32
+kept_items = 16
 shown = [7, 15, 22, 29]  # layers of the projections
 base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
@@ -55,8 +57,8 @@ config = load_config(
         "training.batch_size": batch_size,
         "evaluation.every": steps,
         "evaluation.suites": ["new", "kept", "alignment"],
-        "evaluation.new_items": 32,
-        "evaluation.kept_items": 16,
+        "evaluation.new_items": new_items,
+        "evaluation.kept_items": kept_items,
         "arms": [
             {"name": "full", "method": "full", "learning_rates": [learning_rate]},
             {"name": "control", "method": "control", "learning_rates": [learning_rate], "control": {"layers": layers}},

@@ -12,7 +12,6 @@ from transformers import Trainer
 
 from experiments.config import TrainingConfig
 from experiments.methods import Method
-from experiments.processes import shards
 from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import Meter, real_tokens
@@ -31,7 +30,9 @@ class ArmTrainer(Trainer):
         self.method, self.training_config = method, training
         self.parts: dict[str, Tensor] = {}
         self.layers = LayerFigures(self.model)
-        if shards():  # autocast over fp32 shards as in one process; FSDP2's own policy would round logits and loss
+        if (
+            self.is_fsdp_enabled
+        ):  # autocast over fp32 shards as in one process; FSDP2's own policy would round logits and loss
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
             self.lm_loss = lm_loss(self.model, method.reads_logits)
@@ -62,7 +63,7 @@ class ArmTrainer(Trainer):
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
-        autocast = self.accelerator.autocast if shards() else nullcontext
+        autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext
         with autocast(), self.layers.noting(), self.lm_loss():
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs

@@ -184,6 +184,13 @@ def test_an_error_that_others_cannot_know_ends_the_launch(tmp_path: Path) -> Non
         ArmRun._together(arm(2, nan), None, None)  # type: ignore[arg-type]
 
 
+def test_bf16_is_refused_under_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_layers(small_config("x"), tiny())
+    with pytest.raises(ConfigError, match=r"precision 'bf16' means bf16 here, .* set precision to fp32, or use"):
+        check_layers(small_config("x", precision="bf16"), tiny())
+
+
 @NO_DEEPSPEED
 def test_zero_stage_3_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

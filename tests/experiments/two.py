@@ -38,9 +38,14 @@ def arm(method: str) -> ArmConfig:
 
 
 def methods(mode: str) -> list[str]:
-    """Those that are not refused there, and some of them with other settings."""
-    refused = {"ddp": (), "fsdp": ("l2sp", "ewc"), "zero": ("mer",)}[mode]
-    return [*(name for name in METHODS if name not in refused), "kl lora", "kl control", "control bf16"]
+    """Those that are not refused there, and some of them with other settings. DDP: those that act beside the model's
+    own pass or the optimiser; the others are a wrapped model, and shards try them harder."""
+    left_out = {
+        "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
+        "fsdp": ("l2sp", "ewc"),
+        "zero": ("mer", "control bf16"),
+    }
+    return [name for name in (*METHODS, "kl lora", "kl control", "control bf16") if name not in left_out[mode]]
 
 
 def precision(method: str) -> str:

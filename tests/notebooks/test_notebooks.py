@@ -12,7 +12,14 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SMALL = {
-    "01_forgetting_in_five_minutes": {"steps": 2, "batch_size": 2, "new_items": 4, "kept_items": 4},
+    "01_forgetting_in_five_minutes": {
+        "steps": 2,
+        "batch_size": 2,
+        "new_items": 4,
+        "kept_items": 4,
+        "replies_measured": 2,
+        "text_tokens": 256,
+    },
     "02_ablation": {
         "steps": 2,
         "batch_size": 2,
@@ -23,7 +30,7 @@ SMALL = {
         "text_tokens": 256,
         "alphas": [0.0, 1.0],
     },
-    "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2},
+    "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4},
 }
 
 
