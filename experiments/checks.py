@@ -17,7 +17,8 @@ def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
     if deepspeed() and Precision(config.precision).bf16:
         faults.append(
             f"precision {config.precision!r} means bf16 here, and DeepSpeed would hold all weights in it, norms too, "
-            "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp --fsdp_version 2"
+            "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp "
+            "--fsdp_version 2"
         )
     for arm in config.arms:
         replay = config.data.replay if arm.replay is None else arm.replay
