@@ -134,7 +134,7 @@ def deepspeed() -> bool:
 
 def leads() -> bool:
     """Whether this process is the first of its launch, or the only one."""
-    return int(os.environ.get("RANK") or 0) == 0
+    return launched() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
 ALONE = Processes()

@@ -17,7 +17,7 @@ import yaml
 from experiments.arm_run import ArmRun
 from experiments.checks import check_layers
 from experiments.config import ConfigError
-from experiments.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind
+from experiments.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind, leads
 from experiments.records import read_json, read_records, write_json
 from experiments.run import RunError, open_run, run_experiment, run_folder
 from experiments.training.checkpoints import LAUNCH, same_launch
@@ -113,6 +113,13 @@ def test_a_batch_is_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
         Processes(5).part(12)
     assert ALONE.told("x") == "x"
     assert ALONE.gathered(1) == [1]
+
+
+def test_a_rank_without_a_launch_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # as some job schedulers set it
+    assert leads()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not leads()
 
 
 def test_one_process_alone_meets_its_own_errors() -> None:
