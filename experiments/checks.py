@@ -12,7 +12,8 @@ from experiments.processes import deepspeed, shards
 
 
 def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
-    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there."""
+    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there, or for what
+    the launcher of this run cannot do."""
     faults = []
     if deepspeed() and Precision(config.precision).bf16:
         faults.append(
@@ -21,22 +22,23 @@ def check_layers(config: ExperimentConfig, model: PreTrainedModel) -> None:
             "--fsdp_version 2"
         )
     for arm in config.arms:
+        method = arm.build()
         replay = config.data.replay if arm.replay is None else arm.replay
-        if arm.build().needs_replay and not (replay and config.data.old):
+        if method.needs_replay and not (replay and config.data.old):
             faults.append(
                 f"arm {arm.name!r}: its options need replayed rows: give data.old, and data.replay or its replay"
             )
-        if arm.build().reads_weights and shards():
+        if method.reads_weights and shards():
             faults.append(
                 f"arm {arm.name!r}: method {arm.method} adds a function of all weights to the loss, and FSDP has them "
                 "in shards: launch it without FSDP (each process then has the whole model), or leave the arm out"
             )
-        if arm.build().writes_weights and deepspeed():
+        if method.writes_weights and deepspeed():
             faults.append(
                 f"arm {arm.name!r}: method {arm.method} sets weights between steps, and DeepSpeed trains copies of "
                 "its own: launch it without DeepSpeed, or leave the arm out"
             )
-        if arm.build().places_layers:
+        if method.places_layers:
             try:
                 place(arm.control.layers, len(decoder_layers(model)))
             except ctrl.ConfigError as error:

@@ -1,9 +1,12 @@
-"""accelerate's FSDP2 and DeepSpeed between processes of a CPU: told that it is an accelerator, both work."""
+"""Two processes of one machine; accelerate's FSDP2 and DeepSpeed on a CPU: told it is an accelerator, both work."""
 
 from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -15,7 +18,24 @@ FSDP = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "ACCELERATE_TORCH_DEVICE": "cpu",
 }
+ROOT = Path(__file__).parents[1]
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+
+
+def two_processes(script: Path, *arguments: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    """Run a script in two processes on this machine, as torchrun starts them, one thread each. timeout: in seconds."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        check=False,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def zero_on_cpu(stage: int = 2) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.sharding import two_processes
 
 DISTRIBUTED = """
 import sys, torch
@@ -173,22 +172,6 @@ def run_twice(job: str, folder: Path, argument: str) -> str:
     """Standard output of two processes that run the job; their errors fail the test."""
     script = folder / "job.py"
     script.write_text(job)
-    root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-        argument,
-    ]
-    done = subprocess.run(
-        command, check=False, cwd=root, env=_environment(root), capture_output=True, text=True, timeout=240
-    )
+    done = two_processes(script, argument, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-def _environment(root: Path) -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

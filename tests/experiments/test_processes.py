@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,29 +23,19 @@ from tests.ctrl.test_trainer import tiny
 from tests.experiments import two
 from tests.experiments.engine import train
 from tests.experiments.small import small_config, small_values, tiny_base
+from tests.sharding import two_processes
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(two.__file__)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
 LOGGED = ("loss", "lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
-
-
-def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Two processes of two.py, as torchrun starts them."""
-    command = [str(ROOT / "tests" / "experiments" / "two.py"), *map(str, arguments)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(
-        [*torchrun, *command], check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
-    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
     """The same losses and weights, for all methods; some are killed on the way and resumed."""
-    done = launch(mode, "methods", tmp_path)
+    done = two_processes(SCRIPT, mode, "methods", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for method in two.methods(mode):
         one = train(two.arm(method), tmp_path / "one" / method, precision=two.precision(method))
@@ -78,7 +65,7 @@ def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path
     broken = {"name": "broken", "method": "full", "learning_rates": [1e30]}
     values["arms"] = [values["arms"][0], broken, values["arms"][1]]
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
-    done = launch(mode, "run", tmp_path / "small.yaml", "--root", tmp_path / "two")
+    done = two_processes(SCRIPT, mode, "run", tmp_path / "small.yaml", "--root", tmp_path / "two")
     assert done.returncode == 1
     assert done.stdout.count("MLflow UI:") == 1
     assert "3 arms, 2 processes" in done.stdout
@@ -107,7 +94,7 @@ def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "journal" not in str(p)}
 
 
-def test_a_batch_is_shared_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_shared_out_evenly() -> None:
     assert [Processes(count).part(12) for count in (1, 2, 3)] == [12, 6, 4]
     with pytest.raises(ConfigError, match=r"training\.batch_size=12 does not divide by the 5 processes"):
         Processes(5).part(12)
