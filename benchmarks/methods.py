@@ -2,6 +2,7 @@
 
     python benchmarks/methods.py                 # prints the tables
     python benchmarks/methods.py --write         # and writes them to benchmarks/methods-bf16.md or methods-fp32.md
+    python benchmarks/methods.py --write --precision bf16 --rounds 3 --tokens 16    # to methods-bf16-configured.md
 
 Steps of all methods are timed in turn, round after round, so that a machine that drifts drifts for all. Peak memory is
 that of a process of its own per method, above the same process before the model is loaded. FLOPs are counted by
@@ -54,7 +55,8 @@ def main() -> None:
     text = "\n\n".join(tables) + "\n"
     print(text)
     if args.write:
-        Path(__file__).with_name(f"methods-{Precision('auto').name}.md").write_text(text)
+        configured = "" if args.precision == "auto" else "-configured"
+        Path(__file__).with_name(f"methods-{Precision(args.precision).name}{configured}.md").write_text(text)
 
 
 def arguments() -> argparse.Namespace:
@@ -65,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64, help="tokens decoded")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument(
         "--memory", choices=list(METHODS), help="measure one method's peak memory, for the parent process"
     )
@@ -72,7 +75,7 @@ def arguments() -> argparse.Namespace:
 
 
 def header(args: argparse.Namespace) -> str:
-    precision, version = Precision("auto"), torch.__version__.split("+")[0]
+    precision, version = Precision(args.precision), torch.__version__.split("+")[0]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     command = " ".join(["python benchmarks/methods.py", *sys.argv[1:]])
     return (
@@ -87,7 +90,7 @@ class Step:
     """One optimiser step of one method: forward (with the engine's loss), backward, clip, AdamW."""
 
     def __init__(self, method: str, args: argparse.Namespace) -> None:
-        self.precision = Precision("auto")
+        self.precision = Precision(args.precision)
         base, name = load_base(args.model)[0], method.split(",")[0]
         layers = list(range(-LAYERS, 0)) if method.endswith("last layers") else LAYERS
         arm = ArmConfig(name=name, method=name, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=layers))
@@ -198,7 +201,7 @@ def overhead_line(args: argparse.Namespace) -> str:
 
 def decode_table(args: argparse.Namespace) -> str:
     """Seconds per decoded token: the base model, the expanded one, the merged one."""
-    precision = Precision("auto")
+    precision = Precision(args.precision)
     dtype = torch.bfloat16 if precision.bf16 else torch.float32
     base = load_base(args.model)[0].eval().to(dtype)  # type: ignore[arg-type]
     expanded = ctrl.expand(load_base(args.model)[0].eval().to(dtype), ctrl.ControlConfig(layers=LAYERS))  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> N
             prompts.select(torch.tensor(going))
             replies = [replies[row] for row in going]
         last = torch.tensor([[reply[-1]] for reply in replies])
-        logits = prompts.read(last, torch.ones_like(last), 1)[:, -1]
+        logits = prompts.read(last, torch.ones_like(last))
 
 
 def _ended(reply: Sequence[int], end: int, most: int) -> bool:

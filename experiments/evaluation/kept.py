@@ -16,20 +16,18 @@ from experiments.records import Record
 from experiments.section import ConfigError
 
 FORMS = ("plain", "chat")
-CHOICES_AT_ONCE = 34  # a task's hundred in three batches; more is slower on a CPU: their caches no longer fit
 
 
 class KeptSuite(Suite):
     """Each probe as a stem to complete and as a chat; the option of the highest likelihood is the choice."""
 
     name = "kept"
+    version = 2
 
     def draw(self) -> None:
         settings = self.config.evaluation
         self.probes = self._worded(kept_items(settings.kept_tasks, settings.kept_items, self.config.seed))
         self.choices = {form: [as_choice(self.tokenizer, probe, form) for probe in self.probes] for form in FORMS}
-        tasks_in_order = dict.fromkeys(probe.task for probe in self.probes)
-        self.rows = [[i for i, probe in enumerate(self.probes) if probe.task == task] for task in tasks_in_order]
 
     def _worded(self, probes: list[Probe]) -> list[Probe]:
         return probes
@@ -44,10 +42,8 @@ class KeptSuite(Suite):
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
         for form in FORMS:
-            for rows in self.rows:  # prompts of one task start with the same words: they are read once
-                choices = [self.choices[form][i] for i in rows]
-                scores = score_options(model, choices, CHOICES_AT_ONCE, advance)
-                yield from (_record(self.probes[i], form, values) for i, values in zip(rows, scores, strict=True))
+            scores = score_options(model, self.choices[form], advance=advance)
+            yield from (_record(probe, form, values) for probe, values in zip(self.probes, scores, strict=True))
 
 
 class RewordedKept(KeptSuite):

@@ -1,12 +1,13 @@
 """Multiple choice by likelihood: each option's mean log-probability per token behind the prompt.
 
-A prompt is read once and its cached keys and values serve all its options. The scores equal those of one full sequence
-per option.
+Prompts and options are read as trees: what several begin with is read once. The scores equal those of one full sequence
+per option, which is how models are read that cannot take a tree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,10 @@ from transformers import PreTrainedModel
 
 from experiments.data.tokens import pad
 from experiments.evaluation.generation import Advance, by_length, nothing
-from experiments.evaluation.prompts import PAYS, Prefix, Prompts
+from experiments.evaluation.tree import Tree, log_probs, reads_trees
+
+NODES = 384  # tokens of a tree; attention grows with their square, beginnings are read again in the next tree
+BATCH = 16  # choices at a time, where there is no tree
 
 
 @dataclass(frozen=True)
@@ -29,76 +33,93 @@ class Choice:
         if not self.prompt or not self.options or not all(self.options):
             raise ValueError(f"a prompt and each of its options need at least one token, but got {self}")
 
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + max(len(option) for option in self.options)
+
 
 @torch.no_grad()
 def score_options(
-    model: PreTrainedModel, choices: Sequence[Choice], batch_size: int = 128, advance: Advance = nothing
+    model: PreTrainedModel, choices: Sequence[Choice], nodes: int = NODES, advance: Advance = nothing
 ) -> list[list[float]]:
     """score(option) = 1/T * sum over t of log p(option_t | prompt, option_<t), T its number of tokens.
 
-    batch_size: prompts at a time. Returns one list per choice, one score per option, in nats per token, at most 0.
+    nodes: a tree is read when it has as many. Returns one list per choice, one score per option, in nats per token, at
+    most 0.
     """
-    prefix = Prefix(model, [choice.prompt for choice in choices])
+    if not choices:
+        return []
+    if not reads_trees(model, max(choice.longest for choice in choices)):
+        return _by_rows(model, choices, advance)
     scores: list[list[float]] = [[] for _ in choices]
-    for rows in by_length([_work(choice) for choice in choices], batch_size):
-        batch = [choices[i] for i in rows]
-        for i, values in zip(rows, _score_batch(model, batch, prefix), strict=True):
+    for grove in _groves(choices, nodes):
+        for i, values in zip(grove.choices, grove.read(model), strict=True):
             scores[i] = values
+        advance(len(grove.choices))
+    return scores
+
+
+class _Grove:
+    """Some choices in one tree."""
+
+    def __init__(self) -> None:
+        self.tree = Tree()
+        self.choices: list[int] = []
+        self._asked: list[list[list[tuple[int, int]]]] = []  # (node, token behind it), of each choice's options
+
+    def plant(self, i: int, choice: Choice) -> None:
+        prompt = self.tree.add(choice.prompt)
+        self.choices.append(i)
+        self._asked.append([self._path(prompt, option) for option in choice.options])
+
+    def _path(self, node: int, option: tuple[int, ...]) -> list[tuple[int, int]]:
+        """A token is asked behind what stands before it; the last one itself need not be read."""
+        pairs = [(node, option[0])]
+        for read, token in itertools.pairwise(option):
+            node = self.tree.add([read], node)
+            pairs.append((node, token))
+        return pairs
+
+    def read(self, model: PreTrainedModel) -> list[list[float]]:
+        pairs = [pair for options in self._asked for option in options for pair in option]
+        values = iter(log_probs(model, self.tree, pairs))
+        return [[_mean([next(values) for _ in option]) for option in options] for options in self._asked]
+
+
+def _groves(choices: Sequence[Choice], nodes: int) -> Iterator[_Grove]:
+    """Choices whose prompts begin alike come together."""
+    grove = _Grove()
+    for i in sorted(range(len(choices)), key=lambda i: choices[i].prompt):
+        grove.plant(i, choices[i])
+        if len(grove.tree) >= nodes:
+            yield grove
+            grove = _Grove()
+    if grove.choices:
+        yield grove
+
+
+def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], advance: Advance) -> list[list[float]]:
+    """One sequence per option, padded on the left."""
+    scores: list[list[float]] = [[] for _ in choices]
+    for rows in by_length([choice.longest for choice in choices], BATCH):
+        asked = [(choices[i].prompt, option) for i in rows for option in choices[i].options]
+        means = iter(_row_scores(model, asked))
+        for i in rows:
+            scores[i] = [next(means) for _ in choices[i].options]
         advance(len(rows))
     return scores
 
 
-def _work(choice: Choice) -> int:
-    """Sorts by the longest option first and by the prompt second: an option token costs the whole vocabulary."""
-    return 1000 * max(len(option) for option in choice.options) + len(choice.prompt)
-
-
-def _score_batch(model: PreTrainedModel, batch: list[Choice], prefix: Prefix) -> list[list[float]]:
-    prompts = Prompts(model, [choice.prompt for choice in batch], prefix)
-    options = [option for choice in batch for option in choice.options]
-    owner = torch.tensor([i for i, choice in enumerate(batch) for _ in choice.options], device=model.device)
-    first = torch.tensor([option[0] for option in options], device=model.device)
-    sums = torch.log_softmax(prompts.logits.float(), dim=-1)[owner, first]
-    longer = [i for i, option in enumerate(options) if len(option) > 1]
-    if longer:
-        prompts.select(owner[longer])
-        sums[longer] += _rest(prompts, [options[i] for i in longer])
-    means = iter((sums / torch.tensor([len(option) for option in options], device=model.device)).tolist())
-    return [[next(means) for _ in choice.options] for choice in batch]
-
-
-def _rest(prompts: Prompts, options: list[tuple[int, ...]]) -> Tensor:
-    """Summed log-probability of each option's tokens but the first. One row of prompts per option.
-
-    Read in blocks of columns: options that have ended leave, so that few tokens of padding are read.
-    """
-    sums = torch.zeros(len(options), device=prompts.model.device)
-    rows, start = list(range(len(options))), 0
-    for stop in _blocks([len(option) - 1 for option in options]):
-        going = [at for at, row in enumerate(rows) if len(options[row]) - 1 > start]
-        if len(going) < len(rows):
-            prompts.select(torch.tensor(going))
-            rows = [rows[at] for at in going]
-        inputs = pad([options[row][:-1][start:stop] for row in rows], 0)
-        targets = pad([options[row][1:][start:stop] for row in rows], 0)
-        real = pad([[1] * len(options[row][1:][start:stop]) for row in rows], 0)
-        logits = prompts.read(inputs, real)
-        chosen = log_likelihood(logits, targets.to(logits.device))
-        sums[rows] += (chosen * real.to(chosen.device)).sum(-1)
-        start = stop
-    return sums
-
-
-def _blocks(lengths: Sequence[int]) -> list[int]:
-    """Where columns of rows of these lengths are cut: each cut saves PAYS tokens of padding. The last is the end."""
-    end = max(lengths)
-    saved = {cut: sum(length <= cut for length in lengths) * (end - cut) for cut in set(lengths)}
-    best = max(saved, key=lambda cut: saved[cut])
-    if saved[best] < PAYS:
-        return [end]
-    before = [min(length, best) for length in lengths]
-    after = [length - best for length in lengths if length > best]
-    return [*_blocks(before), *(best + stop for stop in _blocks(after))]
+def _row_scores(model: PreTrainedModel, asked: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+    keep = 1 + max(len(option) for _, option in asked)
+    sequences = [[*prompt, *option] for prompt, option in asked]
+    ids, real = (pad(rows, 0, left=True).to(model.device) for rows in (sequences, [[1] * len(s) for s in sequences]))
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    logits = model(
+        input_ids=ids, attention_mask=real, position_ids=positions, use_cache=False, logits_to_keep=keep
+    ).logits
+    chosen = log_likelihood(logits[:, :-1], ids[:, 1 - keep :])
+    return [float(row[-len(option) :].mean()) for row, (_, option) in zip(chosen, asked, strict=True)]
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
@@ -110,3 +131,7 @@ def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 def _log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     return logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,4 +1,4 @@
-"""Prompts read once with their keys and values kept, for everything that is said behind them.
+"""Prompts read once with their keys and values kept, for the replies behind them.
 
 What all prompts start with (the system turn, the words of a question) is read once for all of them.
 """
@@ -43,10 +43,10 @@ class Prompts:
         if shared:
             self.cache.batch_repeat_interleave(len(batch))
         self.mask = torch.ones(len(batch), shared, dtype=torch.int64)
-        self.logits = self.read(pad(own, 0, left=True), pad([[1] * len(row) for row in own], 0, left=True), 1)[:, -1]
+        self.logits = self.read(pad(own, 0, left=True), pad([[1] * len(row) for row in own], 0, left=True))
 
-    def read(self, ids: Tensor, real: Tensor, keep: int = 0) -> Tensor:
-        """Append ids (rows, new); real: 1 where a token is none of padding. Returns logits (rows, keep or new, vocab).
+    def read(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Append ids (rows, new); real: 1 where a token is none of padding. Returns logits (rows, vocab).
 
         Positions are counted without padding.
         """
@@ -59,8 +59,8 @@ class Prompts:
             position_ids=positions.to(device),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+            logits_to_keep=1,
+        ).logits[:, -1]
         return logits
 
     def select(self, rows: Tensor) -> None:

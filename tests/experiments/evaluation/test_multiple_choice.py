@@ -4,74 +4,117 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from experiments.data.sources import ReasoningGym
+from experiments.evaluation import multiple_choice
 from experiments.evaluation.evaluate import Evaluation
-from experiments.evaluation.multiple_choice import Choice, _blocks, score_options
-from experiments.evaluation.prompts import Prompts
+from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.tree import Tree, log_probs, reads_trees
 from experiments.models import load_base
+from tests.ctrl.families import EVERY, WINDOW
 from tests.experiments.evaluation.models import expanded, largest_gap, naive_scores, random_choices, sharp
 from tests.experiments.small import small_config
+
+
+def short_choices(prefix: tuple[int, ...] = ()) -> list[Choice]:
+    """Within the tiny models' sliding windows, but for a long prefix."""
+    choices = [Choice(c.prompt[:3], tuple(option[:3] for option in c.options)) for c in random_choices((), 6)]
+    return [Choice((*prefix, *c.prompt), c.options) for c in choices]
+
+
+def mamba() -> PreTrainedModel:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    return MambaForCausalLM(MambaConfig(**shape, eos_token_id=None)).eval()
 
 
 class TestMultipleChoice:
     @pytest.mark.parametrize("prefix", [(), tuple(range(20))], ids=["no prefix", "shared prefix"])
     @pytest.mark.parametrize("build", [sharp, expanded])
-    @pytest.mark.parametrize("batch_size", [1, 5, 64])
-    @pytest.mark.slow
-    def test_equals_one_sequence_per_option(self, build: type, prefix: tuple[int, ...], batch_size: int) -> None:
+    @pytest.mark.parametrize("nodes", [1, 50, 512])
+    def test_equals_one_sequence_per_option(self, build: type, prefix: tuple[int, ...], nodes: int) -> None:
         model, choices = build(), random_choices(prefix, 12)
         expected = naive_scores(model, choices)
         assert np.ptp([score for row in expected for score in row]) > 0.5  # the options do differ
-        assert largest_gap(score_options(model, choices, batch_size), expected) < 1e-4
+        assert reads_trees(model, 30)
+        assert largest_gap(score_options(model, choices, nodes), expected) < 1e-4
 
-    @pytest.mark.parametrize("family", ["mistral", "qwen3", "gpt2", "gpt_neox"])
-    def test_other_families(self, tiny_model: type, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """With a start that all prompts share, and options that leave early. Short: within sliding windows."""
-        monkeypatch.setattr("experiments.evaluation.prompts.PAYS", 1)
-        monkeypatch.setattr("experiments.evaluation.multiple_choice.PAYS", 1)
-        model, choices = tiny_model(family).eval(), random_choices((), 6)
-        short = [Choice((1, 2, *c.prompt[:2]), tuple(option[:3] for option in c.options)) for c in choices]
-        assert largest_gap(score_options(model, short), naive_scores(model, short)) < 1e-4
+    @pytest.mark.parametrize("eager", [False, True])
+    @pytest.mark.parametrize("family", EVERY)
+    def test_every_family_as_trees(self, tiny_model: type, family: str, eager: bool) -> None:
+        model, choices = tiny_model(family).eval(), short_choices()
+        if eager:
+            model.set_attn_implementation("eager")
+        assert reads_trees(model, max(choice.longest for choice in choices))
+        assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    @pytest.mark.parametrize("family", EVERY)
+    def test_every_family_behind_a_long_prompt(self, tiny_model: type, family: str) -> None:
+        """Where its attention slides, paths longer than the window are read row by row."""
+        model, choices = tiny_model(family).eval(), short_choices(tuple(range(1, 21)))
+        slides = getattr(model.config, "sliding_window", None) == WINDOW
+        assert reads_trees(model, max(choice.longest for choice in choices)) is not slides
+        assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    def test_a_recurrent_model_is_read_row_by_row(self) -> None:
+        model, choices = mamba(), random_choices((), 6)
+        assert not reads_trees(model, 1)
+        assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    def test_a_model_whose_branches_mix_is_read_row_by_row(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A model that takes a mask and does not heed it."""
+        model, choices = sharp(), random_choices((), 6)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda q, k, v, attn_mask=None, **rest: attend(
+                q, k, v, **{**rest, "is_causal": attn_mask is None or len(attn_mask) == 1}
+            ),
+        )
+        assert not reads_trees(model, 1)
+        monkeypatch.undo()
+        assert not reads_trees(model, 1)  # tried once
+        assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    def test_flash_attention_takes_no_tree(self) -> None:
+        model = sharp()
+        model.config._attn_implementation_internal = "flash_attention_2"
+        assert not reads_trees(model, 1)
+
+    def test_a_diverged_model_scores_nan(self) -> None:
+        model, choices = sharp(), random_choices((), 2)
+        torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+        assert reads_trees(model, 30)
+        assert all(np.isnan(score) for row in score_options(model, choices) for score in row)
+
+    def test_each_beginning_is_read_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[list[int]] = []
+        monkeypatch.setattr(
+            multiple_choice,
+            "log_probs",
+            lambda model, tree, asked: (read.append(tree.tokens), log_probs(model, tree, asked))[1],
+        )
+        choices = [Choice((1, 2, 3), ((4, 5, 6), (4, 5, 7), (8,))), Choice((1, 2), ((3, 9), (4,)))]
+        assert largest_gap(score_options(sharp(), choices), naive_scores(sharp(), choices)) < 1e-5
+        assert read == [[1, 2, 3, 4, 5]]
 
     def test_options_of_one_token(self) -> None:
         model, choices = sharp(), [Choice((1, 2, 3), ((4,), (5,), (6,), (7,)))]
         assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-5
 
-    def test_options_that_end_early_leave(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Scores are the same, and fewer tokens are read."""
-        model, choices = sharp(), random_choices((), 60)
-        expected = naive_scores(model, choices)
-        read: list[int] = []
-        one = Prompts.read
-        monkeypatch.setattr(
-            Prompts, "read", lambda self, ids, *rest: (read.append(ids.numel()), one(self, ids, *rest))[1]
-        )
-        assert largest_gap(score_options(model, choices), expected) < 1e-4
-        prompts, *blocks = read
-        read.clear()
-        monkeypatch.setattr("experiments.evaluation.multiple_choice.PAYS", 10**6)
-        assert largest_gap(score_options(model, choices), expected) < 1e-4
-        assert prompts == read[0]
-        assert sum(blocks) < 0.8 * sum(read[1:])
-
-    @pytest.mark.parametrize(
-        ("lengths", "cuts"),
-        [
-            ([1, 2, 3], [3]),  # 2 tokens could be saved: not worth a pass
-            ([5] * 100, [5]),
-            ([1] * 64 + [2], [1, 2]),
-            ([1] * 63 + [2], [2]),
-            ([1] * 50 + [3] * 50 + [5] * 50, [1, 3, 5]),
-        ],
-    )
-    def test_blocks(self, lengths: list[int], cuts: list[int]) -> None:
-        assert _blocks(lengths) == cuts
-
     def test_progress_counts_every_choice(self) -> None:
         seen: list[int] = []
-        score_options(sharp(), random_choices((), 7), batch_size=3, advance=seen.append)
-        assert seen == [3, 3, 1]
+        score_options(sharp(), random_choices((), 7), nodes=20, advance=seen.append)
+        assert sum(seen) == 7
+        assert len(seen) > 1
+
+    def test_progress_counts_every_choice_read_row_by_row(self) -> None:
+        seen: list[int] = []
+        score_options(mamba(), random_choices((), 20), advance=seen.append)
+        assert seen == [16, 4]
 
     def test_nothing_to_score(self) -> None:
         assert score_options(sharp(), []) == []
@@ -89,3 +132,24 @@ class TestMultipleChoice:
         for form in ("plain", "chat"):
             choices = evaluation.suites["kept"].choices[form]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4
+
+
+class TestTree:
+    def test_nodes(self) -> None:
+        tree = Tree()
+        assert tree.add([5, 6]) == 1
+        assert tree.add([5, 7], 1) == 3
+        assert tree.add([5, 6, 5]) == 2  # there already
+        assert tree.add([6]) == 4
+        assert (tree.tokens, tree.parents, tree.depths) == ([5, 6, 5, 7, 6], [-1, 0, 1, 2, -1], [0, 1, 2, 3, 0])
+        seen = (tree.mask(torch.float32)[0, 0] == 0).int().tolist()
+        assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_mask_keeps_scores_finite(self, dtype: torch.dtype) -> None:
+        tree = Tree()
+        tree.add([1, 2])
+        mask = tree.mask(dtype)
+        assert mask.dtype == dtype
+        assert mask.isfinite().all()
+        assert mask.shape == (1, 1, 2, 2)

@@ -1,0 +1,104 @@
+"""Token sequences that begin alike, read as one tree: each common beginning once, and without padding.
+
+A node is a token behind its parent. All nodes go through the model as one sequence: each attends to its ancestors and
+itself, at the position of its depth, so its logits are those of the path that ends there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+ROWS = 256  # of logits at a time in fp32
+SAME = 1e-3  # nats; what another branch may change by rounding
+_isolated: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+class Tree:
+    """Nodes in the order they were added, so parents stand before children."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []  # -1 for a root
+        self.depths: list[int] = []
+        self._children: dict[tuple[int, int], int] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add(self, tokens: Iterable[int], at: int = -1) -> int:
+        """The last node of these tokens behind the node `at` (-1: from the root); missing ones are added."""
+        for token in tokens:
+            node = self._children.setdefault((at, token), len(self))
+            if node == len(self):
+                self.tokens.append(token)
+                self.parents.append(at)
+                self.depths.append(0 if at < 0 else self.depths[at] + 1)
+            at = node
+        return at
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """(1, 1, nodes, nodes), added to attention scores: 0 for ancestors and itself, else the least number."""
+        seen = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[node] |= seen[parent]
+        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)[None, None]
+
+
+@torch.no_grad()
+def log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int, int]]) -> list[float]:
+    """log p(token | path to node), in nats, for each pair (node, token) of `asked`."""
+    device, nodes = model.device, sorted({node for node, _ in asked})
+    logits = model(
+        input_ids=torch.tensor([tree.tokens], device=device),
+        attention_mask=tree.mask(model.dtype).to(device),
+        position_ids=torch.tensor([tree.depths], device=device),
+        use_cache=False,
+        logits_to_keep=torch.tensor(nodes, device=device),
+    ).logits[0]
+    total = torch.cat([rows.float().logsumexp(dim=-1) for rows in logits.split(ROWS)])
+    row_of = {node: row for row, node in enumerate(nodes)}
+    rows = torch.tensor([row_of[node] for node, _ in asked], device=device)
+    tokens = torch.tensor([token for _, token in asked], device=device)
+    values: list[float] = (logits[rows, tokens].float() - total[rows]).tolist()
+    return values
+
+
+def reads_trees(model: PreTrainedModel, longest: int) -> bool:
+    """Whether this model can read paths of up to `longest` tokens as a tree.
+
+    Recurrent layers carry one branch into the next, flash attention takes no mask of this form, and a mask given so
+    widens a sliding window: those cannot. What is left is tried once per model.
+    """
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(window is not None and window < longest for window in windows):
+        return False
+    if model not in _isolated:
+        _isolated[model] = _takes_masks(model) and _branches_apart(model)
+    return _isolated[model]
+
+
+def _takes_masks(model: PreTrainedModel) -> bool:
+    inner = getattr(model, "get_base_model", lambda: model)()  # of a PEFT model
+    return (
+        model.config._attn_implementation in ("sdpa", "eager")
+        and not inner._is_stateful
+        and "position_ids" in inspect.signature(type(inner).forward).parameters
+    )
+
+
+def _branches_apart(model: PreTrainedModel) -> bool:
+    """Another token in one branch leaves the other as it was."""
+    ends = []
+    for other in (3, 4):
+        tree = Tree()
+        tree.add([1, other])
+        ends.append(log_probs(model, tree, [(tree.add([1, 2, 0]), 1)]))
+    return torch.allclose(torch.tensor(ends[0]), torch.tensor(ends[1]), rtol=0, atol=SAME, equal_nan=True)
