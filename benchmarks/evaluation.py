@@ -1,8 +1,9 @@
-"""Seconds of each suite for one checkpoint, of preparing them once, and what the base model scores on each task.
+"""Seconds of each suite for one checkpoint, of preparing them once, and what the model scores on each task.
 
     python benchmarks/evaluation.py                                   # the quickstart's suites
     python benchmarks/evaluation.py --set 'evaluation.suites=[instructions]' --repeat 1
     python benchmarks/evaluation.py --set 'evaluation.suites=[kept]' --set evaluation.aa_floor=true   # and its flips
+    python benchmarks/evaluation.py --trained mlruns/runs/quickstart-... control 3e-4   # an arm instead of the base
 
 Wall and CPU seconds, the least of `repeat` measurements; wall times need a quiet machine.
 """
@@ -22,9 +23,10 @@ from experiments.config import load_config
 from experiments.data.mixture import ExperimentData
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
-from experiments.models import Precision, load_base
+from experiments.models import Precision, device, load_base
 from experiments.records import Record
 from experiments.reporting.summary import with_interval
+from experiments.results import load_trained
 from experiments.scorecard import aa_floor
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--config", default="quickstart")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--trained", nargs=3, metavar=("RUN", "ARM", "RATE"), help="measure this model, not its base")
     args = parser.parse_args()
     config = load_config(args.config, dict(overrides(args.set)))
     model, tokenizer = load_base(config.base_model, config.data.system)
@@ -49,6 +52,8 @@ def main() -> None:
             evaluation.prepare(model, precision, cache)
             print(f"{name:>14} {time.perf_counter() - wall:7.2f} s wall {time.process_time() - cpu:7.2f} s CPU")
             state = evaluation.state()
+    if args.trained:
+        model = load_trained(Path(args.trained[0]), args.trained[1], float(args.trained[2])).to(device())
     totals = [0.0, 0.0]
     for name in evaluation.suites:
         measured = []

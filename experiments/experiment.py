@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from experiments.arm_run import ArmRun, Observer, headline
-from experiments.checks import check_layers
+from experiments.checks import check_run
 from experiments.config import ArmConfig, ConfigError, ExperimentConfig
 from experiments.data.mixture import ExperimentData
 from experiments.data.stages import evaluation_steps
@@ -133,7 +133,7 @@ class Experiment:
         """Data, suites and the base model's own records."""
         config = self.config
         model, self.tokenizer = load_base(config.base_model, config.data.system)
-        check_layers(config, model)
+        check_run(config, model)
 
         def writer() -> PreTrainedModel:
             self.say("the base model writes the text of the source `self` (once) ...")

@@ -11,7 +11,7 @@ from experiments.data.items import NUMBER
 from experiments.data.tokens import end_of_turn, prompt_ids
 from experiments.evaluation.prompts import Prefix, Prompts
 
-BATCH = 64
+BATCH = 128
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, as much as one more token does
 Advance = Callable[[int], object]  # told how many items are done
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from experiments.arm_run import ArmRun
-from experiments.checks import check_layers
+from experiments.checks import check_run
 from experiments.config import ConfigError
 from experiments.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind, leads
 from experiments.records import read_json, read_records, write_json
@@ -129,12 +129,12 @@ def test_what_a_launcher_cannot_do_is_refused(
     method: str, launcher: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config: Any = small_config("x", arms=[{"name": "far", "method": method, "learning_rates": [1e-3]}])
-    check_layers(config, tiny())
+    check_run(config, tiny())
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_layers(config, tiny())
+    check_run(config, tiny())
     monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
     with pytest.raises(ConfigError, match=reason):
-        check_layers(config, tiny())
+        check_run(config, tiny())
     refused = {"FSDP": "fsdp", "DEEPSPEED": "zero"}[launcher]
     assert method not in two.methods(refused)  # what is refused is not compared, all else is
 
@@ -180,9 +180,9 @@ def test_an_error_that_others_cannot_know_ends_the_launch(tmp_path: Path) -> Non
 
 def test_bf16_is_refused_under_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    check_layers(small_config("x"), tiny())
+    check_run(small_config("x"), tiny())
     with pytest.raises(ConfigError, match=r"precision 'bf16' means bf16 here, .* set precision to fp32, or use"):
-        check_layers(small_config("x", precision="bf16"), tiny())
+        check_run(small_config("x", precision="bf16"), tiny())
 
 
 @NO_DEEPSPEED
