@@ -52,6 +52,8 @@ from experiments.streams import stream_pictures, stream_table
 from experiments.tracking.run import Run
 from experiments.tracking.tracking import Tracker
 
+TIMED = 10  # steps; arms of fewer are trained in the time that timing them takes
+
 
 @dataclass
 class Outcome:
@@ -203,6 +205,8 @@ class Experiment:
                     self.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")
             return
         steps = self.config.training.steps
+        if steps < TIMED:
+            return
         try:
             probes = {run.arm.name: run.step_seconds() for run in {run.arm.name: run for run in missing}.values()}
         except Exception as error:  # the arm will say it again, and the others run

@@ -31,6 +31,7 @@ kept_items = 30
 replies_measured = 8  # texts of the base on which the KL is measured
 text_tokens = 2048  # of a story, for the perplexity
 learning_rate = 1e-3
+reply_tokens = 48  # of the replies shown
 root = None  # where results go; None: the project's mlruns/
 
 # %%
@@ -91,7 +92,7 @@ arms = [("full", learning_rate), ("control", learning_rate)]
 prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?", "Write one sentence about the sea."]
 with pd.option_context("display.max_colwidth", None):
-    display(HTML(replies(outcome.folder, arms, prompts).to_html()))
+    display(HTML(replies(outcome.folder, arms, prompts, reply_tokens).to_html()))
 
 # %% [markdown]
 # ## Where to look next

@@ -31,6 +31,7 @@ kept_items = 24
 replies = 8  # texts of the base on which the KL is measured
 text_tokens = 1024  # of a story, for the perplexity
 alphas = [0.0, 0.25, 0.5, 0.75, 1.0]  # of the dial
+reply_tokens = 24  # of the replies shown
 base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
 
@@ -116,14 +117,14 @@ model = load_trained(control.folder, "control", learning_rate)
 tokenizer = load_base(base_model, load_config("quickstart").data.system)[1]
 prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?"]
-display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0]).to_html()))
+display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens).to_html()))
 
 # %% [markdown]
 # Turn it by hand (in a running notebook):
 
 # %%
 dial = interact(
-    lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha])),
+    lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha], reply_tokens)),
     alpha=FloatSlider(0.5, min=0, max=1.5, step=0.1, continuous_update=False),
     prompt=Text("23 + 18 =", continuous_update=False),
 )

@@ -371,5 +371,6 @@ def test_an_arm_that_cannot_be_timed_stops_no_other(base: str, tmp_path: Path, m
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
     monkeypatch.setattr(arm_run.ArmRun, "step_seconds", too_large)
+    monkeypatch.setattr("experiments.experiment.TIMED", 1)
     assert not run_experiment(small_config(base), tmp_path, say=said.append).failed
     assert "the time cannot be estimated (OutOfMemoryError: tried to allocate 80 GiB)" in said

@@ -19,6 +19,7 @@ SMALL = {
         "kept_items": 4,
         "replies_measured": 2,
         "text_tokens": 256,
+        "reply_tokens": 2,
     },
     "02_ablation": {
         "steps": 2,
@@ -29,6 +30,7 @@ SMALL = {
         "replies": 2,
         "text_tokens": 256,
         "alphas": [0.0, 1.0],
+        "reply_tokens": 2,
     },
     "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4},
 }
