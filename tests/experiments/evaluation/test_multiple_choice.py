@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation import multiple_choice
 from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.suite import evaluating
 from experiments.evaluation.tree import Tree, log_probs, reads_trees
 from experiments.models import load_base
 from tests.ctrl.families import EVERY, WINDOW
-from tests.experiments.evaluation.models import expanded, largest_gap, naive_scores, random_choices, sharp
+from tests.experiments.evaluation.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
 from tests.experiments.small import small_config
 
 
@@ -78,6 +80,14 @@ class TestMultipleChoice:
         monkeypatch.undo()
         assert not reads_trees(model, 1)  # tried once
         assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    def test_adapters_and_bf16_are_read_as_trees(self) -> None:
+        model, choices = get_peft_model(sharp(), LoraConfig(target_modules="all-linear")), random_choices((), 12)
+        with evaluating(model, BF16):
+            assert reads_trees(model, 30)
+            scores, expected = score_options(model, choices), naive_scores(model, choices)
+        assert largest_gap(scores, expected) < 0.03
+        assert largest_gap(scores, naive_scores(model, choices)) > 0  # in fp32: bf16 it was
 
     def test_flash_attention_takes_no_tree(self) -> None:
         model = sharp()
