@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from experiments.data.tokens import pad
 from experiments.evaluation.generation import Advance, by_length, nothing
-from experiments.evaluation.tree import Tree, log_probs, reads_trees
+from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
 
 NODES = 384  # tokens of a tree; attention grows with their square, beginnings are read again in the next tree
 BATCH = 16  # choices at a time, where there is no tree
@@ -52,14 +52,14 @@ def score_options(
     if not reads_trees(model, max(choice.longest for choice in choices)):
         return _by_rows(model, choices, advance)
     scores: list[list[float]] = [[] for _ in choices]
-    for grove in _groves(choices, nodes):
-        for i, values in zip(grove.choices, grove.read(model), strict=True):
+    for group in _groups(choices, nodes):
+        for i, values in zip(group.choices, group.scores(model), strict=True):
             scores[i] = values
-        advance(len(grove.choices))
+        advance(len(group.choices))
     return scores
 
 
-class _Grove:
+class _Group:
     """Some choices in one tree."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Grove:
         self.choices: list[int] = []
         self._asked: list[list[list[tuple[int, int]]]] = []  # (node, token behind it), of each choice's options
 
-    def plant(self, i: int, choice: Choice) -> None:
+    def add(self, i: int, choice: Choice) -> None:
         prompt = self.tree.add(choice.prompt)
         self.choices.append(i)
         self._asked.append([self._path(prompt, option) for option in choice.options])
@@ -80,22 +80,22 @@ class _Grove:
             pairs.append((node, token))
         return pairs
 
-    def read(self, model: PreTrainedModel) -> list[list[float]]:
+    def scores(self, model: PreTrainedModel) -> list[list[float]]:
         pairs = [pair for options in self._asked for option in options for pair in option]
-        values = iter(log_probs(model, self.tree, pairs))
+        values = iter(next_log_probs(model, self.tree, pairs))
         return [[_mean([next(values) for _ in option]) for option in options] for options in self._asked]
 
 
-def _groves(choices: Sequence[Choice], nodes: int) -> Iterator[_Grove]:
+def _groups(choices: Sequence[Choice], nodes: int) -> Iterator[_Group]:
     """Choices whose prompts begin alike come together."""
-    grove = _Grove()
+    group = _Group()
     for i in sorted(range(len(choices)), key=lambda i: choices[i].prompt):
-        grove.plant(i, choices[i])
-        if len(grove.tree) >= nodes:
-            yield grove
-            grove = _Grove()
-    if grove.choices:
-        yield grove
+        group.add(i, choices[i])
+        if len(group.tree) >= nodes:
+            yield group
+            group = _Group()
+    if group.choices:
+        yield group
 
 
 def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], advance: Advance) -> list[list[float]]:

@@ -52,7 +52,7 @@ class Tree:
 
 
 @torch.no_grad()
-def log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int, int]]) -> list[float]:
+def next_log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int, int]]) -> list[float]:
     """log p(token | path to node), in nats, for each pair (node, token) of `asked`."""
     device, nodes = model.device, sorted({node for node, _ in asked})
     logits = model(
@@ -80,8 +80,10 @@ def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if any(window is not None and window < longest for window in windows):
         return False
+    if not _takes_masks(model):
+        return False
     if model not in _isolated:
-        _isolated[model] = _takes_masks(model) and _branches_apart(model)
+        _isolated[model] = _branches_apart(model)
     return _isolated[model]
 
 
@@ -100,5 +102,5 @@ def _branches_apart(model: PreTrainedModel) -> bool:
     for other in (3, 4):
         tree = Tree()
         tree.add([1, other])
-        ends.append(log_probs(model, tree, [(tree.add([1, 2, 0]), 1)]))
+        ends.append(next_log_probs(model, tree, [(tree.add([1, 2, 0]), 1)]))
     return torch.allclose(torch.tensor(ends[0]), torch.tensor(ends[1]), rtol=0, atol=SAME, equal_nan=True)

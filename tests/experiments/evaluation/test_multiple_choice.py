@@ -13,7 +13,7 @@ from experiments.evaluation import multiple_choice
 from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.suite import evaluating
-from experiments.evaluation.tree import Tree, log_probs, reads_trees
+from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
 from experiments.models import load_base
 from tests.ctrl.families import EVERY, WINDOW
 from tests.experiments.evaluation.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
@@ -104,8 +104,8 @@ class TestMultipleChoice:
         read: list[list[int]] = []
         monkeypatch.setattr(
             multiple_choice,
-            "log_probs",
-            lambda model, tree, asked: (read.append(tree.tokens), log_probs(model, tree, asked))[1],
+            "next_log_probs",
+            lambda model, tree, asked: (read.append(tree.tokens), next_log_probs(model, tree, asked))[1],
         )
         choices = [Choice((1, 2, 3), ((4, 5, 6), (4, 5, 7), (8,))), Choice((1, 2), ((3, 9), (4,)))]
         assert largest_gap(score_options(sharp(), choices), naive_scores(sharp(), choices)) < 1e-5
