@@ -19,6 +19,8 @@ from tests.ctrl.families import EVERY, WINDOW
 from tests.experiments.evaluation.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
 from tests.experiments.small import small_config
 
+SLOW = pytest.mark.slow
+
 
 def short_choices(prefix: tuple[int, ...] = ()) -> list[Choice]:
     """Within the tiny models' sliding windows, but for a long prefix."""
@@ -35,7 +37,7 @@ def mamba() -> PreTrainedModel:
 class TestMultipleChoice:
     @pytest.mark.parametrize("prefix", [(), tuple(range(20))], ids=["no prefix", "shared prefix"])
     @pytest.mark.parametrize("build", [sharp, expanded])
-    @pytest.mark.parametrize("nodes", [1, 50, 512])
+    @pytest.mark.parametrize("nodes", [pytest.param(1, marks=SLOW), 50, pytest.param(512, marks=SLOW)])
     def test_equals_one_sequence_per_option(self, build: type, prefix: tuple[int, ...], nodes: int) -> None:
         model, choices = build(), random_choices(prefix, 12)
         expected = naive_scores(model, choices)
