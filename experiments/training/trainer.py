@@ -30,9 +30,7 @@ class ArmTrainer(Trainer):
         self.method, self.training_config = method, training
         self.parts: dict[str, Tensor] = {}
         self.layers = LayerFigures(self.model)
-        if (
-            self.is_fsdp_enabled
-        ):  # autocast over fp32 shards as in one process; FSDP2's own policy would round logits and loss
+        if self.is_fsdp_enabled:  # fp32 shards under autocast, as in one process; FSDP2's own policy rounds logits too
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
             self.lm_loss = lm_loss(self.model, method.reads_logits)
