@@ -47,11 +47,12 @@ from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import label
 from experiments.reporting.tables import markdown_table
-from experiments.scorecard import aa_floor, scorecard
+from experiments.scorecard import Apart, aa_floor, apart, drawn_over_seeds, scorecard
 from experiments.streams import stream_pictures, stream_table
 from experiments.tracking.run import Run
 from experiments.tracking.tracking import Tracker
 
+Measured = dict[str, dict[int, list[Record]]]  # item records by step, by label of the arm
 TIMED = 10  # steps; arms of fewer are trained in the time that timing them takes
 
 
@@ -158,7 +159,7 @@ class Experiment:
             write_records(items, base.records)
         self.evaluation_seconds = read_json(timing)["seconds"]
         self.base = read_records(items)
-        self.again = self._again(model) if config.evaluation.aa_floor else []
+        self.again = self._again(model) if config.evaluation.has_floor else []
 
     def inputs(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
         """The sources as the inputs of an MLflow run: the experiment's, or those that an arm reads."""
@@ -237,8 +238,10 @@ class Experiment:
     def _finish(self, run: Run, results: list[ArmResult]) -> Outcome:
         base = headline(self.figures(self.base))
         command = self.tracker.ui_command()
-        details, figures = self._details(results)
-        report = write_report(self.folder, self.config, base, results, command, [], details, figures)
+        records = self._records(results)
+        details, figures = self._details(results, records)
+        differ = self._apart({label(r): records[label(r)] for r in results if r.status == "finished"})
+        report = write_report(self.folder, self.config, base, results, command, [], details, figures, differ)
         for title, picture in figures:
             name = f"{title.lower().replace(' ', '-')}.png"
             (self.folder / name).write_bytes(image_bytes(picture, "png"))
@@ -248,11 +251,19 @@ class Experiment:
         run.log_note(markdown_table(results))
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
 
-    def _details(self, results: list[ArmResult]) -> tuple[list[Table], list[tuple[str, Figure]]]:
+    def _records(self, results: list[ArmResult]) -> Measured:
+        found = {label(result): run.item_files() for run, result in zip(self.arms, results, strict=True)}
+        return {name: {s: read_records(p) for s, p in files.items()} for name, files in found.items() if files}
+
+    def _apart(self, records: Measured) -> Apart:
+        """Which arms differ at their last evaluation."""
+        draws, seed = self.config.evaluation.bootstrap, self.config.seed
+        last = {name: steps[max(steps)] for name, steps in records.items()}
+        return apart({name: drawn_over_seeds([(self.base, after)], draws, seed) for name, after in last.items()})
+
+    def _details(self, results: list[ArmResult], records: Measured) -> tuple[list[Table], list[tuple[str, Figure]]]:
         """The further tables and pictures of the report, from the records on disk."""
         pairs = list(zip(self.arms, results, strict=True))
-        found = {label(result): run.item_files() for run, result in pairs}
-        records = {name: {s: read_records(p) for s, p in files.items()} for name, files in found.items() if files}
         drawn = {run.arm.name: run.drawn() for run, result in pairs if result.status == "finished"}
         afterwards = [
             ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))

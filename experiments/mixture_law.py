@@ -79,7 +79,7 @@ class MixtureLaw:
 
 
 def fit(
-    table: pd.DataFrame, base_kept: float | None = None, epsilon: float = 0.05, draws: int = 200, seed: int = 0
+    table: pd.DataFrame, base_kept: float | None = None, epsilon: float = 0.05, draws: int = 1_000, seed: int = 0
 ) -> MixtureLaw:
     """Fit both losses. table: columns ratio, tokens, loss_new, loss_kept; a row for each run and horizon.
 

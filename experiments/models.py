@@ -36,7 +36,7 @@ def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, Pr
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
     chats begin with; None leaves that to the chat template. Raises ModelError.
     """
-    source = str(shipped_folder()) if name.lower() == SHIPPED else name
+    source = _source(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -49,6 +49,16 @@ def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, Pr
     if system is not None:
         set_system(tokenizer, system)
     return model.to(device()), tokenizer  # type: ignore[arg-type]
+
+
+def stored_base(name: str) -> PreTrainedModel:
+    """The pretrained model on the CPU in the precision that it is stored in: what weights are compared with."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(name), dtype="auto")
+    return model
+
+
+def _source(name: str) -> str:
+    return str(shipped_folder()) if name.lower() == SHIPPED else name
 
 
 def set_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:

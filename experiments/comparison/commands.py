@@ -43,6 +43,8 @@ def compare_command(args: argparse.Namespace) -> int:
     if args.out:
         page = args.out.suffix == ".html"
         print(f"\nwritten: {write_comparison(comparison, args.out.parent if page else args.out, page)}")
+    else:
+        print("\nas files, with a picture: --out FOLDER")
     return 0
 
 

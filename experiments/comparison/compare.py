@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,19 +11,19 @@ from experiments.comparison.inputs import CompareError, Entry
 from experiments.records import Estimate, Record
 from experiments.reporting.summary import with_interval
 from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
-from experiments.scorecard.card import GAINS, by_suite, scorecard
-from experiments.scorecard.draws import drawn_figures
+from experiments.scorecard.card import GAINS, drawn_card, scorecard
+from experiments.scorecard.draws import harmonic
 from experiments.scorecard.inference import holm, non_inferior
-from experiments.scorecard.pairing import Key, pair_records
+from experiments.scorecard.pairing import Key
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, gained, hypervolume, matched_retention
 from experiments.section import nearest
 from experiments.streams import FIGURES
 
-COMPARED = (*GAINS, "retention", "nfr", "kl", "kl_new", "perplexity_drift", "retention_instructions")
+DRIFT = ("kl", "kl_new", "perplexity_drift")
+COMPARED = (*GAINS, "retention", "average_harmonic", "nfr", *DRIFT, "retention_instructions")
 STREAM = tuple(FIGURES)  # of runs that learned the same tasks one after the other
 MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory
-TRAJECTORY_DRAWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,13 @@ def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int
     drawn: dict[str, dict[str, Array]] = {}
     for entry in entries:
         result.cards[entry.name] = scorecard(entry.base, entry.after, draws, seed)
-        pairs = by_suite(pair_records(entry.base, entry.after))
-        drawn[entry.name] = drawn_figures(pairs, [r for r in entry.after if r.suite == "drift"], draws, seed)
-    for of_steps in (_streams(result, entries, draws, seed), _whole_trajectories(result, entries, seed)):
+        drawn[entry.name] = drawn_card(entry.base, entry.after, draws, seed)
+    more = (
+        _harmonic(drawn, result.reference),
+        _streams(result, entries, draws, seed),
+        _whole_trajectories(result, entries, draws, seed),
+    )
+    for of_steps in more:
         for name, figures in of_steps.items():
             result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
             drawn[name] |= figures
@@ -138,6 +142,19 @@ def differences(drawn: dict[str, dict[str, Array]], reference: str) -> list[Diff
     return found
 
 
+def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:
+    """average_harmonic by entry: of its retention and its gain over the reference's; none where that gained nothing."""
+    of_reference = drawn.get(reference, {})
+    gain = next((name for name in GAINS if name in of_reference), None)
+    if gain is None or not of_reference[gain][0] > 0:
+        return {}
+    return {
+        name: {"average_harmonic": harmonic(figures["retention"], figures[gain] / of_reference[gain][0])}
+        for name, figures in drawn.items()
+        if {gain, "retention"} <= figures.keys()
+    }
+
+
 def _streams(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> dict[str, dict[str, Array]]:
     """`stream_figures` by entry that came to the end of its stream; none where the streams are of other tasks."""
     found = {e.name: e for e in entries if e.stages and set(e.stages.values()) <= e.checkpoints.keys()}
@@ -156,13 +173,15 @@ def _matrix(entry: Entry, draws: int, seed: int) -> Array:
     return stream_matrix([[r for r in side if r.suite == "new"] for side in sides], list(entry.stages), draws, seed)
 
 
-def _whole_trajectories(result: Comparison, entries: Sequence[Entry], seed: int) -> dict[str, dict[str, Array]]:
+def _whole_trajectories(
+    result: Comparison, entries: Sequence[Entry], draws: int, seed: int
+) -> dict[str, dict[str, Array]]:
     """retention_matched, area and hypervolume by entry; none where a suite is missing. An entry that never gains
     outside its interval has only the last: the others would be read off at next to no gain for all entries."""
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
         return {}
-    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, TRAJECTORY_DRAWS, seed) for e in entries}
+    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in entries}
     figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
     learned = {name: path for name, path in paths.items() if gained(path)}
     if idle := [name for name in paths if name not in learned]:

@@ -95,6 +95,8 @@ def _remarks(comparison: Comparison) -> list[str]:
             f"Retention at matched gain is read off each trajectory at a gain of {comparison.matched_gain:.3f}, the "
             "highest that all reach that gain; where a run was evaluated once, on a straight line from the base."
         )
+    if "average_harmonic" in comparison.figures():
+        remarks.append(f"Harmonic average: of retention and of the gain over that of {comparison.reference}.")
     if comparison.differences:
         remarks.append(
             "Brackets: 95 % intervals; differences are paired by question; Holm's p is over the runs of one figure."

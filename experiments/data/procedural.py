@@ -25,11 +25,12 @@ FINAL = re.compile(r"\n?####.*\s*$")  # the last line of gsm_symbolic's worked a
 class ReasoningGym(Source):
     """A procedural generator of reasoning_gym by name, with its own parameters.
 
-    Questions are distinct and do not end, unless the parameters allow only a few; an exhausted task is an error.
+    The default is grade-school mathematics with worked answers. Questions are distinct and do not end, unless the
+    parameters allow only a few; an exhausted task is an error.
     """
 
     source: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = "chain_sum"
+    name: str = "gsm_symbolic"
     params: dict[str, Any] = Field(default_factory=dict)
     question: str | None = Field(None, description="how it is asked, with {fields} of its metadata; default: its words")
     worked: bool = Field(True, description="train on the worked answer, where the generator gives one (gsm_symbolic)")

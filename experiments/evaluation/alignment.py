@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.control_model import ControlModel
-from ctrl.diagnostics import attach, update_size
+from ctrl.diagnostics import attach
 from ctrl.layer import ExpandedLayer
 from ctrl.structure import decoder_layers
 from experiments.data.tokens import pad, pad_id
 from experiments.evaluation.generation import Advance
 from experiments.evaluation.similarity import METRICS, Array
 from experiments.evaluation.suite import Suite
-from experiments.models import Precision
+from experiments.evaluation.weights import update_sizes
+from experiments.models import Precision, stored_base
 from experiments.records import Record
 
 if TYPE_CHECKING:
@@ -119,8 +120,9 @@ def _at(states: Tensor, last: Tensor) -> Array:
 
 
 class AlignmentSuite(Suite):
-    """One record per layer and metric of METRICS (the task): form `base`, the model against the base; form `branches`,
-    the expanded against the pretrained branch, with alpha's mean and the copy's update size as further tasks."""
+    """One record per layer and metric of METRICS (the task): form `base`, the model against the base, with the size of
+    the weights' update as a further task; form `branches`, the expanded against the pretrained branch, with alpha's
+    mean and spread."""
 
     name = "alignment"
     base: States | None = None  # kept by prepare
@@ -128,6 +130,9 @@ class AlignmentSuite(Suite):
     @property
     def size(self) -> int:
         return len(sentences())
+
+    def content(self) -> Any:
+        return sentences()
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
         """Keep the base's states. They are not saved: one forward pass makes them again."""
@@ -140,10 +145,12 @@ class AlignmentSuite(Suite):
         advance(self.size)
         yield from _records("base", layer_table(self.base, states))
         if states.expanded:
-            table = branch_table(states)
-            layers = decoder_layers(model)
-            table["update"] = [float(update_size(layers[i])) for i in table.index]
-            yield from _records("branches", table)
+            yield from _records("branches", branch_table(states))
+
+    def weigh(self, model: PreTrainedModel) -> Iterator[Record]:
+        """The base is read from disk again: kept in memory it would count in what training needs."""
+        sizes = update_sizes(stored_base(self.config.base_model), model)
+        yield from _records("base", sizes.to_frame())
 
 
 def _records(form: str, table: pd.DataFrame) -> Iterator[Record]:
@@ -174,33 +181,12 @@ def layer_table(base: States, tuned: States) -> pd.DataFrame:
 
 
 def branch_table(states: States) -> pd.DataFrame:
-    """Expanded against pretrained branch: one row an expanded layer, one column a metric, and the mean alpha."""
+    """Expanded against pretrained branch: one row an expanded layer, one column a metric, and alpha's mean and standard
+    deviation over the sentences."""
     table = _table({i: (states.pretrained[i], states.expanded[i]) for i in sorted(states.expanded)})
     table["alpha"] = [float(states.alpha[i].mean()) for i in table.index]
+    table["alpha_spread"] = [float(states.alpha[i].std()) for i in table.index]
     return table
-
-
-@torch.no_grad()
-def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
-    """|W - W_base| / |W_base| per layer, over all of its parameters.
-
-    In an expanded layer W is the copy's, also where it is stacked: there it says how far the copy is from its layer.
-    """
-    import pandas as pd
-
-    sizes = [_update(before, after) for before, after in zip(decoder_layers(base), decoder_layers(tuned), strict=True)]
-    return pd.Series(sizes, index=pd.RangeIndex(len(sizes), name="layer"), name="update")
-
-
-def _update(before: nn.Module, after: nn.Module) -> float:
-    if isinstance(after, ExpandedLayer):
-        return float(update_size(after))
-    old, now = dict(before.named_parameters()), dict(after.named_parameters())
-    if old.keys() != now.keys():
-        raise ValueError("the tuned layers have other parameters than the base's: merge adapters into them first")
-    change = sum(float((now[name].to(w.device).double() - w.double()).square().sum()) for name, w in old.items())
-    size = sum(float(w.double().square().sum()) for w in old.values())
-    return float((change / max(size, 1e-30)) ** 0.5)
 
 
 def _is_expanded(model: nn.Module) -> bool:

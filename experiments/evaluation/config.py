@@ -54,7 +54,7 @@ class EvaluationConfig(Section):
     new_items: int = Field(128, ge=1)
     kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
     kept_items: int | Literal["all"] = Field(100, description="of each kept task; all: as many as there are")
-    aa_floor: bool = Field(False, description="measure the base's kept tasks twice, then in other words")
+    aa_floor: bool = Field(True, description="ask the base the kept questions in other words too, once")
     instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
     replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
     new_replies: int = Field(8, ge=0, description="the same for questions of the new task")
@@ -62,6 +62,11 @@ class EvaluationConfig(Section):
     perplexity_tokens: int = Field(2048, ge=64)
     bootstrap: int = Field(10_000, ge=100)
     lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the A/A floor is measured: `agreement`, whose minimal pairs have one wording, has none."""
+        return self.aa_floor and "kept" in self.suites and set(self.kept_tasks) != {"agreement"}
 
     @field_validator("kept_items", mode="before")
     @classmethod

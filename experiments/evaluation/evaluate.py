@@ -61,7 +61,7 @@ class Evaluation:
     def reworded(self) -> Evaluation:
         """The kept suite alone, asked in other words: what the A/A floor measures the base with once more.
 
-        Raises ConfigError where suite `kept` is not measured, or none of its tasks has a second wording.
+        Raises ConfigError where suite `kept` is not measured.
         """
         kept, again = self._suite(KeptSuite.name), copy.copy(self)
         again.suites = {kept.name: RewordedKept(kept.config, kept.tokenizer, kept.tasks)}
@@ -127,6 +127,7 @@ class Evaluation:
         bar = tqdm(total=sum(s.size for s in chosen), desc="evaluate", unit="item", leave=False, disable=off)
         with bar, evaluating(model, precision):
             records = [record for suite in chosen for record in suite.measure(model, bar.update)]
+        records += [record for suite in chosen for record in suite.weigh(model)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")
         return records

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.evaluation.generation import Advance
-from experiments.evaluation.lm_eval_samples import Side, to_records
+from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.suite import Suite
 from experiments.records import Record
 from experiments.section import ConfigError
@@ -55,6 +55,9 @@ class HarnessSuite(Suite):
             raise ConfigError(f"evaluation.lm_eval: {', '.join(twice)} cannot be new and kept: name each task once")
         self.sides: dict[str, Side] = {**dict.fromkeys(new, "new"), **dict.fromkeys(kept, "kept")}
         self.loaded = {name: _prepared(task, settings.fewshot) for name, task in {**new, **kept}.items()}
+        for name, task in self.loaded.items():
+            if not set(RIGHT) & set(task.aggregation()):
+                raise ConfigError(f"evaluation.lm_eval: {no_verdict(name, task.aggregation())}")
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:
@@ -96,7 +99,10 @@ class HarnessSuite(Suite):
                     fewshot_as_multiturn=settings.chat,
                     confirm_run_unsafe_code=settings.run_code,
                 )
-            records = to_records(name, found["samples"][name], self.sides[name])
+            try:
+                records = to_records(name, found["samples"][name], self.sides[name])
+            except ValueError as error:  # only its results show that a task gives no verdicts on items
+                raise ConfigError(f"evaluation.lm_eval: {error}") from error
             advance(self.counts[name])
             yield from records
 

@@ -13,7 +13,6 @@ from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.probes import Probe, kept_items, reworded
 from experiments.evaluation.suite import Suite, text_id
 from experiments.records import Record
-from experiments.section import ConfigError
 
 FORMS = ("plain", "chat")
 
@@ -49,18 +48,12 @@ class KeptSuite(Suite):
 class RewordedKept(KeptSuite):
     """The same questions in other words, with the same options in the same places: for the A/A floor.
 
-    Options are scored one by one, so that another order of them could not change an answer. Raises ConfigError where no
-    kept task has a second wording.
+    Options are scored one by one, so that another order of them could not change an answer. Of tasks that have a second
+    wording; `evaluation.has_floor` says whether there is one.
     """
 
     def _worded(self, probes: list[Probe]) -> list[Probe]:
-        again = reworded(probes)
-        if not again:
-            raise ConfigError(
-                f"evaluation.aa_floor asks in other words, but kept_tasks={list(self.config.evaluation.kept_tasks)} "
-                "have no second wording: add another kept task, or set aa_floor to false"
-            )
-        return again
+        return reworded(probes)
 
 
 def as_choice(tokenizer: PreTrainedTokenizerBase, probe: Probe, form: str) -> Choice:

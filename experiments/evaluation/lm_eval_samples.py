@@ -69,14 +69,18 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
 def _correct(task: str, sample: Mapping[str, Any]) -> int:
     name = next((name for name in RIGHT if name in sample["metrics"]), None)
     if name is None:
-        raise ValueError(
-            f"task {task} of lm_eval gives {', '.join(sample['metrics'])}, none of which says whether an item is right "
-            f"({', '.join(RIGHT)}): leave the task out"
-        )
+        raise ValueError(no_verdict(task, sample["metrics"]))
     value = float(sample[name])
     if value not in (0.0, 1.0):
         raise ValueError(f"task {task} of lm_eval: {name}={value:g} of an item is neither 0 nor 1: leave the task out")
     return int(value)
+
+
+def no_verdict(task: str, metrics: Iterable[str]) -> str:
+    return (
+        f"task {task} of lm_eval gives {', '.join(metrics)}, none of which says whether an item is right "
+        f"({', '.join(RIGHT)}): leave the task out"
+    )
 
 
 def _answered(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class Suite:
         """One record per item and form. advance: to be told how many items are done."""
         raise NotImplementedError
 
+    def weigh(self, model: PreTrainedModel) -> Iterable[Record]:
+        """Records of the weights themselves, as they are trained: called outside of `evaluating`, whose precision may
+        round them."""
+        return ()
+
     def state(self) -> dict[str, Any]:
         """What `prepare` made that must not change between processes, as plain JSON."""
         return {}

@@ -30,6 +30,7 @@ TITLES = {
     "update": ("size of the weights' change, |dW| / |W|", True),
     "divergence": ("divergence", True),
     "alpha": ("alpha", True),
+    "alpha_spread": ("alpha, standard deviation over the sentences", True),
 }
 GREY = "#5b6470"
 

@@ -18,6 +18,7 @@ TITLES = {
     "gain": "gain (accuracy)",
     "new_nll_drop": "gain (nats per token)",
     "retention": "retention",
+    "average_harmonic": "harmonic average",
     "nfr": "negative flips",
     "kl": "KL to the base",
     "kl_new": "KL, new prompts",

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from experiments.plots.alignment import alignment_figure
 from experiments.records import ArmResult, Record
 from experiments.reporting.summary import Places, gain_name, gain_text, label, number, with_interval
-from experiments.scorecard import envelope_area, gained, matched_retention, stability_gap
+from experiments.scorecard import envelope_area, gained, hypervolume, matched_retention, stability_gap
 from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.draws import harmonic
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
 
-DRAWS = 1_000  # resamples of a trajectory's figures, at most: each checkpoint is resampled
 NATS: Places = (3, 2, 1)
 FURTHER: dict[str, tuple[str, Places]] = {  # figures that only some runs measure: title and decimals
     "kl_new": ("KL, new task", NATS),
@@ -28,7 +28,12 @@ FURTHER: dict[str, tuple[str, Places]] = {  # figures that only some runs measur
     "alignment_relative_l2": ("relative L2", (3, 3, 3)),
     "alignment_cka": ("CKA", (3, 3, 3)),
     "alignment_neighbours": ("neighbours", (3, 3, 3)),
+    "alignment_update": ("|dW|/|W|", (4, 3, 3)),
 }
+ALIGNMENT = (  # forms of the suite's records: title in the report, title of the picture
+    ("base", "Hidden states by layer", "Hidden states and weights against the base model's"),
+    ("branches", "Branches by layer", "Expanded layers: the trained copy's branch against the frozen one's"),
+)
 COSTS = {
     "tokens": "tokens trained on",
     "replayed_tokens": "of them replayed",
@@ -55,36 +60,41 @@ class Table:
 def trajectory_table(
     base: Sequence[Record], arms: Mapping[str, Mapping[int, Sequence[Record]]], draws: int, seed: int = 0
 ) -> Table | None:
-    """Retention at matched gain, area and stability gap of each arm; None where no arm has both suites.
+    """Figures of each arm's whole trajectory; None where no arm has both suites.
 
     arms: records by step, by arm. The matched gain is the highest that all arms reach that gain anything (`gained`).
     """
     suites = {record.suite for record in base}
     if not {"new", "kept"} <= suites:
         return None
-    found = {
-        name: drawn_trajectory(base, steps, min(draws, DRAWS), seed) for name, steps in arms.items() if len(steps) > 0
-    }
+    found = {name: drawn_trajectory(base, steps, draws, seed) for name, steps in arms.items() if len(steps) > 0}
     if not found:
         return None
     learned = {name: way for name, way in found.items() if gained(way)}
     gain, retention = matched_retention(learned) if learned else (0.0, {})
+    highest = max((float(way.gain[-1, 0]) for way in learned.values()), default=0.0)
     rows = []
     for name, way in found.items():
-        matched = area = "n/a"
+        matched = area = average = "n/a"
         if name in learned:
             matched = with_interval(estimate(retention[name]))
             area = with_interval(estimate(envelope_area(way.gain, way.retention, gain)))
-        rows.append((name, matched, area, *_gap(way)))
+        if highest > 0:
+            average = with_interval(estimate(harmonic(way.retention[-1], way.gain[-1] / highest)))
+        volume = with_interval(estimate(hypervolume(way.gain, way.retention)))
+        rows.append((name, matched, area, volume, average, *_gap(way)))
     reached = "the highest that all reach of the arms that gain" if learned else "no arm gains outside its interval"
     reached += f" (n/a: {', '.join(n for n in found if n not in learned)})" if 0 < len(learned) < len(found) else ""
+    head = f"retention at gain {number(gain, True, NATS)}"
     return Table(
         "Trajectory",
-        ("arm", f"retention at gain {number(gain, True, NATS)}", "area", "gap depth", "recovered at step"),
+        ("arm", head, "area", "hypervolume", "harmonic average", "gap depth", "recovered at step"),
         tuple(rows),
-        f"Gain {number(gain, True, NATS)}: {reached}. Area: mean retention over gains from 0 to there. Gap depth: the "
-        "largest fall of kept accuracy below the base at any evaluation (it leans to the deep side, being picked for "
-        "that). Recovered: the first later evaluation at the base's level. Brackets: 95 % intervals over questions.",
+        f"Gain {number(gain, True, NATS)}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
+        "what the evaluations dominate above gain 0 and retention 0. Harmonic average: at the end, of retention and of "
+        "the gain over the highest of these arms. Gap depth: the largest fall of kept accuracy below the base at any "
+        "evaluation (it leans to the deep side, being picked for that). Recovered: the first later evaluation at the "
+        "base's level. Brackets: 95 % intervals over questions.",
     )
 
 
@@ -172,11 +182,14 @@ def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
 
 
 def alignment_pictures(last: Mapping[str, Sequence[Record]]) -> list[tuple[str, Figure]]:
-    """The heat map of hidden states by layer, where suite `alignment` was measured. last: each arm's last records."""
+    """Heat maps by layer, where suite `alignment` was measured: of hidden states and weights against the base's, and of
+    the two branches of expanded layers. last: each arm's last records."""
     from experiments.evaluation.alignment import records_table
 
-    measured = {name: [r for r in records if r.suite == "alignment"] for name, records in last.items()}
-    tables = {name: records_table(records) for name, records in measured.items() if records}
-    if not tables:
-        return []
-    return [("Hidden states by layer", alignment_figure(tables, "Hidden states against the base model's"))]
+    pictures = []
+    for form, title, words in ALIGNMENT:
+        tables = {name: records_table(records, form) for name, records in last.items()}
+        found = {name: table for name, table in tables.items() if len(table)}
+        if found:
+            pictures.append((title, alignment_figure(found, words)))
+    return pictures

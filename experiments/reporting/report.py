@@ -17,6 +17,7 @@ from experiments.reporting.details import Table
 from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
 from experiments.reporting.summary import label, summary, tied_best, with_interval
 from experiments.reporting.tables import columns_of, failure_text, markdown_table, plain, table_csv
+from experiments.scorecard import Apart
 
 
 def write_report(
@@ -28,11 +29,13 @@ def write_report(
     notes: Sequence[str] = (),
     details: Sequence[Table] = (),
     figures: Sequence[tuple[str, Figure]] = (),
+    apart: Apart | None = None,
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI. details:
     further tables (`experiments.reporting.details`). figures: further pictures with their titles, in the page alone.
+    apart: which arms differ (`experiments.scorecard.apart`); without it, those whose intervals do not overlap.
     """
     folder.mkdir(parents=True, exist_ok=True)
     question = f"What does {config.base_model} forget when it learns {config.data.label}?"
@@ -40,7 +43,7 @@ def write_report(
     (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     commands = [f"python -m experiments.cli run {shlex.quote(shown_path(folder / 'config.yaml'))} --fresh"]
-    words, columns = summary(results), columns_of(results)
+    words, columns = summary(results, apart), columns_of(results)
     failed = [(label(r), failure_text(r)) for r in results if r.status == "failed"]
     markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes, details)
     write_text(folder / "report.md", markdown)
@@ -54,7 +57,7 @@ def write_report(
         image=inline_svg(figure),
         columns=columns,
         results=results,
-        best={column.name: tied_best(results, column.name, column.better == "higher") for column in columns},
+        best={column.name: tied_best(results, column.name, column.better == "higher", apart) for column in columns},
         tasks=_tasks(results),
         failed=failed,
         notes=notes,

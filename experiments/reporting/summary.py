@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from experiments.records import ArmResult, Estimate
 from experiments.scorecard.card import GAINS
+from experiments.scorecard.pairwise import Apart
 
 Places = tuple[int, int, int]
 RATE: Places = (2, 2, 2)
+PAIRED = "Arms are told apart by their differences on the same questions: Holm's p over all pairs of arms below .05."
+OVERLAP = "Arms are told apart where their intervals do not overlap, which is a cautious test."
 UNITS = {"gain": "", "new_nll_drop": " nats per token"}  # behind a gain in a sentence; accuracy has none
 
 
@@ -72,19 +75,29 @@ def comparable(results: Sequence[ArmResult]) -> list[ArmResult]:
     ]
 
 
-def tied_best(results: Sequence[ArmResult], name: str, higher: bool) -> list[ArmResult]:
-    """The best arm in a figure, first, and those whose interval overlaps its own."""
+def tied_best(results: Sequence[ArmResult], name: str, higher: bool, apart: Apart | None = None) -> list[ArmResult]:
+    """The best arm in a figure, first, and those that cannot be told from it.
+
+    apart: the pairs of labels that differ in each figure; where it does not have the figure, those whose intervals
+    overlap cannot be told apart.
+    """
     have = [r for r in comparable(results) if name in r.scorecard and math.isfinite(r.scorecard[name].value)]
     if not have:
         return []
     best = (max if higher else min)(have, key=lambda r: r.scorecard[name].value)
-    return [best, *(r for r in have if r is not best and overlap(r.scorecard[name], best.scorecard[name]))]
+
+    def tied(result: ArmResult) -> bool:
+        if apart is not None and name in apart:
+            return frozenset((label(result), label(best))) not in apart[name]
+        return overlap(result.scorecard[name], best.scorecard[name])
+
+    return [best, *(r for r in have if r is not best and tied(r))]
 
 
-def summary(results: Sequence[ArmResult]) -> list[str]:
-    """Who gains most, who forgets least, and whether the lead is outside the intervals. One sentence or two each.
+def summary(results: Sequence[ArmResult], apart: Apart | None = None, seeds: int = 1) -> list[str]:
+    """Who gains most, who forgets least, whether the lead can be told from chance, and by which test.
 
-    Overlap is a cautious test: all arms answer the same questions, so a paired comparison can separate more.
+    apart: see `tied_best`. seeds: training runs behind each arm; fewer than 3 carry no claim about a method.
     """
     arms = comparable(results)
     if not arms:
@@ -93,39 +106,41 @@ def summary(results: Sequence[ArmResult]) -> list[str]:
         card = arms[0].scorecard
         gain, retention = gain_text(card, gain_name(arms)), with_interval(card["retention"])
         first = f"{label(arms[0])} gains {gain} on the new task at a retention of {retention} on the kept tasks."
-        return [first, *_forgetting(arms), *_learning(arms)]
+        return [first, *_forgetting(arms), *_learning(arms), *_few_seeds(seeds)]
     return [
-        _lead(arms, gain_name(arms), "gains most on the new task"),
-        _lead(arms, "retention", "forgets least, by its retention of the kept tasks"),
-        *_trade(arms),
+        _lead(arms, gain_name(arms), "gains most on the new task", apart),
+        _lead(arms, "retention", "forgets least, by its retention of the kept tasks", apart),
+        *_trade(arms, apart),
+        PAIRED if apart is not None and {gain_name(arms), "retention"} <= apart.keys() else OVERLAP,
         *_forgetting(arms),
         *_learning(arms),
+        *_few_seeds(seeds),
     ]
 
 
-def _lead(arms: list[ArmResult], name: str, words: str) -> str:
-    best, *tied = tied_best(arms, name, higher=True)
+def _lead(arms: list[ArmResult], name: str, words: str, apart: Apart | None) -> str:
+    best, *tied = tied_best(arms, name, True, apart)
     value = gain_text(best.scorecard, name) if name in GAINS else with_interval(best.scorecard[name])
     start = f"{label(best)} {words}: {value}"
     if not tied:
-        return f"{start}, outside the intervals of all other arms."
+        return f"{start}, ahead of all other arms."
     if len(tied) == len(arms) - 1:
-        return f"{start}, but it is not distinguishable from any other arm: the intervals overlap."
-    return f"{start}. It is not distinguishable from {_listed(tied)}, and outside the intervals of the others."
+        return f"{start}, but it is not distinguishable from any other arm."
+    return f"{start}. It is not distinguishable from {_listed(tied)}, and ahead of the others."
 
 
-def _trade(arms: list[ArmResult]) -> list[str]:
+def _trade(arms: list[ArmResult], apart: Apart | None) -> list[str]:
     """Retention among the arms whose gain is as good as the best: an arm that learns nothing forgets nothing."""
-    level = tied_best(arms, gain_name(arms), higher=True)
+    level = tied_best(arms, gain_name(arms), True, apart)
     if len(level) == 1:
         return []
-    best, *tied = tied_best(level, "retention", higher=True)
+    best, *tied = tied_best(level, "retention", True, apart)
     behind = [r for r in level if r is not best and r not in tied]
     start = f"Among the {len(level)} arms whose gain is level with the highest, {label(best)} keeps most"
     if not behind:
         return [f"{start}, but their retentions are not distinguishable."]
     kept = number(best.scorecard["retention"].value)
-    return [f"{start} ({kept}); below it, and outside its interval: {_listed(behind, 'retention')}."]
+    return [f"{start} ({kept}); below it: {_listed(behind, 'retention')}."]
 
 
 def _forgetting(arms: list[ArmResult]) -> list[str]:
@@ -144,6 +159,12 @@ def _learning(arms: list[ArmResult]) -> list[str]:
     name = gain_name(arms)
     idle = [r for r in arms if (low := r.scorecard[name].low) is None or low <= 0]
     return [f"No gain outside the interval: {_listed(idle)}; retention without a gain says little."] if idle else []
+
+
+def _few_seeds(seeds: int) -> list[str]:
+    if seeds >= 3:
+        return []
+    return [f"{'One seed' if seeds == 1 else 'Two seeds'}: another one can change more than these intervals say."]
 
 
 def _listed(arms: Sequence[ArmResult], figure: str | None = None) -> str:

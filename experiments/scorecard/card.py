@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import check_draws, estimate
+from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.draws import drawn_figures
 from experiments.scorecard.flips import changed_questions, questions_in
 from experiments.scorecard.inference import forgetting_bound, mcnemar_p, wilson
@@ -34,8 +34,7 @@ def scorecard(
     Flips. n10, n01, y: answers right -> wrong, wrong -> right, wrong -> another wrong option, of n; k: options.
     nfr = n10/n; pfr = n01/n; nfr_mc = (n10 + y)/n (MUSCLE, arXiv 2407.09435); mcnemar_p: two-sided exact test that as
     many kept questions were lost as won (no interval); samplewise_forgetting, samplewise_backward: see
-    `flips.flip_figures`; persistence_corrected = k/(k-1) (n10/n - y/n/(k-2)), k >= 3: read it beside nfr and the A/A
-    floor (`aa_floor`), never alone.
+    `flips.flip_figures`. The persistence-corrected share stands beside the A/A floor alone: `aa_floor`.
     Averages. average_paper = (a_N + a_K)/2, each weighted by items (arXiv 2501.10979, tables 1 and 2); average_macro:
     mean of the tasks' accuracies; average_harmonic: of retention and gain/gain_reference, where that is given.
     Drift. kl: KL(base || tuned), nats per token, on general prompts; kl_new: the same on the new task's prompts;
@@ -48,8 +47,8 @@ def scorecard(
     Stream. stream_op, stream_bwt, stream_f, stream_fwt of an arm that learned tasks one after the other: see
     `stream.stream_figures`; they need the records of each stage, so a run adds them to the card of its last step.
 
-    Mechanism. alignment_cosine, _relative_l2, _cka, _neighbours: hidden states against the base's, mean over layers
-    (no interval).
+    Mechanism. alignment_cosine, _relative_l2, _cka, _neighbours: hidden states against the base's; alignment_update:
+    |W - W_base| / |W_base|. Means over layers (no interval).
 
     Accuracies are means over items: a task weighs as much as it has questions. Differences, ratios, kl and drift have
     percentile intervals of the paired bootstrap; rates have Wilson's with n = questions, since two forms of one
@@ -62,8 +61,7 @@ def scorecard(
     if gain_reference is not None and not gain_reference > 0:
         raise ValueError(f"gain_reference must be above 0, but got {gain_reference}: use the gain of a reference arm")
     pairs = by_suite(pair_records(base, after))
-    drift = [record for record in after if record.suite == "drift"]
-    drawn = drawn_figures(pairs, drift, draws, seed, gain_reference)
+    drawn = drawn_card(base, after, draws, seed, gain_reference)
     card = {name: estimate(values) for name, values in drawn.items()}
     for name, suite in RATES.items():
         if name in card:
@@ -73,6 +71,14 @@ def scorecard(
         rates, n = (card["nfr"].value, card["pfr"].value), questions_in(pairs["kept"])
         card["forgetting_bound"] = Estimate(forgetting_bound(card["forgetting"], *rates, n))
     return card | _format(pairs) | _alignment(after)
+
+
+def drawn_card(
+    base: Sequence[Record], after: Sequence[Record], draws: int, seed: int, gain_reference: float | None = None
+) -> dict[str, Array]:
+    """The figures of `scorecard` that are drawn, each (1 + draws,): those of two arms may be subtracted."""
+    drift = [record for record in after if record.suite == "drift"]
+    return drawn_figures(by_suite(pair_records(base, after)), drift, draws, seed, gain_reference)
 
 
 def _alignment(after: Sequence[Record]) -> dict[str, Estimate]:

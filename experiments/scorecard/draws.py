@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, ratio, weighted
-from experiments.scorecard.flips import Sums, flip_figures, resampled_counts, total
+from experiments.scorecard.flips import CORRECTED, Sums, flip_figures, resampled_counts, total
 from experiments.scorecard.pairing import Pair, number
 
 NEW_PROMPTS = "new_prompts"  # task of the drift records on the new task's own prompts
@@ -65,7 +65,7 @@ def _kept_tasks(sums: Sums) -> dict[str, Array]:
         "forgetting": ratio(t["before"] - t["after"], t["n"]),
         "retention": ratio(t["after"], t["before"]),
         "retention_adjusted": ratio(t["after"] - t["chance"], t["before"] - t["chance"]),
-        **flip_figures(t),
+        **{name: values for name, values in flip_figures(t).items() if name != CORRECTED},
     }
     forms = _grouped(sums, lambda key: key[1])
     tasks = _grouped(sums, lambda key: key[0][0])

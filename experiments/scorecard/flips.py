@@ -12,6 +12,7 @@ from experiments.scorecard.bootstrap import Array, Stratum, ratio, resample
 from experiments.scorecard.pairing import Pair, chosen, number
 
 COUNTS = ("n", "before", "after", "lost", "won", "chance", "guess", "chosen", "flipped", "eligible", "corrected")
+CORRECTED = "persistence_corrected"  # shown by `aa_floor` alone, beside the floor
 Sums = dict[tuple[Stratum, str], Array]  # (stratum, form) -> (1 + draws, len(COUNTS))
 
 
@@ -74,7 +75,7 @@ def flip_figures(t: dict[str, Array]) -> dict[str, Array]:
     if t["chosen"][0]:
         figures["nfr_mc"] = ratio(t["flipped"], t["chosen"])
     if t["eligible"][0]:
-        figures["persistence_corrected"] = ratio(t["corrected"], t["eligible"])
+        figures[CORRECTED] = ratio(t["corrected"], t["eligible"])
     return figures
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import check_draws, estimate
-from experiments.scorecard.flips import flip_figures, resampled_counts, total
+from experiments.scorecard.flips import CORRECTED, flip_figures, resampled_counts, total
 from experiments.scorecard.pairing import pair_records
 
 
@@ -25,7 +25,9 @@ def aa_floor(
     base_again: the base measured once more on the same questions and forms, in other words or with the options in
     another order; ids of items stay the same. Tasks of `base` and `after` that were not asked again are
     left out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` =
-    nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw.
+    nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw; and persistence_corrected = k/(k-1) (n10/n -
+    y/n/(k-2)), k >= 3, y: answers that went from wrong to another wrong option: an estimate of what was forgotten
+    without lucky guesses, which says little without the floor beside it.
 
     Raises ValueError where the two measurements are not of the same items, or none is of suite kept.
     """
@@ -39,7 +41,9 @@ def aa_floor(
     card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
     if tuned:
         flips = flip_figures(total(resampled_counts(pair_records(first, tuned), draws, seed)))
-        for name, short in (("nfr", "nfr"), ("persistence_corrected", "persistence")):
+        for name, short in (("nfr", "nfr"), (CORRECTED, "persistence")):
             if name in flips and name in floor:
                 card[f"{short}_above_floor"] = estimate(np.subtract(flips[name], floor[name]))
+        if CORRECTED in flips:
+            card[CORRECTED] = estimate(flips[CORRECTED])
     return card

@@ -9,9 +9,7 @@ import numpy as np
 
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
-from experiments.scorecard.card import by_suite
-from experiments.scorecard.draws import drawn_figures
-from experiments.scorecard.pairing import pair_records
+from experiments.scorecard.card import drawn_card
 
 Measured = tuple[Sequence[Record], Sequence[Record]]  # base, after
 
@@ -29,12 +27,16 @@ def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> 
     check_draws(draws)
     if len(runs) < 2:
         raise ValueError(f"seeds can be resampled from 2 on (3 for a claim), but got {len(runs)}: train more seeds")
-    drawn = []
-    for base, after in runs:
-        drift = [record for record in after if record.suite == "drift"]
-        drawn.append(drawn_figures(by_suite(pair_records(base, after)), drift, draws, seed))
+    return {name: estimate(values) for name, values in drawn_over_seeds(runs, draws, seed).items()}
+
+
+def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int) -> dict[str, Array]:
+    """Every figure that all runs have, (1 + draws,): of one run as it is, of several their mean as in `over_seeds`."""
+    drawn = [drawn_card(base, after, draws, seed) for base, after in runs]
+    if len(drawn) == 1:
+        return drawn[0]
     names = [name for name in drawn[0] if all(name in figures for figures in drawn)]
-    return {name: estimate(resample_seeds(np.stack([d[name] for d in drawn]), seed)) for name in names}
+    return {name: resample_seeds(np.stack([figures[name] for figures in drawn]), seed) for name in names}
 
 
 def resample_seeds(values: Array, seed: int) -> Array:

@@ -29,7 +29,7 @@ class Trajectory:
 
 
 def drawn_trajectory(
-    base: Sequence[Record], checkpoints: Mapping[int, Sequence[Record]], draws: int = 1_000, seed: int = 0
+    base: Sequence[Record], checkpoints: Mapping[int, Sequence[Record]], draws: int = 10_000, seed: int = 0
 ) -> Trajectory:
     """From the records of each checkpoint, by step. All points share their resampled questions.
 

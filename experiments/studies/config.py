@@ -78,12 +78,14 @@ class ReportConfig(Section):
     """What the report makes of the trials.
 
     select: the dimension whose best value is chosen per arm, on held-out items that the table does not use.
-    paper: name of a table of published figures to compare with. law: the dimension that is the replayed share.
+    paper: name of a table of published figures to compare with. law: the dimension that is the replayed share;
+    epsilon: nats per token that the loss of general text may rise at the ratio that the law calls critical.
     """
 
     select: str | None = None
     paper: Literal["table5"] | None = None
     law: str | None = None
+    epsilon: float = Field(0.05, gt=0)
 
 
 class Posthoc(Section):

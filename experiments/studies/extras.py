@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from experiments.studies.engine import Store
 
 MOST = 24  # arms that a sentence lists
-DRAWS = 1_000
+DRAWS = 10_000
 
 
 def matched_gain(arms: Sequence[Arm], root: Path) -> str:

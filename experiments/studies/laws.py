@@ -27,7 +27,7 @@ LEVEL = ("constant", "constant_with_warmup")  # schedules at which an evaluation
 
 
 def mixture_laws(
-    study: StudyConfig, arms: Sequence[Arm], root: Path, draws: int = 200
+    study: StudyConfig, arms: Sequence[Arm], root: Path, draws: int = 1_000
 ) -> tuple[list[str], dict[str, Figure]]:
     """A sentence and a picture per arm, fitted over the replayed shares `report.law`; one law never spans two arms."""
     sentences: list[str] = []
@@ -36,7 +36,7 @@ def mixture_laws(
         try:
             # One number of steps, so one horizon: tokens differ with the lengths of replayed rows.
             horizons = table.groupby("step").tokens.transform("mean")
-            law = fit(table.assign(tokens=horizons), float(table.base_kept.mean()), draws=draws)
+            law = fit(table.assign(tokens=horizons), float(table.base_kept.mean()), study.report.epsilon, draws)
         except TooFewRatios as error:
             sentences.append(f"No mixture law of {name}: {error}.")
             continue

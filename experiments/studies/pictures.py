@@ -79,10 +79,13 @@ def _of_layers(arms: Sequence[Arm], root: Path) -> list[Picture]:
     last: dict[str, list[Record]] = {}
     for arm in [arm for arm in arms if arm.records][:MOST]:
         last[arm.name] = read_records(record_files(arm.runs[0], root)[1])
-    text = "The darker, the further from the base model, after the last step; seed {}.".format(
+    text = "The darker, the further apart, after the last step; seed {}.".format(
         arms[0].runs[0]["seed"] if arms else ""
     )
-    return [("alignment", title, text + _first(arms), figure) for title, figure in alignment_pictures(last)]
+    return [
+        (f"alignment-{i}" if i else "alignment", title, text + _first(arms), figure)
+        for i, (title, figure) in enumerate(alignment_pictures(last))
+    ]
 
 
 def _by_number(arm: Arm) -> Arm:

@@ -52,7 +52,7 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
     evaluation, stream = config.evaluation, config.data.order == "sequential"
-    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream)
+    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream, evaluation.has_floor)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):

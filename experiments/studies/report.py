@@ -23,7 +23,7 @@ from experiments.studies.laws import mixture_laws
 from experiments.studies.paper import at_each, compared, sentences
 from experiments.studies.pictures import Picture, pictures
 from experiments.studies.places import command_line, public_yaml, study_folder
-from experiments.studies.selection import Arm, choose
+from experiments.studies.selection import Arm, arms_apart, choose
 from experiments.studies.table import picks_text
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     arms += posthoc_arms(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
-    words = summary(results) + ([*sentences(arms), *at_each(study, trials)] if study.report.paper else [])
+    differ = arms_apart(arms, root)
+    words = summary(results, differ, len(study.seeds))
+    words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     shown = columns_of(results)
     shown = (*shown[:2], KEPT, *shown[2:])
@@ -78,7 +80,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         **values,
         figures=figures,
         columns=shown,
-        best={column.name: tied_best(results, column.name, column.better == "higher") for column in shown},
+        best={column.name: tied_best(results, column.name, column.better == "higher", differ) for column in shown},
         yaml=public_yaml(study),
         date=f"{datetime.now():%d %B %Y, %H:%M}",
     )

@@ -17,14 +17,14 @@ from typing import Any
 
 from experiments.posthoc import result_folder
 from experiments.records import ArmResult, Record, read_records
-from experiments.reporting.summary import rate_text
-from experiments.scorecard import mean_card, mean_estimate, over_seeds, scorecard
+from experiments.reporting.summary import label, rate_text
+from experiments.scorecard import Apart, apart, drawn_over_seeds, mean_card, mean_estimate, over_seeds, scorecard
 from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
 
-DRAWS = 2_000  # resamples per scorecard of a half
+DRAWS = 10_000  # resamples per scorecard of a half
 LEAST_DRAWS = 100  # where only values count
 
 
@@ -125,6 +125,17 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
         kept = {} if halves else result.scorecard  # figures that need more than the last records: those of a stream
         result = replace(result, scorecard=kept | card, trajectory=[*before, last] if last else [])
     return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
+
+
+def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
+    """Which arms differ, by name, on the items that their figures are of; None where some records are not here, or
+    where the arms' figures are of other items."""
+    if not all(arm.records for arm in arms) or len({arm.halves for arm in arms}) > 1:
+        return None
+    measured = {
+        label(arm.result): [half_records(run, root, False if arm.halves else None) for run in arm.runs] for arm in arms
+    }
+    return apart({name: drawn_over_seeds(runs, DRAWS, 0) for name, runs in measured.items()})
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:

@@ -11,6 +11,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from experiments.config import ExperimentConfig, parse_config
 from experiments.models import shipped_folder
 
+SUMS = {"new": {"name": "chain_sum"}}  # short rows
+
 
 def tiny_base(folder: Path) -> str:
     """A folder that any `base_model:` can name."""
@@ -51,7 +53,7 @@ def small_values(base: str, /, **changes: Any) -> dict[str, Any]:
             {"name": "control", "method": "control", "learning_rates": [1e-2], "control": {"layers": 2}},
         ],
     }
-    return values | changes
+    return values | changes | {"data": SUMS | changes.get("data", {})}
 
 
 def small_config(base: str, /, **changes: Any) -> ExperimentConfig:

@@ -25,7 +25,6 @@ from experiments.reporting.details import (
 from experiments.reporting.summary import gain_name, gain_text, summary
 from experiments.reporting.tables import format_table, markdown_table
 from experiments.run import run_experiment
-from experiments.section import ConfigError
 from experiments.tracking.tracking import Tracker
 from tests.experiments.small import small_config, small_values, tiny_base
 
@@ -58,8 +57,11 @@ def test_trajectory_figures_are_those_of_the_points() -> None:
     assert cells["slow"][0].startswith("1.00")
     assert cells["fast"][0].startswith(".75")  # half of the way from 1 to .5
     assert cells["fast"][1].startswith(".88")  # mean of the straight way from 1 to .75
-    assert (cells["slow"][3], cells["fast"][3]) == ("no fall", "4")
-    assert cells["fast"][2].startswith(".40")
+    assert (cells["slow"][2][:3], cells["fast"][2][:3]) == (".20", ".40")  # hypervolumes
+    # the mean of retention and of the gain over the fast arm's: 2 / (1/1 + 1/.5), 1, 2 / (1/.5 + 1/0)
+    assert [cells[arm][3].split(" ")[0] for arm in arms] == [".67", "1.00", ".00"]
+    assert cells["fast"][4].startswith(".40")  # gap depth
+    assert (cells["slow"][5], cells["fast"][5]) == ("no fall", "4")
     assert cells["idle"][:2] == ("n/a", "n/a")
     assert "of the arms that gain (n/a: idle)" in table.note
 
@@ -68,7 +70,8 @@ def test_without_gain_nothing_is_matched_and_without_kept_tasks_there_is_no_tabl
     table = trajectory_table(answers(2, 8), {"idle": {2: answers(2, 6)}}, draws=100)
     assert table is not None
     assert table.rows[0][1:3] == ("n/a", "n/a")
-    assert table.rows[0][4] == "never"
+    assert table.rows[0][4] == "n/a"  # no gain to measure a gain by
+    assert table.rows[0][6] == "never"
     only_new = [r for r in answers(2, 8) if r.suite == "new"]
     assert trajectory_table(only_new, {"idle": {2: only_new}}, draws=100) is None
     assert trajectory_table(answers(2, 8), {}, draws=100) is None
@@ -107,7 +110,7 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
     assert "gain, nats" in format_table(results).splitlines()[0]
     assert "+.20 [.19,.21]" in markdown_table(results)
     assert summary(results)[0] == (
-        "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, outside the intervals of all other arms."
+        "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, ahead of all other arms."
     )
     assert summary(results[:1])[0].startswith("full 1e-3 gains +.20 [.19,.21] nats per token on the new task")
 
@@ -126,12 +129,18 @@ def test_the_floor_asks_the_same_in_other_words(base: str) -> None:
     assert first.content() != again.content()  # else the cache would give one for the other
 
 
-def test_the_floor_of_agreement_alone_is_refused(base: str) -> None:
-    config = small_config(base, evaluation=small_values(base)["evaluation"] | {"kept_tasks": ["agreement"]})
-    with pytest.raises(
-        ConfigError, match=r"aa_floor asks in other words, but kept_tasks=\['agreement'\] have no second"
-    ):
-        RewordedKept(config, load_base(base)[1], ())
+@pytest.mark.parametrize(
+    ("changes", "floor"),
+    [
+        ({}, True), ({"aa_floor": False}, False), ({"suites": ["new"]}, False), ({"kept_tasks": ["agreement"]}, False),
+        ({"kept_tasks": ["agreement", "plurals"]}, True),
+    ],
+)  # fmt: skip
+def test_the_floor_is_measured_where_something_has_a_second_wording(
+    base: str, changes: dict[str, Any], floor: bool
+) -> None:
+    config = small_config(base, evaluation=small_values(base)["evaluation"] | changes)
+    assert config.evaluation.has_floor == floor
 
 
 def run(base: str, root: Path, said: list[str] | None = None, **changes: Any) -> Outcome:
@@ -148,7 +157,7 @@ def test_a_run_on_texts_shows_their_gain_everywhere_and_all_that_was_measured(ba
     data = {"new": source, "regime": "cpt", "length": 64}
     suites = ["new", "kept", "text", "alignment"]
     said: list[str] = []
-    outcome = run(base, tmp_path, said, data=data, evaluation={"suites": suites, "aa_floor": True, "new_items": 2})
+    outcome = run(base, tmp_path, said, data=data, evaluation={"suites": suites, "new_items": 2})
     (result,) = outcome.results
     assert result.status == "finished"
     assert "gain" not in result.scorecard
@@ -176,7 +185,7 @@ def test_a_run_on_texts_shows_their_gain_everywhere_and_all_that_was_measured(ba
 @pytest.mark.slow
 def test_replay_of_own_text_is_counted_and_later_operations_are_shown(base: str, tmp_path: Path) -> None:
     old = {"source": "self", "number": 8, "max_tokens": 8}
-    data = {"new": {"source": "reasoning_gym"}, "old": old, "replay": 0.25}
+    data = {"old": old, "replay": 0.25}
     outcome = run(base, tmp_path, data=data)
     (result,) = outcome.results
     assert result.status == "finished"

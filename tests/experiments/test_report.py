@@ -15,6 +15,7 @@ from experiments.reporting.page import tint
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import format_table, markdown_table
+from tests.experiments.small import SUMS
 from tests.experiments.synthetic import BASE, six, synthetic, twelve, untrained
 
 pytestmark = pytest.mark.slow
@@ -25,7 +26,7 @@ UI = "mlflow server --backend-store-uri sqlite:///mlruns/mlflow.db"
 @pytest.fixture
 def config() -> ExperimentConfig:
     arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
-    return parse_config({"name": "synthetic", "arms": arms})
+    return parse_config({"name": "synthetic", "data": SUMS, "arms": arms})
 
 
 class Page(HTMLParser):

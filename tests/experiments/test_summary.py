@@ -7,36 +7,51 @@ import math
 import pytest
 
 from experiments.records import Estimate
-from experiments.reporting.summary import number, overlap, rate_text, summary, tied_best, with_interval
+from experiments.reporting.summary import OVERLAP, PAIRED, number, overlap, rate_text, summary, tied_best, with_interval
 from tests.experiments.synthetic import six, synthetic, untrained
 
 
 def test_the_words_follow_from_intervals() -> None:
     words = summary(six())
     assert words[0] == (
-        "control 3e-4 gains most on the new task: +.49 [.41,.57], but it is not distinguishable from any other arm: "
-        "the intervals overlap."
+        "control 3e-4 gains most on the new task: +.49 [.41,.57], but it is not distinguishable from any other arm."
     )
     assert words[1] == (
         "control 3e-4 forgets least, by its retention of the kept tasks: 1.00 [.97,1.03]. It is not distinguishable "
-        "from control 1e-3, and outside the intervals of the others."
+        "from control 1e-3, and ahead of the others."
     )
     assert words[2] == (
-        "Among the 6 arms whose gain is level with the highest, control 3e-4 keeps most (1.00); below it, and outside "
-        "its interval: full 1e-3 (.47), full 1e-4 (.88), partial 1e-3 (.88) and partial 3e-4 (.93)."
+        "Among the 6 arms whose gain is level with the highest, control 3e-4 keeps most (1.00); below it: "
+        "full 1e-3 (.47), full 1e-4 (.88), partial 1e-3 (.88) and partial 3e-4 (.93)."
     )
-    assert words[3] == (
+    assert words[3] == OVERLAP
+    assert words[4] == (
         "Retention lies below 1 by more than its interval for full 1e-3, full 1e-4, partial 1e-3 and partial 3e-4."
     )
-    assert words[4] == "Not distinguishable from no forgetting: control 1e-3 and control 3e-4."
-    assert len(words) == 5
+    assert words[5] == "Not distinguishable from no forgetting: control 1e-3 and control 3e-4."
+    assert words[6] == "One seed: another one can change more than these intervals say."
+    assert len(words) == 7
+    assert summary(six(), seeds=2)[:-1] == words[:-1] == summary(six(), seeds=3)
+
+
+def test_paired_differences_decide_where_they_are_known() -> None:
+    """Overlapping intervals that differ question by question are told apart; others are not, though they lie apart."""
+    pair = frozenset(("control 3e-4", "control 1e-3"))
+    words = summary(six(), {"gain": frozenset({pair}), "retention": frozenset()})
+    assert words[0].endswith(
+        "It is not distinguishable from full 1e-3, full 1e-4, partial 1e-3 and partial 3e-4, and ahead of the others."
+    )
+    assert words[1].endswith("[.97,1.03], but it is not distinguishable from any other arm.")
+    assert "Among the 5 arms whose gain is level with the highest" in words[2]
+    assert words[3] == PAIRED
+    assert summary(six(), {"gain": frozenset()})[3] == OVERLAP  # too few draws for one of the two figures
 
 
 def test_the_words_for_a_clear_lead_one_arm_and_no_arm() -> None:
     far = [synthetic("full", 1e-3, 0.8, 0.5), synthetic("control", 1e-3, 0.05, 0.99)]
-    assert summary(far)[0].endswith("+.80 [.72,.88], outside the intervals of all other arms.")
+    assert summary(far)[0].endswith("+.80 [.72,.88], ahead of all other arms.")
     assert summary(far)[1].startswith("control 1e-3 forgets least")
-    assert summary(far)[-1] == "No gain outside the interval: control 1e-3; retention without a gain says little."
+    assert summary(far)[-2] == "No gain outside the interval: control 1e-3; retention without a gain says little."
     assert summary(far[:1])[0] == (
         "full 1e-3 gains +.80 [.72,.88] on the new task at a retention of .50 [.47,.53] on the kept tasks."
     )

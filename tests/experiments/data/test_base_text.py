@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText, weights_digest
 from experiments.data.items import Item, Text
@@ -75,6 +75,27 @@ def test_a_chat_model_writes_questions_and_replies(workshop: Open) -> None:
         assert row.question != row.answer
         assert not row.ended  # a random model hardly ever ends a turn within five tokens
         assert "<|" not in row.question + row.answer
+
+
+def test_questions_are_sampled_behind_the_templates_opening_and_replies_behind_the_questions(
+    workshop: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def generate(self: PreTrainedModel, **inputs: Any) -> Any:
+        real = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+        asked.extend(shop.tokenizer.decode(ids[mask]) for ids, mask in real)
+        return plain(self, **inputs)
+
+    plain = LlamaForCausalLM.generate
+    monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
+    shop, _ = workshop()
+    rows = sampled(shop).examples
+    assert len(set(asked[:6])) == 1
+    assert asked[0].endswith("<|im_start|>user\n")
+    assert {f"<|im_start|>user\n{row.question}<|im_end|>\n<|im_start|>assistant\n" for row in rows} <= {
+        text[text.index("<|im_start|>user") :] for text in asked[6:]
+    }
 
 
 def test_a_reply_that_ends_by_itself_is_marked_so(workshop: Open) -> None:

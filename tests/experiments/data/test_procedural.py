@@ -8,22 +8,24 @@ import random
 import pytest
 import torch
 
-from experiments.config import ConfigError
+from experiments.config import ConfigError, DataConfig
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
 from experiments.evaluation.generation import parse_answer
+from tests.experiments.small import SUMS
 
+SUM = SUMS["new"]
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10 x 10 numbers, + or -: 200 questions
 
 
 def train(count: int = 40, test: int = 20, seed: int = 0, **fields: object) -> list[Item]:
-    source = ReasoningGym(**fields)
+    source = ReasoningGym(**SUM | fields)
     taken = source.held_out(test, seed).ids
     return [item for item in itertools.islice(source.epoch(0, seed, taken), count) if isinstance(item, Item)]
 
 
 def held_out(count: int = 20, seed: int = 0, **fields: object) -> NewTask:
-    return ReasoningGym(**fields).held_out(count, seed)
+    return ReasoningGym(**SUM | fields).held_out(count, seed)
 
 
 class TestReasoningGym:
@@ -104,6 +106,12 @@ class TestReasoningGym:
 
 
 class TestWorkedAnswers:
+    def test_what_is_learned_where_a_config_names_nothing(self) -> None:
+        source, named = DataConfig().new[0], ReasoningGym(name="gsm_symbolic")
+        assert isinstance(source, ReasoningGym)
+        assert source.held_out(5, 0).test == named.held_out(5, 0).test
+        assert all(item.reply != item.answer for item in source.held_out(5, 0).test)
+
     def test_reply_is_the_worked_answer_and_the_verifier_accepts_what_is_read_from_it(self) -> None:
         drawn = held_out(60, name="gsm_symbolic")
         for item in drawn.test:

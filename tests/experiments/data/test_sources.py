@@ -130,7 +130,7 @@ class TestConfig:
     def test_one_source_or_a_list(self) -> None:
         one = parse_config(small_values("base", data={"new": CHAIN})).data
         assert one == parse_config(small_values("base", data={"new": [CHAIN]})).data
-        assert one == DataConfig()
+        assert one != DataConfig() == parse_config(small_values("base", data={"new": {"name": "gsm_symbolic"}})).data
 
     def test_without_shares_several_sources_are_equal(self) -> None:
         three = parse_config(small_values("base", data={"new": [{"name": "gcd"}, CHAIN, {"name": "lcm"}]})).data

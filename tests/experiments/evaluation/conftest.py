@@ -34,4 +34,6 @@ def config(base: str) -> ExperimentConfig:
 
 @pytest.fixture
 def evaluation(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-    return Evaluation(config, tokenizer, [ReasoningGym().held_out(config.evaluation.new_items, config.seed)])
+    return Evaluation(
+        config, tokenizer, [ReasoningGym(name="chain_sum").held_out(config.evaluation.new_items, config.seed)]
+    )

@@ -25,9 +25,9 @@ from experiments.evaluation.alignment import (
     layer_table,
     records_table,
     sentences,
-    update_sizes,
 )
 from experiments.evaluation.similarity import METRICS, cosine, relative_l2
+from experiments.evaluation.weights import update_sizes
 from experiments.models import load_base
 from experiments.scorecard import scorecard
 from tests.ctrl.families import perturb
@@ -129,11 +129,12 @@ class TestTables:
     def test_branches(self, expanded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         states = hidden_states(expanded, tokenizer)
         table = branch_table(states)
-        assert list(table.columns) == [*METRICS, "alpha"]
+        assert list(table.columns) == [*METRICS, "alpha", "alpha_spread"]
         assert list(table.index) == sorted(expanded.control.layers)
         first = table.index[0]
         assert table.loc[first, "cosine"] == cosine(states.pretrained[first], states.expanded[first])
         assert table["alpha"].between(0.3, 0.7).all()
+        assert table.loc[first, "alpha_spread"] == np.std(states.alpha[first]) > 0
 
     def test_agree_with_the_librarys_diagnostics(
         self, expanded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
@@ -153,31 +154,6 @@ class TestTables:
     def test_models_of_other_shapes_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"base has states \(2, 4, 3\), tuned \(3, 4, 3\)"):
             layer_table(States(np.zeros((2, 4, 3))), States(np.zeros((3, 4, 3))))
-
-
-class TestUpdates:
-    def test_full_and_partial(self, model: PreTrainedModel, base: str) -> None:
-        tuned = load_base(base)[0]
-        with torch.no_grad():
-            for parameter in decoder_layers(tuned)[1].parameters():
-                parameter.mul_(1.25)
-        found = update_sizes(model, tuned)
-        assert found.tolist() == pytest.approx([0.0, 0.25, 0.0])
-        assert found.index.name == "layer"
-
-    def test_expanded(self, model: PreTrainedModel, expanded: PreTrainedModel) -> None:
-        found = update_sizes(model, expanded)
-        assert (found.drop(index=[i for i in range(3) if i in expanded.control.layers]) == 0).all()
-        assert (found[expanded.control.layers] > 0).all()
-
-    def test_an_adapter_must_be_merged(self, model: PreTrainedModel, base: str) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        adapted = get_peft_model(load_base(base)[0], LoraConfig(target_modules=["q_proj"]))
-        with pytest.raises(ValueError, match="merge adapters into them first"):
-            update_sizes(model, adapted)  # type: ignore[arg-type]
-        merged = adapted.merge_and_unload()  # type: ignore[operator]
-        assert update_sizes(model, merged).tolist() == [0.0, 0.0, 0.0]
 
 
 class TestSuite:
@@ -208,16 +184,19 @@ class TestSuite:
             records_table(records), layer_table(hidden_states(model, suite.tokenizer), states)
         )
         branches = records_table(records, "branches")
-        assert list(branches.columns) == [*METRICS, "alpha", "update"]
-        pd.testing.assert_frame_equal(branches.drop(columns="update"), branch_table(states))
-        assert branches["update"].tolist() == update_sizes(model, expanded)[branches.index].tolist()
+        assert list(branches.columns) == [*METRICS, "alpha", "alpha_spread"]
+        pd.testing.assert_frame_equal(branches, branch_table(states))
+        weighed = list(suite.weigh(expanded))
+        assert {(r.task, r.form) for r in weighed} == {("update", "base")}
+        assert [r.value for r in weighed] == update_sizes(model, expanded).tolist()
 
     def test_the_scorecard_takes_them(
         self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
     ) -> None:
-        before, after = (list(suite.measure(m, lambda count: None)) for m in (model, expanded))
+        before, after = ([*suite.measure(m, lambda count: None), *suite.weigh(m)] for m in (model, expanded))
         card = scorecard(before, after, draws=100)
-        assert card.keys() == {f"alignment_{name}" for name in METRICS}
+        assert card.keys() == {f"alignment_{name}" for name in (*METRICS, "update")}
+        assert card["alignment_update"].value > 0
         assert card["alignment_cka"].value == pytest.approx(records_table(after)["cka"].mean())
         assert card["alignment_cka"].low is None
 

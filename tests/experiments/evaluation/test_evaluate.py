@@ -134,7 +134,7 @@ class TestEvaluation:
             assert torch.equal(model(ids).logits, expected)
 
     def test_drift_before_prepare(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        fresh = Evaluation(config, tokenizer, [ReasoningGym().held_out(4, 0)])
+        fresh = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
             fresh.evaluate(sharp(), FP32, ("drift",))
 
@@ -153,7 +153,7 @@ class TestEvaluation:
     def test_restored_replies_are_used(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        task = [ReasoningGym().held_out(4, 0)]
+        task = [ReasoningGym(name="chain_sum").held_out(4, 0)]
         first, second = Evaluation(config, tokenizer, task), Evaluation(config, tokenizer, task)
         first.prepare(model, FP32)
         state = json.loads(json.dumps(first.state()))

@@ -127,14 +127,14 @@ class TestDrift:
     def prepared(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> Evaluation:
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym().held_out(4, 0)])
+        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         evaluation.measure_base(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         return evaluation
 
     def test_kl_of_a_moved_model_is_that_without_a_cache(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        uncached = Evaluation(config, tokenizer, [ReasoningGym().held_out(4, 0)])
+        uncached = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         uncached.prepare(model, FP32)
         cached = [self.prepared(config, tokenizer, model, tmp_path) for _ in range(2)]  # it writes, and then reads
         with torch.no_grad():
@@ -157,7 +157,7 @@ class TestDrift:
         monkeypatch.setattr(drift, "reply_log_probs", never)
         monkeypatch.setattr(drift, "base_replies", never)
         trial = self.prepared(config, tokenizer, model, tmp_path)
-        continued = Evaluation(config, tokenizer, [ReasoningGym().held_out(4, 0)])
+        continued = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         continued.restore(first.state())
         continued.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         for evaluation in (trial, continued):
@@ -171,7 +171,7 @@ class TestDrift:
         """A run may have kept replies that the cache has not, written by another version of a library."""
         state = self.prepared(config, tokenizer, model, tmp_path).state()
         state["drift"]["replies"][0]["reply"] = [7, 8]
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym().held_out(4, 0)])
+        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         evaluation.restore(state)
         evaluation.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         suite = evaluation.suites["drift"]

@@ -140,7 +140,7 @@ class TestMultipleChoice:
     def test_equals_one_sequence_per_option_on_the_real_model(self) -> None:
         model, tokenizer = load_base("smollm2-135m-instruct")
         config = small_config("smollm2-135m-instruct")
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym().held_out(1, 0)])
+        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(1, 0)])
         for form in ("plain", "chat"):
             choices = evaluation.suites["kept"].choices[form][::3]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4

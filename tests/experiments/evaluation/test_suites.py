@@ -27,7 +27,7 @@ NOTES = NewText("notes", ("A short note.", LONG))
 
 @functools.cache
 def sums() -> NewTask:
-    return ReasoningGym().held_out(4, 0)
+    return ReasoningGym(name="chain_sum").held_out(4, 0)
 
 
 SETTINGS = {"instruction_items": 10, "new_items": 4, "kept_items": 4, "replies": 2, "reply_tokens": 4}

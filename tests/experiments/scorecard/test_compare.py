@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def test_a_difference_is_that_of_the_cards(run: Path) -> None:
     first, second = result.cards[name]["gain"], result.cards[other]["gain"]
     assert difference.value.value == pytest.approx(second.value - first.value)
     assert result.cards[name]["gain"] == scorecard(*_records(run, name), draws=2000)["gain"]
+
+
+def test_the_harmonic_average_is_of_retention_and_of_the_gain_over_the_references(run: Path) -> None:
+    result = compare(read_entries([str(run)]), reference="control-0.001", draws=500)
+    gain = result.cards["control-0.001"]["gain"].value
+    for name, card in result.cards.items():
+        expected = scorecard(*_records(run, name), draws=500, gain_reference=gain)["average_harmonic"]
+        assert card["average_harmonic"] == expected
+    retention = result.cards["control-0.001"]["retention"].value
+    own = result.cards["control-0.001"]["average_harmonic"].value
+    assert own == pytest.approx(statistics.harmonic_mean([retention, 1.0]))
 
 
 def test_a_difference_of_runs_that_mostly_agree_is_narrower_than_unpaired(run: Path) -> None:
@@ -188,7 +200,12 @@ def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["compare", str(run), "--draws", "200", "--out", str(tmp_path / "page.html")]) == 0
-    assert "retention at matched gain" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "retention at matched gain" in said
+    assert "harmonic average" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.html", "compare.png", "compare.csv"}
+    assert main(["compare", str(run), "--draws", "200"]) == 0
+    assert "with a picture: --out FOLDER" in capsys.readouterr().out
     assert main(["compare", str(run), "--reference", "contrl-0.001"]) == 2
     assert "did you mean 'control-0.001'?" in capsys.readouterr().err
     assert main(["compare", "no/such/run"]) == 2
@@ -206,6 +223,13 @@ def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
     assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "FAIL"]
     assert main(["gate", str(run), "--margin", "2"]) == 2
     assert "margin must be" in capsys.readouterr().err
+
+
+def test_the_gate_allows_a_hundredth_where_no_margin_is_given(tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "run", {"still-0.001": (0.0, 0.4), "slips-0.001": (0.03, 0.4)}, n=1000))
+    assert main(["gate", run, "--arm", "still-0.001"]) == 0
+    assert main(["gate", run, "--arm", "slips-0.001"]) == 1
+    assert main(["gate", run, "--arm", "slips-0.001", "--margin", "0.05"]) == 0
 
 
 def samples(folder: Path, rng: np.random.Generator, rates: dict[str, float], shots: int = 0) -> Path:

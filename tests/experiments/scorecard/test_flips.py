@@ -28,7 +28,10 @@ def test_flips_match_a_hand_count() -> None:
     card = scorecard(base, tuned, draws=100)
     assert card["nfr"].value == pytest.approx(2 / 8)
     assert card["nfr_mc"].value == pytest.approx(3 / 8)
-    assert card["persistence_corrected"].value == pytest.approx(4 / 3 * (2 / 8 - (1 / 8) / 2))
+    beside = aa_floor(base, base, tuned, draws=100)
+    assert beside["persistence_corrected"].value == pytest.approx(4 / 3 * (2 / 8 - (1 / 8) / 2))
+    assert beside["floor_persistence_corrected"].value == 0
+    assert "persistence_corrected" not in card  # never without the floor
     guessed = (3 / 8) * (4 / 8) / 3
     assert card["samplewise_forgetting"].value == pytest.approx(2 / 8 - guessed)
     assert card["samplewise_backward"].value == pytest.approx(1 / 8 - guessed)
@@ -74,7 +77,6 @@ def test_counts_of_one_answer_are_consistent(first: int, second: int, k: int) ->
 def test_generated_answers_have_no_choice_flips() -> None:
     card = scorecard([dataclasses.replace(kept(1, 0), choice=None, options=None)], [kept(1, 1)], draws=100)
     assert "nfr_mc" not in card
-    assert "persistence_corrected" not in card
     assert card["nfr"].value == 1
 
 

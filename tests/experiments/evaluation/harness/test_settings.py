@@ -48,6 +48,18 @@ class TestConfig:
             HarnessSuite(config_of(folder, **settings), tokenizer, [])
         assert HarnessSuite(config_of(folder, **settings, run_code=True), tokenizer, []).size == 16
 
+    @pytest.mark.parametrize("metrics", [["bypass"], ["bleu"]])
+    def test_a_task_that_says_of_no_item_whether_it_is_right(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, metrics: list[str]
+    ) -> None:
+        """Known before anything is measured."""
+        write_tasks(tmp_path)
+        task = yaml.safe_load((tmp_path / "sums.yaml").read_text())
+        task["metric_list"] = [{"metric": name} for name in metrics]
+        (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+        with pytest.raises(ConfigError, match=rf"task sums of lm_eval gives {metrics[0]}, none of which says"):
+            HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+
     def test_nothing_to_measure(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
             config_of(folder, new=[], kept=[])
@@ -95,9 +107,14 @@ class TestConfig:
         assert settings.new == ("gsm8k",)
         assert {"arc_challenge", "mmlu", "mmlu_pro"} < set(settings.kept)
         assert (settings.limit, settings.fewshot) == (7, 0)
+        named: set[str] = set()
         for path in PRESETS.glob("*.yaml"):
             values["evaluation"]["lm_eval"] = {"preset": path.stem}
-            assert parse_config(values).evaluation.lm_eval is not None
+            preset = parse_config(values).evaluation.lm_eval
+            assert preset is not None
+            named |= {*preset.new, *preset.kept}
+        paper = "arc_challenge gpqa_main_zeroshot mmlu mmlu_pro gsm8k minerva_math leaderboard_math_hard humaneval mbpp"
+        assert {*paper.split(), "ceval-valid", "cmmlu", "bbh"} <= named
         values["evaluation"]["lm_eval"] = {"preset": "paper_maths"}
         with pytest.raises(ConfigError, match=r"unknown preset 'paper_maths': did you mean 'paper_math'"):
             parse_config(values)
