@@ -57,7 +57,7 @@ class ReasoningGym(Source):
         seen, since = set(taken), 0
         for chunk in itertools.count():
             generator = make(part, seed, chunk)
-            for index in range(CHUNK):
+            for index in range(generator.config.size):
                 item = self._item(generator[index])
                 since += 1
                 if item.id not in seen:
@@ -73,6 +73,11 @@ class ReasoningGym(Source):
                     )
 
     def _item(self, entry: dict[str, Any]) -> Item:
+        """Raises ConfigError where the generator has no answer: any is right that its verifier accepts."""
+        if entry["answer"] is None:
+            raise ConfigError(
+                f"data, name: task {self.name} can check an answer but gives none to learn from: choose another"
+            )
         worked = str(entry["metadata"].get("answer_cot", "")) if self.worked else ""
         return Item(self._asked(entry), str(entry["answer"]), entry["metadata"], FINAL.sub("", worked).strip())
 
@@ -107,14 +112,14 @@ def _generators(config: ReasoningGym) -> Callable[[str, int, int], Any]:
         # Generators add the index to the seed, so neighbouring seeds share items: these lie far apart.
         name = f"{part} {seed} {chunk}" if chunk else f"{part} {seed}"
         start = random.Random(name).randrange(2**30)
-        try:
-            settings = config_class(**config.params, seed=start, size=CHUNK)
-            settings.validate()
-            return dataset_class(settings)
-        except (AssertionError, TypeError, ValueError, KeyError) as error:
-            reason = str(error) or type(error).__name__
-            raise ConfigError(
-                f"data, params of {config.name}: {config.params} is refused by the generator: {reason}"
-            ) from error
+        reason = ""
+        for size in (CHUNK, CHUNK // 5):  # word_ladder makes no more than 20,000
+            try:
+                settings = config_class(**config.params, seed=start, size=size)
+                getattr(settings, "validate", lambda: None)()
+                return dataset_class(settings)
+            except (AssertionError, TypeError, ValueError, KeyError) as error:
+                reason = str(error) or type(error).__name__
+        raise ConfigError(f"data, params of {config.name}: {config.params} is refused by the generator: {reason}")
 
     return make

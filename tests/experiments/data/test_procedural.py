@@ -105,6 +105,26 @@ class TestReasoningGym:
         assert few != train(23)
 
 
+@pytest.mark.slow
+def test_every_generator_of_the_library() -> None:
+    """Its own answers are right; the few without any, and the one that needs others to be made of, are refused."""
+    from reasoning_gym.factory import DATASETS
+
+    refused = {}
+    names = sorted(DATASETS.keys() - {"acre"})  # which takes a minute to begin
+    assert len(names) > 100
+    for name in names:
+        try:
+            drawn = held_out(2, name=name)
+        except ConfigError as error:
+            refused[name] = str(error)
+        else:
+            assert all(drawn.correct(item.answer, item) for item in drawn.test), name
+    without = {name for name, said in refused.items() if "gives none to learn from" in said}
+    assert without == {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
+    assert refused.keys() - without == {"composite"}
+
+
 class TestWorkedAnswers:
     def test_what_is_learned_where_a_config_names_nothing(self) -> None:
         source, named = DataConfig().new[0], ReasoningGym(name="gsm_symbolic")
