@@ -6,8 +6,9 @@
 
 Steps of all methods are timed in turn, round after round, so that a machine that drifts drifts for all. Peak memory is
 that of a process of its own per method, above the same process before the model is loaded. FLOPs are counted by
-torch.utils.flop_counter over one step. Decoding is greedy with the KV cache, one sequence. Eight layers are spread
-evenly, as the paper does it, or are the last eight: below the first layer that trains there is no backward pass.
+torch.utils.flop_counter over one step; weights GB is what a step must move of them at least. Decoding is greedy with
+the KV cache, one sequence. Eight layers are spread evenly, as the paper does it, or are the last eight: below the first
+layer that trains there is no backward pass.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import PeakMemory
 
 LAYERS = 8
+SQUARE, BLOCK = 2048, 2**28  # rows of a product, bytes of a copy: large enough for the machine's best rates
 METHODS = ("full", "partial", "control", "partial, last layers", "control, last layers")
 
 
@@ -131,7 +133,25 @@ def step_table(args: argparse.Namespace) -> str:
         cells += [f"{t / partial:.2f}", f"{flops[method] / 1e12:.2f}", f"{flops[method] / 1e12 / t:.2f}"]
         cells += [f"{moved[method] / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory['full']:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n\n" + roofline(times, flops, moved, args)
+
+
+def roofline(times: dict[str, float], flops: dict[str, int], moved: dict[str, int], args: argparse.Namespace) -> str:
+    """What each step takes at least on this machine, by its products and by the weights that it moves."""
+    dtype = torch.bfloat16 if Precision(args.precision).bf16 else torch.float32
+    square = torch.randn(SQUARE, SQUARE, device=device(), dtype=dtype)
+    block = torch.zeros(BLOCK // 4, device=device())
+    peak = in_turn({"product": lambda: square @ square, "copy": block.clone}, 9)
+    rate, bandwidth = 2 * SQUARE**3 / peak["product"], 2 * BLOCK / peak["copy"]
+    least = ", ".join(
+        f"{name} {flops[name] / rate:.2f} s and {moved[name] / bandwidth:.2f} s ({flops[name] / rate / t:.0%})"
+        for name, t in times.items()
+    )
+    return (
+        f"Roofline: a product of {SQUARE:,} x {SQUARE:,} runs at {rate / 1e12:.2f} TFLOP/s here, a copy of "
+        f"{BLOCK // 2**20} MiB moves {bandwidth / 1e9:.0f} GB/s. So a step takes at least, by its FLOPs and by its "
+        f"weights (in brackets: FLOPs' share of the time measured): {least}."
+    )
 
 
 def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -212,7 +232,7 @@ def decode_table(args: argparse.Namespace) -> str:
         kwargs = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "pad_token_id": 0}
         return lambda: model.generate(prompt, max_new_tokens=args.tokens, min_new_tokens=args.tokens, **kwargs)
 
-    times = in_turn({name: decode(model) for name, model in models.items()}, args.rounds)
+    times = in_turn({name: decode(model) for name, model in models.items()}, max(args.rounds, 7))  # they are short
     rows = ["| decoding | ms per token | vs base |", "|---|---|---|"]
     rows += [f"| {name} | {1e3 * t / args.tokens:.1f} | {t / times['base']:.2f} |" for name, t in times.items()]
     return "\n".join(rows)

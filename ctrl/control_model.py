@@ -65,8 +65,10 @@ class ControlModel(nn.Module):
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
             )
         labels, total = kwargs["labels"], kwargs.get("num_items_in_batch")
-        by_labels = self.control.config.divergence_tokens == "labels"
-        mask = labels != -100 if by_labels else real_tokens(kwargs.get("attention_mask"), terms[0].shape[1])
+        mask = real_tokens(kwargs.get("attention_mask"), terms[0].shape[1])
+        if self.control.config.divergence_tokens == "labels":
+            labelled = labels != -100
+            mask = labelled if mask is None else labelled & mask.to(labels.device)
         if total is None:
             means = [masked_mean(d, mask) for d in terms]
         else:

@@ -3,7 +3,7 @@
 Shapes: a, b and the layer's input h are (batch, seq, hidden); alpha, the share of b, is a scalar () or per token
 (batch, seq, 1). Half-precision inputs are mixed in fp32, because b - a is small beside a, and come back in their dtype.
 
-A new interpolation is one class here and one line in INTERPOLATIONS (and its name in `config.Interpolation`).
+A new interpolation is one class here and one line in INTERPOLATIONS.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: copies placed and trainable, everything else frozen.
 
-    At the start the logits equal the base model's. Raises ConfigError for a model or layers that cannot be expanded,
-    and then leaves it as it was.
+    At the start the logits equal the base model's, unless norm_mix asks for other norms. Raises ConfigError for a model
+    or layers that cannot be expanded, and then leaves it as it was.
 
     What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
     in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:

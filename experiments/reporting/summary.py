@@ -126,6 +126,9 @@ def _lead(arms: list[ArmResult], name: str, words: str, apart: Apart | None) -> 
         return f"{start}, ahead of all other arms."
     if len(tied) == len(arms) - 1:
         return f"{start}, but it is not distinguishable from any other arm."
+    behind = [r for r in arms if r is not best and r not in tied]
+    if len(behind) < len(tied):
+        return f"{start}. It is ahead of {_listed(behind)}, and not distinguishable from the others."
     return f"{start}. It is not distinguishable from {_listed(tied)}, and ahead of the others."
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ctrl
+from ctrl.diagnostics import attach
+from tests import reference
 from tests.ctrl.families import EVERY, build, perturb
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.ctrl.test_trainer import sequences, tiny
@@ -149,6 +152,38 @@ def test_alpha_scaling_and_detaching() -> None:
     assert alpha_gradient(scale_by_alpha=True, detach_alpha=True).abs().max() == 0
     plain, scaled = disturbed(alpha_start=0.25), disturbed(alpha_start=0.25, scale_by_alpha=True)
     torch.testing.assert_close(scaled(**batch).divergence, 0.25 * plain(**batch).divergence)
+
+
+def divergence_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> float:
+    """From the branches: the mean over layers and chosen tokens of alpha |b - a|^2 / hidden."""
+    seen: list[float] = []
+
+    class Branches:
+        def note(self, layer: object, a: torch.Tensor, b: torch.Tensor, alpha: torch.Tensor, *_: object) -> None:
+            a, b, share = (x.detach().double().numpy() for x in (a, b, alpha.expand(*a.shape[:2], 1)))
+            per_token = share[..., 0] * reference.divergence("mse", a, b)
+            seen.append(reference.masked_mean(per_token, chosen.numpy()))
+
+    with attach(model, Branches()):  # type: ignore[arg-type]
+        model(**batch)
+    return float(np.mean(seen))
+
+
+@pytest.mark.parametrize("tokens", ["real", "labels"])
+@pytest.mark.parametrize("interpolation", ["lerp", "dlerp", "moe"])
+def test_the_divergence_is_scaled_by_each_tokens_alpha_over_the_tokens_that_count(
+    interpolation: str, tokens: str
+) -> None:
+    """Labels at padding do not make it count; with moe all real tokens do, those that are not routed with 0."""
+    labels = IDS.clone()
+    labels[:, 5:9] = -100
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": labels}
+    config = {"interpolation": interpolation, "alpha": "learned", "scale_by_alpha": True, "divergence_tokens": tokens}
+    model = disturbed(**config)
+    chosen = MASK.bool() & (labels != -100) if tokens == "labels" else MASK.bool()
+    want = divergence_of(model, batch, chosen)
+    assert want > 0
+    assert model(**batch).divergence.item() == pytest.approx(want, rel=1e-4)
 
 
 def test_detached_pretrained_side_changes_lower_gradients_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import OlmoConfig, OlmoForCausalLM
@@ -64,6 +65,21 @@ def test_branches_are_compared_at_the_first_real_tokens() -> None:
         assert log.rows[0].relative_l2 == pytest.approx(want.item(), rel=1e-5)
         assert log.rows[0].divergence == pytest.approx((b - a)[real == 1].square().mean().item(), rel=1e-5)
         assert (log.rows[0].alpha, log.rows[0].alpha_spread) == (0.5, 0.0)
+
+
+def test_figures_are_those_of_their_formulas() -> None:
+    """In numpy, over the tokens that are real; alpha differs by token."""
+    real = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    a, b, alpha = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4, 1)
+    per_token = (b - a).square().mean(-1)
+    log = Log(tokens=100, update_every=2**31, step=0)
+    log.note(expanded_layers(disturbed())[0], a, b, alpha, per_token, real)
+    (row,), chosen = log.rows, real.numpy() == 1
+    x, y, share = (t.double().numpy()[chosen] for t in (a, b, alpha[..., 0]))
+    cosine = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    assert row.cosine == pytest.approx(cosine.mean(), rel=1e-5)
+    assert (row.alpha, row.alpha_spread) == pytest.approx((share.mean(), share.std(ddof=1)), rel=1e-4)
+    assert row.divergence == pytest.approx(((x - y) ** 2).mean(), rel=1e-5)
 
 
 def test_noting_reads_no_value() -> None:

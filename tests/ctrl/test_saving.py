@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from ctrl.saving import read_tensors
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
@@ -27,8 +28,7 @@ from tests.ctrl.test_trainer import tiny
         {"structure": "stack"},
         {"structure": "hybrid"},
         {"interpolation": "dlerp", "alpha": "learned"},
-        {"interpolation": "moe"},
-        {"interpolation": "plerp"},
+        *({"interpolation": name} for name in INTERPOLATIONS),
         {"norm_mix": 0.2},
         {"expanded": "lora"},
     ],

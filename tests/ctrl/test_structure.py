@@ -145,6 +145,51 @@ def test_a_refused_expansion_leaves_the_model_as_it_was(values: dict[str, Any]) 
     assert all(p.requires_grad for p in model.parameters())
 
 
+def _no_stack(model: PreTrainedModel) -> None:
+    model.config.num_hidden_layers = 7
+
+
+def _shared_keys(model: PreTrainedModel) -> None:
+    decoder_layers(model)[1].self_attn.is_kv_shared_layer = True
+
+
+def _other_names(model: PreTrainedModel) -> None:
+    for layer in decoder_layers(model):
+        layer.mlp.odd = layer.mlp.down_proj
+        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.odd(x)
+        del layer.mlp.down_proj
+
+
+def _calls_super(model: PreTrainedModel) -> None:
+    class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    for layer in decoder_layers(model):
+        layer.__class__ = Derived
+
+
+@pytest.mark.parametrize(
+    ("odd", "structure", "message"),
+    [
+        (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
+        (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
+        (_other_names, "stack", "has no MLP down projection under a known name"),
+        (_calls_super, "concat", r"Derived\.forward calls super\(\); its layers cannot be copied"),
+    ],
+)
+def test_layers_that_cannot_be_copied_are_refused(
+    odd: Callable[[PreTrainedModel], None], structure: str, message: str
+) -> None:
+    model = build("llama")
+    odd(model)
+    before = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ConfigError, match=message):
+        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
+    assert [name for name, _ in model.named_parameters()] == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def _gpt_oss() -> PreTrainedModel:
     return tf.GptOssForCausalLM(
         tf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None)
