@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from experiments.arm_run import ArmRun, Observer, headline
@@ -34,25 +33,15 @@ from experiments.records import (
     write_records,
     write_text,
 )
-from experiments.reporting.details import (
-    Table,
-    alignment_pictures,
-    cost_table,
-    data_table,
-    further_table,
-    posthoc_table,
-    trajectory_table,
-)
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import label
 from experiments.reporting.tables import markdown_table
-from experiments.scorecard import Apart, aa_floor, apart, drawn_over_seeds, scorecard
-from experiments.streams import stream_pictures, stream_table
+from experiments.run_details import Measured, read_steps
+from experiments.scorecard import aa_floor, scorecard
 from experiments.tracking.run import Run
 from experiments.tracking.tracking import Tracker
 
-Measured = dict[str, dict[int, list[Record]]]  # item records by step, by label of the arm
 TIMED = 10  # steps; arms of fewer are trained in the time that timing them takes
 
 
@@ -238,10 +227,18 @@ class Experiment:
     def _finish(self, run: Run, results: list[ArmResult]) -> Outcome:
         base = headline(self.figures(self.base))
         command = self.tracker.ui_command()
-        records = self._records(results)
-        details, figures = self._details(results, records)
-        differ = self._apart({label(r): records[label(r)] for r in results if r.status == "finished"})
-        report = write_report(self.folder, self.config, base, results, command, [], details, figures, differ)
+        pairs = list(zip(self.arms, results, strict=True))
+        files = {label(result): arm.item_files() for arm, result in pairs}
+        drawn = {arm.arm.name: arm.drawn() for arm, result in pairs if result.status == "finished"}
+        measured = Measured(self.config, self.base, results, {name: read_steps(f) for name, f in files.items() if f})
+        afterwards = [
+            ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
+        ]
+        figures = measured.pictures()
+        report = write_report(
+            self.folder, self.config, base, results, command,
+            details=measured.tables(drawn, afterwards), figures=figures, apart=measured.apart(),
+        )  # fmt: skip
         for title, picture in figures:
             name = f"{title.lower().replace(' ', '-')}.png"
             (self.folder / name).write_bytes(image_bytes(picture, "png"))
@@ -250,32 +247,3 @@ class Experiment:
             run.log_file(self.folder / name)
         run.log_note(markdown_table(results))
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
-
-    def _records(self, results: list[ArmResult]) -> Measured:
-        found = {label(result): run.item_files() for run, result in zip(self.arms, results, strict=True)}
-        return {name: {s: read_records(p) for s, p in files.items()} for name, files in found.items() if files}
-
-    def _apart(self, records: Measured) -> Apart:
-        """Which arms differ at their last evaluation."""
-        draws, seed = self.config.evaluation.bootstrap, self.config.seed
-        last = {name: steps[max(steps)] for name, steps in records.items()}
-        return apart({name: drawn_over_seeds([(self.base, after)], draws, seed) for name, after in last.items()})
-
-    def _details(self, results: list[ArmResult], records: Measured) -> tuple[list[Table], list[tuple[str, Figure]]]:
-        """The further tables and pictures of the report, from the records on disk."""
-        pairs = list(zip(self.arms, results, strict=True))
-        drawn = {run.arm.name: run.drawn() for run, result in pairs if result.status == "finished"}
-        afterwards = [
-            ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
-        ]
-        tables = [
-            stream_table(self.config, results),
-            trajectory_table(self.base, records, self.config.evaluation.bootstrap, self.config.seed),
-            further_table(results),
-            posthoc_table(afterwards),
-            data_table(drawn),
-            cost_table(results),
-        ]
-        last = {name: steps[max(steps)] for name, steps in records.items()}
-        pictures = stream_pictures(self.config, self.base, records) + alignment_pictures(last)
-        return [table for table in tables if table], pictures

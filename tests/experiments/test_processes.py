@@ -13,7 +13,7 @@ import yaml
 
 from experiments.arm_run import ArmRun
 from experiments.checks import check_run
-from experiments.config import ConfigError
+from experiments.config import ConfigError, parse_config
 from experiments.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind, leads
 from experiments.records import read_json, read_records, write_json
 from experiments.run import RunError, open_run, run_experiment, run_folder
@@ -64,13 +64,15 @@ def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path
     values = small_values(tiny_base(tmp_path / "base"))
     broken = {"name": "broken", "method": "full", "learning_rates": [1e30]}
     values["arms"] = [values["arms"][0], broken, values["arms"][1]]
+    values["evaluation"]["suites"] = ["new", "kept", "drift", "text", "alignment"]
+    config = parse_config(values)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     done = two_processes(SCRIPT, mode, "run", tmp_path / "small.yaml", "--root", tmp_path / "two")
     assert done.returncode == 1
     assert done.stdout.count("MLflow UI:") == 1
     assert "3 arms, 2 processes" in done.stdout
-    one = run_experiment(small_config(values["base_model"], arms=values["arms"]), tmp_path / "one")
-    folder = run_folder(small_config(values["base_model"], arms=values["arms"]), tmp_path / "two")
+    one = run_experiment(config, tmp_path / "one")
+    folder = run_folder(config, tmp_path / "two")
     assert files(folder) == files(one.folder)
     for result in one.results:
         arm = f"arms/{result.arm}-{result.learning_rate:g}"
@@ -85,7 +87,7 @@ def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path
             *(read_records(f / arm / "items-4.jsonl") for f in (folder, one.folder)), strict=True
         ):
             assert (record.item, record.correct, record.choice) == (expected.item, expected.correct, expected.choice)
-    again = run_experiment(small_config(values["base_model"], arms=values["arms"]), tmp_path / "two")  # by one process
+    again = run_experiment(config, tmp_path / "two")  # by one process
     assert [result.status for result in again.results] == [result.status for result in one.results]
 
 

@@ -106,7 +106,7 @@ def test_pictures_of_the_report_are_files_in_mlflow(
     store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = [("Hidden states by layer", Figure())]
-    monkeypatch.setattr("experiments.experiment.alignment_pictures", lambda last: drawn)
+    monkeypatch.setattr("experiments.run_details.alignment_pictures", lambda last: drawn)
     outcome = run_experiment(small_config(base), store)
     tracker = Tracker(store, "small")
     [run] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'small'")
