@@ -54,6 +54,9 @@ class EvaluationConfig(Section):
     new_items: int = Field(128, ge=1)
     kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
     kept_items: int | Literal["all"] = Field(100, description="of each kept task; all: as many as there are")
+    kept_generated: bool = Field(
+        False, description="the kept chats answered in the model's own words too: a third form"
+    )
     aa_floor: bool = Field(True, description="ask the base the kept questions in other words too, once")
     instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
     replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
