@@ -65,7 +65,7 @@ def main() -> None:
         totals = [total + value for total, value in zip(totals, least, strict=True)]
         print(f"{name:>14} {least[0]:7.2f} s wall {least[1]:7.2f} s CPU")
         accuracies(records)
-        if name == "kept" and config.evaluation.aa_floor:
+        if name == "kept" and config.evaluation.has_floor:
             flips(records, evaluation.reworded().evaluate(model, precision, progress=False))
     print(f"{'total':>14} {totals[0]:7.2f} s wall {totals[1]:7.2f} s CPU")
 

@@ -21,7 +21,7 @@ from experiments.reporting.details import (
     trajectory_table,
 )
 from experiments.reporting.summary import label
-from experiments.scorecard import Apart, apart, drawn_over_seeds
+from experiments.scorecard import Apart, apart
 from experiments.streams import stream_pictures, stream_table
 
 
@@ -46,8 +46,7 @@ class Measured:
         """Which of the finished arms differ at their last evaluation."""
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         finished = {label(result) for result in self.results if result.status == "finished"}
-        pairs = {name: [(self.base, after)] for name, after in self.last.items() if name in finished}
-        return apart({name: drawn_over_seeds(pair, draws, seed) for name, pair in pairs.items()})
+        return apart({n: [(self.base, after)] for n, after in self.last.items() if n in finished}, draws, seed)
 
     def tables(self, drawn: Mapping[str, Sequence[Mapping[str, Any]]], afterwards: Sequence[ArmResult]) -> list[Table]:
         """drawn: by arm, the data that it was trained on. afterwards: results of operations on trained weights."""

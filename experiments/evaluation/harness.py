@@ -56,7 +56,7 @@ class HarnessSuite(Suite):
         self.sides: dict[str, Side] = {**dict.fromkeys(new, "new"), **dict.fromkeys(kept, "kept")}
         self.loaded = {name: _prepared(task, settings.fewshot) for name, task in {**new, **kept}.items()}
         for name, task in self.loaded.items():
-            if not set(RIGHT) & set(task.aggregation()):
+            if not {*RIGHT, "pass_at_k"} & set(task.aggregation()):  # which is pass@1 in results
                 raise ConfigError(f"evaluation.lm_eval: {no_verdict(name, task.aggregation())}")
 
     @functools.cached_property

@@ -24,7 +24,7 @@ FURTHER: dict[str, tuple[str, Places]] = {  # figures that only some runs measur
     "retention_instructions": ("instructions kept", (2, 2, 2)),
     "kept_accuracy_likelihood": ("kept, by likelihood", (2, 2, 2)),
     "kept_accuracy_generated": ("kept, in own words", (2, 2, 2)),
-    "kept_parse_failures": ("of them unreadable", (2, 2, 2)),
+    "kept_parse_failures": ("naming no option", (2, 2, 2)),
     "floor_nfr": ("A/A floor", (3, 3, 3)),
     "nfr_above_floor": ("flips above floor", (3, 3, 3)),
     "alignment_cosine": ("cosine", (3, 3, 3)),

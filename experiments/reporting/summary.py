@@ -167,7 +167,9 @@ def _learning(arms: list[ArmResult]) -> list[str]:
 def _few_seeds(seeds: int) -> list[str]:
     if seeds >= 3:
         return []
-    return [f"{'One seed' if seeds == 1 else 'Two seeds'}: another one can change more than these intervals say."]
+    if seeds == 2:
+        return ["Two seeds: three or more are needed for a claim about a method."]
+    return ["One seed: another one can change more than these intervals say."]
 
 
 def _listed(arms: Sequence[ArmResult], figure: str | None = None) -> str:

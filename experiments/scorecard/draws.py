@@ -85,9 +85,11 @@ def _averages(new: Sums, kept: Sums, figures: dict[str, Array], reference: float
 
 
 def harmonic(first: Array, second: Array) -> Array:
-    """2 x y / (x + y); 0 where one of them is 0 or below: nothing gained makes up for no loss, nor the reverse."""
+    """2 x y / (x + y); 0 where one of them is 0 or below: nothing gained makes up for no loss, nor the reverse. NaN
+    stays NaN."""
     first, second = np.maximum(first, 0), np.maximum(second, 0)
-    return np.divide(2 * first * second, first + second, out=np.zeros_like(first), where=first + second > 0)
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(first), where=(total > 0) | np.isnan(total))
 
 
 def _lengths(pairs: list[Pair], draws: int, seed: int) -> dict[str, Array]:

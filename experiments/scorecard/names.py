@@ -7,8 +7,8 @@ from collections.abc import Iterable
 FIGURES = {  # by the suite that they need; `average_harmonic` is no figure of a run, which has no reference arm
     "new": ("gain", "gain_normalised", "new_nll_drop", "new_accuracy", "parse_failures", "answer_length",
             "answer_length_change", "new_accuracy_generated", "new_accuracy_likelihood"),
-    "kept": ("retention", "retention_adjusted", "retention_chat", "retention_plain", "retention_lm_eval",
-             "kept_accuracy", "forgetting", "forgetting_bound", "nfr", "pfr", "nfr_mc", "mcnemar_p",
+    "kept": ("retention", "retention_adjusted", "retention_chat", "retention_plain", "retention_generate",
+             "retention_lm_eval", "kept_accuracy", "forgetting", "forgetting_bound", "nfr", "pfr", "nfr_mc", "mcnemar_p",
              "samplewise_forgetting", "samplewise_backward", "average_paper", "average_macro",
              "kept_accuracy_generated", "kept_accuracy_likelihood", "kept_parse_failures"),
     "drift": ("kl", "kl_new"),

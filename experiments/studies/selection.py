@@ -18,7 +18,7 @@ from typing import Any
 from experiments.posthoc import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.summary import label, rate_text
-from experiments.scorecard import Apart, apart, drawn_over_seeds, mean_card, mean_estimate, over_seeds, scorecard
+from experiments.scorecard import Apart, apart, mean_card, mean_estimate, over_seeds, scorecard
 from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
@@ -135,7 +135,9 @@ def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
     measured = {
         label(arm.result): [half_records(run, root, False if arm.halves else None) for run in arm.runs] for arm in arms
     }
-    return apart({name: drawn_over_seeds(runs, DRAWS, 0) for name, runs in measured.items()})
+    runs = [after for found in measured.values() for _, after in found]
+    asked = [{(*r.key, r.prompt) for r in after if r.suite != "drift"} for after in runs]
+    return apart(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
