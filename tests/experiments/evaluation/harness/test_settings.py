@@ -60,6 +60,19 @@ class TestConfig:
         with pytest.raises(ConfigError, match=rf"task sums of lm_eval gives {metrics[0]}, none of which says"):
             HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
 
+    def test_a_metric_that_humaneval_has_is_a_verdict(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    ) -> None:
+        """lm_eval calls it pass_at_k before it has run, and pass@1 in its results."""
+        write_tasks(tmp_path)
+        task = yaml.safe_load((tmp_path / "sums.yaml").read_text())
+        del task["metric_list"]
+        metric = "metric_list:\n- metric: !function own.pass_at_k\n  aggregation: mean\n  higher_is_better: true\n"
+        (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task) + metric)
+        (tmp_path / "own.py").write_text("def pass_at_k(references, predictions):\n    return {'pass@1': 1.0}\n")
+        suite = HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+        assert list(suite.loaded["sums"].aggregation()) == ["pass_at_k"]
+
     def test_nothing_to_measure(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
             config_of(folder, new=[], kept=[])
