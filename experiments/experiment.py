@@ -37,7 +37,7 @@ from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import label
 from experiments.reporting.tables import markdown_table
-from experiments.run_details import Measured, read_steps
+from experiments.run_details import RunRecords, read_steps
 from experiments.scorecard import aa_floor, scorecard
 from experiments.tracking.run import Run
 from experiments.tracking.tracking import Tracker
@@ -230,7 +230,7 @@ class Experiment:
         pairs = list(zip(self.arms, results, strict=True))
         files = {label(result): arm.item_files() for arm, result in pairs}
         drawn = {arm.arm.name: arm.drawn() for arm, result in pairs if result.status == "finished"}
-        measured = Measured(self.config, self.base, results, {name: read_steps(f) for name, f in files.items() if f})
+        measured = RunRecords(self.config, self.base, results, {name: read_steps(f) for name, f in files.items() if f})
         afterwards = [
             ArmResult.from_dict(read_json(path)) for path in sorted(self.folder.glob("posthoc/*/result.json"))
         ]

@@ -30,7 +30,7 @@ def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RunRecords:
     """records: of each evaluation by step, by label of the arm; arms without any are not in it."""
 
     config: ExperimentConfig

@@ -10,11 +10,12 @@ import numpy as np
 from experiments.comparison.inputs import CompareError, Entry
 from experiments.records import Estimate, Record
 from experiments.reporting.summary import with_interval
-from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
+from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.card import GAINS, drawn_card, scorecard
 from experiments.scorecard.draws import harmonic
 from experiments.scorecard.inference import holm, non_inferior
 from experiments.scorecard.pairing import Key
+from experiments.scorecard.pairwise import Answers, paired_p, won_answers
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, gained, hypervolume, matched_retention
 from experiments.section import nearest
@@ -28,7 +29,7 @@ MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole t
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of an entry less that of the reference, draw by draw. p: bootstrap; p_holm: over the entries."""
+    """A figure of an entry less that of the reference, draw by draw. p: `paired_p`; p_holm: over the entries."""
 
     name: str
     figure: str
@@ -126,19 +127,23 @@ def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int
             result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
             drawn[name] |= figures
     if result.reference in drawn:
-        result.differences = differences(drawn, result.reference)
+        answers = {entry.name: won_answers([(entry.base, entry.after)]) for entry in entries}
+        result.differences = differences(drawn, answers, result.reference)
 
 
-def differences(drawn: dict[str, dict[str, Array]], reference: str) -> list[Difference]:
-    """Every figure of every other entry less the reference's, with Holm's p over the entries."""
+def differences(
+    drawn: Mapping[str, Mapping[str, Array]], answers: Mapping[str, Answers], reference: str
+) -> list[Difference]:
+    """Every figure of every other entry less the reference's, with `paired_p` and Holm's over the entries."""
     found = []
     for figure in (*COMPARED, *STREAM, *MATCHED):
         if figure not in drawn[reference]:
             continue
-        others = {n: f[figure] - drawn[reference][figure] for n, f in drawn.items() if n != reference and figure in f}
-        p = [bootstrap_p(values) for values in others.values()]
+        own = drawn[reference][figure]
+        others = {n: f[figure] for n, f in drawn.items() if n != reference and figure in f}
+        p = [paired_p(figure, values, own, answers[n], answers[reference]) for n, values in others.items()]
         for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
-            found.append(Difference(name, figure, estimate(values), raw, adjusted))
+            found.append(Difference(name, figure, estimate(values - own), raw, adjusted))
     return found
 
 

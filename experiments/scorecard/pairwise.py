@@ -1,12 +1,11 @@
-"""Which arms of a report differ, and in which figures: paired differences of all pairs of arms."""
+"""Which arms differ, and in which figures: p of paired differences, and all pairs of the arms of a report."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, bootstrap_p
 from experiments.scorecard.inference import holm, mcnemar_p
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
@@ -17,7 +16,7 @@ ANSWERS = {  # figures that are shares of right answers, and the suite whose the
     **dict.fromkeys(("retention", "retention_adjusted", "kept_accuracy", "forgetting", "nfr", "pfr"), "kept"),
 }
 Apart = Mapping[str, frozenset[frozenset[str]]]  # by figure: the pairs of arms that differ in it
-Answers = Mapping[tuple[str, str, str], int]  # right answers by (suite, task, item), over forms and seeds
+Answers = Mapping[tuple[str, str, str], int]  # by (suite, task, item)
 
 
 def apart(arms: Mapping[str, Sequence[Measured]], draws: int = 10_000, seed: int = 0, level: float = LEVEL) -> Apart:
@@ -31,20 +30,21 @@ def apart(arms: Mapping[str, Sequence[Measured]], draws: int = 10_000, seed: int
     of so many pairs apart.
     """
     drawn = {name: drawn_over_seeds(runs, draws, seed) for name, runs in arms.items()}
-    answers = {name: _answers(runs) for name, runs in arms.items()}
+    answers = {name: won_answers(runs) for name, runs in arms.items()}
     found = {}
     for figure in dict.fromkeys(name for figures in drawn.values() for name in figures):
         have = {name: figures[figure] for name, figures in drawn.items() if figure in figures}
         pairs = list(itertools.combinations(have, 2))
         if not pairs or len(pairs) * 2 / (1 + draws) >= level:
             continue
-        p = [_p(figure, have[a], have[b], answers[a], answers[b]) for a, b in pairs]
+        p = [paired_p(figure, have[a], have[b], answers[a], answers[b]) for a, b in pairs]
         told = zip(pairs, holm(p), strict=True)
         found[figure] = frozenset(frozenset(pair) for pair, value in told if value < level)
     return found
 
 
-def _p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -> float:
+def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -> float:
+    """Two-sided p that a figure is the same in two arms. first, second: (1 + draws,); one, other: `won_answers`."""
     p = bootstrap_p(first - second)
     suite = ANSWERS.get(figure)
     if suite is None:
@@ -53,16 +53,12 @@ def _p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -
     return max(p, mcnemar_p(sum(c < 0 for c in changes), sum(c > 0 for c in changes)))
 
 
-def _answers(runs: Sequence[Measured]) -> Counter[tuple[str, str, str]]:
-    right: Counter[tuple[str, str, str]] = Counter()
-    for _, after in runs:
-        right.update(_right(after))
-    return right
-
-
-def _right(records: Sequence[Record]) -> Counter[tuple[str, str, str]]:
-    found: Counter[tuple[str, str, str]] = Counter()
-    for record in records:
-        if record.correct is not None:
-            found[record.suite, record.task, record.item] += record.correct
-    return found
+def won_answers(runs: Sequence[Measured]) -> Answers:
+    """Right answers after less those before, of each question, over its forms and the seeds."""
+    won: dict[tuple[str, str, str], int] = defaultdict(int)
+    for base, after in runs:
+        for sign, records in ((-1, base), (1, after)):
+            for record in records:
+                if record.correct is not None:
+                    won[record.suite, record.task, record.item] += sign * record.correct
+    return won

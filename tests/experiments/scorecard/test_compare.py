@@ -63,6 +63,16 @@ def test_the_harmonic_average_is_of_retention_and_of_the_gain_over_the_reference
     assert own == pytest.approx(statistics.harmonic_mean([retention, 1.0]))
 
 
+def test_few_questions_that_differ_have_the_exact_p() -> None:
+    """Seven kept questions, all lost: 2 * 2^-7, where resampling alone gives about 2 e^-7 = .002."""
+    base = base_records(np.random.default_rng(0), 64)
+    lost = [i for i, r in enumerate(base) if r.suite == "kept" and r.correct][:7]
+    after = [dataclasses.replace(r, correct=0, choice=1) if i in lost else r for i, r in enumerate(base)]
+    result = compare([Entry("x", base, {1: base}), Entry("y", base, {1: after})])
+    (difference,) = (d for d in result.differences if d.figure == "retention")
+    assert difference.p == pytest.approx(2 * 0.5**7)
+
+
 def test_a_difference_of_runs_that_mostly_agree_is_narrower_than_unpaired(run: Path) -> None:
     base, after = _records(run, "full-0.001")
     other = [dataclasses.replace(r, correct=0) if r.suite == "new" and int(r.item) < 20 else r for r in after]
