@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from experiments.cli import overrides
+from experiments.cli.main import overrides
 from experiments.config import load_config
-from experiments.data.mixture import ExperimentData
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
-from experiments.models import Precision, device, load_base
+from experiments.models.base import load_base
+from experiments.models.precision import Precision, device
 from experiments.records import Record
-from experiments.reporting.summary import with_interval
-from experiments.results import load_trained
+from experiments.reporting.text import with_interval
+from experiments.runs.data import ExperimentData
+from experiments.runs.trained import load_trained
 from experiments.scorecard import aa_floor
 
 

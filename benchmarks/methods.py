@@ -36,7 +36,8 @@ from ctrl.interpolation import lerp
 from ctrl.model import require_expanded
 from experiments.config import ArmConfig
 from experiments.methods import Setting
-from experiments.models import SHIPPED, Precision, device, load_base
+from experiments.models.base import SHIPPED, load_base
+from experiments.models.precision import Precision, device
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import PeakMemory
 

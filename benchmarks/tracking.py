@@ -17,7 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from experiments.tracking.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 
 STEPS, METRICS, STEP_SECONDS, PAUSE, PORT = 60, 60, 1.3, 0.2, 5995
 

@@ -13,95 +13,18 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
-from experiments.data.sources import SOURCES, AnySource, ReasoningGym, check_shares, named, with_shares
-from experiments.data.stages import check_stream, stage_ends
+from experiments.common.errors import ConfigError
+from experiments.common.section import Place, Section, fault_lines, nearest
+from experiments.common.yaml_values import read_yaml, set_field
+from experiments.data.config import DataConfig
+from experiments.data.sources import SOURCES
+from experiments.data.stages import stage_ends
 from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
-from experiments.section import ConfigError, Place, Section, fault_lines, nearest
-from experiments.training.schedules import SCHEDULES
-from experiments.yaml_values import read_yaml, set_field
+from experiments.training.config import TrainingConfig
 
 SHIPPED = Path(__file__).parent / "configs"
-
-
-class DataConfig(Section):
-    """What is learned, and how much of what was known is replayed. Shares are of tokens."""
-
-    new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
-    old: tuple[AnySource, ...] = Field((), description="what replay is drawn from: one source or a list")
-    replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
-    order: Literal["mixed", "sequential"] = Field("mixed", description="`new` all at once, or one after the other")
-    regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
-    system: str | None = Field(
-        None, description="system turn of all chats ('' leaves it empty); default: the template's"
-    )
-    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
-
-    @field_validator("new", "old", mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        values = [value] if isinstance(value, dict) else value
-        return with_shares([named(one) for one in values]) if isinstance(values, list | tuple) else values
-
-    @model_validator(mode="after")
-    def _mixture(self) -> DataConfig:
-        check_shares(self.new, "new")
-        check_shares(self.old, "old")
-        check_stream(self)
-        if any(source.source == "self" for source in self.new):
-            raise ValueError("new: source self is what the model can do already; it belongs under old")
-        if self.replay and not self.old:
-            raise ValueError(
-                f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
-            )
-        return self
-
-    @property
-    def label(self) -> str:
-        """The new task in a few words."""
-        return " + ".join(source.label for source in self.new)
-
-
-class TrainingConfig(Section):
-    """One schedule for all arms; only the learning rate differs between them."""
-
-    steps: int = Field(60, ge=1)
-    batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
-    gradient_accumulation: int = Field(1, ge=1)
-    warmup_steps: int = Field(5, ge=0)
-    schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
-    constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
-    cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
-    anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
-
-    @field_validator("schedule")
-    @classmethod
-    def _schedule(cls, value: str) -> str:
-        if value not in SCHEDULES:
-            raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
-        return value
-
-    @model_validator(mode="after")
-    def _phases(self) -> TrainingConfig:
-        used = self.warmup_steps + round(self.cooldown_share * self.steps) + round(self.anneal_share * self.steps)
-        if self.schedule == "infinite" and used > self.steps:
-            raise ValueError(
-                f"schedule 'infinite' has no room: warmup_steps={self.warmup_steps}, cooldown_share="
-                f"{self.cooldown_share:g} and anneal_share={self.anneal_share:g} need {used} of {self.steps} steps"
-            )
-        if self.schedule == "infinite" and not self.min_lr_ratio:
-            raise ValueError("schedule 'infinite' anneals exponentially: min_lr_ratio must be above 0, but got 0")
-        if self.schedule == "infinite" and self.min_lr_ratio > self.constant_lr_ratio:
-            raise ValueError(
-                f"schedule 'infinite' anneals down from constant_lr_ratio={self.constant_lr_ratio:g}, but "
-                f"min_lr_ratio={self.min_lr_ratio:g} lies above it"
-            )
-        return self
 
 
 class ArmConfig(Section):

@@ -40,11 +40,11 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments.cli import quiet
+from experiments.cli.console import quiet
 from experiments.config import load_config
 from experiments.reporting.tables import format_table
-from experiments.results import replies
-from experiments.run import run_experiment
+from experiments.runs.run import run_experiment
+from experiments.runs.trained import replies
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(

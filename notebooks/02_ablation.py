@@ -41,17 +41,17 @@ import io
 from IPython.display import HTML, Image, display
 from ipywidgets import FloatSlider, Text, interact
 
-from experiments.cli import quiet
+from experiments.cli.console import quiet
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_entries
+from experiments.comparison.plot import comparison_figure
 from experiments.comparison.report import format_comparison
 from experiments.config import load_config
-from experiments.models import load_base
-from experiments.plots.comparison import comparison_figure
-from experiments.plots.dial import dial_figure
-from experiments.posthoc import posthoc
-from experiments.results import load_trained, replies_at
-from experiments.run import run_experiment
+from experiments.models.base import load_base
+from experiments.posthoc.run import posthoc
+from experiments.reporting.plots.dial import dial_figure
+from experiments.runs.run import run_experiment
+from experiments.runs.trained import load_trained, replies_at
 
 quiet()  # progress bars stay, the libraries' chatter goes
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.ctrl.families import build
+from tests.helpers.families import build
 
 # these take minutes
 LONG = (

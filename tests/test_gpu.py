@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import ctrl
-from experiments.models import Precision
+from experiments.models.precision import Precision
 from experiments.training.lm_loss import ChunkedLoss, only_label_logits, why_whole
-from tests.ctrl.families import build, perturb
 from tests.ctrl.test_merge import IDS, MASK
+from tests.helpers.families import build, perturb
 
 pytestmark = [
     pytest.mark.gpu,

@@ -56,7 +56,7 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_the_configs_in_the_readme_can_be_run() -> None:
     from experiments.config import parse_config
-    from experiments.studies.reading import parse_study
+    from experiments.studies.load import parse_study
 
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     run, study = (yaml.safe_load(block) for block in blocks)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from experiments.common.section import nearest
 from experiments.comparison.inputs import CompareError, Entry
 from experiments.records import Estimate, Record
-from experiments.reporting.summary import with_interval
+from experiments.reporting.stream import FIGURES
+from experiments.reporting.text import with_interval
 from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.card import GAINS, drawn_card, scorecard
 from experiments.scorecard.draws import harmonic
@@ -18,8 +20,6 @@ from experiments.scorecard.pairing import Key
 from experiments.scorecard.pairwise import Answers, paired_p, won_answers
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, gained, hypervolume, matched_retention
-from experiments.section import nearest
-from experiments.streams import FIGURES
 
 DRIFT = ("kl", "kl_new", "perplexity_drift")
 COMPARED = (*GAINS, "retention", "average_harmonic", "nfr", *DRIFT, "retention_instructions")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
 from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records
-from experiments.section import ConfigError, nearest
-from experiments.streams import stage_steps
+from experiments.reporting.stream import stage_steps
 
 TABLES = (".csv", ".parquet", ".json")
 

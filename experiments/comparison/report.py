@@ -8,11 +8,12 @@ import io
 import math
 from pathlib import Path
 
+from experiments.common.files import write_text
 from experiments.comparison.compare import Comparison
-from experiments.plots.comparison import TITLES, comparison_figure
-from experiments.records import Estimate, write_text
+from experiments.comparison.plot import TITLES, comparison_figure
+from experiments.records import Estimate
 from experiments.reporting.page import image_bytes, page_environment
-from experiments.reporting.summary import RATE, Places, with_interval
+from experiments.reporting.text import RATE, Places, with_interval
 
 PLACES: dict[str, Places] = {"kl": (3, 2, 1), "kl_new": (3, 2, 1), "perplexity_drift": (2, 2, 1)}
 SIGNED = ("gain", "new_nll_drop", "perplexity_drift", "stream_bwt", "stream_f", "stream_fwt")

@@ -18,10 +18,10 @@ from filelock import FileLock
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from experiments.common.errors import ConfigError
+from experiments.common.files import json_lines
 from experiments.data.items import Example, Item, Text
 from experiments.data.source import Finite, Source, Workshop, distinct, short_digest
-from experiments.records import json_lines
-from experiments.section import ConfigError
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
 
@@ -84,8 +84,8 @@ class BaseText(Source):
         }
 
     def _sample(self, workshop: Workshop, folder: Path, provenance: dict[str, Any]) -> None:
-        from experiments.evaluation.sampling import sample_chats, sample_texts
-        from experiments.records import write_json, write_text
+        from experiments.common.files import write_json, write_text
+        from experiments.data.sampling import sample_chats, sample_texts
 
         model = workshop.base()
         chat = bool(workshop.tokenizer.chat_template)
@@ -104,7 +104,7 @@ class BaseText(Source):
 
 def weight_files(base_model: str) -> list[list[Any]]:
     """Name, size and time of each file of a local model; empty for a name that Hugging Face serves."""
-    from experiments.models import SHIPPED, shipped_folder
+    from experiments.models.base import SHIPPED, shipped_folder
 
     folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
     files = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
 from experiments.data.items import Example, Item, Text
 from experiments.data.source import Source
-from experiments.section import ConfigError, nearest
 
 
 class Columns(Source):

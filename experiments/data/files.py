@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from experiments.common.errors import ConfigError
+from experiments.common.files import json_lines
 from experiments.data.columns import Columns
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite, distinct
-from experiments.records import json_lines
-from experiments.section import ConfigError
 
 TABLES = (".jsonl", ".json", ".parquet")
 TEXTS = (".txt", ".md", ".rst", ".py")

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ctrl.errors import unknown_name
+from experiments.common.errors import ConfigError
 from experiments.data.items import Example, Item, NewTask
 from experiments.data.source import Source, short_digest
-from experiments.section import ConfigError
 
 CHUNK = 100_000  # indices drawn from one generator; some make a list as long as their size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted

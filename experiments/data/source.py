@@ -13,8 +13,9 @@ from typing import Literal
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ConfigError
+from experiments.common.section import Section
 from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
-from experiments.section import ConfigError, Section
 
 Kind = Literal["chat", "text"]
 

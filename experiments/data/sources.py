@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from experiments.common.section import nearest
 from experiments.data.base_text import BaseText
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
@@ -13,7 +14,6 @@ from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.data.stdlib import PythonLibrary
-from experiments.section import nearest
 
 AnySource = Annotated[
     ReasoningGym | LocalFile | HuggingFace | PythonLibrary | BaseText | Earlier, Field(discriminator="source")

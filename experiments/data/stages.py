@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from experiments.data.mixture import Part
 from experiments.data.source import Source
-from experiments.data.stream import Part
 
 if TYPE_CHECKING:
-    from experiments.config import DataConfig, ExperimentConfig  # which check themselves with this module
+    from experiments.config import ExperimentConfig
+    from experiments.data.config import DataConfig
 
 
 class Earlier(Source):

@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
 from experiments.data.items import Example, NewText, Text, hash_id
 from experiments.data.source import Finite, short_digest
-from experiments.section import ConfigError, nearest
 
 TESTS = {"test", "tests", "idle_test"}
 TABLES = {"encodings", "pydoc_data", "lib2to3", "this"}  # character tables, one long page, grammar tables, a joke

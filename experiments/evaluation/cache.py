@@ -19,9 +19,10 @@ import transformers
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.files import write_json
 from experiments.evaluation.suite import Suite
-from experiments.models import Precision
-from experiments.records import Record, read_records, write_json, write_records
+from experiments.models.precision import Precision
+from experiments.records import Record, read_records, write_records
 
 RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
 

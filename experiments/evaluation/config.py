@@ -9,9 +9,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from experiments.common.section import Section, nearest
 from experiments.evaluation.evaluate import SUITES
-from experiments.evaluation.probes import KEPT_TASKS, PROBES
-from experiments.section import Section, nearest
+from experiments.evaluation.kept_tasks.probes import KEPT_TASKS, PROBES
 
 PRESETS = Path(__file__).parents[1] / "presets"
 

@@ -14,19 +14,20 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
+from experiments.common.errors import ConfigError
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.alignment import AlignmentSuite
 from experiments.evaluation.cache import BaseCache, Entry
-from experiments.evaluation.drift import DriftSuite
-from experiments.evaluation.harness import HarnessSuite
-from experiments.evaluation.instructions import InstructionSuite
-from experiments.evaluation.kept import KeptSuite, RewordedKept
-from experiments.evaluation.new_task import NewTaskSuite
-from experiments.evaluation.suite import Suite, evaluating
-from experiments.evaluation.text import TextSuite
-from experiments.models import Precision
+from experiments.evaluation.suite import Suite
+from experiments.evaluation.suites.alignment import AlignmentSuite
+from experiments.evaluation.suites.drift import DriftSuite
+from experiments.evaluation.suites.instructions import InstructionSuite
+from experiments.evaluation.suites.kept import KeptSuite, RewordedKept
+from experiments.evaluation.suites.lm_eval import HarnessSuite
+from experiments.evaluation.suites.new_task import NewTaskSuite
+from experiments.evaluation.suites.text import TextSuite
+from experiments.models.modes import evaluating
+from experiments.models.precision import Precision
 from experiments.records import Record
-from experiments.section import ConfigError
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig

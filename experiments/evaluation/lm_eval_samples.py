@@ -13,7 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.records import Record, json_lines
+from experiments.common.files import json_lines
+from experiments.records import Record
 
 Side = Literal["new", "kept"]
 # what says of one item whether it is right, the first that a task has

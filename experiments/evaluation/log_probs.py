@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.records import UMASK
+from experiments.common.files import UMASK
 
 logger = logging.getLogger(__name__)
 LIMIT = 4 * 2**30  # bytes of all these files of a cache together; what would pass it is computed in each process

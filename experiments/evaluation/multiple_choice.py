@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.data.tokens import pad
-from experiments.evaluation.generation import Advance, by_length, nothing
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
+from experiments.models.generation import Advance, by_length, nothing
+from experiments.models.tokens import pad
 
 NODES = 384  # tokens of a tree; attention grows with their square, beginnings are read again in the next tree
 BATCH = 16  # choices at a time, where there is no tree

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.generation import Advance
-from experiments.models import Precision
+from experiments.models.generation import Advance
+from experiments.models.precision import Precision
 from experiments.records import Record
 
 if TYPE_CHECKING:
@@ -82,33 +77,3 @@ class Suite:
 def text_id(text: str) -> str:
     """Twelve hex digits of the text's SHA-256: the same prompt or document has the same id in every run."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
-    """Evaluation mode, no gradients and the run's precision; modules' modes, weights and random states come back."""
-    modes = [(module, module.training) for module in model.modules()]
-    with ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
-        stack.callback(_set_modes, modes)
-        model.eval()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(precision.autocast())
-        stack.enter_context(precision.held(model))
-        yield
-
-
-def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.sharded import is_sharded, reshard
+from experiments.common.section import Section
 from experiments.methods.saving import save_trained
-from experiments.models import Precision
-from experiments.section import Section
+from experiments.models.precision import Precision
 
 if TYPE_CHECKING:
     from experiments.config import ArmConfig  # which checks names against METHODS

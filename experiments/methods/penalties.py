@@ -20,7 +20,7 @@ from ctrl.sharded import sharded
 from experiments.methods.base import Batch, Method, Setting, share, snapshot, trainable
 from experiments.methods.saving import is_peft
 from experiments.methods.tuning import Control, Full, Lora, Partial, single_rows
-from experiments.models import Precision
+from experiments.models.precision import Precision
 
 TUNINGS: dict[str, type[Method]] = {"full": Full, "partial": Partial, "control": Control, "lora": Lora}
 CHUNK = 64  # tokens of the vocabulary-sized comparison at a time

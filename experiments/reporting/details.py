@@ -9,9 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.plots.alignment import alignment_figure
 from experiments.records import ArmResult, Record
-from experiments.reporting.summary import Places, gain_name, gain_text, label, number, with_interval
+from experiments.reporting.plots.alignment import alignment_figure
+from experiments.reporting.text import Places, gain_name, gain_text, label, number, with_interval
 from experiments.scorecard import envelope_area, gained, hypervolume, matched_retention, stability_gap
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.draws import harmonic
@@ -187,7 +187,7 @@ def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
 def alignment_pictures(last: Mapping[str, Sequence[Record]]) -> list[tuple[str, Figure]]:
     """Heat maps by layer, where suite `alignment` was measured: of hidden states and weights against the base's, and of
     the two branches of expanded layers. last: each arm's last records."""
-    from experiments.evaluation.alignment import records_table
+    from experiments.evaluation.suites.alignment import records_table
 
     pictures = []
     for form, title, words in ALIGNMENT:

@@ -13,8 +13,8 @@ import jinja2
 from matplotlib.figure import Figure
 
 from experiments.records import Estimate
-from experiments.reporting.summary import RATE, Places, label, number, rate_text, with_interval
 from experiments.reporting.tables import cost_cells, failure_text
+from experiments.reporting.text import RATE, Places, label, number, rate_text, with_interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 

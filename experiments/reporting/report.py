@@ -10,13 +10,15 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from experiments.common.files import write_text
 from experiments.config import ExperimentConfig
-from experiments.plots.forgetting import forgetting_figure
-from experiments.records import ArmResult, Estimate, write_text
+from experiments.records import ArmResult, Estimate
 from experiments.reporting.details import Table
 from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
-from experiments.reporting.summary import label, summary, tied_best, with_interval
+from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.summary import summary, tied_best
 from experiments.reporting.tables import columns_of, failure_text, markdown_table, plain, table_csv
+from experiments.reporting.text import label, with_interval
 from experiments.scorecard import Apart
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.summary import RATE, Places, gain_name, rate_text, with_interval
+from experiments.reporting.text import RATE, Places, gain_name, rate_text, with_interval
 
 WIDTH = 100  # columns of a terminal
 

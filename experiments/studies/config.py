@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from experiments.common.section import Section, nearest
+from experiments.common.yaml_values import set_field
 from experiments.config import ExperimentConfig, load_config, parse_config
-from experiments.section import Section, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
-from experiments.yaml_values import set_field
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")

@@ -19,17 +19,17 @@ from typing import Any
 
 import yaml
 
-from experiments.records import read_json, write_json, write_text
-from experiments.run import default_root
-from experiments.studies.afterwards import run_posthoc
+from experiments.common.files import read_json, write_json, write_text
+from experiments.runs.run import default_root
+from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig, StudyError
-from experiments.studies.engine import Store
 from experiments.studies.optimizers import check_options
-from experiments.studies.places import STORAGE, public_yaml, storage_url, study_folder
-from experiments.studies.running import STORAGE_FAULTS
+from experiments.studies.posthoc import run_posthoc
+from experiments.studies.queue import Store
+from experiments.studies.storage import STORAGE, public_yaml, storage_url, study_folder
 from experiments.studies.trial import run_trial
 from experiments.tracking.machine import process_state, process_tags
-from experiments.tracking.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command goes on"
 POLL = 0.1  # seconds between two looks at the workers

@@ -8,7 +8,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from experiments.section import ConfigError, nearest
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
 from experiments.studies.config import StudyConfig
 
 SAMPLERS: dict[str, Any] = {

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.posthoc import result_folder
+from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
-from experiments.reporting.summary import label, rate_text
+from experiments.reporting.text import label, rate_text
 from experiments.scorecard import Apart, apart, mean_card, mean_estimate, over_seeds, scorecard
-from experiments.studies.attempts import Trial
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
+from experiments.studies.trials import Trial
 
 DRAWS = 10_000  # resamples per scorecard of a half
 LEAST_DRAWS = 100  # where only values count

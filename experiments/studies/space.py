@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.section import Section
+from experiments.common.section import Section
 
 Scalar = str | int | float | bool | None
 MAX_CELLS = 100_000

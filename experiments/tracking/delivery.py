@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from experiments.tracking.journal import Journal
-from experiments.tracking.sending import deliver
+from experiments.tracking.senders import deliver
 from experiments.tracking.store import Store, last_line
 
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed

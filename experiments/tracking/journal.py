@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.records import write_json
+from experiments.common.files import write_json
 
 PATTERN = "journal-*.jsonl"
 Event = dict[str, Any]

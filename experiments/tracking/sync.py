@@ -10,8 +10,8 @@ from pathlib import Path
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
 from experiments.tracking.models import TRAINED, model_ids
-from experiments.tracking.reaping import end_dead
-from experiments.tracking.sending import deliver
+from experiments.tracking.reap import end_dead
+from experiments.tracking.senders import deliver
 from experiments.tracking.store import Store, TrackingError, last_line
 
 MODEL = "models:/"  # how the UI names a logged model

@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
 from ctrl.sharded import sharded, whole
+from experiments.common.files import write_json
 from experiments.methods import Method
-from experiments.processes import Processes, kind
-from experiments.records import write_json
 from experiments.training.checkpoints import COMPLETE, LAUNCH, METHOD_STATE, file_sizes, to_disk
 from experiments.training.meter import Meter
+from experiments.training.processes import Processes, kind
 
 Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
 

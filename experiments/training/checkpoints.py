@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from experiments.processes import OtherLaunch, kind
-from experiments.records import read_json
+from experiments.common.files import read_json
+from experiments.training.processes import OtherLaunch, kind
 
 COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
 METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint

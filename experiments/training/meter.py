@@ -14,7 +14,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from experiments.records import write_json
+from experiments.common.files import write_json
 
 METER = "meter.json"
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from experiments.config import TrainingConfig  # which checks names against SCHEDULES
+    from experiments.training.config import TrainingConfig
 
 Schedule = Callable[[Optimizer, "TrainingConfig"], LambdaLR]
 

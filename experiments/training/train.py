@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 from experiments.config import ExperimentConfig
 from experiments.data.stages import evaluation_steps
 from experiments.methods import Method, Setting
-from experiments.models import Precision
-from experiments.processes import ALONE, PATIENCE, Processes
+from experiments.models.precision import Precision
 from experiments.training.callbacks import Evaluate, Measure, Progress, Report
 from experiments.training.checkpoints import METHOD_STATE, last_checkpoint, same_launch
+from experiments.training.processes import ALONE, PATIENCE, Processes
 from experiments.training.trainer import ArmTrainer
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from experiments.config import TrainingConfig
 from experiments.methods import Method
+from experiments.training.config import TrainingConfig
 from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import Meter, real_tokens

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import ctrl
 from ctrl.config import ControlConfig
-from tests.ctrl.families import perturb
 from tests.ctrl.test_config import configs
 from tests.ctrl.test_trainer import tiny
+from tests.helpers.families import perturb
 
 LAYERS = 4
 

@@ -11,10 +11,10 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 import ctrl
 from ctrl.diagnostics import attach
-from tests import reference
-from tests.ctrl.families import EVERY, build, perturb
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.ctrl.test_trainer import sequences, tiny
+from tests.helpers import reference
+from tests.helpers.families import EVERY, build, perturb
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])

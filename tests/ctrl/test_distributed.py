@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sharding import two_processes
+from tests.helpers.sharding import two_processes
 
 DISTRIBUTED = """
 import sys, torch

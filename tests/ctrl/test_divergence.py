@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctrl import config
 from ctrl.divergence import DIVERGENCES, additive_mean, masked_mean
-from tests import reference
+from tests.helpers import reference
 
 HIDDEN = 6
 NAMES = list(DIVERGENCES)

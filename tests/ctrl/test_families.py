@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.config import ControlConfig
-from tests import reference
-from tests.ctrl.families import EVERY, build, greedy_by_hand, labelled, left_padded, perturb
+from tests.helpers import reference
+from tests.helpers.families import EVERY, build, greedy_by_hand, labelled, left_padded, perturb
 
 STRUCTURES = ["concat", "stack", "hybrid"]
 Batch = dict[str, Tensor]

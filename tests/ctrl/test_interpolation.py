@@ -15,7 +15,7 @@ from torch import Tensor
 from ctrl import config
 from ctrl.errors import ConfigError
 from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation, lerp, slerp
-from tests import reference
+from tests.helpers import reference
 
 HIDDEN = 6
 NAMES = list(INTERPOLATIONS)

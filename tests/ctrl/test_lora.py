@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 import ctrl
 from ctrl import copies
-from tests.ctrl.families import build, perturb
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
+from tests.helpers.families import build, perturb
 
 
 def test_lora_on_top_of_an_expanded_model() -> None:

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
 from tests.ctrl.test_trainer import tiny
-from tests.reference import sigmoid
-from tests.reference import slerp as reference_slerp
+from tests.helpers.reference import sigmoid
+from tests.helpers.reference import slerp as reference_slerp
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.ones_like(IDS)

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.model import expanded_layers
-from tests import reference
-from tests.ctrl.families import EVERY, build, left_padded, perturb
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
+from tests.helpers import reference
+from tests.helpers.families import EVERY, build, left_padded, perturb
 
 HIDDEN = 32
 OUTSIDE = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}

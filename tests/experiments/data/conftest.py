@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from experiments.models import shipped_folder
+from experiments.models.base import shipped_folder
 
 
 @pytest.fixture(scope="session")

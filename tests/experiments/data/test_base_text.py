@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ConfigError
 from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText, weights_digest
 from experiments.data.items import Item, Text
 from experiments.data.source import Workshop
-from experiments.section import ConfigError
-from tests.experiments.small import tiny_base
+from tests.helpers.small import tiny_base
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_a_killed_sampling_leaves_nothing_that_counts(workshop: Open, monkeypatc
         raise KeyboardInterrupt("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.records.write_json", killed)
+        patch.setattr("experiments.common.files.write_json", killed)
         with pytest.raises(KeyboardInterrupt, match="killed"):
             sampled(shop)
     assert sampled(shop).examples

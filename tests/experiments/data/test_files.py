@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
-from experiments.section import ConfigError
 
 ROWS = [{"ask": f"q{i}", "reply": f"a{i}", "steps": f"s{i}"} for i in range(6)]
 COLUMNS = {"question": "ask", "answer": "reply", "solution": "steps"}

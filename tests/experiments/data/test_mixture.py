@@ -1,227 +1,171 @@
-"""The data section as a whole: what arms see, what is measured, what is reported, and training on it."""
+"""Mixtures: shares of tokens, order, random access, and a report of what was really drawn."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
 
-from experiments.config import ConfigError, ExperimentConfig, load_config
-from experiments.data.items import NewText, Text
-from experiments.data.mixture import ExperimentData
-from experiments.methods import Setting
-from experiments.training.train import train_arm
-from tests.experiments.small import small_config, tiny_base
+from experiments.common.errors import ConfigError
+from experiments.data.encoding import Encoder
+from experiments.data.items import Example, Item, Text
+from experiments.data.mixture import Mixture, Part, Rows, most_lacking
+from experiments.data.source import Finite, Source
 
-MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]
-PYTHON = {"source": "python", "modules": MODULES}
-SELF = {"source": "self", "number": 6, "max_tokens": 6}
+NONE: frozenset[str] = frozenset()
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
+class Listed(Finite):
+    """Texts that are given, to see where each row comes from."""
+
+    source: Literal["listed"] = "listed"
+    texts: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        return "listed"
+
+    @property
+    def examples(self) -> tuple[Example, ...]:  # type: ignore[override]
+        return tuple(Text(text) for text in self.texts)
 
 
-def never() -> PreTrainedModel:
-    raise AssertionError("the base model was asked for")
+class Endless(Source):
+    """Chats about a word, of different lengths and without end."""
+
+    source: Literal["endless"] = "endless"
+    word: str
+
+    @property
+    def label(self) -> str:
+        return self.word
+
+    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
+        return (Item(f"{self.word} {i}", "word " * (1 + i * 7 % 11)) for i in itertools.count())
 
 
-def arms(*replay: float | None) -> list[dict[str, Any]]:
-    full = {"method": "full", "learning_rates": [1e-3]}
-    return [{"name": f"arm{i}", "replay": share, **full} for i, share in enumerate(replay)]
+def mixture(tokenizer: PreTrainedTokenizerBase, parts: list[Part], regime: Any = "sft", length: int = 64) -> Mixture:
+    return Mixture(parts, Encoder(tokenizer, regime, length), 0, NONE)
 
 
-def test_every_arm_gets_the_same_rows_unless_it_asks_for_another_share(
-    base: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    data = {"old": {"name": "gcd"}, "replay": 0.25}
-    config = small_config(base, data=data, arms=arms(None, None, 0.0, 0.5))
-    made = ExperimentData(config, tokenizer, never)
-    rows = [[made.rows(arm)[i] for i in range(16)] for arm in config.arms]
-    assert rows[0] == rows[1]
-    replayed = [sum(row["replayed"] for row in one) for one in rows]
-    assert replayed[2] == 0 < replayed[0] < replayed[3]
+def chats(*shares: float) -> list[Part]:
+    return [Part(Endless(word=f"source{i}"), share, i > 0) for i, share in enumerate(shares)]
 
 
-def test_what_is_measured_is_never_trained_on(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 200 questions in all
-    chain = {"name": "chain_sum", "params": few}
-    config = small_config(
-        base, data={"new": chain, "old": chain, "replay": 0.5}, evaluation={"new_items": 60}, training={"steps": 12}
-    )
-    made = ExperimentData(config, tokenizer, never)
-    rows = made.rows(config.arms[0])
-    seen = {tokenizer.decode(rows[i]["input_ids"]) for i in range(len(rows))}
-    (task,) = made.tasks
-    assert not isinstance(task, NewText)
-    assert len(task.test) == 60
-    assert len(seen) > 90
-    assert not any(f"\n{item.question}<|im_end|>" in text for item in task.test for text in seen)
+class TestShares:
+    @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=5), st.lists(st.integers(1, 50), min_size=1, max_size=99))
+    def test_no_source_is_ahead_by_a_whole_item(self, weights: list[float], lengths: list[int]) -> None:
+        shares = [weight / sum(weights) for weight in weights]
+        tokens = [0] * len(shares)
+        for length in lengths:
+            tokens[most_lacking(shares, tokens)] += length
+            for share, own in zip(shares, tokens, strict=True):
+                assert own - share * sum(tokens) <= max(lengths) + 1e-6
+                assert share * sum(tokens) - own <= (len(shares) - 1) * max(lengths) + 1e-6
+
+    def test_ties_go_to_the_first(self) -> None:
+        assert most_lacking([0.5, 0.5], [0, 0]) == most_lacking([0.5, 0.5], [7, 7]) == 0
+        assert most_lacking([0.5, 0.5], [1, 0]) == 1
+
+    @pytest.mark.parametrize("regime", ["sft", "cpt"])
+    def test_realised_shares(self, regime: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        rows = Rows(mixture(tokenizer, chats(0.7, 0.2, 0.1), regime, 80), 200)
+        drawn = rows.drawn()
+        total = sum(one.tokens for one in drawn)
+        for one, share in zip(drawn, (0.7, 0.2, 0.1), strict=True):
+            assert abs(one.tokens - share * total) < 80
+        if regime == "sft":
+            seen = [0, 0, 0]
+            for i in range(200):
+                text = tokenizer.decode(rows[i]["input_ids"])
+                seen[next(k for k in range(3) if f"source{k}" in text)] += len(rows[i]["input_ids"])
+            assert seen == [one.tokens for one in drawn]
+
+    def test_replay_only_interleaves(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        mixed = Rows(mixture(tokenizer, chats(0.9, 0.1)), 60)
+        new = [mixed[i] for i in range(60) if not mixed[i]["replayed"]]
+        alone = Rows(mixture(tokenizer, chats(1.0, 0.0)), len(new))
+        assert 45 < len(new) < 60
+        assert [alone[i] for i in range(len(new))] == new
+        assert len(alone.drawn()) == 1
 
 
-def test_held_out_documents_are_cut_to_a_row(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    made = ExperimentData(small_config(base, data={"new": PYTHON, "length": 32}), tokenizer, never)
-    (task,) = made.tasks
-    assert isinstance(task, NewText)
-    assert all(1 < len(tokenizer(document)["input_ids"]) <= 33 for document in task.documents)
-    whole = [e.text for e in made.new[0].epoch(0, 0, frozenset()) if isinstance(e, Text)]
-    assert all(any(text.startswith(document) for text in whole) for document in task.documents)
+class TestRows:
+    @pytest.mark.parametrize("regime", ["sft", "cpt"])
+    def test_a_row_does_not_depend_on_what_was_read_before(
+        self, regime: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.data.mixture.WINDOW", 16)
+        count = 40
+
+        def fresh() -> Rows:
+            parts = [*chats(0.6), Part(Listed(texts=("a b c d", "e f g h i j", "k l")), 0.4, True)]
+            return Rows(mixture(tokenizer, parts, regime), count)
+
+        resumed, jumping, read = fresh(), fresh(), fresh()
+        whole = [read[i] for i in range(count)]
+        assert [resumed[i] for i in range(count - 9, count)] == whole[-9:]
+        for index in (3, 1, count - 1, 0, 2, 16):
+            assert jumping[index] == whole[index]
+        assert resumed.drawn() == jumping.drawn()
+
+    def test_reading_behind_the_window_starts_again_and_within_it_does_not(
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.data.mixture.WINDOW", 16)
+        rows = Rows(mixture(tokenizer, chats(1.0)), 30)
+        first = rows[0]
+        begun = rows.stream
+        assert rows[15] is not None
+        assert rows[0] is first
+        assert rows.stream is begun
+        assert rows[29] is not None
+        assert rows[0] == first
+        assert rows.stream is not begun
+
+    @pytest.mark.parametrize("index", [-1, 5])
+    def test_rows_end(self, index: int, tokenizer: PreTrainedTokenizerBase) -> None:
+        with pytest.raises(IndexError, match=f"row {index} of 5"):
+            Rows(mixture(tokenizer, chats(1.0)), 5)[index]
 
 
-def test_no_item_is_measured_twice(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Two sources may ask one question under one name, and documents that begin alike are equal once they are cut."""
-    sums = {"name": "chain_sum", "params": {"max_terms": 2}}
-    twice = {"new": [sums, {"name": "chain_sum", "params": {"max_terms": 3}}]}
-    made = ExperimentData(small_config(base, data=twice, evaluation={"new_items": 48}), tokenizer, never)
-    ids = [item.id for task in made.tasks if not isinstance(task, NewText) for item in task.test]
-    assert 48 < len(ids) == len(set(ids))
-    with pytest.raises(ConfigError, match="every held-out item of chain_sum stands in another source of that name"):
-        ExperimentData(small_config(base, data={"new": [sums, sums]}), tokenizer, never)
-    (short,) = ExperimentData(small_config(base, data={"new": PYTHON, "length": 16}), tokenizer, never).tasks
-    assert isinstance(short, NewText)
-    assert len(set(short.documents)) == len(short.documents)
+class TestEpochs:
+    def test_a_finite_source_starts_over_in_another_order(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        texts = tuple(f"text number {i}" for i in range(8))
+        rows = Rows(mixture(tokenizer, [Part(Listed(texts=texts), 1.0, False)]), 20)
+        seen = [tokenizer.decode(rows[i]["input_ids"][:-1]) for i in range(20)]
+        assert set(seen[:8]) == set(seen[8:16]) == set(texts)
+        assert seen[:8] != seen[8:16]
+        (drawn,) = rows.drawn()
+        assert (drawn.epochs, drawn.examples, drawn.pieces, drawn.left_out) == (3, 20, 20, 0)
 
+    def test_what_is_held_out_is_never_drawn(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        source = Listed(texts=tuple(f"text number {i}" for i in range(8)))
+        task = source.held_out(3, 0)
+        drawn = [e for _, e in itertools.islice(source.stream(0, task.ids), 15)]
+        assert {e.id for e in drawn} | task.ids == {e.id for e in source.examples}
+        assert not {e.id for e in drawn} & task.ids
 
-@pytest.mark.parametrize("regime", ["sft", "cpt"])
-def test_what_was_drawn_is_what_was_asked_for(
-    regime: str, base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    old = [{**SELF, "share": 0.5}, {**PYTHON, "share": 0.5}]
-    config = small_config(
-        base,
-        data={"regime": regime, "length": 96, "new": {"name": "gcd"}, "old": old, "replay": 0.3},
-        training={"steps": 20, "batch_size": 4},
-    )
-    made = ExperimentData(config, tokenizer, lambda: AutoModelForCausalLM.from_pretrained(base), tmp_path)
-    drawn = made.drawn(config.arms[0])
-    total = sum(one["tokens"] for one in drawn)
-    assert [one["name"].split()[0] for one in drawn] == ["gcd", "self", "python"]
-    assert [one["asked"] for one in drawn] == pytest.approx([0.7, 0.15, 0.15])
-    assert [one["replayed"] for one in drawn] == [False, True, True]
-    assert sum(one["share"] for one in drawn) == pytest.approx(1)
-    assert all(abs(one["share"] - one["asked"]) * total < 2 * 96 for one in drawn)
-    assert drawn[1]["epochs"] > 1
-    described = made.describe()
-    assert described[0]["items"] == "endless"
-    assert [one["kind"] for one in described] == ["reasoning_gym", "self", "python"]
-    assert [one["share"] for one in described] == pytest.approx([0.7, 0.15, 0.15])
-    assert all(len(one["digest"]) == 16 for one in described)
+    def test_too_long_chats_are_counted(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        rows = Rows(mixture(tokenizer, chats(1.0), length=44), 30)
+        (drawn,) = rows.drawn()
+        assert drawn.examples == 30
+        assert drawn.left_out > 0
 
+    def test_only_too_long_chats_is_an_error(
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("experiments.data.mixture.PATIENCE", 50)
+        with pytest.raises(ConfigError, match=r"source0: 50 examples in a row are longer than data.length=16"):
+            Rows(mixture(tokenizer, chats(1.0), length=16), 1)[0]
 
-def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    config = small_config(base, data={"old": SELF})
-    assert len(ExperimentData(config, tokenizer, never).rows(config.arms[0])) == 16
-    with pytest.raises(AssertionError, match="the base model was asked for"):
-        ExperimentData(small_config(base, data={"old": SELF}, arms=arms(0.1)), tokenizer, never)
-
-
-@pytest.mark.parametrize("regime", ["sft", "cpt"])
-def test_old_batches_are_those_of_data_old(regime: str, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Also for an arm that replays nothing, and the replayed rows of one that does."""
-    data = {"regime": regime, "length": 96, "old": {"name": "gcd"}}
-    made = ExperimentData(small_config(base, data=data), tokenizer, never)
-    batches = made.old_batches(2)
-    assert [len(batch["input_ids"]) for batch in batches] == [4, 4]
-    assert all("replayed" not in batch and (batch["labels"] != -100).any() for batch in batches)
-    first = tokenizer.decode(batches[0]["input_ids"][0])
-    assert "GCD" in first or "Greatest Common Divisor" in first
-    again = ExperimentData(small_config(base, data=data), tokenizer, never).old_batches(2)
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(batches, again, strict=True))
-    if regime == "sft":
-        replaying = ExperimentData(small_config(base, data=data, arms=arms(0.5)), tokenizer, never)
-        rows = replaying.rows(replaying.config.arms[0])
-        replayed = [row["input_ids"] for row in (rows[i] for i in range(len(rows))) if row["replayed"]]
-        assert batches[0]["input_ids"][0].tolist()[: len(replayed[0])] == replayed[0]
-
-
-@pytest.mark.slow
-def test_without_data_old_the_base_writes_the_text_once(
-    base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    config = small_config(base)
-    state = torch.get_rng_state()
-    batches = ExperimentData(config, tokenizer, never, tmp_path).old_batches(1)
-    assert torch.equal(state, torch.get_rng_state())
-    (file,) = tmp_path.glob("self/*/rows.jsonl")
-    written = [json.loads(line)["question"] for line in file.read_text().splitlines()]
-    assert len(batches) == 1
-    assert len(batches[0]["input_ids"]) == 4
-    texts = [tokenizer.decode(row) for row in batches[0]["input_ids"]]
-    assert all(any(question in text for question in written) for text in texts)
-    stamp = file.stat().st_mtime_ns
-    again = ExperimentData(config, tokenizer, never, tmp_path).old_batches(1)
-    assert torch.equal(again[0]["input_ids"], batches[0]["input_ids"])
-    assert file.stat().st_mtime_ns == stamp
-
-
-def test_an_arm_that_replays_nothing_says_what_to_write(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ConfigError, match=r"arm 'arm1': replay=0.1 needs something to replay: write data.old"):
-        ExperimentData(small_config(base, arms=arms(None, 0.1)), tokenizer, never)
-
-
-def test_the_example_of_cpt_loads() -> None:
-    config = load_config("cpt-python")
-    assert config.data.regime == "cpt"
-    assert config.data.replay > 0
-    control = config.arms[-1].control
-    assert (control.interpolation, control.alpha, control.divergence) == ("dlerp", "learned", "cosine")
-
-
-@pytest.mark.parametrize("method", ["full", "control"])
-@pytest.mark.slow
-def test_packed_training_learns_and_counts_every_token(method: str, base: str, tmp_path: Path) -> None:
-    losses, cost = trained(cpt(base, 6), method, tmp_path)
-    assert cost["tokens"] == 6 * 4 * 32
-    assert sum(losses[-2:]) < sum(losses[:2]) - 0.02
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("regime", ["sft", "cpt"])
-def test_a_resumed_run_goes_on_with_the_rows_it_would_have_had(regime: str, base: str, tmp_path: Path) -> None:
-    config = cpt(base, 6, regime=regime, length=96)
-    whole, _ = trained(config, "full", tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt, match="step 5"):
-        trained(config, "full", tmp_path / "parts", stop=5)
-    rest, cost = trained(config, "full", tmp_path / "parts")
-    assert rest == whole[-len(rest) :]
-    assert len(rest) == 2  # saved at step 4
-    assert cost["tokens"] > 0
-
-
-def cpt(base: str, steps: int, **data: Any) -> ExperimentConfig:
-    return small_config(
-        base,
-        data={"regime": "cpt", "length": 32, "new": PYTHON, "old": {"name": "gcd"}, "replay": 0.2, **data},
-        training={"steps": steps, "batch_size": 4, "warmup_steps": 1, "save_every": 2},
-        evaluation={"every": steps, "new_items": 2},
-    )
-
-
-def trained(
-    config: ExperimentConfig, method: str, folder: Path, stop: int | None = None
-) -> tuple[list[float], dict[str, float]]:
-    """Losses of the steps and the cost; killed when step `stop` is logged."""
-    (arm,) = (arm for arm in config.arms if arm.name == method)
-    tokenizer = AutoTokenizer.from_pretrained(config.base_model)
-    torch.manual_seed(0)
-    method, setting = arm.build(), Setting(arm)
-    model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
-    made = ExperimentData(config, tokenizer, never)
-    losses: list[float] = []
-
-    def log(step: int, logs: dict[str, float]) -> None:
-        if step == stop:
-            raise KeyboardInterrupt(f"step {step}")
-        losses.extend([logs["loss"]] if "loss" in logs else [])
-
-    def measure(step: int, model: PreTrainedModel) -> None:
-        pass
-
-    rows = made.rows(arm)
-    cost = train_arm(config, setting, method, 1e-2, model, rows, made.collator, folder, measure, log)
-    return losses, cost
+    def test_nothing_left_is_an_error(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        source = Listed(texts=("a", "b"))
+        taken = frozenset(e.id for e in source.examples)
+        with pytest.raises(ConfigError, match=r"nothing is left to train on beside 2 held-out items"):
+            next(source.stream(0, taken))

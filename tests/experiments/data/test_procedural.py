@@ -8,11 +8,12 @@ import random
 import pytest
 import torch
 
-from experiments.config import ConfigError, DataConfig
+from experiments.common.errors import ConfigError
+from experiments.data.config import DataConfig
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
-from experiments.evaluation.generation import parse_answer
-from tests.experiments.small import SUMS
+from experiments.evaluation.suites.new_task import parse_answer
+from tests.helpers.small import SUMS
 
 SUM = SUMS["new"]
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10 x 10 numbers, + or -: 200 questions

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator, Piece, packed_rows, padded_rows
 from experiments.data.items import Item, Text
-from experiments.data.rows import Encoder, PackedCollator, PaddingCollator, Piece, packed_rows, padded_rows
-from experiments.data.tokens import IGNORED
-from experiments.models import shipped_folder
+from experiments.models.base import shipped_folder
+from experiments.models.tokens import IGNORED
 from experiments.training.lm_loss import only_label_logits
 from experiments.training.meter import real_tokens
-from tests.ctrl.families import VOCAB, build, perturb
+from tests.helpers.families import VOCAB, build, perturb
 
 TWO = [Item("1 + 1?", "2"), Item("What is one thousand plus one?", "1001")]
 

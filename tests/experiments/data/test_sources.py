@@ -10,11 +10,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from experiments.config import ConfigError, DataConfig, parse_config
+from experiments.common.errors import ConfigError
+from experiments.config import parse_config
+from experiments.data.config import DataConfig
 from experiments.data.items import Example, Item, NewTask, NewText, Text
 from experiments.data.source import Source
 from experiments.data.sources import SOURCES, AnySource
-from tests.experiments.small import small_values
+from tests.helpers.small import small_values
 
 NONE: frozenset[str] = frozenset()
 MEASURED = [name for name in SOURCES if name not in ("self", "earlier")]

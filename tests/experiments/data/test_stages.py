@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from experiments.config import ConfigError, DataConfig, ExperimentConfig
-from experiments.data.mixture import ExperimentData
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig
+from experiments.data.config import DataConfig
+from experiments.data.mixture import Rows
 from experiments.data.stages import evaluation_steps, stage_ends
-from experiments.data.stream import Rows
-from tests.experiments.data.test_mixture import never, trained
-from tests.experiments.small import small_config, tiny_base
+from experiments.runs.data import ExperimentData
+from tests.experiments.runs.test_data import never, trained
+from tests.helpers.small import small_config, tiny_base
 
 SUM, GCD, SPELL = ({"name": name} for name in ("chain_sum", "gcd", "spell_backward"))
 SIGNS = {"chain_sum": "arithmetic problem", "gcd": "Common Divisor", "spell_backward": "backward"}

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.data.items import Text, hash_id
 from experiments.data.stdlib import PythonLibrary
-from experiments.section import ConfigError
 
 SOME = ("json", "email", "html", "wave", "heapq", "bisect", "queue", "sched", "ast", "copy", "csv", "dis")
 

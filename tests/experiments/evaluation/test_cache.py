@@ -15,15 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.items import Item, NewTask
-from experiments.data.mixture import ExperimentData
 from experiments.evaluation.cache import BaseCache, Entry, weights_digest
 from experiments.evaluation.evaluate import Baseline, Evaluation
-from experiments.evaluation.new_task import NewTaskSuite
-from experiments.evaluation.text import TextSuite
-from experiments.models import Precision, load_base
+from experiments.evaluation.suites.new_task import NewTaskSuite
+from experiments.evaluation.suites.text import TextSuite
+from experiments.models.base import load_base
+from experiments.models.precision import Precision
 from experiments.records import Record
-from tests.experiments.evaluation.models import BF16, FP32
-from tests.experiments.small import small_config, small_values
+from experiments.runs.data import ExperimentData
+from tests.helpers.models import BF16, FP32
+from tests.helpers.small import small_config, small_values
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation.evaluate import Evaluation
-from experiments.evaluation.suite import evaluating
-from experiments.models import Precision
+from experiments.models.modes import evaluating
+from experiments.models.precision import Precision
 from experiments.records import Record
-from experiments.section import ConfigError
-from tests.experiments.evaluation.models import BF16, FP32, sharp
+from tests.helpers.models import BF16, FP32, sharp
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ class TestEvaluation:
     ) -> None:
         first, second, *_ = evaluation.suites["new"].tasks[0].test
         replies = [f"It is {first.answer}.", str(int(second.answer) + 1), "No idea", ""]
-        monkeypatch.setattr("experiments.evaluation.new_task.generate_replies", lambda *args, **kwargs: replies)
+        monkeypatch.setattr("experiments.evaluation.suites.new_task.generate_replies", lambda *args, **kwargs: replies)
         records = evaluation.evaluate(model, FP32, ("new",), progress=False)
         assert [(r.correct, r.parsed) for r in records] == [(1, True), (0, True), (0, False), (0, False)]
         assert [r.reply for r in records] == replies

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.files import UMASK
 from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
-from experiments.evaluation import drift, log_probs
+from experiments.evaluation import log_probs
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.log_probs import PATTERN, stored
-from experiments.records import UMASK, Record
-from tests.experiments.evaluation.models import FP32
+from experiments.evaluation.suites import drift
+from experiments.records import Record
+from tests.helpers.models import FP32
 
 pytestmark = pytest.mark.slow
 

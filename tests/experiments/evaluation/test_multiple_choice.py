@@ -12,12 +12,12 @@ from experiments.data.sources import ReasoningGym
 from experiments.evaluation import multiple_choice
 from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.suite import evaluating
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
-from experiments.models import load_base
-from tests.ctrl.families import EVERY, WINDOW
-from tests.experiments.evaluation.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
-from tests.experiments.small import small_config
+from experiments.models.base import load_base
+from experiments.models.modes import evaluating
+from tests.helpers.families import EVERY, WINDOW
+from tests.helpers.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
+from tests.helpers.small import small_config
 
 SLOW = pytest.mark.slow
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.items import NewTask, NewText
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation.evaluate import SUITES, Evaluation
-from experiments.evaluation.suite import Suite, evaluating, text_id
+from experiments.evaluation.suite import Suite, text_id
+from experiments.models.modes import evaluating
 from experiments.records import Record
-from experiments.section import ConfigError
-from tests.experiments.evaluation.lm_eval_tasks import write_tasks
-from tests.experiments.evaluation.models import FP32
-from tests.experiments.small import small_config
+from tests.helpers.lm_eval_tasks import write_tasks
+from tests.helpers.models import FP32
+from tests.helpers.small import small_config
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 60  # more than two windows
 NOTES = NewText("notes", ("A short note.", LONG))

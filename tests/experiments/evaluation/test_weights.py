@@ -16,9 +16,10 @@ from ctrl.layer import ExpandedLayer
 from ctrl.structure import decoder_layers
 from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.weights import update_sizes
-from experiments.models import Precision, load_base
-from tests.ctrl.families import perturb
-from tests.experiments.small import small_config, small_values
+from experiments.models.base import load_base
+from experiments.models.precision import Precision
+from tests.helpers.families import perturb
+from tests.helpers.small import small_config, small_values
 
 
 @pytest.fixture

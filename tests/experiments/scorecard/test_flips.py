@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from experiments.records import Record
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.flips import COUNTS, counts
-from tests.experiments.scorecard.simulated import OPTIONS, base_records, kept, new, trained
+from tests.helpers.simulated import OPTIONS, base_records, kept, new, trained
 
 
 def reordered(records: list[Record], order: tuple[int, ...]) -> list[Record]:

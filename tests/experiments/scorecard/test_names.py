@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.names import figure_names
-from tests.experiments.scorecard.simulated import base_records
-from tests.experiments.studies.synthetic import records
+from tests.helpers.simulated import base_records
+from tests.helpers.studies import records
 
 
 def test_every_figure_of_a_card_is_listed() -> None:

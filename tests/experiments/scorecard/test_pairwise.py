@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from experiments.records import Record
 from experiments.scorecard import apart, drawn_over_seeds
 from experiments.scorecard.bootstrap import bootstrap_p
-from tests.experiments.scorecard.simulated import base_records, kept, trained
+from tests.helpers.simulated import base_records, kept, trained
 
 BASE = base_records(np.random.default_rng(0), 200)
 

@@ -22,7 +22,7 @@ from experiments.scorecard import (
 from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, retention_at
-from tests.experiments.scorecard.simulated import base_records, trained
+from tests.helpers.simulated import base_records, trained
 
 
 def column(*values: float) -> Array:

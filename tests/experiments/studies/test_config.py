@@ -8,12 +8,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from experiments.config import SHIPPED, ConfigError
-from experiments.posthoc import OPERATIONS
+from experiments.common.errors import ConfigError
+from experiments.config import SHIPPED
+from experiments.posthoc.operations import OPERATIONS
 from experiments.studies.config import SAMPLERS, Posthoc
+from experiments.studies.load import load_study, parse_study
 from experiments.studies.optimizers import check_options
-from experiments.studies.paper import paper_table
-from experiments.studies.reading import load_study, parse_study
+from experiments.studies.report.paper import paper_table
 from experiments.studies.space import DIMENSIONS, grid, overrides
 from tests.experiments.studies.toy import toy_study
 

@@ -13,20 +13,20 @@ import pandas as pd
 import psutil
 import pytest
 
-from experiments.section import ConfigError
+from experiments.common.errors import ConfigError
 from experiments.studies.config import StudyError
-from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
-from experiments.studies.places import public_yaml, storage_url
-from experiments.studies.reading import parse_study
-from experiments.studies.report import write_study_report
+from experiments.studies.load import parse_study
+from experiments.studies.queue import Store
+from experiments.studies.report.table import export, status_text
+from experiments.studies.report.write import write_study_report
 from experiments.studies.selection import choose
-from experiments.studies.table import export, status_text
+from experiments.studies.storage import public_yaml, storage_url
 from experiments.studies.trial import TrialOutcome
 from experiments.tracking.machine import process_tags
-from experiments.tracking.tracking import Tracker
-from tests.experiments.studies.synthetic import TABLE5, synthetic_store
+from experiments.tracking.tracker import Tracker
 from tests.experiments.studies.toy import SEARCH, logging_run, open_store, toy_study, value
+from tests.helpers.studies import TABLE5, synthetic_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 URL = "postgresql+psycopg://me:TOPSECRET@db.example:5432/studies"

@@ -14,14 +14,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.section import ConfigError
+from experiments.common.errors import ConfigError
 from experiments.studies.config import PRUNERS, SAMPLERS, StudyError
-from experiments.studies.engine import Store
 from experiments.studies.locks import shown
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
 from experiments.studies.optimizers import check_options
-from experiments.studies.table import export, status_text
+from experiments.studies.queue import Store
+from experiments.studies.report.table import export, status_text
 from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
 from tests.experiments.studies.toy import (
     SEARCH,

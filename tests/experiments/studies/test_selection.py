@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from experiments.plots.study import trajectory_figure
-from experiments.reporting.summary import label, summary
+from experiments.reporting.summary import summary
 from experiments.reporting.tables import markdown_table
-from experiments.studies.attempts import Trial
+from experiments.reporting.text import label
+from experiments.studies.report.plots import trajectory_figure
 from experiments.studies.selection import Arm, arm_name, choose
-from tests.experiments.studies.synthetic import TABLE5, synthetic_store
+from experiments.studies.trials import Trial
 from tests.experiments.studies.toy import toy_study
+from tests.helpers.studies import TABLE5, synthetic_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 TWO = {name: TABLE5[name] for name in ("full", "lerp8")}
@@ -23,7 +24,7 @@ TWO = {name: TABLE5[name] for name in ("full", "lerp8")}
 @pytest.fixture
 def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
     """Of a study whose rates all stay rows, as `baselines`."""
-    monkeypatch.setattr("tests.experiments.studies.synthetic.FAILS", None)
+    monkeypatch.setattr("tests.helpers.studies.FAILS", None)
     store = synthetic_store(tmp_path, TWO, report={})
     trials = store.trials()
     again = replace(trials[0], number=6)  # the same picks, as a sampler may draw them

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyError
-from experiments.studies.engine import Store
 from experiments.studies.launch import UNFINISHED, keep_working
-from experiments.studies.running import STORAGE_FAULTS
+from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed, TrialOutcome
 from tests.experiments.studies.toy import Forked, Run, open_store, value
 

@@ -17,18 +17,18 @@ import pytest
 import torch
 import yaml
 
-from experiments import cli
+from experiments.cli import main as cli
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig
-from experiments.studies.engine import Store
 from experiments.studies.launch import run_study
-from experiments.studies.reading import parse_study
+from experiments.studies.load import parse_study
+from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed, figure, run_trial, sum_of
-from experiments.tracking.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import COMPLETE
 from experiments.training.trainer import ArmTrainer
-from tests.experiments.small import tiny_base
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
+from tests.helpers.small import tiny_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 

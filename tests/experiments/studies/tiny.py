@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.studies.config import StudyConfig
-from experiments.studies.reading import parse_study
-from tests.experiments.small import small_values
+from experiments.studies.load import parse_study
+from tests.helpers.small import small_values
 
 ARMS = {
     "full": {"arms.0.method": "full"},

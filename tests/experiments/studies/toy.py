@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.config import StudyConfig
-from experiments.studies.engine import Store
-from experiments.studies.reading import parse_study
+from experiments.studies.load import parse_study
+from experiments.studies.queue import Store
 from experiments.studies.trial import TrialOutcome
-from tests.experiments.small import small_values
+from tests.helpers.small import small_values
 
 Run = Callable[..., TrialOutcome]
 SEARCH = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking import delivery
-from experiments.tracking.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import ctrl
-from experiments.models import load_base
+from experiments.models.base import load_base
 from experiments.tracking import delivery
 from experiments.tracking.journal import Delivered
 from experiments.tracking.run import Run
 from experiments.tracking.sync import download, sync
-from experiments.tracking.tracking import Tracker
-from tests.experiments.small import tiny_base
-from tests.experiments.tracking.stores import artifacts, everything, models, read
+from experiments.tracking.tracker import Tracker
+from tests.helpers.small import tiny_base
+from tests.helpers.stores import artifacts, everything, models, read
 
 pytestmark = pytest.mark.slow
 

@@ -13,21 +13,13 @@ from typing import Any
 
 import pytest
 
-from experiments import cli
+from experiments.cli import main as cli
 from experiments.tracking import delivery
 from experiments.tracking.journal import Journal
 from experiments.tracking.store import TrackingError
 from experiments.tracking.sync import download, sync
-from experiments.tracking.tracking import Tracker
-from tests.experiments.tracking.stores import (
-    Broken,
-    artifacts,
-    everything,
-    models,
-    read,
-    serve,
-    stop,
-)
+from experiments.tracking.tracker import Tracker
+from tests.helpers.stores import Broken, artifacts, everything, models, read, serve, stop
 
 pytestmark = pytest.mark.slow
 

@@ -15,13 +15,8 @@ from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_alive, process_tags
 from experiments.tracking.store import TrackingError
 from experiments.tracking.sync import sync
-from experiments.tracking.tracking import Tracker
-from tests.experiments.tracking.stores import (
-    ROOT,
-    TRAIN,
-    read,
-    start_training,
-)
+from experiments.tracking.tracker import Tracker
+from tests.helpers.stores import ROOT, TRAIN, read, start_training
 
 
 @pytest.mark.slow

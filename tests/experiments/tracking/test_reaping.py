@@ -12,8 +12,8 @@ from experiments.tracking.machine import process_tags
 from experiments.tracking.run import Run
 from experiments.tracking.store import DIED
 from experiments.tracking.sync import sync
-from experiments.tracking.tracking import Tracker
-from tests.experiments.tracking.stores import Broken, everything, read
+from experiments.tracking.tracker import Tracker
+from tests.helpers.stores import Broken, everything, read
 
 DEAD = process_tags() | {"boot_id": "before the restart"}
 
@@ -23,7 +23,7 @@ def unsent(root: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that finished after its store had gone; then its process ended."""
     tracker = Tracker(root, "demo")
     with monkeypatch.context() as patched, pytest.warns(UserWarning, match="store is down"):  # noqa: PT031
-        patched.setattr("experiments.tracking.tracking.process_tags", lambda: DEAD)
+        patched.setattr("experiments.tracking.tracker.process_tags", lambda: DEAD)
         with tracker.run("demo", folder=root / "runs" / "demo") as run:
             tracker.store._client = Broken(tracker.client)
             run.log_metrics({"loss": 1.0}, 1)

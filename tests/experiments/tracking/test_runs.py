@@ -9,11 +9,8 @@ import pytest
 
 from experiments.tracking.machine import code_diff, code_tags, hardware_tags
 from experiments.tracking.run import flatten
-from experiments.tracking.tracking import Tracker
-from tests.experiments.tracking.stores import (
-    artifacts,
-    read,
-)
+from experiments.tracking.tracker import Tracker
+from tests.helpers.stores import artifacts, read
 
 
 def test_a_run_keeps_figures_params_tags_files_and_its_parent(root: Path, tmp_path: Path) -> None:

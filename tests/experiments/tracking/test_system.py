@@ -12,10 +12,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments.tracking import delivery, system, tracking
+from experiments.tracking import delivery, system
+from experiments.tracking import tracker as tracking
 from experiments.tracking.system import Smi, gpu_metrics, system_metrics
-from experiments.tracking.tracking import Tracker
-from tests.experiments.tracking.stores import read
+from experiments.tracking.tracker import Tracker
+from tests.helpers.stores import read
 
 A, B = "11111111-aaaa-aaaa-aaaa-111111111111", "22222222-bbbb-bbbb-bbbb-222222222222"
 ANSWER = f"""cat <<'END'

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking import tracking
-from experiments.tracking.tracking import Tracker
+from experiments.tracking import tracker as tracking
+from experiments.tracking.tracker import Tracker
 
 
 def test_the_environment_can_name_another_store(

@@ -1,0 +1,59 @@
+"""The commands `compare` and `gate`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.cli.console import Commands
+
+NEW = "lm_eval's tasks that were learned (patterns: 'gsm8k*'); the others count as kept"
+
+
+def add(commands: Commands) -> None:
+    compare = commands.add_parser("compare", help="any runs side by side, paired on their common items")
+    compare.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples"
+    )
+    compare.add_argument("--base", help="a RUN measured before training, for runs that have no base of their own")
+    compare.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
+    compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
+    compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
+    compare.set_defaults(command=compare_command)
+    gate = commands.add_parser("gate", help="exit with 0 only if forgetting is inside the margin")
+    gate.add_argument("run", metavar="RUN")
+    gate.add_argument(
+        "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
+    )
+    gate.add_argument("--arm", help="one arm alone: arm-lr (default: all)")
+    gate.add_argument("--base", help="a RUN measured before training, where the run has no base of its own")
+    gate.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
+    gate.add_argument("--each-task", action="store_true", help="every kept task must be inside the margin by itself")
+    gate.set_defaults(command=gate_command)
+
+
+def compare_command(args: argparse.Namespace) -> int:
+    from experiments.comparison.compare import compare
+    from experiments.comparison.inputs import read_entries
+    from experiments.comparison.report import format_comparison, write_comparison
+
+    comparison = compare(read_entries(args.runs, args.base, args.new), args.reference, args.draws)
+    print(format_comparison(comparison))
+    if args.out:
+        page = args.out.suffix == ".html"
+        print(f"\nwritten: {write_comparison(comparison, args.out.parent if page else args.out, page)}")
+    else:
+        print("\nas files, with a picture: --out FOLDER")
+    return 0
+
+
+def gate_command(args: argparse.Namespace) -> int:
+    from experiments.comparison.compare import by_task, gate
+    from experiments.comparison.inputs import read_entries
+
+    entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)
+    parts = [part for entry in entries for part in ([entry, *by_task(entry)] if args.each_task else [entry])]
+    verdicts = [gate(part, args.margin) for part in parts]
+    print("\n".join(line for _, line in verdicts))
+    return 0 if all(passed for passed, _ in verdicts) else 1

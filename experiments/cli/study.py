@@ -1,0 +1,156 @@
+"""The commands of studies: `study`, `resume`, `status`, `add-trials`, `export` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.console import Commands, add_root, say
+
+if TYPE_CHECKING:
+    from experiments.studies.queue import Store
+
+REPORT = (".html", ".md", ".png", ".csv")  # a report's files that MLflow gets; the study's YAML it has
+
+
+def add(commands: Commands) -> None:
+    study = commands.add_parser("study", help="run a study of many trials, continue it, or join it")
+    study.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: table5")
+    study.add_argument("--workers", type=int, default=1, help="processes on this machine (default: 1)")
+    study.add_argument("--profile", help="one of the study's profiles: gpu")
+    study.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers
+    study.set_defaults(command=study_command)
+    resume = commands.add_parser("resume", help="go on with a study by its name, without its YAML")
+    resume.add_argument("study")
+    resume.add_argument("--workers", type=int, default=1)
+    resume.set_defaults(command=resume_command)
+    status = commands.add_parser("status", help="how far a study is")
+    status.add_argument("study")
+    status.set_defaults(command=status_command)
+    more = commands.add_parser("add-trials", help="raise a study's budget")
+    more.add_argument("study")
+    more.add_argument("count", type=int)
+    more.set_defaults(command=add_trials_command)
+    export = commands.add_parser("export", help="all trials with their scorecards, as CSV, Parquet or JSON")
+    export.add_argument("study")
+    export.add_argument("file", type=Path, help="its ending tells the format: .csv, .parquet, .json")
+    export.set_defaults(command=export_command)
+    report = commands.add_parser("report", help="write a study's report")
+    report.add_argument("study")
+    report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
+    report.set_defaults(command=report_command)
+    for command in (study, resume, status, more, export, report):
+        add_root(command)
+        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db among the results)")
+
+
+def study_command(args: argparse.Namespace) -> int:
+    from experiments.runs.run import default_root
+    from experiments.studies.launch import run_study, work
+    from experiments.studies.load import load_study
+    from experiments.studies.storage import storage_url
+    from experiments.tracking.machine import sigterm_raises
+
+    config, root = load_study(args.config, args.profile), args.root or default_root()
+    if args.worker:
+        from experiments.studies.queue import Store
+
+        with sigterm_raises():
+            work(Store(storage_url(root, args.storage), config), root.resolve(), say)
+        return 0
+    print(_afterwards(run_study(config, root, args.workers, args.storage, say), root))
+    return 0
+
+
+def resume_command(args: argparse.Namespace) -> int:
+    from experiments.runs.run import default_root
+    from experiments.studies.launch import run_study
+
+    store = _store(args)
+    print(_afterwards(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
+    return 0
+
+
+def status_command(args: argparse.Namespace) -> int:
+    from experiments.runs.run import default_root
+    from experiments.studies.report.table import status_text
+
+    print(status_text(_store(args), args.root or default_root()))
+    return 0
+
+
+def add_trials_command(args: argparse.Namespace) -> int:
+    from experiments.runs.run import default_root
+    from experiments.studies.storage import command_line
+
+    store = _store(args)
+    resume = command_line(store, args.root or default_root(), "resume", args.study)
+    print(f"the budget is {store.add_trials(args.count)} trials; to run them: {resume}")
+    return 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from experiments.studies.report.table import export
+
+    print(f"{export(_store(args), args.file)} trials written to {args.file}")
+    return 0
+
+
+def report_command(args: argparse.Namespace) -> int:
+    from experiments.runs.run import default_root
+    from experiments.studies.report.write import write_study_report
+
+    root = (args.root or default_root()).resolve()
+    store = _store(args)
+    page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
+    print(page)
+    if said := attach(store.config.name, root, page.parent):
+        say(said)
+    return 0
+
+
+def attach(name: str, root: Path, folder: Path) -> str:
+    """Put a report's files beside the study's MLflow run, below `report`. Returns why that was not possible."""
+    from experiments.common.files import read_json
+    from experiments.studies.storage import study_folder
+    from experiments.tracking.store import last_line
+    from experiments.tracking.tracker import Tracker
+
+    run_id = read_json(study_folder(root, name) / "mlflow.json").get("run_id")
+    if not run_id:
+        return ""  # it ran on another machine
+    try:
+        client = Tracker(root, name).client
+        for path in sorted(folder.iterdir()):
+            if path.suffix in REPORT:
+                client.log_artifact(run_id, str(path), "report")
+    except Exception as error:
+        return f"MLflow did not take the report, the files are complete: {last_line(error)}"
+    return ""
+
+
+def _afterwards(store: Store, root: Path) -> str:
+    """What can be done with a study that has ended."""
+    from experiments.studies.space import grid
+    from experiments.studies.storage import command_line
+
+    config, budget = store.config, store.config.budget
+    lines = ["", f"{config.name}: " + ("trials still run elsewhere" if store.going_on() else "finished")]
+    lines.append(f"report: {command_line(store, root, 'report', config.name)}")
+    whole = config.sampler.name == "grid" and store.limit() == len(grid(config.search))
+    if budget.trials is not None and not whole:
+        lines.append(f"more trials: {command_line(store, root, 'add-trials', config.name, '10')}")
+    elif budget.hours is not None:
+        lines.append("more trials: raise budget.hours in its YAML, then `study` with that")
+    return "\n".join(lines)
+
+
+def _store(args: argparse.Namespace) -> Store:
+    """The study of that name, which must exist."""
+    from experiments.runs.run import default_root
+    from experiments.studies.queue import Store
+    from experiments.studies.storage import noted_storage, storage_url
+
+    root = args.root or default_root()
+    return Store(storage_url(root, args.storage or noted_storage(root, args.study)), name=args.study)

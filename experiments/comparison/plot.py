@@ -1,0 +1,88 @@
+"""The picture of a comparison: one panel a figure, one row a run, 95 % intervals."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.comparison.compare import Comparison
+from experiments.records import Estimate
+from experiments.reporting.plots.style import MARKERS, STYLE
+
+TITLES = {
+    "gain": "gain (accuracy)",
+    "new_nll_drop": "gain (nats per token)",
+    "retention": "retention",
+    "average_harmonic": "harmonic average",
+    "nfr": "negative flips",
+    "kl": "KL to the base",
+    "kl_new": "KL, new prompts",
+    "perplexity_drift": "ppl drift",
+    "retention_instructions": "retention, instructions",
+    "stream_op": "stream: final score (OP)",
+    "stream_bwt": "stream: backward (BWT)",
+    "stream_f": "stream: forgetting (F)",
+    "stream_fwt": "stream: forward (FWT)",
+    "retention_matched": "retention at matched gain",
+    "area": "mean retention up to it",
+    "hypervolume": "hypervolume",
+}
+UNCHANGED = {"gain": 0.0, "new_nll_drop": 0.0, "retention": 1.0, "retention_matched": 1.0, "area": 1.0, "nfr": 0.0}
+UNCHANGED |= {"kl": 0.0, "kl_new": 0.0, "perplexity_drift": 0.0, "retention_instructions": 1.0}
+UNCHANGED |= {"stream_bwt": 0.0, "stream_f": 0.0, "stream_fwt": 0.0}
+COLUMNS = 4  # panels beside each other
+
+
+def comparison_figure(comparison: Comparison, title: str) -> Figure:
+    """Filled: told apart from the reference (Holm's p below .05); hollow: not; the reference itself is a square.
+
+    The dotted line is the base model. A run without a figure has an empty row in its panel.
+    """
+    names, figures = list(comparison.cards), comparison.figures()
+    across = max(1, min(COLUMNS, len(figures)))
+    down = max(1, math.ceil(len(figures) / across))
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        size = (2.6 + 2.1 * across, 0.9 + down * (0.95 + 0.3 * len(names)))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(down, across, sharey=True, squeeze=False).ravel()
+        for axes, name in zip(panels, figures, strict=False):
+            _panel(axes, comparison, name)
+        for axes in panels[len(figures) :]:
+            axes.set_visible(False)
+        for axes in panels[::across]:
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        note = f"square: reference ({comparison.reference}); filled: differs from it, Holm p < .05; bars: 95 %"
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color="#5b6470")
+    return figure
+
+
+def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
+    told = {d.name for d in comparison.differences if d.figure == name and d.p_holm < 0.05}
+    colours = sns.color_palette("colorblind", 10)
+    if name in UNCHANGED:
+        axes.axvline(UNCHANGED[name], color="#9aa1ab", linewidth=1, linestyle=":", zorder=0)
+    for row, (entry, card) in enumerate(comparison.cards.items()):
+        if name in card and math.isfinite(card[name].value):
+            reference = entry == comparison.reference
+            marker = "s" if reference else MARKERS[0]
+            _point(axes, row, card[name], colours[row % 10], marker, reference or entry in told)
+    axes.set_title(TITLES[name], fontsize=10, loc="left")
+    axes.tick_params(axis="x", labelsize=9)
+    axes.locator_params(axis="x", nbins=4)
+    axes.margins(x=0.12)
+    sns.despine(ax=axes)
+
+
+def _point(axes: Axes, row: int, value: Estimate, colour: object, marker: str, filled: bool) -> None:
+    if value.low is not None and value.high is not None:
+        axes.plot([value.low, value.high], [row, row], color=colour, linewidth=1.6, zorder=2)
+    face = colour if filled else "white"
+    axes.plot(value.value, row, marker=marker, color=colour, markerfacecolor=face, markersize=7, zorder=3)

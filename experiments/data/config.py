@@ -1,0 +1,49 @@
+"""The YAML section `data`: what is learned, what is replayed, in which shares and order."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from experiments.common.section import Section
+from experiments.data.sources import AnySource, ReasoningGym, check_shares, named, with_shares
+from experiments.data.stages import check_stream
+
+
+class DataConfig(Section):
+    """What is learned, and how much of what was known is replayed. Shares are of tokens."""
+
+    new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
+    old: tuple[AnySource, ...] = Field((), description="what replay is drawn from: one source or a list")
+    replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
+    order: Literal["mixed", "sequential"] = Field("mixed", description="`new` all at once, or one after the other")
+    regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
+    system: str | None = Field(
+        None, description="system turn of all chats ('' leaves it empty); default: the template's"
+    )
+    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
+
+    @field_validator("new", "old", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, dict) else value
+        return with_shares([named(one) for one in values]) if isinstance(values, list | tuple) else values
+
+    @model_validator(mode="after")
+    def _mixture(self) -> DataConfig:
+        check_shares(self.new, "new")
+        check_shares(self.old, "old")
+        check_stream(self)
+        if any(source.source == "self" for source in self.new):
+            raise ValueError("new: source self is what the model can do already; it belongs under old")
+        if self.replay and not self.old:
+            raise ValueError(
+                f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """The new task in a few words."""
+        return " + ".join(source.label for source in self.new)

@@ -1,0 +1,119 @@
+"""Rows of token ids to train on, and batches of them: chats and texts padded (sft), or packed documents (cpt)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from experiments.data.items import Example, Text
+from experiments.models.tokens import IGNORED, end_of_text, end_of_turn, pad, pad_id, prompt_ids, reply_ids
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens that stand together: a chat, or at most `length` tokens of a text. labels: IGNORED where no loss is."""
+
+    ids: list[int]
+    labels: list[int]
+    replayed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Encoder:
+    """Examples as pieces of at most `length` tokens.
+
+    sft: a chat has its loss on the answer and the end of turn, a text on all its tokens. cpt: a chat is a text too, as
+    the template writes it. A text longer than `length` becomes several pieces; a chat with its loss on the answer
+    would lose it, and is left out.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
+        self.tokenizer, self.regime, self.length = tokenizer, regime, length
+        self.turn_end, self.text_end = end_of_turn(tokenizer), end_of_text(tokenizer)
+
+    def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
+        """No piece at all for a chat that is too long. A piece of one token predicts nothing, and is left out."""
+        if isinstance(example, Text):
+            ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
+            return self._cut(ids, replayed)
+        prompt = prompt_ids(self.tokenizer, example.question)
+        answer = reply_ids(self.tokenizer, example.question, example.reply) + [self.turn_end] * example.ended
+        if self.regime == "cpt":
+            return self._cut(prompt + answer, replayed)
+        fits = len(prompt) + len(answer) <= self.length
+        return [Piece(prompt + answer, [IGNORED] * len(prompt) + answer, replayed)] if fits else []
+
+    def _cut(self, ids: list[int], replayed: bool) -> list[Piece]:
+        cuts = (ids[start : start + self.length] for start in range(0, len(ids), self.length))
+        return [Piece(cut, cut, replayed) for cut in cuts if len(cut) > 1]
+
+
+def padded_rows(pieces: Iterable[Piece]) -> Iterator[Row]:
+    """One row a piece: input_ids, labels and whether it is replayed."""
+    for piece in pieces:
+        yield {"input_ids": piece.ids, "labels": piece.labels, "replayed": piece.replayed}
+
+
+def packed_rows(pieces: Iterable[Piece], length: int) -> Iterator[Row]:
+    """Rows of exactly `length` tokens, filled with one piece after the other; what does not fit begins the next row.
+
+    position_ids start at 0 in each piece, which is how transformers finds the documents of a row; the label of each
+    first token is IGNORED, since the token before it belongs to another document.
+    """
+    row = _empty()
+    for piece in pieces:
+        start = 0
+        while start < len(piece):
+            stop = min(len(piece), start + length - len(row["input_ids"]))
+            row["input_ids"] += piece.ids[start:stop]
+            row["labels"] += [IGNORED, *piece.labels[start + 1 : stop]]
+            row["position_ids"] += range(stop - start)
+            row["replayed"] += [piece.replayed] * (stop - start)
+            start = stop
+            if len(row["input_ids"]) == length:
+                yield row
+                row = _empty()
+
+
+def _empty() -> Row:
+    return {"input_ids": [], "labels": [], "position_ids": [], "replayed": []}
+
+
+class PaddingCollator:
+    """Right-pads to the longest of the batch.
+
+    input_ids, attention_mask and labels are (batch, seq) int64, replayed is (batch,) bool.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.pad = pad_id(tokenizer)
+
+    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            "input_ids": pad([row["input_ids"] for row in batch], self.pad),
+            "attention_mask": pad([[1] * len(row["input_ids"]) for row in batch], 0),
+            "labels": pad([row["labels"] for row in batch], IGNORED),
+            "replayed": torch.tensor([row["replayed"] for row in batch]),
+        }
+
+
+class PackedCollator:
+    """Stacks packed rows: input_ids, labels and position_ids (batch, length) int64, replayed (batch, length) bool.
+
+    There is no attention mask, and the KV cache is off: with either, transformers would not look for the documents
+    in position_ids, and each token would see the documents before its own.
+    """
+
+    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        names = ("input_ids", "labels", "position_ids", "replayed")
+        tensors: dict[str, Tensor] = {name: torch.tensor([row[name] for row in batch]) for name in names}
+        return {**tensors, "use_cache": False}

@@ -1,0 +1,88 @@
+"""Text sampled from a model: chats of which it writes both turns, or plain text from the start of a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.data.items import Item, Text
+from experiments.data.source import short_digest
+from experiments.models.modes import evaluating
+from experiments.models.precision import Precision
+from experiments.models.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening
+
+if TYPE_CHECKING:
+    from experiments.data.base_text import BaseText
+
+
+def sample_chats(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BaseText, precision: str
+) -> Iterator[Item]:
+    """Questions sampled behind the template's opening of a user turn, then a reply to each that is not empty.
+
+    A question that was cut off is used as it is: it is a prompt, and the reply is the base's own reply to it.
+    """
+    opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
+    with evaluating(model, Precision(precision)):
+        turns = _sample(model, tokenizer, [opening] * settings.number, settings, end, "questions")
+        texts = [_text(tokenizer, turn) for turn in turns]
+        questions = list(dict.fromkeys(text for text in texts if text))
+        prompts = [prompt_ids(tokenizer, question) for question in questions]
+        replies = _sample(model, tokenizer, prompts, settings, end, "replies")
+    for question, reply in zip(questions, replies, strict=True):
+        if text := _text(tokenizer, reply):
+            yield Item(question, text, ended=reply[-1] == end)
+
+
+def sample_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BaseText, precision: str
+) -> Iterator[Text]:
+    """Documents sampled from what stands before a document: the tokenizer's start of text, else the end of one."""
+    end = end_of_text(tokenizer)
+    start = list(tokenizer("")["input_ids"]) or [end]
+    with evaluating(model, Precision(precision)):
+        documents = _sample(model, tokenizer, [start] * settings.number, settings, end, "texts")
+    for document in documents:
+        if text := _text(tokenizer, document):
+            yield Text(text, ended=document[-1] == end)
+
+
+def _sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: BaseText,
+    end: int,
+    what: str,
+) -> list[list[int]]:
+    """At most `max_tokens` sampled tokens behind each prompt, up to and including the end."""
+    fill = pad_id(tokenizer)
+    generation = GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=0,  # generate's own default would cut at 50
+        max_new_tokens=settings.max_tokens,
+        eos_token_id=end,
+        pad_token_id=fill,
+        use_cache=True,
+    )
+    generate: Any = model.generate  # its stub says Tensor
+    rows: list[list[int]] = []
+    torch.manual_seed(int(short_digest(f"{what} {settings.seed}")[:8], 16))  # replies must not repeat questions' draws
+    starts = range(0, len(prompts), settings.batch_size)
+    for start in tqdm(starts, desc=f"sample {what}", unit="batch", leave=False, disable=None):
+        texts = prompts[start : start + settings.batch_size]
+        ids = pad(texts, fill, left=True).to(model.device)
+        mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
+        new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
+        rows += [row[: row.index(end) + 1] if end in row else row for row in new]
+    return rows
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()

@@ -1,0 +1,201 @@
+"""What moved inside: hidden states of analogy sentences, tuned against base and expanded against pretrained branch.
+
+Paper Fig. 3, 8 and Table 6. One state per sentence and layer: that of the last token, after the decoder layer and
+before the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ctrl.control_model import ControlModel
+from ctrl.diagnostics import attach
+from ctrl.layer import ExpandedLayer
+from ctrl.structure import decoder_layers
+from experiments.evaluation.similarity import METRICS, Array
+from experiments.evaluation.suite import Suite
+from experiments.evaluation.weights import update_sizes
+from experiments.models.base import stored_base
+from experiments.models.generation import Advance
+from experiments.models.precision import Precision
+from experiments.models.tokens import pad, pad_id
+from experiments.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAIRS = {
+    "gender": "king:queen man:woman actor:actress waiter:waitress uncle:aunt nephew:niece",
+    "past tense": "swim:swam fly:flew see:saw go:went",
+    "capital": "Paris:France Tokyo:Japan Brasilia:Brazil Ottawa:Canada",
+    "currency": "Russia:ruble Japan:yen United_States:dollar United_Kingdom:pound",
+    "plural": "dog:dogs mouse:mice goose:geese child:children",
+    "comparative": "good:better cold:colder",
+    "product": "Apple:iPhone Microsoft:Windows",
+    "language": "Spain:Spanish Italy:Italian",
+    "whole": "tree:forest building:city",
+}
+
+
+def sentences() -> list[tuple[str, str]]:
+    """(category, sentence): "X is to Y" for each pair of Table 6, then "Y is to X", so that both words end one. 60."""
+    pairs = [(c, *p.replace("_", " ").split(":")) for c, text in PAIRS.items() for p in text.split()]
+    return [(c, f"{x} is to {y}") for c, x, y in pairs] + [(c, f"{y} is to {x}") for c, x, y in pairs]
+
+
+@dataclass
+class States:
+    """States of the n sentences' last tokens. layers: (layers, n, hidden), what leaves each decoder layer.
+
+    By index of an expanded layer whose branches are mixed (none in a plain model, nor where a copy is stacked):
+    pretrained, expanded: (n, hidden), what its two branches give; alpha: the share of the expanded one (n,).
+    """
+
+    layers: Array
+    pretrained: dict[int, Array] = field(default_factory=dict)
+    expanded: dict[int, Array] = field(default_factory=dict)
+    alpha: dict[int, Array] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def hidden_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> States:
+    """One forward pass over the probe sentences, right-padded."""
+    ids = [list(tokenizer(sentence)["input_ids"]) for _, sentence in sentences()]
+    last = torch.tensor([len(row) - 1 for row in ids])
+    batch = {
+        "input_ids": pad(ids, pad_id(tokenizer)).to(model.device),
+        "attention_mask": pad([[1] * len(row) for row in ids], 0).to(model.device),
+    }
+    branches = Branches(last)
+    mixing = attach(model, branches) if _is_expanded(model) else nullcontext()
+    with _outputs(decoder_layers(model), last) as found, mixing:
+        model(**batch, use_cache=False, logits_to_keep=1)
+    return States(np.stack(found), branches.pretrained, branches.expanded, branches.alpha)
+
+
+class Branches:
+    """What an expanded layer reports to: keeps both branches and alpha at the last token."""
+
+    def __init__(self, last: Tensor) -> None:
+        self.last = last
+        self.pretrained: dict[int, Array] = {}
+        self.expanded: dict[int, Array] = {}
+        self.alpha: dict[int, Array] = {}
+
+    def note(self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, *_: Any) -> None:
+        if alpha is None:
+            return  # a stacked layer has no two branches beside each other
+        self.pretrained[layer.index] = _at(a, self.last)
+        self.expanded[layer.index] = _at(b, self.last)
+        self.alpha[layer.index] = _at(alpha.expand(*a.shape[:2], 1), self.last)[:, 0]
+
+
+@contextmanager
+def _outputs(layers: nn.ModuleList, last: Tensor) -> Iterator[list[Array]]:
+    """Inside the block each layer appends its output at the last token, in the order in which they run."""
+    found: list[Array] = []
+
+    def keep(module: nn.Module, args: Any, out: Any) -> None:
+        found.append(_at(out[0] if isinstance(out, tuple) else out, last))
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _at(states: Tensor, last: Tensor) -> Array:
+    """(batch, seq, hidden) -> (batch, hidden) at one position each, fp64 on the CPU."""
+    rows = torch.arange(len(last), device=states.device)
+    return states[rows, last.to(states.device)].double().cpu().numpy()
+
+
+class AlignmentSuite(Suite):
+    """One record per layer and metric of METRICS (the task): form `base`, the model against the base, with the size of
+    the weights' update as a further task; form `branches`, the expanded against the pretrained branch, with alpha's
+    mean and spread."""
+
+    name = "alignment"
+    base: States | None = None  # kept by prepare
+
+    @property
+    def size(self) -> int:
+        return len(sentences())
+
+    def content(self) -> Any:
+        return sentences()
+
+    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
+        """Keep the base's states. They are not saved: one forward pass makes them again."""
+        self.base = hidden_states(base, self.tokenizer)
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+        if self.base is None:
+            raise RuntimeError("suite 'alignment' needs the base model's states: call prepare(base_model) first")
+        states = hidden_states(model, self.tokenizer)
+        advance(self.size)
+        yield from _records("base", layer_table(self.base, states))
+        if states.expanded:
+            yield from _records("branches", branch_table(states))
+
+    def weigh(self, model: PreTrainedModel) -> Iterator[Record]:
+        """The base is read from disk again: kept in memory it would count in what training needs."""
+        sizes = update_sizes(stored_base(self.config.base_model), model)
+        yield from _records("base", sizes.to_frame())
+
+
+def _records(form: str, table: pd.DataFrame) -> Iterator[Record]:
+    for metric in table.columns:
+        for layer, value in table[metric].items():
+            yield Record("alignment", str(metric), form, f"layer {layer:02}", value=float(value))
+
+
+def records_table(records: Iterable[Record], form: str = "base") -> pd.DataFrame:
+    """The suite's records as a table again: one row a layer, one column a metric."""
+    import pandas as pd
+
+    values: dict[str, dict[int, float | None]] = {}
+    for record in records:
+        if record.suite == "alignment" and record.form == form:
+            values.setdefault(record.task, {})[int(record.item.removeprefix("layer "))] = record.value
+    return pd.DataFrame(values).sort_index().rename_axis("layer")
+
+
+def layer_table(base: States, tuned: States) -> pd.DataFrame:
+    """Tuned against base: one row a layer, one column a metric. Raises ValueError where the shapes differ."""
+    if base.layers.shape != tuned.layers.shape:
+        raise ValueError(
+            f"base has states {base.layers.shape}, tuned {tuned.layers.shape} (layers, sentences, hidden): compare a "
+            "model with the base it was tuned from"
+        )
+    return _table({i: (x, y) for i, (x, y) in enumerate(zip(base.layers, tuned.layers, strict=True))})
+
+
+def branch_table(states: States) -> pd.DataFrame:
+    """Expanded against pretrained branch: one row an expanded layer, one column a metric, and alpha's mean and standard
+    deviation over the sentences."""
+    table = _table({i: (states.pretrained[i], states.expanded[i]) for i in sorted(states.expanded)})
+    table["alpha"] = [float(states.alpha[i].mean()) for i in table.index]
+    table["alpha_spread"] = [float(states.alpha[i].std()) for i in table.index]
+    return table
+
+
+def _is_expanded(model: nn.Module) -> bool:
+    return any(isinstance(module, ControlModel) for module in model.modules())
+
+
+def _table(pairs: dict[int, tuple[Array, Array]]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = {i: {name: metric(x, y) for name, metric in METRICS.items()} for i, (x, y) in pairs.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS)).rename_axis("layer")

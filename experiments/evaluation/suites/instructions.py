@@ -1,0 +1,184 @@
+"""Suite `instructions`: orders about the form of a reply that code can check.
+
+A prompt is a topic and an order. What the reply says is not judged: a model that forgets to follow instructions fails
+here long before it forgets facts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from experiments.common.errors import ConfigError
+from experiments.evaluation.suite import Suite, text_id
+from experiments.models.generation import Advance, generate_replies
+from experiments.records import Record
+
+TOKENS = 64
+Check = Callable[[str], bool]
+TOPICS = (
+    "the sea", "winter", "a bicycle", "music", "bread", "the moon", "a garden", "trains", "coffee", "a library", "rain",
+    "football", "a river", "bees", "the desert", "a bridge",
+)  # fmt: skip
+WORDS_OF = {
+    "French": "le la les des est une un et dans du que pour sur avec il elle qui au",
+    "Spanish": "el los las es una un y en del que para con por su se como al",
+    "German": "der die das ist eine ein und im den dem für mit auf von sie er nicht",
+    "English": "the is a an and in of that for with on it are to as by",
+}  # frequent words that mostly belong to one of the four
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt and the check of its reply."""
+
+    kind: str
+    prompt: str
+    check: Check
+
+    @property
+    def id(self) -> str:
+        return text_id(self.prompt)
+
+
+class InstructionSuite(Suite):
+    """Greedy replies to generated orders; correct where the check passes, parsed where there is any reply."""
+
+    name = "instructions"
+
+    def draw(self) -> None:
+        self.items = instructions(self.config.evaluation.instruction_items, self.config.seed)
+
+    @property
+    def size(self) -> int:
+        return len(self.items)
+
+    def content(self) -> Any:
+        return [TOKENS, [[item.kind, item.prompt] for item in self.items]]
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+        replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, advance=advance)
+        for item, reply in zip(self.items, replies, strict=True):
+            yield Record(
+                "instructions",
+                item.kind,
+                "generate",
+                item.id,
+                correct=int(item.check(reply.strip())),
+                reply=reply,
+                parsed=bool(reply.strip()),
+                prompt=item.id,
+            )
+
+
+def instructions(count: int, seed: int) -> list[Instruction]:
+    """`count` orders, the kinds in turn; more items change none. Raises ConfigError where there are fewer."""
+    kinds = []
+    for kind, make in KINDS.items():
+        rng = random.Random(f"{seed} {kind}")
+        topics = rng.sample(TOPICS, len(TOPICS))
+        kinds.append([Instruction(kind, *make(topic, rng)) for topic in topics])
+    items = list(itertools.chain.from_iterable(zip(*kinds, strict=True)))
+    if count > len(items):
+        raise ConfigError(f"evaluation.instruction_items={count}, but there are only {len(items)} instructions")
+    return items[:count]
+
+
+def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
+    count = rng.choice((1, 2))
+    prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
+    return prompt, lambda reply: len(re.findall(r"[.!?]+(?=\s|$)", reply)) == count
+
+
+def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
+    keys = tuple(rng.sample(("name", "colour", "size", "place", "use", "age"), 2))
+    prompt = f'Describe {topic} as a JSON object with the keys "{keys[0]}" and "{keys[1]}". Reply with the JSON only.'
+    return prompt, lambda reply: _has_keys(reply, keys)
+
+
+def _numbered(topic: str, rng: random.Random) -> tuple[str, Check]:
+    count = rng.choice((2, 3, 4))
+    prompt = f"Give a numbered list of exactly {count} words that have to do with {topic}, one per line."
+    return prompt, lambda reply: re.findall(r"^\s*(\d+)[.)]\s*\S", reply, re.M) == [str(i + 1) for i in range(count)]
+
+
+def _language(topic: str, rng: random.Random) -> tuple[str, Check]:
+    language = rng.choice(("French", "Spanish", "German"))
+    prompt = f"Write two sentences about {topic} in {language}. Answer in {language} only."
+    return prompt, lambda reply: language_of(reply) == language
+
+
+def _repeat(topic: str, rng: random.Random) -> tuple[str, Check]:
+    text = f"I {rng.choice(('like', 'often think of', 'know little about', 'read about'))} {topic}."
+    return f'Repeat this sentence exactly: "{text}"', lambda reply: reply.strip('"') == text
+
+
+def _opening(topic: str, rng: random.Random) -> tuple[str, Check]:
+    first = rng.choice(("In short,", "To begin with,", "Everyone knows that"))
+    prompt = f'Tell me something about {topic}. Begin your reply with the words "{first}".'
+    return prompt, lambda reply: reply.startswith(first) and len(reply) > len(first)
+
+
+def _letter(topic: str, rng: random.Random) -> tuple[str, Check]:
+    name = rng.choice(("Anna", "Tom", "Maria", "Mr Lee"))
+    prompt = f'Write the first lines of a letter about {topic} that begins with "Dear {name},".'
+    return prompt, lambda reply: reply.startswith(f"Dear {name},")
+
+
+def _keyword(topic: str, rng: random.Random) -> tuple[str, Check]:
+    word = rng.choice(("often", "always", "never", "morning"))
+    prompt = f'Write a sentence about {topic} that contains the word "{word}".'
+    return prompt, lambda reply: re.search(rf"\b{word}\b", reply, re.I) is not None
+
+
+def _question(topic: str, rng: random.Random) -> tuple[str, Check]:
+    return f"Write one question about {topic}.", lambda reply: reply.endswith("?")
+
+
+def _code(topic: str, rng: random.Random) -> tuple[str, Check]:
+    prompt = f'Write Python code that prints "{topic}". Use a code block.'
+    return prompt, lambda reply: reply.count("```") >= 2 and "print(" in reply
+
+
+def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
+    prompt = f"Write a short sentence about {topic} without any comma."
+    return prompt, lambda reply: reply != "" and "," not in reply
+
+
+def _has_keys(reply: str, keys: Sequence[str]) -> bool:
+    """Whether the reply, a code fence around it allowed, is a JSON object with these keys and no others."""
+    try:
+        value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply))
+    except ValueError:
+        return False
+    return isinstance(value, dict) and set(value) == set(keys)
+
+
+def language_of(text: str) -> str | None:
+    """The language whose frequent words are most of the text: at least three, and more than any other's."""
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    counts = {name: sum(word in known.split() for word in words) for name, known in WORDS_OF.items()}
+    first, second = sorted(counts, key=lambda name: -counts[name])[:2]
+    return first if counts[first] >= 3 and counts[first] > counts[second] else None
+
+
+KINDS: dict[str, Callable[[str, random.Random], tuple[str, Check]]] = {
+    "sentences": _sentences,
+    "numbered list": _numbered,
+    "language": _language,
+    "json": _json_object,
+    "repetition": _repeat,
+    "opening": _opening,
+    "letter": _letter,
+    "keyword": _keyword,
+    "question": _question,
+    "code block": _code,
+    "no comma": _without,
+}

@@ -1,0 +1,87 @@
+"""Suite `new`: the task that is learned. Questions are answered in words, texts are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from experiments.data.items import NUMBER, NewTask, NewText
+from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suites.text import text_nll, windows_of
+from experiments.models.generation import Advance, generate_replies
+from experiments.models.tokens import reply_ids
+from experiments.records import Record
+
+ROOM = 24  # tokens that a reply may be longer than the longest answer
+
+
+class NewTaskSuite(Suite):
+    """Greedy replies scored by the task's own verifier; for texts the NLL of each document in nats per token."""
+
+    name = "new"
+    version = 2
+
+    @property
+    def size(self) -> int:
+        return sum(len(task.test) if isinstance(task, NewTask) else len(task.documents) for task in self.tasks)
+
+    def content(self) -> Any:
+        return [
+            [task.name, task.numeric, self._most(task), [[item.question, item.answer] for item in task.test]]
+            if isinstance(task, NewTask)
+            else [task.name, list(task.documents)]
+            for task in self.tasks
+        ]
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+        for task in self.tasks:
+            if isinstance(task, NewTask):
+                yield from self._answered(task, model, advance)
+            else:
+                yield from self._predicted(task, model, advance)
+
+    def _answered(self, task: NewTask, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+        questions = [item.question for item in task.test]
+        replies = generate_replies(model, self.tokenizer, questions, self._most(task), advance=advance)
+        for item, reply in zip(task.test, replies, strict=True):
+            answer = parse_answer(reply, task.numeric)
+            yield Record(
+                "new",
+                task.name,
+                "generate",
+                item.id,
+                correct=int(task.correct(answer, item)),
+                answer=item.answer,
+                reply=reply,
+                parsed=answer is not None,
+                prompt=text_id(item.question),
+            )
+
+    def _most(self, task: NewTask) -> int:
+        """Tokens that a reply may have; a worked solution needs more than the bare answer."""
+        return ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
+
+    def _predicted(self, task: NewText, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+        windows = [windows_of(list(self.tokenizer(text)["input_ids"])) for text in task.documents]
+        flat = [window for document in windows for window in document]
+        nll = iter(zip(text_nll(model, flat), flat, strict=True))
+        for text, document in zip(task.documents, windows, strict=True):
+            measured = [next(nll) for _ in document]
+            tokens = sum(len(window) - 1 for _, window in measured)
+            total = sum(value * (len(window) - 1) for value, window in measured)
+            advance(1)
+            if tokens:
+                yield Record("new", task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
+
+
+def parse_answer(reply: str, numeric: bool) -> str | None:
+    """What a reply answers: its last number for a numeric task, else the whole text stripped. None if there is none.
+
+    "12 - 5 = 1,007." answers "1007"; the minus of "12 - 5" or "12-5" is an operator, not a sign.
+    """
+    if not numeric:
+        return reply.strip() or None
+    numbers: list[str] = NUMBER.findall(reply.replace("\N{MINUS SIGN}", "-"))
+    return numbers[-1].replace(",", "") if numbers else None

@@ -1,0 +1,89 @@
+"""Suite `text`: how well a model predicts general text, which it was not trained on here."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+from experiments.evaluation.multiple_choice import log_likelihood
+from experiments.evaluation.suite import Suite
+from experiments.models.generation import Advance, by_length, nothing
+from experiments.models.tokens import pad
+from experiments.records import Record
+
+WINDOW = 256  # tokens of one document of general text
+
+
+class TextSuite(Suite):
+    """The negative log-likelihood of a public-domain story, window by window."""
+
+    name = "text"
+
+    def draw(self) -> None:
+        self.windows = text_windows(self.tokenizer, self.config.evaluation.perplexity_tokens)
+
+    @property
+    def size(self) -> int:
+        return len(self.windows)
+
+    def content(self) -> Any:
+        return self.windows
+
+    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+        nll = text_nll(model, self.windows, advance=advance)
+        return [
+            Record("text", "story", "nll", f"window {i}", value=value, tokens=len(self.windows[i]) - 1)
+            for i, value in enumerate(nll)
+        ]
+
+
+def text_windows(tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
+    """The first `tokens` tokens of a public-domain story (In the Year 2889) in documents of 256.
+
+    Raises ConfigError where the story is shorter in this tokenizer.
+    """
+    ids = list(tokenizer(_story(), add_special_tokens=False)["input_ids"])
+    if tokens > len(ids):
+        raise ConfigError(f"evaluation.perplexity_tokens={tokens}, but the text has only {len(ids)} tokens")
+    return windows_of(ids[:tokens])
+
+
+def windows_of(ids: Sequence[int]) -> list[list[int]]:
+    """Cut into pieces of 256 tokens; a last piece of one token predicts nothing and is left out."""
+    windows = [list(ids[start : start + WINDOW]) for start in range(0, len(ids), WINDOW)]
+    return [window for window in windows if len(window) > 1]
+
+
+@torch.no_grad()
+def text_nll(
+    model: PreTrainedModel, windows: Sequence[Sequence[int]], batch_size: int = 4, advance: Advance = nothing
+) -> list[float]:
+    """-1/(T-1) * sum over t > 1 of log p(token_t | tokens before it in the window), in nats per token, per window.
+
+    batch_size: 4 x 256 x 49,152 bf16 logits are 100 MB.
+    """
+    nll = [0.0] * len(windows)
+    for rows in by_length([len(window) for window in windows], batch_size):
+        ids = pad([windows[i] for i in rows], 0).to(model.device)
+        mask = pad([[1] * len(windows[i]) for i in rows], 0).to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        chosen = log_likelihood(logits[:, :-1], ids[:, 1:])
+        for row, i in enumerate(rows):
+            nll[i] = -float(chosen[row, : len(windows[i]) - 1].mean())
+        advance(len(rows))
+    return nll
+
+
+def _story() -> str:
+    """Between the markers of the file that reasoning_gym ships, one line per paragraph."""
+    file = importlib.resources.files("reasoning_gym") / "data" / "in_the_year_2889.txt"
+    text = file.read_text(encoding="utf-8")
+    body = re.split(r"\*\*\* (?:START|END) OF THE PROJECT GUTENBERG.*\*\*\*", text)[1]
+    body = body.split("IN THE YEAR 2889.", 1)[1]  # behind the title and the editor's note
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", body) if paragraph.strip())

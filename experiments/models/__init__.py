@@ -1,0 +1,1 @@
+"""The base model, its tokens, its arithmetic, and replies from it."""

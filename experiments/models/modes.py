@@ -1,0 +1,44 @@
+"""Put a model in evaluation mode, and back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from experiments.models.precision import Precision
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
+    """Evaluation mode, no gradients and the run's precision; modules' modes, weights and random states come back."""
+    modes = [(module, module.training) for module in model.modules()]
+    with ExitStack() as stack:
+        stack.enter_context(_random_states_kept())
+        stack.callback(_set_modes, modes)
+        model.eval()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(precision.autocast())
+        stack.enter_context(precision.held(model))
+        yield
+
+
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,87 @@
+"""Choose the arithmetic of a run: fp32, or bf16 where the machine computes it fast; and the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ctrl.sharded import sharded
+
+
+def device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_pays() -> tuple[bool, str]:
+    """Whether bf16 arithmetic is faster than fp32 here, and the reason in a few words."""
+    if torch.cuda.is_available():
+        return (
+            torch.cuda.is_bf16_supported(),
+            "CUDA GPU with bf16" if torch.cuda.is_bf16_supported() else "GPU without bf16",
+        )
+    for probe, name in (
+        (torch.cpu._is_amx_tile_supported, "AMX"),
+        (torch.cpu._is_avx512_bf16_supported, "AVX-512 BF16"),
+    ):
+        if probe():
+            return True, f"CPU with {name}"
+    return False, "CPU without bf16 instructions"
+
+
+class Precision:
+    """How a run computes: `bf16` is autocast over fp32 weights, `fp32` is plain; `auto` takes what is faster here."""
+
+    def __init__(self, name: str) -> None:
+        pays, self.reason = bf16_pays()
+        self.bf16 = pays if name == "auto" else name == "bf16"
+        if name != "auto":
+            self.reason = "as configured"
+
+    @property
+    def name(self) -> str:
+        return "bf16" if self.bf16 else "fp32"
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(device().type, dtype=torch.bfloat16, enabled=self.bf16):
+            yield
+
+    def hold_frozen(self, model: nn.Module) -> int:
+        """Hold the weights of frozen linear layers in bf16 from now on. Returns how many parameters were cast.
+
+        Autocast would cast them before each product anyway, so results are bit-identical (tested); norms and
+        embeddings, which it does not cast, stay in fp32. Tied weights are left alone.
+        """
+        frozen = [p for p in self._linear_parameters(model) if not p.requires_grad]
+        for parameter in frozen:
+            parameter.data = parameter.data.to(torch.bfloat16)
+        return sum(parameter.numel() for parameter in frozen)
+
+    @contextmanager
+    def held(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block all linear layers hold bf16 weights; afterwards the very same fp32 tensors.
+
+        The casts of autocast are half of the time of a decoding step; results are the same, as for `hold_frozen`. A
+        model in shards stays as it is: what a pass gathers is not what would be set here.
+        """
+        originals = [] if sharded(model) else [(p, p.data) for p in self._linear_parameters(model)]
+        try:
+            for parameter, data in originals:
+                parameter.data = data.to(torch.bfloat16)
+            yield
+        finally:
+            for parameter, data in originals:
+                parameter.data = data
+
+    def _linear_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """Those that autocast casts at each product: fp32, of linear layers, not tied to an embedding."""
+        if not self.bf16:
+            return []
+        tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tied]
+        parameters = {id(p): p for module in linear for p in module.parameters(recurse=False)}
+        return [p for p in parameters.values() if p.dtype == torch.float32]

@@ -1,0 +1,1 @@
+"""Operations on trained weights, measured as the arms were."""

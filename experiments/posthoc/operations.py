@@ -1,0 +1,145 @@
+"""Operations on trained weights: WiSE-FT, merging back, the alpha dial, task vectors. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.control_model import ControlModel
+from ctrl.model import expanded_layers, hold_alpha
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig, load_config
+from experiments.methods.saving import is_peft, load_onto
+from experiments.models.base import load_base
+from experiments.runs.trained import load_trained
+
+Figures = dict[str, float]
+
+
+Batches = Sequence[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One trained arm, and what is added to it. batches: of general text, on which a merged model's gap is measured."""
+
+    run: Path
+    name: str
+    learning_rate: float
+    others: Sequence[Path] = ()
+    batches: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def base(self) -> PreTrainedModel:
+        return load_base(load_config(self.run / "config.yaml").base_model)[0]
+
+    def trained(self) -> PreTrainedModel:
+        return load_trained(self.run, self.name, self.learning_rate)
+
+
+def wise(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """WiSE-FT (arXiv 2109.01903): (1 - alpha) base + alpha tuned; an expanded or adapted model is made plain first."""
+    if alpha is None:
+        raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
+    tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
+    return moved(arm.base(), [(alpha, tuned)]), {}
+
+
+def merge(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """The expanded model merged back with alpha's share of its copies (default: its own), and its gap; or the adapter
+    folded into the weights."""
+    model = arm.trained()
+    if not isinstance(model, ControlModel):
+        if alpha is not None or not is_peft(model):
+            raise ConfigError(
+                f"merge: arm {arm.name!r} is not expanded"
+                + (", so --alphas has no meaning for it" if is_peft(model) else " and has no adapter: use wise")
+            )
+        return plain_model(model), {}
+    merged = ctrl.merge_back(model, alpha, gate_batches(model, arm.batches) if alpha is None else None)
+    gap = ctrl.merge_gap(model.eval(), merged.eval(), arm.batches)
+    return merged, {"merge_gap_kl": gap.kl, "merge_gap_logits": gap.max_logit_difference}
+
+
+def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
+    if not arm.others:
+        raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+    base_model = load_config(arm.run / "config.yaml").base_model
+    vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
+    for folder in arm.others:
+        theirs = _config_of(folder).base_model
+        if theirs != base_model:
+            raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
+        other = plain_model(load_onto(arm.base(), folder / "trained"), arm.batches)
+        vectors.append(dict(other.named_parameters()))
+    share = 1.0 if alpha is None else alpha
+    return moved(arm.base(), [(share, vector) for vector in vectors]), {}
+
+
+def dial(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """The expanded model with this share of its copies in every layer and for every token (`ctrl.at_alpha`)."""
+    model = arm.trained()
+    if alpha is None or not isinstance(model, ControlModel):
+        raise ConfigError(
+            f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
+        )
+    hold_alpha(model, alpha)
+    return model, {}
+
+
+OPERATIONS: dict[str, Callable[[Arm, float | None], tuple[PreTrainedModel, Figures]]] = {
+    "wise": wise,
+    "merge": merge,
+    "dial": dial,
+    "task_vectors": task_vectors,
+}
+
+
+@torch.no_grad()
+def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> PreTrainedModel:
+    """theta = base + sum_i share_i (theta_i - base), in place; exact at a single share of 0 or 1.
+
+    Raises ConfigError where a model has other weights than the base (stacked copies).
+    """
+    shapes = {name: p.shape for name, p in base.named_parameters()}
+    for _, tuned in parts:
+        if {name: p.shape for name, p in tuned.items()} != shapes:
+            raise ConfigError(
+                "the trained model has other weights than its base (stacked copies?): they cannot be mixed"
+            )
+    for name, p in base.named_parameters():
+        start = p.clone()
+        first, *rest = (torch.lerp(start, tuned[name], share) for share, tuned in parts)
+        p.copy_(first)
+        for other in rest:
+            p.add_(other - start)
+    return base
+
+
+def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedModel:
+    """A model of the base's class: expanded ones merged back (see `gate_batches`), adapters folded in."""
+    if isinstance(model, ControlModel):
+        return ctrl.merge_back(model, batches=gate_batches(model, batches), in_place=True)
+    if is_peft(model):
+        return model.merge_and_unload()  # type: ignore[operator]
+    return model
+
+
+def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
+    """The text on which alpha is measured, where it depends on the token (dlerp, dlerpin): its gate has weights besides
+    theta, so sigmoid(theta) is not its mean. None for other models: theta says it all."""
+    layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
+    gated = any(name != "theta" for layer in layers for name, _ in layer.named_parameters())
+    return batches if gated and batches else None
+
+
+def _config_of(folder: Path) -> ExperimentConfig:
+    if not (folder / "trained").is_dir():
+        raise ConfigError(f"{folder} is not the folder of a trained arm: RUN/arms/NAME-LR, with `trained` in it")
+    return load_config(folder.parent.parent / "config.yaml")

@@ -1,0 +1,103 @@
+"""The MLflow run of one result of `experiments.posthoc`: below the experiment's run, naming the arm's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from experiments.common.files import read_json, write_json
+from experiments.records import ArmResult
+from experiments.runs.arm import headline
+from experiments.runs.experiment import Experiment
+from experiments.tracking.journal import Journal, find
+from experiments.tracking.reap import may_live
+from experiments.tracking.run import Run
+from experiments.tracking.tracker import Tracker
+
+
+def measure_tracked(
+    experiment: Experiment, model: PreTrainedModel, result: ArmResult, folder: Path, options: Mapping[str, Any]
+) -> None:
+    """Measure a model as the arms were, and write result and records to `folder`, in a run of kind `posthoc`.
+
+    options: what was done to the arm (operation, alpha, others): its tags and params. The run's journal lies in
+    `folder`, so that `sync` of the experiment's folder sends it too. A run that broke off is continued.
+    """
+    with _run(experiment.tracker, experiment.folder, result, folder, options) as run:
+        experiment.measure(model, result, folder)
+        _log(run, result, folder)
+
+
+def end_tracked(run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]) -> None:
+    """Bring the run of a result that is there to its end, where its process died before that."""
+    if not _cut_off(folder):
+        return
+    tracker = Tracker(run_folder.parent.parent, str(experiment_of(folder)))
+    with _run(tracker, run_folder, result, folder, options) as run:
+        _log(run, result, folder)
+
+
+def _cut_off(folder: Path) -> bool:
+    """Whether a run has a journal here, but did not finish, and no process is at it."""
+    journal = _journal(folder)
+    if journal is None:
+        return False
+    if not journal.ended():
+        return not may_live(journal)
+    end = journal.last("end")
+    return end is not None and end["status"] != "FINISHED"
+
+
+@contextlib.contextmanager
+def _run(
+    tracker: Tracker, run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]
+) -> Iterator[Run]:
+    arm = f"{result.arm}-{result.learning_rate:g}"
+    source = run_of(run_folder / "arms" / arm, tracker.uri)
+    known = {name: str(value) for name, value in options.items() if value not in (None, "")}
+    with tracker.run(
+        result.label,
+        kind="posthoc",
+        parent=_above(run_folder),
+        params={"arm": result.arm, "method": result.method, "learning_rate": result.learning_rate, **known},
+        tags={**known, "source_arm": arm, **({"source_run": source} if source else {})},
+        run_id=read_json(folder / "mlflow.json").get("run_id"),
+        folder=folder,
+    ) as run:
+        write_json(folder / "mlflow.json", {"run_id": run.id})
+        yield run
+
+
+def _log(run: Run, result: ArmResult, folder: Path) -> None:
+    figures = {name: estimate.value for name, estimate in headline(result.scorecard).items()}
+    run.log_metrics(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
+    run.log_file(folder / f"items-{result.steps}.jsonl", "records")
+    run.log_file(folder / "result.json", "scorecard")
+
+
+def run_of(folder: Path, uri: str) -> str | None:
+    """The id that a store has for the run whose journal lies in a folder; the journal's where it has none yet."""
+    journal = _journal(folder)
+    return (journal.delivered(uri).run_id or journal.id) if journal else None
+
+
+def experiment_of(folder: Path) -> str | None:
+    """The MLflow experiment that the run in a folder belongs to: for a study's trials that of the study."""
+    journal = _journal(folder)
+    start = journal.last("start") if journal else None
+    return str(start["experiment"]) if start else None
+
+
+def _above(folder: Path) -> str | None:
+    """The experiment's run by its journal's id, which every store knows it by, also one that gets it later."""
+    journal = _journal(folder)
+    return journal.id if journal else read_json(folder / "mlflow.json").get("run_id")
+
+
+def _journal(folder: Path) -> Journal | None:
+    run_id = read_json(folder / "mlflow.json").get("run_id")
+    return find(folder, run_id) if run_id else None

@@ -1,0 +1,48 @@
+"""Gain and retention of one trained arm against the share of its copies (`posthoc --op dial`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.records import ArmResult
+from experiments.reporting.plots.style import MARKERS, STYLE
+
+UNCHANGED = {"gain": 0.0, "retention": 1.0}
+
+
+def dial_figure(results: Sequence[ArmResult], title: str) -> Figure:
+    """results: of operations named `dial ALPHA` on one arm. Bars: 95 % intervals; dotted: the base model.
+
+    Raises ValueError where a result is of another operation.
+    """
+    points = sorted((_alpha(result), result.scorecard) for result in results)
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    colours = sns.color_palette("colorblind")
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        for i, (axes, name) in enumerate(zip(figure.subplots(1, 2), UNCHANGED, strict=True)):
+            known = [(alpha, card[name]) for alpha, card in points if name in card]
+            x, y = [alpha for alpha, _ in known], [e.value for _, e in known]
+            spread = [
+                [e.value - (e.value if e.low is None else e.low) for _, e in known],
+                [(e.value if e.high is None else e.high) - e.value for _, e in known],
+            ]
+            axes.axhline(UNCHANGED[name], color="#b9c0c9", linestyle=":", zorder=0)
+            axes.errorbar(x, y, yerr=spread, color=colours[i], marker=MARKERS[i], linewidth=1.5, capsize=3)
+            axes.set_xlabel("share of the trained copies (alpha)")
+            axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+            sns.despine(ax=axes)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def _alpha(result: ArmResult) -> float:
+    operation, _, share = (result.operation or "").partition(" ")
+    if operation != "dial":
+        raise ValueError(f"dial_figure draws results of posthoc --op dial, but got {result.label!r}")
+    return float(share)

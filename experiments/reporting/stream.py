@@ -1,0 +1,81 @@
+"""What a run on a stream of tasks shows besides: the figures of each arm in a table, and the matrix R as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from matplotlib.figure import Figure
+
+from experiments.config import ExperimentConfig
+from experiments.data.stages import stage_ends
+from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.details import Table
+from experiments.reporting.plots.stream import stream_figure
+from experiments.reporting.text import label, with_interval
+from experiments.scorecard import stream, stream_matrix
+
+Checkpoints: TypeAlias = Mapping[int, Sequence[Record]]  # records by step
+FIGURES = {"stream_op": "OP", "stream_bwt": "BWT", "stream_f": "F", "stream_fwt": "FWT"}
+DRAWN = 100  # resamples where only the observed scores are wanted
+NOTE = (
+    "R[t, j]: score on task j after stage t ({score}). OP: mean of the last row. BWT: mean change of the earlier tasks "
+    "from the end of their own stage to the last (below 0: later tasks harm them). F: their mean fall from their best. "
+    "FWT: mean change of the later tasks before they are learned. Brackets: 95 % intervals over questions."
+)
+SCORES = {False: "accuracy", True: "-NLL of held-out texts, nats per token"}
+
+
+def task_names(config: ExperimentConfig) -> list[str]:
+    """The tasks of a stream in the order of learning; empty where the run is none, or does not measure its tasks."""
+    is_stream = config.data.order == "sequential" and "new" in config.evaluation.suites
+    return [source.label for source in config.data.new] if is_stream else []
+
+
+def stage_steps(config: ExperimentConfig) -> dict[str, int]:
+    """The last step of each task's stage, in the order of learning; empty where the run is no stream."""
+    return dict(zip(task_names(config), _ends(config), strict=False))
+
+
+def stream_card(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> dict[str, Estimate]:
+    """`scorecard.stream` of an arm; nothing where the run is no stream, or the arm has not come to its end."""
+    stages = _stages(config, base, checkpoints)
+    return stream(stages, task_names(config), config.evaluation.bootstrap, config.seed) if stages else {}
+
+
+def stream_table(config: ExperimentConfig, results: Sequence[ArmResult]) -> Table | None:
+    """The figures of the arms that have them; None where the run is no stream."""
+    tasks, arms = task_names(config), [r for r in results if FIGURES.keys() <= r.scorecard.keys()]
+    if not tasks or not arms:
+        return None
+    rows = tuple((label(r), *(with_interval(r.scorecard[name], name != "stream_op") for name in FIGURES)) for r in arms)
+    steps = ", ".join(f"{task} to step {end}" for task, end in stage_steps(config).items())
+    texts = any(r.scorecard["stream_op"].value < 0 for r in arms)
+    note = f"Learned one after the other: {steps}. " + NOTE.format(score=SCORES[texts])
+    return Table("Stream of tasks", ("arm", *FIGURES.values()), rows, note)
+
+
+def stream_pictures(
+    config: ExperimentConfig, base: Sequence[Record], arms: Mapping[str, Checkpoints]
+) -> list[tuple[str, Figure]]:
+    """The matrix R of each arm that came to the end of the stream. arms: records by step, by arm."""
+    tasks = task_names(config)
+    found = {name: _stages(config, base, checkpoints) for name, checkpoints in arms.items()}
+    matrices = {n: stream_matrix(stages, tasks, DRAWN)[..., 0] for n, stages in found.items() if stages}
+    if not matrices:
+        return []
+    return [("Tasks after each stage", stream_figure(matrices, tasks, "Score on each task after each stage"))]
+
+
+def _ends(config: ExperimentConfig) -> tuple[int, ...]:
+    return stage_ends(config.data, config.training.steps)
+
+
+def _stages(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> list[list[Record]]:
+    """Records of suite `new`: the base's, then those at the end of each stage; empty unless all are there and have one
+    scale."""
+    ends = _ends(config)
+    if not task_names(config) or not set(ends) <= checkpoints.keys():
+        return []
+    stages = [[r for r in records if r.suite == "new"] for records in (base, *(checkpoints[end] for end in ends))]
+    return stages if len({r.form == "nll" for r in stages[0]}) == 1 else []

@@ -1,0 +1,1 @@
+"""A run: its data, its arms, what it leaves."""

@@ -1,0 +1,55 @@
+"""What a config asks of its base model and data, beyond what its fields can tell."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.structure import decoder_layers, place
+from experiments.common.errors import ConfigError
+from experiments.config import ArmConfig, ExperimentConfig
+from experiments.models.precision import Precision
+from experiments.training.processes import deepspeed, shards
+
+
+def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
+    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there, or for what
+    the launcher of this run cannot do."""
+    faults = _precision_faults(config)
+    for arm in config.arms:
+        faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def _precision_faults(config: ExperimentConfig) -> list[str]:
+    if not (deepspeed() and Precision(config.precision).bf16):
+        return []
+    return [
+        f"precision {config.precision!r} means bf16 here, and DeepSpeed would hold all weights in it, norms too, "
+        "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp "
+        "--fsdp_version 2"
+    ]
+
+
+def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
+    method, faults = arm.build(), []
+    replay = config.data.replay if arm.replay is None else arm.replay
+    if method.needs_replay and not (replay and config.data.old):
+        faults.append("its options need replayed rows: give data.old, and data.replay or its replay")
+    if method.reads_weights and shards():
+        faults.append(
+            f"method {arm.method} adds a function of all weights to the loss, and FSDP has them in shards: launch it "
+            "without FSDP (each process then has the whole model), or leave the arm out"
+        )
+    if method.writes_weights and deepspeed():
+        faults.append(
+            f"method {arm.method} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
+            "without DeepSpeed, or leave the arm out"
+        )
+    if method.places_layers:
+        try:
+            place(arm.control.layers, len(decoder_layers(model)))
+        except ctrl.ConfigError as error:
+            faults.append(str(error))
+    return faults

@@ -1,0 +1,67 @@
+"""What a finished experiment left, for notebooks and scripts: its trained models and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import ctrl
+from experiments.config import ExperimentConfig, load_config
+from experiments.methods.saving import load_onto
+from experiments.models.base import load_base
+from experiments.models.generation import generate_replies
+from experiments.models.modes import evaluating
+from experiments.models.precision import Precision
+
+
+def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
+    """The model that an arm of the run in `folder` ended with. Raises FileNotFoundError naming the arms there are."""
+    config = load_config(folder / "config.yaml")
+    trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
+    if not trained.is_dir():
+        found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
+        raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
+    base, _ = load_base(config.base_model)
+    return load_onto(base, trained)
+
+
+def replies(
+    folder: Path, arms: Sequence[tuple[str, float]], prompts: Sequence[str], max_new_tokens: int = 48
+) -> pd.DataFrame:
+    """Greedy replies to the prompts, one row a prompt, one column a model: the base first, then the arms."""
+    config = load_config(folder / "config.yaml")
+    base, tokenizer = load_base(config.base_model, config.data.system)
+    columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
+    for arm, rate in arms:
+        model = load_trained(folder, arm, rate)
+        columns[f"{arm} {rate:g}"] = _replies(config, model, tokenizer, prompts, max_new_tokens)
+    return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
+
+
+def replies_at(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    alphas: Sequence[float],
+    max_new_tokens: int = 24,
+) -> pd.DataFrame:
+    """Greedy replies of an expanded model with each share of its copies (`ctrl.at_alpha`): a row a prompt."""
+    columns = {}
+    for alpha in alphas:
+        with ctrl.at_alpha(model, alpha), evaluating(model, Precision("auto")):
+            columns[f"alpha {alpha:g}"] = list(generate_replies(model, tokenizer, list(prompts), max_new_tokens))
+    return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
+
+
+def _replies(
+    config: ExperimentConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+) -> list[str]:
+    with evaluating(model, Precision(config.precision)):
+        return list(generate_replies(model, tokenizer, list(prompts), max_new_tokens))

@@ -1,0 +1,197 @@
+"""The data-mixture law: loss as a power of the share of new-domain tokens and of the tokens trained, and the largest
+share that is safe.
+
+L(R, T) = a R^s T^t + b, one fit per loss; R in (0, 1]: share of new-domain tokens, T: tokens trained. Where the runs
+share fewer than 4 values of T, three to fit t and one to see whether it predicts, the longest T alone is fitted and
+t = 0, which leaves L(R) = a R^s + b (arXiv 2407.17467).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from experiments.records import Estimate
+from experiments.scorecard.bootstrap import estimate, few
+from experiments.studies.laws.power import Array, PowerLaw, power_law
+
+COLUMNS = ("ratio", "tokens", "loss_new", "loss_kept")
+LEAST = 5  # different ratios
+HORIZONS = 4  # values of T
+KINDS = ("new", "kept")
+
+
+class TooFewRatios(ValueError):
+    """The table cannot carry a fit; the message says how many ratios there are."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """By how much fits missed what they had not seen.
+
+    rms: root mean square over the runs, its interval resamples them. largest: of all. plain: the rms of a prediction
+    that knows no law: the mean of the other ratios' runs at that T, or the run's own loss at the T before.
+    """
+
+    rms: Estimate
+    largest: float
+    plain: float
+
+
+@dataclass(frozen=True)
+class MixtureLaw:
+    """What `fit` found. new, kept: the laws; new_draws, kept_draws: those of resampled residuals.
+
+    table: the rows that were fitted. horizons: how many T the runs share; t was fitted where they are 4 or more.
+    critical_ratio: the largest R whose kept loss at `tokens` (the longest T) stays within epsilon of base_kept, with
+    its 95 % interval; NaN where none does. errors: on what was held out, by `ratio new`, `ratio kept` (each ratio left
+    out in turn) and, where t was fitted, `horizon new`, `horizon kept` (the longest T left out). foretold: the laws
+    without the longest T, by `new` and `kept`; empty where t was not fitted.
+    """
+
+    table: pd.DataFrame
+    new: PowerLaw
+    kept: PowerLaw
+    new_draws: tuple[PowerLaw, ...]
+    kept_draws: tuple[PowerLaw, ...]
+    base_kept: float
+    epsilon: float
+    tokens: float
+    horizons: int
+    critical_ratio: Estimate
+    errors: dict[str, Missed]
+    foretold: dict[str, PowerLaw]
+
+    def draws(self, kind: str) -> tuple[PowerLaw, ...]:
+        return self.new_draws if kind == "new" else self.kept_draws
+
+    def band(self, kind: str, ratios: Array) -> tuple[Array, Array]:
+        """The 95 % band of a law at the longest T. kind: `new` or `kept`."""
+        low, high = np.percentile([law(ratios, self.tokens) for law in self.draws(kind)], [2.5, 97.5], axis=0)
+        return low, high
+
+    def exponent(self, kind: str, name: str) -> Estimate:
+        """The exponent `s` (of R) or `t` (of T) of a law with its 95 % interval."""
+        law = self.new if kind == "new" else self.kept
+        return estimate(np.array([getattr(each, name) for each in (law, *self.draws(kind))]))
+
+
+def fit(
+    table: pd.DataFrame, base_kept: float | None = None, epsilon: float = 0.05, draws: int = 1_000, seed: int = 0
+) -> MixtureLaw:
+    """Fit both losses. table: columns ratio, tokens, loss_new, loss_kept; a row for each run and horizon.
+
+    A column `run` tells the runs; without it the k-th rows of a ratio at each T are one run. Runs that lack the longest
+    T are left out, and so is a T that not all the others have. base_kept: the base model's kept loss; default: the mean
+    of rows with tokens 0. epsilon: nats that it may rise. Rows with ratio 0 or tokens 0 are not fitted: R^s has no
+    value at 0 for a falling law.
+    Raises TooFewRatios below 5 ratios, ValueError for missing columns, an unknown base, or a ratio outside 0 to 1.
+    """
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise ValueError(f"the table needs the columns {', '.join(COLUMNS)}, but lacks {', '.join(missing)}")
+    if not table["ratio"].between(0, 1).all():
+        raise ValueError(f"ratio is a share between 0 and 1, but got {table['ratio'].min()} to {table['ratio'].max()}")
+    if base_kept is None:
+        start = table.loc[table["tokens"] == 0, "loss_kept"]
+        if start.empty:
+            raise ValueError("base_kept is unknown: give the base model's kept loss, or rows with tokens 0")
+        base_kept = float(start.mean())
+    used, horizons = _fitted(table)
+    count = used["ratio"].nunique()
+    if count < LEAST:
+        raise TooFewRatios(f"a mixture law needs at least {LEAST} different ratios above 0, but the table has {count}")
+    tokens = float(used["tokens"].max())
+    rng = np.random.default_rng(seed)
+    (new, new_draws), (kept, kept_draws) = (_with_draws(used, kind, draws, rng) for kind in KINDS)
+    most = base_kept + epsilon
+    found = np.array([law.largest_ratio(most, tokens) for law in kept_draws])
+    critical = _interval(kept.largest_ratio(most, tokens), np.nan_to_num(found, nan=0.0))
+    errors = {f"ratio {kind}": _without_each_ratio(used, kind, rng) for kind in KINDS}
+    foretold = {}
+    if horizons >= HORIZONS:
+        foretold = {kind: _law(used[used["tokens"] < tokens], kind) for kind in KINDS}
+        errors |= {f"horizon {kind}": _at_longest(used, foretold[kind], kind, rng) for kind in KINDS}
+    return MixtureLaw(
+        used, new, kept, new_draws, kept_draws, base_kept, epsilon, tokens, horizons, critical, errors, foretold
+    )
+
+
+def _fitted(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The rows to fit, one run after the other and each by T, and how many T the runs share."""
+    used = table[(table["tokens"] > 0) & (table["ratio"] > 0)].copy()
+    if "run" not in used:
+        order = used.groupby(["ratio", "tokens"]).cumcount().astype(str)
+        used["run"] = used["ratio"].astype(str) + "/" + order
+    used[list(COLUMNS)] = used[list(COLUMNS)].astype(float)
+    used = used[["run", *COLUMNS]].replace([np.inf, -np.inf], np.nan).dropna()
+    last = used["tokens"] == used["tokens"].max()
+    used = used[used["run"].isin(used.loc[last, "run"])]
+    runs = used.groupby("tokens")["run"].transform("nunique")
+    used = used[runs == used["run"].nunique()]
+    horizons = int(used["tokens"].nunique())
+    if horizons < HORIZONS:
+        used = used[used["tokens"] == used["tokens"].max()]
+    return used.sort_values(["run", "tokens"]).reset_index(drop=True), horizons
+
+
+def _interval(value: float, found: Array) -> Estimate:
+    """A draw in which no ratio is safe counts as 0."""
+    if not np.isfinite(value):
+        return Estimate(float("nan"))
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def _law(table: pd.DataFrame, kind: str, starts: tuple[tuple[float, float], ...] | None = None) -> PowerLaw:
+    ratio, tokens, loss = (table[name].to_numpy() for name in ("ratio", "tokens", f"loss_{kind}"))
+    return power_law(ratio, tokens, loss, starts)
+
+
+def _residuals(table: pd.DataFrame, law: PowerLaw, kind: str) -> Array:
+    """Measured less fitted: (runs, horizons)."""
+    values = table[f"loss_{kind}"] - law(table["ratio"].to_numpy(), table["tokens"].to_numpy())
+    return values.to_numpy().reshape(table["run"].nunique(), -1)
+
+
+def _with_draws(
+    table: pd.DataFrame, kind: str, draws: int, rng: np.random.Generator
+) -> tuple[PowerLaw, tuple[PowerLaw, ...]]:
+    """The law and those of the bootstrap: residuals drawn anew around the fitted values, a run's at all T together,
+    since they go the same way. Widened by sqrt(n / (n - 3)) for the parameters that n runs fix at each T. Each is
+    refitted from the law found."""
+    law = _law(table, kind)
+    residuals = _residuals(table, law, kind)
+    runs = len(residuals)
+    centre = table[f"loss_{kind}"] - residuals.ravel()
+    residuals = (residuals - residuals.mean()) * np.sqrt(runs / max(1, runs - 3))
+    again = [residuals[rng.integers(runs, size=runs)].ravel() for _ in range(draws)]
+    laws = (_law(table.assign(**{f"loss_{kind}": centre + drawn}), kind, ((law.s, law.t),)) for drawn in again)
+    return law, tuple(laws)
+
+
+def _without_each_ratio(table: pd.DataFrame, kind: str, rng: np.random.Generator) -> Missed:
+    missed, plain = [], []
+    for ratio in table["ratio"].unique():
+        seen, unseen = table[table["ratio"] != ratio], table[table["ratio"] == ratio]
+        missed.append(_residuals(unseen, _law(seen, kind), kind))
+        means = unseen["tokens"].map(seen.groupby("tokens")[f"loss_{kind}"].mean())
+        plain.append(unseen[f"loss_{kind}"] - means)
+    return _missed(np.concatenate(missed), np.concatenate(plain), rng)
+
+
+def _at_longest(table: pd.DataFrame, law: PowerLaw, kind: str, rng: np.random.Generator) -> Missed:
+    last = table[table["tokens"] == table["tokens"].max()]
+    losses = table[f"loss_{kind}"].to_numpy().reshape(len(last), -1)
+    return _missed(_residuals(last, law, kind), losses[:, -1] - losses[:, -2], rng)
+
+
+def _missed(errors: Array, plain: Array, rng: np.random.Generator, draws: int = 1_000) -> Missed:
+    """errors: (runs, horizons). Runs are few, so the deviations of drawn mean squares are widened (`few`)."""
+    squares = (errors**2).mean(axis=1)
+    drawn = squares[rng.integers(len(squares), size=(draws, len(squares)))].mean(axis=1)
+    drawn = squares.mean() + few(len(squares)) * (drawn - squares.mean())
+    rms = estimate(np.sqrt(np.clip([squares.mean(), *drawn], 0, None)))
+    return Missed(rms, float(np.abs(errors).max()), float(np.sqrt((plain**2).mean())))

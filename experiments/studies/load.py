@@ -1,0 +1,72 @@
+"""Read a study's YAML, and try every override on the base before anything runs, so that a wrong path is found early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from experiments.common.errors import ConfigError
+from experiments.common.section import Place, fault_lines, nearest
+from experiments.common.yaml_values import read_yaml
+from experiments.config import SHIPPED, load_config, parse_config
+from experiments.scorecard.names import figure_names
+from experiments.studies.config import StudyConfig, parts
+from experiments.studies.space import DIMENSIONS, Scalar, probes
+
+
+def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
+    """Read a study's YAML, or a shipped one by name (`table5`), with its base inlined. Raises ConfigError.
+
+    profile: one of the study's `profiles`, whose overrides come on top; the study's name then ends in it.
+    """
+    path, values = read_yaml(path, SHIPPED / "studies", "study")
+    return parse_study(values, profile, str(path))
+
+
+def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
+    """Check plain values and every override on the base. Raises ConfigError with all faults of a section."""
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
+    changes: dict[str, Any] = {"profiles": {}}
+    if profile is not None:
+        if profile not in study.profiles:
+            raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
+        changes |= {"name": f"{study.name}-{profile}", "overrides": {**study.overrides, **study.profiles[profile]}}
+    if isinstance(study.base, str):
+        changes["base"] = load_config(study.base).to_dict()
+    study = study.model_copy(update=changes)
+    for picks in probes(study.search):
+        _check(study, picks, source)
+    return study
+
+
+def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
+    said = ", ".join(f"{key}={pick}" for key, pick in picks.items())
+    config = parse_config(study.values(picks), f"{source}, with {said}")
+    if len(config.arms) != 1 or len(config.arms[0].learning_rates) != 1:
+        raise ConfigError(
+            f"{source}: a trial is one arm at one learning rate, but the base has {len(config.arms)} arms with "
+            f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
+        )
+    evaluation, stream = config.evaluation, config.data.order == "sequential"
+    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream, evaluation.has_floor)
+    for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
+        for name in parts(figure):
+            if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):
+                suites = ", ".join(config.evaluation.suites)
+                raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")
+
+
+def _keys_at(place: Place) -> list[str]:
+    """The declared keys of the section that a fault's place points into."""
+    if place[:1] == ("search",):
+        return list(DIMENSIONS[str(place[2])].model_fields)
+    if not place:
+        return list(StudyConfig.model_fields)
+    annotation = StudyConfig.model_fields[str(place[0])].annotation
+    sections = [annotation, *get_args(annotation)]
+    return [key for section in sections if hasattr(section, "model_fields") for key in section.model_fields]

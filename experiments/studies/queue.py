@@ -1,0 +1,248 @@
+"""Optuna's storage as a queue: claims, retries of dead trials, budgets.
+
+A trial is claimed under a lock of the storage. Who holds the lock also clears up: a running trial whose process is
+gone is marked failed and queued again with the same picks, so that it continues in its own folders. Whether it is gone
+is looked up on its own machine, however long its heartbeat (Optuna's) has been silent; trials of other machines count
+as dead when it stops. Nothing here depends on the last write of a process that was killed: whatever it left half done
+is found and finished by the next claim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
+from experiments.studies import optimizers
+from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
+from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.load import parse_study
+from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
+from experiments.studies.space import grid
+from experiments.studies.trial import repeated
+from experiments.studies.trials import Trial, continued, died, failed, failures_in_a_row, lineages, origin, trial_row
+from experiments.tracking.machine import process_state, process_tags
+
+GOING_ON = ("running", "lost", "stopped")  # states of a trial that has not ended, and that nobody need queue
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Store:
+    """A study in an RDB storage. Made where it does not exist and a config is given; raises StudyError otherwise."""
+
+    def __init__(self, url: str, config: StudyConfig | None = None, name: str = "") -> None:
+        self.url = url
+        heartbeat = config.heartbeat if config else 60
+        name = config.name if config else name
+        try:
+            with file_lock(url):
+                self.storage = optuna.storages.RDBStorage(
+                    url, engine_kwargs=engine_options(url), heartbeat_interval=heartbeat, grace_period=2 * heartbeat
+                )
+            if config is None:
+                names = optuna.get_all_study_names(self.storage)
+                if name not in names:
+                    raise StudyError(f"no study {name!r} in {shown(url)}: {nearest(name, names)}")
+                self.study = optuna.load_study(study_name=name, storage=self.storage)
+                if "config" not in self.study.user_attrs:
+                    raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
+                config = parse_study(self.study.user_attrs["config"], source=f"study {name}")
+                self.storage.heartbeat_interval = config.heartbeat
+                self.storage.grace_period = 2 * config.heartbeat
+            else:
+                self.study = optuna.create_study(
+                    storage=self.storage,
+                    study_name=name,
+                    directions=[objective.direction for objective in config.objectives],
+                    load_if_exists=True,
+                )
+        except (*STORAGE_FAULTS, ImportError) as error:
+            raise StudyError(f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}") from error
+        self.config = config
+
+    def begin(self) -> None:
+        """Keep the config with the study, queue a grid's cells, and forget earlier failures in a row."""
+        with self.lock():
+            known = self.study.user_attrs.get("config")
+            if known and parse_study(known).identity() != self.config.identity():
+                raise ConfigError(
+                    f"study {self.config.name!r} in {shown(self.url)} was started from another config: give this one "
+                    "another name (budget, retries, failures, heartbeat, report and storage may change)"
+                )
+            self.study.set_user_attr("config", self.config.to_dict())
+            ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
+            self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
+
+    def work(self, run: Run, say: Callable[[str], None] = print) -> str:
+        """Run trials until none is left to claim. Returns why it ended. Raises StudyError where the storage fails."""
+        try:
+            while True:
+                with contextlib.ExitStack() as heart, contextlib.ExitStack() as claim:
+                    claim.enter_context(self.lock())
+                    trials = self._tidy()
+                    if ended := self.ended(trials):
+                        return ended
+                    trial = self._ask(len(trials))
+                    heart.enter_context(heartbeat(self.storage, trial, self.config.heartbeat))
+                    picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
+                    trial.set_user_attr("owner", process_tags())
+                    claim.close()
+                    number = origin(self._attempts()[trial.number])
+                    same = next((t for t in self.trials() if t.state == "complete" and t.picks == picks), None)
+                    if same:  # samplers that breed ask for the same again: nothing is trained twice
+                        trial.set_user_attr("repeats", same.number)
+                        say(f"trial {number} repeats trial {same.number} and takes over its values")
+                    does = repeated(same) if same else run
+                    run_claimed(trial, number, picks, does, self.config.pruner is not None, say)
+        except STORAGE_FAULTS as error:
+            raise StudyError(
+                f"the storage {shown(self.url)} failed: {storage_fault(error) or error}\n"
+                "Nothing that was recorded is lost: the same command goes on when it answers again."
+            ) from error
+
+    def ended(self, trials: list[Any] | None = None) -> str:
+        """Why there is nothing to claim; empty while there is."""
+        trials = self._attempts() if trials is None else trials
+        row = failures_in_a_row(trials, self.config.retries, self.study.user_attrs.get("forgiven", ()))
+        if len(row) >= self.config.failures:
+            last = trial_row(row[0], self.config.retries)
+            return f"stopped: {len(row)} trials in a row failed, the last with: {last.reason}"
+        budget = self.config.budget
+        hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
+        if budget.hours is not None and hours >= budget.hours:
+            return f"the budget of {budget.hours:g} hours is spent ({hours:.2f})"
+        groups, limit = lineages(trials).values(), self.limit()
+        waiting = [attempts for attempts in groups if attempts[-1].state == TrialState.WAITING]
+        begun = len(groups) - sum(len(attempts) == 1 for attempts in waiting)
+        if limit is None or begun < limit or any(len(attempts) > 1 for attempts in waiting):
+            return ""
+        whole = self.config.sampler.name == "grid" and limit == len(grid(self.config.search))
+        return "all cells of the grid are claimed" if whole else f"all {limit} trials are claimed"
+
+    def going_on(self) -> bool:
+        """Whether a trial runs, or was lost with its process and will be continued by the next start."""
+        return any(trial.state in GOING_ON for trial in self.trials())
+
+    def limit(self) -> int | None:
+        """Trials of the budget, with those that were added."""
+        added, budget = self.study.user_attrs.get("added", 0), self.config.budget.trials
+        if self.config.sampler.name == "grid":
+            cells = len(grid(self.config.search))
+            return cells if budget is None else min(cells, budget + added)
+        return None if budget is None else budget + added
+
+    def add_trials(self, count: int) -> int:
+        """Raise the budget by count; returns the number of trials that it is then."""
+        if count < 1:
+            raise ConfigError(f"the number of trials to add must be at least 1, but got {count}")
+        if self.config.budget.trials is None:
+            raise StudyError(
+                f"study {self.config.name!r} has no budget of trials: it is a whole grid, or has hours only"
+            )
+        with self.lock():
+            self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
+        return self.limit() or 0
+
+    def trials(self) -> list[Trial]:
+        """All trials, each once however often it was continued, by number."""
+        groups, silent = sorted(lineages(self._attempts()).items()), self._silent()
+        return [trial_row(a, self.config.retries, self._gone(a[-1], silent)) for _, a in groups]
+
+    def front(self) -> list[int]:
+        """Numbers of the best feasible trial, or of those of the Pareto front."""
+        return sorted(origin(trial) for trial in self.study.best_trials)
+
+    def importances(self) -> dict[str, dict[str, float]]:
+        """Objective -> dimension -> share of the objective's variance. Empty below four complete trials."""
+        return optimizers.importances(self.study, self.config)
+
+    def worker_died(self, pid: int, code: int) -> bool:
+        """Note on the trial of a worker of this machine how the worker ended; returns whether it had one.
+
+        code: as of subprocess: minus the signal's number, or an exit code: it stopped by itself, which is no death.
+        """
+        with self.lock():
+            lost = [t for t in self._attempts() if t.state == TrialState.RUNNING or died(t)]
+            owners = [t.user_attrs.get("owner", {}) for t in lost]
+            gone = [owner.get("pid") == str(pid) and process_state(owner) is False for owner in owners]
+            owned = list(itertools.compress(lost, gone))
+            for trial in owned:
+                note = ("ended_by", signal.Signals(-code).name) if code < 0 else ("interrupted", trial.number)
+                with contextlib.suppress(UpdateFinishedTrialError):  # another worker was quicker to see it
+                    self.storage.set_trial_user_attr(trial._trial_id, *note)
+            self._tidy()
+        return bool(owned)
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held while a trial is claimed."""
+        return claim_lock(self.url, self.storage.engine)
+
+    def _ask(self, number: int) -> optuna.Trial:
+        self.study.sampler = optimizers.sampler(self.config, number)
+        self.study.pruner = optimizers.pruner(self.config)
+        with warnings.catch_warnings():  # it asks for study.optimize, which cannot tell whose fault an end is
+            warnings.filterwarnings("ignore", "Heartbeat of storage")
+            return self.study.ask()
+
+    def _tidy(self) -> list[Any]:
+        """Under the lock: fail trials whose process is gone, queue them again, queue missing cells of a grid."""
+        trials, silent = self._attempts(), self._silent()
+        for trial in (t for t in trials if t.state == TrialState.RUNNING):
+            # Without an owner it was claimed by a process that died before its lock ended.
+            if self._gone(trial, silent) or (self._exclusive and "owner" not in trial.user_attrs):
+                with contextlib.suppress(UpdateFinishedTrialError):  # ended by another machine meanwhile
+                    self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        for attempts in lineages(self._attempts()).values():
+            if continued(attempts, self.config.retries):
+                self._queue_again(attempts[-1])
+        if self.config.sampler.name == "grid":
+            wanted, cells = grid(self.config.search)[: self.limit()], lineages(trials).values()
+            known = [attempts[0].system_attrs.get("fixed_params") for attempts in cells]
+            for cell in wanted if len(known) < len(wanted) else ():
+                if cell not in known:
+                    self.study.enqueue_trial(cell)
+        return self._attempts()
+
+    def _queue_again(self, trial: Any) -> None:
+        """With the same picks, under the key that Optuna's own retries use."""
+        history = [*trial.system_attrs.get("retry_history", ()), trial.number]
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                system_attrs={**trial.system_attrs, "retry_history": history},
+            )
+        )
+
+    def _gone(self, trial: Any, silent: set[int]) -> bool:
+        """Whether a trial is RUNNING without its process; where that cannot be looked up, its heartbeat tells."""
+        if trial.state != TrialState.RUNNING:
+            return False
+        owner = trial.user_attrs.get("owner", {})
+        alive = process_state(owner)
+        if alive and owner["pid"] == str(os.getpid()):  # a notebook lives on when its storage has failed
+            alive = trial._trial_id in ACTIVE
+        return trial._trial_id in silent if alive is None else not alive
+
+    def _silent(self) -> set[int]:
+        return set(self.storage._get_stale_trial_ids(self.study._study_id))
+
+    def _attempts(self) -> list[Any]:
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def _exclusive(self) -> bool:
+        return self.storage.engine.dialect.name in LOCKED

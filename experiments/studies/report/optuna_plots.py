@@ -1,0 +1,137 @@
+"""Optuna's own pictures of a study, in the looks of the others: each dimension's slice, and the progress over trials.
+
+Drawn by optuna.visualization.matplotlib, which works on pyplot's figures and sets a style of its own: both are undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import optuna
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.trial import TrialState
+
+from experiments.reporting.plots.style import STYLE
+from experiments.studies.config import Objective
+
+LONGEST = 12  # letters of the values below an upright axis; longer ones are turned
+LEAST = 2  # complete trials that make a picture
+
+
+def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[tuple[Objective, Figure]]:
+    """For each objective a figure with a panel per dimension: its value against the dimension's, a point per trial.
+
+    Darker points are later trials, grey ones break a constraint. Empty below two complete trials.
+    """
+    names = sorted({name for trial in _complete(study) for name in trial.params})
+    figures = []
+    for i, objective in enumerate(objectives if names and len(_complete(study)) >= LEAST else ()):
+        with _pyplot():
+            drawn = optuna.visualization.matplotlib.plot_slice(
+                study, params=names, target=_value(i), target_name=objective.figure
+            )
+            panels: list[Axes] = np.ravel(np.array(drawn, dtype=object)).tolist()
+            figure = _own(panels, 1.6 + 2.6 * len(panels), 4.2)
+        for name, axes in zip(names, panels, strict=True):
+            axes.set(xlabel=name.split(".")[-1], title="")
+            _turned(axes)
+            for points in axes.collections:
+                points.set_edgecolor("#333a44")  # early trials are nearly white
+        for axes in figure.axes[len(panels) :]:  # the colours' scale
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel(f"{objective.figure}\n({objective.better})")
+        figures.append((objective, figure))
+    return figures
+
+
+def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Figure | None:
+    """One objective: each trial's value and the best so far. Two: the hypervolume of the front after each trial,
+    measured from the worst value of each objective. None for more objectives, and below two complete trials."""
+    done = [trial for trial in _complete(study) if _feasible(trial)]
+    if len(done) < LEAST or len(objectives) > 2:
+        return None
+    with _pyplot():
+        if len(objectives) == 1:
+            axes = optuna.visualization.matplotlib.plot_optimization_history(study, target_name=objectives[0].figure)
+            axes.set_ylabel(f"{objectives[0].figure}\n({objectives[0].better})")
+        else:
+            signs = [1 if o.direction == "minimize" else -1 for o in objectives]
+            worst = [sign * max(sign * t.values[i] for t in done) for i, sign in enumerate(signs)]
+            axes = optuna.visualization.matplotlib.plot_hypervolume_history(study, worst)
+            at = ", ".join(f"{o.figure} {w:.3g}" for o, w in zip(objectives, worst, strict=True))
+            axes.set_ylabel(f"hypervolume\nmeasured from {at}")
+        figure = _own([axes], 7.5, 4.2)
+    axes.set(xlabel="trial", title="")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend = axes.get_legend()
+    for line in [*axes.get_lines(), *(legend.get_lines() if legend else ())]:
+        line.set_color(sns.color_palette("colorblind")[0])
+    if legend:
+        legend.set_frame_on(False)
+    return figure
+
+
+@contextlib.contextmanager
+def _pyplot() -> Iterator[None]:
+    """Settings and open figures of pyplot stay as they are: Optuna changes the first and adds to the second."""
+    from matplotlib import pyplot
+
+    before = set(pyplot.get_fignums())
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that these pictures are an experimental part of Optuna
+        try:
+            yield
+        finally:
+            for number in set(pyplot.get_fignums()) - before:
+                pyplot.close(number)
+
+
+def _own(panels: Sequence[Axes], width: float, height: float) -> Figure:
+    """The panels' figure, freed from pyplot, with this project's colours in place of Optuna's grey ground."""
+    figure: Any = panels[0].figure
+    FigureCanvasAgg(figure)
+    figure.set_size_inches(width, height)
+    figure.set_layout_engine("constrained")
+    figure.suptitle("")
+    figure.patch.set_facecolor("white")
+    for axes in figure.axes:
+        axes.set_facecolor("white")
+        axes.grid(visible=axes in panels, axis="y", color="#e4e7eb", linewidth=0.8)
+        axes.set_axisbelow(True)
+        for spine in axes.spines.values():
+            spine.set_visible(axes in panels)
+            spine.set_color("#9aa1ab")
+        if axes in panels:
+            sns.despine(ax=axes)
+    return figure
+
+
+def _turned(axes: Axes) -> None:
+    """Categories as Optuna writes them are Python's repr; long or many ones are turned."""
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    if not any(label.startswith("'") for label in labels):
+        return
+    plain = [label.strip("'") for label in labels]
+    turn = 90 if max(map(len, plain)) > LONGEST or len(plain) > 4 else 0
+    axes.set_xticks(range(len(plain)), plain, rotation=turn, fontsize=9)
+
+
+def _value(i: int) -> Callable[[optuna.trial.FrozenTrial], float]:
+    return lambda trial: trial.values[i]
+
+
+def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _feasible(trial: optuna.trial.FrozenTrial) -> bool:
+    return all(value <= 0 for value in trial.constraints.values())

@@ -1,0 +1,97 @@
+"""The pictures of a study's report, each with its file's name, its title and what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from experiments.records import Record, read_records
+from experiments.reporting.details import alignment_pictures
+from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.text import gain_name
+from experiments.studies.report.optuna_plots import progress_figure, slice_figures
+from experiments.studies.report.plots import importance_figure, pareto_figure, rank_figure, trajectory_figure
+from experiments.studies.selection import Arm, record_files
+from experiments.studies.trials import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.studies.queue import Store
+
+MOST = 20  # arms in one picture
+FEW = 8  # of trials that are called by what they picked; more are called by their numbers
+Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
+
+
+def pictures(
+    store: Store, arms: Sequence[Arm], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
+) -> list[Picture]:
+    """What there is to draw, in the order of the report. paper: the table beside the paper's, for its ranks."""
+    return [*_of_arms(store, arms), *_of_trials(store, trials, paper), *_of_layers(arms, root)]
+
+
+def _of_arms(store: Store, arms: Sequence[Arm]) -> list[Picture]:
+    if not arms:
+        return []
+    study, some = store.config, list(arms[:MOST])
+    trained = [arm for arm in arms if not arm.result.operation]
+    short = len(some) > FEW and all(arm.name.startswith("#") for arm in trained)
+    numbers = " The numbers are those of the table." if short else ""
+    if short:
+        some, trained = ([_by_number(arm) for arm in found] for found in (some, trained))
+    figure = forgetting_figure([arm.result for arm in some], "")
+    halves = any(arm.halves for arm in arms)
+    items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
+    over_steps = trajectory_figure(trained[:MOST], gain_name([arm.result for arm in trained]))
+    return [
+        ("forgetting", "What is gained, what is kept", "Up and right is better." + numbers + _first(arms), figure),
+        ("trajectories", "Over the steps", f"Grey: the base model. {items}{numbers}{_first(arms)}", over_steps),
+    ]
+
+
+def _of_trials(store: Store, trials: Sequence[Trial], paper: pd.DataFrame | None) -> list[Picture]:
+    study, found = store.config, []
+    if len(study.objectives) > 1 and any(t.values for t in trials):
+        text = "Each point is a trial; the numbers are those of trials on the front."
+        found.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
+    if paper is not None and len(paper) > 1:
+        text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
+        found.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
+    if importances := store.importances():
+        text = "How much of an objective's variance over the trials each dimension explains."
+        found.append(("importances", "What matters", text, importance_figure(importances)))
+    text = "Each point is a trial, the darker the later; grey ones break a constraint."
+    for i, (objective, figure) in enumerate(slice_figures(store.study, study.objectives)):
+        found.append((f"slice-{i}", f"Trials by dimension: {objective.figure}", text, figure))
+    progress = None if study.sampler.name == "grid" else progress_figure(store.study, study.objectives)
+    if progress:  # a grid goes through its cells in their order: nothing progresses
+        found.append(("progress", "What the search found", "The best of the trials so far.", progress))
+    return found
+
+
+def _of_layers(arms: Sequence[Arm], root: Path) -> list[Picture]:
+    """How far the hidden states of each arm's first seed moved, where the study measures suite `alignment`."""
+    last: dict[str, list[Record]] = {}
+    for arm in [arm for arm in arms if arm.records][:MOST]:
+        last[arm.name] = read_records(record_files(arm.runs[0], root)[1])
+    text = "The darker, the further apart, after the last step; seed {}.".format(
+        arms[0].runs[0]["seed"] if arms else ""
+    )
+    return [
+        (f"alignment-{i}" if i else "alignment", title, text + _first(arms), figure)
+        for i, (title, figure) in enumerate(alignment_pictures(last))
+    ]
+
+
+def _by_number(arm: Arm) -> Arm:
+    name = arm.name.split(" ")[0]
+    return replace(arm, name=name, result=replace(arm.result, arm=name))
+
+
+def _first(arms: Sequence[Arm]) -> str:
+    return f" The first {MOST} of {len(arms)} arms." if len(arms) > MOST else ""

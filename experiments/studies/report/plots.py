@@ -1,0 +1,144 @@
+"""The pictures of a study: trajectories of the arms, the Pareto front, importances, and ranks beside the paper's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.studies.config import Objective
+from experiments.studies.selection import Arm
+from experiments.studies.trials import Trial
+
+SOFT = "#5b6470"
+DASHES = ((), (5, 2), (1.2, 1.4))
+GAIN_TITLES = {"gain": "gain on the new task", "new_nll_drop": "gain on the new texts, nats per token"}
+
+
+def trajectory_figure(arms: Sequence[Arm], gain: str = "gain") -> Figure:
+    """Gain (a figure's name) and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
+    shown = ((gain, GAIN_TITLES[gain], 0.0), ("kept_accuracy", "accuracy on the kept tasks", None))
+    figure = _figure(10, 4.6)
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        panels = figure.subplots(1, 2)
+        for axes, (name, title, level) in zip(panels, shown, strict=True):
+            start = arms[0].result.trajectory[0].get(name) if arms and arms[0].result.trajectory else None
+            level = start.value if level is None and start else level
+            if level is not None:
+                axes.axhline(level, color="#b9c0c9", linewidth=1, zorder=0)
+            for i, arm in enumerate(arms):
+                _line(axes, arm, name, i)
+            axes.set_xlabel("training step")
+            axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            sns.despine(ax=axes)
+        handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
+        if handles:
+            inches = 0.7 + 0.08 * max(map(len, labels))  # of an entry; more columns than fit would be cut off
+            ncols = max(1, min(5, int(figure.get_figwidth() / inches)))
+            figure.legend(
+                handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=3.2
+            )
+    return figure
+
+
+def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective]) -> Figure:
+    """All trials by the first two objectives; those of the front joined and numbered, infeasible ones as crosses."""
+    figure = _figure(7.5, 5)
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        axes = figure.subplots()
+        done = [trial for trial in trials if trial.values]
+        feasible, not_feasible = ([t for t in done if t.feasible is want] for want in (True, False))
+        best = sorted((t for t in feasible if t.number in front), key=_values)
+        axes.scatter(*_columns(feasible), s=36, color="#9aa1ab", label="trial", zorder=2)
+        if not_feasible:
+            axes.scatter(
+                *_columns(not_feasible), s=40, marker="x", color="#9aa1ab", label="breaks a constraint", zorder=2
+            )
+        colour = sns.color_palette("colorblind")[0]
+        axes.plot(*_columns(best), marker="o", color=colour, label="Pareto front", zorder=3)
+        for trial in best:
+            axes.annotate(
+                f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9, color=colour
+            )
+        names = [f"{o.figure} ({o.better})" for o in objectives]
+        axes.set(xlabel=names[0], ylabel=names[1])
+        axes.legend(frameon=False, fontsize=9)
+        axes.margins(0.08)
+        sns.despine(ax=axes)
+    return figure
+
+
+def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Share of each objective's variance that a dimension explains alone, as bars."""
+    rows = [
+        {"dimension": key.split(".")[-1], "objective": objective, "share": share}
+        for objective, shares in importances.items()
+        for key, share in shares.items()
+    ]
+    table = pd.DataFrame(rows)
+    figure = _figure(7.5, 1.4 + 0.45 * len(table))
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        axes = figure.subplots()
+        sns.barplot(table, x="share", y="dimension", hue="objective", palette="colorblind", ax=axes)
+        axes.set(xlabel="importance (share of variance, fANOVA)", ylabel="", xlim=(0, 1))
+        axes.legend(frameon=False, fontsize=9, title=None, loc="lower right")
+        sns.despine(ax=axes)
+    return figure
+
+
+def rank_figure(table: pd.DataFrame) -> Figure:
+    """A row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
+    figure = _figure(10, 1.6 + 0.26 * len(table))
+    colour = sns.color_palette("colorblind")[0]
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        panels = figure.subplots(1, 2)
+        for axes, (column, title) in zip(panels, (("new", "new task"), ("kept", "kept abilities")), strict=True):
+            rows = table.sort_values(f"paper_{column}_rank", kind="stable")
+            paper, ours = rows[f"paper_{column}_rank"], rows[f"our_{column}_rank"]
+            places = range(len(rows))
+            axes.hlines(places, paper, ours, color="#b9c0c9", linewidth=1.5, zorder=1)
+            axes.scatter(paper, places, s=40, facecolor="white", edgecolor=SOFT, label="in the paper", zorder=2)
+            axes.scatter(ours, places, s=30, color=colour, label="here", zorder=3)
+            axes.set_yticks(places, rows.index, fontsize=9)
+            axes.invert_yaxis()
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("rank (1 is best)")
+            axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            sns.despine(ax=axes)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _line(axes: Axes, arm: Arm, name: str, i: int) -> None:
+    points = [(p["step"], p[name].value) for p in arm.result.trajectory if name in p and math.isfinite(p[name].value)]
+    if not points:
+        return
+    palette = sns.color_palette("colorblind", 10)
+    axes.plot(
+        *zip(*points, strict=True), color=palette[i % 10], marker=MARKERS[i % len(MARKERS)], markersize=5,
+        linewidth=1.5, dashes=DASHES[i // 10 % 3], label=arm.name,
+    )  # fmt: skip
+
+
+def _values(trial: Trial) -> tuple[float, float]:
+    first, second, *_ = trial.values or (math.nan, math.nan)
+    return first, second
+
+
+def _columns(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
+    return [_values(t)[0] for t in trials], [_values(t)[1] for t in trials]

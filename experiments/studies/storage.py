@@ -1,0 +1,75 @@
+"""Where a study's parts lie, and whole commands that find them again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy
+import yaml
+
+from experiments.runs.run import default_root
+from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.locks import shown, sqlite_url
+
+if TYPE_CHECKING:
+    from experiments.studies.queue import Store
+
+
+STORAGE = "STUDY_STORAGE"  # a command line is read by all users of a machine, and the URL may hold a password
+
+
+def study_folder(root: Path, name: str) -> Path:
+    return root / "studies" / name
+
+
+def storage_url(root: Path, storage: str | None) -> str:
+    """The storage asked for, or that of the environment's STUDY_STORAGE, or `optuna.db` in root. Raises StudyError for
+    what is no URL, and for a SQLite file in a folder that is not there: a mistyped path would otherwise begin a second,
+    empty study."""
+    storage = storage or os.environ.get(STORAGE)
+    try:
+        url = sqlalchemy.make_url(storage) if storage else None
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise StudyError(
+            f"the storage is not a database URL: {str(error).splitlines()[0]}; give for example sqlite:///studies.db "
+            "or postgresql+psycopg://user@host:5432/name"
+        ) from error
+    if storage and url is not None and storage.startswith("sqlite:///"):
+        folder = Path(url.database or "").parent
+        if not folder.is_dir():
+            raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
+    return storage or sqlite_url(root.resolve() / "optuna.db")
+
+
+def public_yaml(config: StudyConfig) -> str:
+    """The study's YAML without its storage's password, for what leaves this folder: reports, MLflow."""
+    storage = shown(config.storage) if config.storage else None
+    return str(yaml.safe_dump(config.to_dict() | {"storage": storage}, sort_keys=False))
+
+
+def noted_storage(root: Path, name: str) -> str | None:
+    """The `storage` of a study that was started here, from the YAML that its start left; None where there is none."""
+    try:
+        values = yaml.safe_load((study_folder(root, name) / "study.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return values.get("storage") if isinstance(values, dict) else None
+
+
+def command_line(store: Store, root: Path, *words: str) -> str:
+    """`python -m experiments.cli WORDS`, with --root and --storage where the study would not be found without them.
+
+    Paths are relative to the working directory; a storage's password is left out.
+    """
+    command = ["python", "-m", "experiments.cli", *words]
+    if root.resolve() != default_root().resolve():
+        command += ["--root", os.path.relpath(root)]
+    if store.url != storage_url(root, noted_storage(root, store.config.name)):
+        url = sqlalchemy.make_url(store.url)
+        if url.drivername.startswith("sqlite") and url.database:
+            url = url.set(database=os.path.relpath(url.database))
+        command += ["--storage", shown(url)]
+    return shlex.join(command)

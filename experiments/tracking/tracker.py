@@ -1,0 +1,157 @@
+"""Tracking: runs that always end in a true status, written to a journal first and brought to MLflow from there.
+
+Tracking serves training and never stops it. Every call appends a line to the run's journal (journal.py); a thread
+(delivery.py) brings the lines to the store (sending.py). A store that is slow, locked or away gets them later: on its
+return, at the next start, or by `sync`. MLflow is imported in client.py alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.tracking.delivery import Delivery
+from experiments.tracking.journal import Journal, find
+from experiments.tracking.machine import (
+    code_diff,
+    code_tags,
+    hardware_tags,
+    process_tags,
+    sigterm_raises,
+)
+from experiments.tracking.reap import reap
+from experiments.tracking.run import Run, short
+from experiments.tracking.senders import CHAIN
+from experiments.tracking.store import Store, last_line
+from experiments.tracking.system import system_metrics
+
+PORT = 5000
+START_SECONDS = 20.0  # how long a store that answers is waited for
+
+
+class Tracker:
+    """An MLflow experiment in `root/mlflow.db`, or at MLFLOW_TRACKING_URI if that is set.
+
+    root: the folder of the store (`mlruns`); artifacts of the local store lie in `root/artifacts`.
+    experiment: its name, created where missing. Raises TrackingError where a local store cannot be opened, or the URI
+    names no kind of store. A server or database that does not answer is warned about in one line: the journals take
+    everything, and bring it there later.
+    """
+
+    def __init__(self, root: Path, experiment: str) -> None:
+        self.root = Path(root).resolve()
+        self.remote = os.environ.get("MLFLOW_TRACKING_URI")
+        self.store = Store(self.root, self.remote)
+        self.uri, self.experiment = self.store.uri, experiment
+        self.delivery = Delivery(self.store, self._sample)
+        self._open: list[Run] = []
+        try:
+            self.store.experiment(experiment)
+        except Exception as error:
+            if not self.store.away(error):
+                raise self.store.unusable(error) from error
+            if not self.delivery.announced:
+                warnings.warn(
+                    f"{self.store.shown} does not answer ({last_line(error)}): this run is kept in its journal, to be "
+                    "sent later",
+                    stacklevel=2,
+                )
+            self.delivery.failed(last_line(error))
+            self.delivery.announced = True
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client of this store. Raises what MLflow raises where the store is away."""
+        return self.store.client
+
+    @property
+    def experiment_id(self) -> str:
+        return self.store.experiment(self.experiment)
+
+    @contextlib.contextmanager
+    def run(
+        self,
+        name: str,
+        kind: str = "experiment",
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        folder: Path | None = None,
+    ) -> Iterator[Run]:
+        """A run that ends FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
+
+        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the run it belongs to. params:
+        may be nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder:
+        where its journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and
+        machine, and in the tags `study`, `trial` and `experiment` the names of the runs above it.
+        """
+        folder = Path(folder).resolve() if folder else self.root / "journals"
+        journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
+        own = {"kind": kind} | ({kind: name} if kind in CHAIN else {})
+        noted = process_tags() | code_tags() | hardware_tags() | own | dict(tags or {})
+        journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
+        run = Run(journal, self.delivery, self.uri)
+        if params:
+            run.log_params(params)
+        if diff := code_diff():
+            run.log_text(diff, "code/uncommitted.diff")
+        self._open.append(run)
+        self.delivery.add(journal)
+        self.delivery.drain(START_SECONDS)
+        run.warn_once()
+        status = "FINISHED"
+        with sigterm_raises():
+            try:
+                yield run
+                status = "FAILED" if run.reason else status
+            except (KeyboardInterrupt, SystemExit):
+                status = "KILLED"
+                raise
+            except BaseException as error:
+                status = "FAILED"
+                run.fail(last_line(error))
+                raise
+            finally:
+                self._open.remove(run)
+                run.close(status)
+
+    def reap(self) -> list[str]:
+        """Deliver what dead processes of this machine left in their journals, and mark the runs that have no end as
+        KILLED. Returns the ids of those."""
+        with contextlib.suppress(Exception):  # a run wrongly shown as running is no reason not to train
+            return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
+        return []
+
+    def ui_command(self) -> str:
+        """The shell command that opens the UI on this store, on loopback, in two processes instead of fifteen."""
+        if self.remote and self.remote.startswith("http"):
+            return f"python -m webbrowser {shlex.quote(self.remote)}"
+        store = '"$MLFLOW_TRACKING_URI"' if self.remote else f"sqlite:///{shlex.quote(short(self.root / 'mlflow.db'))}"
+        return (
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
+            f"{shlex.quote(short(Path(sys.executable)))} -m mlflow server --backend-store-uri {store} "
+            f"--host 127.0.0.1 --port {PORT} --workers 1"
+        )
+
+    def run_url(self, run_id: str, server: str | None = None) -> str:
+        """Where the UI shows a run, in its view for training rather than the one for agents."""
+        local = f"http://127.0.0.1:{PORT}"
+        server = server or (self.remote if self.remote and self.remote.startswith("http") else local)
+        try:
+            experiment = self.experiment_id
+        except Exception:  # the store is away; the run has no page yet
+            return server
+        return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
+
+    def _sample(self) -> None:
+        """System metrics go to the innermost open run, at its age in seconds."""
+        with contextlib.suppress(Exception):  # an error of the driver must not end the thread that delivers
+            run = self._open[-1]
+            run.log_metrics(system_metrics(), run.age())

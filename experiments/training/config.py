@@ -1,0 +1,49 @@
+"""The YAML section `training`: steps, batches and the learning-rate schedule, the same for all arms."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from experiments.common.section import Section, nearest
+from experiments.training.schedules import SCHEDULES
+
+
+class TrainingConfig(Section):
+    """One schedule for all arms; only the learning rate differs between them."""
+
+    steps: int = Field(60, ge=1)
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
+    gradient_accumulation: int = Field(1, ge=1)
+    warmup_steps: int = Field(5, ge=0)
+    schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
+    constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
+    cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
+    anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str) -> str:
+        if value not in SCHEDULES:
+            raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _phases(self) -> TrainingConfig:
+        used = self.warmup_steps + round(self.cooldown_share * self.steps) + round(self.anneal_share * self.steps)
+        if self.schedule == "infinite" and used > self.steps:
+            raise ValueError(
+                f"schedule 'infinite' has no room: warmup_steps={self.warmup_steps}, cooldown_share="
+                f"{self.cooldown_share:g} and anneal_share={self.anneal_share:g} need {used} of {self.steps} steps"
+            )
+        if self.schedule == "infinite" and not self.min_lr_ratio:
+            raise ValueError("schedule 'infinite' anneals exponentially: min_lr_ratio must be above 0, but got 0")
+        if self.schedule == "infinite" and self.min_lr_ratio > self.constant_lr_ratio:
+            raise ValueError(
+                f"schedule 'infinite' anneals down from constant_lr_ratio={self.constant_lr_ratio:g}, but "
+                f"min_lr_ratio={self.min_lr_ratio:g} lies above it"
+            )
+        return self

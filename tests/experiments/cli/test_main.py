@@ -1,0 +1,127 @@
+"""Every command answers wrong input with one message and its exit code, and never with a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from experiments.cli import main as cli
+
+RUN = ["run", "quickstart"]
+POSTHOC = ["posthoc", "nothing", "--arm", "full", "--lr", "1", "--op"]
+HALF = '{"suite": "kept", "ta'  # what a process that was killed while it wrote, or a full disk, may leave
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with files that are not what they are named for."""
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "typo.yaml").write_text("name: x\nsrch: {}\n")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "broken.json").write_text("{")
+    for run, items in (("half", HALF), ("bare", "")):
+        (tmp_path / run / "base").mkdir(parents=True)
+        (tmp_path / run / "base" / "items.jsonl").write_text(items)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["run", "bytes.yaml"], 2, "bytes.yaml is not YAML"),
+        (["run", "empty"], 2, "no config file empty"),
+        ([*RUN, "--set", "training.steps=["], 2, "--set training.steps=[: '[' is not YAML"),
+        ([*RUN, "--set", "training.steps=x"], 2, "training.steps: Input should be a valid integer"),
+        ([*RUN, "--set", "arms.9.name=x"], 2, "'9' stands for an entry of a list of 3"),
+        ([*RUN, "--set", "trainig.steps=1"], 2, "did you mean 'training'"),
+        ([*RUN, "--root", "file"], 1, "Not a directory: 'file/runs'"),
+        (["compare", "nothing"], 2, "'nothing' is no run"),
+        (["compare", "empty"], 2, "neither a run folder nor one of lm_eval samples"),
+        (["compare", "half"], 2, "line 1 is not an item record"),
+        (["compare", "bare"], 2, "bare has no arms yet: run it first"),
+        (["compare", "broken.json"], 2, "broken.json is no export of a study"),
+        (["gate", "nothing"], 2, "'nothing' is no run"),
+        (["gate", "half"], 2, "line 1 is not an item record"),
+        ([*POSTHOC, "wise"], 1, "nothing has no finished arm full at 1"),
+        ([*POSTHOC, "wize"], 2, "unknown operation 'wize': did you mean 'wise'"),
+        (["sync", "nothing"], 1, "no journal in nothing: give run folders"),
+        (["study", "nothing.yaml"], 2, "no study nothing.yaml"),
+        (["study", "broken.yaml"], 2, "broken.yaml is not YAML"),
+        (["study", "bytes.yaml"], 2, "bytes.yaml is not YAML"),
+        (["study", "list.yaml"], 2, "must hold a mapping at the top"),
+        (["study", "typo.yaml"], 2, "srch: unknown key; did you mean 'search'"),
+        (["study", "table5", "--profile", "gpuu"], 2, "no profile 'gpuu': did you mean 'gpu'"),
+        (["study", "table5", "--workers", "0"], 1, "workers must be at least 1, but got 0"),
+        (
+            ["study", "table5", "--storage", "sqlite:///no/such/a.db"],
+            1,
+            "there is no folder no/such; make it, or correct",
+        ),
+        (["study", "table5", "--storage", "nosuch://x"], 1, "the storage nosuch://x cannot be used"),
+        (["export", "tine", "x.csv"], 1, "no study 'tine'"),
+        (["resume", "tine"], 1, "no study 'tine'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input(argv: list[str], code: int, message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert not list(place.glob("mlruns/runs/*"))  # nothing was begun
+
+
+@pytest.mark.parametrize("argv", [["run"], ["rum", "x"], ["gate", "x", "--margin", "a"], ["posthoc", "x"], []])
+def test_wrong_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "table.csv"), 1, "No space left on device: 'table.csv'"),
+        (PermissionError(13, "Permission denied", "out"), 1, "Permission denied: 'out'"),
+        (OperationalError("INSERT", {}, Exception("database or disk is full")), 1, "database or disk is full"),
+        (KeyboardInterrupt(), 130, "the same command continues"),
+    ],
+    ids=["disk", "permission", "database", "ctrl-c"],
+)
+def test_what_the_machine_does_to_a_command(
+    fault: BaseException, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*args: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    assert cli.main(["compare", "x"]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main(["compare", "x"])
+
+
+def test_values_of_set_are_yaml() -> None:
+    given = ["training.steps=20", "name=x", "data.old={source: self}", "arms.0.learning_rates=[1.0e-3]"]
+    expected = {
+        "training.steps": 20,
+        "name": "x",
+        "data.old": {"source": "self"},
+        "arms.0.learning_rates": [1e-3],
+    }
+    assert cli.overrides(given) == expected

@@ -1,0 +1,39 @@
+"""A tiny base with the shipped model's tokenizer, its config and its evaluation."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.config import ExperimentConfig
+from experiments.data.sources import ReasoningGym
+from experiments.evaluation.evaluate import Evaluation
+from experiments.models.base import load_base
+from tests.helpers.small import small_config, tiny_base
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def model(base: str) -> PreTrainedModel:
+    return load_base(base)[0].eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base: str) -> PreTrainedTokenizerBase:
+    return load_base(base)[1]
+
+
+@pytest.fixture(scope="session")
+def config(base: str) -> ExperimentConfig:
+    return small_config(base)
+
+
+@pytest.fixture
+def evaluation(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+    return Evaluation(
+        config, tokenizer, [ReasoningGym(name="chain_sum").held_out(config.evaluation.new_items, config.seed)]
+    )

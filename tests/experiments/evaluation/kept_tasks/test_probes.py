@@ -1,0 +1,146 @@
+"""Kept tasks: facts, options, seeds."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.evaluation.kept_tasks.probes import KEPT_TASKS, PROBES, kept_items, reworded
+
+ALL = tuple(PROBES)
+FACTS = {
+    "capitals": {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Canada": "Ottawa"},
+    "continents": {"Kenya": "Africa", "Nepal": "Asia", "Brazil": "South America", "Cuba": "North America"},
+    "currencies": {"Japan": "yen", "China": "yuan", "Poland": "zloty", "Germany": "euro", "Canada": "dollar"},
+    "past tense": {"go": "went", "buy": "bought", "stop": "stopped", "try": "tried", "lead": "led", "sing": "sang"},
+    "plurals": {"mouse": "mice", "city": "cities", "knife": "knives", "box": "boxes", "crisis": "crises"},
+    "agreement": {
+        "The author near the teachers": ("is", "was", "has", "needs"),
+        "The keys that we saw with the letter": ("are", "were", "have", "need"),
+    },
+}
+
+WORDINGS = {  # plain and chat, then both in other words
+    ("capitals", "Philippines"): (
+        "The capital of the Philippines is",
+        "What is the capital of the Philippines?",
+        "In the Philippines, the capital city is",
+        "Which city is the capital of the Philippines?",
+    ),
+    ("continents", "The Netherlands"): (
+        "The Netherlands is a country on the continent of",
+        "On which continent is the Netherlands?",
+        "The continent on which the Netherlands lies is",
+        "Which continent does the Netherlands belong to?",
+    ),
+    ("currencies", "Japan"): (
+        "The currency of Japan is the",
+        "What is the currency of Japan?",
+        "In Japan, the currency in use is the",
+        "Which currency is used in Japan?",
+    ),
+    ("past tense", "go"): (
+        'The past tense of the verb "go" is',
+        "Every day they go. What did they do last week?",
+        'The past tense form of "go" is',
+        "Today they go. What did they do yesterday?",
+    ),
+    ("plurals", "mouse"): (
+        'The plural of the noun "mouse" is',
+        'What is the plural of the noun "mouse"?',
+        'The plural form of "mouse" is',
+        'Which form does the noun "mouse" take in the plural?',
+    ),
+}
+
+
+class TestProbes:
+    @pytest.mark.parametrize("task", PROBES)
+    def test_every_question_can_be_asked(self, task: str) -> None:
+        questions = PROBES[task]()
+        assert len(questions) >= 100
+        assert len({q.id for q in questions}) == len(questions)
+        for question in questions:
+            assert len(set(question.wrong)) >= (1 if task == "agreement" else 3)
+            assert question.right not in question.wrong
+
+    def test_there_are_enough_of_them(self) -> None:
+        assert len(kept_items(ALL, "all", 0)) >= 1200
+        assert kept_items(("plurals",), "all", 0)[:50] == kept_items(("plurals",), 50, 0)
+
+    def test_distinct_options_with_the_right_one_marked(self) -> None:
+        right = {(task, q.id): q.right for task, builder in PROBES.items() for q in builder()}
+        for probe in kept_items(ALL, 100, seed=3):
+            assert len(set(probe.options)) == len(probe.options) == (2 if probe.task == "agreement" else 4)
+            assert probe.options[probe.answer] == right[probe.task, probe.id]
+
+    def test_same_seed_same_probes_and_more_items_change_none(self) -> None:
+        few, many = kept_items(ALL, 10, seed=0), kept_items(ALL, 50, seed=0)
+        assert few == kept_items(ALL, 10, seed=0) != kept_items(ALL, 10, seed=1)
+        assert set(few) < set(many)
+
+    def test_the_right_option_stands_anywhere(self) -> None:
+        """Over 20 seeds and 160 probes each place has 1/4; 5 standard deviations are 0.04."""
+        places = collections.Counter(p.answer for seed in range(20) for p in kept_items(KEPT_TASKS, 40, seed))
+        total = places.total()
+        assert total == 20 * 160
+        assert all(abs(places[i] / total - 0.25) < 0.04 for i in range(4))
+
+    @pytest.mark.parametrize("task", PROBES)
+    def test_known_facts(self, task: str) -> None:
+        found = {question.id: question.right for question in PROBES[task]()}
+        for item, right in FACTS[task].items():
+            assert found[item] == right or (task == "agreement" and found[item] in right), item
+
+    def test_two_currencies_that_look_alike_are_never_both_offered(self) -> None:
+        for question in PROBES["currencies"]():
+            assert not [name for name in question.wrong if name[:3] == question.right[:3]]
+        assert "krone" not in {q.id: q.wrong for q in PROBES["currencies"]()}["Sweden"]
+
+    def test_the_noun_before_the_verb_misleads(self) -> None:
+        """Half of the subjects are plural, and the other noun always has the other number."""
+        questions = PROBES["agreement"]()
+        plural = [q for q in questions if q.right in ("are", "were", "have", "need")]
+        assert len(plural) == len(questions) / 2
+        assert not any(q.plain.endswith("s") for q in plural)
+        assert all(q.plain.endswith("s") for q in questions if q not in plural)
+
+    def test_nothing_gives_the_answer_away(self) -> None:
+        for probe in kept_items(ALL, 100, seed=0):
+            if probe.task in ("capitals", "continents", "currencies"):
+                answer = probe.options[probe.answer].lower()
+                assert not set(answer.split()) & set(probe.id.lower().split()), probe
+
+    def test_articles(self) -> None:
+        stems = {q.id: q.plain for q in PROBES["capitals"]()}
+        assert stems["The Netherlands"] == "The capital of the Netherlands is"
+        assert stems["Philippines"] == "The capital of the Philippines is"
+        assert stems["France"] == "The capital of France is"
+
+    def test_each_wording_as_it_is_asked(self) -> None:
+        """The first is what every run and cached result since the start was asked; a change of it is a new task."""
+        found = {task: {q.id: q for q in builder()} for task, builder in PROBES.items()}
+        for (task, item), (plain, chat, again, chat_again) in WORDINGS.items():
+            question = found[task][item]
+            assert (question.plain, question.chat) == (plain, chat)
+            assert question.reworded == (again, chat_again)
+        assert {task for task, _ in WORDINGS} == set(PROBES) - {"agreement"}
+
+    def test_every_task_but_agreement_has_a_second_wording(self) -> None:
+        probes = kept_items(ALL, "all", 0)
+        again = reworded(probes)
+        assert [p.id for p in again] == [p.id for p in probes if p.task != "agreement"]
+        for first, second in zip([p for p in probes if p.reworded], again, strict=True):
+            assert (
+                dataclasses.replace(second, question_plain=first.question_plain, question_chat=first.question_chat)
+                == first
+            )
+            assert second.question_plain != first.question_plain
+            assert second.question_chat != first.question_chat
+
+    def test_too_many_says_how_many_there_are(self) -> None:
+        with pytest.raises(ConfigError, match=r"kept_items=1000, but the kept task 'capitals' has only \d+ items"):
+            kept_items(ALL, 1000, seed=0)

@@ -1,0 +1,103 @@
+"""Files that lm_eval writes, as records: the same as the live model gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.evaluation.lm_eval_samples import read_samples, to_records
+from experiments.evaluation.suites.lm_eval import HarnessSuite
+from experiments.models.base import load_base
+from experiments.records import Record, read_records, write_records
+from experiments.scorecard import scorecard
+from tests.experiments.evaluation.suites.lm_eval.local import measured
+
+pytestmark = pytest.mark.slow
+
+
+class TestFiles:
+    @pytest.fixture(scope="class")
+    def written(self, folder: Path) -> Path:
+        """What lm_eval itself writes for the untouched base, with its own loading, evaluation and writer."""
+        from lm_eval.evaluator import evaluate
+        from lm_eval.loggers import EvaluationTracker
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+
+        tasks = TaskManager(include_path=str(folder / "tasks"), include_defaults=False).load(["sums", "colours"])
+        results = evaluate(HFLM(pretrained=str(folder / "base"), device="cpu"), tasks, bootstrap_iters=0)
+        assert results is not None
+        samples = results.pop("samples")  # type: ignore[misc]
+        out = folder / "out"
+        tracker = EvaluationTracker(output_path=str(out))
+        tracker.save_results_aggregated(results=results, samples=samples)  # type: ignore[arg-type]
+        for task in ("sums", "colours"):
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        return out
+
+    @pytest.fixture
+    def live(self, suite: HarnessSuite, folder: Path) -> list[Record]:
+        return measured(suite, load_base(str(folder / "base"))[0])
+
+    def test_are_what_the_live_model_gives(self, written: Path, live: list[Record]) -> None:
+        found = {r.key: r for r in read_samples(written, new=("su*",))}
+        assert found.keys() == {r.key for r in live}
+        for record in live:
+            other = found[record.key]
+            assert (other.correct, other.choice, other.answer) == (record.correct, record.choice, record.answer)
+            assert (other.reply, other.parsed, other.options) == (record.reply, record.parsed, record.options)
+            assert other.scores == pytest.approx(record.scores, abs=1e-4)
+
+    def test_one_file_and_a_round_trip(self, written: Path, tmp_path: Path) -> None:
+        (file,) = written.rglob("samples_colours_*.jsonl")
+        records = read_samples(file)
+        assert len(records) == 8
+        assert {(r.suite, r.task) for r in records} == {("kept", "colours")}
+        write_records(tmp_path / "items.jsonl", records)
+        assert read_records(tmp_path / "items.jsonl") == records
+
+    def test_two_folders_pair(self, written: Path) -> None:
+        card = scorecard(read_samples(written), read_samples(written), draws=100)
+        assert card["retention"].value == pytest.approx(1) or card["kept_accuracy"].value == 0
+        assert card["nfr"].value == 0
+
+    def test_the_latest_run_of_a_task_counts(self, written: Path, tmp_path: Path) -> None:
+        (file,) = written.rglob("samples_colours_*.jsonl")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "samples_colours_2999-01-01T00-00-00.jsonl").write_text(
+            file.read_text().splitlines()[0] + "\n"
+        )
+        (tmp_path / "samples_colours_2020-01-01T00-00-00.jsonl").write_text(file.read_text())
+        assert len(read_samples(tmp_path)) == 1
+
+    def test_equal_documents_are_numbered(self, written: Path) -> None:
+        (file,) = written.rglob("samples_colours_*.jsonl")
+        sample = json.loads(file.read_text().splitlines()[0])
+        twice = to_records("colours", [sample, {**sample, "doc_id": 9}], "kept")
+        assert [r.item for r in twice] == [sample["doc_hash"][:12], f"{sample['doc_hash'][:12]}-2"]
+
+    def test_faults_are_named(self, written: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"holds no samples_\*.jsonl: run lm_eval with --log_samples"):
+            read_samples(tmp_path)
+        (tmp_path / "items.jsonl").touch()
+        with pytest.raises(ValueError, match=r"is not named samples_<task>_<date>.jsonl"):
+            read_samples(tmp_path / "items.jsonl")
+        broken = tmp_path / "samples_colours_2020-01-01T00-00-00.jsonl"
+        broken.write_text('{"doc_id": 0}\n')
+        with pytest.raises(ValueError, match="does not hold lm_eval's samples"):
+            read_samples(broken)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"metrics": ["perplexity"], "perplexity": -3.0}, "gives perplexity, none of which says"),
+            ({"metrics": ["acc"], "acc": 0.5}, "acc=0.5 of an item is neither 0 nor 1"),
+        ],
+    )
+    def test_items_that_are_neither_right_nor_wrong(self, change: dict[str, Any], message: str) -> None:
+        sample = {"doc_id": 0, "filter": "none", "doc_hash": "ab", "arguments": [], "filtered_resps": [], "target": ""}
+        with pytest.raises(ValueError, match=message):
+            to_records("text", [{**sample, **change}], "kept")

@@ -1,0 +1,146 @@
+"""The settings of suite `lm_eval`: faults, what the cache goes by, presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+from experiments.config import parse_config
+from experiments.evaluation.config import PRESETS, LmEvalConfig
+from experiments.evaluation.suites.lm_eval import HarnessSuite
+from tests.experiments.evaluation.suites.lm_eval.local import config_of
+from tests.helpers.lm_eval_tasks import write_tasks
+from tests.helpers.small import small_values
+
+pytestmark = pytest.mark.slow
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"kept": ["colour"]}, r"unknown task 'colour'.*'colours'"),
+            ({"kept": ["sums"]}, r"evaluation.lm_eval: sums cannot be new and kept"),
+            ({"include_path": "/nowhere/at/all"}, r"include_path=/nowhere/at/all: no such folder"),
+        ],
+    )
+    def test_faults_are_named(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], message: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "tasks" / "manager.py"))  # not its 16,000
+        with pytest.raises(ConfigError, match=message):
+            HarnessSuite(config_of(folder, **settings), tokenizer, [])
+
+    def test_code_runs_only_when_asked_for(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    ) -> None:
+        write_tasks(tmp_path)
+        task = tmp_path / "sums.yaml"
+        task.write_text(task.read_text() + "unsafe_code: true\n")
+        settings = {"include_path": str(tmp_path)}
+        with pytest.raises(ConfigError, match=r"sums runs code that the model wrote, on this machine: set run_code"):
+            HarnessSuite(config_of(folder, **settings), tokenizer, [])
+        assert HarnessSuite(config_of(folder, **settings, run_code=True), tokenizer, []).size == 16
+
+    @pytest.mark.parametrize("metrics", [["bypass"], ["bleu"]])
+    def test_a_task_that_says_of_no_item_whether_it_is_right(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, metrics: list[str]
+    ) -> None:
+        """Known before anything is measured."""
+        write_tasks(tmp_path)
+        task = yaml.safe_load((tmp_path / "sums.yaml").read_text())
+        task["metric_list"] = [{"metric": name} for name in metrics]
+        (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
+        with pytest.raises(ConfigError, match=rf"task sums of lm_eval gives {metrics[0]}, none of which says"):
+            HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+
+    def test_a_metric_that_humaneval_has_is_a_verdict(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+    ) -> None:
+        """lm_eval calls it pass_at_k before it has run, and pass@1 in its results."""
+        write_tasks(tmp_path)
+        task = yaml.safe_load((tmp_path / "sums.yaml").read_text())
+        del task["metric_list"]
+        metric = "metric_list:\n- metric: !function own.pass_at_k\n  aggregation: mean\n  higher_is_better: true\n"
+        (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task) + metric)
+        (tmp_path / "own.py").write_text("def pass_at_k(references, predictions):\n    return {'pass@1': 1.0}\n")
+        suite = HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+        assert list(suite.loaded["sums"].aggregation()) == ["pass_at_k"]
+
+    def test_nothing_to_measure(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
+            config_of(folder, new=[], kept=[])
+
+    @pytest.mark.parametrize("change", [{"lm_eval": None}, {"suites": ["new"]}])
+    def test_section_and_suite_belong_together(self, folder: Path, change: dict[str, Any]) -> None:
+        values = config_of(folder).to_dict()
+        values["evaluation"] |= change
+        with pytest.raises(ConfigError, match=r"`lm_eval` needs both its section .* and its name in `suites`"):
+            parse_config(values)
+
+    def test_a_suite_without_its_section(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        with pytest.raises(ConfigError, match=r"set evaluation.lm_eval, for example"):
+            HarnessSuite(parse_config(small_values(str(folder / "base"))), tokenizer, [])
+
+    def test_what_the_cache_goes_by(self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+        """Items, settings and the code of a task's functions; neither the batch size nor where a function lies."""
+
+        def content(**settings: Any) -> str:
+            return json.dumps(HarnessSuite(config_of(folder, **settings), tokenizer, []).content(), sort_keys=True)
+
+        first = content()
+        assert content() == first == content(batch_size=3)
+        assert len({first, content(limit=7), content(fewshot=1), content(chat=True)}) == 4
+        own = write_tasks(tmp_path)
+        yaml_file, code, data = (tmp_path / name for name in ("sums.yaml", "own.py", "sums.jsonl"))
+        text = yaml.safe_load(yaml_file.read_text())["doc_to_text"]
+        yaml_file.write_text(yaml_file.read_text().replace(yaml.safe_dump({"doc_to_text": text}), ""))
+        yaml_file.write_text(yaml_file.read_text() + "doc_to_text: !function own.text\n")
+        code.write_text("def text(doc):\n    return str(doc['a'])\n")
+        contents = [content(include_path=own), content(include_path=own)]
+        code.write_text("HINT = 'now with a hint'\n" + code.read_text())
+        contents.append(content(include_path=own))
+        data.write_text(data.read_text().replace('"sum": 5', '"sum": 6'))
+        contents.append(content(include_path=own))
+        assert contents[0] == contents[1]
+        assert len(set(contents)) == 3
+
+    def test_presets(self, folder: Path) -> None:
+        values = small_values(str(folder / "base"))
+        values["evaluation"]["suites"] = ["lm_eval"]
+        values["evaluation"]["lm_eval"] = {"preset": "paper_math", "limit": 7, "new": ["gsm8k"]}
+        settings = parse_config(values).evaluation.lm_eval
+        assert settings is not None
+        assert settings.new == ("gsm8k",)
+        assert {"arc_challenge", "mmlu", "mmlu_pro"} < set(settings.kept)
+        assert (settings.limit, settings.fewshot) == (7, 0)
+        named: set[str] = set()
+        for path in PRESETS.glob("*.yaml"):
+            values["evaluation"]["lm_eval"] = {"preset": path.stem}
+            preset = parse_config(values).evaluation.lm_eval
+            assert preset is not None
+            named |= {*preset.new, *preset.kept}
+        paper = "arc_challenge gpqa_main_zeroshot mmlu mmlu_pro gsm8k minerva_math leaderboard_math_hard humaneval mbpp"
+        assert {*paper.split(), "ceval-valid", "cmmlu", "bbh"} <= named
+        values["evaluation"]["lm_eval"] = {"preset": "paper_maths"}
+        with pytest.raises(ConfigError, match=r"unknown preset 'paper_maths': did you mean 'paper_math'"):
+            parse_config(values)
+
+
+def test_every_task_of_the_presets_exists_in_lm_eval() -> None:
+    """Nothing is downloaded: the index is made of the installed package's YAML files."""
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    presets = sorted(PRESETS.glob("*.yaml"))
+    assert len(presets) == 3
+    for path in presets:
+        settings = LmEvalConfig(**yaml.safe_load(path.read_text()))
+        assert {*settings.new, *settings.kept} <= known, path.name

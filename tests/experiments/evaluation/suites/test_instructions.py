@@ -1,0 +1,126 @@
+"""Instructions: each check takes a good reply and refuses bad ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig
+from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suites.instructions import KINDS, Instruction, instructions, language_of
+from experiments.models.base import load_base
+from tests.helpers.models import FP32
+from tests.helpers.small import small_config
+
+GERMAN = "Der Zug ist sehr lang und die Fahrt mit ihm ist nicht teuer."
+FRENCH = "La mer est belle et les bateaux sont dans le port."
+SPANISH = "El tren es rápido y los viajes en el tren son baratos."
+
+
+def good(item: Instruction) -> str:
+    """A reply that does what the prompt says, read out of the prompt."""
+    count = int(found[0]) if (found := re.findall(r"exactly (\d)", item.prompt)) else 0
+    if item.kind == "language":
+        return {"French": FRENCH, "Spanish": SPANISH, "German": GERMAN}[re.findall(r"in (\w+)\.", item.prompt)[0]]
+    quoted = re.findall(r'"(.*?)"', item.prompt)
+    if item.kind in ("repetition", "opening", "letter", "keyword"):
+        word = quoted[0]
+        return word if item.kind == "repetition" else f"{word} it is deep."
+    return {
+        "sentences": " ".join(["It costs 2.50 now."] * count),
+        "json": json.dumps(dict.fromkeys(re.findall(r'"(\w+)"', item.prompt), "x")),
+        "numbered list": "\n".join(f"{i + 1}. word" for i in range(count)),
+        "question": "Is the sea deep?",
+        "code block": 'Here:\n```python\nprint("the sea")\n```',
+        "no comma": "The sea is deep.",
+    }[item.kind]
+
+
+BAD = {
+    "sentences": ["no end", "One. Two. Three."],
+    "json": ["", "{", "[]", '{"name": 1}', 'Here it is: {"name": 1, "age": 2}'],
+    "numbered list": ["", "1. one", "- one\n- two\n- three", "2. two\n1. one\n3. three"],
+    "language": ["", "The sea is deep and the ships are on it.", "Mer."],
+    "repetition": ["", "I like", "I like it. I like it."],
+    "opening": ["", "In short", "In short,", "To begin with,", "Everyone knows that", "It is, in short, deep."],
+    "letter": ["", "Dear", "Hello Anna,", "Subject: a letter\n\nDear Anna,"],
+    "keyword": ["", "The sea is deep.", "oftentimes mornings nevertheless"],
+    "question": ["", "The sea is deep.", "Is it deep? Yes."],
+    "code block": ["", 'print("the sea")', '```python\nprint("the sea")', "```\nthe sea\n```"],
+    "no comma": ["", "The sea, the sky."],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_reply_passes_and_bad_ones_do_not(kind: str) -> None:
+    items = [item for seed in range(3) for item in instructions(16 * len(KINDS), seed) if item.kind == kind]
+    assert len(items) == 48
+    for item in items:
+        assert item.check(good(item)), item.prompt
+        for reply in BAD[kind]:
+            assert not item.check(reply), (item.prompt, reply)
+
+
+def test_a_code_fence_around_json_is_allowed() -> None:
+    item = next(item for item in instructions(11, 0) if item.kind == "json")
+    assert item.check(f"```json\n{good(item)}\n```")
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        (FRENCH, "French"),
+        (SPANISH, "Spanish"),
+        (GERMAN, "German"),
+        ("The sea is deep and the ships are on it.", "English"),
+        ("la la", None),
+        ("", None),
+    ],
+)
+def test_language(text: str, language: str | None) -> None:
+    assert language_of(text) == language
+
+
+def test_same_seed_same_items_and_more_items_change_none() -> None:
+    def prompts(count: int, seed: int) -> list[str]:
+        return [item.prompt for item in instructions(count, seed)]
+
+    assert prompts(20, 0) == prompts(60, 0)[:20]
+    assert prompts(20, 0) != prompts(20, 1)
+    assert len(set(prompts(176, 0))) == 176
+    assert {item.kind for item in instructions(11, 0)} == set(KINDS)
+
+
+def test_too_many() -> None:
+    with pytest.raises(ConfigError, match="instruction_items=177, but there are only 176 instructions"):
+        instructions(177, 0)
+
+
+def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_base(base)
+    evaluation = Evaluation(_config(base), tokenizer, [])
+    items = instructions(10, 0)
+    replies = [f" {good(item)}\n" if i % 2 else "" for i, item in enumerate(items)]
+    monkeypatch.setattr("experiments.evaluation.suites.instructions.generate_replies", lambda *args, **kwargs: replies)
+    records = evaluation.evaluate(model, FP32, progress=False)
+    assert [r.correct for r in records] == [0, 1] * 5
+    assert [r.parsed for r in records] == [False, True] * 5
+    assert [(r.task, r.item, r.reply) for r in records] == [
+        (i.kind, i.id, t) for i, t in zip(items, replies, strict=True)
+    ]
+    assert {(r.suite, r.form) for r in records} == {("instructions", "generate")}
+
+
+def _config(base: str) -> ExperimentConfig:
+    return small_config(base, evaluation={"suites": ["instructions"], "instruction_items": 10})
+
+
+def test_orders_do_not_depend_on_the_global_random_state() -> None:
+    random.seed(1)
+    first = [item.prompt for item in instructions(30, 0)]
+    random.seed(2)
+    assert [item.prompt for item in instructions(30, 0)] == first

@@ -1,0 +1,86 @@
+"""Suite `kept` in the model's own words beside its likelihoods."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.config import ExperimentConfig, parse_config
+from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suites.kept import KeptSuite, named_first
+from experiments.scorecard import scorecard
+from tests.helpers.models import FP32
+from tests.helpers.small import small_values
+
+OPTIONS = ("Guinea", "Guinea-Bissau", "South Africa", "Mali")
+
+
+@pytest.mark.parametrize(
+    ("reply", "option"),
+    [
+        ("Mali", 3),
+        ("It is south africa, not Mali.", 2),
+        ("Guinea-Bissau.", 1),
+        ("guinea and Guinea-Bissau", 0),
+        ("Somalia", None),
+        ("Maliguinea", None),
+        ("", None),
+    ],
+)
+def test_a_reply_answers_what_it_names_first(reply: str, option: int | None) -> None:
+    assert named_first(reply, OPTIONS) == option
+
+
+@pytest.fixture
+def config(base: str) -> ExperimentConfig:
+    values = small_values(base)
+    values["evaluation"] |= {"suites": ["kept"], "kept_items": 4, "kept_generated": True}
+    return parse_config(values)
+
+
+def test_chats_are_answered_in_words_too(
+    config: ExperimentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluation = Evaluation(config, tokenizer, [])
+    suite = evaluation.suites["kept"]
+    assert isinstance(suite, KeptSuite)
+    right = [f"Well: {probe.options[probe.answer]}." for probe in suite.probes]
+    wrong = [next(o for o in probe.options if o != probe.options[probe.answer]) for probe in suite.probes]
+    asked: list[list[str]] = []
+
+    def replies(model: object, tokenizer: object, questions: list[str], most: int, advance: object) -> list[str]:
+        asked.append(questions)
+        return [*right[:10], *wrong[10:15], "I do not know."]
+
+    monkeypatch.setattr("experiments.evaluation.suites.kept.generate_replies", replies)
+    records = evaluation.evaluate(model, FP32)
+    assert asked == [[probe.question_chat for probe in suite.probes]]
+    assert suite.size == len(records) == 3 * 16
+    own = [record for record in records if record.form == "generate"]
+    assert [record.correct for record in own] == [1] * 10 + [0] * 6
+    assert [record.parsed for record in own] == [True] * 15 + [False]
+    card = scorecard(records, records, draws=100)
+    assert card["kept_accuracy_generated"].value == 10 / 16
+    assert card["kept_parse_failures"].value == 1 / 16
+    likelihoods = [record.correct or 0 for record in records if record.form != "generate"]
+    assert card["kept_accuracy_likelihood"].value == sum(likelihoods) / 32
+    (again,) = evaluation.reworded().suites.values()
+    assert again.size == 2 * 16
+
+
+def test_what_it_generates_is_the_models_reply(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    own = [r for r in Evaluation(config, tokenizer, []).evaluate(model, FP32) if r.form == "generate"]
+    assert len({(record.task, record.item) for record in own}) == 16
+    assert all(record.reply is not None and record.options is None for record in own)
+
+
+def test_the_cache_does_not_give_one_for_the_other(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    plain = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"kept_generated": False})})
+    assert KeptSuite(config, tokenizer, []).content() != KeptSuite(plain, tokenizer, []).content()

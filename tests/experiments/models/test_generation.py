@@ -1,0 +1,88 @@
+"""Greedy replies against taking the best token by hand, and answers read out of them."""
+
+from __future__ import annotations
+
+import collections
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.evaluation.suites.new_task import parse_answer
+from experiments.models.generation import by_length, generate_ids, generate_replies
+from experiments.models.tokens import end_of_turn, prompt_ids
+from tests.helpers.models import expanded, random_choices, sharp
+
+
+class TestGeneration:
+    @pytest.mark.parametrize("build", [sharp, expanded])
+    @pytest.mark.parametrize("batch_size", [2, 64])
+    @pytest.mark.slow
+    def test_equals_taking_the_best_token_by_hand(
+        self, build: type, batch_size: int, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        model, most = build(), 17
+        prompts = [choice.prompt for choice in random_choices((), 5)]
+        end = end_of_turn(tokenizer)
+        expected = []
+        for prompt in prompts:
+            text = list(prompt)
+            while len(text) < len(prompt) + most and end not in text[len(prompt) :]:
+                with torch.no_grad():
+                    text.append(int(model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
+            expected.append(text[len(prompt) :])
+        assert generate_ids(model, tokenizer, prompts, most, batch_size) == expected
+        assert len({tuple(reply) for reply in expected}) > 1
+
+    def test_stops_at_the_end_of_turn(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        end = end_of_turn(tokenizer)
+        prompts = [prompt_ids(tokenizer, question) for question in ("a", "b c d")]
+        with torch.no_grad():
+            model.lm_head.weight.zero_()  # all logits 0, the argmax is token 0 ...
+        assert generate_ids(model, tokenizer, prompts, 3) == [[0] * 3] * 2
+        model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.lm_head.bias.zero_()[end] = 1.0  # ... and now the end of turn
+        assert generate_ids(model, tokenizer, prompts, 3) == [[end]] * 2
+        assert generate_replies(model, tokenizer, ["a", "b c d"], 3) == ["", ""]
+
+    def test_replies_of_all_lengths(self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A token that a random model often gives ends a reply here, so that rows leave the batch one after another."""
+        model, prompts = sharp(), [choice.prompt for choice in random_choices(range(20), 40)]
+        whole = generate_ids(model, tokenizer, prompts, 12)
+        common = collections.Counter(token for reply in whole for token in reply[3:]).most_common(1)[0][0]
+        monkeypatch.setattr("experiments.models.generation.end_of_turn", lambda tokenizer: common)
+        cut = [reply[: reply.index(common) + 1] if common in reply else reply for reply in whole]
+        assert len({len(reply) for reply in cut}) >= 4
+        assert generate_ids(model, tokenizer, prompts, 12) == cut
+
+    def test_every_reply_is_counted_once(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        seen: list[int] = []
+        generate_replies(model, tokenizer, ["a", "b", "c"], 14, batch_size=2, advance=seen.append)
+        assert sum(seen) == 3
+
+    def test_batches_are_sorted_and_complete(self) -> None:
+        batches = list(by_length([3, 9, 1, 7, 5], 2))
+        assert batches == [[1, 3], [4, 0], [2]]
+
+    @pytest.mark.parametrize(
+        ("reply", "answer"),
+        [
+            ("19", "19"),
+            ("The answer is -28.", "-28"),
+            ("12 - 5 = 1,007.", "1007"),
+            ("12-5", "5"),
+            ("3 + 4 = \N{MINUS SIGN}7", "-7"),
+            ("It is 2.50", "2.50"),
+            ("5 - 9", "9"),
+            ("I do not know.", None),
+            ("", None),
+        ],
+    )
+    def test_last_number(self, reply: str, answer: str | None) -> None:
+        assert parse_answer(reply, numeric=True) == answer
+
+    @pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
+    def test_text_answers_are_taken_whole(self, reply: str, answer: str | None) -> None:
+        assert parse_answer(reply, numeric=False) == answer

@@ -1,0 +1,211 @@
+"""Operations on the trained weights of a finished run: their formulas, what they leave, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ctrl
+from ctrl.model import expanded_layers
+from experiments.cli import main as cli
+from experiments.common.errors import ConfigError
+from experiments.models.base import load_base
+from experiments.posthoc.operations import OPERATIONS, Arm, dial, gate_batches, merge, plain_model, task_vectors, wise
+from experiments.posthoc.run import posthoc
+from experiments.records import read_records
+from experiments.runs.run import RunError, run_experiment
+from experiments.runs.trained import load_trained
+from tests.helpers.small import small_config, tiny_base
+
+ARMS: list[dict[str, Any]] = [
+    {"name": "full", "method": "full", "learning_rates": [1e-2]},
+    {"name": "control", "method": "control", "learning_rates": [1e-2], "control": {"layers": 2}},
+    {"name": "stack", "method": "stack", "learning_rates": [1e-2], "control": {"layers": 1}},
+    {"name": "lora", "method": "lora", "learning_rates": [1e-2], "options": {"rank": 2}},
+    {
+        "name": "dlerp",
+        "method": "control",
+        "learning_rates": [1e-2],
+        "control": {"layers": 2, "interpolation": "dlerp", "divergence": "none"},
+    },
+    {"name": "ewc", "method": "ewc", "learning_rates": [1e-2], "options": {"batches": 1}},
+]
+
+pytestmark = pytest.mark.slow  # six arms are trained for it
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
+    training = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
+    config = small_config(base, arms=ARMS, training=training)
+    outcome = run_experiment(config, tmp_path_factory.mktemp("root") / "mlruns", say=lambda text: None)
+    assert not outcome.failed
+    return outcome.folder
+
+
+def arm(run: Path, name: str, **changes: Any) -> Arm:
+    return Arm(run, name, 1e-2, **changes)
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def test_the_run_says_what_each_arm_trained_and_added(run: Path, base: str) -> None:
+    costs = {p.parent.name: json.loads(p.read_text())["cost"] for p in run.glob("arms/*/result.json")}
+    whole = load_base(base)[0].num_parameters()
+    assert costs["full-0.01"]["trainable_parameters"] == whole
+    assert costs["full-0.01"]["added_parameters"] == costs["ewc-0.01"]["added_parameters"] == 0
+    for name in ("lora-0.01", "stack-0.01"):
+        assert costs[name]["added_parameters"] == costs[name]["trainable_parameters"] > 0
+    assert costs["control-0.01"]["added_parameters"] == costs["control-0.01"]["trainable_parameters"] + 2  # two thetas
+    (text,) = (run.parents[1] / "cache" / "self").glob("*/rows.jsonl")  # what EWC was estimated on
+    assert 0 < len(text.read_text().splitlines()) <= 4
+
+
+@pytest.mark.parametrize("name", ["full", "control", "lora"])
+def test_wise_lies_between_base_and_plain_model(run: Path, name: str) -> None:
+    start, end = weights(arm(run, name).base()), weights(plain_model(arm(run, name).trained()))
+    assert any(not torch.equal(start[n], end[n]) for n in start)
+    for alpha in (0.0, 0.3, 1.0):
+        mixed = weights(wise(arm(run, name), alpha)[0])
+        for n, value in mixed.items():
+            if alpha == 0.3:
+                torch.testing.assert_close(value, 0.7 * start[n] + 0.3 * end[n])
+            else:
+                assert torch.equal(value, end[n] if alpha else start[n])
+
+
+def test_merge_gives_a_plain_model_and_its_gap(run: Path) -> None:
+    ids = torch.arange(40)[None]
+    model, figures = merge(arm(run, "control", batches=[{"input_ids": ids}]), None)
+    assert not hasattr(model, "control")
+    expanded = load_trained(run, "control", 1e-2).eval()
+    with torch.no_grad():
+        p, q = expanded(ids).logits[0].log_softmax(-1), model.eval()(ids).logits[0].log_softmax(-1)
+    assert figures["merge_gap_kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-2, abs=1e-7)
+    nothing, _ = merge(arm(run, "control", batches=[{"input_ids": ids}]), 0.0)
+    with torch.no_grad():
+        assert torch.equal(nothing.eval()(ids).logits, arm(run, "control").base().eval()(ids).logits)
+    adapter, none = merge(arm(run, "lora"), None)
+    with torch.no_grad():
+        tuned = load_trained(run, "lora", 1e-2).eval()(ids).logits
+        torch.testing.assert_close(adapter.eval()(ids).logits, tuned, rtol=1e-4, atol=1e-5)
+    assert none == {}
+
+
+def test_a_gates_weights_count_when_it_is_merged(run: Path) -> None:
+    """sigmoid(theta) is not the mean share of a gate with weights of its own: it is measured on text."""
+    batches = [{"input_ids": torch.arange(5, 45)[None]}]
+    model = arm(run, "dlerp").trained()
+    for layer in expanded_layers(model):
+        torch.nn.init.constant_(layer.interpolation.weight, 0.5)  # type: ignore[union-attr]
+    expected, at_theta = weights(ctrl.merge_back(model, batches=batches)), weights(ctrl.merge_back(model))
+    found = weights(plain_model(model, batches))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(found[name], value) for name, value in at_theta.items())
+    assert gate_batches(arm(run, "control").trained(), batches) is None  # type: ignore[arg-type]
+
+
+def test_a_run_is_found_from_its_own_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    (result,) = posthoc(run.name, "control", 1e-2, "dial", [0.7], say=lambda text: None)
+    assert result.operation == "dial 0.7"
+
+
+@pytest.mark.parametrize(("error", "told"), [(ctrl.ConfigError, ConfigError), (FileNotFoundError, RunError)])
+def test_what_the_library_refuses_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], told: type[Exception]
+) -> None:
+    def refuse(*args: object) -> None:
+        raise error("it has no merged form")
+
+    monkeypatch.setitem(OPERATIONS, "dial", refuse)
+    with pytest.raises(told, match="it has no merged form"):
+        posthoc(run, "control", 1e-2, "dial", [0.123], say=lambda text: None)
+
+
+def test_the_dial_mixes_hidden_states(run: Path) -> None:
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        start, _ = dial(arm(run, "control"), 0.0)
+        torch.testing.assert_close(start.eval()(ids).logits, arm(run, "control").base().eval()(ids).logits)
+        half, figures = dial(arm(run, "control"), 0.5)  # where the arm was trained
+        torch.testing.assert_close(half.eval()(ids).logits, load_trained(run, "control", 1e-2).eval()(ids).logits)
+    assert figures == {}
+    (result,) = posthoc(run, "control", 1e-2, "dial", [0.25], say=lambda text: None)
+    assert result.label == "control 0.01 dial 0.25"
+    assert result.cost["added_parameters"] > 0
+
+
+def test_task_vectors_are_added_to_the_base(run: Path) -> None:
+    others = [run / "arms" / "lora-0.01", run / "arms" / "ewc-0.01"]
+    found = weights(task_vectors(arm(run, "full", others=others), 0.4)[0])
+    start = weights(arm(run, "full").base())
+    vectors = [weights(plain_model(arm(run, name).trained())) for name in ("full", "lora", "ewc")]
+    for n, value in found.items():
+        torch.testing.assert_close(value, start[n] + 0.4 * sum(v[n] - start[n] for v in vectors), rtol=1e-4, atol=1e-6)
+
+
+def test_results_are_measured_as_arms_are_and_read_the_second_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    results = posthoc(run, "full", 1e-2, "wise", [0.0, 1.0], say=said.append)
+    assert [r.label for r in results] == ["full 0.01 wise 0", "full 0.01 wise 1"]
+    for result, kl in zip(results, (0.0, None), strict=True):
+        folder = run / "posthoc" / result.label.replace(" ", "-")
+        records = read_records(folder / "items-2.jsonl")
+        assert len(records) == len(read_records(run / "base" / "items.jsonl"))
+        assert result.cost["added_parameters"] == 0
+        if kl is not None:  # at alpha 0 it is the base
+            assert result.scorecard["kl"].value == kl
+            assert records == read_records(run / "base" / "items.jsonl")
+    trained = json.loads((run / "arms" / "full-0.01" / "result.json").read_text())["scorecard"]
+    assert results[1].scorecard["kl"].value == trained["kl"]["value"] > 0
+    monkeypatch.setattr("experiments.posthoc.run.open_run", None)  # would fail if it were called
+    assert posthoc(run, "full", 1e-2, "wise", [0.0, 1.0]) == results
+
+
+def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["posthoc", str(run), "--arm", "control", "--lr", "0.01", "--op", "merge"]
+    assert cli.main(options) == 0
+    assert (run / "posthoc" / "control-0.01-merge" / "items-2.jsonl").is_file()
+    assert "merge" in capsys.readouterr().out
+    assert cli.main([*options[:-1], "wize"]) == 2
+    assert "unknown operation 'wize': did you mean 'wise'" in capsys.readouterr().err
+    assert cli.main(["posthoc", str(run), "--arm", "full", "--lr", "0.5", "--op", "wise", "--alphas", "0.5"]) == 1
+    assert "has no finished arm full at 0.5; there are: control-0.01, dlerp-0.01, ewc-0.01" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="other weights than its base"):
+        wise(arm(run, "stack"), 0.5)
+    with pytest.raises(ConfigError, match=r"--alphas 0\.25 0\.5 0\.75"):
+        wise(arm(run, "full"), None)
+    with pytest.raises(ConfigError, match="'full' is not expanded and has no adapter"):
+        merge(arm(run, "full"), None)
+    with pytest.raises(ConfigError, match="--alphas has no meaning"):
+        merge(arm(run, "lora"), 0.5)
+    for name, alpha in (("full", 0.5), ("control", None)):
+        with pytest.raises(ConfigError, match="dial needs an expanded arm"):
+            dial(arm(run, name), alpha)
+    with pytest.raises(ConfigError, match="name the folders of the others"):
+        task_vectors(arm(run, "full"), 0.5)
+    with pytest.raises(ConfigError, match="is not the folder of a trained arm"):
+        task_vectors(arm(run, "full", others=[tmp_path]), 0.5)
+    with pytest.raises(RunError, match="has no finished arm"):
+        posthoc(tmp_path, "full", 1e-2, "wise", [0.5])
+
+
+def test_methods_that_need_replay_say_so_before_anything_is_measured(base: str, tmp_path: Path) -> None:
+    arms = [{"name": "kl", "method": "kl", "learning_rates": [1e-3], "options": {"tokens": "replayed"}}]
+    with pytest.raises(ConfigError, match="arm 'kl': its options need replayed rows"):
+        run_experiment(small_config(base, arms=arms), tmp_path / "mlruns", say=lambda text: None)

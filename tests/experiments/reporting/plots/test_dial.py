@@ -1,0 +1,30 @@
+"""The picture of the dial: a point per share, in order, and nothing of another operation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.records import ArmResult, Estimate
+from experiments.reporting.plots.dial import dial_figure
+
+
+def dialled(alpha: float, gain: float, retention: float, operation: str = "dial") -> ArmResult:
+    card = {"gain": Estimate(gain, gain - 0.1, gain + 0.2), "retention": Estimate(retention, None, None)}
+    result = ArmResult("control", "control", 1e-3, "finished", operation=f"{operation} {alpha:g}")
+    result.scorecard = card
+    return result
+
+
+def test_points_are_in_the_order_of_alpha_with_their_intervals() -> None:
+    figure = dial_figure([dialled(1.0, 0.3, 0.8), dialled(0.0, 0.0, 1.0), dialled(0.5, 0.2, 0.9)], "control")
+    gain, retention = figure.axes
+    line, _, (bars,) = gain.containers[0].lines
+    np.testing.assert_allclose(np.asarray(line.get_xydata(), float), [[0, 0], [0.5, 0.2], [1, 0.3]])
+    np.testing.assert_allclose(np.asarray(bars.get_segments()[2], float), [[1, 0.2], [1, 0.5]])
+    np.testing.assert_allclose(np.asarray(retention.containers[0].lines[0].get_ydata(), float), [1.0, 0.9, 0.8])
+
+
+def test_another_operation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--op dial, but got 'control 0\.001 wise 0\.5'"):
+        dial_figure([dialled(0.5, 0.1, 1.0, "wise")], "control")

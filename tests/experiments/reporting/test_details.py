@@ -1,0 +1,203 @@
+"""The report's further tables over invented records and results, and whole runs that show them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.evaluation.kept_tasks.probes import PROBES
+from experiments.evaluation.suites.kept import KeptSuite, RewordedKept
+from experiments.models.base import load_base
+from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.reporting.details import (
+    alignment_pictures,
+    cost_table,
+    data_table,
+    further_table,
+    posthoc_table,
+    trajectory_table,
+)
+from experiments.reporting.summary import summary
+from experiments.reporting.tables import format_table, markdown_table
+from experiments.reporting.text import gain_name, gain_text
+from experiments.runs.experiment import Outcome
+from experiments.runs.run import run_experiment
+from experiments.tracking.tracker import Tracker
+from tests.helpers.small import small_config, small_values, tiny_base
+
+ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def answers(new: int, kept: int, of: int = 100) -> list[Record]:
+    """So many tenths right in both suites."""
+    marks = (("new", new * of // 10), ("kept", kept * of // 10))
+    return [Record(s, s, "generate", str(i), correct=int(i < right)) for s, right in marks for i in range(of)]  # type: ignore[arg-type]
+
+
+def text_result(arm: str, drop: float, retention: float) -> ArmResult:
+    card = {"new_nll_drop": Estimate(drop, drop - 0.01, drop + 0.01), "retention": Estimate(retention, 0.4, 1.1)}
+    return ArmResult(arm, "full", 1e-3, "finished", None, 4, [{"step": 4, **card}], card)
+
+
+def test_trajectory_figures_are_those_of_the_points() -> None:
+    """Base .2/.8. Slow arm: gain .2 at kept .8. Fast arm: gain .4 at kept .4, then kept .8 again."""
+    arms = {"slow": {2: answers(4, 8)}, "fast": {2: answers(6, 4), 4: answers(6, 8)}, "idle": {2: answers(2, 4)}}
+    table = trajectory_table(answers(2, 8), arms, draws=100)
+    assert table is not None
+    assert table.head[1] == "retention at gain +.20"
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert cells["slow"][0].startswith("1.00")
+    assert cells["fast"][0].startswith(".75")  # half of the way from 1 to .5
+    assert cells["fast"][1].startswith(".88")  # mean of the straight way from 1 to .75
+    assert (cells["slow"][2][:3], cells["fast"][2][:3]) == (".20", ".40")  # hypervolumes
+    # the mean of retention and of the gain over the fast arm's: 2 / (1/1 + 1/.5), 1, 2 / (1/.5 + 1/0)
+    assert [cells[arm][3].split(" ")[0] for arm in arms] == [".67", "1.00", ".00"]
+    assert cells["fast"][4].startswith(".40")  # gap depth
+    assert (cells["slow"][5], cells["fast"][5]) == ("no fall", "4")
+    assert cells["idle"][:2] == ("n/a", "n/a")
+    assert "of the arms that gain (n/a: idle)" in table.note
+
+
+def test_without_gain_nothing_is_matched_and_without_kept_tasks_there_is_no_table() -> None:
+    table = trajectory_table(answers(2, 8), {"idle": {2: answers(2, 6)}}, draws=100)
+    assert table is not None
+    assert table.rows[0][1:3] == ("n/a", "n/a")
+    assert table.rows[0][4] == "n/a"  # no gain to measure a gain by
+    assert table.rows[0][6] == "never"
+    only_new = [r for r in answers(2, 8) if r.suite == "new"]
+    assert trajectory_table(only_new, {"idle": {2: only_new}}, draws=100) is None
+    assert trajectory_table(answers(2, 8), {}, draws=100) is None
+
+
+def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
+    bare = ArmResult("bare", "full", 1e-3, "finished")
+    assert further_table([bare]) is cost_table([bare]) is posthoc_table([]) is data_table({}) is None
+    assert alignment_pictures({"bare": answers(1, 1)}) == []
+    full = text_result("full", 0.1, 0.9)
+    full.scorecard["kl_new"] = Estimate(0.25, 0.2, 0.3)
+    full.cost = {"tokens": 2048.0, "replayed_tokens": 512.0, "added_parameters": 7.0}
+    further, cost = further_table([full, bare]), cost_table([full, bare])
+    assert further is not None
+    assert further.rows == (("full 1e-3", ".25 [.20,.30]"),)
+    assert cost is not None
+    assert cost.rows == (("full 1e-3", "2,048", "512", "7"),)
+    part = {"name": "gcd", "replayed": True, "share": 0.26, "asked": 0.25, "tokens": 1024, "epochs": 1}
+    mixed, staged = (data_table({"full": [{**part, "stage": 1}, {**part, "stage": stage}]}) for stage in (1, 2))
+    assert mixed is not None
+    assert staged is not None
+    assert mixed.rows[1] == ("full", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
+    assert staged.rows[1] == ("full", "2", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
+    assert (len(mixed.head), len(staged.head)) == (7, 8)
+    full.operation = "wise 0.5"
+    posthoc = posthoc_table([full])
+    assert posthoc is not None
+    assert posthoc.rows[0][:3] == ("full 1e-3", "wise 0.5", "+.10 [.09,.11] nats per token")
+    assert posthoc.markdown().splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
+
+
+def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
+    results = [text_result("full", 0.2, 0.9), text_result("control", 0.1, 1.0)]
+    assert gain_name(results) == "new_nll_drop"
+    assert gain_text(results[0].scorecard, "new_nll_drop") == "+.20 [.19,.21] nats per token"
+    assert "gain, nats" in format_table(results).splitlines()[0]
+    assert "+.20 [.19,.21]" in markdown_table(results)
+    assert summary(results)[0] == (
+        "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, ahead of all other arms."
+    )
+    assert summary(results[:1])[0].startswith("full 1e-3 gains +.20 [.19,.21] nats per token on the new task")
+
+
+def test_the_floor_asks_the_same_in_other_words(base: str) -> None:
+    tokenizer = load_base(base)[1]
+    evaluation = small_values(base)["evaluation"] | {"kept_tasks": list(PROBES), "kept_items": 4}
+    config = small_config(base, evaluation=evaluation)
+    first, again = (suite(config, tokenizer, ()) for suite in (KeptSuite, RewordedKept))
+    asked = [probe for probe in first.probes if probe.task != "agreement"]
+    assert len(asked) == 20
+    for one, other in zip(asked, again.probes, strict=True):
+        assert (one.task, one.id, one.options, one.answer) == (other.task, other.id, other.options, other.answer)
+        assert one.question_plain != other.question_plain
+        assert one.question_chat != other.question_chat
+    assert first.content() != again.content()  # else the cache would give one for the other
+
+
+@pytest.mark.parametrize(
+    ("changes", "floor"),
+    [
+        ({}, True), ({"aa_floor": False}, False), ({"suites": ["new"]}, False), ({"kept_tasks": ["agreement"]}, False),
+        ({"kept_tasks": ["agreement", "plurals"]}, True),
+    ],
+)  # fmt: skip
+def test_the_floor_is_measured_where_something_has_a_second_wording(
+    base: str, changes: dict[str, Any], floor: bool
+) -> None:
+    config = small_config(base, evaluation=small_values(base)["evaluation"] | changes)
+    assert config.evaluation.has_floor == floor
+
+
+def run(base: str, root: Path, said: list[str] | None = None, **changes: Any) -> Outcome:
+    values = small_values(base)
+    evaluation = values["evaluation"] | changes.pop("evaluation", {})
+    config = small_config(base, **{"arms": ARMS, "evaluation": evaluation} | changes)
+    return run_experiment(config, root, say=(said if said is not None else []).append)
+
+
+@pytest.mark.slow
+def test_a_run_on_texts_shows_their_gain_everywhere_and_all_that_was_measured(base: str, tmp_path: Path) -> None:
+    modules = ["json", "csv", "ast", "shutil", "random", "statistics", "bisect", "heapq", "calendar"]
+    source = {"source": "python", "modules": modules}
+    data = {"new": source, "regime": "cpt", "length": 64}
+    suites = ["new", "kept", "text", "alignment"]
+    said: list[str] = []
+    outcome = run(base, tmp_path, said, data=data, evaluation={"suites": suites, "new_items": 2})
+    (result,) = outcome.results
+    assert result.status == "finished"
+    assert "gain" not in result.scorecard
+    assert result.scorecard["new_nll_drop"].value > 0
+    again = read_records(outcome.folder / "base" / "reworded.jsonl")
+    assert len(again) == 4 * 4 * 2
+    assert not {r.prompt for r in again} & {r.prompt for r in read_records(outcome.folder / "base" / "items.jsonl")}
+    assert 0 <= result.scorecard["floor_nfr"].value < 1
+    assert any("nats per token, retention" in line for line in said)
+    page = outcome.report.read_text(encoding="utf-8")
+    for expected in ("gain, nats", "Trajectory", "Further figures", "A/A floor", "Hidden states by layer", "Cost"):
+        assert expected in page, expected
+    tracker = Tracker(tmp_path, "small")
+    runs = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment_id])}
+    parent = runs["small"]
+    history = tracker.client.get_metric_history(parent.info.run_id, "new_nll_drop/full 0.01")
+    assert [point.step for point in history] == [0, 2, 4]
+    assert [d.dataset.name for d in parent.inputs.dataset_inputs] == [
+        one["name"] for one in json.loads((outcome.folder / "arms/full-0.01/data.json").read_text())["drawn"]
+    ]
+    names = {a.path for a in tracker.client.list_artifacts(runs["full 0.01"].info.run_id, "records")}
+    assert names == {"records/items-2.jsonl", "records/items-4.jsonl"}
+
+
+@pytest.mark.slow
+def test_replay_of_own_text_is_counted_and_later_operations_are_shown(base: str, tmp_path: Path) -> None:
+    old = {"source": "self", "number": 8, "max_tokens": 8}
+    data = {"old": old, "replay": 0.25}
+    outcome = run(base, tmp_path, data=data)
+    (result,) = outcome.results
+    assert result.status == "finished"
+    assert 0.15 < result.cost["replayed_tokens"] / result.cost["tokens"] < 0.35
+    page = outcome.report.read_text(encoding="utf-8")
+    assert "replayed" in page
+    assert "Operations after training" not in page
+    after = outcome.folder / "posthoc" / "full-0.01-wise-0.5" / "result.json"
+    after.parent.mkdir(parents=True)
+    shutil.copy(outcome.folder / "arms" / "full-0.01" / "result.json", after)
+    after.write_text(json.dumps(json.loads(after.read_text()) | {"operation": "wise 0.5"}))
+    again = run(base, tmp_path, data=data).report.read_text(encoding="utf-8")
+    assert "Operations after training" in again
+    assert "wise 0.5" in again

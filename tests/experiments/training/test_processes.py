@@ -1,0 +1,209 @@
+"""Several processes of one launch: the run of one, whatever the method; what one process finds, all know."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import read_json, write_json
+from experiments.config import parse_config
+from experiments.records import read_records
+from experiments.runs.arm import ArmRun
+from experiments.runs.checks import check_run
+from experiments.runs.run import RunError, open_run, run_experiment, run_folder
+from experiments.training.checkpoints import LAUNCH, same_launch
+from experiments.training.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind, leads
+from experiments.training.trainer import ArmFailed
+from tests.ctrl.test_trainer import tiny
+from tests.helpers import two
+from tests.helpers.engine import train
+from tests.helpers.sharding import two_processes
+from tests.helpers.small import small_config, small_values, tiny_base
+
+SCRIPT = Path(two.__file__)
+NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
+MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
+LOGGED = ("loss", "lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
+    """The same losses and weights, for all methods; some are killed on the way and resumed."""
+    done = two_processes(SCRIPT, mode, "methods", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for method in two.methods(mode):
+        one = train(two.arm(method), tmp_path / "one" / method, precision=two.precision(method))
+        logs, cost, weights, measured = torch.load(tmp_path / f"{method}.pt", weights_only=False)
+        assert cost["tokens"] == one.cost["tokens"]
+        assert cost["trainable_parameters"] == one.cost["trainable_parameters"]
+        resumed = [step for step in one.logs if step not in logs]
+        assert resumed == ([1, 2] if method in two.RESUMED else [])
+        for step, found in logs.items():
+            expected = one.logs[step]
+            assert found.keys() == expected.keys()
+            for name in LOGGED:
+                if name in expected:
+                    far = 2e-2 if method.endswith("bf16") else 2e-3
+                    assert found[name] == pytest.approx(expected[name], rel=far), (method, step, name)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, one.weights[name], rtol=1e-2, atol=2e-3, msg=f"{method} {name}")
+        for step, logits in measured.items():
+            torch.testing.assert_close(logits.float(), one.measured[step].float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
+    """The records, the figures and the files; an arm that breaks is noted, and both go on to the next."""
+    values = small_values(tiny_base(tmp_path / "base"))
+    broken = {"name": "broken", "method": "full", "learning_rates": [1e30]}
+    values["arms"] = [values["arms"][0], broken, values["arms"][1]]
+    values["evaluation"]["suites"] = ["new", "kept", "drift", "text", "alignment"]
+    config = parse_config(values)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    done = two_processes(SCRIPT, mode, "run", tmp_path / "small.yaml", "--root", tmp_path / "two")
+    assert done.returncode == 1
+    assert done.stdout.count("MLflow UI:") == 1
+    assert "3 arms, 2 processes" in done.stdout
+    one = run_experiment(config, tmp_path / "one")
+    folder = run_folder(config, tmp_path / "two")
+    assert files(folder) == files(one.folder)
+    for result in one.results:
+        arm = f"arms/{result.arm}-{result.learning_rate:g}"
+        other = read_json(folder / arm / "result.json")
+        assert other["status"] == result.status == ("failed" if result.arm == "broken" else "finished")
+        if result.status == "failed":
+            assert "lower the learning rate" in other["reason"]
+            continue
+        for name, figure in result.scorecard.items():
+            assert other["scorecard"][name]["value"] == pytest.approx(figure.value, abs=1e-3, nan_ok=True), name
+        for record, expected in zip(
+            *(read_records(f / arm / "items-4.jsonl") for f in (folder, one.folder)), strict=True
+        ):
+            assert (record.item, record.correct, record.choice) == (expected.item, expected.correct, expected.choice)
+    again = run_experiment(config, tmp_path / "two")  # by one process
+    assert [result.status for result in again.results] == [result.status for result in one.results]
+
+
+def files(folder: Path) -> set[str]:
+    """The files of a run, but for the journals' names, which are those of MLflow's runs."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "journal" not in str(p)}
+
+
+def test_a_batch_is_shared_out_evenly() -> None:
+    assert [Processes(count).part(12) for count in (1, 2, 3)] == [12, 6, 4]
+    with pytest.raises(ConfigError, match=r"training\.batch_size=12 does not divide by the 5 processes"):
+        Processes(5).part(12)
+    assert ALONE.told("x") == "x"
+    assert ALONE.gathered(1) == [1]
+
+
+def test_a_rank_without_a_launch_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # as some job schedulers set it
+    assert leads()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not leads()
+
+
+def test_one_process_alone_meets_its_own_errors() -> None:
+    def work() -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ALONE.lead(work)
+
+
+@pytest.mark.parametrize(
+    ("method", "launcher", "reason"),
+    [
+        ("l2sp", "FSDP", r"arm 'far': method l2sp adds a function of all weights .* in shards"),
+        ("ewc", "FSDP", r"arm 'far': method ewc adds a function of all weights .* in shards"),
+        ("mer", "DEEPSPEED", r"arm 'far': method mer sets weights between steps, .* copies of its own"),
+    ],
+)
+def test_what_a_launcher_cannot_do_is_refused(
+    method: str, launcher: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = small_config("x", arms=[{"name": "far", "method": method, "learning_rates": [1e-3]}])
+    check_run(config, tiny())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_run(config, tiny())
+    monkeypatch.setenv(f"ACCELERATE_USE_{launcher}", "true")
+    with pytest.raises(ConfigError, match=reason):
+        check_run(config, tiny())
+    refused = {"FSDP": "fsdp", "DEEPSPEED": "zero"}[launcher]
+    assert method not in two.methods(refused)  # what is refused is not compared, all else is
+
+
+def test_the_older_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's default, and it hides its shards: one process would evaluate while the others do not gather."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="only its second version is supported, add --fsdp_version 2"):
+        run_experiment(small_config("x"), tmp_path)
+
+
+def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same_launch(tmp_path)  # of an earlier version of this project, which had one process
+    write_json(tmp_path / LAUNCH, {"kind": kind()})
+    same_launch(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    same_launch(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(OtherLaunch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"):
+        same_launch(tmp_path)
+
+
+def test_an_error_that_others_cannot_know_ends_the_launch(tmp_path: Path) -> None:
+    def out_of_memory(*args: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    def nan(*args: object) -> None:
+        raise ArmFailed("loss became nan")
+
+    def arm(count: int, work: Any) -> Any:
+        return SimpleNamespace(
+            experiment=SimpleNamespace(processes=Processes(count)), folder=tmp_path / "full-1", _optimise=work
+        )
+
+    with pytest.raises(torch.OutOfMemoryError):  # is noted as the arm's reason
+        ArmRun._together(arm(1, out_of_memory), None, None)  # type: ignore[arg-type]
+    with pytest.raises(LaunchEnded, match=r"full-1: out of GPU memory: lower training\.batch_size"):
+        ArmRun._together(arm(2, out_of_memory), None, None)  # type: ignore[arg-type]
+    with pytest.raises(ArmFailed):  # all processes meet it
+        ArmRun._together(arm(2, nan), None, None)  # type: ignore[arg-type]
+
+
+def test_bf16_is_refused_under_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_run(small_config("x"), tiny())
+    with pytest.raises(ConfigError, match=r"precision 'bf16' means bf16 here, .* set precision to fp32, or use"):
+        check_run(small_config("x", precision="bf16"), tiny())
+
+
+@NO_DEEPSPEED
+def test_zero_stage_3_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(ConfigError, match="zero_stage=3 is not supported: take stage 1 or 2, or accelerate launch"):
+        run_experiment(small_config("x"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_made_for_one_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="WORLD_SIZE=2: a study runs in one process on one device"):
+        run_experiment(small_config("x"), tmp_path, parent="a trial's run")
+    with pytest.raises(RunError, match="WORLD_SIZE=2: an observer runs in one process"):
+        run_experiment(small_config("x"), tmp_path, observe=lambda *args: None)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values("x")))
+    with pytest.raises(RunError, match="WORLD_SIZE=2: measuring more models runs in one process"):
+        open_run(tmp_path)

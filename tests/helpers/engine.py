@@ -1,0 +1,131 @@
+"""Arms on a tiny model through the real engine, in a fraction of a second each.
+
+python -m tests.helpers.engine      # writes tests/golden/*.json, the loss curves that test_train.py compares
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experiments.config import ArmConfig, ExperimentConfig, parse_config
+from experiments.methods import Batch, Method, Setting
+from experiments.methods.base import snapshot
+from experiments.models.precision import Precision
+from experiments.training.processes import ALONE, Processes
+from experiments.training.train import train_arm
+from tests.ctrl.test_trainer import sequences, tiny
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_METHODS = ("full", "control", "ewc")
+LAYERS = {"layers": [1, 3]}
+
+# the arm of each method that the contract is run with: options far enough from "nothing happens" to be seen
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2, "dropout": 0.1},
+    "rslora": {"rank": 2, "targets": "mlp"},
+    "corda": {"rank": 2, "batches": 2},
+    "kl": {"weight": 0.5},
+    "l2sp": {"weight": 0.5},
+    "ewc": {"weight": 50.0, "batches": 2},
+    "ema": {"decay": 0.5},
+    "mer": {"every": 2, "rate": 0.5},
+}
+
+
+class Killed(Exception):
+    """What stands for kill -9 here: the objects are dropped, only the folder is left."""
+
+
+@dataclass
+class Outcome:
+    method: Method
+    model: PreTrainedModel
+    logs: dict[int, dict[str, float]] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)  # as saved: inside `evaluated`
+    measured: dict[int, Tensor] = field(default_factory=dict)  # logits at each evaluation
+
+
+def arm_config(method: str, options: dict[str, Any] | None = None, **changes: Any) -> ArmConfig:
+    options = OPTIONS.get(method, {}) if options is None else options
+    values = {"name": "x", "method": method, "learning_rates": [1e-2], "control": LAYERS, "options": options}
+    return ArmConfig.model_validate(values | changes)
+
+
+def rows(count: int = 64, replayed: bool = False) -> list[dict[str, Tensor]]:
+    """Rows of unlike length; every third is replayed where asked."""
+    made = sequences(count)
+    return [row | {"replayed": torch.tensor(i % 3 == 0)} for i, row in enumerate(made)] if replayed else made
+
+
+def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {k: torch.stack([row[k] for row in batch]) for k in batch[0]}
+
+
+def old_text(count: int) -> list[Batch]:
+    texts = sequences(4 * count, seed=7)
+    return [collate(texts[4 * i : 4 * i + 4]) for i in range(count)]
+
+
+def setting(arm: ArmConfig, precision: str = "fp32") -> Setting:
+    return Setting(arm, 0, Precision(precision), old_text)
+
+
+def config(arm: ArmConfig, **training: Any) -> ExperimentConfig:
+    values = {"steps": 6, "batch_size": 4, "warmup_steps": 2} | training
+    return parse_config({"name": "x", "training": values, "evaluation": {"every": 2}, "arms": [arm]})
+
+
+def train(
+    arm: ArmConfig,
+    folder: Path,
+    kill_at: int | None = None,
+    data: list[dict[str, Tensor]] | None = None,
+    precision: str = "fp32",
+    processes: Processes = ALONE,
+    **training: Any,
+) -> Outcome:
+    """Train the tiny model. kill_at: raise Killed when that step is measured, before it is checkpointed."""
+    method, using = arm.build(), setting(arm, precision)
+    model = method.prepare(tiny(), using)
+    outcome = Outcome(method, model)
+    probe = sequences(1)[0]["input_ids"][None]
+
+    def measure(step: int, model: PreTrainedModel) -> None:
+        if step == kill_at:
+            raise Killed
+        model.eval()
+        with torch.no_grad(), using.precision.autocast():
+            outcome.measured[step] = model(probe).logits
+        model.train()
+
+    def note(step: int, logs: dict[str, float]) -> None:
+        if "loss" in logs:
+            outcome.logs[step] = {k: v for k, v in logs.items() if k != "tokens_per_s"}
+
+    settings = config(arm, **training)
+    outcome.cost = train_arm(
+        settings, using, method, 1e-2, model, data or rows(), collate, folder, measure, note, processes
+    )
+    with method.evaluated(model):
+        outcome.weights = snapshot(model)
+    return outcome
+
+
+def golden_curve(method: str, folder: Path) -> list[float]:
+    return [logs["loss"] for logs in train(arm_config(method), folder, steps=10).logs.values()]
+
+
+if __name__ == "__main__":
+    for name in GOLDEN_METHODS:
+        with tempfile.TemporaryDirectory() as scratch:
+            GOLDEN.mkdir(exist_ok=True)
+            (GOLDEN / f"{name}.json").write_text(json.dumps(golden_curve(name, Path(scratch)), indent=2) + "\n")
