@@ -18,7 +18,6 @@ from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
-from experiments.data.stages import stage_ends
 from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
@@ -100,8 +99,14 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _stages(self) -> ExperimentConfig:
-        stage_ends(self.data, self.training.steps)
+        self.data.stage_ends(self.training.steps)
         return self
+
+    @property
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which all suites are measured: every `evaluation.every` steps, and each stage's last."""
+        steps, every = self.training.steps, self.evaluation.every
+        return sorted({*range(every, steps + 1, every), *self.data.stage_ends(steps)})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what is written to YAML, hashed and logged."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from pydantic import Field
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import json_lines
+from experiments.common.files import json_lines, write_json, write_text
 from experiments.data.items import Example, Item, Text
+from experiments.data.sampling import Sampling, sample_chats, sample_texts
 from experiments.data.source import Finite, Source, Workshop, distinct, short_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
@@ -42,7 +42,7 @@ class SampledText(Finite):
         return distinct([_example(json.loads(line)) for _, line in json_lines(text)])
 
 
-class BaseText(Source):
+class BaseText(Sampling, Source):
     """Text of the base model itself. A chat model writes the user's turn and then the reply to it; others plain text.
 
     Empty turns and questions that stand twice are thrown away, so a little less than `number` may remain. The seed of
@@ -50,12 +50,6 @@ class BaseText(Source):
     """
 
     source: Literal["self"] = "self"
-    number: int = Field(256, ge=1, description="texts or chats to sample")
-    max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
 
     @property
     def label(self) -> str:
@@ -84,9 +78,6 @@ class BaseText(Source):
         }
 
     def _sample(self, workshop: Workshop, folder: Path, provenance: dict[str, Any]) -> None:
-        from experiments.common.files import write_json, write_text
-        from experiments.data.sampling import sample_chats, sample_texts
-
         model = workshop.base()
         chat = bool(workshop.tokenizer.chat_template)
         draw: Callable[..., Iterator[Example]] = sample_chats if chat else sample_texts

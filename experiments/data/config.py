@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from experiments.common.section import Section
 from experiments.data.sources import AnySource, ReasoningGym, check_shares, named, with_shares
-from experiments.data.stages import check_stream
+from experiments.data.stages import check_stream, stage_ends
 
 
 class DataConfig(Section):
@@ -34,7 +34,7 @@ class DataConfig(Section):
     def _mixture(self) -> DataConfig:
         check_shares(self.new, "new")
         check_shares(self.old, "old")
-        check_stream(self)
+        check_stream(self.new, self.old, self.sequential)
         if any(source.source == "self" for source in self.new):
             raise ValueError("new: source self is what the model can do already; it belongs under old")
         if self.replay and not self.old:
@@ -42,6 +42,18 @@ class DataConfig(Section):
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
             )
         return self
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the sources of `new` are learned one after the other."""
+        return self.order == "sequential"
+
+    def stage_ends(self, steps: int) -> tuple[int, ...]:
+        """Return the last step of each stage of a stream of tasks; (steps,) for mixed data.
+
+        Raises ValueError if a stage would have no step.
+        """
+        return stage_ends(self.new, steps) if self.sequential else (steps,)
 
     @property
     def label(self) -> str:

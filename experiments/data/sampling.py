@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pydantic import Field
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.section import Section
 from experiments.data.items import Item, Text
 from experiments.data.source import short_digest
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening
 
-if TYPE_CHECKING:
-    from experiments.data.base_text import BaseText
+
+class Sampling(Section):
+    """How much text is sampled from a model, and how."""
+
+    number: int = Field(256, ge=1, description="texts or chats to sample")
+    max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    batch_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0)
 
 
 def sample_chats(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BaseText, precision: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Sampling, precision: str
 ) -> Iterator[Item]:
     """Questions sampled behind the template's opening of a user turn, then a reply to each that is not empty.
 
@@ -39,7 +49,7 @@ def sample_chats(
 
 
 def sample_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BaseText, precision: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Sampling, precision: str
 ) -> Iterator[Text]:
     """Documents sampled from what stands before a document: the tokenizer's start of text, else the end of one."""
     end = end_of_text(tokenizer)
@@ -55,7 +65,7 @@ def _sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    settings: BaseText,
+    settings: Sampling,
     end: int,
     what: str,
 ) -> list[list[int]]:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from experiments.data.mixture import Part
 from experiments.data.source import Source
-
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
-    from experiments.data.config import DataConfig
 
 
 class Earlier(Source):
@@ -28,15 +24,16 @@ class Earlier(Source):
         return "earlier tasks"
 
 
-def check_stream(data: DataConfig) -> None:
-    """Raise ValueError where the sources cannot be a stream, or replay asks for one that is none."""
-    if any(isinstance(source, Earlier) for source in data.new):
+def check_stream(new: Sequence[Source], old: Sequence[Source], sequential: bool) -> None:
+    """Raise ValueError if the sources `new` cannot be learned one after the other, or if `old` needs that and it is not
+    asked for."""
+    if any(isinstance(source, Earlier) for source in new):
         raise ValueError("new: source earlier is what stands in new already; it belongs under old")
-    if data.order == "mixed":
-        if any(isinstance(source, Earlier) for source in data.old):
+    if not sequential:
+        if any(isinstance(source, Earlier) for source in old):
             raise ValueError("old: source earlier needs stages that come one after the other: set order: sequential")
         return
-    names = [source.label for source in data.new]
+    names = [source.label for source in new]
     if len(names) < 2:
         raise ValueError(f"order: sequential needs two or more sources under new, but got {names[0]} alone")
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -47,28 +44,20 @@ def check_stream(data: DataConfig) -> None:
         )
 
 
-def stage_ends(data: DataConfig, steps: int) -> tuple[int, ...]:
-    """The last step of each stage: round(steps x sum of the shares of new so far); (steps,) for mixed data.
+def stage_ends(new: Sequence[Source], steps: int) -> tuple[int, ...]:
+    """Return the last step of each stage: round(steps x sum of the shares of `new` so far).
 
-    Raises ValueError where a stage would have no step.
+    Raises ValueError if a stage would have no step.
     """
-    if data.order == "mixed":
-        return (steps,)
-    sums = list(itertools.accumulate(source.share for source in data.new))
+    sums = list(itertools.accumulate(source.share for source in new))
     ends = (*(round(steps * total) for total in sums[:-1]), steps)
-    for source, start, end in zip(data.new, (0, *ends), ends, strict=False):
+    for source, start, end in zip(new, (0, *ends), ends, strict=False):
         if end <= start:
             raise ValueError(
                 f"training.steps={steps} leaves no step for the stage {source.label} (share {source.share:.3g}): give "
                 "more steps, or a larger share"
             )
     return ends
-
-
-def evaluation_steps(config: ExperimentConfig) -> list[int]:
-    """The steps after which everything is measured: every `evaluation.every`, and the end of each stage."""
-    steps, every = config.training.steps, config.evaluation.every
-    return sorted({*range(every, steps + 1, every), *stage_ends(config.data, steps)})
 
 
 def stage_parts(new: Sequence[Source], old: Sequence[Source], replay: float, sequential: bool) -> list[Part]:

@@ -8,7 +8,6 @@ from typing import TypeAlias
 from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
-from experiments.data.stages import stage_ends
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.details import Table
 from experiments.reporting.plots.stream import stream_figure
@@ -28,7 +27,7 @@ SCORES = {False: "accuracy", True: "-NLL of held-out texts, nats per token"}
 
 def task_names(config: ExperimentConfig) -> list[str]:
     """The tasks of a stream in the order of learning; empty where the run is none, or does not measure its tasks."""
-    is_stream = config.data.order == "sequential" and "new" in config.evaluation.suites
+    is_stream = config.data.sequential and "new" in config.evaluation.suites
     return [source.label for source in config.data.new] if is_stream else []
 
 
@@ -68,7 +67,7 @@ def stream_pictures(
 
 
 def _ends(config: ExperimentConfig) -> tuple[int, ...]:
-    return stage_ends(config.data, config.training.steps)
+    return config.data.stage_ends(config.training.steps)
 
 
 def _stages(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> list[list[Record]]:

@@ -18,7 +18,7 @@ from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.items import NewTask, NewText, hash_id
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.source import Source, Workshop
-from experiments.data.stages import Earlier, stage_ends, stage_parts
+from experiments.data.stages import Earlier, stage_parts
 from experiments.methods import Batch
 from experiments.models.base import load_base
 
@@ -59,7 +59,7 @@ class ExperimentData:
     def rows(self, arm: ArmConfig) -> Rows:
         """The rows of an arm, in the order in which they are trained on."""
         training = self.config.training
-        ends = stage_ends(self.config.data, training.steps)
+        ends = self.config.data.stage_ends(training.steps)
         step_rows = training.batch_size * training.gradient_accumulation
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
@@ -122,7 +122,7 @@ class ExperimentData:
         ]
 
     def _parts(self, replay: float) -> list[Part]:
-        return stage_parts(self.new, self.old, replay, self.config.data.order == "sequential")
+        return stage_parts(self.new, self.old, replay, self.config.data.sequential)
 
     def _cut(self, task: NewTask | NewText) -> NewTask | NewText:
         """Held-out documents are measured on their first `length` tokens: some are books."""

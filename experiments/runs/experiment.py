@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json, write_text
 from experiments.config import ArmConfig, ExperimentConfig
-from experiments.data.stages import evaluation_steps
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models.base import load_base
@@ -196,7 +195,7 @@ class Experiment:
         except Exception as error:  # the arm will say it again, and the others run
             self.say(f"the time cannot be estimated ({type(error).__name__}: {error})")
             return
-        evaluations = len(evaluation_steps(self.config))
+        evaluations = len(self.config.evaluation_steps)
         seconds = sum(probes[run.arm.name] * steps + self.evaluation_seconds * evaluations for run in missing)
         each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
         self.say(f"about {seconds / 60:.0f} min for {len(missing)} arms of {steps} steps (one step: {each})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,36 +15,51 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-if TYPE_CHECKING:
-    from experiments.training.config import TrainingConfig
 
-Schedule = Callable[[Optimizer, "TrainingConfig"], LambdaLR]
+class ScheduleSettings(Protocol):
+    """The fields of the YAML section `training` that a schedule reads."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def min_lr_ratio(self) -> float: ...
+    @property
+    def constant_lr_ratio(self) -> float: ...
+    @property
+    def cooldown_share(self) -> float: ...
+    @property
+    def anneal_share(self) -> float: ...
 
 
-def constant(optimizer: Optimizer, training: TrainingConfig) -> LambdaLR:
+Schedule = Callable[[Optimizer, ScheduleSettings], LambdaLR]
+
+
+def constant(optimizer: Optimizer, training: ScheduleSettings) -> LambdaLR:
     """Warm-up, then constant."""
     return get_constant_schedule_with_warmup(optimizer, training.warmup_steps)
 
 
-def linear(optimizer: Optimizer, training: TrainingConfig) -> LambdaLR:
+def linear(optimizer: Optimizer, training: ScheduleSettings) -> LambdaLR:
     """Warm-up, then linearly down to 0."""
     return get_linear_schedule_with_warmup(optimizer, training.warmup_steps, training.steps)
 
 
-def cosine(optimizer: Optimizer, training: TrainingConfig) -> LambdaLR:
+def cosine(optimizer: Optimizer, training: ScheduleSettings) -> LambdaLR:
     """Re-warming of a model that had been annealed, then half a cosine down to `min_lr_ratio` (arXiv 2403.08763)."""
     return get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, training.warmup_steps, training.steps, min_lr_rate=training.min_lr_ratio
     )
 
 
-def infinite(optimizer: Optimizer, training: TrainingConfig) -> LambdaLR:
+def infinite(optimizer: Optimizer, training: ScheduleSettings) -> LambdaLR:
     """Warm-up, cooldown to a constant, constant, annealing (arXiv 2403.08763, infinite schedules): a later training
     can start from before the annealing without re-warming."""
     return LambdaLR(optimizer, partial(infinite_factor, training=training))
 
 
-def infinite_factor(step: int, training: TrainingConfig) -> float:
+def infinite_factor(step: int, training: ScheduleSettings) -> float:
     """The factor before optimiser step `step` (0 is the first), continuous over four phases:
 
     warm-up    s / warmup_steps

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from experiments.config import ExperimentConfig
-from experiments.data.stages import evaluation_steps
 from experiments.methods import Method, Setting
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Evaluate, Measure, Progress, Report
@@ -60,7 +59,7 @@ def train_arm(
     trainer.remove_callback(PrinterCallback)
     meter = trainer.meter
     every = config.training.save_every
-    trainer.add_callback(Evaluate(evaluation_steps(config), every, measure, meter, method, processes))
+    trainer.add_callback(Evaluate(config.evaluation_steps, every, measure, meter, method, processes))
     checkpoint = processes.told(last_checkpoint(folder) if processes.first else None)
     if checkpoint:
         same_launch(Path(checkpoint))

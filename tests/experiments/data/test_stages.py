@@ -14,7 +14,6 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.config import DataConfig
 from experiments.data.mixture import Rows
-from experiments.data.stages import evaluation_steps, stage_ends
 from experiments.runs.data import ExperimentData
 from tests.experiments.runs.test_data import never, trained
 from tests.helpers.small import small_config, tiny_base
@@ -58,7 +57,7 @@ class TestEnds:
         new = [{"name": f"task{i}", "share": share} for i, share in enumerate(shares)]
         data = DataConfig.model_validate({"new": new, "order": "sequential"})
         try:
-            ends = stage_ends(data, steps)
+            ends = data.stage_ends(steps)
         except ValueError:
             assert min(shares) * steps <= 1
             return
@@ -69,14 +68,14 @@ class TestEnds:
 
     def test_without_shares_stages_are_equal_and_mixed_data_has_one(self) -> None:
         equal = DataConfig.model_validate({"new": [SUM, GCD, SPELL], "order": "sequential"})
-        assert stage_ends(equal, 120) == (40, 80, 120)
-        assert stage_ends(equal, 10) == (3, 7, 10)
-        assert stage_ends(DataConfig.model_validate({"new": [SUM, GCD]}), 10) == (10,)
+        assert equal.stage_ends(120) == (40, 80, 120)
+        assert equal.stage_ends(10) == (3, 7, 10)
+        assert DataConfig.model_validate({"new": [SUM, GCD]}).stage_ends(10) == (10,)
 
     def test_everything_is_measured_at_each_end_besides_every_so_many_steps(self) -> None:
-        assert evaluation_steps(stream("x", [SUM, GCD, SPELL], steps=10, every=4)) == [3, 4, 7, 8, 10]
-        assert evaluation_steps(stream("x", [SUM, GCD], steps=4, every=9)) == [2, 4]
-        assert evaluation_steps(small_config("x", training={"steps": 7})) == [2, 4, 6, 7]
+        assert stream("x", [SUM, GCD, SPELL], steps=10, every=4).evaluation_steps == [3, 4, 7, 8, 10]
+        assert stream("x", [SUM, GCD], steps=4, every=9).evaluation_steps == [2, 4]
+        assert small_config("x", training={"steps": 7}).evaluation_steps == [2, 4, 6, 7]
 
     @pytest.mark.parametrize(
         ("new", "data", "said"),
@@ -189,7 +188,7 @@ class TestEarlier:
 @pytest.mark.slow
 def test_a_run_that_stops_in_the_second_stage_goes_on_as_if_it_had_not(base: str, tmp_path: Path) -> None:
     config = stream(base, [SUM, SPELL], 8, 3, old=EARLIER, replay=0.3)
-    assert evaluation_steps(config) == [3, 4, 6, 8]
+    assert config.evaluation_steps == [3, 4, 6, 8]
     whole, _ = trained(config, "full", tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt, match="step 7"):
         trained(config, "full", tmp_path / "parts", stop=7)

@@ -14,7 +14,6 @@ from experiments.comparison.compare import compare
 from experiments.comparison.inputs import Entry, read_entries
 from experiments.comparison.report import format_comparison
 from experiments.config import ExperimentConfig, load_config, parse_config
-from experiments.data.stages import evaluation_steps, stage_ends
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.reporting.page import image_bytes
 from experiments.reporting.plots.stream import stream_figure
@@ -161,8 +160,8 @@ def test_any_number_of_arms_is_drawn_on_one_scale(arms: int) -> None:
 def test_the_shipped_stream_has_three_tasks_and_one_arm_that_replays_them() -> None:
     shipped = load_config("stream")
     assert len(task_names(shipped)) == 3
-    assert stage_ends(shipped.data, shipped.training.steps) == (40, 80, 120)
-    assert evaluation_steps(shipped) == [40, 80, 120]
+    assert shipped.data.stage_ends(shipped.training.steps) == (40, 80, 120)
+    assert shipped.evaluation_steps == [40, 80, 120]
     assert [arm.name for arm in shipped.arms if arm.replay] == ["replay"]
     assert [source.source for source in shipped.data.old] == ["earlier"]
 
