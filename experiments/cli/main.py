@@ -16,38 +16,39 @@ import yaml
 from experiments.cli import compare as comparison_commands
 from experiments.cli import study as study_commands
 from experiments.cli.console import add_root, quiet, say, stop
+from experiments.common.errors import BenchError, ConfigError
 from experiments.common.yaml_values import load_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     quiet()
-    # Imported late: --help answers at once, and what these modules may raise is caught below.
-    from ctrl import CheckpointError
-    from ctrl import ConfigError as ControlError
-    from experiments.common.errors import ConfigError
-    from experiments.comparison.inputs import CompareError
-    from experiments.models.base import ModelError
-    from experiments.runs.run import RunError
-    from experiments.studies.config import StudyError
-    from experiments.tracking.store import TrackingError
-
     try:
         return int(args.command(args))
-    except (ConfigError, ControlError, CompareError) as error:
-        return stop(2, str(error))
-    except (ModelError, RunError, CheckpointError, TrackingError, StudyError) as error:
-        return stop(1, str(error))
-    except OSError as error:  # a file that may not be written, a full disk: its text names the path
-        return stop(1, str(error))
-    except Exception as error:
-        from experiments.studies.locks import storage_fault
-
-        if not (fault := storage_fault(error)):
-            raise
-        return stop(1, f"the database failed: {fault}; nothing recorded is lost, the same command goes on")
     except KeyboardInterrupt:
         return stop(130, "stopped; the same command continues where this one stopped")
+    except Exception as error:
+        code, message = failure(error)
+        if not code:
+            raise
+        return stop(code, message)
+
+
+def failure(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message of an error that a user can act on. The code of any other error is 0."""
+    if isinstance(error, BenchError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):  # a file that may not be written, a full disk: its text names the path
+        return 1, str(error)
+    # Imported late: torch takes seconds, and --help answers at once.
+    from ctrl import CheckpointError, ConfigError
+    from experiments.studies.locks import storage_fault
+
+    if isinstance(error, ConfigError | CheckpointError):
+        return 2 if isinstance(error, ConfigError) else 1, str(error)
+    if fault := storage_fault(error):
+        return 1, f"the database failed: {fault}; nothing recorded is lost, the same command goes on"
+    return 0, ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,8 +129,6 @@ def sync_command(args: argparse.Namespace) -> int:
 
 def overrides(pairs: list[str]) -> dict[str, object]:
     """`training.steps=20` -> {"training.steps": 20}; values are read as YAML."""
-    from experiments.common.errors import ConfigError
-
     values = {}
     for pair in pairs:
         key, found, value = pair.partition("=")

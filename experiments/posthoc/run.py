@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 import ctrl
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
@@ -23,7 +23,7 @@ from experiments.posthoc.operations import OPERATIONS, Arm, Figures
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.experiment import Experiment
-from experiments.runs.run import RunError, open_run
+from experiments.runs.run import open_run
 
 
 def posthoc(

@@ -14,15 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.common.errors import RunError
 from experiments.config import ExperimentConfig, load_config
 from experiments.runs.arm import Observer
 from experiments.runs.experiment import Experiment, Outcome
 from experiments.training.checkpoints import disk_full
 from experiments.training.processes import LaunchEnded, Processes, launched
-
-
-class RunError(RuntimeError):
-    """The experiment cannot start or go on; the message says what to do. Nothing recorded is lost."""
 
 
 def run_experiment(

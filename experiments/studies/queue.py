@@ -21,11 +21,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, StudyError
 from experiments.common.section import nearest
 from experiments.studies import optimizers
 from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
-from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.config import StudyConfig
 from experiments.studies.load import parse_study
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.space import grid

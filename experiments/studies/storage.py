@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import sqlalchemy
 import yaml
 
+from experiments.common.errors import StudyError
 from experiments.runs.run import default_root
-from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.config import StudyConfig
 from experiments.studies.locks import shown, sqlite_url
 
 if TYPE_CHECKING:

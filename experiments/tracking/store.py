@@ -10,14 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
 
 DIED = "its process died"  # the tag `error` of a run that ended without a word
-
-
-class TrackingError(RuntimeError):
-    """The local store cannot be opened, or nothing can be synced; raised before anything is trained."""
 
 
 class Store:

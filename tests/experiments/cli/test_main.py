@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+import ctrl
 from experiments.cli import main as cli
+from experiments.common.errors import CompareError, ConfigError, StudyError
 
 RUN = ["run", "quickstart"]
 POSTHOC = ["posthoc", "nothing", "--arm", "full", "--lr", "1", "--op"]
@@ -105,6 +107,22 @@ def test_what_the_machine_does_to_a_command(
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ctrl.ConfigError("layers=9"), 2),
+        (ctrl.CheckpointError("half a file"), 1),
+        (ConfigError("x.yaml: steps"), 2),
+        (CompareError("no run"), 2),
+        (StudyError("3 trials failed"), 1),
+        (ValueError("a bug"), 0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_code_of_an_error(error: Exception, code: int) -> None:
+    assert cli.failure(error) == (code, str(error) if code else "")
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

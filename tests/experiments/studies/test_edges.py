@@ -13,8 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from experiments.common.errors import ConfigError
-from experiments.studies.config import StudyError
+from experiments.common.errors import ConfigError, StudyError
 from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store

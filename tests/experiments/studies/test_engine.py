@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.common.errors import ConfigError
-from experiments.studies.config import PRUNERS, SAMPLERS, StudyError
+from experiments.common.errors import ConfigError, StudyError
+from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.locks import shown
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import StudyError
 from experiments.studies.claim import STORAGE_FAULTS
-from experiments.studies.config import StudyError
 from experiments.studies.launch import UNFINISHED, keep_working
 from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed, TrialOutcome

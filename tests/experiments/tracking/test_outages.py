@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from experiments.cli import main as cli
+from experiments.common.errors import TrackingError
 from experiments.tracking import delivery
 from experiments.tracking.journal import Journal
-from experiments.tracking.store import TrackingError
 from experiments.tracking.sync import download, sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.stores import Broken, artifacts, everything, models, read, serve, stop
