@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.console import Commands, add_root, say
+from experiments.common.paths import default_root
 
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
@@ -46,7 +47,6 @@ def add(commands: Commands) -> None:
 
 
 def study_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.launch import run_study, work
     from experiments.studies.load import load_study
     from experiments.studies.storage import storage_url
@@ -64,7 +64,6 @@ def study_command(args: argparse.Namespace) -> int:
 
 
 def resume_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.launch import run_study
 
     store = _store(args)
@@ -73,7 +72,6 @@ def resume_command(args: argparse.Namespace) -> int:
 
 
 def status_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.report.table import status_text
 
     print(status_text(_store(args), args.root or default_root()))
@@ -81,7 +79,6 @@ def status_command(args: argparse.Namespace) -> int:
 
 
 def add_trials_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.storage import command_line
 
     store = _store(args)
@@ -98,7 +95,6 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.report.write import write_study_report
 
     root = (args.root or default_root()).resolve()
@@ -148,7 +144,6 @@ def _afterwards(store: Store, root: Path) -> str:
 
 def _store(args: argparse.Namespace) -> Store:
     """The study of that name, which must exist."""
-    from experiments.runs.run import default_root
     from experiments.studies.queue import Store
     from experiments.studies.storage import noted_storage, storage_url
 

@@ -1,6 +1,6 @@
 """Operations on the trained weights of finished arms, measured as the arms were: nothing is trained.
 
-    python -m experiments.cli posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
+    control-llm posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
 
 Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as an arm's, and is a run in MLflow.
 """

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import RunError
+from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, load_config
 from experiments.runs.arm import Observer
 from experiments.runs.experiment import Experiment, Outcome
@@ -74,19 +75,13 @@ def only_one_process(what: str) -> None:
     if launched() > 1:
         raise RunError(
             f"WORLD_SIZE={launched()}: {what} runs in one process on one device. A study fills many devices with one "
-            "worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...); several processes can train the "
-            "arms of `experiments.cli run`"
+            "worker each (CUDA_VISIBLE_DEVICES=1 control-llm study ...); several processes can train the arms of "
+            "`control-llm run`"
         )
 
 
 def _silent(text: str) -> None:
     """What the processes beside the first have to say."""
-
-
-def default_root() -> Path:
-    """The nearest `mlruns` folder at or above the working directory, else one to be made in it."""
-    here = Path.cwd()
-    return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
 
 
 def run_folder(config: ExperimentConfig, root: Path) -> Path:

@@ -21,7 +21,7 @@ import yaml
 
 from experiments.common.errors import StudyError
 from experiments.common.files import read_json, write_json, write_text
-from experiments.runs.run import default_root
+from experiments.common.paths import default_root
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.optimizers import check_options

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy
 import yaml
 
+from experiments.common.commands import command
 from experiments.common.errors import StudyError
-from experiments.runs.run import default_root
+from experiments.common.paths import default_root
 from experiments.studies.config import StudyConfig
 from experiments.studies.locks import shown, sqlite_url
 
@@ -61,16 +61,16 @@ def noted_storage(root: Path, name: str) -> str | None:
 
 
 def command_line(store: Store, root: Path, *words: str) -> str:
-    """`python -m experiments.cli WORDS`, with --root and --storage where the study would not be found without them.
+    """Return `control-llm WORDS`, with --root and --storage if the study would not be found without them.
 
     Paths are relative to the working directory; a storage's password is left out.
     """
-    command = ["python", "-m", "experiments.cli", *words]
+    options: list[str] = []
     if root.resolve() != default_root().resolve():
-        command += ["--root", os.path.relpath(root)]
+        options += ["--root", os.path.relpath(root)]
     if store.url != storage_url(root, noted_storage(root, store.config.name)):
         url = sqlalchemy.make_url(store.url)
         if url.drivername.startswith("sqlite") and url.database:
             url = url.set(database=os.path.relpath(url.database))
-        command += ["--storage", shown(url)]
-    return shlex.join(command)
+        options += ["--storage", shown(url)]
+    return command(*words, *options)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from experiments.common.commands import command
 from experiments.common.errors import ConfigError, StudyError
 from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.locks import shown
@@ -331,7 +332,7 @@ def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None
     assert "lost:    trial 0" in status_text(store, tmp_path)
     assert Store(store.url, toy_study(**store.config.to_dict() | {"retries": 0})).trials()[0].state == "failed"
     for _ in range(2):
-        assert "not finished: python -m experiments.cli resume toy" in status_text(store, tmp_path)
+        assert f"not finished: {command('resume', 'toy')}" in status_text(store, tmp_path)
         store.begin()  # marks the trial as lost, and queues it again
     store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
     assert not store.going_on()
