@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
+from experiments.common.paths import SHIPPED
 from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
@@ -22,8 +23,6 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
 from experiments.training.config import TrainingConfig
-
-SHIPPED = Path(__file__).parent / "configs"
 
 
 class ArmConfig(Section):

@@ -1,9 +1,11 @@
-"""The folder of results, and paths as they are shown."""
+"""The folder of results, the shipped configs, and paths as they are shown."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+SHIPPED = Path(__file__).parents[1] / "configs"  # the YAML files of the package; those of studies are in `studies`
 
 
 def default_root() -> Path:

@@ -21,7 +21,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'? known: x, y`, for the end of an error."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

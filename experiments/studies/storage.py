@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import yaml
 
 from experiments.common.commands import command
 from experiments.common.errors import StudyError
+from experiments.common.files import write_json
 from experiments.common.paths import default_root
 from experiments.studies.config import StudyConfig
 from experiments.studies.locks import shown, sqlite_url
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
 
+PROGRESS = "progress.json"
 STORAGE = "STUDY_STORAGE"  # a command line is read by all users of a machine, and the URL may hold a password
 
 
@@ -43,6 +46,14 @@ def storage_url(root: Path, storage: str | None) -> str:
         if not folder.is_dir():
             raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
     return storage or sqlite_url(root.resolve() / "optuna.db")
+
+
+def note_progress(store: Store, root: Path) -> None:
+    """Write the number of trials in each state to the study's folder: `control-llm runs` opens no storage."""
+    counts = Counter(trial.state for trial in store.trials())
+    ended = "" if store.going_on() else store.ended()
+    values = {"trials": counts, "limit": store.limit(), "ended": ended}
+    write_json(study_folder(root, store.config.name) / PROGRESS, values)
 
 
 def public_yaml(config: StudyConfig) -> str:

@@ -63,7 +63,7 @@ def test_grid_with_three_workers_runs_each_cell_once(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(f"{word} {n}" for word in ("begin", "end") for n in range(6))
     assert [trial.values for trial in store.trials()] == [[value(trial.picks)] for trial in store.trials()]
     assert len({tuple(trial.picks.values()) for trial in store.trials()}) == 6
-    assert store.ended() == "all cells of the grid are claimed"
+    assert store.ended() == "all 6 cells of the grid are finished"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_failure_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
         return TrialOutcome([value(picks)])
 
     store = open_store(tmp_path)
-    assert store.work(sometimes, quiet) == "all cells of the grid are claimed"
+    assert store.work(sometimes, quiet) == "all 6 cells of the grid are finished"
     failed = {t.number: t.reason for t in store.trials() if t.state == "failed"}
     assert failed == {n: f"loss became nan in {n}" for n in (0, 1, 3)}
     assert store.front() == [4]  # steps 3, rate .1
