@@ -19,7 +19,7 @@ from experiments.posthoc.run import posthoc
 from experiments.records import read_records
 from experiments.runs.run import RunError, run_experiment
 from experiments.runs.trained import load_trained
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import small_config
 
 ARMS: list[dict[str, Any]] = [
     {"name": "full", "method": "full", "learning_rates": [1e-2]},
@@ -36,11 +36,6 @@ ARMS: list[dict[str, Any]] = [
 ]
 
 pytestmark = pytest.mark.slow  # six arms are trained for it
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

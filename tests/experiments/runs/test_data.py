@@ -16,16 +16,11 @@ from experiments.data.items import NewText, Text
 from experiments.methods import Setting
 from experiments.runs.data import ExperimentData
 from experiments.training.train import train_arm
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import small_config
 
 MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]
 PYTHON = {"source": "python", "modules": MODULES}
 SELF = {"source": "self", "number": 6, "max_tokens": 6}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def never() -> PreTrainedModel:

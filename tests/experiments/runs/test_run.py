@@ -24,14 +24,9 @@ from experiments.config import ExperimentConfig
 from experiments.runs import arm as arm_run
 from experiments.runs.run import RunError, run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import small_config, small_values
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
