@@ -20,6 +20,8 @@ from ctrl.config import ControlConfig
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 
+ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
+
 
 @dataclass
 class Control:
@@ -108,6 +110,17 @@ def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass of cls that runs both branches. It keeps the name, which sharding plans and recorders look for."""
     members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": ExpandedLayer.__doc__}
     return type(cls.__name__, (ExpandedLayer, cls), members)
+
+
+def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
+    """The expanded layers of a model, in order."""
+    return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
+
+
+def class_before(module: nn.Module, mixin: type) -> type:
+    """The class the module had before a mixin was put in front of it."""
+    classes = type(module).__mro__  # fully_shard puts classes of its own in front
+    return classes[classes.index(mixin) + 1]
 
 
 def keep_rows(module: nn.Module, args: Any, output: Any) -> None:

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import bare_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import lerp, slerp
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers
+from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import bare_expanded, check_rebuilds, insert, slots, strip
-from ctrl.sharded import whole, whole_model
+from ctrl.plain import check_rebuilds, insert, slots, strip, whole_model
+from ctrl.sharded import whole
 
 MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
 Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer

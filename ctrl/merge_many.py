@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, merge_gap
-from ctrl.layer import ExpandedLayer
+from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Share, check_mergeable, layer_shares, mixed_weights
 from ctrl.numerics import widen
-from ctrl.plain import ADDED, bare_expanded, strip
-from ctrl.sharded import whole_model
+from ctrl.plain import strip, whole_model
 
 
 @overload

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel, control_class
+from ctrl.control_model import IGNORED, ControlModel, control_class, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
+from ctrl.layer import Control, expanded_class, expanded_layers, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
@@ -29,7 +29,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
     in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:
 
-        for layer in ctrl.model.expanded_layers(model):
+        for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
 
@@ -103,19 +103,6 @@ def _expand_layer(
     if config.divergence == "attention" and kind == "concat":
         attentions = [module for module in layer.modules() if is_attention(module)]
         layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
-
-
-def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
-    """The expanded layers of a model, in order."""
-    return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
-
-
-def require_expanded(model: nn.Module) -> ControlModel:
-    """The model itself, or the one inside a wrapper (DDP, PEFT, torch.compile). Raises if there is none."""
-    for module in model.modules():
-        if isinstance(module, ControlModel):
-            return module
-    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
 
 
 @contextlib.contextmanager

@@ -17,11 +17,13 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel
+from ctrl.control_model import IGNORED, ControlModel, bare_expanded
 from ctrl.errors import CheckpointError
-from ctrl.model import expand, expanded_layers
-from ctrl.plain import bare_expanded, class_before, slots
+from ctrl.layer import class_before, expanded_layers
+from ctrl.model import expand
+from ctrl.plain import slots
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     TENSORS,
@@ -32,7 +34,6 @@ from ctrl.published_names import (
     published_names,
     published_value,
 )
-from ctrl.saving import read_tensors
 from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 

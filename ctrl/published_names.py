@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 
 # per interpolation: our tensor (below the layer's interpolation) -> published (below the layer)

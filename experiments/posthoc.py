@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
-from ctrl.model import expanded_layers, hold_alpha
+from ctrl.layer import expanded_layers
+from ctrl.model import hold_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.experiment import Experiment

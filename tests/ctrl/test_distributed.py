@@ -12,7 +12,7 @@ DISTRIBUTED = """
 import sys, torch
 import torch.distributed as dist
 import ctrl
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from tests.ctrl.test_trainer import expanded, sequences
 
 dist.init_process_group("gloo")
@@ -143,7 +143,7 @@ for number, settings in enumerate((
 tied = ctrl.expand(build("gemma3_text"), ctrl.ControlConfig(layers=2))
 fully_shard(tied)
 ctrl.export_published(tied, folder / "tied")
-assert "lm_head.weight" not in ctrl.saving.read_tensors(folder / "tied" / "model.safetensors")
+assert "lm_head.weight" not in ctrl.checkpoint.read_tensors(folder / "tied" / "model.safetensors")
 try:
     ctrl.save(model, folder / "save-0" / "control_config.json" / "below-a-file")
 except ctrl.CheckpointError as error:

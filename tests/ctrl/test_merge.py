@@ -75,12 +75,12 @@ def test_inside_at_alpha_the_held_share_is_merged() -> None:
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 def test_copies_of_another_dtype_merge_into_the_base_s(structure: str) -> None:
     model = disturbed(structure=structure).bfloat16()
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         layer.expanded.float()
     merged = ctrl.merge_back(model, alpha=1.0)
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     assert merged(IDS).logits.isfinite().all()
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         layer.expanded.bfloat16()
     assert torch.equal(ctrl.merge_back(model, alpha=1.0)(IDS).logits, merged(IDS).logits)
 
@@ -100,7 +100,7 @@ def test_no_attention_hooks_are_left_behind() -> None:
 def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
     for interpolation in ("lerp", "slerp"):
         model = disturbed(interpolation=interpolation, alpha_start=0.3)
-        layer = ctrl.model.expanded_layers(model)[0]
+        layer = ctrl.layer.expanded_layers(model)[0]
         a, b = layer.mlp.up_proj.weight.detach(), layer.expanded.mlp.up_proj.weight.detach()
         merged = ctrl.merge_back(model).model.layers[layer.index].mlp.up_proj.weight.detach()
         expected = 0.7 * a + 0.3 * b
@@ -113,7 +113,7 @@ def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
 def gate_by_hand(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
     """Mean of sigmoid(w.h + theta) over all real tokens, one at a time, for each expanded layer of a dlerpin model."""
     means = []
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         w = layer.interpolation.weight.detach().double().numpy()[0]
         shares = []
         for batch in batches:
@@ -128,7 +128,7 @@ def gate_by_hand(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[flo
 def test_measured_alpha_is_the_mean_over_tokens_and_reaches_the_weights() -> None:
     model = disturbed(interpolation="dlerpin", alpha="learned")
     with torch.no_grad():
-        for layer in ctrl.model.expanded_layers(model):
+        for layer in ctrl.layer.expanded_layers(model):
             layer.interpolation.weight.mul_(20)  # unlike shares, so that an average of averages would show
     short = {"input_ids": IDS + 40, "attention_mask": torch.zeros_like(MASK)}
     short["attention_mask"][0, -2:] = 1

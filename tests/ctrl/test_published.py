@@ -87,7 +87,7 @@ def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
     assert ctrl.describe(model)[0].alpha == pytest.approx(1 / (1 + math.exp(-0.7)))
     with ctrl.pretrained(model):
         assert torch.equal(model(IDS).logits, tiny().eval()(IDS).logits)
-    expanded = ctrl.model.expanded_layers(model)[1].expanded
+    expanded = ctrl.layer.expanded_layers(model)[1].expanded
     assert torch.equal(expanded.mlp.up_proj.weight, tensors["model.layers.3.expanded_layer.mlp.up_proj.weight"])
     for base in (tiny(), "base-folder"):
         if isinstance(base, str):

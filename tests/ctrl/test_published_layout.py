@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import ctrl
 from ctrl.config import ControlConfig
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from tests import reference
 from tests.ctrl.families import EVERY, build, left_padded, perturb
 from tests.ctrl.test_merge import IDS, disturbed

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.ctrl.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 

@@ -205,8 +205,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert second.state.global_step == 6
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
-    weights = ctrl.saving.read_tensors(tmp_path / "parts" / "checkpoint-3" / "model.safetensors")
-    assert set(weights) == set(ctrl.saving.trained_names(whole.model))  # the checkpoint holds what trains, no more
+    weights = ctrl.checkpoint.read_tensors(tmp_path / "parts" / "checkpoint-3" / "model.safetensors")
+    assert set(weights) == set(ctrl.checkpoint.trained_names(whole.model))  # the checkpoint holds what trains, no more
 
 
 def test_evaluation_in_trainer_returns_logits_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ctrl
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from experiments import cli
 from experiments.config import ConfigError
 from experiments.models import load_base
