@@ -33,7 +33,7 @@ from transformers.utils import logging
 import ctrl
 from ctrl.control_model import require_expanded
 from ctrl.divergence import masked_mean, mse
-from ctrl.interpolation import lerp
+from ctrl.numerics import lerp
 from experiments.config import ArmConfig
 from experiments.methods import Setting
 from experiments.models import SHIPPED, Precision, device, load_base

@@ -1,6 +1,6 @@
 """Merge back: fold the expanded weights into the pretrained ones after training; the result is a plain model.
 
-W = mix(W_pretrained, W_expanded, alpha): elementwise lerp for lerp, row-wise slerp for slerp, dlerp and dlerpin (paper
+W = mix(W_pretrained, W_expanded, alpha) with the interpolation's `merged`: elementwise lerp or row-wise slerp (paper
 section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an approximation between, so look at
 `merge_gap`. Stacked copies are layers of their own: they are put into the stack and nothing is approximated.
 """
@@ -21,13 +21,12 @@ from ctrl.control_model import bare_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
-from ctrl.interpolation import lerp, slerp
+from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.plain import check_rebuilds, insert, slots, strip, whole_model
 from ctrl.sharded import whole
 
-MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
 Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
 
 
@@ -157,10 +156,11 @@ def _own_share(layer: ExpandedLayer) -> float:
 
 def check_mergeable(model: Any) -> None:
     config = model.control.config
-    if config.interpolation not in MIXERS and layers_of_kind(model, "concat"):
+    if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
+        mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
         raise ConfigError(
             f"interpolation={config.interpolation!r} has no merged form (its mix is not a mix of weights); "
-            f"merge_back takes {', '.join(MIXERS)}"
+            f"merge_back takes {', '.join(mergeable)}"
         )
     if config.norm_mix != 0.0:
         raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
@@ -169,7 +169,8 @@ def check_mergeable(model: Any) -> None:
 @torch.no_grad()
 def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
     """mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types; rows are tokens to slerp."""
-    mix = MIXERS[layer.control.config.interpolation]
+    mix = INTERPOLATIONS[layer.control.config.interpolation].merged
+    assert mix is not None  # by check_mergeable
     mixed = {}
     for name, w, e in _pairs(layer):
         wide = widen(w)

@@ -92,8 +92,9 @@ def _expand_layer(
         hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
-        if config.interpolation == "proj" and config.divergence in ("none", "attention"):
-            interpolation.get_parameter("offset").requires_grad_(False)  # only a divergence of states trains P
+        if config.divergence in ("none", "attention"):  # which compare no hidden states
+            for name in interpolation.trained_by_divergence:
+                interpolation.get_parameter(name).requires_grad_(False)
         relax_norms(twin, config.norm_mix, interpolation)
     twin.train(layer.training)
     layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]

@@ -26,10 +26,10 @@ from ctrl.model import expand
 from ctrl.plain import slots
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
-    TENSORS,
     Places,
     deeper_indices,
     layer_index,
+    layout_of,
     our_value,
     published_names,
     published_value,
@@ -128,7 +128,7 @@ def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dt
 
 def _dtype(tensors: dict[str, Tensor], config: ControlConfig) -> torch.dtype:
     """The dtype of the layers' weights, fp32 where they differ. Interpolations stay in fp32, as `expand` makes them."""
-    added = tuple(TENSORS[config.interpolation].values())
+    added = tuple(layout_of(config.interpolation).tensors.values())
     dtypes = {t.dtype for name, t in tensors.items() if t.is_floating_point() and not name.endswith(added)}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 

@@ -141,11 +141,10 @@ def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedMode
 
 
 def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
-    """The text on which alpha is measured, where it depends on the token (dlerp, dlerpin): its gate has weights besides
-    theta, so sigmoid(theta) is not its mean. None for other models: theta says it all."""
+    """The text on which alpha is measured, if it depends on the token: sigmoid(theta) is then not its mean. None for
+    other models: theta says it all."""
     layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
-    gated = any(name != "theta" for layer in layers for name, _ in layer.named_parameters())
-    return batches if gated and batches else None
+    return batches if batches and any(layer.per_token for layer in layers) else None
 
 
 def posthoc(

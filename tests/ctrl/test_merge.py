@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from tests.ctrl.test_trainer import tiny
 from tests.reference import sigmoid
 from tests.reference import slerp as reference_slerp
 
+MERGED = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.ones_like(IDS)
 MASK[0, :3] = 0
@@ -31,7 +33,7 @@ def disturbed(seed: int = 5, **kwargs: object) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("interpolation", ["lerp", "slerp", "dlerp", "dlerpin"])
+@pytest.mark.parametrize("interpolation", MERGED)
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 def test_merged_is_plain_saves_and_reports_its_gap(tmp_path: Path, interpolation: str, structure: str) -> None:
     model = disturbed(interpolation=interpolation, structure=structure)
@@ -49,7 +51,7 @@ def test_merged_is_plain_saves_and_reports_its_gap(tmp_path: Path, interpolation
     assert torch.equal(*generated)
 
 
-@pytest.mark.parametrize("interpolation", ["lerp", "slerp", "dlerp", "dlerpin"])
+@pytest.mark.parametrize("interpolation", MERGED)
 def test_merged_at_alpha_0_and_1_equals_the_branch(interpolation: str) -> None:
     model = disturbed(interpolation=interpolation)
     with ctrl.pretrained(model):
@@ -163,7 +165,7 @@ def test_stack_becomes_a_deeper_plain_model_with_equal_logits() -> None:
     assert torch.equal(merged(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("interpolation", ["plerp", "proj", "moe", "moe_soft"])
+@pytest.mark.parametrize("interpolation", [name for name in INTERPOLATIONS if name not in MERGED])
 def test_what_has_no_merged_form_is_refused(interpolation: str) -> None:
     with pytest.raises(ctrl.ConfigError, match=f"interpolation='{interpolation}' has no merged form"):
         ctrl.merge_back(disturbed(interpolation=interpolation))

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from ctrl.published_config import control_config
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
-STRATEGIES = ["lerp", "slerp", "dlerp", "dlerpin", "moe", "proj", "plerp"]
+STRATEGIES = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
