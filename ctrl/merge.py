@@ -32,20 +32,11 @@ Share = float | Sequence[float]  # of all expanded layers, or one per expanded l
 
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    gap_on: None = None,
+    model: nn.Module, alpha: Share | None = ..., batches: Batches | None = ..., in_place: bool = ..., gap_on: None = ...
 ) -> PreTrainedModel: ...
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    *,
-    gap_on: Batches,
+    model: nn.Module, alpha: Share | None = ..., batches: Batches | None = ..., *, gap_on: Batches
 ) -> tuple[PreTrainedModel, MergeGap]: ...
 def merge_back(
     model: nn.Module,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,6 @@ from ctrl.numerics import widen
 from ctrl.plain import strip, whole_model
 
 
-@overload
-def merge_models(
-    models: Sequence[nn.Module],
-    weights: Sequence[float] | None = None,
-    alpha: float | Sequence[Share] | None = None,
-    batches: Batches | None = None,
-    gap_on: None = None,
-) -> PreTrainedModel: ...
-@overload
-def merge_models(
-    models: Sequence[nn.Module],
-    weights: Sequence[float] | None = None,
-    alpha: float | Sequence[Share] | None = None,
-    batches: Batches | None = None,
-    *,
-    gap_on: Batches,
-) -> tuple[PreTrainedModel, list[MergeGap]]: ...
 @torch.no_grad()
 def merge_models(
     models: Sequence[nn.Module],
