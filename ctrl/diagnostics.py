@@ -95,13 +95,13 @@ class Log:
         self.raw.append((self.step, layer.index, torch.stack([f.to(a.device) for f in figures])))
 
     def _some(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the first real tokens in (batch * seq), and which of them are real where there are too few.
+        """Positions of the first real tokens in (batch * seq), and which of them are real where there are too few.
 
         By sorting, since the shape of `nonzero` is known only once an accelerator has come that far.
         """
         flat = real.flatten()
-        places = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
-        return places, flat[places]
+        positions = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
+        return positions, flat[positions]
 
 
 @contextlib.contextmanager

@@ -38,9 +38,9 @@ class Published:
 class Interpolation(nn.Module):
     """Base: one alpha = sigmoid(theta) per layer, theta a parameter of shape (1,) that trains if `learned`.
 
-    Subclasses override `alpha` (to make it depend on the token), `mix`, or `compared`, and set the class attributes
-    that differ. The first line of a subclass's docstring is its summary. held: a share that replaces alpha, a scalar
-    (), inside `ctrl.at_alpha`.
+    Subclasses override `alpha` (to make it depend on the token), `mix`, or `project`, and set the class attributes
+    that differ. The first line of a subclass's docstring is its summary. fixed_alpha: a
+    scalar () that replaces alpha inside `ctrl.at_alpha`.
 
     per_token: whether alpha depends on the token: (batch, seq, 1) instead of (). Its mean is then measured on text.
     merged: how `merge_back` mixes the weights of the two branches, rows as tokens; None: they have no merged form.
@@ -49,7 +49,7 @@ class Interpolation(nn.Module):
         divergence compares hidden states.
     """
 
-    held: Tensor | None = None
+    fixed_alpha: Tensor | None = None
     per_token: ClassVar[bool] = False
     merged: ClassVar[Mix | None] = None
     published: ClassVar[Published | None] = None
@@ -63,16 +63,16 @@ class Interpolation(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
-        alpha = self.share(a, b, h)
-        return self.mix(self.compared(a), b, alpha), alpha
+        alpha = self.effective_alpha(a, b, h)
+        return self.mix(self.project(a), b, alpha), alpha
 
-    def share(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        """The alpha that is used: the held one, else `alpha`."""
-        return self.alpha(a, b, h) if self.held is None else self.held.to(a.device)
+    def effective_alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """The alpha that is used: `fixed_alpha` if set, else `alpha`."""
+        return self.alpha(a, b, h) if self.fixed_alpha is None else self.fixed_alpha.to(a.device)
 
-    def scalar(self) -> Tensor:
-        """The share where no token is at hand: the held one (), else sigmoid(theta) (1,)."""
-        return torch.sigmoid(self.theta) if self.held is None else self.held.to(self.theta.device)
+    def scalar_alpha(self) -> Tensor:
+        """Alpha without a token: `fixed_alpha` () if set, else sigmoid(theta) (1,)."""
+        return torch.sigmoid(self.theta) if self.fixed_alpha is None else self.fixed_alpha.to(self.theta.device)
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return torch.sigmoid(self._theta(h))
@@ -80,8 +80,8 @@ class Interpolation(nn.Module):
     def mix(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         return lerp(a, b, alpha)
 
-    def compared(self, a: Tensor) -> Tensor:
-        """What is mixed with b and what the divergence compares with b."""
+    def project(self, a: Tensor) -> Tensor:
+        """Project a before it is mixed with b and before the divergence compares it with b. Base: a itself."""
         return a
 
     @classmethod
@@ -103,14 +103,14 @@ class Interpolation(nn.Module):
         """theta as a scalar, as wide as the arithmetic on h is."""
         return self.theta.squeeze(0).to(widen(h).dtype)
 
-    def at_hand(self) -> float:
-        """sigmoid(theta) as a number; nan in a process that has no part of a theta sharded over several."""
+    def local_alpha(self) -> float:
+        """sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
         theta: Any = self.theta.detach()
         local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
         return torch.sigmoid(local.float()).item() if local.numel() else math.nan
 
     def extra_repr(self) -> str:
-        return f"alpha={self.at_hand():.3g}, learned={self.theta.requires_grad}"
+        return f"alpha={self.local_alpha():.3g}, learned={self.theta.requires_grad}"
 
 
 class Lerp(Interpolation):
@@ -170,7 +170,7 @@ class PLerp(Interpolation):
         super().__init__(hidden_size, alpha_start, learned)
         self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
-    def compared(self, a: Tensor) -> Tensor:
+    def project(self, a: Tensor) -> Tensor:
         wide = widen(a)
         return (wide + linear(wide, self.offset.to(wide.dtype)).to(wide.dtype)).to(a.dtype)
 
@@ -193,7 +193,7 @@ class Proj(PLerp):
     trained_by_divergence = ("offset",)
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.share(a, b, h)
+        alpha = self.effective_alpha(a, b, h)
         return self.mix(a, b, alpha), alpha
 
 

@@ -97,7 +97,7 @@ class ExpandedLayer(nn.Module):
             a, b = (rows_of(branch) for branch in (self, self.expanded))
         a = a.detach() if config.detach_pretrained else a  # before P: what P learns is not the pretrained branch's
         if config.divergence != "attention" and self.interpolation is not None:
-            a = self.interpolation.compared(a)
+            a = self.interpolation.project(a)
         per_token = DIVERGENCES[config.divergence](a, b, config.margin)
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha

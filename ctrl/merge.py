@@ -24,23 +24,23 @@ from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import check_rebuilds, insert, slots, strip, whole_model
+from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
 from ctrl.sharded import whole
 
-Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
+Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
 
 @overload
 def merge_back(
-    model: nn.Module, alpha: Share | None = ..., batches: Batches | None = ..., in_place: bool = ..., gap_on: None = ...
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., in_place: bool = ..., gap_on: None = ...
 ) -> PreTrainedModel: ...
 @overload
 def merge_back(
-    model: nn.Module, alpha: Share | None = ..., batches: Batches | None = ..., *, gap_on: Batches
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., *, gap_on: Batches
 ) -> tuple[PreTrainedModel, MergeGap]: ...
 def merge_back(
     model: nn.Module,
-    alpha: Share | None = None,
+    alpha: Alphas = None,
     batches: Batches | None = None,
     in_place: bool = False,
     gap_on: Batches | None = None,
@@ -59,9 +59,9 @@ def merge_back(
         raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
     expanded: Any = bare_expanded(model)
     check_mergeable(expanded)
-    sources = slots(expanded)
+    sources = source_layers(expanded)
     check_rebuilds(expanded, sources)
-    alphas = layer_shares(expanded, alpha, batches)
+    alphas = layer_alphas(expanded, alpha, batches)
     if not layers_of_kind(expanded, "concat"):
         warnings.warn(
             "structure 'stack' has no branches to mix: its model is already plain, the copies are layers of their own "
@@ -71,9 +71,9 @@ def merge_back(
     plain = whole_model(expanded)
     if plain is expanded and not in_place:
         plain = copy.deepcopy(expanded)
-    for layer, share in zip(expanded_layers(plain), alphas, strict=True):
+    for layer, layer_alpha in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
-            _set_weights(layer, mixed_weights(layer, share))
+            _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
     strip(plain)
     insert(plain, stacked, sources)
@@ -94,9 +94,9 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
         mixed, alpha = output
-        shares = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
-        sums[gate] += float(shares.sum())
-        counts[gate] += shares.numel()
+        alphas = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
+        sums[gate] += float(alphas.sum())
+        counts[gate] += alphas.numel()
 
     hooks = [gate.register_forward_hook(note) for gate in gates]
     try:
@@ -117,32 +117,33 @@ def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
     return [layer for layer in expanded_layers(model) if layer.kind == kind]
 
 
-def layer_shares(model: Any, alpha: Share | None, batches: Batches | None) -> list[float]:
+def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[float]:
     layers = expanded_layers(model)
     if isinstance(alpha, int | float):
-        shares = [float(alpha)] * len(layers)
+        alphas = [float(alpha)] * len(layers)
     elif alpha is not None:
-        shares = [float(a) for a in alpha]
+        alphas = [float(a) for a in alpha]
     elif batches is not None:
-        shares = measured_alphas(model, batches)
+        alphas = measured_alphas(model, batches)
     else:
-        shares = [_own_share(layer) for layer in layers]
-    if len(shares) != len(layers):
-        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(shares)}")
-    for layer, share in zip(layers, shares, strict=True):
-        if layer.kind == "concat" and not math.isfinite(share):
+        alphas = [_own_alpha(layer) for layer in layers]
+    if len(alphas) != len(layers):
+        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
+    for layer, layer_alpha in zip(layers, alphas, strict=True):
+        if layer.kind == "concat" and not math.isfinite(layer_alpha):
             raise ConfigError(
-                f"alpha={share} for layer {layer.index} is no share: give a number, from 0 (pretrained) to 1 (the copy)"
+                f"alpha={layer_alpha} for layer {layer.index} is not finite: give a number, from 0 (pretrained) to 1 "
+                "(the copy)"
             )
-    return shares
+    return alphas
 
 
-def _own_share(layer: ExpandedLayer) -> float:
-    """The share that at_alpha holds, else sigmoid(theta); nan for a stacked layer."""
+def _own_alpha(layer: ExpandedLayer) -> float:
+    """The alpha that `at_alpha` fixes, else sigmoid(theta); NaN for a stacked layer."""
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.held.item() if gate.held is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
 
 
 def check_mergeable(model: Any) -> None:

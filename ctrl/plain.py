@@ -29,16 +29,16 @@ def whole_model(model: Any) -> Any:
     if not any(is_sharded(tensor) for tensor in state.values()):
         return model
     cls: Any = class_before(model, ControlModel)
-    twin = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    expand(twin, dataclasses.replace(model.control.config, layers=model.control.layers))
-    for name, own in twin.state_dict(keep_vars=True).items():
+    gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
+    for name, own in gathered.state_dict(keep_vars=True).items():
         own.data = whole(state[name]).cpu()
     for name, buffer in model.named_buffers():
-        twin.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are in no state
-    for layer, original in zip(expanded_layers(twin), expanded_layers(model), strict=True):
+        gathered.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are in no state
+    for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
         if layer.interpolation is not None and original.interpolation is not None:
-            layer.interpolation.held = original.interpolation.held
-    return twin.train(model.training)
+            layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
+    return gathered.train(model.training)
 
 
 def strip(model: Any) -> None:
@@ -54,8 +54,8 @@ def strip(model: Any) -> None:
     model.__class__ = class_before(model, ControlModel)
 
 
-def slots(model: Any) -> list[int]:
-    """For each layer of the plain model the layer of the base model that it is, or that it was copied from."""
+def source_layers(model: Any) -> list[int]:
+    """Base-layer index of every layer of the merged model; a stacked copy has the index of its original."""
     stacked = {layer.index for layer in expanded_layers(model) if layer.kind == "stack"}
     return [index for index in range(model.control.total) for _ in range(2 if index in stacked else 1)]
 
@@ -117,11 +117,11 @@ def _traits(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _as_original(twin: nn.Module, layer: nn.Module) -> nn.Module:
+def _as_original(copied: nn.Module, layer: nn.Module) -> nn.Module:
     """A copy with its original's classes and dtypes."""
-    for module in twin.modules():
+    for module in copied.modules():
         module.__class__ = original_class(module)
     originals = dict(layer.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         parameter.data = parameter.data.to(originals[name].dtype)
-    return twin
+    return copied

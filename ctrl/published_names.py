@@ -16,7 +16,7 @@ from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 
 
-class Places:
+class LayerMap:
     """Which of a checkpoint's layers are what. index: in the checkpoint, stacked copies counted; original: in the base.
 
     total: the checkpoint's layers. unfrozen: indices that hold a copy. originals: the base layers these are copies of.

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.layer import expanded_layers
-from ctrl.model import hold_alpha
+from ctrl.model import set_alpha
 from experiments.config import ConfigError, ExperimentConfig, load_config
 from experiments.evaluation.text import text_windows
 from experiments.experiment import Experiment
@@ -98,7 +98,7 @@ def dial(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
         raise ConfigError(
             f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
         )
-    hold_alpha(model, alpha)
+    set_alpha(model, alpha)
     return model, {}
 
 

@@ -105,8 +105,8 @@ def test_no_attention_row_outlives_its_layer(structure: str, labels: torch.Tenso
     for _ in range(2):
         model(IDS, labels=labels)
         assert not any("attention_rows" in vars(m) for m in model.modules())
-        twin = copy.deepcopy(model)
-    assert torch.equal(twin(IDS, labels=IDS).divergence, model(IDS, labels=IDS).divergence)
+        copied = copy.deepcopy(model)
+    assert torch.equal(copied(IDS, labels=IDS).divergence, model(IDS, labels=IDS).divergence)
     plain = ctrl.merge_back(model)
     assert not any(m._forward_hooks for m in plain.modules())
     assert not any("attention_rows" in vars(m) for m in plain.modules())
@@ -231,7 +231,7 @@ def test_relaxed_norm_is_the_formula() -> None:
     torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
 
 
-def test_a_held_share_reaches_the_norms_that_take_alpha() -> None:
+def test_a_fixed_alpha_reaches_the_norms_that_take_alpha() -> None:
     model = disturbed(norm_mix="alpha", alpha_start=0.25)
     norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
     x = torch.randn(2, 3, 32)

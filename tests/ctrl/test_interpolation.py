@@ -78,10 +78,10 @@ class TestEveryInterpolation:
         spread = alpha.detach().expand(*a.shape[:2], 1).squeeze(-1)
         torch.testing.assert_close(spread, torch.from_numpy(shares), rtol=1e-10, atol=1e-10)
 
-    def test_a_held_share_replaces_what_was_learned(self, name: str) -> None:
+    def test_a_fixed_alpha_replaces_what_was_learned(self, name: str) -> None:
         module = built(name, 0.9, trained=True)
         a, b, h = branches()
-        module.held = torch.tensor(0.25)
+        module.fixed_alpha = torch.tensor(0.25)
         mixed, alpha = module(a, b, h)
         # the formula of lerp or slerp at a scalar alpha is what every strategy comes to
         plain = reference.mix("slerp" if name == "slerp" else "lerp", *(x.numpy() for x in (a, b, h)),
@@ -114,7 +114,7 @@ class TestEveryInterpolation:
         mixed, alpha = module(a, b, h)
         assert (mixed.shape, mixed.dtype) == (a.shape, dtype)
         assert tuple(alpha.shape) in ((), (*a.shape[:2], 1))
-        assert (module.compared(a).shape, module.compared(a).dtype) == (a.shape, dtype)
+        assert (module.project(a).shape, module.project(a).dtype) == (a.shape, dtype)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_types_are_mixed_in_fp32(self, name: str, dtype: torch.dtype) -> None:
@@ -127,7 +127,7 @@ class TestEveryInterpolation:
         mixed, _ = module(a, b, h)
         wide = copy.deepcopy(module).double()
         if name == "plerp":
-            a = module.compared(a)
+            a = module.project(a)
             torch.nn.init.zeros_(wide.get_parameter("offset"))
         want, _ = wide(a.double(), b.double(), h.double())
         assert (mixed == want.to(dtype)).double().mean() > 0.99
@@ -219,7 +219,7 @@ class TestEveryInterpolation:
         (mixed * h).sum().backward()
         assert {n for n, p in module.named_parameters() if p.grad is None} == set(module.trained_by_divergence)
         if module.trained_by_divergence:
-            (module.compared(a) * h).sum().backward()
+            (module.project(a) * h).sum().backward()
             assert all(p.grad is not None for p in module.parameters())
 
     def test_published_tensors_are_all_parameters_and_come_back(self, name: str) -> None:
@@ -400,20 +400,20 @@ class TestProjections:
         module = built(name, trained=True)
         a, _, _ = branches()
         projection = torch.from_numpy(reference_parameters(module)["projection"])
-        torch.testing.assert_close(module.compared(a).detach(), a @ projection.T)
+        torch.testing.assert_close(module.project(a).detach(), a @ projection.T)
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_half_types_lose_one_rounding_in_the_projection(self, name: str) -> None:
         module = built(name, trained=True).float()
         a, _, _ = branches(batch=8, seq=16, dtype=torch.bfloat16)
-        want = copy.deepcopy(module).double().compared(a.double())
-        assert (module.compared(a) == want.to(torch.bfloat16)).double().mean() > 0.99
+        want = copy.deepcopy(module).double().project(a.double())
+        assert (module.project(a) == want.to(torch.bfloat16)).double().mean() > 0.99
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_the_projection_starts_as_the_identity(self, name: str) -> None:
         """Reference fault 8: a random term there changed the model before training."""
         a, _, _ = branches(dtype=torch.bfloat16)
-        assert torch.equal(build_interpolation(name, HIDDEN).compared(a), a)
+        assert torch.equal(build_interpolation(name, HIDDEN).project(a), a)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

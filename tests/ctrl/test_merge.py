@@ -65,7 +65,7 @@ def test_merged_at_alpha_0_and_1_equals_the_branch(interpolation: str) -> None:
     assert torch.equal(ctrl.merge_back(at_one)(IDS).logits, copies)  # theta = inf, whatever the gate says
 
 
-def test_inside_at_alpha_the_held_share_is_merged() -> None:
+def test_inside_at_alpha_the_fixed_alpha_is_merged() -> None:
     model = disturbed(interpolation="dlerp")
     expected = ctrl.merge_back(model, alpha=0.25)(IDS).logits
     with ctrl.at_alpha(model, 0.25):
@@ -149,7 +149,7 @@ def test_alpha_that_is_no_number_is_refused() -> None:
     with pytest.raises(ctrl.ConfigError, match="one per expanded layer, but got 3"):
         ctrl.merge_back(model, alpha=[0.1, 0.2, 0.3])
     for alpha in (float("nan"), [0.5, float("inf")]):
-        with pytest.raises(ctrl.ConfigError, match=r"alpha=(nan|inf) for layer [13] is no share"):
+        with pytest.raises(ctrl.ConfigError, match=r"alpha=(nan|inf) for layer [13] is not finite"):
             ctrl.merge_back(model, alpha=alpha)
     empty = [{"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}]
     for batches in ([], empty):

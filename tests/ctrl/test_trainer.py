@@ -255,8 +255,8 @@ def test_deepcopy_after_a_forward_is_independent() -> None:
     model = expanded()
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
     out = model(**batch)
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(twin(**batch).loss, out.loss)
-    with ctrl.pretrained(twin):
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(**batch).loss, out.loss)
+    with ctrl.pretrained(copied):
         assert model.control.enabled
-        assert not twin.control.enabled
+        assert not copied.control.enabled
