@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 from ctrl.checkpoint import write_checkpoint
 from ctrl.divergence import additive_mean, masked_mean, real_tokens
 from ctrl.errors import ConfigError
-from ctrl.layer import Control, ExpandedLayer, expanded_layers
+from ctrl.layer import Control, ExpandedLayer, ForwardPass, expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
@@ -37,29 +37,22 @@ class ControlModel(nn.Module):
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        control.passing, control.mask = True, kwargs.get("attention_mask")
-        try:
-            return self._pass(base, kwargs)
-        finally:
-            control.passing, control.mask = False, None
-
-    def _pass(self, base: Any, kwargs: dict[str, Any]) -> Any:
-        control = self.control
+        divergences: dict[int, Tensor] | None = {}
         if kwargs.get("labels") is None or not control.enabled:
+            divergences = None
             self._warn_of_no_divergence()
-            return base(self, **kwargs)
-        control.collecting = True
+        control.current = ForwardPass(kwargs.get("attention_mask"), divergences)
         try:
             out = base(self, **kwargs)
-            divergence = self._divergence(out, kwargs)
         finally:
-            control.collecting = False
-            control.terms.clear()
+            control.current = None
+        if divergences is None:
+            return out
+        divergence = self._divergence(out[0], list(divergences.values()), kwargs)
         return _with_divergence(out, divergence, control.config.divergence_weight)
 
-    def _divergence(self, out: Any, kwargs: dict[str, Any]) -> Tensor:
-        lm_loss = out[0]
-        terms = list(self.control.terms.values())
+    def _divergence(self, lm_loss: Tensor, terms: list[Tensor], kwargs: dict[str, Any]) -> Tensor:
+        """Mean over layers and tokens. terms: one divergence per token (batch, seq) for each expanded layer."""
         if not terms or self.control.config.divergence == "none":
             return lm_loss.new_zeros((), dtype=torch.float32)
         if lm_loss.requires_grad and not any(d.requires_grad for d in terms) and self._checkpoints_copies():

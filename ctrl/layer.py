@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,22 +24,27 @@ ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
 
 
 @dataclass
+class ForwardPass:
+    """State of one forward pass of the model. Layers that gradient checkpointing runs again for backward have none."""
+
+    mask: Any  # the attention mask
+    divergences: dict[int, Tensor] | None  # layer index -> divergence per token (batch, seq); None without labels
+
+
+@dataclass
 class Control:
-    """What the model and its expanded layers share: the config and the divergences of the forward pass under way."""
+    """What the model and its expanded layers share."""
 
     config: ControlConfig
     layers: list[int]  # indices of the expanded layers
     total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
     enabled: bool = True  # False inside ctrl.pretrained
-    collecting: bool = False  # True while a forward pass with labels runs
-    terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
     log: Any = None  # ctrl.diagnostics' log while one is open
-    passing: bool = False  # True while the model's forward runs, False while checkpointed layers run again for backward
-    mask: Any = None  # the attention mask of the pass under way, for the log
-    warned: bool = False  # that a training pass had no labels, hence no divergence
+    warned: bool = False  # whether the user was warned of a training pass without labels
+    current: ForwardPass | None = None  # the forward pass while it runs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
-        # terms hold graph tensors, which cannot be copied and belong to the original's forward pass
+        # the current pass holds graph tensors, which cannot be copied; log and warning belong to the original
         return Control(self.config, list(self.layers), self.total, self.enabled)
 
 
@@ -80,15 +85,17 @@ class ExpandedLayer(nn.Module):
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         # In training always, so that a checkpointed layer recomputes just what it computed the first time.
-        per_token = self._divergence(a, b, alpha) if self.training or control.collecting else None
-        if control.collecting and per_token is not None:
-            control.terms[self.index] = per_token
+        collected = control.current.divergences if control.current is not None else None
+        per_token = self._divergence(a, b, alpha) if self.training or collected is not None else None
+        if collected is not None and per_token is not None:
+            collected[self.index] = per_token
         self._note(a, b, alpha, per_token)
         return _with_hidden(out, mixed)
 
     def _note(self, *figures: Any) -> None:
-        if self.control.log is not None and self.control.passing:
-            self.control.log.note(self, *figures, self.control.mask)
+        control = self.control
+        if control.log is not None and control.current is not None:
+            control.log.note(self, *figures, control.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Per token (batch, seq), scaled by alpha if the config says so."""

@@ -112,13 +112,14 @@ def test_no_attention_row_outlives_its_layer(structure: str, labels: torch.Tenso
     assert not any("attention_rows" in vars(m) for m in plain.modules())
 
 
-def test_rows_are_released_after_an_error() -> None:
+def test_rows_and_the_state_of_the_pass_are_released_after_an_error() -> None:
     model = eager()
     layer = ctrl.layer.expanded_layers(model)[1]
     layer.interpolation.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         model(IDS)
     assert not any("attention_rows" in vars(m) for m in model.modules())
+    assert model.control.current is None
 
 
 def test_attention_without_weights_is_an_error_that_says_so() -> None:
