@@ -25,9 +25,8 @@ class ControlConfig:
         layer (LLaMA Pro), `hybrid` alternates stack, concat, stack, ...
     layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices; -1 is the last.
     interpolation: how the two outputs are mixed; a name in `ctrl.interpolation.INTERPOLATIONS`.
-    alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. What a strategy learns besides it (the
-        gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains; proj's has nothing that trains it
-        without a divergence of hidden states.
+    alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. The other parameters of an interpolation (a
+        gate, a matrix) always train; but those that only a divergence of hidden states trains are frozen without one.
     alpha_start: alpha before training, in [0, 1]; strictly between when alpha is learned.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
     divergence_weight: its factor in the loss, >= 0 (the paper uses 1).

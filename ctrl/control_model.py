@@ -14,8 +14,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from ctrl.checkpoint import write_checkpoint
 from ctrl.divergence import additive_mean, masked_mean, real_tokens
-from ctrl.layer import Control, ExpandedLayer
+from ctrl.errors import ConfigError
+from ctrl.layer import Control, ExpandedLayer, ForwardPass, expanded_layers
+from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
 
@@ -34,29 +37,22 @@ class ControlModel(nn.Module):
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        control.passing, control.mask = True, kwargs.get("attention_mask")
-        try:
-            return self._pass(base, kwargs)
-        finally:
-            control.passing, control.mask = False, None
-
-    def _pass(self, base: Any, kwargs: dict[str, Any]) -> Any:
-        control = self.control
+        divergences: dict[int, Tensor] | None = {}
         if kwargs.get("labels") is None or not control.enabled:
+            divergences = None
             self._warn_of_no_divergence()
-            return base(self, **kwargs)
-        control.collecting = True
+        control.current = ForwardPass(kwargs.get("attention_mask"), divergences)
         try:
             out = base(self, **kwargs)
-            divergence = self._divergence(out, kwargs)
         finally:
-            control.collecting = False
-            control.terms.clear()
+            control.current = None
+        if divergences is None:
+            return out
+        divergence = self._divergence(out[0], list(divergences.values()), kwargs)
         return _with_divergence(out, divergence, control.config.divergence_weight)
 
-    def _divergence(self, out: Any, kwargs: dict[str, Any]) -> Tensor:
-        lm_loss = out[0]
-        terms = list(self.control.terms.values())
+    def _divergence(self, lm_loss: Tensor, terms: list[Tensor], kwargs: dict[str, Any]) -> Tensor:
+        """Mean over layers and tokens. terms: one divergence per token (batch, seq) for each expanded layer."""
         if not terms or self.control.config.divergence == "none":
             return lm_loss.new_zeros((), dtype=torch.float32)
         if lm_loss.requires_grad and not any(d.requires_grad for d in terms) and self._checkpoints_copies():
@@ -101,12 +97,9 @@ class ControlModel(nn.Module):
 
     def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """ctrl.save: a folder that from_pretrained would load as a plain, silently different model is never written."""
-        from ctrl.saving import save
-        from ctrl.sharded import is_sharded
-
         sharded = state_dict is None and any(map(is_sharded, self.state_dict().values()))  # all of them call
         if sharded or kwargs.get("is_main_process", True):
-            save(self, save_directory, state_dict=state_dict)
+            write_checkpoint(bare_expanded(self), save_directory, state_dict)
 
 
 @functools.cache
@@ -126,6 +119,33 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__qualname__": cls.__qualname__,
     }
     return type(cls.__name__, (ControlModel, cls), members)
+
+
+def require_expanded(model: nn.Module) -> ControlModel:
+    """The model itself, or the one inside a wrapper (DDP, PEFT, torch.compile). Raises if there is none."""
+    for module in model.modules():
+        if isinstance(module, ControlModel):
+            return module
+    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+
+
+def bare_expanded(model: nn.Module) -> ControlModel:
+    """The expanded model, out of its wrapper. Raises ConfigError where adapters of PEFT sit on top of it."""
+    expanded = require_expanded(model)
+    found = [type(model).__name__] if type(model).__module__.partition(".")[0] == "peft" else []
+    own: set[nn.Module] = set()
+    if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
+        own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
+    for name, module in expanded.named_modules():
+        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
+        if module not in own and any(isinstance(inner, nn.Module) for inner in wrapped):
+            found.append(name)
+    if found:
+        raise ConfigError(
+            f"{found[0]} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first (and, before "
+            "ctrl.save, requires_grad_(True) on what the adapters changed beside the copies: it writes what trains)"
+        )
+    return expanded
 
 
 def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:

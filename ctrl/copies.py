@@ -33,19 +33,19 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
     keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
     keep += layer.parameters() if config.expanded == "lora" else []
     recorded = recorded_classes(model)
-    twin = copy.deepcopy(layer, {id(obj): obj for obj in keep})
-    for module in twin.modules():
+    copied = copy.deepcopy(layer, {id(obj): obj for obj in keep})
+    for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         if isinstance(getattr(module, "layer_idx", None), int):
             module.layer_idx = slot  # type: ignore[assignment]
-    twin.__dict__.pop("gradient_checkpointing", None)
-    for module in twin.modules():
-        if module is twin or isinstance(module, recorded):
+    copied.__dict__.pop("gradient_checkpointing", None)
+    for module in copied.modules():
+        if module is copied or isinstance(module, recorded):
             module.__class__ = plain_class(type(module))  # type: ignore[arg-type]
     if config.expanded == "lora":
-        return add_lora(twin, config.lora_rank)
-    return twin.requires_grad_(True)
+        return add_lora(copied, config.lora_rank)
+    return copied.requires_grad_(True)
 
 
 def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
@@ -58,16 +58,16 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     return tuple({cls for cls in found if isinstance(cls, type)})
 
 
-def add_lora(twin: nn.Module, rank: int) -> nn.Module:
+def add_lora(copied: nn.Module, rank: int) -> nn.Module:
     """Low-rank copy: W + B A / 1 over the pretrained layer's own frozen weights; B = 0, so the branches start equal."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
-    linears = {name: m for name, m in twin.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linears = {name: m for name, m in copied.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     adapted = {id(m.weight) for m in linears.values()}
-    others = [name for name, p in twin.named_parameters() if p.dim() > 1 and id(p) not in adapted]
-    cls = original_class(twin).__name__
+    others = [name for name, p in copied.named_parameters() if p.dim() > 1 and id(p) not in adapted]
+    cls = original_class(copied).__name__
     if not linears:
         raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: take 'full'")
     if others:
@@ -82,13 +82,13 @@ def add_lora(twin: nn.Module, rank: int) -> nn.Module:
         target_modules=sorted(linears),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
     )
-    inject_adapter_in_model(config, twin)
-    return twin
+    inject_adapter_in_model(config, copied)
+    return copied
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a copy's module was made a plain twin of; its own class where it was not."""
-    return getattr(type(module), "plain_twin_of", type(module))
+    """The class that a copy's module was made a plain copy of; its own class where it was not."""
+    return getattr(type(module), "plain_copy_of", type(module))
 
 
 @functools.cache
@@ -104,7 +104,7 @@ def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     for name, member in members.items():
         if "__class__" in getattr(getattr(member, "__code__", None), "co_freevars", ()):
             raise ConfigError(f"{cls.__name__}.{name} calls super(); its layers cannot be copied as plain modules")
-    return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_twin_of": cls})
+    return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_copy_of": cls})
 
 
 def zero_outputs(layer: nn.Module) -> None:
@@ -123,14 +123,14 @@ def zero_outputs(layer: nn.Module) -> None:
             parameter.zero_()
 
 
-def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[int, nn.Module]) -> None:
+def check_identity(model: PreTrainedModel, layers: nn.ModuleList, copies: dict[int, nn.Module]) -> None:
     """Refuse zeroed copies that change their input: each runs on noise, with the arguments that its layer gets.
 
-    twins: copies by the index of the layer they follow. Zeroed projections are not enough where a layer scales its
+    copies: copies by the index of the layer they follow. Zeroed projections are not enough where a layer scales its
     residual, or adds to it what no known name leads to. Costs one pass of four tokens through the decoder; nothing is
     checked where there are no weights (device meta). Raises ConfigError naming the first such layer.
     """
-    if not twins or next(model.parameters()).device.type == "meta":
+    if not copies or next(model.parameters()).device.type == "meta":
         return
     changed: dict[int, float] = {}
 
@@ -138,14 +138,14 @@ def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[in
         hidden, *rest = args or (kwargs["hidden_states"],)
         others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
-        out = twins[index].eval()(noise, *rest, **others)
+        out = copies[index].eval()(noise, *rest, **others)
         out = out[0] if isinstance(out, tuple) else out
         if not torch.equal(out.to(noise), noise):
             changed[index] = (out - noise).abs().max().item()
 
     hooks = [
         layers[i].register_forward_pre_hook(lambda _, args, kwargs, i=i: measure(i, args, kwargs), with_kwargs=True)
-        for i in twins
+        for i in copies
     ]
     try:
         _run_four_tokens(model)
@@ -183,7 +183,7 @@ class RelaxedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         c: Any = self.norm_mix
         if c is None:
-            c = _gathered(self.__dict__["norm_alpha"]).scalar().to(x.dtype)
+            c = _gathered(self.__dict__["norm_alpha"]).scalar_alpha().to(x.dtype)
         return c * x + (1 - c) * super().forward(x)
 
 
@@ -198,11 +198,11 @@ def _gathered(interpolation: Interpolation) -> Interpolation:
     return interpolation
 
 
-def relax_norms(twin: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
+def relax_norms(copied: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
     """Turn the norms of a copy beside its layer (not those inside attention) into relaxed ones."""
     if mix == 0.0:
         return
-    for norm in twin.children():
+    for norm in copied.children():
         if "norm" in type(norm).__name__.lower():
             norm.__class__ = _relaxed_class(type(norm))  # type: ignore[arg-type]
             norm.norm_mix = None if mix == "alpha" else float(mix)  # type: ignore[assignment]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from ctrl.control_model import require_expanded
 from ctrl.divergence import real_or_all
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers, require_expanded
+from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Log:
         self.raw.append((self.step, layer.index, torch.stack([f.to(a.device) for f in figures])))
 
     def _some(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the first real tokens in (batch * seq), and which of them are real where there are too few.
+        """Positions of the first real tokens in (batch * seq), and which of them are real where there are too few.
 
         By sorting, since the shape of `nonzero` is known only once an accelerator has come that far.
         """
         flat = real.flatten()
-        places = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
-        return places, flat[places]
+        positions = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
+        return positions, flat[positions]
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 def update_size(layer: Any) -> Tensor:
     """|W_expanded - W| / |W| over all parameters of the layer; W_expanded = W + B A where the copy is low-rank."""
     expanded = dict(layer.expanded.named_parameters())
-    own = {n: w for n, w in layer.named_parameters() if not n.startswith(("expanded.", "interpolation."))}
+    own = {n: w for n, w in layer.named_parameters() if not n.startswith(ADDED)}
     changes = [expanded[n].float() - w.float() for n, w in own.items() if n in expanded]
     if layer.control.config.expanded == "lora":
         adapters = [m for m in layer.expanded.modules() if hasattr(m, "get_delta_weight")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,24 +20,31 @@ from ctrl.config import ControlConfig
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 
+ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
+
+
+@dataclass
+class ForwardPass:
+    """State of one forward pass of the model. Layers that gradient checkpointing runs again for backward have none."""
+
+    mask: Any  # the attention mask
+    divergences: dict[int, Tensor] | None  # layer index -> divergence per token (batch, seq); None without labels
+
 
 @dataclass
 class Control:
-    """What the model and its expanded layers share: the config and the divergences of the forward pass under way."""
+    """What the model and its expanded layers share."""
 
     config: ControlConfig
     layers: list[int]  # indices of the expanded layers
     total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
     enabled: bool = True  # False inside ctrl.pretrained
-    collecting: bool = False  # True while a forward pass with labels runs
-    terms: dict[int, Tensor] = field(default_factory=dict)  # layer index -> divergence per token (batch, seq)
     log: Any = None  # ctrl.diagnostics' log while one is open
-    passing: bool = False  # True while the model's forward runs, False while checkpointed layers run again for backward
-    mask: Any = None  # the attention mask of the pass under way, for the log
-    warned: bool = False  # that a training pass had no labels, hence no divergence
+    warned: bool = False  # whether the user was warned of a training pass without labels
+    current: ForwardPass | None = None  # the forward pass while it runs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
-        # terms hold graph tensors, which cannot be copied and belong to the original's forward pass
+        # the current pass holds graph tensors, which cannot be copied; log and warning belong to the original
         return Control(self.config, list(self.layers), self.total, self.enabled)
 
 
@@ -78,15 +85,17 @@ class ExpandedLayer(nn.Module):
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         # In training always, so that a checkpointed layer recomputes just what it computed the first time.
-        per_token = self._divergence(a, b, alpha) if self.training or control.collecting else None
-        if control.collecting and per_token is not None:
-            control.terms[self.index] = per_token
+        collected = control.current.divergences if control.current is not None else None
+        per_token = self._divergence(a, b, alpha) if self.training or collected is not None else None
+        if collected is not None and per_token is not None:
+            collected[self.index] = per_token
         self._note(a, b, alpha, per_token)
         return _with_hidden(out, mixed)
 
     def _note(self, *figures: Any) -> None:
-        if self.control.log is not None and self.control.passing:
-            self.control.log.note(self, *figures, self.control.mask)
+        control = self.control
+        if control.log is not None and control.current is not None:
+            control.log.note(self, *figures, control.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Per token (batch, seq), scaled by alpha if the config says so."""
@@ -95,7 +104,7 @@ class ExpandedLayer(nn.Module):
             a, b = (rows_of(branch) for branch in (self, self.expanded))
         a = a.detach() if config.detach_pretrained else a  # before P: what P learns is not the pretrained branch's
         if config.divergence != "attention" and self.interpolation is not None:
-            a = self.interpolation.compared(a)
+            a = self.interpolation.project(a)
         per_token = DIVERGENCES[config.divergence](a, b, config.margin)
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha
@@ -108,6 +117,17 @@ def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
     """A subclass of cls that runs both branches. It keeps the name, which sharding plans and recorders look for."""
     members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": ExpandedLayer.__doc__}
     return type(cls.__name__, (ExpandedLayer, cls), members)
+
+
+def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
+    """The expanded layers of a model, in order."""
+    return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
+
+
+def class_before(module: nn.Module, mixin: type) -> type:
+    """The class the module had before a mixin was put in front of it."""
+    classes = type(module).__mro__  # fully_shard puts classes of its own in front
+    return classes[classes.index(mixin) + 1]
 
 
 def keep_rows(module: nn.Module, args: Any, output: Any) -> None:

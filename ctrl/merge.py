@@ -1,6 +1,6 @@
 """Merge back: fold the expanded weights into the pretrained ones after training; the result is a plain model.
 
-W = mix(W_pretrained, W_expanded, alpha): elementwise lerp for lerp, row-wise slerp for slerp, dlerp and dlerpin (paper
+W = mix(W_pretrained, W_expanded, alpha) with the interpolation's `merged`: elementwise lerp or row-wise slerp (paper
 section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an approximation between, so look at
 `merge_gap`. Stacked copies are layers of their own: they are put into the stack and nothing is approximated.
 """
@@ -17,40 +17,30 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import bare_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
-from ctrl.interpolation import lerp, slerp
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import bare_expanded, check_rebuilds, insert, slots, strip
-from ctrl.sharded import whole, whole_model
+from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
+from ctrl.sharded import whole
 
-MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
-Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
+Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
 
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    gap_on: None = None,
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., in_place: bool = ..., gap_on: None = ...
 ) -> PreTrainedModel: ...
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    *,
-    gap_on: Batches,
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., *, gap_on: Batches
 ) -> tuple[PreTrainedModel, MergeGap]: ...
 def merge_back(
     model: nn.Module,
-    alpha: Share | None = None,
+    alpha: Alphas = None,
     batches: Batches | None = None,
     in_place: bool = False,
     gap_on: Batches | None = None,
@@ -69,9 +59,9 @@ def merge_back(
         raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
     expanded: Any = bare_expanded(model)
     check_mergeable(expanded)
-    sources = slots(expanded)
+    sources = source_layers(expanded)
     check_rebuilds(expanded, sources)
-    alphas = layer_shares(expanded, alpha, batches)
+    alphas = layer_alphas(expanded, alpha, batches)
     if not layers_of_kind(expanded, "concat"):
         warnings.warn(
             "structure 'stack' has no branches to mix: its model is already plain, the copies are layers of their own "
@@ -81,9 +71,9 @@ def merge_back(
     plain = whole_model(expanded)
     if plain is expanded and not in_place:
         plain = copy.deepcopy(expanded)
-    for layer, share in zip(expanded_layers(plain), alphas, strict=True):
+    for layer, layer_alpha in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
-            _set_weights(layer, mixed_weights(layer, share))
+            _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
     strip(plain)
     insert(plain, stacked, sources)
@@ -104,9 +94,9 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
         mixed, alpha = output
-        shares = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
-        sums[gate] += float(shares.sum())
-        counts[gate] += shares.numel()
+        alphas = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
+        sums[gate] += float(alphas.sum())
+        counts[gate] += alphas.numel()
 
     hooks = [gate.register_forward_hook(note) for gate in gates]
     try:
@@ -127,40 +117,42 @@ def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
     return [layer for layer in expanded_layers(model) if layer.kind == kind]
 
 
-def layer_shares(model: Any, alpha: Share | None, batches: Batches | None) -> list[float]:
+def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[float]:
     layers = expanded_layers(model)
     if isinstance(alpha, int | float):
-        shares = [float(alpha)] * len(layers)
+        alphas = [float(alpha)] * len(layers)
     elif alpha is not None:
-        shares = [float(a) for a in alpha]
+        alphas = [float(a) for a in alpha]
     elif batches is not None:
-        shares = measured_alphas(model, batches)
+        alphas = measured_alphas(model, batches)
     else:
-        shares = [_own_share(layer) for layer in layers]
-    if len(shares) != len(layers):
-        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(shares)}")
-    for layer, share in zip(layers, shares, strict=True):
-        if layer.kind == "concat" and not math.isfinite(share):
+        alphas = [_own_alpha(layer) for layer in layers]
+    if len(alphas) != len(layers):
+        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
+    for layer, layer_alpha in zip(layers, alphas, strict=True):
+        if layer.kind == "concat" and not math.isfinite(layer_alpha):
             raise ConfigError(
-                f"alpha={share} for layer {layer.index} is no share: give a number, from 0 (pretrained) to 1 (the copy)"
+                f"alpha={layer_alpha} for layer {layer.index} is not finite: give a number, from 0 (pretrained) to 1 "
+                "(the copy)"
             )
-    return shares
+    return alphas
 
 
-def _own_share(layer: ExpandedLayer) -> float:
-    """The share that at_alpha holds, else sigmoid(theta); nan for a stacked layer."""
+def _own_alpha(layer: ExpandedLayer) -> float:
+    """The alpha that `at_alpha` fixes, else sigmoid(theta); NaN for a stacked layer."""
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.held.item() if gate.held is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
 
 
 def check_mergeable(model: Any) -> None:
     config = model.control.config
-    if config.interpolation not in MIXERS and layers_of_kind(model, "concat"):
+    if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
+        mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
         raise ConfigError(
             f"interpolation={config.interpolation!r} has no merged form (its mix is not a mix of weights); "
-            f"merge_back takes {', '.join(MIXERS)}"
+            f"merge_back takes {', '.join(mergeable)}"
         )
     if config.norm_mix != 0.0:
         raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
@@ -169,7 +161,8 @@ def check_mergeable(model: Any) -> None:
 @torch.no_grad()
 def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
     """mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types; rows are tokens to slerp."""
-    mix = MIXERS[layer.control.config.interpolation]
+    mix = INTERPOLATIONS[layer.control.config.interpolation].merged
+    assert mix is not None  # by check_mergeable
     mixed = {}
     for name, w, e in _pairs(layer):
         wide = widen(w)

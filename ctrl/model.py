@@ -12,11 +12,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel, control_class
+from ctrl.control_model import IGNORED, ControlModel, control_class, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
+from ctrl.layer import Control, expanded_class, expanded_layers, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
@@ -29,7 +29,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
     in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:
 
-        for layer in ctrl.model.expanded_layers(model):
+        for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
 
@@ -47,16 +47,16 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     if config.structure == "stack" and config.norm_mix != 0.0:
         raise ConfigError(f"norm_mix={config.norm_mix!r}: stacked copies are plain layers, structure 'stack' takes 0")
     with _unchanged_if_refused(model):
-        twins = [
-            _copy(layers[index], kind, len(layers) + slot, model, config)
-            for slot, (index, kind) in enumerate(zip(indices, kinds, strict=True))
+        copies = [
+            _copy(layers[index], kind, len(layers) + j, model, config)
+            for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
         ]
-        placed = list(zip(indices, kinds, twins, strict=True))
-        check_identity(model, layers, {index: twin for index, kind, twin in placed if kind == "stack"})
+        expansions = list(zip(indices, kinds, copies, strict=True))
+        check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
     control = Control(config, indices, len(layers))
     model.requires_grad_(False)
-    for index, kind, twin in placed:
-        _expand_layer(layers[index], index, kind, twin, control, model)
+    for index, kind, copied in expansions:
+        _expand_layer(layers[index], index, kind, copied, control, model)
     model.__class__ = control_class(type(model))  # type: ignore[arg-type]
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
@@ -77,14 +77,14 @@ def _unchanged_if_refused(model: nn.Module) -> Iterator[None]:
 
 
 def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
-    twin = copy_layer(layer, slot, model, config)
+    copied = copy_layer(layer, slot, model, config)
     if kind == "stack":
-        zero_outputs(twin)
-    return twin
+        zero_outputs(copied)
+    return copied
 
 
 def _expand_layer(
-    layer: nn.Module, index: int, kind: str, twin: nn.Module, control: Control, model: PreTrainedModel
+    layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, model: PreTrainedModel
 ) -> None:
     config = control.config
     interpolation = None
@@ -92,30 +92,18 @@ def _expand_layer(
         hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
-        if config.interpolation == "proj" and config.divergence in ("none", "attention"):
-            interpolation.get_parameter("offset").requires_grad_(False)  # only a divergence of states trains P
-        relax_norms(twin, config.norm_mix, interpolation)
-    twin.train(layer.training)
+        if config.divergence in ("none", "attention"):  # which compare no hidden states
+            for name in interpolation.trained_by_divergence:
+                interpolation.get_parameter(name).requires_grad_(False)
+        relax_norms(copied, config.norm_mix, interpolation)
+    copied.train(layer.training)
     layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]
-    layer.expanded = twin
+    layer.expanded = copied
     layer.interpolation = interpolation  # type: ignore[assignment]
     layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
     if config.divergence == "attention" and kind == "concat":
         attentions = [module for module in layer.modules() if is_attention(module)]
         layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
-
-
-def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
-    """The expanded layers of a model, in order."""
-    return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
-
-
-def require_expanded(model: nn.Module) -> ControlModel:
-    """The model itself, or the one inside a wrapper (DDP, PEFT, torch.compile). Raises if there is none."""
-    for module in model.modules():
-        if isinstance(module, ControlModel):
-            return module
-    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
 
 
 @contextlib.contextmanager
@@ -137,16 +125,17 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     Unlike `merge_back` at alpha, hidden states are mixed, not weights. Raises ConfigError for a stacked layer, which
     mixes nothing.
     """
-    before = [layer.interpolation and layer.interpolation.held for layer in expanded_layers(require_expanded(model))]
-    hold_alpha(model, alpha)
+    layers = expanded_layers(require_expanded(model))
+    before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
+    set_alpha(model, alpha)
     try:
         yield model
     finally:
-        for layer, held in zip(expanded_layers(model), before, strict=True):
-            layer.interpolation.held = held  # type: ignore[union-attr]  # hold_alpha has checked
+        for layer, fixed in zip(layers, before, strict=True):
+            layer.interpolation.fixed_alpha = fixed  # type: ignore[union-attr]  # set_alpha has checked
 
 
-def hold_alpha(model: nn.Module, alpha: float) -> None:
+def set_alpha(model: nn.Module, alpha: float) -> None:
     """`at_alpha` without an end: until the model is loaded anew. Raises ConfigError as `at_alpha` does."""
     layers = expanded_layers(require_expanded(model))
     if stacked := [layer.index for layer in layers if layer.interpolation is None]:
@@ -155,9 +144,9 @@ def hold_alpha(model: nn.Module, alpha: float) -> None:
             "the base model, or expand with structure='concat'"
         )
     if not math.isfinite(alpha):
-        raise ConfigError(f"alpha={alpha} is no share: give a number, from 0 (pretrained) to 1 (the copies)")
+        raise ConfigError(f"alpha={alpha} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
     for layer in layers:
-        layer.interpolation.held = torch.tensor(float(alpha))  # type: ignore[union-attr]
+        layer.interpolation.fixed_alpha = torch.tensor(float(alpha))  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +176,7 @@ def describe(model: nn.Module) -> Description:
     """Which layers train: one row per expanded layer."""
     rows = Description()
     for layer in expanded_layers(require_expanded(model)):
-        alpha = None if layer.interpolation is None else layer.interpolation.at_hand()
+        alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))
     return rows

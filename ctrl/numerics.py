@@ -1,4 +1,4 @@
-"""What the formulas share: precision inside, and directions."""
+"""Functions that the formulas share: precision, directions, and the two ways to mix vectors."""
 
 from __future__ import annotations
 
@@ -15,3 +15,30 @@ def unit(x: Tensor) -> Tensor:
     """x / |x|, and 0 for 0 with a gradient of ordinary size (dividing by a tiny number there gives 1e12)."""
     length = x.norm(dim=-1, keepdim=True)
     return x / length.masked_fill(length == 0, 1.0)
+
+
+def lerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    """(1 - alpha) a + alpha b, exactly a where a = b and at alpha 0, exactly b at alpha 1."""
+    wide = widen(a)
+    return torch.lerp(wide, widen(b), alpha.to(wide.dtype)).to(a.dtype)
+
+
+def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+    """Per token sin((1-alpha) W)/sin W a + sin(alpha W)/sin W b, W = angle(a, b); lerp where a and b are collinear.
+
+    W = 2 atan2(|u - v|, |u + v|) on unit vectors, accurate at small angles where acos is not. The branch that is not
+    taken gets W = 2 atan2(1, 1), so that no gradient passes through 0/0.
+    """
+    wide_a, wide_b = widen(a), widen(b)
+    alpha = alpha.to(wide_a.dtype)
+    u, v = unit(wide_a), unit(wide_b)
+    apart, together = (u - v).square().sum(-1, keepdim=True), (u + v).square().sum(-1, keepdim=True)
+    eps = torch.finfo(wide_a.dtype).eps  # of a squared length: angles below sqrt(eps), where lerp and slerp agree
+    zero = apart + together < 3  # 2 (|u|^2 + |v|^2) is 4 for two directions, at most 2 where one vector is 0: no angle
+    collinear = (apart < eps) | (together < eps) | zero
+    apart, together = apart.masked_fill(collinear, 1.0), together.masked_fill(collinear, 1.0)
+    angle = 2 * torch.atan2(apart.sqrt(), together.sqrt())
+    curved = (torch.sin((1 - alpha) * angle) * wide_a + torch.sin(alpha * angle) * wide_b) / torch.sin(angle)
+    # at alpha 0 and 1 the division above is x * y / y: exact in the limit, not in every last bit
+    straight = collinear | (alpha == 0) | (alpha == 1)
+    return torch.where(straight, torch.lerp(wide_a, wide_b, alpha), curved).to(a.dtype)

@@ -7,6 +7,7 @@ they are built (which MLP, which constant) would come back from `from_pretrained
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,30 +17,28 @@ from transformers import PreTrainedModel
 from ctrl.control_model import IGNORED, ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers, require_expanded
+from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_layers
+from ctrl.model import expand
+from ctrl.sharded import is_sharded, whole
 from ctrl.structure import decoder_layers, select_layers
 
-ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
 
-
-def bare_expanded(model: nn.Module) -> ControlModel:
-    """The expanded model, out of its wrapper. Raises ConfigError where adapters of PEFT sit on top of it."""
-    expanded = require_expanded(model)
-    found = [type(model).__name__] if type(model).__module__.partition(".")[0] == "peft" else []
-    own: set[nn.Module] = set()
-    if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
-        own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
-    for name, module in expanded.named_modules():
-        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
-        if module not in own and any(isinstance(inner, nn.Module) for inner in wrapped):
-            found.append(name)
-    if found:
-        raise ConfigError(
-            f"{found[0]} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first (and, before "
-            "ctrl.save, requires_grad_(True) on what the adapters changed beside the copies: it writes what trains)"
-        )
-    return expanded
+def whole_model(model: Any) -> Any:
+    """The expanded model itself; of a sharded one a whole copy in host memory, made by every process."""
+    state = model.state_dict()
+    if not any(is_sharded(tensor) for tensor in state.values()):
+        return model
+    cls: Any = class_before(model, ControlModel)
+    gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
+    for name, own in gathered.state_dict(keep_vars=True).items():
+        own.data = whole(state[name]).cpu()
+    for name, buffer in model.named_buffers():
+        gathered.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are in no state
+    for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
+        if layer.interpolation is not None and original.interpolation is not None:
+            layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
+    return gathered.train(model.training)
 
 
 def strip(model: Any) -> None:
@@ -55,8 +54,8 @@ def strip(model: Any) -> None:
     model.__class__ = class_before(model, ControlModel)
 
 
-def slots(model: Any) -> list[int]:
-    """For each layer of the plain model the layer of the base model that it is, or that it was copied from."""
+def source_layers(model: Any) -> list[int]:
+    """Base-layer index of every layer of the merged model; a stacked copy has the index of its original."""
     stacked = {layer.index for layer in expanded_layers(model) if layer.kind == "stack"}
     return [index for index in range(model.control.total) for _ in range(2 if index in stacked else 1)]
 
@@ -118,17 +117,11 @@ def _traits(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _as_original(twin: nn.Module, layer: nn.Module) -> nn.Module:
+def _as_original(copied: nn.Module, layer: nn.Module) -> nn.Module:
     """A copy with its original's classes and dtypes."""
-    for module in twin.modules():
+    for module in copied.modules():
         module.__class__ = original_class(module)
     originals = dict(layer.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         parameter.data = parameter.data.to(originals[name].dtype)
-    return twin
-
-
-def class_before(module: nn.Module, mixin: type) -> type:
-    """The class the module had before a mixin was put in front of it."""
-    classes = type(module).__mro__  # fully_shard puts classes of its own in front
-    return classes[classes.index(mixin) + 1]
+    return copied

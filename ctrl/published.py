@@ -17,22 +17,23 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel
+from ctrl.control_model import IGNORED, ControlModel, bare_expanded
 from ctrl.errors import CheckpointError
-from ctrl.model import expand, expanded_layers
-from ctrl.plain import bare_expanded, class_before, slots
+from ctrl.layer import class_before, expanded_layers
+from ctrl.model import expand
+from ctrl.plain import source_layers
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
-    TENSORS,
-    Places,
+    LayerMap,
     deeper_indices,
     layer_index,
+    layout_of,
     our_value,
     published_names,
     published_value,
 )
-from ctrl.saving import read_tensors
 from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 
@@ -56,10 +57,10 @@ def load_published(
     tensors = _read_all(folder)
     total = 1 + max((i for name in tensors for i in layer_index(name)), default=-1)
     _check_count("num_hidden_layers", values.get("num_hidden_layers"), total, folder)
-    places = Places(expansion, total)
-    _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(places.base_layers), folder)
-    config = control_config(expansion, places.originals)
-    model = _skeleton(values, base, places, _dtype(tensors, config), eager=config.divergence == "attention")
+    layer_map = LayerMap(expansion, total)
+    _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(layer_map.base_layers), folder)
+    config = control_config(expansion, layer_map.originals)
+    model = _skeleton(values, base, layer_map, _dtype(tensors, config), eager=config.divergence == "attention")
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
     return model
@@ -78,12 +79,12 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     names = published_names(expanded)
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)
-    select_layers(deeper.get_text_config(decoder=True), slots(expanded))
-    expansion = expansion_object(config, expanded, len(slots(expanded)), unfrozen)
+    select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
+    expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers))
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
-        "num_hidden_layers": len(slots(expanded)),
+        "num_hidden_layers": len(source_layers(expanded)),
         "architectures": [f"{class_before(expanded, ControlModel).__name__}Expansion"],
         "base_model_type": expanded.config.model_type,
         "model_type": "causallmexpansion",
@@ -101,7 +102,9 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     return folder
 
 
-def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dtype, eager: bool) -> PreTrainedModel:
+def _skeleton(
+    values: dict[str, Any], base: Any, layer_map: LayerMap, dtype: torch.dtype, eager: bool
+) -> PreTrainedModel:
     """A model of the base architecture, random; its weights come from the checkpoint."""
     source = base if base is not None else values["expansion"].get("expanded_from")
     if isinstance(source, PreTrainedModel):
@@ -112,12 +115,12 @@ def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dt
         source, config = None, _config_of(values)
     text = config.get_text_config(decoder=True)
     if source is None:
-        select_layers(text, places.base_layers)
-    elif text.num_hidden_layers != len(places.base_layers):
+        select_layers(text, layer_map.base_layers)
+    elif text.num_hidden_layers != len(layer_map.base_layers):
         name = type(source).__name__ if isinstance(source, PreTrainedModel) else repr(str(source))
         raise CheckpointError(
             f"the base model {name} has {text.num_hidden_layers} layers, but the checkpoint was expanded from "
-            f"{len(places.base_layers)}: give base the model that it was expanded from"
+            f"{len(layer_map.base_layers)}: give base the model that it was expanded from"
         )
     kwargs = {"attn_implementation": "eager"} if eager else {}
     # the dtype is given here and not set with .to() behind, which would also round RoPE's frequencies
@@ -127,7 +130,7 @@ def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dt
 
 def _dtype(tensors: dict[str, Tensor], config: ControlConfig) -> torch.dtype:
     """The dtype of the layers' weights, fp32 where they differ. Interpolations stay in fp32, as `expand` makes them."""
-    added = tuple(TENSORS[config.interpolation].values())
+    added = tuple(layout_of(config.interpolation).tensors.values())
     dtypes = {t.dtype for name, t in tensors.items() if t.is_floating_point() and not name.endswith(added)}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 

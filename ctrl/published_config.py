@@ -9,9 +9,9 @@ from typing import Any
 
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.published_names import TENSORS
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.published_names import layout_of
 
-INTERPOLATION = {name: name for name in ("lerp", "slerp", "dlerp", "dlerpin", "moe", "proj")} | {"prog": "plerp"}
 DIVERGENCE = {"mse": "mse", "cosine": "cosine_smooth", "dot": "norm", "attention": "attention"}
 
 
@@ -20,8 +20,9 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
 
     Raises ConfigError for an unknown name, or a value that is no number where one belongs.
     """
+    methods = {cls.published.method: name for name, cls in INTERPOLATIONS.items() if cls.published is not None}
     method, loss = expansion.get("merge_method") or "lerp", expansion.get("interpolation_loss_type") or "mse"
-    for kind, value, known in (("merge_method", method, INTERPOLATION), ("interpolation_loss_type", loss, DIVERGENCE)):
+    for kind, value, known in (("merge_method", method, methods), ("interpolation_loss_type", loss, DIVERGENCE)):
         if not isinstance(value, str) or value not in known:
             raise ConfigError(unknown_name(kind, value, list(known)))
     theta, weight = _number(expansion, "interpolation_factor"), _number(expansion, "interpolation_loss_alpha") or 0.0
@@ -34,7 +35,7 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
     return ControlConfig(
         structure=structure,
         layers=originals,
-        interpolation=INTERPOLATION[method],
+        interpolation=methods[method],
         alpha="learned" if learned else "fixed",
         alpha_start=min(max(start, 1e-6), 1 - 1e-6) if learned else start,
         divergence=DIVERGENCE[loss] if weight else "none",
@@ -58,7 +59,7 @@ def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: li
     weight = -1 if config.scale_by_alpha else config.divergence_weight
     return {
         "expand_type": config.structure,
-        "merge_method": {ours: theirs for theirs, ours in INTERPOLATION.items()}[config.interpolation],
+        "merge_method": layout_of(config.interpolation).method,
         "freezed_layers": [i for i in range(total) if i not in unfrozen],
         "expanded_from": model.config._name_or_path,
         "num_ori_layers": model.control.total,
@@ -75,8 +76,7 @@ def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: li
 
 def check_exportable(config: ControlConfig) -> None:
     """Raises ConfigError for what the layout cannot hold and the model's outputs depend on."""
-    if config.interpolation not in TENSORS:
-        raise ConfigError(f"the published layout has no interpolation {config.interpolation!r}: {', '.join(TENSORS)}")
+    layout_of(config.interpolation)
     if config.expanded != "full":
         raise ConfigError("the published layout holds full copies: expanded='lora' cannot be exported")
 

@@ -8,26 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.model import expanded_layers
+from ctrl.interpolation import INTERPOLATIONS, Published
+from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 
-# per interpolation: our tensor (below the layer's interpolation) -> published (below the layer)
-TENSORS = {
-    "lerp": {"theta": "interpolation_factor"},
-    "slerp": {"theta": "interpolation_factor"},
-    "dlerp": {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"},
-    "dlerpin": {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"},
-    "moe": {"theta": "gating.gate_network.0.bias", "weight": "gating.gate_network.0.weight"},
-    "proj": {"theta": "interpolation_factor", "offset": "linear_proj.weight"},
-    "plerp": {"theta": "interpolation_factor", "offset": "lateral_connection.weight"},
-}
 
-
-class Places:
+class LayerMap:
     """Which of a checkpoint's layers are what. index: in the checkpoint, stacked copies counted; original: in the base.
 
     total: the checkpoint's layers. unfrozen: indices that hold a copy. originals: the base layers these are copies of.
@@ -70,37 +59,39 @@ def published_names(model: Any) -> dict[str, str]:
             if kind == "stack" and rest.startswith("expanded."):
                 index, rest = index + 1, rest.removeprefix("expanded.")
             elif kind == "concat":
-                rest = _in_pair(rest, TENSORS[model.control.config.interpolation])
+                rest = _in_pair(rest, layout_of(model.control.config.interpolation))
             names[name] = f"{prefix}.{index}.{rest}"
     return names
 
 
-def _in_pair(name: str, tensors: dict[str, str]) -> str:
+def _in_pair(name: str, interpolation: Published) -> str:
     """Our name below a concat layer -> the layout's."""
     if name.startswith("expanded."):
         return f"expanded_layer.{name.removeprefix('expanded.')}"
     if name.startswith("interpolation."):
-        return tensors[name.removeprefix("interpolation.")]
+        return interpolation.tensors[name.removeprefix("interpolation.")]
     return f"pretrained_layer.{name}"
 
 
+def layout_of(interpolation: str) -> Published:
+    """The layout's names for an interpolation. Raises ConfigError if it has none."""
+    found = INTERPOLATIONS[interpolation].published
+    if found is None:
+        known = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
+        raise ConfigError(f"the published layout has no interpolation {interpolation!r}: {', '.join(known)}")
+    return found
+
+
 def our_value(name: str, value: Tensor, interpolation: str) -> Tensor:
-    """The tensor of a checkpoint -> ours of this name. One of a wrong shape comes out in a wrong shape."""
-    if name.endswith(".interpolation.offset") and value.dim() == 2 and value.shape[0] == value.shape[1]:
-        return value.float() - torch.eye(value.shape[0])
-    if name.endswith(".interpolation.theta"):
-        flat = value.float().reshape(-1)
-        return flat.diff() if interpolation == "moe" else flat  # moe: g_1 - g_0
-    return value
+    """Convert a checkpoint's tensor to ours of this name."""
+    _, found, own = name.rpartition(".interpolation.")
+    return INTERPOLATIONS[interpolation].from_published(own, value) if found else value
 
 
 def published_value(name: str, value: Tensor, interpolation: str) -> Tensor:
-    """Our tensor of this name -> that of a checkpoint."""
-    if name.endswith(".interpolation.offset"):
-        return value.float() + torch.eye(value.shape[0], device=value.device)
-    if name.endswith(".interpolation.theta") and interpolation == "moe":
-        return torch.cat([torch.zeros_like(value), value])
-    return value
+    """Convert our tensor of this name to the checkpoint's."""
+    _, found, own = name.rpartition(".interpolation.")
+    return INTERPOLATIONS[interpolation].to_published(own, value) if found else value
 
 
 def deeper_indices(kinds: Mapping[int, str], total: int) -> tuple[dict[int, int], list[int]]:

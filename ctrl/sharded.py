@@ -5,18 +5,13 @@ Gathering is a collective: every process has to get there, in the same order, or
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
 
-from ctrl.control_model import ControlModel
 from ctrl.errors import CheckpointError
-from ctrl.model import expand, expanded_layers
-from ctrl.plain import class_before
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -67,24 +62,6 @@ def write_once(state: Mapping[str, Tensor], write: Callable[[dict[str, Tensor]],
         raise fault
     if said[0]:
         raise CheckpointError(f"the first process, which writes for all, failed with {said[0]}")
-
-
-def whole_model(model: Any) -> Any:
-    """The expanded model itself; of a sharded one a whole copy in host memory, made by every process."""
-    state = model.state_dict()
-    if not any(is_sharded(tensor) for tensor in state.values()):
-        return model
-    cls: Any = class_before(model, ControlModel)
-    twin = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    expand(twin, dataclasses.replace(model.control.config, layers=model.control.layers))
-    for name, own in twin.state_dict(keep_vars=True).items():
-        own.data = whole(state[name]).cpu()
-    for name, buffer in model.named_buffers():
-        twin.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are in no state
-    for layer, original in zip(expanded_layers(twin), expanded_layers(model), strict=True):
-        if layer.interpolation is not None and original.interpolation is not None:
-            layer.interpolation.held = original.interpolation.held
-    return twin.train(model.training)
 
 
 def _on_cpu(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:

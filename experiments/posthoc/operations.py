@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
-from ctrl.model import expanded_layers, hold_alpha
+from ctrl.layer import expanded_layers
+from ctrl.model import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import is_peft, load_onto
@@ -89,7 +90,7 @@ def dial(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
         raise ConfigError(
             f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
         )
-    hold_alpha(model, alpha)
+    set_alpha(model, alpha)
     return model, {}
 
 
@@ -132,11 +133,10 @@ def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedMode
 
 
 def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
-    """The text on which alpha is measured, where it depends on the token (dlerp, dlerpin): its gate has weights besides
-    theta, so sigmoid(theta) is not its mean. None for other models: theta says it all."""
+    """The text on which alpha is measured, if it depends on the token: sigmoid(theta) is then not its mean. None for
+    other models: theta says it all."""
     layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
-    gated = any(name != "theta" for layer in layers for name, _ in layer.named_parameters())
-    return batches if gated and batches else None
+    return batches if batches and any(layer.per_token for layer in layers) else None
 
 
 def _config_of(folder: Path) -> ExperimentConfig:

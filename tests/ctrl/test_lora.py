@@ -80,10 +80,10 @@ def test_a_refused_low_rank_copy_leaves_the_base_as_it_was(monkeypatch: pytest.M
     """The first copy was made, and its layer frozen, before the second was refused."""
     model, made = tiny(), []
 
-    def second_fails(twin: nn.Module, rank: int) -> nn.Module:
+    def second_fails(copied: nn.Module, rank: int) -> nn.Module:
         if made:
             raise ctrl.ConfigError("refused")
-        made.append(copies_add_lora(twin, rank))
+        made.append(copies_add_lora(copied, rank))
         return made[0]
 
     copies_add_lora = copies.add_lora

@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from ctrl.published_config import control_config
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
-STRATEGIES = ["lerp", "slerp", "dlerp", "dlerpin", "moe", "proj", "plerp"]
+STRATEGIES = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
@@ -87,7 +88,7 @@ def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
     assert ctrl.describe(model)[0].alpha == pytest.approx(1 / (1 + math.exp(-0.7)))
     with ctrl.pretrained(model):
         assert torch.equal(model(IDS).logits, tiny().eval()(IDS).logits)
-    expanded = ctrl.model.expanded_layers(model)[1].expanded
+    expanded = ctrl.layer.expanded_layers(model)[1].expanded
     assert torch.equal(expanded.mlp.up_proj.weight, tensors["model.layers.3.expanded_layer.mlp.up_proj.weight"])
     for base in (tiny(), "base-folder"):
         if isinstance(base, str):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.helpers.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
@@ -314,7 +314,7 @@ def test_a_stacked_layer_has_no_share() -> None:
 
 def test_a_share_that_is_no_number_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="alpha=nan is no share: give a number"):
+    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
         ctrl.at_alpha(model, float("nan")).__enter__()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ctrl
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from experiments.cli import main as cli
 from experiments.common.errors import ConfigError
 from experiments.models.base import load_base
