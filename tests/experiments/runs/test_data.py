@@ -15,7 +15,8 @@ from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
 from experiments.methods import Setting
 from experiments.runs.data import ExperimentData
-from experiments.training.train import train_arm
+from experiments.training.callbacks import Hooks
+from experiments.training.train import TrainingPlan, train_arm
 from tests.helpers.small import small_config
 
 MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]
@@ -215,9 +216,7 @@ def trained(
             raise KeyboardInterrupt(f"step {step}")
         losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    def measure(step: int, model: PreTrainedModel) -> None:
-        pass
-
-    rows = made.rows(arm)
-    cost = train_arm(config, setting, method, 1e-2, model, rows, made.collator, folder, measure, log)
+    steps = config.evaluation_steps
+    plan = TrainingPlan(arm.name, config.training, 1e-2, steps, made.rows(arm), made.collator, folder)
+    cost = train_arm(model, method, setting, plan, Hooks(lambda model: None, lambda step, found: None, log))
     return losses, cost
