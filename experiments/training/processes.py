@@ -55,9 +55,9 @@ class Processes:
     def joined(cls, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Processes]:
         """Join the processes that a launcher started and yield them; one process without a launcher.
 
-        timeout: see `Channel`. An error inside the block is passed on to the processes that wait for this one. Raises ConfigError for ZeRO
-        stage 3, whose parameters are empty outside of a pass, and for accelerate's older FSDP, whose shards look like
-        whole weights.
+        timeout: see `Channel`. An error inside the block is passed on to the processes that wait for this one. Raises
+        ConfigError for ZeRO stage 3, whose parameters are empty outside of a pass, and for accelerate's older FSDP,
+        whose shards look like whole weights.
         """
         _check_launcher()
         count = world_size()

@@ -1,6 +1,6 @@
 """What each of two processes does for test_processes.py while one waits for the other: a folder is its argument.
 
-Process 0 is slow, then hangs, then dies. Process 1 writes to `waited.json` what it met.
+Process 0 fails, then is slow, then hangs, then dies. Process 1 writes to `waited.json` what it met.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from experiments.training.callbacks import Hooks
-from experiments.training.channel import CollectiveTimeout
+from experiments.training.channel import AbortLaunch, CollectiveTimeout
 from experiments.training.processes import Processes
 from experiments.training.train import train_arm
 from tests.ctrl.test_trainer import tiny
@@ -29,7 +29,7 @@ TIMEOUT, TENSOR_TIMEOUT = timedelta(seconds=2), timedelta(seconds=3)
 
 def main(folder: Path) -> None:
     dist.init_process_group("gloo", timeout=TENSOR_TIMEOUT)
-    found: dict[str, str | float] = {}
+    found: dict[str, str | float] = {"fails": failure()}
     with Processes.joined(TIMEOUT) as processes:
         start = time.monotonic()
         train(folder / "slow", processes, evaluate=lambda model: nap(2 * TENSOR_TIMEOUT.total_seconds()))
@@ -39,6 +39,18 @@ def main(folder: Path) -> None:
         found["dies"] = awaited(lambda: train(folder / "dead", processes, evaluate=lambda model: os._exit(0)))
         (folder / "waited.json").write_text(json.dumps(found))
         os._exit(0)  # nobody is left to leave together with
+
+
+def failure() -> str:
+    """The error of process 1 after process 0 has failed; the next launch is not concerned."""
+    try:
+        with Processes.joined(TIMEOUT) as processes:
+            if processes.is_main:
+                raise OSError("no space left")
+            processes.receive(str)
+    except (OSError, AbortLaunch) as error:
+        return str(error)
+    return ""
 
 
 def train(folder: Path, processes: Processes, evaluate: Callable[[PreTrainedModel], None]) -> None:

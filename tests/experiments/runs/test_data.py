@@ -77,7 +77,7 @@ def test_no_item_is_measured_twice(base: str, tokenizer: PreTrainedTokenizerBase
     made = ExperimentData(small_config(base, data=twice, evaluation={"new_items": 48}), tokenizer, never)
     ids = [item.id for task in made.tasks if not isinstance(task, NewText) for item in task.test]
     assert 48 < len(ids) == len(set(ids))
-    with pytest.raises(ConfigError, match="every held-out item of chain_sum stands in another source of that name"):
+    with pytest.raises(ConfigError, match="every held-out item of chain_sum is in another source of that name too"):
         ExperimentData(small_config(base, data={"new": [sums, sums]}), tokenizer, never)
     (short,) = ExperimentData(small_config(base, data={"new": PYTHON, "length": 16}), tokenizer, never).tasks
     assert isinstance(short, NewText)

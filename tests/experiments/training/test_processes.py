@@ -95,10 +95,11 @@ def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_slow_process_is_waited_for_and_a_dead_one_is_named(tmp_path: Path) -> None:
-    """Process 0 evaluates twice, each time for twice torch's own timeout, then hangs, then dies."""
+    """Process 0 fails, then evaluates twice, each time for twice torch's own timeout, then hangs, then dies."""
     done = two_processes(Path(waiting.__file__), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = read_json(tmp_path / "waited.json")
+    assert found["fails"] == "process 0 failed: OSError: no space left"
     assert found["slow"] > 4 * waiting.TENSOR_TIMEOUT.total_seconds()
     assert "process 1 waits for 'report' from process 0, which has shown no sign of work for 0:00:02" in found["hangs"]
     assert "process 1 waits for 'evaluation at step 2' from process 0" in found["dies"]
