@@ -14,7 +14,16 @@ from ctrl.layer import expanded_layers
 from experiments.cli import main as cli
 from experiments.common.errors import ConfigError
 from experiments.models.base import load_base
-from experiments.posthoc.operations import OPERATIONS, Arm, dial, gate_batches, merge, plain_model, task_vectors, wise
+from experiments.posthoc.operations import (
+    OPERATIONS,
+    TrainedArm,
+    dial,
+    gate_batches,
+    merge,
+    plain_model,
+    task_vectors,
+    wise,
+)
 from experiments.posthoc.run import posthoc
 from experiments.records import read_records
 from experiments.runs.run import RunError, run_experiment
@@ -47,8 +56,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
     return outcome.folder
 
 
-def arm(run: Path, name: str, **changes: Any) -> Arm:
-    return Arm(run, name, 1e-2, **changes)
+def arm(run: Path, name: str, **changes: Any) -> TrainedArm:
+    return TrainedArm(run, name, 1e-2, **changes)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from experiments.reporting.details import (
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import format_table, markdown_table
 from experiments.reporting.text import gain_name, gain_text
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small import small_config, small_values

@@ -18,7 +18,7 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.reporting.page import image_bytes
 from experiments.reporting.plots.stream import stream_figure
 from experiments.reporting.stream import stream_card, stream_pictures, stream_table, task_names
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from tests.helpers.small import small_config, small_values
 
