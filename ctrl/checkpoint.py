@@ -1,6 +1,6 @@
-"""The folder that `ctrl.save` writes: `model.safetensors`, only what was trained, and `control_config.json`.
+"""Write and read the folder of `ctrl.save`: `model.safetensors` with the trained tensors, and `control_config.json`.
 
-It has no config.json, so that from_pretrained refuses it instead of loading a plain model without the copies. The
+The folder has no config.json, so from_pretrained refuses it instead of loading a plain model without the copies. The
 weights have the file name from which Trainer resumes.
 """
 
@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
-    """`ctrl.save` of an expanded model that is in no wrapper."""
+    """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
@@ -35,6 +35,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """Read `base` (facts of the base model) and `control` (the config). Raises CheckpointError if that fails."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a folder written by ctrl.save")
@@ -48,9 +49,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises CheckpointError if it is missing or cut short."""
+    """Read all tensors of a safetensors file. Raises CheckpointError if it is missing or damaged."""
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist: the checkpoint was not saved to its end")
+        raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete, save it again")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -59,14 +60,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def added_names(model: nn.Module) -> list[str]:
-    """State names of what expand added: copies and interpolations."""
-    state = model.state_dict(keep_vars=True)  # first: FSDP shards again for it what a forward pass has gathered
+    """List the state-dict names that expand added: copies and interpolations."""
+    state = model.state_dict(keep_vars=True)  # first: this makes FSDP reshard what a forward pass has gathered
     marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
     return [name for name, tensor in state.items() if id(tensor) in marks]
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """State names of what training may have changed: everything added, and what else was unfrozen."""
+    """List the state-dict names that training may have changed: all that expand added, and what else was unfrozen."""
     added = set(added_names(model))
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
@@ -79,7 +80,7 @@ def trained_names(model: nn.Module) -> list[str]:
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:
-    """What must agree between the base that was expanded and the base a checkpoint is loaded onto."""
+    """Describe a base model by the facts in which the base to load onto must agree with the base that was expanded."""
     config: Any = model.config
     text = config.get_text_config(decoder=True)
     return {
@@ -93,7 +94,7 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:
-    """The copy's and the interpolation's tensors, less those a low-rank copy shares with its original."""
+    """List the tensors of copy and interpolation, without those that a low-rank copy shares with its original."""
     parts = [layer.expanded] if layer.interpolation is None else [layer.expanded, layer.interpolation]
     own = {id(t) for name, t in layer.named_parameters(remove_duplicate=False) if not name.startswith(ADDED)}
     added = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
@@ -113,7 +114,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
 
 
 def _replace(path: Path, write: Any) -> None:
-    """Write beside, then rename, so that a full disk or a kill leaves the old file."""
+    """Write a temporary file, then rename it: a full disk or a kill leaves the old file intact."""
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)

@@ -1,4 +1,4 @@
-"""The trainable copy of a decoder layer: its own cache slot, full-rank or low-rank, with plain or relaxed norms."""
+"""Make the trainable copy of a decoder layer: own cache slot, full-rank or low-rank, plain or relaxed norms."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.structure import is_attention
 
-# Projections back into the residual stream, by the names that model families use; zeroed, a layer is the identity.
+# Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
 MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "out_proj")
 
 
 def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
-    """A trainable copy of a decoder layer, with its cache slot set.
+    """Copy a decoder layer, make the copy trainable and set its cache slot.
 
-    The copy shares the model's config objects, else a change of the attention implementation would not reach it. The
-    classes that the model records outputs of become plain modules in the copy, so that hidden states, attentions and
-    router logits are not recorded twice and gradient checkpointing does not nest.
+    The copy shares the model's config objects, so that a change of the attention implementation reaches it. Classes
+    whose outputs the model records become plain modules in the copy (`plain_class`): hidden states, attentions and
+    router logits would be recorded twice otherwise, and gradient checkpointing would nest.
     """
     keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
     keep += layer.parameters() if config.expanded == "lora" else []
@@ -49,7 +49,7 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
 
 
 def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
-    """The classes whose outputs transformers records by isinstance (`_can_record_outputs`)."""
+    """List the classes whose outputs transformers records by isinstance (`_can_record_outputs`)."""
     found: list[Any] = []
     for module in model.modules():
         for spec in (getattr(type(module), "_can_record_outputs", None) or {}).values():
@@ -59,7 +59,10 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
 
 
 def add_lora(copied: nn.Module, rank: int) -> nn.Module:
-    """Low-rank copy: W + B A / 1 over the pretrained layer's own frozen weights; B = 0, so the branches start equal."""
+    """Put low-rank adapters on a copy that shares the frozen pretrained weights: W + B A, with B = 0 at the start.
+
+    Warns of matrices that no adapter can train. Raises ConfigError if peft is missing or nothing can be adapted.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -69,11 +72,11 @@ def add_lora(copied: nn.Module, rank: int) -> nn.Module:
     others = [name for name, p in copied.named_parameters() if p.dim() > 1 and id(p) not in adapted]
     cls = original_class(copied).__name__
     if not linears:
-        raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: take 'full'")
+        raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: use 'full'")
     if others:
         warnings.warn(
-            f"expanded='lora' adapts nn.Linear and Conv1D modules; in {cls} these weights are neither and stay the "
-            f"pretrained ones: {', '.join(others)}. expanded='full' trains them",
+            f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
+            f"{', '.join(others)}. expanded='full' trains them",
             stacklevel=4,
         )
     config = LoraConfig(
@@ -87,13 +90,13 @@ def add_lora(copied: nn.Module, rank: int) -> nn.Module:
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a copy's module was made a plain copy of; its own class where it was not."""
+    """Return the class of the module before `plain_class` replaced it; its present class if nothing did."""
     return getattr(type(module), "plain_copy_of", type(module))
 
 
 @functools.cache
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The same behaviour as cls, but derived from nn.Module alone, so that isinstance checks do not match it."""
+    """Make a class that behaves like cls but derives from nn.Module alone, so isinstance checks do not match it."""
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__[: cls.__mro__.index(nn.Module)]):
         if base.__name__ == "GradientCheckpointingLayer":
@@ -103,12 +106,17 @@ def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     members["forward"] = getattr(forward, "__wrapped__", forward) if _checkpoints(forward) else forward
     for name, member in members.items():
         if "__class__" in getattr(getattr(member, "__code__", None), "co_freevars", ()):
-            raise ConfigError(f"{cls.__name__}.{name} calls super(); its layers cannot be copied as plain modules")
+            raise ConfigError(
+                f"{cls.__name__}.{name} calls super(), so its layers cannot be copied: use another architecture"
+            )
     return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_copy_of": cls})
 
 
 def zero_outputs(layer: nn.Module) -> None:
-    """Zero what a layer writes into the residual stream, so that it is the identity (LLaMA Pro, arXiv 2401.02415)."""
+    """Make a layer the identity: zero its projections into the residual stream (LLaMA Pro, arXiv 2401.02415).
+
+    Raises ConfigError if the attention or the MLP has no projection under a known name.
+    """
     attention = [p for m in layer.modules() if is_attention(m) for p in _projections(m, ATTENTION_OUT)]
     inside = {id(m) for a in layer.modules() if is_attention(a) for m in a.modules()}
     mlp = [p for m in layer.modules() if id(m) not in inside for p in _projections(m, MLP_OUT, skip=inside)]
@@ -116,7 +124,7 @@ def zero_outputs(layer: nn.Module) -> None:
         missing = "attention output" if not attention else "MLP down"
         raise ConfigError(
             f"structure 'stack' zeroes a layer's output projections, but {type(layer).__name__} has no {missing} "
-            "projection under a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT); use structure='concat'"
+            "projection with a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT): use structure='concat'"
         )
     with torch.no_grad():
         for parameter in [*attention, *mlp]:
@@ -124,11 +132,11 @@ def zero_outputs(layer: nn.Module) -> None:
 
 
 def check_identity(model: PreTrainedModel, layers: nn.ModuleList, copies: dict[int, nn.Module]) -> None:
-    """Refuse zeroed copies that change their input: each runs on noise, with the arguments that its layer gets.
+    """Run each zeroed copy on noise and raise ConfigError if it changes its input.
 
-    copies: copies by the index of the layer they follow. Zeroed projections are not enough where a layer scales its
-    residual, or adds to it what no known name leads to. Costs one pass of four tokens through the decoder; nothing is
-    checked where there are no weights (device meta). Raises ConfigError naming the first such layer.
+    copies: index of the layer that a copy follows -> copy. Each gets the other arguments of that layer. Zeroed
+    projections are not enough if a layer scales its residual, or adds to it through a projection without a known name.
+    Costs one pass of four tokens through the decoder. Nothing is checked on device meta, which has no weights.
     """
     if not copies or next(model.parameters()).device.type == "meta":
         return
@@ -154,15 +162,15 @@ def check_identity(model: PreTrainedModel, layers: nn.ModuleList, copies: dict[i
             hook.remove()
     for index, size in changed.items():
         raise ConfigError(
-            f"structure 'stack' starts from copies that are the identity, but that of layer {index}, a "
+            f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
             f"{type(layers[index]).__name__} with zeroed output projections, changes its input by up to {size:.2g}: it "
-            "scales its residual or adds to it under a name that ctrl.copies does not know; use structure='concat'"
+            "scales its residual, or adds to it under a name that ctrl.copies does not know. Use structure='concat'"
         )
 
 
 @torch.no_grad()
 def _run_four_tokens(model: PreTrainedModel) -> None:
-    """One pass through the decoder that leaves everything as it was. Eager attention runs on any device and dtype."""
+    """Run the decoder once, then restore modes and attention. Eager attention runs on any device and dtype."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     config = model.config.get_text_config(decoder=True)
     training = [module for module in decoder.modules() if module.training]
@@ -176,7 +184,7 @@ def _run_four_tokens(model: PreTrainedModel) -> None:
 
 
 class RelaxedNorm(nn.Module):
-    """Mixin in front of a norm's class: c x + (1 - c) norm(x), c constant or the layer's own alpha."""
+    """Mixin in front of a norm's class: c x + (1 - c) norm(x), c = norm_mix or, if that is None, the layer's alpha."""
 
     norm_mix: float | None
 
@@ -188,10 +196,11 @@ class RelaxedNorm(nn.Module):
 
 
 def _gathered(interpolation: Interpolation) -> Interpolation:
+    """Return the interpolation. Raises ConfigError if its theta is sharded, hence not usable outside its forward."""
     if hasattr(interpolation.theta, "full_tensor"):
         raise ConfigError(
-            "norm_mix='alpha' takes theta in the copy's norms, but it is sharded there: fully_shard was called on the "
-            "interpolation itself, which is gathered in its own forward alone. Leave it in its layer's shard and keep "
+            "norm_mix='alpha' reads theta in the norms of the copy, but theta is sharded there: fully_shard was called "
+            "on the interpolation itself, which is gathered only in its own forward. Shard the whole layer and keep "
             "the model in fp32: fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)) "
             "computes in bf16"
         )
@@ -199,7 +208,7 @@ def _gathered(interpolation: Interpolation) -> Interpolation:
 
 
 def relax_norms(copied: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
-    """Turn the norms of a copy beside its layer (not those inside attention) into relaxed ones."""
+    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention."""
     if mix == 0.0:
         return
     for norm in copied.children():
@@ -215,9 +224,9 @@ def _relaxed_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _projections(module: nn.Module, names: Sequence[str], skip: set[int] | None = None) -> list[nn.Parameter]:
-    """Weights and biases directly under the module that carry one of the names.
+    """List the weights and biases directly in the module that have one of the names, and those of such children.
 
-    Experts hold bare parameters, GPT-OSS's `down_proj` with its bias beside it as `down_proj_bias`.
+    Experts hold bare parameters; in GPT-OSS the bias of `down_proj` is a parameter `down_proj_bias`.
     """
     found: list[nn.Parameter] = []
     for name in (*names, *(f"{name}_bias" for name in names)):

@@ -1,10 +1,11 @@
-"""Interpolations: mix the pretrained layer's output a with the expanded layer's output b (paper Fig. 4c).
+"""Mix the pretrained layer's output a with the expanded layer's output b (paper Fig. 4c).
 
-Shapes: a, b and the layer's input h are (batch, seq, hidden); alpha, the share of b, is a scalar () or per token
-(batch, seq, 1). Half-precision inputs are mixed in fp32, because b - a is small beside a, and come back in their dtype.
+Shapes: a, b and the layer's input h are (batch, seq, hidden); alpha, the weight of b, is a scalar () or per token
+(batch, seq, 1). Half-precision inputs are mixed in fp32, because b - a is small compared with a, and returned in their
+own dtype.
 
 A new interpolation is one class here and one line in INTERPOLATIONS. Merging, the published layout and the bench read
-all that is its own from the class.
+from the class all that differs between interpolations.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, alpha) -> mixed
 
 @dataclass(frozen=True)
 class Published:
-    """The names of an interpolation in the layout of published checkpoints.
+    """Names of an interpolation in published checkpoints.
 
-    method: value of `merge_method` in config.json. tensors: name of a parameter here -> name below the layer there.
+    method: value of `merge_method` in config.json. tensors: name of our parameter -> name of their tensor in the layer.
     """
 
     method: str
@@ -36,17 +37,19 @@ class Published:
 
 
 class Interpolation(nn.Module):
-    """Base: one alpha = sigmoid(theta) per layer, theta a parameter of shape (1,) that trains if `learned`.
+    """Base class: one alpha = sigmoid(theta) per layer. theta is a parameter of shape (1,) that trains if `learned`.
 
-    Subclasses override `alpha` (to make it depend on the token), `mix`, or `project`, and set the class attributes
-    that differ. The first line of a subclass's docstring is its summary. fixed_alpha: a
-    scalar () that replaces alpha inside `ctrl.at_alpha`.
+    A subclass overrides `alpha` (to make it depend on the token), `mix` or `project`, and sets the class attributes
+    that differ. The first line of its docstring is its summary.
 
-    per_token: whether alpha depends on the token: (batch, seq, 1) instead of (). Its mean is then measured on text.
-    merged: how `merge_back` mixes the weights of the two branches, rows as tokens; None: they have no merged form.
-    published: names in published checkpoints; None: they do not know this interpolation.
-    trained_by_divergence: parameters that the mixed output does not depend on. `expand` freezes them unless the
-        divergence compares hidden states.
+    fixed_alpha: scalar () that replaces alpha inside `ctrl.at_alpha`.
+    per_token: alpha depends on the token and has shape (batch, seq, 1), not (). `merge_back` then needs text to measure
+        its mean.
+    merged: function (W_pretrained, W_expanded, alpha) with which `merge_back` mixes weights, each row of a matrix like
+        a token; None: no merged form.
+    published: names in published checkpoints; None: the layout has no such interpolation.
+    trained_by_divergence: names of parameters that do not change the mixed output. `expand` freezes them if the
+        divergence does not compare hidden states.
     """
 
     fixed_alpha: Tensor | None = None
@@ -62,31 +65,33 @@ class Interpolation(nn.Module):
         self.theta = nn.Parameter(theta, requires_grad=learned)
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
+        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
         alpha = self.effective_alpha(a, b, h)
         return self.mix(self.project(a), b, alpha), alpha
 
     def effective_alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        """The alpha that is used: `fixed_alpha` if set, else `alpha`."""
+        """Return `fixed_alpha` if it is set, else `alpha`."""
         return self.alpha(a, b, h) if self.fixed_alpha is None else self.fixed_alpha.to(a.device)
 
     def scalar_alpha(self) -> Tensor:
-        """Alpha without a token: `fixed_alpha` () if set, else sigmoid(theta) (1,)."""
+        """Return alpha without a token: `fixed_alpha` () if it is set, else sigmoid(theta) (1,)."""
         return torch.sigmoid(self.theta) if self.fixed_alpha is None else self.fixed_alpha.to(self.theta.device)
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """Compute alpha, () or (batch, seq, 1), in fp32 or wider."""
         return torch.sigmoid(self._theta(h))
 
     def mix(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+        """Mix a and b (batch, seq, hidden): exactly a if a = b or alpha = 0, exactly b if alpha = 1."""
         return lerp(a, b, alpha)
 
     def project(self, a: Tensor) -> Tensor:
-        """Project a before it is mixed with b and before the divergence compares it with b. Base: a itself."""
+        """Project a before it is mixed with b and compared with b by the divergence. Base class: a itself."""
         return a
 
     @classmethod
     def summary(cls) -> str:
-        """The first line of the class's docstring, for listings."""
+        """Return the first line of the class's docstring, for listings."""
         return (cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
@@ -96,15 +101,15 @@ class Interpolation(nn.Module):
 
     @classmethod
     def from_published(cls, name: str, value: Tensor) -> Tensor:
-        """Convert a published checkpoint's tensor to our parameter of this name. A wrong shape stays wrong."""
+        """Convert the tensor of a published checkpoint to our parameter of this name. A wrong shape stays wrong."""
         return value.float().reshape(-1) if name == "theta" else value
 
     def _theta(self, h: Tensor) -> Tensor:
-        """theta as a scalar, as wide as the arithmetic on h is."""
+        """Return theta as a scalar in the dtype of the arithmetic on h."""
         return self.theta.squeeze(0).to(widen(h).dtype)
 
     def local_alpha(self) -> float:
-        """sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
+        """Return sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
         theta: Any = self.theta.detach()
         local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
         return torch.sigmoid(local.float()).item() if local.numel() else math.nan
@@ -121,7 +126,7 @@ class Lerp(Interpolation):
 
 
 class Slerp(Interpolation):
-    """Spherical: along the arc between a and b."""
+    """Spherical: along the arc from a to b, per token (`ctrl.numerics.slerp`)."""
 
     merged = slerp
     published = Published("slerp", {"theta": "interpolation_factor"})
@@ -176,7 +181,7 @@ class PLerp(Interpolation):
 
     @classmethod
     def to_published(cls, name: str, value: Tensor) -> Tensor:
-        """Published checkpoints hold P."""
+        """Published checkpoints hold P = I + offset."""
         return value.float() + torch.eye(value.shape[0], device=value.device) if name == "offset" else value
 
     @classmethod
@@ -187,7 +192,7 @@ class PLerp(Interpolation):
 
 
 class Proj(PLerp):
-    """Lerp of a and b; only the divergence sees the projection, comparing P a with b."""
+    """Lerp of a and b; only the divergence uses the projection: it compares P a with b, P = I + offset."""
 
     published = Published("proj", {"theta": "interpolation_factor", "offset": "linear_proj.weight"})
     trained_by_divergence = ("offset",)
@@ -198,9 +203,9 @@ class Proj(PLerp):
 
 
 class MoeSoft(Interpolation):
-    """Lerp with alpha = p, the expanded branch's share of softmax(G h + (0, theta)), G in R^(2 x hidden).
+    """Lerp with alpha = p, the second value of softmax(G h + (0, theta)), G in R^(2 x hidden).
 
-    Softmax over two is sigmoid((G_1 - G_0).h + theta). G starts small and random, so that tokens part ways.
+    Softmax over two values is sigmoid((G_1 - G_0).h + theta). G starts small and random, so that tokens differ.
     """
 
     per_token = True
@@ -214,10 +219,10 @@ class MoeSoft(Interpolation):
 
 
 class Moe(MoeSoft):
-    """Top-1: each token takes b where p >= 1/2, else a; straight-through, the gradient is that of alpha = p.
+    """Top-1: each token takes b if p >= 1/2, else a; straight-through, the gradient is that of alpha = p.
 
-    A bare argmax gives the gate no gradient. Forward, alpha is exactly 0 or 1; backward it is p, so the LM loss
-    trains the gate through grad . (b - a).
+    A plain argmax would give the gate no gradient. In the forward pass alpha is exactly 0 or 1, in the backward pass it
+    is p, so the LM loss trains the gate through grad . (b - a).
     """
 
     published = Published("moe", {"theta": "gating.gate_network.0.bias", "weight": "gating.gate_network.0.weight"})
@@ -228,7 +233,7 @@ class Moe(MoeSoft):
 
     @classmethod
     def to_published(cls, name: str, value: Tensor) -> Tensor:
-        """Published gates have two biases, of which only the difference matters: (0, theta)."""
+        """Published gates have two biases, and only their difference matters: (0, theta)."""
         return torch.cat([torch.zeros_like(value), value]) if name == "theta" else value
 
     @classmethod
@@ -250,13 +255,13 @@ INTERPOLATIONS: dict[str, type[Interpolation]] = {
 
 
 def build_interpolation(name: str, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> Interpolation:
-    """Look an interpolation up by name. Raises ConfigError with the nearest name."""
+    """Make the interpolation of this name. Raises ConfigError with the nearest known name."""
     if name not in INTERPOLATIONS:
         raise ConfigError(unknown_name("interpolation", name, list(INTERPOLATIONS)))
     return INTERPOLATIONS[name](hidden_size, alpha_start, learned)
 
 
 def _dot(x: Tensor, w: Tensor) -> Tensor:
-    """x.w over hidden: (batch, seq, 1). A product and a sum, which autocast leaves in fp32, unlike a matmul."""
+    """Compute x.w over hidden: (batch, seq, 1). Autocast leaves product and sum in fp32, but not a matmul."""
     x = widen(x)
     return (x * w.to(x.dtype)).sum(-1, keepdim=True)

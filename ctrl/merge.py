@@ -1,8 +1,8 @@
-"""Merge back: fold the expanded weights into the pretrained ones after training; the result is a plain model.
+"""Merge the expanded weights into the pretrained ones after training; the result is a plain model.
 
 W = mix(W_pretrained, W_expanded, alpha) with the interpolation's `merged`: elementwise lerp or row-wise slerp (paper
-section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an approximation between, so look at
-`merge_gap`. Stacked copies are layers of their own: they are put into the stack and nothing is approximated.
+section 3.4). Mixing weights is not mixing outputs: it is exact at alpha 0 and 1 and an approximation between them, so
+check `merge_gap`. Stacked copies become layers of the plain model, without an approximation.
 """
 
 from __future__ import annotations
@@ -45,18 +45,22 @@ def merge_back(
     in_place: bool = False,
     gap_on: Batches | None = None,
 ) -> PreTrainedModel | tuple[PreTrainedModel, MergeGap]:
-    """Return a plain transformers model of the base class with alpha's share of the copies in its weights.
+    """Return a plain transformers model of the base class, with the copies mixed into its weights.
 
-    alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
-    attention_mask; the running average a per-token strategy needs), else what `at_alpha` holds, else sigmoid(theta).
-    in_place: take the given model apart instead of a copy of it (half the memory). gap_on: text on which both are
-    compared; the result is then (plain model, MergeGap). Weights keep the dtypes of the pretrained ones. Sharded over
-    processes (FSDP2): all of them call it, on the same texts, and each gets the whole plain model in its host memory
-    (too much for many? `ctrl.save`, then load and merge in one). Warns where all copies are stacked: nothing is mixed
-    then. Raises ConfigError where there is no merged form.
+    alpha: weight of the copies, one number or one per expanded layer in order. Default: the mean alpha measured on
+        `batches` if given, else the alpha that `at_alpha` fixes, else sigmoid(theta).
+    batches: text, dicts with input_ids and attention_mask. Pass it if alpha depends on the token, since sigmoid(theta)
+        is not its mean then.
+    in_place: change the given model instead of a copy of it (half the memory).
+    gap_on: text on which the two models are compared; the result is then (plain model, MergeGap).
+
+    Weights keep the dtypes of the pretrained ones. If the model is sharded over processes (FSDP2), all processes call
+    this with the same texts, and each gets the whole plain model in host memory; if that is too much, `ctrl.save` the
+    model, then load and merge it in one process. Warns if all copies are stacked, since nothing is mixed then. Raises
+    ConfigError if interpolation or norms have no merged form, or if no config would rebuild the plain model.
     """
     if in_place and gap_on is not None:
-        raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
+        raise ConfigError("gap_on compares with the expanded model, which in_place=True changes: use only one of them")
     expanded: Any = bare_expanded(model)
     check_mergeable(expanded)
     sources = source_layers(expanded)
@@ -64,8 +68,8 @@ def merge_back(
     alphas = layer_alphas(expanded, alpha, batches)
     if not layers_of_kind(expanded, "concat"):
         warnings.warn(
-            "structure 'stack' has no branches to mix: its model is already plain, the copies are layers of their own "
-            "and merge_back only puts them in place (alpha and batches change nothing)",
+            "structure 'stack' has no branches to mix: merge_back only turns the copies into layers of the plain model "
+            "(alpha and batches change nothing)",
             stacklevel=2,
         )
     plain = whole_model(expanded)
@@ -83,9 +87,9 @@ def merge_back(
 
 @torch.no_grad()
 def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
-    """Mean alpha over all real tokens of all batches, per expanded layer in order; nan for stacked layers.
+    """Measure the mean alpha over all real tokens of all batches, per expanded layer in order; NaN for stacked layers.
 
-    Measured in eval mode. Raises ConfigError if the batches hold no real token.
+    Runs in eval mode. Raises ConfigError if the batches have no real token.
     """
     layers = expanded_layers(model)
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
@@ -118,6 +122,10 @@ def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
 
 
 def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[float]:
+    """Return one alpha per expanded layer in order: as given, else measured on batches, else the model's own.
+
+    Raises ConfigError if the number is wrong or a value is not finite.
+    """
     layers = expanded_layers(model)
     if isinstance(alpha, int | float):
         alphas = [float(alpha)] * len(layers)
@@ -139,7 +147,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
 
 
 def _own_alpha(layer: ExpandedLayer) -> float:
-    """The alpha that `at_alpha` fixes, else sigmoid(theta); NaN for a stacked layer."""
+    """Return the alpha that `at_alpha` fixes, else sigmoid(theta); NaN for a stacked layer."""
     gate = layer.interpolation
     if gate is None:
         return float("nan")
@@ -147,22 +155,25 @@ def _own_alpha(layer: ExpandedLayer) -> float:
 
 
 def check_mergeable(model: Any) -> None:
+    """Raise ConfigError if a plain model cannot hold the expanded model's interpolation or norms."""
     config = model.control.config
     if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
         mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
         raise ConfigError(
             f"interpolation={config.interpolation!r} has no merged form (its mix is not a mix of weights); "
-            f"merge_back takes {', '.join(mergeable)}"
+            f"merge_back supports {', '.join(mergeable)}"
         )
     if config.norm_mix != 0.0:
-        raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
+        raise ConfigError(
+            f"a plain model has no relaxed norms: merge_back needs norm_mix=0, but got {config.norm_mix!r}"
+        )
 
 
 @torch.no_grad()
 def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
-    """mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types; rows are tokens to slerp."""
+    """Compute mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types."""
     mix = INTERPOLATIONS[layer.control.config.interpolation].merged
-    assert mix is not None  # by check_mergeable
+    assert mix is not None  # check_mergeable has made sure
     mixed = {}
     for name, w, e in _pairs(layer):
         wide = widen(w)
@@ -171,7 +182,7 @@ def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
 
 
 def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, pretrained weight, expanded weight) of one layer; low-rank copies are written out in full."""
+    """List (name, pretrained weight, expanded weight) of one layer; low-rank copies are computed in full."""
     branch = layer.expanded
     if layer.control.config.expanded == "lora":
         branch = copy.deepcopy(branch)

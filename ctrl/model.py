@@ -1,4 +1,4 @@
-"""expand, pretrained, at_alpha, describe: turn a causal LM into a Control LLM in place, and look at it."""
+"""Turn a causal LM into a Control LLM in place (expand), switch it (pretrained, at_alpha) and describe it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,33 @@ from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
-    """Expand a causal LM in place and return it: copies placed and trainable, everything else frozen.
+    """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    At the start the logits equal the base model's, unless norm_mix asks for other norms. Raises ConfigError for a model
-    or layers that cannot be expanded, and then leaves it as it was.
+    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
+    layers that cannot be expanded, and then leaves the model unchanged.
 
-    What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
-    in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:
+    Parameters of interpolations are fp32 in every model, since small steps are lost in half types. FSDP needs one dtype
+    per shard, so shard the interpolations of a half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
 
-    norm_mix='alpha' takes theta in the copy's norms, outside of such a shard: there leave the interpolation in its
-    layer's, keep the model in fp32, and fully_shard's `mp_policy` computes in bf16.
+    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
+    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
-        raise ConfigError("the model is expanded already: expand a fresh base model, or merge_back first")
+        raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
     if config.structure == "stack" and config.norm_mix != 0.0:
-        raise ConfigError(f"norm_mix={config.norm_mix!r}: stacked copies are plain layers, structure 'stack' takes 0")
+        raise ConfigError(
+            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+        )
     with _unchanged_if_refused(model):
         copies = [
             _copy(layers[index], kind, len(layers) + j, model, config)
@@ -60,13 +62,13 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     model.__class__ = control_class(type(model))  # type: ignore[arg-type]
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # Trainer.predict returns the logits alone
+    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
     return model
 
 
 @contextlib.contextmanager
 def _unchanged_if_refused(model: nn.Module) -> Iterator[None]:
-    """Low-rank copies share their layer's parameters and freeze them while they are made: undone where making fails."""
+    """Make parameters trainable again if copying fails: low-rank copies share and freeze those of their layer."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         yield
@@ -108,7 +110,7 @@ def _expand_layer(
 
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model is the base model again, bit for bit: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -119,11 +121,10 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
-    """Inside the block every expanded layer mixes all tokens with this share of its copy: a dial after training.
+    """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
-    0 gives the pretrained branch (plerp: P a), 1 the copy, values beside [0, 1] extrapolate where the formula does.
-    Unlike `merge_back` at alpha, hidden states are mixed, not weights. Raises ConfigError for a stacked layer, which
-    mixes nothing.
+    0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
+    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
     """
     layers = expanded_layers(require_expanded(model))
     before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
@@ -136,7 +137,7 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
 
 
 def set_alpha(model: nn.Module, alpha: float) -> None:
-    """`at_alpha` without an end: until the model is loaded anew. Raises ConfigError as `at_alpha` does."""
+    """Set alpha permanently; it is not saved. See `at_alpha` for a temporary change and for errors."""
     layers = expanded_layers(require_expanded(model))
     if stacked := [layer.index for layer in layers if layer.interpolation is None]:
         raise ConfigError(
@@ -151,8 +152,10 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class LayerInfo:
-    """One expanded layer. alpha: share of the copy at theta (None for stack, nan where theta is sharded and another
-    process holds it); trainable: parameters that train."""
+    """One expanded layer. trainable: number of trainable parameters.
+
+    alpha: sigmoid(theta); None for a stacked layer, NaN if theta is sharded and another process holds it.
+    """
 
     layer: int
     branch: str
@@ -161,7 +164,7 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """What expand did, as rows; prints as a table."""
+    """Rows of `describe`; prints as a table."""
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -173,7 +176,7 @@ class Description(list[LayerInfo]):
 
 
 def describe(model: nn.Module) -> Description:
-    """Which layers train: one row per expanded layer."""
+    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
     rows = Description()
     for layer in expanded_layers(require_expanded(model)):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
@@ -183,15 +186,18 @@ def describe(model: nn.Module) -> Description:
 
 
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
-    """A forward set on an instance (accelerate's device_map hooks, Trainer's autocast) would hide the new class's."""
+    """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
+
+    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
-            del module.forward  # the class's own, left behind by a hook that was removed
+            del module.forward  # the class's own forward, left by a hook that was removed
     if any("forward" in vars(module) for module in (model, *layers)):
         raise ConfigError(
             f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before it is dispatched or given to a trainer, or remove the hooks first "
+            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
             "(accelerate.hooks.remove_hook_from_submodules)"
         )
 
@@ -199,6 +205,6 @@ def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
 def _check_attention(model: PreTrainedModel, config: ControlConfig) -> None:
     if config.divergence == "attention" and model.config._attn_implementation != "eager":
         raise ConfigError(
-            f"divergence='attention' needs attention weights, which {model.config._attn_implementation!r} attention "
-            "does not return: load the model with attn_implementation='eager'"
+            f"divergence='attention' needs attention weights, but {model.config._attn_implementation!r} attention does "
+            "not return them: load the model with attn_implementation='eager'"
         )

@@ -1,6 +1,6 @@
-"""The names of tensors in the published layout, and ours: which layer of a checkpoint is what, and the way between.
+"""Convert between our names of tensors and layers and those of the published layout.
 
-An expanded layer i holds `pretrained_layer.*`, `expanded_layer.*` and its interpolation's tensors.
+There an expanded layer i holds `pretrained_layer.*`, `expanded_layer.*` and its interpolation's tensors.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from ctrl.structure import decoder_layers
 
 
 class LayerMap:
-    """Which of a checkpoint's layers are what. index: in the checkpoint, stacked copies counted; original: in the base.
+    """Say which layers of a checkpoint are copies, and of which base layers.
 
-    total: the checkpoint's layers. unfrozen: indices that hold a copy. originals: the base layers these are copies of.
-    base_layers: index of each base layer. A stacked copy stands behind its original as a layer of its own, a concat
-    pair is one layer. Raises ConfigError for values that no expansion gives.
+    In the checkpoint a stacked copy is a layer of its own, directly after its original; a concat pair is one layer.
+
+    total: number of layers in the checkpoint.
+    unfrozen: checkpoint indices of the layers that hold a copy. originals: base indices of the layers copied there.
+    base_layers: checkpoint index of each base layer.
+
+    Raises ConfigError for values that no expansion gives.
     """
 
     def __init__(self, expansion: Mapping[str, Any], total: int) -> None:
@@ -29,7 +33,7 @@ class LayerMap:
         whole = isinstance(frozen, list) and all(type(i) is int and 0 <= i < total for i in frozen)
         if not whole or len(set(frozen)) == total:
             raise ConfigError(
-                f"freezed_layers must list the layers, of 0..{total - 1}, without a copy, but got {frozen!r}"
+                f"freezed_layers must list the layers without a copy, from 0..{total - 1}, but got {frozen!r}"
             )
         self.unfrozen = [i for i in range(total) if i not in frozen]
         kinds = {"stack": ["stack"] * total, "concat": ["concat"] * total, "hybrid": ["stack", "concat"] * total}
@@ -40,12 +44,12 @@ class LayerMap:
         self.originals = [sum(base <= i for base in self.base_layers) - 1 for i in self.unfrozen]
         if len(set(self.originals)) < len(self.originals) or -1 in self.originals:
             raise ConfigError(
-                f"unfrozen layers {self.unfrozen} put two copies on one layer or one before the first layer"
+                f"unfrozen layers {self.unfrozen} give two copies to one layer, or one before the first layer"
             )
 
 
 def published_names(model: Any) -> dict[str, str]:
-    """Our name of each tensor of an expanded model -> its name in the layout."""
+    """Map our name of each tensor of an expanded model to its name in the layout."""
     layers = decoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
     kinds = {layer.index: layer.kind for layer in expanded_layers(model)}
@@ -65,7 +69,7 @@ def published_names(model: Any) -> dict[str, str]:
 
 
 def _in_pair(name: str, interpolation: Published) -> str:
-    """Our name below a concat layer -> the layout's."""
+    """Convert our name of a tensor in a concat layer to that of the layout."""
     if name.startswith("expanded."):
         return f"expanded_layer.{name.removeprefix('expanded.')}"
     if name.startswith("interpolation."):
@@ -74,7 +78,7 @@ def _in_pair(name: str, interpolation: Published) -> str:
 
 
 def layout_of(interpolation: str) -> Published:
-    """The layout's names for an interpolation. Raises ConfigError if it has none."""
+    """Return the layout's names for an interpolation. Raises ConfigError if it has none."""
     found = INTERPOLATIONS[interpolation].published
     if found is None:
         known = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
@@ -95,7 +99,10 @@ def published_value(name: str, value: Tensor, interpolation: str) -> Tensor:
 
 
 def deeper_indices(kinds: Mapping[int, str], total: int) -> tuple[dict[int, int], list[int]]:
-    """Index of each base layer among the checkpoint's layers, and the checkpoint's unfrozen indices."""
+    """Map base indices to checkpoint indices, and list the unfrozen checkpoint indices.
+
+    kinds: base index -> `concat` or `stack`. total: number of base layers.
+    """
     where, unfrozen, shift = {}, [], 0
     for index in range(total):
         where[index] = index + shift
@@ -106,5 +113,5 @@ def deeper_indices(kinds: Mapping[int, str], total: int) -> tuple[dict[int, int]
 
 
 def layer_index(name: str) -> list[int]:
-    """The first number in a dotted name: the layer's."""
+    """Return the first number in a dotted name, the layer's index, as a list; [] if there is none."""
     return [int(part) for part in name.split(".") if part.isdigit()][:1]

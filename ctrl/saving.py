@@ -1,4 +1,4 @@
-"""Save what was trained, and load it onto its base (the files: `ctrl.checkpoint`)."""
+"""Save what was trained, and load it onto its base model (`ctrl.checkpoint` has the files)."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ REMOTE = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
-    """Write the trained tensors and the config; the old files stay until the new ones are complete.
+    """Write the trained tensors and the config, and return the folder. Old files stay until the new ones are complete.
 
-    state_dict: default: the model's own. Where its tensors are sharded over processes (FSDP2's DTensors) all of them
-    call `save`: what was trained is gathered tensor by tensor, the first process writes, the others wait for it. A
-    call by the first one alone would wait for ever. Returns the folder. Raises CheckpointError when the folder cannot
-    be written (no space, no permission), in every process, and ConfigError where adapters of PEFT sit on top.
+    state_dict: default: the model's own. If its tensors are sharded over processes (FSDP2's DTensors), every process
+    must call `save`: trained tensors are gathered one by one, rank 0 writes, the others wait for it. A call on rank 0
+    only would wait for ever. Raises CheckpointError in every process if the folder cannot be written (no space, no
+    permission), and ConfigError if the model holds PEFT adapters.
     """
     return write_checkpoint(bare_expanded(model), folder, state_dict)
 
 
 def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
-    """Expand the base model (a model, changed in place, or a name or folder) and load what `save` wrote.
+    """Expand the base model and load what `save` wrote.
 
-    folder: a folder, or where MLflow keeps one: `models:/<model_id>`, `runs:/<run_id>/<path>`, looked for in the store
-    that `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI names.
+    base_model: a model, which is changed in place, or the name or folder of one.
+    folder: a folder, or its address in MLflow: `models:/<model_id>` or `runs:/<run_id>/<path>`, in the store that
+        `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI names.
 
-    On a base of the dtype that was trained on, every tensor comes back in the dtype it was saved in; on another one it
-    takes the base's, with a warning where that rounds. Raises CheckpointError, and leaves the base as it was, for a
-    folder that is not such a checkpoint, is cut short or was trained on another base.
+    If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
+    gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,
+    if the folder is no such checkpoint, is incomplete, or was trained on another base.
     """
     folder = _here(folder)
     meta = read_config(folder)
@@ -63,31 +64,32 @@ def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> P
 
 
 def _here(folder: str | os.PathLike[str]) -> Path:
-    """The folder on this disk. MLflow is imported for its own addresses only: this library does not depend on it."""
+    """Return the folder on this disk. MLflow, no dependency of this library, is imported only for its own addresses."""
     if not str(folder).startswith(REMOTE):
         return Path(folder)
     try:
         artifacts = importlib.import_module("mlflow.artifacts")
         return Path(artifacts.download_artifacts(str(folder)))
     except ImportError as error:
-        raise CheckpointError(f"{folder} needs mlflow: pip install mlflow, or give a folder") from error
+        raise CheckpointError(f"{folder} needs mlflow: pip install mlflow, or pass a folder") from error
     except Exception as error:
         raise CheckpointError(
-            f"MLflow does not give {folder}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
+            f"MLflow cannot provide {folder}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
             "sqlite:///mlruns/mlflow.db"
         ) from error
 
 
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
+    """Raise CheckpointError if the model differs from the saved facts of the base."""
     here = base_facts(model)
     wrong = [k for k in here if k not in ("name", "dtype") and k in saved and saved[k] != here[k]]
     if wrong:
-        differences = ", ".join(f"{k} {saved[k]} there, {here[k]} here" for k in wrong)
+        differences = ", ".join(f"{k} is {saved[k]} there, {here[k]} here" for k in wrong)
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
 
 
 def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
-    """The checkpoint must hold every tensor that expand added, none that is unknown, all in the model's shapes."""
+    """Raise CheckpointError if a tensor that expand added is missing, or if one is unknown or has a wrong shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     kinds = {"missing": sorted(set(added_names(model)) - set(tensors)), "unknown": sorted(set(tensors) - set(shapes))}
     faults = [f"{len(names)} {kind} tensors (first: {names[0]})" for kind, names in kinds.items() if names]
@@ -98,12 +100,12 @@ def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> No
     if faults:
         raise CheckpointError(
             f"{folder} does not fit its own config or this base model: {', '.join(faults)}. Save the model again, or "
-            "load it onto the base that it was trained on"
+            "load it onto the base on which it was trained"
         )
 
 
 def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: str | None) -> None:
-    """The saved tensors' dtypes for the model where its base has the one that was trained on; else say what rounds."""
+    """Give the model the dtypes of the saved tensors if its base has the dtype in training, else warn of rounding."""
     here = str(model.dtype)
     state = model.state_dict(keep_vars=True)
     others = {name: tensor for name, tensor in tensors.items() if tensor.dtype != state[name].dtype}
@@ -115,7 +117,7 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: s
     if rounded:
         warnings.warn(
             f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "
-            f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to "
-            "have the model that was saved",
+            f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to get "
+            "the model that was saved",
             stacklevel=3,
         )

@@ -159,7 +159,7 @@ def test_alpha_that_is_no_number_is_refused() -> None:
 
 def test_stack_becomes_a_deeper_plain_model_with_equal_logits() -> None:
     model = disturbed(structure="stack")
-    with pytest.warns(UserWarning, match="its model is already plain"):
+    with pytest.warns(UserWarning, match="turns the copies into layers of the plain model"):
         merged = ctrl.merge_back(model)
     assert merged.config.num_hidden_layers == 6
     assert torch.equal(merged(IDS).logits, model(IDS).logits)

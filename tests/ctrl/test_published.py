@@ -175,7 +175,11 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(ctrl.CheckpointError, match=f"{shard.name} does not exist"):
         ctrl.load_published(tmp_path)
-    for text, fault in (("{}", "has no 'weight_map'"), ("[1]", "no JSON object, but a list"), ("{", "cannot read")):
+    for text, fault in (
+        ("{}", "has no 'weight_map'"),
+        ("[1]", "must hold a JSON object, but holds a list"),
+        ("{", "cannot read"),
+    ):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ctrl.CheckpointError, match=fault):
             ctrl.load_published(tmp_path)
@@ -210,7 +214,7 @@ def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str
     ("expansion", "fault"),
     [
         ({"num_ori_layers": 5}, "num_ori_layers=5, but its tensors and freezed_layers give 4"),
-        ({"freezed_layers": None}, r"freezed_layers must list the layers, of 0\.\.3, without a copy, but got None"),
+        ({"freezed_layers": None}, r"freezed_layers must list the layers without a copy, from 0\.\.3, but got None"),
         ({"freezed_layers": [0, 2, 9]}, r"freezed_layers must list .* got \[0, 2, 9\]"),
         ({"freezed_layers": [0, 1, 2, 3]}, r"freezed_layers must list .* got \[0, 1, 2, 3\]"),
         (
@@ -254,7 +258,7 @@ def test_a_base_of_another_depth_is_refused(tmp_path: Path) -> None:
     config = tiny().config
     config.num_hidden_layers = 5
     deeper = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: give base"):
+    with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: pass as base"):
         ctrl.load_published(tmp_path, base=deeper)
 
 
