@@ -21,7 +21,7 @@ from experiments.models.base import load_base
 from experiments.records import ArmResult, Estimate, read_records, write_records
 from experiments.reporting.stream import stream_card
 from experiments.reporting.text import gain_name, gain_text, with_interval
-from experiments.scorecard.card import GAINS
+from experiments.scorecard.figures import GAINS, HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import Run
 from experiments.training.callbacks import Measure
@@ -34,7 +34,6 @@ from experiments.training.trainer import ArmFailed
 if TYPE_CHECKING:
     from experiments.runs.experiment import Experiment
 
-HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
 KNOWN_TO_ALL = (ArmFailed, FirstFailed, NotFinite)  # errors that every process of a run meets at the same place
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
 

@@ -230,7 +230,7 @@ class Experiment:
         figures = measured.pictures()
         report = write_report(
             self.folder, self.config, base, results, command,
-            details=measured.tables(drawn, afterwards), figures=figures, apart=measured.apart(),
+            details=measured.tables(drawn, afterwards), figures=figures, significant=measured.significant_pairs(),
         )  # fmt: skip
         for title, picture in figures:
             name = f"{title.lower().replace(' ', '-')}.png"
