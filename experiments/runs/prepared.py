@@ -21,8 +21,7 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.runs.checks import check_run
 from experiments.runs.data import ExperimentData
 from experiments.scorecard import aa_floor, scorecard
-
-HEADLINE = ("gain", "new_nll_drop", "retention", "nfr", "kl", "perplexity_drift", "new_accuracy", "kept_accuracy")
+from experiments.scorecard.figures import HEADLINE
 
 
 @dataclass(frozen=True, eq=False)

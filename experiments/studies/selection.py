@@ -18,7 +18,7 @@ from typing import Any
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.text import label, rate_text
-from experiments.scorecard import Apart, apart, mean_card, mean_estimate, over_seeds, scorecard
+from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
@@ -127,7 +127,7 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
     return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
 
 
-def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
+def arms_apart(arms: Sequence[Arm], root: Path) -> SignificantPairs | None:
     """Which arms differ, by name, on the items that their figures are of; None where some records are not here, or
     where the arms' figures are of other items."""
     if not all(arm.records for arm in arms) or len({arm.halves for arm in arms}) > 1:
@@ -137,7 +137,7 @@ def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
     }
     runs = [after for found in measured.values() for _, after in found]
     asked = [{(*r.key, r.prompt) for r in after if r.suite != "drift"} for after in runs]
-    return apart(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
+    return significant_pairs(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
