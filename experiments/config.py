@@ -5,8 +5,6 @@ Unknown keys fail with the nearest key; all faults are reported at once; a confi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
 from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
@@ -118,8 +117,7 @@ class ExperimentConfig(Section):
 
     def digest(self) -> str:
         """Eight hex digits that change whenever a result could."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return json_digest(self.to_dict())[:8]
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:

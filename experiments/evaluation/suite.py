@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,8 +71,3 @@ class Suite:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what `state` gave in another process. Raises ConfigError where it does not fit the config."""
-
-
-def text_id(text: str) -> str:
-    """Twelve hex digits of the text's SHA-256: the same prompt or document has the same id in every run."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

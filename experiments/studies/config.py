@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from experiments.common.hashing import json_digest
 from experiments.common.section import Section, nearest
 from experiments.common.yaml_values import set_field
 from experiments.config import ExperimentConfig, load_config, parse_config
@@ -210,7 +209,7 @@ class StudyConfig(Section):
     def identity(self) -> str:
         """Hex digits that change whenever trials would no longer be comparable."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(kept)[:12]
 
 
 def parts(figure: str) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest, text_id
 from experiments.data.items import NewTask
 from experiments.evaluation.log_probs import stored
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
 from experiments.models.generation import Advance, by_length, generate_ids, nothing
 from experiments.models.precision import Precision
 from experiments.models.tokens import pad, prompt_ids
@@ -105,7 +104,7 @@ class DriftSuite(Suite):
 
     def _file(self) -> str:
         """The name says which tokens it is about: a run may hold replies that the cache did not see."""
-        return f"log_probs-{hashlib.sha256(json.dumps(self.state()).encode()).hexdigest()[:16]}.safetensors"
+        return f"log_probs-{json_digest(self.state())[:16]}.safetensors"
 
     def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
         if not self.references:

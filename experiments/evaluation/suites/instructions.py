@@ -17,7 +17,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.evaluation.suite import Suite, text_id
+from experiments.common.hashing import text_id
+from experiments.evaluation.suite import Suite
 from experiments.models.generation import Advance, generate_replies
 from experiments.records import Record
 

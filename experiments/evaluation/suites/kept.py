@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.hashing import text_id
 from experiments.evaluation.kept_tasks.probes import Probe, kept_items, reworded
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
 from experiments.models.generation import Advance, generate_replies
 from experiments.models.tokens import continuation_ids, prompt_ids, reply_ids
 from experiments.records import Record

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import importlib.metadata
 import inspect
 import io
@@ -22,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import sha256
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.suite import Suite
 from experiments.models.generation import Advance
@@ -76,7 +76,7 @@ class HarnessSuite(Suite):
         for name, task in self.loaded.items():
             docs = itertools.islice(task.eval_docs, self.counts[name])
             text = json.dumps([task.config.to_dict(keep_callable=True), *docs], default=_plain, sort_keys=True)
-            tasks[name] = hashlib.sha256(text.encode()).hexdigest()
+            tasks[name] = sha256(text)
         settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
         return {"lm_eval": importlib.metadata.version("lm_eval"), "settings": settings, "tasks": tasks}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from experiments.common.hashing import text_id
 from experiments.data.items import NUMBER, NewTask, NewText
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Advance, generate_replies
 from experiments.models.tokens import reply_ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import multiprocessing
@@ -11,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.items import Item, NewTask
-from experiments.evaluation.cache import BaseCache, Entry, weights_digest
+from experiments.evaluation.cache import BaseCache, Entry
 from experiments.evaluation.evaluate import Baseline, Evaluation
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.evaluation.suites.text import TextSuite
@@ -186,39 +185,3 @@ def test_two_processes_measure_once_between_them(base: str, tmp_path: Path) -> N
     for process in processes:
         process.join()
     assert sorted(measured) == ["kept", "text"]
-
-
-class TestWeightsDigest:
-    def test_names_values_and_dtypes_count(self, model: PreTrainedModel) -> None:
-        digest = weights_digest(model)
-        assert digest == weights_digest(copy.deepcopy(model))
-        other = copy.deepcopy(model)
-        with torch.no_grad():
-            other.model.norm.weight[3] += 1e-6
-        half = copy.deepcopy(model).to(torch.bfloat16)
-        assert len({digest, weights_digest(other), weights_digest(half)}) == 3
-
-    def test_is_looked_up_until_the_files_change(
-        self, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        known, folder = tmp_path / "weights.json", tmp_path / "model"
-        load_base(base)[0].save_pretrained(folder)
-        load_base(base)[1].save_pretrained(folder)
-        model = load_base(str(folder))[0]
-        digest = weights_digest(model, known)
-        (stamp,) = json.loads(known.read_text())
-        known.write_text(json.dumps({stamp: "looked up"}))
-        assert weights_digest(model, known) == "looked up"
-        assert weights_digest(model) == digest
-        with torch.no_grad():
-            model.model.norm.weight[0] += 1.0
-        model.save_pretrained(folder)
-        changed = weights_digest(load_base(str(folder))[0], known)
-        assert changed not in (digest, "looked up")
-        known.write_text("{")
-        assert weights_digest(load_base(str(folder))[0], known) == changed
-
-    def test_a_model_from_no_folder_is_hashed_each_time(self, model: PreTrainedModel, tmp_path: Path) -> None:
-        model.name_or_path = "owner/name"
-        assert weights_digest(model, tmp_path / "weights.json") == weights_digest(model)
-        assert not (tmp_path / "weights.json").exists()

@@ -11,11 +11,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import text_id
 from experiments.config import ExperimentConfig
 from experiments.data.items import NewTask, NewText
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation.evaluate import SUITES, Evaluation
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
 from experiments.models.modes import evaluating
 from experiments.records import Record
 from tests.helpers.lm_eval_tasks import write_tasks
