@@ -1,9 +1,9 @@
-"""What was measured on a base model, kept for all runs and trials that share the base, the suite and the seed.
+"""Cache of the base model's results, shared by all runs and trials with the same base model, suites and seed.
 
-A suite's entry is a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`, which says what was
-hashed and is written last with the digests of the other two. Its hash covers the model's weights and configuration, the
-tokenizer, the items and settings of the suite, its version, precision, device and library versions. Suite `drift` keeps
-the base's log-probabilities beside them (`log_probs.py`).
+Each suite has a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`. The latter holds what
+was hashed and the digests of the other two files, and is written last. The hash covers the model's weights and
+configuration, the tokenizer, the items and settings of the suite, its version, precision, device and library versions.
+Suite `drift` also keeps the base model's log-probabilities there (`log_probs.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A suite's results on the base. state: what its `prepare` made. seconds: how long measuring took."""
+class CachedSuite:
+    """A suite's results on the base model. state: of the suite. seconds: duration of measuring."""
 
     records: list[Record]
     state: dict[str, Any]
@@ -38,7 +38,7 @@ class Entry:
 
 
 class BaseCache:
-    """The entries of one base model under a root folder."""
+    """The cached suites of one base model under a root folder."""
 
     def __init__(
         self, root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: Precision
@@ -55,28 +55,28 @@ class BaseCache:
         }
 
     def place(self, suite: Suite) -> Path | None:
-        """Folder of a suite's entry; None for a suite that is not cached."""
+        """Return the folder of a suite; None if the suite is not cached."""
         content = suite.content()
         return None if content is None else self.folder / json_digest(self._full_key(suite, content))[:16]
 
     def lock(self, place: Path) -> FileLock:
-        """Held while an entry is read or made: a second process waits for the first and then reads."""
+        """Return the lock to hold while reading or measuring: a second process waits for the first and then reads."""
         place.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{place}.lock")
 
-    def read(self, place: Path) -> Entry | None:
-        """The entry, or None where there is none or it is damaged."""
+    def read(self, place: Path) -> CachedSuite | None:
+        """Return the results in a folder; None if there are none or a file is damaged."""
         try:
             meta = json.loads((place / META).read_text(encoding="utf-8"))
             if any(file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
                 return None
             state = json.loads((place / STATE).read_text(encoding="utf-8"))
-            return Entry(read_records(place / RECORDS), state, float(meta["seconds"]))
+            return CachedSuite(read_records(place / RECORDS), state, float(meta["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, place: Path, suite: Suite, entry: Entry) -> None:
-        """Each file appears whole or not at all, and `meta.json`, without which there is no entry, at the end."""
+    def write(self, place: Path, suite: Suite, entry: CachedSuite) -> None:
+        """Write the results: each file whole or not at all, and `meta.json` last, without which nothing is read."""
         (place / META).unlink(missing_ok=True)
         write_records(place / RECORDS, entry.records)
         write_json(place / STATE, entry.state)
@@ -89,5 +89,5 @@ class BaseCache:
 
 
 def _config(model: PreTrainedModel) -> dict[str, Any]:
-    """The configuration without what names the folder or the library that wrote it."""
+    """Return the configuration without the name of its folder and the version of the library that wrote it."""
     return {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}

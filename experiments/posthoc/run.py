@@ -60,7 +60,7 @@ def posthoc(
             experiment = experiment or open_run(run, say, study or experiment_of(run))
             batches = [
                 {"input_ids": torch.tensor([window])}
-                for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)
+                for window in text_windows(experiment.tokenizer, experiment.config.evaluation.settings("text").tokens)
             ]
             model, figures = _applied(operation, Arm(run, arm, learning_rate, others, batches), alpha)
             result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}

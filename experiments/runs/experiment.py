@@ -19,6 +19,7 @@ from experiments.common.files import read_json, write_json, write_text
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
@@ -126,7 +127,8 @@ class Experiment:
 
         self.data = ExperimentData(config, self.tokenizer, writer, self.folder.parents[1] / "cache")
         self._same_data()
-        self.suite = Evaluation(config, self.tokenizer, self.data.tasks)
+        context = SuiteContext(config.seed, config.base_model)
+        self.suite = Evaluation(config.evaluation, context, self.tokenizer, self.data.tasks)
         self.arms = [ArmRun(self, arm, rate) for arm in config.arms for rate in arm.learning_rates]
         cache = BaseCache(self.folder.parents[1], model, self.tokenizer, self.precision)
         state, items, timing = (self.folder / "base" / name for name in ("state.json", "items.jsonl", "timing.json"))
