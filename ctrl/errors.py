@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -14,8 +14,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
 
 
-def unknown_name(kind: str, name: object, known: Sequence[str]) -> str:
-    """Write the message `unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`."""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'lerp'? known: lerp, slerp, ...`, without the question if no known name is similar."""
+    known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Return `unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
+    return f"unknown {kind} {name!r}: {nearest(name, known)}"

@@ -78,7 +78,7 @@ def _opened(run: Path, say: Callable[[str], None], study: str | None) -> tuple[P
 
 def _text_batches(prepared: Prepared) -> list[dict[str, Tensor]]:
     """Return windows of general text as batches of one row."""
-    windows = text_windows(prepared.tokenizer, prepared.config.evaluation.perplexity_tokens)
+    windows = text_windows(prepared.tokenizer, prepared.config.evaluation.settings("text").tokens)
     return [{"input_ids": torch.tensor([window])} for window in windows]
 
 

@@ -12,10 +12,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import text_id
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
-from experiments.data.items import NewTask, NewText, hash_id
+from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.source import Source, Workshop
 from experiments.data.stages import Earlier, stage_parts
@@ -153,7 +154,7 @@ def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ..
                 task, test=tuple(i for i in task.test if first(task.name, i.id))
             )
         else:
-            kept = tuple(text for text in task.documents if first(task.name, hash_id(text)))
+            kept = tuple(text for text in task.documents if first(task.name, text_id(text)))
             one = dataclasses.replace(task, documents=kept)
         if not (one.test if isinstance(one, NewTask) else one.documents):
             raise ConfigError(

@@ -15,6 +15,7 @@ from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
@@ -92,7 +93,8 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
 
     data = ExperimentData(config, tokenizer, writer, root / "cache")
     _check_sources(folder, data)
-    evaluation = Evaluation(config, tokenizer, data.tasks)
+    context = SuiteContext(config.seed, config.base_model)
+    evaluation = Evaluation(config.evaluation, context, tokenizer, data.tasks)
     cache = BaseCache(root, model, tokenizer, precision)
     base, seconds = _measured_base(evaluation, model, precision, cache, folder / "base", say)
     floor: list[Record] = []

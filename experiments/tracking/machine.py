@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from experiments.common.hashing import sha256
 
 PACKAGES = (
     "torch",
@@ -137,7 +138,7 @@ def _machine_id() -> str:
         own = Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
-    return hashlib.sha256(f"ctrl {own}".encode()).hexdigest()[:16] if own else ""
+    return sha256(f"ctrl {own}")[:16] if own else ""
 
 
 @functools.cache
