@@ -5,8 +5,6 @@ Unknown keys fail with the nearest key; all faults are reported at once; a confi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +12,20 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
 from experiments.common.paths import SHIPPED
 from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.flat_keys import FLAT, set_key
+from experiments.evaluation.suites import SUITES
 from experiments.methods import METHODS, Method
 from experiments.methods.tuning import Control
 from experiments.training.config import TrainingConfig
+
+NAMED: dict[str, Any] = {**SOURCES, **{name: suite.Settings for name, suite in SUITES.items()}}  # sections by name
 
 
 class ArmConfig(Section):
@@ -108,17 +111,20 @@ class ExperimentConfig(Section):
         return sorted({*range(every, steps + 1, every), *self.data.stage_ends(steps)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is written to YAML, hashed and logged."""
+        """Return plain values, as they are written to YAML and logged."""
         values = self.model_dump(mode="json", exclude={"arms"})
         values["arms"] = [
             {**arm.model_dump(mode="json", exclude={"control"}), "control": arm.control.to_dict()} for arm in self.arms
         ]
         return values
 
+    def to_flat(self) -> dict[str, Any]:
+        """Return the same values with the flat keys of earlier versions in `evaluation`: digests are made of them."""
+        return self.to_dict() | {"evaluation": self.evaluation.to_flat()}
+
     def digest(self) -> str:
-        """Eight hex digits that change whenever a result could."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        """Return eight hex digits that change whenever a result could."""
+        return json_digest(self.to_flat())[:8]
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
@@ -128,8 +134,18 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     """
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
-        set_field(values, key, value)
+        set_value(values, key, value)
     return parse_config(values, source=str(path))
+
+
+def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one field of a config's plain values by its dotted key; settings of suites also by their flat keys."""
+    section, _, key = dotted.partition(".")
+    evaluation = values.get("evaluation") or {}
+    if section == "evaluation" and key and isinstance(evaluation, dict):
+        values["evaluation"] = set_key(evaluation, key, value)
+    else:
+        set_field(values, dotted, value)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentConfig:
@@ -152,9 +168,9 @@ def _keys_at(loc: Place) -> list[str]:
     """The declared keys of the section that a fault's location points into."""
     section: Any = ExperimentConfig
     for part in loc:
-        if part in SOURCES:
-            section = SOURCES[str(part)]
+        if part in NAMED:
+            section = NAMED[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             section = getattr(annotation, "__args__", (annotation,))[0]
-    return list(section.model_fields)
+    return [*section.model_fields, *(FLAT if section is EvaluationConfig else ())]

@@ -22,9 +22,9 @@ def add(commands: Commands) -> None:
 
 
 def list_command(args: argparse.Namespace) -> int:
-    from experiments.common.section import nearest
-
     if args.kind is not None and args.kind not in KINDS:
+        from experiments.common.section import nearest
+
         raise ConfigError(f"unknown kind {args.kind!r}: {nearest(args.kind, KINDS)}")
     for i, kind in enumerate([args.kind] if args.kind else KINDS):
         where, entries = KINDS[kind]
@@ -68,15 +68,15 @@ def _sources() -> dict[str, str]:
 
 
 def _suites() -> dict[str, str]:
-    from experiments.evaluation.evaluate import SUITES
+    from experiments.evaluation.suites import SUITES
 
     return described(SUITES)
 
 
 def _kept_tasks() -> dict[str, str]:
-    from experiments.evaluation.kept_tasks.probes import PROBES
+    from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 
-    return described(PROBES)
+    return described(KEPT_TASKS)
 
 
 def _interpolations() -> dict[str, str]:
@@ -107,9 +107,9 @@ def _schedules() -> dict[str, str]:
 
 
 def _figures() -> dict[str, str]:
-    from experiments.scorecard.names import FIGURES
+    from experiments.scorecard.figures import FIGURES
 
-    return {name: f"of suite {suite}" for suite, names in FIGURES.items() for name in names}
+    return described(FIGURES)
 
 
 KINDS: dict[str, tuple[str, Entries]] = {  # where it is written, what there is
@@ -123,5 +123,5 @@ KINDS: dict[str, tuple[str, Entries]] = {  # where it is written, what there is
     "interpolations": ("control: {interpolation: NAME}", _interpolations),
     "divergences": ("control: {divergence: NAME}", _divergences),
     "schedules": ("training: {schedule: NAME}", _schedules),
-    "figures": ("objectives: [{figure: NAME}], in a study", _figures),
+    "figures": ("in reports, and in a study: objectives: [{figure: NAME}]", _figures),
 }

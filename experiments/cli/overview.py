@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from experiments.common.files import read_json
 from experiments.tracking.journal import PATTERN, Journal
 from experiments.tracking.machine import process_state
 
-GAINS = ("gain", "new_nll_drop")  # of `scorecard.card`, which takes a second to import
+GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
 TRIAL = r"-\d{3,}(-seed\d+)?-[0-9a-f]{8}"  # what follows a study's name in the names of its runs
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
@@ -44,8 +45,8 @@ def read_all(root: Path, trials: bool = False) -> list[Overview]:
     """Return the studies and runs below a root, the latest first. trials: the runs of studies' trials too."""
     studies, runs = folders(root)
     own = [run for study in studies for run in trial_runs(study, runs)]
-    found = [_readable("study", study, lambda s=study: read_study(s, trial_runs(s, runs))) for study in studies]
-    found += [_readable("run", run, lambda r=run: read_run(r)) for run in runs if trials or run not in own]
+    found = [_readable("study", study, partial(read_study, study, trial_runs(study, runs))) for study in studies]
+    found += [_readable("run", run, partial(read_run, run)) for run in runs if trials or run not in own]
     return sorted(found, key=lambda one: one.updated, reverse=True)
 
 

@@ -59,7 +59,6 @@ def show_command(args: argparse.Namespace) -> int:
 def find(name: str, root: Path) -> Path:
     """Return the folder of a run or study by its path, its name, or the beginning of its name. Raises ConfigError."""
     from experiments.cli.overview import folders, trial_runs
-    from experiments.common.section import nearest
 
     path = Path(name).resolve()
     if any((path / file).is_file() for file in ("config.yaml", "study.yaml")):
@@ -74,6 +73,8 @@ def find(name: str, root: Path) -> Path:
             return found[0].resolve()
         if found:
             raise ConfigError(f"{len(found)} names begin with {name!r}: {', '.join(f.name for f in found)}")
+    from experiments.common.section import nearest
+
     known = nearest(name, [folder.name for folder in own])
     raise ConfigError(f"no run or study {name!r} below {short_path(root)}: {known}")
 
@@ -99,7 +100,7 @@ def _show_run(folder: Path) -> None:
     report, root = folder / "report.html", folder.parent.parent
     print(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
     if one.status != "finished":
-        options = [] if root.resolve() == default_root().resolve() else ["--root", root]
+        options: list[str | Path] = [] if root.resolve() == default_root().resolve() else ["--root", root]
         print(f"go on:   {command('run', folder / 'config.yaml', *options)}")
 
 

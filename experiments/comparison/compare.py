@@ -11,21 +11,18 @@ from experiments.common.errors import CompareError
 from experiments.common.section import nearest
 from experiments.comparison.inputs import Entry
 from experiments.records import Estimate, Record
-from experiments.reporting.stream import FIGURES
-from experiments.reporting.text import with_interval
-from experiments.scorecard.bootstrap import Array, estimate
-from experiments.scorecard.card import GAINS, drawn_card, scorecard
-from experiments.scorecard.draws import harmonic
+from experiments.reporting.text import figure_text
+from experiments.scorecard.bootstrap import Array, estimate, harmonic
+from experiments.scorecard.card import drawn_figures, estimated, scorecard
+from experiments.scorecard.figures import GAINS, shown
 from experiments.scorecard.inference import holm, non_inferior
 from experiments.scorecard.pairing import Key
-from experiments.scorecard.pairwise import Answers, paired_p, won_answers
+from experiments.scorecard.pairwise import Answers, net_correct, paired_p
+from experiments.scorecard.sample import Sample
 from experiments.scorecard.stream import stream_figures, stream_matrix
-from experiments.scorecard.trajectory import drawn_trajectory, envelope_area, gained, hypervolume, matched_retention
+from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
 
-DRIFT = ("kl", "kl_new", "perplexity_drift")
-COMPARED = (*GAINS, "retention", "average_harmonic", "nfr", *DRIFT, "retention_instructions")
-STREAM = tuple(FIGURES)  # of runs that learned the same tasks one after the other
-MATCHED = ("retention_matched", "area", "hypervolume")  # figures of the whole trajectory
+COMPARED = tuple(figure.name for figure in shown("compare"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Comparison:
 
     def figures(self) -> list[str]:
         """Those that an entry has, in the order of the tables."""
-        return [name for name in (*COMPARED, *STREAM, *MATCHED) if any(name in card for card in self.cards.values())]
+        return [name for name in COMPARED if any(name in card for card in self.cards.values())]
 
 
 def compare(entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0) -> Comparison:
@@ -116,8 +113,9 @@ def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
 def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> None:
     drawn: dict[str, dict[str, Array]] = {}
     for entry in entries:
-        result.cards[entry.name] = scorecard(entry.base, entry.after, draws, seed)
-        drawn[entry.name] = drawn_card(entry.base, entry.after, draws, seed)
+        sample = Sample(entry.base, entry.after, draws, seed)
+        drawn[entry.name] = drawn_figures(sample)
+        result.cards[entry.name] = estimated(sample, drawn[entry.name])
     more = (
         _harmonic(drawn, result.reference),
         _streams(result, entries, draws, seed),
@@ -128,7 +126,7 @@ def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int
             result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
             drawn[name] |= figures
     if result.reference in drawn:
-        answers = {entry.name: won_answers([(entry.base, entry.after)]) for entry in entries}
+        answers = {entry.name: net_correct([(entry.base, entry.after)]) for entry in entries}
         result.differences = differences(drawn, answers, result.reference)
 
 
@@ -137,7 +135,7 @@ def differences(
 ) -> list[Difference]:
     """Every figure of every other entry less the reference's, with `paired_p` and Holm's over the entries."""
     found = []
-    for figure in (*COMPARED, *STREAM, *MATCHED):
+    for figure in COMPARED:
         if figure not in drawn[reference]:
             continue
         own = drawn[reference][figure]
@@ -182,21 +180,14 @@ def _matrix(entry: Entry, draws: int, seed: int) -> Array:
 def _whole_trajectories(
     result: Comparison, entries: Sequence[Entry], draws: int, seed: int
 ) -> dict[str, dict[str, Array]]:
-    """retention_matched, area and hypervolume by entry; none where a suite is missing. An entry that never gains
-    outside its interval has only the last: the others would be read off at next to no gain for all entries."""
+    """`trajectory_figures` by entry; none where a suite is missing."""
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
         return {}
     paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in entries}
-    figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
-    learned = {name: path for name, path in paths.items() if gained(path)}
-    if idle := [name for name in paths if name not in learned]:
+    result.matched_gain, figures = trajectory_figures(paths)
+    if idle := [name for name in paths if "area" not in figures[name]]:
         result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
-    if learned:
-        result.matched_gain, at = matched_retention(learned)
-        for name, path in learned.items():
-            area = envelope_area(path.gain, path.retention, result.matched_gain)
-            figures[name] |= {"retention_matched": at[name], "area": area}
     return figures
 
 
@@ -215,7 +206,7 @@ def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tup
         passed = non_inferior(bound, margin)
     except ValueError as error:
         raise CompareError(str(error)) from error
-    text = with_interval(card["forgetting"], places=(3, 3, 3))
+    text = figure_text(card, "forgetting")
     sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
     tasks = sorted({record.task for record in entry.after if record.suite == "kept"})
     of = (

@@ -13,28 +13,8 @@ from matplotlib.figure import Figure
 from experiments.comparison.compare import Comparison
 from experiments.records import Estimate
 from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.scorecard.figures import FIGURES
 
-TITLES = {
-    "gain": "gain (accuracy)",
-    "new_nll_drop": "gain (nats per token)",
-    "retention": "retention",
-    "average_harmonic": "harmonic average",
-    "nfr": "negative flips",
-    "kl": "KL to the base",
-    "kl_new": "KL, new prompts",
-    "perplexity_drift": "ppl drift",
-    "retention_instructions": "retention, instructions",
-    "stream_op": "stream: final score (OP)",
-    "stream_bwt": "stream: backward (BWT)",
-    "stream_f": "stream: forgetting (F)",
-    "stream_fwt": "stream: forward (FWT)",
-    "retention_matched": "retention at matched gain",
-    "area": "mean retention up to it",
-    "hypervolume": "hypervolume",
-}
-UNCHANGED = {"gain": 0.0, "new_nll_drop": 0.0, "retention": 1.0, "retention_matched": 1.0, "area": 1.0, "nfr": 0.0}
-UNCHANGED |= {"kl": 0.0, "kl_new": 0.0, "perplexity_drift": 0.0, "retention_instructions": 1.0}
-UNCHANGED |= {"stream_bwt": 0.0, "stream_f": 0.0, "stream_fwt": 0.0}
 COLUMNS = 4  # panels beside each other
 
 
@@ -65,16 +45,17 @@ def comparison_figure(comparison: Comparison, title: str) -> Figure:
 
 
 def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
-    told = {d.name for d in comparison.differences if d.figure == name and d.p_holm < 0.05}
+    significant = {d.name for d in comparison.differences if d.figure == name and d.p_holm < 0.05}
     colours = sns.color_palette("colorblind", 10)
-    if name in UNCHANGED:
-        axes.axvline(UNCHANGED[name], color="#9aa1ab", linewidth=1, linestyle=":", zorder=0)
+    unchanged = FIGURES[name].unchanged
+    if unchanged is not None:
+        axes.axvline(unchanged, color="#9aa1ab", linewidth=1, linestyle=":", zorder=0)
     for row, (entry, card) in enumerate(comparison.cards.items()):
         if name in card and math.isfinite(card[name].value):
             reference = entry == comparison.reference
             marker = "s" if reference else MARKERS[0]
-            _point(axes, row, card[name], colours[row % 10], marker, reference or entry in told)
-    axes.set_title(TITLES[name], fontsize=10, loc="left")
+            _point(axes, row, card[name], colours[row % 10], marker, reference or entry in significant)
+    axes.set_title(FIGURES[name].title, fontsize=10, loc="left")
     axes.tick_params(axis="x", labelsize=9)
     axes.locator_params(axis="x", nbins=4)
     axes.margins(x=0.12)

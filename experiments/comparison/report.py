@@ -10,22 +10,21 @@ from pathlib import Path
 
 from experiments.common.files import write_text
 from experiments.comparison.compare import Comparison
-from experiments.comparison.plot import TITLES, comparison_figure
+from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
 from experiments.reporting.page import image_bytes, page_environment
-from experiments.reporting.text import RATE, Places, with_interval
+from experiments.reporting.text import figure_text, with_interval
+from experiments.scorecard.figures import FIGURES
 
-PLACES: dict[str, Places] = {"kl": (3, 2, 1), "kl_new": (3, 2, 1), "perplexity_drift": (2, 2, 1)}
-SIGNED = ("gain", "new_nll_drop", "perplexity_drift", "stream_bwt", "stream_f", "stream_fwt")
 Table = list[list[str]]  # the first row is the head
 
 
 def figures_table(comparison: Comparison) -> Table:
     """One row a run, one column a figure."""
     names = comparison.figures()
-    rows = [["run", *(TITLES[name] for name in names)]]
+    rows = [["run", *(FIGURES[name].title for name in names)]]
     for entry, card in comparison.cards.items():
-        rows.append([entry, *(with_interval(card.get(n), n in SIGNED, PLACES.get(n, RATE)) for n in names)])
+        rows.append([entry, *(figure_text(card, name) for name in names)])
     return rows
 
 
@@ -34,7 +33,7 @@ def differences_table(comparison: Comparison) -> Table:
     rows = [[f"less {comparison.reference}", "figure", "difference", "p", "p (Holm)"]]
     for d in comparison.differences:
         text = with_interval(d.value, True, (3, 2, 2))
-        rows.append([d.name, TITLES[d.figure], text, _p(d.p), _p(d.p_holm)])
+        rows.append([d.name, FIGURES[d.figure].title, text, _p(d.p), _p(d.p_holm)])
     return rows
 
 

@@ -7,7 +7,6 @@ without it, or one whose digest differs, is sampled again.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import json_lines, write_json, write_text
+from experiments.common.hashing import sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
-from experiments.data.source import Finite, Source, Workshop, distinct, short_digest
+from experiments.data.source import Finite, Source, Workshop, distinct
+from experiments.models.weights_digest import weights_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
 
@@ -89,7 +89,7 @@ class BaseText(Sampling, Source):
             )
         text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         write_text(folder / ROWS, text)
-        made = {**provenance, "rows": len(rows), "sha256": _sha256(text), "weights": weights_digest(model)}
+        made = {**provenance, "rows": len(rows), "sha256": sha256(text), "weights": weights_digest(model)}
         write_json(folder / PROVENANCE, made)
 
 
@@ -102,27 +102,12 @@ def weight_files(base_model: str) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
-def weights_digest(model: PreTrainedModel) -> str:
-    """Sixteen hex digits of the SHA-256 over names and bytes of all weights."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(dtype=torch.uint8).numpy()))
-    return digest.hexdigest()[:16]
-
-
 def _whole(folder: Path) -> bool:
     try:
         made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        return bool(made["sha256"] == _sha256((folder / ROWS).read_text(encoding="utf-8")))
+        return bool(made["sha256"] == sha256((folder / ROWS).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(row: Example) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.columns import Columns
 from experiments.data.items import Example, NewTask, NewText
-from experiments.data.source import measured, short_digest
+from experiments.data.source import measured
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
 

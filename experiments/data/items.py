@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from experiments.common.hashing import text_id
 
 WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
@@ -32,7 +33,7 @@ class Item:
     @property
     def id(self) -> str:
         """Twelve hex digits of the question's SHA-256: the same item has the same id in every run."""
-        return hash_id(self.question)
+        return text_id(self.question)
 
     @property
     def reply(self) -> str:
@@ -51,14 +52,10 @@ class Text:
     @property
     def id(self) -> str:
         """Twelve hex digits of the SHA-256 of the group, or of the text where it stands alone."""
-        return hash_id(self.group or self.text)
+        return text_id(self.group or self.text)
 
 
 Example = Item | Text
-
-
-def hash_id(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class NewText:
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the documents that must not be trained on."""
-        return self.groups or frozenset(hash_id(document) for document in self.documents)
+        return self.groups or frozenset(text_id(document) for document in self.documents)
 
 
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:

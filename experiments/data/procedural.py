@@ -14,8 +14,9 @@ from pydantic import Field
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.items import Example, Item, NewTask
-from experiments.data.source import Source, short_digest
+from experiments.data.source import Source
 
 CHUNK = 100_000  # indices drawn from one generator; some make a list as long as their size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted

@@ -10,9 +10,9 @@ from pydantic import Field
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Text
-from experiments.data.source import short_digest
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
-
-Kind = Literal["chat", "text"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +125,3 @@ def measured(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
 def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
     """The first example of each id, so that a question that stands twice is not both learned and measured."""
     return tuple({example.id: example for example in reversed(examples)}.values())[::-1]
-
-
-def short_digest(*texts: str) -> str:
-    """Sixteen hex digits of the SHA-256 of the texts."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:16]

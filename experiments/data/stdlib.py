@@ -12,9 +12,10 @@ from typing import Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest, text_id
 from experiments.common.section import nearest
-from experiments.data.items import Example, NewText, Text, hash_id
-from experiments.data.source import Finite, short_digest
+from experiments.data.items import Example, NewText, Text
+from experiments.data.source import Finite
 
 TESTS = {"test", "tests", "idle_test"}
 TABLES = {"encodings", "pydoc_data", "lib2to3", "this"}  # character tables, one long page, grammar tables, a joke
@@ -57,7 +58,7 @@ class PythonLibrary(Finite):
         order = sorted(names, key=lambda name: short_digest(f"{seed} {name}"))
         kept = order[: max(1, len(order) // HELD_OUT)]
         documents = [e.text for name in kept for e in self.examples if isinstance(e, Text) and e.group == name]
-        return NewText(self.label, tuple(documents[:count]), frozenset(map(hash_id, kept)))
+        return NewText(self.label, tuple(documents[:count]), frozenset(map(text_id, kept)))
 
 
 def _modules() -> dict[str, list[Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -17,6 +16,7 @@ from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
+from experiments.common.hashing import file_digest
 from experiments.models.precision import device
 
 SHIPPED = "smollm2-135m-instruct"
@@ -98,8 +98,7 @@ def _gguf_file() -> Path:
     path = next((Path(str(f.locate())) for f in files if f.name == GGUF), None)
     if path is None or not path.is_file():
         raise ModelError(f"the wheel {WHEEL} is installed without {GGUF}: {advice} --force-reinstall")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != GGUF_SHA256:
         raise ModelError(f"{GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}: {advice} --force-reinstall")
     return path

@@ -11,39 +11,19 @@ from matplotlib.figure import Figure
 
 from experiments.records import ArmResult, Record
 from experiments.reporting.plots.alignment import alignment_figure
-from experiments.reporting.text import Places, gain_name, gain_text, label, number, with_interval
-from experiments.scorecard import envelope_area, gained, hypervolume, matched_retention, stability_gap
-from experiments.scorecard.bootstrap import estimate
-from experiments.scorecard.draws import harmonic
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
+from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label, with_interval
+from experiments.scorecard import stability_gap
+from experiments.scorecard.bootstrap import estimate, harmonic
+from experiments.scorecard.figure import NATS
+from experiments.scorecard.figures import FIGURES, shown
+from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures
 
-NATS: Places = (3, 2, 1)
-FURTHER: dict[str, tuple[str, Places]] = {  # figures that only some runs measure: title and decimals
-    "kl_new": ("KL, new task", NATS),
-    "instructions_accuracy": ("instructions", (2, 2, 2)),
-    "retention_instructions": ("instructions kept", (2, 2, 2)),
-    "kept_accuracy_likelihood": ("kept, by likelihood", (2, 2, 2)),
-    "kept_accuracy_generated": ("kept, in own words", (2, 2, 2)),
-    "kept_parse_failures": ("naming no option", (2, 2, 2)),
-    "floor_nfr": ("A/A floor", (3, 3, 3)),
-    "nfr_above_floor": ("flips above floor", (3, 3, 3)),
-    "alignment_cosine": ("cosine", (3, 3, 3)),
-    "alignment_relative_l2": ("relative L2", (3, 3, 3)),
-    "alignment_cka": ("CKA", (3, 3, 3)),
-    "alignment_neighbours": ("neighbours", (3, 3, 3)),
-    "alignment_update": ("|dW|/|W|", (4, 3, 3)),
-}
+WHOLE = ("retention_matched", "area", "hypervolume", "average_harmonic")  # figures of a whole trajectory
+OTHERS = ("retention", "nfr", "kl")  # figures of an operation, after its gain
 ALIGNMENT = (  # forms of the suite's records: title in the report, title of the picture
     ("base", "Hidden states by layer", "Hidden states and weights against the base model's"),
     ("branches", "Branches by layer", "Expanded layers: the trained copy's branch against the frozen one's"),
 )
-COSTS = {
-    "tokens": "tokens trained on",
-    "replayed_tokens": "of them replayed",
-    "seconds": "seconds",
-    "trainable_parameters": "trained parameters",
-    "added_parameters": "added at inference",
-}
 
 
 @dataclass(frozen=True)
@@ -73,27 +53,24 @@ def trajectory_table(
     found = {name: drawn_trajectory(base, steps, draws, seed) for name, steps in arms.items() if len(steps) > 0}
     if not found:
         return None
-    learned = {name: way for name, way in found.items() if gained(way)}
-    gain, retention = matched_retention(learned) if learned else (0.0, {})
-    highest = max((float(way.gain[-1, 0]) for way in learned.values()), default=0.0)
+    matched, figures = trajectory_figures(found)
+    learned = [name for name in found if "area" in figures[name]]
+    highest = max((float(found[name].gain[-1, 0]) for name in learned), default=0.0)
     rows = []
-    for name, way in found.items():
-        matched = area = average = "n/a"
-        if name in learned:
-            matched = with_interval(estimate(retention[name]))
-            area = with_interval(estimate(envelope_area(way.gain, way.retention, gain)))
+    for name, path in found.items():
+        card = {figure: estimate(values) for figure, values in figures[name].items()}
         if highest > 0:
-            average = with_interval(estimate(harmonic(way.retention[-1], way.gain[-1] / highest)))
-        volume = with_interval(estimate(hypervolume(way.gain, way.retention)))
-        rows.append((name, matched, area, volume, average, *_gap(way)))
+            card["average_harmonic"] = estimate(harmonic(path.retention[-1], path.gain[-1] / highest))
+        cells = (figure_text(card, figure) if figure in card else "n/a" for figure in WHOLE)
+        rows.append((name, *cells, *_gap(path)))
     reached = "the highest that all reach of the arms that gain" if learned else "no arm gains outside its interval"
     reached += f" (n/a: {', '.join(n for n in found if n not in learned)})" if 0 < len(learned) < len(found) else ""
-    head = f"retention at gain {number(gain, True, NATS)}"
+    gain = format_number(matched or 0.0, True, NATS)
     return Table(
         "Trajectory",
-        ("arm", head, "area", "hypervolume", "harmonic average", "gap depth", "recovered at step"),
+        ("arm", f"retention at gain {gain}", *(FIGURES[n].title for n in (*WHOLE[1:], "gap_depth", "gap_recovery"))),
         tuple(rows),
-        f"Gain {number(gain, True, NATS)}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
+        f"Gain {gain}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
         "what the evaluations dominate above gain 0 and retention 0. Harmonic average: at the end, of retention and of "
         "the gain over the highest of these arms. Gap depth: the largest fall of kept accuracy below the base at any "
         "evaluation (it leans to the deep side, being picked for that). Recovered: the first later evaluation at the "
@@ -101,21 +78,21 @@ def trajectory_table(
     )
 
 
-def _gap(way: Trajectory) -> tuple[str, str]:
-    depth, step = stability_gap(way)
+def _gap(path: Trajectory) -> tuple[str, str]:
+    depth, step = stability_gap(path)
     return with_interval(depth), "no fall" if depth.value <= 0 else "never" if step is None else str(step)
 
 
 def further_table(results: Sequence[ArmResult]) -> Table | None:
     """Figures that only some runs measure, those that are there."""
     arms = [r for r in results if r.scorecard]
-    names = [name for name in FURTHER if any(name in r.scorecard for r in arms)]
+    names = [figure.name for figure in shown("further") if any(figure.name in r.scorecard for r in arms)]
     if not names:
         return None
-    rows = tuple((label(r), *(with_interval(r.scorecard.get(n), False, FURTHER[n][1]) for n in names)) for r in arms)
+    rows = tuple((label(r), *(figure_text(r.scorecard, name) for name in names)) for r in arms)
     note = ""
     if "kl_new" in names:
-        note += "KL, new task: KL(base || tuned) on replies to questions of the new task, nats per token."
+        note += f"{FIGURES['kl_new'].axis}."
     if "floor_nfr" in names:
         note += (
             " A/A floor: negative flips of the base against itself, the kept questions asked in other words (but for "
@@ -125,7 +102,7 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
         note += (
             " Hidden states against the base's, mean over layers: cosine, CKA and neighbours are 1 where none moved."
         )
-    return Table("Further figures", ("arm", *(FURTHER[n][0] for n in names)), rows, note.strip())
+    return Table("Further figures", ("arm", *(FIGURES[name].title for name in names)), rows, note.strip())
 
 
 def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
@@ -154,10 +131,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
 
 
 def cost_table(results: Sequence[ArmResult]) -> Table | None:
-    names = [name for name in COSTS if any(name in r.cost for r in results)]
-    rows = tuple((label(r), *(_count(r.cost.get(name)) for name in names)) for r in results if r.cost)
+    costs = [f for f in FIGURES.values() if f.suite == "cost" and not f.tables]
+    titles = {name: f.title for f in costs if any((name := f.name.removeprefix("cost/")) in r.cost for r in results)}
+    rows = tuple((label(r), *(_count(r.cost.get(name)) for name in titles)) for r in results if r.cost)
     note = "Added at inference: parameters that the trained model has beyond the base."
-    return Table("Cost", ("arm", *(COSTS[name] for name in names)), rows, note) if rows else None
+    return Table("Cost", ("arm", *titles.values()), rows, note) if rows else None
 
 
 def _count(value: float | None) -> str:
@@ -174,13 +152,11 @@ def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
             label(r),
             r.operation or "",
             gain_text(r.scorecard, name),
-            with_interval(r.scorecard.get("retention")),
-            with_interval(r.scorecard.get("nfr")),
-            with_interval(r.scorecard.get("kl"), places=NATS),
+            *(figure_text(r.scorecard, other) for other in OTHERS),
         )
         for r in results
     )
-    head = ("arm", "operation", "gain", "retention", "neg. flips", "KL")
+    head = ("arm", "operation", "gain", *(FIGURES[other].title for other in OTHERS))
     return Table("Operations after training", head, rows, "Nothing was trained for these: the weights were changed.")
 
 

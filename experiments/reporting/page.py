@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments.records import Estimate
 from experiments.reporting.tables import cost_cells, failure_text
-from experiments.reporting.text import RATE, Places, label, number, rate_text, with_interval
+from experiments.reporting.text import format_number, label, rate_text, with_interval
+from experiments.scorecard.figure import RATE, Places
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +28,7 @@ def page_environment() -> jinja2.Environment:
     )  # fmt: skip
     filters: dict[str, Callable[..., Any]] = {
         "label": label,
-        "number": number,
+        "number": format_number,
         "rate": rate_text,
         "costs": cost_cells,
         "failure": failure_text,

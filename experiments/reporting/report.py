@@ -19,7 +19,7 @@ from experiments.reporting.plots.forgetting import forgetting_figure
 from experiments.reporting.summary import summary, tied_best
 from experiments.reporting.tables import columns_of, failure_text, markdown_table, plain, table_csv
 from experiments.reporting.text import label, with_interval
-from experiments.scorecard import Apart
+from experiments.scorecard import SignificantPairs
 
 
 def write_report(
@@ -31,13 +31,14 @@ def write_report(
     notes: Sequence[str] = (),
     details: Sequence[Table] = (),
     figures: Sequence[tuple[str, Figure]] = (),
-    apart: Apart | None = None,
+    significant: SignificantPairs | None = None,
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the base model's figures (`new_accuracy`, `kept_accuracy`). ui_command: what opens the MLflow UI. details:
     further tables (`experiments.reporting.details`). figures: further pictures with their titles, in the page alone.
-    apart: which arms differ (`experiments.scorecard.apart`); without it, those whose intervals do not overlap.
+    significant: the pairs of arms that differ (`experiments.scorecard.significant_pairs`); without it, those whose
+    intervals do not overlap.
     """
     folder.mkdir(parents=True, exist_ok=True)
     question = f"What does {config.base_model} forget when it learns {config.data.label}?"
@@ -45,7 +46,7 @@ def write_report(
     (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     commands = [command("run", folder / "config.yaml", "--fresh")]
-    words, columns = summary(results, apart), columns_of(results)
+    words, columns = summary(results, significant), columns_of(results)
     failed = [(label(r), failure_text(r)) for r in results if r.status == "failed"]
     markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes, details)
     write_text(folder / "report.md", markdown)
@@ -59,7 +60,7 @@ def write_report(
         image=inline_svg(figure),
         columns=columns,
         results=results,
-        best={column.name: tied_best(results, column.name, column.better == "higher", apart) for column in columns},
+        best={column.name: tied_best(results, column.name, significant) for column in columns},
         tasks=_tasks(results),
         failed=failed,
         notes=notes,

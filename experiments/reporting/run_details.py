@@ -22,7 +22,7 @@ from experiments.reporting.details import (
 )
 from experiments.reporting.stream import stream_pictures, stream_table
 from experiments.reporting.text import label
-from experiments.scorecard import Apart, apart
+from experiments.scorecard import SignificantPairs, significant_pairs
 
 
 def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
@@ -42,11 +42,13 @@ class RunRecords:
     def last(self) -> dict[str, Sequence[Record]]:
         return {name: steps[max(steps)] for name, steps in self.records.items()}
 
-    def apart(self) -> Apart:
-        """Which of the finished arms differ at their last evaluation."""
+    def significant_pairs(self) -> SignificantPairs:
+        """Find the finished arms that differ at their last evaluation."""
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         finished = {label(result) for result in self.results if result.status == "finished"}
-        return apart({n: [(self.base, after)] for n, after in self.last.items() if n in finished}, draws, seed)
+        return significant_pairs(
+            {n: [(self.base, after)] for n, after in self.last.items() if n in finished}, draws, seed
+        )
 
     def tables(self, drawn: Mapping[str, Sequence[Mapping[str, Any]]], afterwards: Sequence[ArmResult]) -> list[Table]:
         """drawn: by arm, the data that it was trained on. afterwards: results of operations on trained weights."""

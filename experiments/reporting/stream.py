@@ -11,16 +11,17 @@ from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.details import Table
 from experiments.reporting.plots.stream import stream_figure
-from experiments.reporting.text import label, with_interval
+from experiments.reporting.text import figure_text, label
 from experiments.scorecard import stream, stream_matrix
+from experiments.scorecard.figures import FIGURES
 
 Checkpoints: TypeAlias = Mapping[int, Sequence[Record]]  # records by step
-FIGURES = {"stream_op": "OP", "stream_bwt": "BWT", "stream_f": "F", "stream_fwt": "FWT"}
+SHOWN = [figure for figure in FIGURES.values() if figure.suite == "stream"]
 DRAWN = 100  # resamples where only the observed scores are wanted
 NOTE = (
-    "R[t, j]: score on task j after stage t ({score}). OP: mean of the last row. BWT: mean change of the earlier tasks "
-    "from the end of their own stage to the last (below 0: later tasks harm them). F: their mean fall from their best. "
-    "FWT: mean change of the later tasks before they are learned. Brackets: 95 % intervals over questions."
+    "R[t, j]: score on task j after stage t ({score}). "
+    + " ".join(f"{figure.title}: {figure.meaning}." for figure in SHOWN)
+    + " Brackets: 95 % intervals over questions."
 )
 SCORES = {False: "accuracy", True: "-NLL of held-out texts, nats per token"}
 
@@ -44,14 +45,14 @@ def stream_card(config: ExperimentConfig, base: Sequence[Record], checkpoints: C
 
 def stream_table(config: ExperimentConfig, results: Sequence[ArmResult]) -> Table | None:
     """The figures of the arms that have them; None where the run is no stream."""
-    tasks, arms = task_names(config), [r for r in results if FIGURES.keys() <= r.scorecard.keys()]
+    tasks, arms = task_names(config), [r for r in results if {figure.name for figure in SHOWN} <= r.scorecard.keys()]
     if not tasks or not arms:
         return None
-    rows = tuple((label(r), *(with_interval(r.scorecard[name], name != "stream_op") for name in FIGURES)) for r in arms)
+    rows = tuple((label(r), *(figure_text(r.scorecard, figure.name) for figure in SHOWN)) for r in arms)
     steps = ", ".join(f"{task} to step {end}" for task, end in stage_steps(config).items())
     texts = any(r.scorecard["stream_op"].value < 0 for r in arms)
     note = f"Learned one after the other: {steps}. " + NOTE.format(score=SCORES[texts])
-    return Table("Stream of tasks", ("arm", *FIGURES.values()), rows, note)
+    return Table("Stream of tasks", ("arm", *(figure.title for figure in SHOWN)), rows, note)
 
 
 def stream_pictures(

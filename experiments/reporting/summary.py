@@ -1,4 +1,4 @@
-"""Figures as text, and what a run found in plain sentences computed from the figures and their intervals."""
+"""Say what a run found in plain sentences, computed from the figures and their intervals."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 from collections.abc import Sequence
 
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.text import gain_name, gain_text, label, number, with_interval
-from experiments.scorecard.card import GAINS
-from experiments.scorecard.pairwise import Apart
+from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label
+from experiments.scorecard.figures import FIGURES, GAINS
+from experiments.scorecard.pairwise import SignificantPairs
 
 PAIRED = "Arms are told apart by their differences on the same questions: Holm's p over all pairs of arms below .05."
 OVERLAP = "Arms are told apart where their intervals do not overlap, which is a cautious test."
 
 
 def overlap(first: Estimate, second: Estimate) -> bool:
-    """Whether two intervals share a value. True where one of them is missing: nothing can be told apart then."""
+    """Whether two intervals share a value. True if one of them is missing: no difference is known then."""
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return True
     return first.low <= second.high and second.low <= first.high
 
 
 def comparable(results: Sequence[ArmResult]) -> list[ArmResult]:
-    """Finished arms whose gain (`gain_name`) and retention are numbers."""
+    """Select the finished arms whose gain (`gain_name`) and retention are numbers."""
     names = (gain_name(results), "retention")
     return [
         r
@@ -31,52 +31,52 @@ def comparable(results: Sequence[ArmResult]) -> list[ArmResult]:
     ]
 
 
-def tied_best(results: Sequence[ArmResult], name: str, higher: bool, apart: Apart | None = None) -> list[ArmResult]:
-    """The best arm in a figure, first, and those that cannot be told from it.
+def tied_best(results: Sequence[ArmResult], name: str, significant: SignificantPairs | None = None) -> list[ArmResult]:
+    """Find the best arm in a figure, first, and the arms that do not differ significantly from it.
 
-    apart: the pairs of labels that differ in each figure; where it does not have the figure, those whose intervals
-    overlap cannot be told apart.
+    significant: the pairs of labels that differ, by figure; for a figure that it lacks, arms differ if their intervals
+    do not overlap.
     """
     have = [r for r in comparable(results) if name in r.scorecard and math.isfinite(r.scorecard[name].value)]
     if not have:
         return []
-    best = (max if higher else min)(have, key=lambda r: r.scorecard[name].value)
+    best = (max if FIGURES[name].better == "higher" else min)(have, key=lambda r: r.scorecard[name].value)
 
     def tied(result: ArmResult) -> bool:
-        if apart is not None and name in apart:
-            return frozenset((label(result), label(best))) not in apart[name]
+        if significant is not None and name in significant:
+            return frozenset((label(result), label(best))) not in significant[name]
         return overlap(result.scorecard[name], best.scorecard[name])
 
     return [best, *(r for r in have if r is not best and tied(r))]
 
 
-def summary(results: Sequence[ArmResult], apart: Apart | None = None, seeds: int = 1) -> list[str]:
-    """Who gains most, who forgets least, whether the lead can be told from chance, and by which test.
+def summary(results: Sequence[ArmResult], significant: SignificantPairs | None = None, seeds: int = 1) -> list[str]:
+    """Say who gains most, who forgets least, whether the lead is significant, and by which test.
 
-    apart: see `tied_best`. seeds: training runs behind each arm; fewer than 3 carry no claim about a method.
+    significant: see `tied_best`. seeds: training runs of each arm; fewer than 3 carry no claim about a method.
     """
     arms = comparable(results)
     if not arms:
         return ["No arm finished with a gain and a retention, so there is nothing to compare."]
     if len(arms) == 1:
         card = arms[0].scorecard
-        gain, retention = gain_text(card, gain_name(arms)), with_interval(card["retention"])
+        gain, retention = gain_text(card, gain_name(arms)), figure_text(card, "retention")
         first = f"{label(arms[0])} gains {gain} on the new task at a retention of {retention} on the kept tasks."
         return [first, *_forgetting(arms), *_learning(arms), *_few_seeds(seeds)]
     return [
-        _lead(arms, gain_name(arms), "gains most on the new task", apart),
-        _lead(arms, "retention", "forgets least, by its retention of the kept tasks", apart),
-        *_trade(arms, apart),
-        PAIRED if apart is not None and {gain_name(arms), "retention"} <= apart.keys() else OVERLAP,
+        _lead(arms, gain_name(arms), "gains most on the new task", significant),
+        _lead(arms, "retention", "forgets least, by its retention of the kept tasks", significant),
+        *_trade(arms, significant),
+        PAIRED if {gain_name(arms), "retention"} <= (significant or {}).keys() else OVERLAP,
         *_forgetting(arms),
         *_learning(arms),
         *_few_seeds(seeds),
     ]
 
 
-def _lead(arms: list[ArmResult], name: str, words: str, apart: Apart | None) -> str:
-    best, *tied = tied_best(arms, name, True, apart)
-    value = gain_text(best.scorecard, name) if name in GAINS else with_interval(best.scorecard[name])
+def _lead(arms: list[ArmResult], name: str, words: str, significant: SignificantPairs | None) -> str:
+    best, *tied = tied_best(arms, name, significant)
+    value = gain_text(best.scorecard, name) if name in GAINS else figure_text(best.scorecard, name)
     start = f"{label(best)} {words}: {value}"
     if not tied:
         return f"{start}, ahead of all other arms."
@@ -88,22 +88,22 @@ def _lead(arms: list[ArmResult], name: str, words: str, apart: Apart | None) -> 
     return f"{start}. It is not distinguishable from {_listed(tied)}, and ahead of the others."
 
 
-def _trade(arms: list[ArmResult], apart: Apart | None) -> list[str]:
-    """Retention among the arms whose gain is as good as the best: an arm that learns nothing forgets nothing."""
-    level = tied_best(arms, gain_name(arms), True, apart)
+def _trade(arms: list[ArmResult], significant: SignificantPairs | None) -> list[str]:
+    """Compare retention among the arms whose gain is as good as the best: who learns nothing forgets nothing."""
+    level = tied_best(arms, gain_name(arms), significant)
     if len(level) == 1:
         return []
-    best, *tied = tied_best(level, "retention", True, apart)
+    best, *tied = tied_best(level, "retention", significant)
     behind = [r for r in level if r is not best and r not in tied]
     start = f"Among the {len(level)} arms whose gain is level with the highest, {label(best)} keeps most"
     if not behind:
         return [f"{start}, but their retentions are not distinguishable."]
-    kept = number(best.scorecard["retention"].value)
+    kept = format_number(best.scorecard["retention"].value)
     return [f"{start} ({kept}); below it: {_listed(behind, 'retention')}."]
 
 
 def _forgetting(arms: list[ArmResult]) -> list[str]:
-    """Against no forgetting at all, which is a retention of 1."""
+    """Compare each arm with no forgetting at all, a retention of 1."""
     forgot = [r for r in arms if (high := r.scorecard["retention"].high) is not None and high < 1]
     unclear = [r for r in arms if r not in forgot]
     words = []
@@ -129,8 +129,8 @@ def _few_seeds(seeds: int) -> list[str]:
 
 
 def _listed(arms: Sequence[ArmResult], figure: str | None = None) -> str:
-    """`a, b and c`, each with its figure if one is named; the seventh and later are counted."""
-    names = [label(r) + (f" ({number(r.scorecard[figure].value)})" if figure else "") for r in arms]
+    """List arms as `a, b and c`, each with its figure if one is named; the seventh and later are counted."""
+    names = [label(r) + (f" ({format_number(r.scorecard[figure].value)})" if figure else "") for r in arms]
     if len(names) > 6:
         return f"{', '.join(names[:5])} and {len(names) - 5} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -6,58 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.text import RATE, Places, gain_name, rate_text, with_interval
+from experiments.reporting.text import figure_text, gain_name, rate_text
+from experiments.scorecard.figure import Figure
+from experiments.scorecard.figures import FIGURES, shown
 
 WIDTH = 100  # columns of a terminal
 
 
-@dataclass(frozen=True)
-class Column:
-    """A figure of the scorecard in the tables. signed: shown with its sign. places: see `summary.number`."""
-
-    name: str
-    title: str
-    meaning: str
-    better: str
-    signed: bool = False
-    places: Places = RATE
-
-    def text(self, result: ArmResult) -> str:
-        return with_interval(result.scorecard.get(self.name), self.signed, self.places)
-
-
-GAIN = Column("gain", "gain", "accuracy on the new task, after - before", "higher", True)
-NLL_DROP = Column(
-    "new_nll_drop",
-    "gain, nats",
-    "negative log-likelihood of the new texts, before - after, nats per token",
-    "higher",
-    True,
-    (3, 2, 2),
-)
-COLUMNS = (
-    GAIN,
-    Column("retention", "retention", "accuracy on the kept tasks, after / before; 1 forgets nothing", "higher"),
-    Column("nfr", "neg. flips", "share of kept answers that were right before and are wrong after", "lower"),
-    Column("kl", "KL", "KL(base || tuned) on replies of the base model, nats per token", "lower", places=(3, 2, 1)),
-    Column(
-        "perplexity_drift",
-        "ppl drift",
-        "negative log-likelihood of general text, after - before, nats per token",
-        "lower",
-        True,
-        (2, 2, 1),
-    ),
-)
-
-
-def columns_of(results: Sequence[ArmResult]) -> tuple[Column, ...]:
-    """The columns for these arms: the gain is the one that was measured, of a task with answers or of texts."""
-    return (NLL_DROP, *COLUMNS[1:]) if gain_name(results) == NLL_DROP.name else COLUMNS
+def columns_of(results: Sequence[ArmResult]) -> tuple[Figure, ...]:
+    """List the figures in the table of these arms: the gain that they have, of answers or of texts, then the others."""
+    return (FIGURES[gain_name(results)], *(figure for figure in shown("run") if figure.suite != "cost"))
 
 
 def format_table(results: Sequence[ArmResult]) -> str:
@@ -134,8 +95,8 @@ def flat_figures(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
     }
 
 
-def _cells(result: ArmResult, columns: Sequence[Column]) -> list[str]:
-    figures = [column.text(result) for column in columns]
+def _cells(result: ArmResult, columns: Sequence[Figure]) -> list[str]:
+    figures = [figure_text(result.scorecard, column.name) for column in columns]
     return [result.arm, rate_text(result.learning_rate), *figures, *cost_cells(result)]
 
 

@@ -6,19 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 from experiments.records import ArmResult, Estimate
-from experiments.scorecard.card import GAINS
-
-Places = tuple[int, int, int]
-
-
-RATE: Places = (2, 2, 2)
-
-
-UNITS = {"gain": "", "new_nll_drop": " nats per token"}  # behind a gain in a sentence; accuracy has none
+from experiments.scorecard.figure import RATE, SHARE, Places
+from experiments.scorecard.figures import FIGURES, GAINS
 
 
 def rate_text(rate: float) -> str:
-    """A learning rate: `3e-4`, `2.5e-5`, `0.01`."""
+    """Write a learning rate: `3e-4`, `2.5e-5`, `0.01`."""
     if rate >= 0.01 or rate <= 0:
         return f"{rate:g}"
     mantissa, exponent = f"{rate:.3e}".split("e")
@@ -26,19 +19,19 @@ def rate_text(rate: float) -> str:
 
 
 def label(result: ArmResult) -> str:
-    """The arm with its learning rate; a study's trial (`#7 ...`) has that in its name, or shares it with all others."""
+    """Name the arm with its learning rate; a trial (`#7 ...`) has it in its name, or shares it with all others."""
     if result.arm.startswith("#"):
         return result.arm
     return f"{result.arm} {rate_text(result.learning_rate)}"
 
 
-def number(value: float, signed: bool = False, places: Places = RATE) -> str:
-    """`.41`, `1.02`, `n/a` for NaN. places: decimals of values below .1, below 1, and from 1 on."""
+def format_number(value: float, signed: bool = False, places: Places = RATE) -> str:
+    """Write a number: `.41`, `1.02`, `n/a` for NaN. places: decimals of values below .1, below 1, and from 1 on."""
     return _digits(value, _places(value, places), signed)
 
 
 def with_interval(estimate: Estimate | None, signed: bool = False, places: Places = RATE) -> str:
-    """`+.41 [.35,.47]`; the value alone where there is no interval, `-` where there is nothing."""
+    """Write a value with its interval: `+.41 [.35,.47]`; without one the value alone, `-` for None."""
     if estimate is None:
         return "-"
     digits = _places(estimate.value, places)
@@ -48,15 +41,21 @@ def with_interval(estimate: Estimate | None, signed: bool = False, places: Place
     return f"{value} [{_digits(estimate.low, digits)},{_digits(estimate.high, digits)}]"
 
 
+def figure_text(card: Mapping[str, Estimate], name: str) -> str:
+    """Write a figure of a card as the table of figures says (`with_interval`); `-` if the card lacks it."""
+    return with_interval(card.get(name), FIGURES[name].signed, FIGURES[name].places)
+
+
 def gain_name(results: Sequence[ArmResult]) -> str:
-    """Which figure is the gain of these arms: `gain` (accuracy), or `new_nll_drop` where the new task is text."""
+    """Name the gain of these arms: `gain` (accuracy), or `new_nll_drop` if the new task is text."""
     known = {name for r in results for card in (r.scorecard, *r.trajectory) for name in card}
     return next((name for name in GAINS if name in known), GAINS[0])
 
 
 def gain_text(card: Mapping[str, Estimate], name: str) -> str:
-    """A gain with its interval and unit: `+.41 [.35,.47]`, `+.12 [.10,.14] nats per token`."""
-    return with_interval(card.get(name), True) + (UNITS[name] if name in card else "")
+    """Write a gain with its interval and unit: `+.41 [.35,.47]`, `+.12 [.10,.14] nats per token`."""
+    unit = FIGURES[name].unit
+    return figure_text(card, name) + (f" {unit}" if name in card and unit != SHARE else "")
 
 
 def _places(value: float, places: Places) -> int:
@@ -64,7 +63,7 @@ def _places(value: float, places: Places) -> int:
 
 
 def _digits(value: float, places: int, signed: bool = False) -> str:
-    """Fixed decimals without the leading zero; no minus before zero."""
+    """Write fixed decimals without the leading zero; no minus before zero."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else "inf" if value > 0 else "-inf"
     text = f"{abs(value):.{places}f}"

@@ -1,8 +1,8 @@
 """The forgetting scorecard: figures with 95 % intervals from the item records of the base and of tuned models.
 
-card: the figures of one checkpoint. floor: flips of the base against itself. seeds: several training seeds. trajectory:
-retention at matched gain, area, hypervolume, stability gap. stream: a sequence of tasks. bootstrap and inference: the
-statistics that they share; pairwise: which arms differ.
+figures: the table of all figures. card: those of one checkpoint, from its sample. floor: flips of the base against
+itself. seeds: several training seeds. trajectory: retention at matched gain, area, hypervolume, stability gap. stream:
+a sequence of tasks. pairwise: which arms differ. bootstrap and inference: the statistics that they share.
 """
 
 from experiments.scorecard.bootstrap import resample
@@ -10,15 +10,14 @@ from experiments.scorecard.card import headline_gain, scorecard
 from experiments.scorecard.floor import aa_floor
 from experiments.scorecard.inference import forgetting_bound, holm, mcnemar_p, non_inferior, paired_error, wilson
 from experiments.scorecard.pairing import pair_records
-from experiments.scorecard.pairwise import Apart, apart
+from experiments.scorecard.pairwise import SignificantPairs, significant_pairs
 from experiments.scorecard.seeds import drawn_over_seeds, mean_card, mean_estimate, over_seeds
 from experiments.scorecard.stream import stream, stream_figures, stream_matrix
 from experiments.scorecard.trajectory import envelope_area, gained, hypervolume, matched_retention, stability_gap
 
 __all__ = [
-    "Apart",
+    "SignificantPairs",
     "aa_floor",
-    "apart",
     "drawn_over_seeds",
     "envelope_area",
     "forgetting_bound",
@@ -36,6 +35,7 @@ __all__ = [
     "paired_error",
     "resample",
     "scorecard",
+    "significant_pairs",
     "stability_gap",
     "stream",
     "stream_figures",

@@ -32,7 +32,7 @@ def check_draws(draws: int) -> None:
 
 
 def resample(questions: Mapping[tuple[Stratum, str], Array], draws: int, seed: int) -> dict[Stratum, Array]:
-    """Sums of columns over resampled questions, by stratum: (1 + draws, columns). Row 0 is the sample as observed.
+    """Sum columns over resampled questions, by stratum: (1 + draws, columns). Row 0 is the sample as observed.
 
     questions: (stratum, item) -> its columns. In each row a stratum of m questions gives m, drawn with replacement.
     """
@@ -43,7 +43,7 @@ def resample(questions: Mapping[tuple[Stratum, str], Array], draws: int, seed: i
 
 
 def _resample(values: Array, stratum: Stratum, draws: int, seed: int) -> Array:
-    """values (m, columns) -> (1 + draws, columns): times drawn (draws, m) @ values, in chunks of draws."""
+    """Multiply times drawn (draws, m) by values (m, columns), in chunks of draws: (1 + draws, columns)."""
     m = len(values)
     rng = np.random.default_rng([seed, zlib.crc32(repr(stratum).encode())])
     sums = [values.sum(axis=0, keepdims=True)]
@@ -57,9 +57,9 @@ def _resample(values: Array, stratum: Stratum, draws: int, seed: int) -> Array:
 
 
 def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int) -> Array:
-    """sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
+    """Weighted mean sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
 
-    Texts and replies are few, so the deviation of each draw is widened (`few`).
+    Texts and replies are few, so the deviation of each draw is widened (`small_sample_factor`).
     """
     columns: dict[tuple[Stratum, str], Array] = {}
     for record, value, weight in rows:
@@ -67,13 +67,16 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int)
     sums = resample(columns, draws, seed)
     totals = np.sum(list(sums.values()), axis=0)
     values = ratio(totals[:, 0], totals[:, 1])
-    return np.concatenate([values[:1], values[0] + few(len(columns), len(sums)) * (values[1:] - values[0])])
+    factor = small_sample_factor(len(columns), len(sums))
+    return np.concatenate([values[:1], values[0] + factor * (values[1:] - values[0])])
 
 
-def few(units: int, strata: int = 1) -> float:
-    """What makes a percentile interval of the mean of few units as wide as Student's: t / 1.96 * sqrt(n / (n - 1)), t
-    the 97.5 % quantile with n - 1 degrees of freedom; 1.29 for 8 units, 1.03 for 100. NaN, so that there is no
-    interval, for a single unit. n: units, less one for each stratum but the first."""
+def small_sample_factor(units: int, strata: int = 1) -> float:
+    """Widening factor that makes a percentile interval of the mean of n units as wide as Student's t interval.
+
+    t / 1.96 * sqrt(n / (n - 1)), t: the 97.5 % quantile with n - 1 degrees of freedom; 1.29 for 8 units, 1.03 for 100.
+    n: units, less one for each stratum but the first. NaN for a single unit, which has no interval.
+    """
     n = units - strata + 1
     if n < 2:
         return float("nan")
@@ -81,12 +84,20 @@ def few(units: int, strata: int = 1) -> float:
 
 
 def ratio(top: Array, bottom: Array) -> Array:
-    """top / bottom, NaN where the bottom is not positive: a ratio to nothing says nothing."""
+    """Divide top by bottom; NaN where the bottom is not positive: a ratio to nothing says nothing."""
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
+def harmonic(first: Array, second: Array) -> Array:
+    """Harmonic mean 2 x y / (x + y); 0 where one of them is 0 or below: nothing gained makes up for no loss, nor the
+    reverse. NaN stays NaN."""
+    first, second = np.maximum(first, 0), np.maximum(second, 0)
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(first), where=(total > 0) | np.isnan(total))
+
+
 def estimate(values: Array) -> Estimate:
-    """Row 0 with the 2.5 and 97.5 percentiles of the rest; no interval where over 1 % of the draws have no value."""
+    """Return row 0 with the 2.5 and 97.5 percentiles of the rest; no interval if over 1 % of the draws are NaN."""
     drawn = _finite(values)
     if drawn is None:
         return Estimate(float(values[0]))
@@ -95,9 +106,11 @@ def estimate(values: Array) -> Estimate:
 
 
 def bootstrap_p(difference: Array) -> float:
-    """Two-sided p that a difference is 0: twice the smaller share of draws at or beyond 0 (Efron & Tibshirani 1993,
-    section 15.4, by inversion of the percentile interval), with one draw added so that it is never 0. NaN where the
-    difference has no interval; 1 where it is 0 in every draw."""
+    """Two-sided p that a difference is 0, by inversion of the percentile interval.
+
+    Twice the smaller share of draws at or beyond 0 (Efron & Tibshirani 1993, section 15.4), with one draw added so that
+    it is never 0. NaN if the difference has no interval; 1 if it is 0 in every draw.
+    """
     drawn = _finite(difference)
     if drawn is None:
         return float("nan")
@@ -106,6 +119,6 @@ def bootstrap_p(difference: Array) -> float:
 
 
 def _finite(values: Array) -> Array | None:
-    """The draws with a value; None where the figure has none itself, or over 1 % of the draws."""
+    """Return the draws with a value; None if row 0 has none, or over 1 % of the draws."""
     drawn = values[1:][np.isfinite(values[1:])]
     return drawn if np.isfinite(values[0]) and len(drawn) >= 0.99 * len(values[1:]) else None

@@ -1,23 +1,22 @@
-"""What happened to each answer between two measurements, as columns that add up over resampled questions."""
+"""Count what happened to each answer between two measurements: columns that add up over resampled questions."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from experiments.scorecard.bootstrap import Array, Stratum, ratio, resample
-from experiments.scorecard.pairing import Pair, chosen, number
+from experiments.scorecard.bootstrap import Array, Stratum, resample
+from experiments.scorecard.pairing import Pair, chosen, require
 
 COUNTS = ("n", "before", "after", "lost", "won", "chance", "guess", "chosen", "flipped", "eligible", "corrected")
-CORRECTED = "persistence_corrected"  # shown by `aa_floor` alone, beside the floor
-Sums = dict[tuple[Stratum, str], Array]  # (stratum, form) -> (1 + draws, len(COUNTS))
+Sums: TypeAlias = dict[tuple[Stratum, str], Array]  # (stratum, form) -> (1 + draws, len(COUNTS))
 
 
 def counts(before: tuple[int, str | None], after: tuple[int, str | None], k: int) -> list[float]:
-    """COUNTS of one answer. before, after: (correct, text of the option chosen); k: number of options, 0 if none.
+    """Return the COUNTS of one answer. before, after: (correct, text of the chosen option); k: options, 0 if none.
 
     lost: right -> wrong; won: wrong -> right. chance 1/k, guess 1/(k-1). chosen: 1 where both choices are known; of
     these, flipped: right -> wrong, or wrong -> another wrong one; and eligible: those with k >= 3, of which corrected
@@ -34,12 +33,12 @@ def counts(before: tuple[int, str | None], after: tuple[int, str | None], k: int
 
 
 def resampled_counts(pairs: Sequence[Pair], draws: int, seed: int) -> Sums:
-    """COUNTS summed over resampled questions, by (stratum, form)."""
+    """Sum COUNTS over resampled questions, by (stratum, form)."""
     questions: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(dict)
     for before, after in pairs:
         questions[after.task, after.item][after.form] = counts(
-            (number(before, "correct"), chosen(before)),
-            (number(after, "correct"), chosen(after)),
+            (require(before, "correct"), chosen(before)),
+            (require(after, "correct"), chosen(after)),
             len(after.options or ()),
         )
     columns = {
@@ -55,37 +54,18 @@ def resampled_counts(pairs: Sequence[Pair], draws: int, seed: int) -> Sums:
 
 
 def total(sums: Mapping[Any, Array]) -> dict[str, Array]:
-    """COUNTS summed over strata and forms, each (1 + draws,)."""
+    """Sum COUNTS over strata and forms, each (1 + draws,)."""
     return dict(zip(COUNTS, np.sum(list(sums.values()), axis=0).T, strict=True))
 
 
-def flip_figures(t: dict[str, Array]) -> dict[str, Array]:
-    """Flips by name, each (1 + draws,); see `scorecard`. Those over choices only where there are any.
-
-    samplewise_forgetting = max(n10/n - G, 0), samplewise_backward = max(n01/n - G, 0) with the share of flips that
-    guessing alone explains, G = (1 - a0)(1 - a)/(k - 1) (arXiv 2510.17776; the mean of 1/(k - 1) where k differs).
-    """
-    guessed = (1 - t["before"] / t["n"]) * (1 - t["after"] / t["n"]) * t["guess"] / t["n"]
-    figures = {
-        "nfr": t["lost"] / t["n"],
-        "pfr": t["won"] / t["n"],
-        "samplewise_forgetting": np.maximum(t["lost"] / t["n"] - guessed, 0),
-        "samplewise_backward": np.maximum(t["won"] / t["n"] - guessed, 0),
-    }
-    if t["chosen"][0]:
-        figures["nfr_mc"] = ratio(t["flipped"], t["chosen"])
-    if t["eligible"][0]:
-        figures[CORRECTED] = ratio(t["corrected"], t["eligible"])
-    return figures
-
-
 def questions_in(pairs: Iterable[Pair]) -> int:
+    """Count the questions: the forms of one question are one."""
     return len({(after.task, after.item) for _, after in pairs})
 
 
 def changed_questions(pairs: Iterable[Pair]) -> tuple[int, int]:
-    """Questions with more forms lost than won, and with more won than lost."""
+    """Count the questions with more forms lost than won, and those with more won than lost."""
     change: Counter[tuple[str, str]] = Counter()
     for before, after in pairs:
-        change[after.task, after.item] += number(after, "correct") - number(before, "correct")
+        change[after.task, after.item] += require(after, "correct") - require(before, "correct")
     return sum(c < 0 for c in change.values()), sum(c > 0 for c in change.values())

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
-
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import check_draws, estimate
-from experiments.scorecard.flips import CORRECTED, flip_figures, resampled_counts, total
-from experiments.scorecard.pairing import pair_records
+from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.sample import Sample
+
+ABOVE = {"nfr": "nfr_above_floor", "persistence_corrected": "persistence_above_floor"}
 
 
 def aa_floor(
@@ -20,16 +21,14 @@ def aa_floor(
     draws: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Flips of the base against itself on the kept tasks: `floor_nfr`, `floor_pfr`, `floor_nfr_mc` and the others.
+    """Compute the flips of the base against itself on the kept tasks: `floor_nfr` and the others of suite `floor`.
 
     base_again: the base measured once more on the same questions and forms, in other words or with the options in
-    another order; ids of items stay the same. Tasks of `base` and `after` that were not asked again are
-    left out. Choices are compared by the text of the option. after: a tuned model's records; adds `nfr_above_floor` =
-    nfr - floor_nfr, `persistence_above_floor`: subtracted draw by draw; and persistence_corrected = k/(k-1) (n10/n -
-    y/n/(k-2)), k >= 3, y: answers that went from wrong to another wrong option: an estimate of what was forgotten
-    without lucky guesses, which says little without the floor beside it.
+    another order; ids of items stay the same. Tasks of `base` and `after` that were not asked again are left out.
+    Choices are compared by the text of the option. after: a tuned model's records; adds persistence_corrected, and its
+    distance and that of nfr to the floor, subtracted draw by draw.
 
-    Raises ValueError where the two measurements are not of the same items, or none is of suite kept.
+    Raises ValueError if the two measurements are not of the same items, or none is of suite kept.
     """
     check_draws(draws)
     twice = {r.key[:3] for r in base_again if r.suite == "kept"}  # not the tasks of lm_eval, which are asked once
@@ -37,13 +36,12 @@ def aa_floor(
     if not first:
         raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
     again = [dataclasses.replace(r, prompt=None) for r in again]  # pairs are otherwise refused if in other words
-    floor = flip_figures(total(resampled_counts(pair_records(first, again), draws, seed)))
+    names = [name.removeprefix("floor_") for name in FIGURES if name.startswith("floor_")]
+    floor = drawn_figures(Sample(first, again, draws, seed), names)
     card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
     if tuned:
-        flips = flip_figures(total(resampled_counts(pair_records(first, tuned), draws, seed)))
-        for name, short in (("nfr", "nfr"), (CORRECTED, "persistence")):
-            if name in flips and name in floor:
-                card[f"{short}_above_floor"] = estimate(np.subtract(flips[name], floor[name]))
-        if CORRECTED in flips:
-            card[CORRECTED] = estimate(flips[CORRECTED])
+        flips = drawn_figures(Sample(first, tuned, draws, seed), ABOVE)
+        above = {ABOVE[name]: flips[name] - floor[name] for name in flips if name in floor}
+        own = {name: values for name, values in flips.items() if FIGURES[name].suite == "floor"}
+        card |= {name: estimate(values) for name, values in (above | own).items()}
     return card

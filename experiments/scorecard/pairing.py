@@ -1,4 +1,4 @@
-"""Which record of the base belongs to which record of a tuned model."""
+"""Pair each record of a tuned model with the base's record of the same item."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from experiments.records import Record
 
 Pair = tuple[Record, Record]  # the same question and form, before and after training
 Key = tuple[str, str, str, str]  # suite, task, form, item
-ALONE = ("drift", "alignment")  # suites whose records are distances to the base already: they need no partner
+ALONE = ("drift", "alignment")  # suites of distances to the base: their records need no partner
 
 
 def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
-    """Records of the same key, sorted by it. Suites `drift` and `alignment` need no partner.
+    """Pair records of the same key, sorted by it. Records of suites `drift` and `alignment` may lack a partner.
 
-    Raises ValueError naming a record that stands twice, lacks its partner, covers other tokens or was asked in other
+    Raises ValueError naming a record that occurs twice, lacks its partner, covers other tokens or was asked in other
     words.
     """
     first, second = by_key(base, "base"), by_key(after, "after")
@@ -41,7 +41,7 @@ def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
 
 
 def by_key(records: Iterable[Record], side: str) -> dict[Key, Record]:
-    """Raises ValueError where two records have one key. side: what the error calls the records."""
+    """Index records by key. side: their name in the error. Raises ValueError if two records have one key."""
     found: dict[Key, Record] = {}
     for record in records:
         if record.key in found:
@@ -50,8 +50,8 @@ def by_key(records: Iterable[Record], side: str) -> dict[Key, Record]:
     return found
 
 
-def number(record: Record, name: str) -> Any:
-    """A measurement of the record. Raises ValueError where it is missing."""
+def require(record: Record, name: str) -> Any:
+    """Return a field of the record. Raises ValueError if it is None."""
     value = getattr(record, name)
     if value is None:
         raise ValueError(f"{'/'.join(record.key)} has no {name!r}, which suite {record.suite!r} needs: evaluate again")
@@ -59,7 +59,7 @@ def number(record: Record, name: str) -> Any:
 
 
 def chosen(record: Record) -> str | None:
-    """The text of the option that was chosen, so that it may be compared under another order of the options."""
+    """Return the text of the chosen option: it can be compared under another order of the options."""
     if record.choice is None or not record.options:
         return None
     return record.options[record.choice]

@@ -1,17 +1,19 @@
-"""One figure over several training seeds: seeds are resampled, then items."""
+"""Figures over several training seeds: seeds are resampled, then items."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
-from experiments.scorecard.card import drawn_card
+from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.sample import Sample
 
-Measured = tuple[Sequence[Record], Sequence[Record]]  # base, after
+Measured: TypeAlias = tuple[Sequence[Record], Sequence[Record]]  # base, after
 
 
 def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> dict[str, Estimate]:
@@ -31,8 +33,8 @@ def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> 
 
 
 def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int) -> dict[str, Array]:
-    """Every figure that all runs have, (1 + draws,): of one run as it is, of several their mean as in `over_seeds`."""
-    drawn = [drawn_card(base, after, draws, seed) for base, after in runs]
+    """Draw every figure that all runs have, (1 + draws,): of one run as it is, of several the mean of `over_seeds`."""
+    drawn = [drawn_figures(Sample(base, after, draws, seed)) for base, after in runs]
     if len(drawn) == 1:
         return drawn[0]
     names = [name for name in drawn[0] if all(name in figures for figures in drawn)]
@@ -40,9 +42,10 @@ def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int) -> dict[st
 
 
 def resample_seeds(values: Array, seed: int) -> Array:
-    """values (S seeds, 1 + draws) -> (1 + draws,): row 0 is the mean as observed, each other row mean + w . (values -
-    mean) with w = g / sqrt(S q), g: S standard normals, q: chi squared with S - 1 degrees of freedom.
+    """Resample the mean over seeds: values (S seeds, 1 + draws) -> (1 + draws,), row 0 as observed.
 
+    Each other row is mean + w . (values - mean), w = g / sqrt(S q), g: S standard normals, q: chi squared with S - 1
+    degrees of freedom.
     g . (values - mean) is normal with variance (S - 1) s^2, so the sum is mean + t s / sqrt(S) with t of S - 1 degrees
     of freedom. It is linear in the values and w depends on seed and S alone: figures of two arms may be subtracted.
     """
@@ -55,13 +58,13 @@ def resample_seeds(values: Array, seed: int) -> Array:
 
 
 def mean_card(cards: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
-    """Each figure that the cards of all seeds have, as `mean_estimate`."""
+    """Average each figure that the cards of all seeds have (`mean_estimate`)."""
     names = [name for name in cards[0] if all(name in card for card in cards)]
     return {name: mean_estimate([card[name] for card in cards]) for name in names}
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """Means of the values and of the interval ends; an end that one lacks is None, the mean of no value NaN."""
+    """Average the values and the ends of the intervals; an end that one of them lacks is None."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]

@@ -8,17 +8,13 @@ import numpy as np
 
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, Stratum, check_draws, estimate, resample
-from experiments.scorecard.pairing import by_key, number
+from experiments.scorecard.pairing import by_key, require
 
 
 def stream_figures(scores: Array) -> dict[str, Array]:
-    """scores (T + 1, T, ...): R[t, j], the score on task j after stage t; row 0 is before any training.
+    """Compute the figures of suite `stream` from scores (T + 1, T, ...): R[t, j], row 0 before any training.
 
-    OP = mean_j R[T, j], the final mean; BWT = 1/(T-1) sum_{j<T} (R[T, j] - R[j, j]), below 0 where later tasks harm
-    earlier ones; F = 1/(T-1) sum_{j<T} max_{1<=l<T} (R[l, j] - R[T, j]), forgetting from the best so far;
-    FWT = 1/(T-1) sum_{j>=2} (R[j-1, j] - R[0, j]), what earlier tasks teach about later ones (Lopez-Paz & Ranzato
-    2017, arXiv 1706.08840; Chaudhry et al. 2018, arXiv 1801.10112).
-
+    Formulas: `figures.FIGURES` (Lopez-Paz & Ranzato 2017, arXiv 1706.08840; Chaudhry et al. 2018, arXiv 1801.10112).
     Raises ValueError for another shape, or fewer than 2 tasks.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -38,19 +34,19 @@ def stream_figures(scores: Array) -> dict[str, Array]:
 def stream(
     stages: Sequence[Sequence[Record]], tasks: Sequence[str], draws: int = 10_000, seed: int = 0
 ) -> dict[str, Estimate]:
-    """`stream_figures` with intervals, from item records; arguments and errors are those of `stream_matrix`."""
+    """Compute `stream_figures` with intervals from item records; arguments and errors as in `stream_matrix`."""
     return {n: estimate(values) for n, values in stream_figures(stream_matrix(stages, tasks, draws, seed)).items()}
 
 
 def stream_matrix(
     stages: Sequence[Sequence[Record]], tasks: Sequence[str], draws: int = 10_000, seed: int = 0
 ) -> Array:
-    """R of `stream_figures` from item records: (T + 1, T, 1 + draws); the items of a task are resampled for all stages
-    at once. The score is the accuracy of a task with answers, and -NLL in nats per token of one of texts.
+    """Compute R of `stream_figures` from item records: (T + 1, T, 1 + draws).
 
-    stages: records of the untrained model, then after each stage. tasks: names in the order of learning; records of
-    other tasks, and of suites without a score, are not used. Raises ValueError where a stage lacks a task or item, and
-    where answers and texts would be averaged.
+    The items of a task are resampled for all stages at once. The score is the accuracy of a task with answers, and -NLL
+    in nats per token of a task of texts. stages: records of the untrained model, then after each stage. tasks: names in
+    the order of learning; records of other tasks, and of suites without a score, are not used. Raises ValueError if a
+    stage lacks a task or item, or if answers and texts would be averaged.
     """
     check_draws(draws)
     if len(stages) != len(tasks) + 1:
@@ -85,9 +81,9 @@ def _scored(record: Record) -> bool:
 
 
 def _score(record: Record) -> float:
-    return -float(number(record, "value")) if record.form == "nll" else float(number(record, "correct"))
+    return -float(require(record, "value")) if record.form == "nll" else float(require(record, "correct"))
 
 
 def _weight(record: Record) -> float:
-    """A text counts as many times as it has tokens."""
-    return float(number(record, "tokens")) if record.form == "nll" else 1.0
+    """Weigh a text by its tokens, an answer by 1."""
+    return float(require(record, "tokens")) if record.form == "nll" else 1.0

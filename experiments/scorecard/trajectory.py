@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
-from experiments.scorecard.card import GAINS, by_suite
-from experiments.scorecard.draws import drawn_figures
-from experiments.scorecard.pairing import pair_records
+from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.figures import GAINS
+from experiments.scorecard.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Trajectory:
 def drawn_trajectory(
     base: Sequence[Record], checkpoints: Mapping[int, Sequence[Record]], draws: int = 10_000, seed: int = 0
 ) -> Trajectory:
-    """From the records of each checkpoint, by step. All points share their resampled questions.
+    """Draw a trajectory from the records of each checkpoint, by step. All points share their resampled questions.
 
-    The gain is `headline_gain`'s figure. Raises ValueError where the new task or the kept tasks were not measured.
+    The gain is the figure of `headline_gain`. Raises ValueError if the new task or the kept tasks were not measured.
     """
     check_draws(draws)
     wanted = [record for record in base if record.suite in ("new", "kept")]
     points = {}
     for step in sorted({0, *checkpoints}):
         after = wanted if step == 0 else [r for r in checkpoints[step] if r.suite in ("new", "kept")]
-        figures = drawn_figures(by_suite(pair_records(wanted, after)), (), draws, seed)
+        figures = drawn_figures(Sample(wanted, after, draws, seed), (*GAINS, "retention", "forgetting"))
         gain = next((figures[name] for name in GAINS if name in figures), None)
         if gain is None or "retention" not in figures:
             raise ValueError("a trajectory needs records of the suites 'new' and 'kept' at every step")
@@ -50,16 +50,33 @@ def drawn_trajectory(
 
 
 def gained(trajectory: Trajectory) -> bool:
-    """Whether the gain at the step where it is highest lies above 0 with its interval. An arm that never gains would
-    set the matched gain of all arms to next to nothing."""
+    """Whether the highest gain is above 0 with its whole interval."""
     low = estimate(trajectory.gain[int(np.nanargmax(trajectory.gain[:, 0]))]).low
     return low is not None and low > 0
+
+
+def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, dict[str, dict[str, Array]]]:
+    """Compute hypervolume, retention_matched and area of each arm. Returns (the matched gain, arm -> figure -> draws).
+
+    An arm that never gains (`gained`) has the hypervolume alone: it would set the matched gain of all arms to next to
+    nothing. If no arm gains, the matched gain is None.
+    """
+    figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
+    learned = {name: path for name, path in paths.items() if gained(path)}
+    if not learned:
+        return None, figures
+    gain, matched = matched_retention(learned)
+    for name, path in learned.items():
+        area = envelope_area(path.gain, path.retention, gain)
+        figures[name] |= {"retention_matched": matched[name], "area": area}
+    return gain, figures
 
 
 def matched_retention(
     trajectories: Mapping[str, Trajectory], gain: float | None = None
 ) -> tuple[float, dict[str, Array]]:
-    """Retention of each arm at one common gain: (the gain, arm -> (1 + draws,)); NaN where an arm never gets there.
+    """Compute the retention of each arm at one common gain: (the gain, arm -> (1 + draws,)); NaN if an arm never
+    reaches it.
 
     gain: default the highest that all arms reach. The fairest single number: an arm that learns little keeps much.
     """
@@ -69,7 +86,7 @@ def matched_retention(
 
 
 def retention_at(gain: Array, retention: Array, target: float) -> Array:
-    """Retention where the trajectory first reaches the gain `target`, linear between the two points around it.
+    """Interpolate the retention where the trajectory first reaches the gain `target`, between the points around it.
 
     The pair of points is that of the observed trajectory; in each draw the weight w = (target - g0)/(g1 - g0) is
     computed from the draw's own gains and cut to [0, 1]. (points, 1 + draws) -> (1 + draws,).
@@ -87,11 +104,11 @@ def retention_at(gain: Array, retention: Array, target: float) -> Array:
 
 
 def envelope_area(gain: Array, retention: Array, most: float, cells: int = 200) -> Array:
-    """Area under the upper envelope of the trajectory from gain 0 to `most`, divided by `most`: a mean retention.
+    """Compute the area under the upper envelope of the trajectory from gain 0 to `most`, divided by `most`.
 
-    The envelope at a gain g is the highest retention of all line segments of the trajectory that cross g. A draw that
-    does not get as far as g takes its retention at its highest gain; a trajectory that as observed does not get to
-    `most` gives NaN. Midpoint rule with `cells` cells. (points, 1 + draws) -> (1 + draws,).
+    The result is a mean retention. The envelope at a gain g is the highest retention of all line segments of the
+    trajectory that cross g. A draw that does not reach g takes its retention at its highest gain; a trajectory that
+    does not reach `most` as observed gives NaN. Midpoint rule with `cells` cells. (points, 1 + draws) -> (1 + draws,).
     """
     if not most > 0:
         raise ValueError(f"most must be a gain above 0, but got {most}")
@@ -109,7 +126,7 @@ def envelope_area(gain: Array, retention: Array, most: float, cells: int = 200) 
 
 
 def hypervolume(gain: Array, retention: Array, reference: float = 0.0) -> Array:
-    """Area that the points dominate, above gain 0 and retention `reference`; both are to be high.
+    """Compute the area that the points dominate, above gain 0 and retention `reference`; both are to be high.
 
     Sum over the points from the highest gain down of the best retention so far times the step in gain, so dominated
     points add nothing (Zitzler & Thiele 1999). (points, 1 + draws) -> (1 + draws,).
@@ -123,11 +140,11 @@ def hypervolume(gain: Array, retention: Array, reference: float = 0.0) -> Array:
 
 
 def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
-    """(depth, recovery step): the largest fall of kept accuracy below the base over the steps, and the first later step
-    at which it is back at the base's level; None if it never is, or if it never fell (arXiv 2205.13452).
+    """Find the largest fall of kept accuracy below the base, and the first later step back at the base's level.
 
-    The depth is the forgetting of the step that is deepest as observed; since that step was picked for being deepest,
-    its interval leans to the deep side. 0 without a fall.
+    Returns (depth, step); the step is None without a recovery or a fall (arXiv 2205.13452). The depth is the forgetting
+    of the step that is deepest as observed; it was picked for being deepest, so its interval leans to the deep side. 0
+    without a fall.
     """
     fall = trajectory.forgetting
     deepest = int(np.argmax(fall[:, 0]))

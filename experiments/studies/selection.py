@@ -7,7 +7,6 @@ reported. Both forms of a question fall into the same half.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.common.hashing import sha256
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.text import label, rate_text
-from experiments.scorecard import Apart, apart, mean_card, mean_estimate, over_seeds, scorecard
+from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
@@ -101,7 +101,7 @@ def called(arm: Arm, name: str) -> bool:
 
 def even(record: Record) -> bool:
     """Whether an item belongs to the half that chooses. The same for all runs, forms and machines."""
-    return hashlib.sha256(f"{record.suite}/{record.task}/{record.item}".encode()).digest()[0] % 2 == 0
+    return int(sha256(f"{record.suite}/{record.task}/{record.item}")[:2], 16) % 2 == 0
 
 
 def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: int, halves: bool, root: Path) -> Arm:
@@ -127,7 +127,7 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
     return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
 
 
-def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
+def arms_apart(arms: Sequence[Arm], root: Path) -> SignificantPairs | None:
     """Which arms differ, by name, on the items that their figures are of; None where some records are not here, or
     where the arms' figures are of other items."""
     if not all(arm.records for arm in arms) or len({arm.halves for arm in arms}) > 1:
@@ -137,7 +137,7 @@ def arms_apart(arms: Sequence[Arm], root: Path) -> Apart | None:
     }
     runs = [after for found in measured.values() for _, after in found]
     asked = [{(*r.key, r.prompt) for r in after if r.suite != "drift"} for after in runs]
-    return apart(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
+    return significant_pairs(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:

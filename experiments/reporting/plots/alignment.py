@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from experiments.evaluation.similarity import Array, projection
 from experiments.evaluation.suites.alignment import PAIRS, States, sentences
 from experiments.reporting.plots.style import MARKERS, STYLE
-from experiments.reporting.text import number
+from experiments.reporting.text import format_number
+from experiments.scorecard.figure import FINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +79,7 @@ def _heat(axes: Axes, tables: Mapping[str, pd.DataFrame], metric: str) -> None:
     for row, line in enumerate(values):
         mean = float(np.nanmean(line)) if np.isfinite(line).any() else float("nan")
         axes.annotate(
-            number(mean, places=(3, 3, 3)), (len(layers) - 0.5, row), (5, 0), textcoords="offset points", va="center",
+            format_number(mean, places=FINE), (len(layers) - 0.5, row), (5, 0), textcoords="offset points", va="center",
             fontsize=9, color=GREY, annotation_clip=False,
         )  # fmt: skip
     axes.annotate("mean", (1, 1), (5, 4), xycoords="axes fraction", textcoords="offset points", fontsize=8, color=GREY)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from experiments.records import ArmResult
 from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.scorecard.figures import FIGURES
 
-UNCHANGED = {"gain": 0.0, "retention": 1.0}
+SHOWN = (FIGURES["gain"], FIGURES["retention"])
 
 
 def dial_figure(results: Sequence[ArmResult], title: str) -> Figure:
@@ -25,17 +26,17 @@ def dial_figure(results: Sequence[ArmResult], title: str) -> Figure:
     FigureCanvasAgg(figure)
     colours = sns.color_palette("colorblind")
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
-        for i, (axes, name) in enumerate(zip(figure.subplots(1, 2), UNCHANGED, strict=True)):
-            known = [(alpha, card[name]) for alpha, card in points if name in card]
+        for i, (axes, shown) in enumerate(zip(figure.subplots(1, 2), SHOWN, strict=True)):
+            known = [(alpha, card[shown.name]) for alpha, card in points if shown.name in card]
             x, y = [alpha for alpha, _ in known], [e.value for _, e in known]
             spread = [
                 [e.value - (e.value if e.low is None else e.low) for _, e in known],
                 [(e.value if e.high is None else e.high) - e.value for _, e in known],
             ]
-            axes.axhline(UNCHANGED[name], color="#b9c0c9", linestyle=":", zorder=0)
+            axes.axhline(shown.unchanged, color="#b9c0c9", linestyle=":", zorder=0)
             axes.errorbar(x, y, yerr=spread, color=colours[i], marker=MARKERS[i], linewidth=1.5, capsize=3)
             axes.set_xlabel("share of the trained copies (alpha)")
-            axes.set_title(name, loc="left", fontsize=11, fontweight="bold")
+            axes.set_title(shown.title, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure

@@ -21,13 +21,10 @@ from numpy.typing import NDArray
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import gain_name, label, rate_text
+from experiments.scorecard.figures import FIGURES
 
 Array = NDArray[np.float64]
 LINES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.4)), (0, (6, 2, 1.2, 2)), (0, (10, 3)), (0, (6, 2, 1, 2, 1, 2)))
-AXES = {
-    "gain": "gain on the new task (accuracy after - before)",
-    "new_nll_drop": "gain on the new texts (negative log-likelihood before - after, nats per token)",
-}
 START = (0.0, 1.0)  # the base model: nothing gained, all kept
 
 
@@ -59,7 +56,7 @@ def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         drawn = [(result, look) for result, look in zip(results, looks(results), strict=True) if points(result)]
-        _frame(axes, title, AXES[gain_name(results)])
+        _frame(axes, title, FIGURES[gain_name(results)].axis)
         for result, look in drawn:
             _draw_arm(axes, result, look)
         if drawn:
@@ -93,7 +90,7 @@ def _frame(axes: Axes, title: str, gain: str) -> None:
     axes.axvline(0, color="#b9c0c9", linewidth=1, zorder=0)
     axes.plot(*START, marker="o", markersize=7, color="#1d2430", zorder=6)
     axes.set_xlabel(gain)
-    axes.set_ylabel("retention of the kept tasks (accuracy after / before)")
+    axes.set_ylabel(FIGURES["retention"].axis)
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
     sns.despine(ax=axes)
 

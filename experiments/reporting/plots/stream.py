@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.reporting.plots.style import STYLE
-from experiments.reporting.text import number
+from experiments.reporting.text import format_number
 from experiments.scorecard.bootstrap import Array
 
 COLUMNS = 3  # arms beside each other
@@ -50,7 +50,7 @@ def stream_figure(matrices: Mapping[str, Array], tasks: Sequence[str], title: st
 
 def _heat(axes: Axes, name: str, matrix: Array, tasks: Sequence[str], limits: tuple[float, float]) -> None:
     words = [task.replace("_", " ") for task in tasks]
-    marks = np.vectorize(number)(matrix)
+    marks = np.vectorize(format_number)(matrix)
     sns.heatmap(
         matrix, ax=axes, vmin=limits[0], vmax=limits[1], cmap=SHADES, cbar=False, annot=marks, fmt="", linewidths=1,
         xticklabels=words, yticklabels=["base model", *words], annot_kws={"fontsize": 10, "color": DARK},

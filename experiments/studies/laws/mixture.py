@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.records import Estimate
-from experiments.scorecard.bootstrap import estimate, few
+from experiments.scorecard.bootstrap import estimate, small_sample_factor
 from experiments.studies.laws.power import Array, PowerLaw, power_law
 
 COLUMNS = ("ratio", "tokens", "loss_new", "loss_kept")
@@ -189,9 +189,9 @@ def _at_longest(table: pd.DataFrame, law: PowerLaw, kind: str, rng: np.random.Ge
 
 
 def _missed(errors: Array, plain: Array, rng: np.random.Generator, draws: int = 1_000) -> Missed:
-    """errors: (runs, horizons). Runs are few, so the deviations of drawn mean squares are widened (`few`)."""
+    """Summarise errors (runs, horizons). Runs are few: the deviations of drawn mean squares are widened."""
     squares = (errors**2).mean(axis=1)
     drawn = squares[rng.integers(len(squares), size=(draws, len(squares)))].mean(axis=1)
-    drawn = squares.mean() + few(len(squares)) * (drawn - squares.mean())
+    drawn = squares.mean() + small_sample_factor(len(squares)) * (drawn - squares.mean())
     rms = estimate(np.sqrt(np.clip([squares.mean(), *drawn], 0, None)))
     return Missed(rms, float(np.abs(errors).max()), float(np.sqrt((plain**2).mean())))

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.records import Record, read_records
-from experiments.reporting.text import number, with_interval
+from experiments.reporting.text import format_number, with_interval
 from experiments.studies.config import StudyConfig
 from experiments.studies.laws.mixture import HORIZONS, MixtureLaw, TooFewRatios, fit
 from experiments.studies.laws.plot import LOSS, plot_law
@@ -133,7 +133,7 @@ def _missed(law: MixtureLaw, what: str, plain: str) -> str:
     missed = {title: law.errors[f"{what} {kind}"] for kind, title in TITLES.items()}
     texts = [
         f"{with_interval(m.rms, places=PLACES)}{' nats' if title == TITLES['kept'] else ''} "
-        f"({title}; {number(m.plain, places=PLACES)} by {plain})"
+        f"({title}; {format_number(m.plain, places=PLACES)} by {plain})"
         for title, m in missed.items()
     ]
     better = [title for title, m in missed.items() if m.rms.high is not None and m.rms.high < m.plain]

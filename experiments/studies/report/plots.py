@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -14,30 +15,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.selection import Arm
 from experiments.studies.trials import Trial
 
 SOFT = "#5b6470"
 DASHES = ((), (5, 2), (1.2, 1.4))
-GAIN_TITLES = {"gain": "gain on the new task", "new_nll_drop": "gain on the new texts, nats per token"}
 
 
 def trajectory_figure(arms: Sequence[Arm], gain: str = "gain") -> Figure:
     """Gain (a figure's name) and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
-    shown = ((gain, GAIN_TITLES[gain], 0.0), ("kept_accuracy", "accuracy on the kept tasks", None))
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
-        for axes, (name, title, level) in zip(panels, shown, strict=True):
+        for axes, name in zip(panels, (gain, "kept_accuracy"), strict=True):
             start = arms[0].result.trajectory[0].get(name) if arms and arms[0].result.trajectory else None
+            level = FIGURES[name].unchanged
             level = start.value if level is None and start else level
             if level is not None:
                 axes.axhline(level, color="#b9c0c9", linewidth=1, zorder=0)
             for i, arm in enumerate(arms):
                 _line(axes, arm, name, i)
             axes.set_xlabel("training step")
-            axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            axes.set_title(textwrap.fill(FIGURES[name].axis, 56), loc="left", fontsize=10)
             sns.despine(ax=axes)
         handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
         if handles:

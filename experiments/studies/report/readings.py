@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.records import Estimate, read_records
-from experiments.reporting.text import number, with_interval
+from experiments.reporting.text import format_number, with_interval
 from experiments.scorecard import gained, hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.seeds import resample_seeds
@@ -48,7 +48,7 @@ def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     least = min(used, key=lambda name: reach[name])
     without = f" Without a gain outside its interval, and so left out: {', '.join(idle)}." if idle else ""
     return (
-        f"Retention at a common gain of {number(target, True)}, the highest that all reach ({least} no more): "
+        f"Retention at a common gain of {format_number(target, True)}, the highest that all reach ({least} no more): "
         f"{listed}{more}. Interpolated between evaluations.{without}"
     )
 

@@ -15,7 +15,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import write_text
 from experiments.reporting.page import image_bytes, inline_svg, page_environment
 from experiments.reporting.summary import summary, tied_best
-from experiments.reporting.tables import Column, columns_of, csv_text, flat_figures, markdown_rows, markdown_table
+from experiments.reporting.tables import columns_of, csv_text, flat_figures, markdown_rows, markdown_table
+from experiments.scorecard.figures import FIGURES
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_arms
 from experiments.studies.report.paper import at_each, compared, sentences
@@ -29,8 +30,6 @@ from experiments.studies.trials import Trial, died
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
-KEPT = Column("kept_accuracy", "kept acc.", "accuracy on the kept tasks after training", "higher")
-
 
 def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
@@ -39,12 +38,12 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     arms += posthoc_arms(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
-    differ = arms_apart(arms, root)
-    words = summary(results, differ, len(study.seeds))
+    significant = arms_apart(arms, root)
+    words = summary(results, significant, len(study.seeds))
     words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     shown = columns_of(results)
-    shown = (*shown[:2], KEPT, *shown[2:])
+    shown = (*shown[:2], FIGURES["kept_accuracy"], *shown[2:])
     drawn, notes = pictures(store, arms, trials, root, paper), _notes(store, arms, trials, root)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
@@ -80,7 +79,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         **values,
         figures=figures,
         columns=shown,
-        best={column.name: tied_best(results, column.name, column.better == "higher", differ) for column in shown},
+        best={column.name: tied_best(results, column.name, significant) for column in shown},
         yaml=public_yaml(study),
         date=f"{datetime.now():%d %B %Y, %H:%M}",
     )

@@ -101,7 +101,7 @@ def test_without_a_command_it_says_what_to_do_first(capsys: pytest.CaptureFixtur
     assert "docs/" in third
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["runs"], ["show", "x"], ["list", "configs"]], ids=" ".join)
+@pytest.mark.parametrize("argv", [["--help"], ["runs"], ["list", "configs"]], ids=" ".join)
 def test_commands_that_read_files_import_no_torch(argv: list[str], tmp_path: Path) -> None:
     code = "import sys; from experiments.cli.main import main\n"
     code += f"try: main({argv})\nexcept SystemExit: pass\n"

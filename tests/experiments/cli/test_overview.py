@@ -13,7 +13,7 @@ import yaml
 from experiments.cli.overview import Overview, age, read_all, read_run
 from experiments.common.files import write_json, write_text
 from experiments.records import ArmResult, Estimate
-from experiments.scorecard.card import GAINS
+from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.items import Text, hash_id
+from experiments.common.hashing import text_id
+from experiments.data.items import Text
 from experiments.data.stdlib import PythonLibrary
 
 SOME = ("json", "email", "html", "wave", "heapq", "bisect", "queue", "sched", "ast", "copy", "csv", "dis")
@@ -38,7 +39,7 @@ def test_the_split_is_by_module() -> None:
     for seed in range(12):
         task = source.held_out(2, seed)
         (group,) = {text.group for text in texts(source) if text.text in task.documents}
-        assert task.ids == {hash_id(group)}
+        assert task.ids == {text_id(group)}
         trained = {text.group for text in texts(source, task.ids)}
         assert trained == set(SOME) - {group}
         assert len(task.documents) == min(2, sum(text.group == group for text in texts(source)))

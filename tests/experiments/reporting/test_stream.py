@@ -18,9 +18,9 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.reporting.page import image_bytes
 from experiments.reporting.plots.stream import stream_figure
 from experiments.reporting.stream import stream_card, stream_pictures, stream_table, task_names
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import small_config, small_values
 
 TASKS = ("chain_sum", "gcd", "spell_backward")
 NEW = [{"name": name} for name in TASKS]
@@ -103,7 +103,7 @@ def test_streams_are_compared_by_question() -> None:
     assert found["b", "stream_f"].value == pytest.approx(-(0.2 + 0.3) / 2)
     assert found["b", "stream_fwt"].value == 0
     assert (found["same", "stream_op"].low, found["same", "stream_op"].high) == (0, 0)  # the same draws for all
-    assert "stream: backward (BWT)" in format_comparison(result)
+    assert "stream BWT" in format_comparison(result)
 
 
 def test_streams_of_other_tasks_are_not_compared() -> None:
@@ -122,7 +122,7 @@ def test_the_table_shows_arms_that_came_to_the_end_and_when_stages_ended() -> No
     }  # fmt: skip
     table = stream_table(config(), [result(card), result({"gain": Estimate(0.1)}, "stopped")])
     assert table is not None
-    assert table.head == ("arm", "OP", "BWT", "F", "FWT")
+    assert table.head == ("arm", "stream OP", "stream BWT", "stream F", "stream FWT")
     assert table.rows == (("full 1e-3", ".50 [.40,.60]", "-.35 [-.50,-.20]", "+.35 [.20,.50]", "+.10 [.00,.20]"),)
     assert table.note.startswith("Learned one after the other: chain_sum to step 2, gcd to step 4, spell_backward to")
     assert "(accuracy)" in table.note
@@ -164,11 +164,6 @@ def test_the_shipped_stream_has_three_tasks_and_one_arm_that_replays_them() -> N
     assert shipped.evaluation_steps == [40, 80, 120]
     assert [arm.name for arm in shipped.arms if arm.replay] == ["replay"]
     assert [source.source for source in shipped.data.old] == ["earlier"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 WORDS = {"sea": "wave tide salt ship", "sums": "one two plus equals"}  # two kinds of text, by the file's name

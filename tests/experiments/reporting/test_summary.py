@@ -8,7 +8,7 @@ import pytest
 
 from experiments.records import Estimate
 from experiments.reporting.summary import OVERLAP, PAIRED, overlap, summary, tied_best
-from experiments.reporting.text import number, rate_text, with_interval
+from experiments.reporting.text import format_number, rate_text, with_interval
 from tests.helpers.arms import six, synthetic, untrained
 
 
@@ -64,8 +64,8 @@ def test_only_arms_whose_intervals_overlap_are_tied() -> None:
     assert not overlap(Estimate(1, 0, 2), Estimate(3, 2.1, 4))
     assert overlap(Estimate(1), Estimate(9, 8, 10))
     results = six()
-    assert [r.label for r in tied_best(results, "kl", higher=False)] == ["control 0.0003"]
-    assert tied_best([untrained()], "kl", higher=False) == []
+    assert [r.label for r in tied_best(results, "kl")] == ["control 0.0003"]
+    assert tied_best([untrained()], "kl") == []
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_only_arms_whose_intervals_overlap_are_tied() -> None:
     ],
 )  # fmt: skip
 def test_numbers_are_short_and_honest(value: float, signed: bool, text: str) -> None:
-    assert number(value, signed) == text
+    assert format_number(value, signed) == text
 
 
 def test_intervals_have_as_many_places_as_their_value() -> None:

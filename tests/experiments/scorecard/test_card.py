@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from experiments.records import Record
 from experiments.scorecard import forgetting_bound, headline_gain, mcnemar_p, pair_records, resample, scorecard, wilson
-from experiments.scorecard.bootstrap import few
+from experiments.scorecard.bootstrap import small_sample_factor
 
 OPTIONS = ("a", "b", "c", "d")
 
@@ -117,7 +117,7 @@ def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
     assert card["perplexity_drift"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
     # the only samples of two documents: both the first, both, both the last; then as wide as Student's, and not below 0
     assert card["kl"].low == 0
-    assert card["kl"].high == pytest.approx(0.2 + few(2) * (0.5 - 0.2))
+    assert card["kl"].high == pytest.approx(0.2 + small_sample_factor(2) * (0.5 - 0.2))
     assert set(card) == {"kl", "perplexity_drift"}
 
 
@@ -228,7 +228,7 @@ def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> N
     drift = [Record("drift", t, "kl", "1", value=v, tokens=5) for t, v in (("base replies", 0.1), ("new_prompts", 0.7))]
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 2.6, 10), text("b", 1.8, 30), *drift], 200)
     assert card["new_nll_drop"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
-    assert card["new_nll_drop"].low == pytest.approx(0.25 - few(2) * (0.25 - 0.2))
+    assert card["new_nll_drop"].low == pytest.approx(0.25 - small_sample_factor(2) * (0.25 - 0.2))
     assert headline_gain(card) == ("new_nll_drop", card["new_nll_drop"])
     assert (card["kl"].value, card["kl_new"].value) == pytest.approx((0.1, 0.7))
     answered = scorecard([new("1", 0)], [new("1", 1)], 200)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate, few, resample, weighted
-from experiments.scorecard.draws import _kept_tasks, _new_task
+from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate, resample, small_sample_factor, weighted
+from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.flips import COUNTS, counts
 from experiments.scorecard.inference import forgetting_bound, holm, non_inferior
+from experiments.scorecard.sample import Sample
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +31,14 @@ def planted(rng: np.random.Generator, n: int, a0: float, lost: float, won: float
 
 def drawn(values: Array, seed: int, draws: int = DRAWS) -> Array:
     return resample({(STRATUM, f"{i:04d}"): row for i, row in enumerate(values)}, draws, seed)[STRATUM]
+
+
+def figures_of(sums: Array) -> dict[str, Array]:
+    """Gain, retention and forgetting of a sample with these sums, for the new task and the kept ones."""
+    totals = dict(zip(COUNTS, sums.T, strict=True))
+    sample = Sample([], [])
+    sample.new = sample.kept = totals
+    return drawn_figures(sample, ("gain", "retention", "forgetting"))
 
 
 def covered(found: Estimate, truth: float) -> bool:
@@ -55,13 +64,8 @@ def test_intervals_cover_the_truth_95_times_in_100() -> None:
         for worse, better in ((lost, won), (lost2, won2)):
             later = np.where(before, rng.random(150) >= worse, rng.random(150) < better)
             sums.append(drawn(CHANGES[2 * before + later], seed))
-        kept, kept2 = (_kept_tasks({(STRATUM, "chat"): s}) for s in sums)
-        figures = {
-            "gain": _new_task(dict(zip(COUNTS, sums[0].T, strict=True)))["gain"],
-            "forgetting": kept["forgetting"],
-            "retention": kept["retention"],
-            "difference": kept2["retention"] - kept["retention"],
-        }
+        first, second = (figures_of(s) for s in sums)
+        figures = {**first, "difference": second["retention"] - first["retention"]}
         for name, truth in truths.items():
             hits[name] += covered(estimate(figures[name]), truth)
     assert all(0.93 <= hit / RUNS <= 0.97 for hit in hits.values()), hits
@@ -76,7 +80,7 @@ def test_intervals_of_few_texts_cover_the_truth(units: int) -> None:
         rows = [(Record("text", "story", "nll", f"{i:02d}", value=v, tokens=1), v, 1.0) for i, v in enumerate(values)]
         found = weighted(rows, DRAWS, seed)
         hits += covered(estimate(found), 0.05)
-        plain += covered(estimate(values.mean() + (found - values.mean()) / few(units)), 0.05)
+        plain += covered(estimate(values.mean() + (found - values.mean()) / small_sample_factor(units)), 0.05)
     assert 0.93 <= hits / RUNS <= 0.97, hits / RUNS
     assert plain < hits
 

@@ -10,7 +10,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from experiments.records import Record
-from experiments.scorecard import apart, drawn_over_seeds
+from experiments.scorecard import drawn_over_seeds, significant_pairs
 from experiments.scorecard.bootstrap import bootstrap_p
 from tests.helpers.simulated import base_records, kept, trained
 
@@ -30,7 +30,7 @@ def sign_p(first: list[Record], second: list[Record]) -> float:
 
 def test_pairs_are_those_that_holms_correction_leaves() -> None:
     arms = {"none": arm(1, 0.0), "little": arm(2, 0.08), "some": arm(3, 0.12), "much": arm(4, 0.5)}
-    found = apart(arms, 2_000)
+    found = significant_pairs(arms, 2_000)
     pairs = list(itertools.combinations(arms, 2))
     drawn = {name: drawn_over_seeds(runs, 2_000, 0)["retention"] for name, runs in arms.items()}
     p = [max(bootstrap_p(drawn[a] - drawn[b]), sign_p(arms[a][0][1], arms[b][0][1])) for a, b in pairs]
@@ -48,14 +48,15 @@ def test_paired_differences_see_what_overlapping_intervals_hide() -> None:
     arms = {name: [(BASE, after)] for name, after in (("less", less), ("more", more))}
     drawn = {name: drawn_over_seeds(runs, 2_000, 0)["retention"][1:] for name, runs in arms.items()}
     assert np.percentile(drawn["less"], 2.5) < np.percentile(drawn["more"], 97.5)
-    assert apart(arms, 2_000)["retention"] == {frozenset(("less", "more"))}
+    assert significant_pairs(arms, 2_000)["retention"] == {frozenset(("less", "more"))}
 
 
 @pytest.mark.slow
 def test_arms_that_are_the_same_are_seldom_told_apart() -> None:
     """Of 60 families of four equal arms 5 % may hold a difference: more than 8 have a probability of .4 %."""
     wrongly = sum(
-        bool(apart({str(i): arm(4 * family + i, 0.1) for i in range(4)}, 1_000)["retention"]) for family in range(60)
+        bool(significant_pairs({str(i): arm(4 * family + i, 0.1) for i in range(4)}, 1_000)["retention"])
+        for family in range(60)
     )
     assert wrongly <= 8
 
@@ -64,22 +65,22 @@ def test_several_seeds_are_told_apart_by_their_mean() -> None:
     runs = {name: [trained(np.random.default_rng(10 * i + seed), BASE, lost, 0.0) for seed in range(3)]
             for i, (name, lost) in enumerate((("a", 0.05), ("b", 0.6)))}  # fmt: skip
     arms = {name: [(BASE, after) for after in tuned] for name, tuned in runs.items()}
-    assert apart(arms, 1_000)["retention"] == {frozenset(("a", "b"))}
+    assert significant_pairs(arms, 1_000)["retention"] == {frozenset(("a", "b"))}
 
 
 @pytest.mark.parametrize(("count", "known"), [(2, True), (4, False)])
 def test_a_figure_is_left_out_where_so_few_draws_can_tell_nothing(count: int, known: bool) -> None:
     """With 100 draws the least p is .02, which is .12 for 6 pairs."""
     arms = {str(i): arm(i, 0.1 * i) for i in range(count)}
-    assert ("retention" in apart(arms, 100)) == known
-    assert apart({"alone": arm(0, 0.1)}, 100) == {}
+    assert ("retention" in significant_pairs(arms, 100)) == known
+    assert significant_pairs({"alone": arm(0, 0.1)}, 100) == {}
 
 
-@pytest.mark.parametrize(("count", "told"), [(5, False), (6, True)])
-def test_few_questions_that_differ_are_judged_by_the_exact_test(count: int, told: bool) -> None:
+@pytest.mark.parametrize(("count", "significant"), [(5, False), (6, True)])
+def test_few_questions_that_differ_are_judged_by_the_exact_test(count: int, significant: bool) -> None:
     """All one way: 2 * 2^-5 = .0625 and 2 * 2^-6 = .031; resampling alone gives about 2 e^-5 = .013 and .005."""
     right = [i for i, r in enumerate(BASE) if r.suite == "kept" and r.correct][:count]
     worse = [kept(int(r.item), 1, r.task) if i in right else r for i, r in enumerate(BASE)]
     drawn = [drawn_over_seeds([(BASE, after)], 10_000, 0)["retention"] for after in (BASE, worse)]
     assert bootstrap_p(drawn[0] - drawn[1]) < 0.03
-    assert bool(apart({"same": [(BASE, BASE)], "worse": [(BASE, worse)]})["retention"]) == told
+    assert bool(significant_pairs({"same": [(BASE, BASE)], "worse": [(BASE, worse)]})["retention"]) == significant

@@ -1,0 +1,166 @@
+"""The records of one checkpoint and of its base, summed over resampled questions: what figures are computed from."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from experiments.records import Estimate, Record
+from experiments.scorecard.bootstrap import Array, ratio, weighted
+from experiments.scorecard.flips import Sums, changed_questions, questions_in, resampled_counts, total
+from experiments.scorecard.inference import wilson
+from experiments.scorecard.pairing import Pair, pair_records, require
+
+NEW_PROMPTS = "new_prompts"  # task of the drift records on the new task's own prompts
+Totals: TypeAlias = Mapping[str, Array]  # COUNTS summed over questions, each (1 + draws,)
+Many = TypeVar("Many", bound=Sequence[Any])
+
+
+class NotMeasured(Exception):
+    """The sample has no record of the kind that is asked for."""
+
+
+class Sample:
+    """Pair the records of a checkpoint with those of its base, and sum them over resampled questions.
+
+    Every array is (1 + draws,), row 0 as observed. A sum is computed when a figure first asks for it; it raises
+    NotMeasured if the sample has no such records. gain_reference: gain of a reference arm, for the harmonic average.
+
+    Raises ValueError for records that do not pair (`pair_records`).
+    """
+
+    def __init__(
+        self,
+        base: Sequence[Record],
+        after: Sequence[Record],
+        draws: int = 10_000,
+        seed: int = 0,
+        gain_reference: float | None = None,
+    ) -> None:
+        self.pairs: dict[str, list[Pair]] = defaultdict(list)
+        for pair in pair_records(base, after):
+            self.pairs[pair[1].suite].append(pair)
+        self.after, self.draws, self.seed = after, draws, seed
+        self._gain_reference = gain_reference
+        self._sums: dict[str, Sums] = {}
+
+    @cached_property
+    def new(self) -> Totals:
+        return total(self._counts("new"))
+
+    @cached_property
+    def kept(self) -> Totals:
+        return total(self._counts("kept"))
+
+    @cached_property
+    def instructions(self) -> Totals:
+        return total(self._counts("instructions"))
+
+    @property
+    def changed(self) -> tuple[int, int]:
+        """How many kept questions were lost, and how many won."""
+        return changed_questions(_some(self.pairs["kept"]))
+
+    @property
+    def kept_by_form(self) -> dict[str, Totals]:
+        return _grouped(self._counts("kept"), lambda key: key[1])
+
+    @property
+    def kept_by_task(self) -> dict[str, Totals]:
+        return _grouped(self._counts("kept"), _task)
+
+    @property
+    def by_task(self) -> list[Totals]:
+        """Those of each new and each kept task."""
+        return [totals for suite in ("new", "kept") for totals in _grouped(self._counts(suite), _task).values()]
+
+    @cached_property
+    def guessed(self) -> Array:
+        """Share of flips that guessing alone explains: (1 - a0)(1 - a)/(k - 1) (arXiv 2510.17776)."""
+        t = self.kept
+        return (1 - t["before"] / t["n"]) * (1 - t["after"] / t["n"]) * t["guess"] / t["n"]
+
+    @property
+    def gain_reference(self) -> float:
+        if self._gain_reference is None:
+            raise NotMeasured("gain_reference")
+        return self._gain_reference
+
+    def kept_share(self, top: str, bottom: str) -> Array:
+        """top / bottom, two of COUNTS of the kept tasks."""
+        if not self.kept[bottom][0]:
+            raise NotMeasured(bottom)
+        return ratio(self.kept[top], self.kept[bottom])
+
+    def nll_change(self, suite: str) -> Array:
+        """Negative log-likelihood of texts, after - before, nats per token, paired by document."""
+        pairs = _some([pair for pair in self.pairs[suite] if pair[1].form == "nll"])
+        rows = ((r, require(r, "value") - require(r0, "value"), require(r, "tokens")) for r0, r in pairs)
+        return weighted(rows, self.draws, self.seed)
+
+    def divergence(self, new_prompts: bool) -> Array:
+        """KL(base || tuned), nats per token, on the prompts of the new task or on general ones."""
+        drift = [r for r in self.after if r.suite == "drift" and (r.task == NEW_PROMPTS) == new_prompts]
+        rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
+        return np.maximum(weighted(rows, self.draws, self.seed), 0)  # widened draws may fall below
+
+    def reply_length(self, of: Callable[[int, int], int]) -> Array:
+        """Mean of `of(before, after)`: the characters of the replies to the new task's questions."""
+        pairs = [(len(r0.reply), len(r.reply), r) for r0, r in self._answered("new")
+                 if r0.reply is not None and r.reply is not None]  # fmt: skip
+        return weighted(((r, of(before, after), 1.0) for before, after, r in _some(pairs)), self.draws, self.seed)
+
+    def questions(self, suite: str, with_choice: bool = False) -> int:
+        """How many questions of a suite were answered; with_choice: by a choice before and after."""
+        pairs = self._answered(suite)
+        if with_choice:
+            pairs = [pair for pair in pairs if pair[0].choice is not None and pair[1].choice is not None]
+        return questions_in(pairs)
+
+    def failures(self, suite: str) -> Estimate:
+        """Share of a suite's replies, after training, from which no answer could be read."""
+        return _rate([pair for pair in self.pairs[suite] if pair[1].parsed is not None], lambda r: not r.parsed)
+
+    def accuracy(self, suite: str, field: str) -> Estimate:
+        """Accuracy, after training, of the answers that have `field`: `reply` or `scores`, of a suite that has both."""
+        kinds = {name: _some([p for p in self.pairs[suite] if getattr(p[1], name) is not None])
+                 for name in ("reply", "scores")}  # fmt: skip
+        return _rate(kinds[field], lambda r: bool(r.correct))
+
+    def alignment(self, metric: str) -> Estimate:
+        """Mean over layers of a metric against the base. No interval: a model's layers are no sample of others."""
+        own = [r for r in self.after if r.suite == "alignment" and r.form == "base" and r.task == metric]
+        values = _some([r.value for r in own if r.value is not None])
+        return Estimate(sum(values) / len(values))
+
+    def _answered(self, suite: str) -> list[Pair]:
+        return [pair for pair in self.pairs[suite] if pair[1].form != "nll"]
+
+    def _counts(self, suite: str) -> Sums:
+        if suite not in self._sums:
+            self._sums[suite] = resampled_counts(_some(self._answered(suite)), self.draws, self.seed)
+        return self._sums[suite]
+
+
+def _some(found: Many) -> Many:
+    if not found:
+        raise NotMeasured
+    return found
+
+
+def _rate(pairs: Sequence[Pair], event: Callable[[Record], bool]) -> Estimate:
+    """Share of the tuned model's records with an event, with Wilson's interval over questions."""
+    return wilson(sum(event(r) for _, r in _some(pairs)) / len(pairs), questions_in(pairs))
+
+
+def _task(key: Any) -> str:
+    return str(key[0][0])
+
+
+def _grouped(sums: Sums, name: Callable[[Any], str]) -> dict[str, Totals]:
+    names = sorted({name(key) for key in sums})
+    return {one: total({key: s for key, s in sums.items() if name(key) == one}) for one in names}
