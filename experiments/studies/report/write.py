@@ -18,7 +18,7 @@ from experiments.reporting.summary import summary, tied_best
 from experiments.reporting.tables import columns_of, csv_text, flat_figures, markdown_rows, markdown_table
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.laws.report import mixture_laws
-from experiments.studies.posthoc import posthoc_arms
+from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
@@ -35,7 +35,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
     study, trials = store.config, store.trials()
     arms = choose(study, trials, root)
-    arms += posthoc_arms(study, arms, root)
+    arms += posthoc_rows(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
     significant = arms_apart(arms, root)

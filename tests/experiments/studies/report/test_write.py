@@ -23,7 +23,7 @@ from experiments.scorecard import scorecard
 from experiments.studies.config import Objective
 from experiments.studies.laws.mixture import fit
 from experiments.studies.laws.report import law_sentence, law_table, mixture_laws
-from experiments.studies.posthoc import posthoc_arms
+from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import agreement, at_each, compared, paper_table, spearman
 from experiments.studies.report.plots import trajectory_figure
@@ -92,7 +92,7 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported."""
     store, root = some
     arms = choose(store.config, store.trials(), root)
-    assert posthoc_arms(store.config, arms, root) == []
+    assert posthoc_rows(store.config, arms, root) == []
     chosen = next(arm for arm in arms if arm.name == "lerp8-mse")
     here = tmp_path / "root"
     shutil.copytree(root / "runs", here / "runs")
@@ -101,7 +101,7 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     folder = result_folder(here / run["folder"], result)
     write_json(folder / "result.json", result.to_dict())
     shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
-    [row] = posthoc_arms(store.config, arms, here)
+    [row] = posthoc_rows(store.config, arms, here)
     assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
     assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
     base = odd(here / run["folder"] / "base" / "items.jsonl")
