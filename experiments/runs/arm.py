@@ -16,7 +16,7 @@ from ctrl.sharded import sharded
 from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig
 from experiments.evaluation.evaluate import NotFinite
-from experiments.methods import Method, Setting
+from experiments.methods import Method, MethodContext
 from experiments.models.base import load_base
 from experiments.records import ArmResult, Estimate, read_records, write_records
 from experiments.reporting.stream import stream_card
@@ -50,7 +50,7 @@ class ArmRun:
         self.experiment, self.arm, self.learning_rate = experiment, arm, learning_rate
         self.folder = experiment.folder / "arms" / f"{arm.name}-{learning_rate:g}"
         self.result_file = self.folder / "result.json"
-        self.setting = Setting(arm, experiment.config.seed, experiment.precision, experiment.data.old_batches)
+        self.setting = MethodContext(experiment.config.seed, experiment.precision, experiment.data.old_batches)
 
     def step_seconds(self) -> float:
         """How long one optimiser step takes, from three forward and backward passes on the first batch."""
@@ -66,7 +66,7 @@ class ArmRun:
         marked = only_label_logits(batch)
         inputs = {k: v for k, v in marked.items() if k != "replayed"}
         with experiment.precision.autocast():
-            loss = lm_loss(model, method.reads_logits)
+            loss = lm_loss(model, method.reads_logits, method.token_weights)
         times = []
         for _ in range(3):
             start = time.perf_counter()
@@ -80,7 +80,7 @@ class ArmRun:
     def run(self, parent: Run) -> ArmResult:
         """Train and evaluate, or read the result that is there. A failing arm does not stop others."""
         saved = read_json(self.folder / "mlflow.json")
-        result = ArmResult(self.arm.name, self.arm.method, self.learning_rate, "finished")
+        result = ArmResult(self.arm.name, self.arm.method_name, self.learning_rate, "finished")
         if self.result_file.is_file():
             result = ArmResult.from_dict(read_json(self.result_file))
             if self._told(saved.get("run_id")):
@@ -244,14 +244,13 @@ class ArmRun:
 
     def _params(self) -> dict[str, Any]:
         arm, config = self.arm, self.experiment.config.to_dict()
-        params = {"arm": arm.name, "method": arm.method, "learning_rate": self.learning_rate}
+        params = {"arm": arm.name, "method": arm.method_name, "learning_rate": self.learning_rate}
         shared = {name: config[name] for name in ("base_model", "precision", "seed", "training")}
-        options = arm.build().model_dump(mode="json")
-        return {**params, **shared, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+        return {**params, **shared, **arm.params(), "replay": arm.replay}
 
     def _model_params(self) -> dict[str, Any]:
         base = self.experiment.config.base_model
-        return {"base_model": base, "method": self.arm.method, "learning_rate": self.learning_rate}
+        return {"base_model": base, "method": self.arm.method_name, "learning_rate": self.learning_rate}
 
 
 def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from experiments.config import ExperimentConfig
-from experiments.methods import Method, Setting
+from experiments.methods import Method, MethodContext
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Evaluate, Measure, Progress, Report
 from experiments.training.checkpoints import METHOD_STATE, last_checkpoint, same_launch
@@ -28,7 +28,7 @@ from experiments.training.trainer import ArmTrainer
 
 def train_arm(
     config: ExperimentConfig,
-    setting: Setting,
+    setting: MethodContext,
     method: Method,
     learning_rate: float,
     model: PreTrainedModel,
@@ -52,7 +52,7 @@ def train_arm(
         args=training_arguments(config, learning_rate, setting.precision, folder, processes),
         train_dataset=data,
         data_collator=collator,
-        callbacks=[Report(on_log), *([Progress(f"{setting.arm.name} {learning_rate:g}")] if processes.first else [])],
+        callbacks=[Report(on_log), *([Progress(folder.parent.name)] if processes.first else [])],
         method=method,
         training=config.training,
     )
