@@ -31,9 +31,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import ctrl
+from ctrl.control_model import require_expanded
 from ctrl.divergence import masked_mean, mse
-from ctrl.interpolation import lerp
-from ctrl.model import require_expanded
+from ctrl.numerics import lerp
 from experiments.config import ArmConfig
 from experiments.methods import MethodContext
 from experiments.models.base import SHIPPED, load_base

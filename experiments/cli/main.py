@@ -86,10 +86,10 @@ def run_command(args: argparse.Namespace) -> int:
     from experiments.config import load_config
     from experiments.reporting.tables import format_table
     from experiments.runs.run import run_experiment
-    from experiments.training.processes import leads
+    from experiments.training.processes import is_main_process
 
     outcome = run_experiment(load_config(args.config, overrides(args.set)), args.root, args.fresh, say)
-    if not leads():
+    if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has
     print("\n" + format_table(outcome.results))
     for result in outcome.failed:

@@ -1,4 +1,4 @@
-"""What a config asks of its base model and data, beyond what its fields can tell."""
+"""Check a config against its base model and the launcher, which the checks of its fields cannot know."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from experiments.training.processes import deepspeed, shards
 
 
 def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
-    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there, or for what
-    the launcher of this run cannot do."""
+    """Raise ConfigError if an arm asks for layers or rows that do not exist, or for what the launcher cannot do.
+
+    Called before anything is measured.
+    """
     faults = _precision_faults(config)
     for arm in config.arms:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]

@@ -14,7 +14,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
 from experiments.runs.arm import StopArm
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import RunError, run_experiment
 from experiments.scorecard import mean_card
 from experiments.studies.config import StudyConfig, parts

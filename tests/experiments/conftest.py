@@ -27,6 +27,14 @@ def tokenizer(base: str) -> PreTrainedTokenizerBase:
     return load_base(base)[1]
 
 
+@pytest.fixture
+def plain_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The shipped model's tokenizer without its chat template."""
+    tokenizer = load_base(base)[1]
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def config(base: str) -> ExperimentConfig:
     return small_config(base)

@@ -19,8 +19,9 @@ from experiments.config import ArmConfig, ExperimentConfig, parse_config
 from experiments.methods import Batch, Method, MethodContext
 from experiments.methods.weights import snapshot
 from experiments.models.precision import Precision
+from experiments.training.callbacks import Hooks
 from experiments.training.processes import ALONE, Processes
-from experiments.training.train import train_arm
+from experiments.training.train import TrainingPlan, train_arm
 from tests.ctrl.test_trainer import sequences, tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -101,6 +102,12 @@ def config(arm: ArmConfig, **training: Any) -> ExperimentConfig:
     return parse_config({"name": "x", "training": values, "evaluation": {"every": 2}, "arms": [arm]})
 
 
+def plan(config: ExperimentConfig, folder: Path, data: list[dict[str, Tensor]] | None = None) -> TrainingPlan:
+    """What the arm of a config is trained on; checkpoints go to the folder."""
+    rows_of_arm: Any = data or rows()
+    return TrainingPlan("x", config.training, 1e-2, config.evaluation_steps, rows_of_arm, collate, folder)
+
+
 def train(
     arm: ArmConfig,
     folder: Path,
@@ -117,20 +124,24 @@ def train(
     outcome = Outcome(method, model)
     probe = sequences(1)[0]["input_ids"][None]
 
-    def measure(step: int, model: PreTrainedModel) -> None:
-        if step == kill_at:
-            raise Killed
+    def evaluate(model: PreTrainedModel) -> Tensor:
         model.eval()
         with torch.no_grad(), using.precision.autocast():
-            outcome.measured[step] = model(probe).logits
+            logits: Tensor = model(probe).logits
         model.train()
+        return logits
+
+    def record(step: int, logits: Tensor) -> None:
+        if step == kill_at:
+            raise Killed
+        outcome.measured[step] = logits
 
     def note(step: int, logs: dict[str, float]) -> None:
         if "loss" in logs:
             outcome.logs[step] = {k: v for k, v in logs.items() if k != "tokens_per_s"}
 
-    settings = config(arm, **training)
-    outcome.cost = train_arm(settings, using, method, 1e-2, model, data, collate, folder, measure, note, processes)
+    planned = plan(config(arm, **training), folder, data)
+    outcome.cost = train_arm(model, method, using, planned, Hooks(evaluate, record, note), processes)
     with method.evaluated(model):
         outcome.weights = snapshot(model)
     return outcome

@@ -21,7 +21,7 @@ from ctrl.sharded import sharded, whole
 from experiments.cli import main as cli
 from experiments.config import ArmConfig
 from experiments.methods import METHODS, Method
-from experiments.training.processes import FirstFailed, Processes
+from experiments.training.processes import MainProcessError, Processes
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train
 from tests.helpers.sharding import shard_on_cpu, zero_on_cpu
@@ -67,18 +67,22 @@ def main(mode: str, what: str, *rest: str) -> int:
 
 def train_all(mode: str, folder: Path) -> int:
     """Each method on the tiny model; what came of it in METHOD.pt."""
-    processes = Processes.joined()
+    with Processes.joined() as processes:
+        return train_with(mode, folder, processes)
+
+
+def train_with(mode: str, folder: Path, processes: Processes) -> int:
     for method in methods(mode):
         for kill_at in (4, None) if method in RESUMED else (None,):
             try:
                 outcome = train(arm(method), folder / method, kill_at, precision=precision(method), processes=processes)
-            except (Killed, FirstFailed):
+            except (Killed, MainProcessError):
                 continue
         assert sharded(outcome.model) == (mode == "fsdp")
         weights = {name: whole(tensor) for name, tensor in outcome.weights.items()}
-        if processes.first:
+        if processes.is_main:
             torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
-    if not processes.first:
+    if not processes.is_main:
         Method.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
     with pytest.raises(ArmFailed, match="loss became"):
         train(arm("full"), folder / "broken", processes=processes)

@@ -22,11 +22,6 @@ pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {"number": 6, "max_tokens": 5, "batch_size": 4}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
-
-
 class Calls:
     """Gives the model and counts how often it was asked for. favour: a token that gets this much on its logit."""
 

@@ -16,17 +16,12 @@ from experiments.data.config import DataConfig
 from experiments.data.mixture import Rows
 from experiments.runs.data import ExperimentData
 from tests.experiments.runs.test_data import never, trained
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import small_config
 
 SUM, GCD, SPELL = ({"name": name} for name in ("chain_sum", "gcd", "spell_backward"))
 SIGNS = {"chain_sum": "arithmetic problem", "gcd": "Common Divisor", "spell_backward": "backward"}
 PYTHON = {"source": "python", "modules": ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]}
 EARLIER = {"source": "earlier"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def stream(base: str, new: list[Any], steps: int = 6, every: int = 4, **data: Any) -> ExperimentConfig:

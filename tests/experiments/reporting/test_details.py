@@ -24,17 +24,12 @@ from experiments.reporting.details import (
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import format_table, markdown_table
 from experiments.reporting.text import gain_name, gain_text
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import small_config, small_values
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def answers(new: int, kept: int, of: int = 100) -> list[Record]:

@@ -20,7 +20,18 @@ from experiments.training.meter import Meter
 from experiments.training.train import training_arguments
 from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import expanded, sequences, tiny
-from tests.helpers.engine import CONTROL, GOLDEN, GOLDEN_METHODS, Killed, arm_config, golden_curve, train
+from tests.helpers.engine import (
+    CONTROL,
+    GOLDEN,
+    GOLDEN_METHODS,
+    Killed,
+    arm_config,
+    config,
+    context,
+    golden_curve,
+    plan,
+    train,
+)
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -201,6 +212,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts_and_before_the_old_one_goe
 
 def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 2))
-    arguments = training_arguments(load_config("quickstart"), 1e-3, Precision("fp32"), tmp_path)
+    arm = arm_config("full")
+    arguments = training_arguments(plan(config(arm), tmp_path), context())
     assert arguments._n_gpu == 1
     assert "save_total_limit" not in {k for k, v in vars(arguments).items() if v}
