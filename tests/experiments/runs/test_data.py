@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
-from experiments.methods import Setting
+from experiments.methods import MethodContext
 from experiments.runs.data import ExperimentData
 from experiments.training.callbacks import Hooks
 from experiments.training.train import TrainingPlan, train_arm
@@ -206,7 +206,7 @@ def trained(
     (arm,) = (arm for arm in config.arms if arm.name == method)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     torch.manual_seed(0)
-    method, setting = arm.build(), Setting(arm)
+    method, setting = arm.build(), MethodContext()
     model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
     made = ExperimentData(config, tokenizer, never)
     losses: list[float] = []
