@@ -110,6 +110,14 @@ def test_what_was_drawn_is_what_was_asked_for(
     assert all(len(one["digest"]) == 16 for one in described)
 
 
+def test_chats_that_are_too_long_are_counted_for_the_report(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    for length, some in ((64, True), (512, False)):
+        config = small_config(base, data={"length": length})
+        (drawn,) = ExperimentData(config, tokenizer, never).drawn(config.arms[0])
+        assert drawn["examples"] == 16
+        assert (drawn["too_long"] > 0) == some
+
+
 def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
     config = small_config(base, data={"old": SELF})
     assert len(ExperimentData(config, tokenizer, never).rows(config.arms[0])) == 16
