@@ -86,7 +86,7 @@ def test_the_figure_is_up_to_date_and_small() -> None:
 @every_document
 def test_links_lead_somewhere(document: Path) -> None:
     text = FENCE.sub("", document.read_text())
-    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    targets = [target for target in re.findall(r"""(?:\]\(|src=")([^)"\s]+)""", text) if "://" not in target]
     assert targets
     for target in targets:
         path, _, anchor = target.partition("#")
