@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(STAMP) ## train a real LLM three ways and show what each forgot
-	@$(BIN)/python -m experiments.cli run experiments/configs/quickstart.yaml
+	@$(BIN)/control-llm run quickstart
 
 test: $(STAMP) ## all tests that can run on this machine, the slow tier included
 	$(PYTEST)
@@ -45,7 +45,7 @@ lab: $(STAMP) ## open the notebooks (loopback only)
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
 ui: $(STAMP) ## open the MLflow UI on this project's store (loopback only)
-	$(BIN)/python -m experiments.cli ui
+	$(BIN)/control-llm ui
 
 clean: ## remove the environment; results under mlruns/ stay
 	rm -rf $(VENV)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from experiments.cli.main import overrides
+from experiments.cli.run import overrides
 from experiments.config import load_config
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation

@@ -18,7 +18,7 @@ def nearest(name: object, known: Iterable[str]) -> str:
     """Return `did you mean 'lerp'? known: lerp, slerp, ...`, without the question if no known name is similar."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from experiments.evaluation.kept_tasks.probes import PROBES
 from pydantic import BaseModel
 
 from ctrl import ControlConfig
@@ -22,7 +23,6 @@ from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig, LmEvalConfig
 from experiments.evaluation.evaluate import SUITES
-from experiments.evaluation.kept_tasks.probes import PROBES
 from experiments.methods import METHODS
 from experiments.scorecard import card, names
 from experiments.studies import config as study

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
+from experiments.common.paths import SHIPPED
 from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
@@ -28,7 +29,6 @@ from experiments.methods.shorthands import from_shorthand, read_options
 from experiments.methods.tuning import Control, Full
 from experiments.training.config import TrainingConfig
 
-SHIPPED = Path(__file__).parent / "configs"
 SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
 FORMS = "method (with its options and control) or train, loss and average"
 # sections that the YAML chooses by name

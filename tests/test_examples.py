@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from experiments.evaluation.kept_tasks.probes import PROBES
 
 import ctrl
 from ctrl.divergence import DIVERGENCES
@@ -22,7 +23,6 @@ from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
 from experiments.data.source import Source
-from experiments.evaluation.kept_tasks.probes import PROBES
 from experiments.evaluation.similarity import METRICS
 from experiments.posthoc.operations import OPERATIONS, TrainedArm
 from experiments.runs.run import run_experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from experiments.evaluation.kept_tasks.probes import PROBES
+
 from experiments.evaluation.kept_tasks.question import Question
 
 FACTORS = range(2, 13)

@@ -1,6 +1,6 @@
 """Apply operations to the trained weights of finished arms, and measure the result as the arms were measured.
 
-    python -m experiments.cli posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
+    control-llm posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
 
 Each result is in `<run>/posthoc/<label>/` (items-*.jsonl and result.json, as of an arm) and is a run in MLflow.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
@@ -24,7 +24,7 @@ from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.run import RunError, open_run
+from experiments.runs.run import open_run
 from experiments.tracking.tracker import Tracker
 
 

@@ -1,4 +1,4 @@
-"""What the pages of reports share: the templates and their filters, figures as files, paths as they are shown."""
+"""What the pages of reports share: the templates and their filters, figures as files."""
 
 from __future__ import annotations
 
@@ -65,9 +65,3 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
 def inline_svg(figure: Figure) -> str:
     """The figure as base64, for the page itself."""
     return base64.b64encode(image_bytes(figure, "svg")).decode()
-
-
-def shown_path(path: Path) -> str:
-    """Relative to the working directory where it lies below it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

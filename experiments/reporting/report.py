@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from experiments.common.commands import command
 from experiments.common.files import write_text
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.details import Table
-from experiments.reporting.page import image_bytes, inline_svg, page_environment, shown_path
+from experiments.reporting.page import image_bytes, inline_svg, page_environment
 from experiments.reporting.plots.forgetting import forgetting_figure
 from experiments.reporting.summary import summary, tied_best
 from experiments.reporting.tables import columns_of, failure_text, markdown_table, plain, table_csv
@@ -45,7 +45,7 @@ def write_report(
     figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
     (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
-    commands = [f"python -m experiments.cli run {shlex.quote(shown_path(folder / 'config.yaml'))} --fresh"]
+    commands = [command("run", folder / "config.yaml", "--fresh")]
     words, columns = summary(results, significant), columns_of(results)
     failed = [(label(r), failure_text(r)) for r in results if r.status == "failed"]
     markdown = _markdown(question, base, results, words, failed, [*commands, ui_command], notes, details)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.common.errors import RunError
+from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, load_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.experiment import follow, lead
@@ -23,10 +25,6 @@ from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import disk_full
 from experiments.training.processes import Processes, world_size
-
-
-class RunError(RuntimeError):
-    """The experiment cannot start or go on; the message says what to do. Nothing recorded is lost."""
 
 
 def run_experiment(
@@ -68,15 +66,9 @@ def only_one_process(what: str) -> None:
     if world_size() > 1:
         raise RunError(
             f"WORLD_SIZE={world_size()}: {what} runs in one process on one device. A study fills many devices with one "
-            "worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...); several processes can train the "
-            "arms of `experiments.cli run`"
+            "worker each (CUDA_VISIBLE_DEVICES=1 control-llm study ...); several processes can train the arms of "
+            "`control-llm run`"
         )
-
-
-def default_root() -> Path:
-    """Return the nearest `mlruns` folder at or above the working directory, else the path of one in it."""
-    here = Path.cwd()
-    return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
 
 
 def run_folder(config: ExperimentConfig, root: Path) -> Path:

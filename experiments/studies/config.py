@@ -17,10 +17,6 @@ PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
 NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbeat", "posthoc", "report"}
 
 
-class StudyError(RuntimeError):
-    """A study that cannot start, or stopped; the message says what to do. No trial is lost."""
-
-
 class Objective(Section):
     """A figure of the scorecard, of the cost (`cost/seconds`), or a sum (`gain + retention`); averaged over seeds."""
 

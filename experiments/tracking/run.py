@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -13,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.commands import command
 from experiments.tracking.client import MAX_VALUE, key
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal
@@ -113,7 +113,7 @@ class Run:
             self._delivery.announced = False
             root = self._delivery.store.root
             folder = root if self.journal.folder == root / "journals" else self.journal.folder
-            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(folder))}")
+            self.warn_once(f"; later: {command('sync', folder)}")
         if lost := self._delivery.refused():
             text = (
                 f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}; the run's folder keeps them all"
@@ -171,8 +171,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = json.dumps(value) if isinstance(value, list | tuple) else str(value)
             flat[key(place)] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
     return flat
-
-
-def short(path: Path) -> str:
-    """Shorten a path below the working directory to a relative one, so that commands can be read and copied."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

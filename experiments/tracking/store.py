@@ -10,14 +10,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
 
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
-
-
-class TrackingError(RuntimeError):
-    """The local store cannot be opened, or there is nothing to sync. Raised before anything is trained."""
 
 
 class Store:

@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
 from experiments.tracking.models import TRAINED, model_ids
 from experiments.tracking.reap import end_dead
 from experiments.tracking.senders import deliver
-from experiments.tracking.store import Store, TrackingError, last_line
+from experiments.tracking.store import Store, last_line
 
 MODEL = "models:/"  # how the UI names a logged model
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common.paths import short_path
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.machine import (
@@ -26,7 +27,7 @@ from experiments.tracking.machine import (
     sigterm_raises,
 )
 from experiments.tracking.reap import reap
-from experiments.tracking.run import Run, short
+from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import Store, last_line
 from experiments.tracking.system import system_metrics
@@ -129,12 +130,14 @@ class Tracker:
 
     def ui_command(self) -> str:
         """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
+        python = shlex.quote(short_path(sys.executable))
         if self.remote and self.remote.startswith("http"):
-            return f"python -m webbrowser {shlex.quote(self.remote)}"
-        store = '"$MLFLOW_TRACKING_URI"' if self.remote else f"sqlite:///{shlex.quote(short(self.root / 'mlflow.db'))}"
+            return f"{python} -m webbrowser {shlex.quote(self.remote)}"
+        file = f"sqlite:///{shlex.quote(short_path(self.root / 'mlflow.db'))}"
+        store = '"$MLFLOW_TRACKING_URI"' if self.remote else file
         return (
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
-            f"{shlex.quote(short(Path(sys.executable)))} -m mlflow server --backend-store-uri {store} "
+            f"{python} -m mlflow server --backend-store-uri {store} "
             f"--host 127.0.0.1 --port {PORT} --workers 1"
         )
 

@@ -12,7 +12,7 @@ import torch
 import ctrl
 from ctrl.layer import expanded_layers
 from experiments.cli import main as cli
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.models.base import load_base
 from experiments.posthoc.operations import (
     OPERATIONS,
@@ -26,7 +26,7 @@ from experiments.posthoc.operations import (
 )
 from experiments.posthoc.run import posthoc
 from experiments.records import read_records
-from experiments.runs.run import RunError, run_experiment
+from experiments.runs.run import run_experiment
 from experiments.runs.trained import load_trained
 from tests.helpers.small import small_config
 

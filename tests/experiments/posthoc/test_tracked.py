@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.common.commands import command
 from experiments.posthoc.run import posthoc
 from experiments.runs.prepared import Prepared
 from experiments.runs.run import run_experiment
@@ -122,7 +124,7 @@ def test_one_killed_after_its_result_finishes_at_the_next_start(
 def test_a_store_that_is_away_gets_it_by_sync(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
-        with pytest.warns(UserWarning, match="does not answer|later: python -m experiments.cli sync"):
+        with pytest.warns(UserWarning, match=f"does not answer|later: {re.escape(command('sync'))}"):
             [result] = posthoc(run, "control", 1e-2, "wise", [0.25], say=lambda text: None)
     name = "control 0.01 wise 0.25"
     saved = json.loads((run / "posthoc" / name.replace(" ", "-") / "result.json").read_text())

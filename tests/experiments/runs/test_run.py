@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments.cli import main as cli
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.config import ExperimentConfig
 from experiments.runs.arm import ArmRun, StopArm
-from experiments.runs.run import RunError, run_experiment, run_folder
+from experiments.runs.run import run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small import small_config, small_values

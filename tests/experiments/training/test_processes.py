@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json, write_json
 from experiments.config import parse_config
 from experiments.records import read_records
 from experiments.runs.arm_training import own_errors_abort
 from experiments.runs.checks import check_run
-from experiments.runs.run import RunError, open_run, run_experiment, run_folder
+from experiments.runs.run import open_run, run_experiment, run_folder
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
 from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
