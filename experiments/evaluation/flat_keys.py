@@ -44,7 +44,7 @@ def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
 
 
 def join(fields: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the section that `split` takes apart so. Settings of suites that are not measured become flat keys."""
+    """Return the section from the two parts that `split` gives. Settings of suites not measured become flat keys."""
     names = fields["suites"]
     if not isinstance(names, list):
         return dict(fields)
@@ -84,7 +84,7 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
 
 
 def _named(suites: Any) -> tuple[Any, Settings]:
-    """Return the names of suites and the settings given with them; what is no list or mapping is returned as it is."""
+    """Return the names of suites and the settings given with them. A value of a wrong type is returned as it is."""
     if isinstance(suites, dict):
         return list(suites), {name: _copy(given) for name, given in suites.items()}
     if not isinstance(suites, list | tuple):

@@ -91,7 +91,7 @@ class ArmRun:
         """Return the result on disk, or one to be filled."""
         if self.result_file.is_file():
             return ArmResult.from_dict(read_json(self.result_file))
-        return ArmResult(self.arm.name, self.arm.method, self.training.learning_rate, "finished")
+        return ArmResult(self.arm.name, self.arm.method_name, self.training.learning_rate, "finished")
 
     def _ended(self, run_id: str | None) -> bool:
         """Whether the MLflow run of a result has ended too; the process may have died between the two."""
@@ -175,12 +175,11 @@ class ArmRun:
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate
-        params = {"base_model": base, "method": self.arm.method, "learning_rate": rate}
+        params = {"base_model": base, "method": self.arm.method_name, "learning_rate": rate}
         run.log_model(self.folder / "trained", self.arm.name, params, HEADLINE, max(self.records.files(), default=0))
 
     def _params(self) -> dict[str, Any]:
         arm, config = self.arm, self.prepared.config.to_dict()
-        params = {"arm": arm.name, "method": arm.method, "learning_rate": self.training.learning_rate}
+        params = {"arm": arm.name, "method": arm.method_name, "learning_rate": self.training.learning_rate}
         shared = {name: config[name] for name in ("base_model", "precision", "seed", "training")}
-        options = arm.build().model_dump(mode="json")
-        return {**params, **shared, "control": arm.control.to_dict(), "options": options, "replay": arm.replay}
+        return {**params, **shared, **arm.params(), "replay": arm.replay}

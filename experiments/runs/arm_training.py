@@ -10,7 +10,7 @@ import torch
 from ctrl.sharded import sharded
 from experiments.config import ArmConfig
 from experiments.evaluation.evaluate import NotFinite
-from experiments.methods import Setting
+from experiments.methods import MethodContext
 from experiments.models.base import load_base
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
@@ -35,7 +35,7 @@ class ArmTraining:
         self.prepared, self.arm, self.learning_rate = prepared, arm, learning_rate
         self.index, self.processes = index, processes
         self.folder = prepared.folder / "arms" / f"{arm.name}-{learning_rate:g}"
-        self.setting = Setting(arm, prepared.config.seed, prepared.precision, prepared.data.old_batches)
+        self.context = MethodContext(prepared.config.seed, prepared.precision, prepared.data.old_batches)
 
     def train(self, hooks: Hooks) -> dict[str, float]:
         """Prepare the model, train it, save what was trained, and return the cost. The main process calls the others.
@@ -48,9 +48,9 @@ class ArmTraining:
             method = self.arm.build()
             base = load_base(self.prepared.config.base_model)[0]
             base_parameters = base.num_parameters()
-            model = method.prepare(base, self.setting)
+            model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
-            cost = train_arm(model, method, self.setting, self.plan(), hooks, self.processes)
+            cost = train_arm(model, method, self.context, self.plan(), hooks, self.processes)
             with method.evaluated(model):
                 self.processes.on_main(
                     "trained model", lambda: method.save(model, self.folder / "trained"), together=sharded(model)

@@ -9,6 +9,7 @@ from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.models.precision import Precision
+from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards
 
 
@@ -41,17 +42,19 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
         faults.append("its options need replayed rows: give data.old, and data.replay or its replay")
     if method.reads_weights and shards():
         faults.append(
-            f"method {arm.method} adds a function of all weights to the loss, and FSDP has them in shards: launch it "
-            "without FSDP (each process then has the whole model), or leave the arm out"
+            f"method {arm.method_name} adds a function of all weights to the loss, and FSDP has them in shards: launch "
+            "it without FSDP (each process then has the whole model), or leave the arm out"
         )
     if method.writes_weights and deepspeed():
         faults.append(
-            f"method {arm.method} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
+            f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
             "without DeepSpeed, or leave the arm out"
         )
-    if method.places_layers:
+    if method.token_weights and (reason := why_unweighted(model)):
+        faults.append(f"method {arm.method_name} weighs tokens, but {reason}")
+    if method.layer_choice is not None:
         try:
-            place(arm.control.layers, len(decoder_layers(model)))
+            place(method.layer_choice, len(decoder_layers(model)))
         except ctrl.ConfigError as error:
             faults.append(str(error))
     return faults

@@ -18,7 +18,7 @@ from experiments.data.base_text import BaseText
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
-from experiments.data.source import Source, Workshop
+from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.methods import Batch
 from experiments.models.base import load_base
@@ -45,17 +45,17 @@ class ExperimentData:
         self.collator: Any = PackedCollator() if data.regime == "cpt" else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
-        self.taken = frozenset[str]().union(*(task.ids for task in held_out))
+        self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
         self.tasks = _distinct([self._cut(task) for task in held_out])
         load = functools.partial(_load, config.base_model)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
-        self.workshop = Workshop(tokenizer, load, config.base_model, config.precision, cache)
-        workshop = dataclasses.replace(self.workshop, base=base or load)
+        self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
+        context = dataclasses.replace(self.context, base=base or load)
         self.new = data.new
         self.old: tuple[Source, ...] = ()
         if any(_replay(config, arm) for arm in config.arms):
-            self.old = tuple(source.ready(workshop) for source in data.old)
+            self.old = tuple(source.materialise(context) for source in data.old)
 
     def rows(self, arm: ArmConfig) -> Rows:
         """Return the rows of an arm in the order of training."""
@@ -64,7 +64,7 @@ class ExperimentData:
         step_rows = training.batch_size * training.gradient_accumulation
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
-        return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), *stages)
+        return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
 
     def old_batches(self, count: int) -> list[Batch]:
         """Return `count` batches of text that the model should keep, the same at every call, replayed or not.
@@ -76,8 +76,8 @@ class ExperimentData:
         given = [source for source in config.data.old if not isinstance(source, Earlier)]
         sources = given or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
         whole = sum(source.share for source in sources)
-        parts = [Part(source.ready(self.workshop), source.share / whole, True) for source in sources]
-        rows = Rows(Mixture(parts, self.encoder, config.seed, self.taken), size * count)
+        parts = [Part(source.materialise(self.context), source.share / whole, True) for source in sources]
+        rows = Rows(Mixture(parts, self.encoder, config.seed, self.held_out_ids), size * count)
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
@@ -86,7 +86,7 @@ class ExperimentData:
 
         One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
         tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
-        left_out (chats that are longer than data.length).
+        too_long (chats longer than data.length, which are left out).
         """
         rows = self.rows(arm)
         drawn = rows.drawn()

@@ -36,13 +36,13 @@ def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> None:
 def step_seconds(arm: ArmTraining) -> float:
     """Return the seconds of one optimiser step, from forward and backward passes on the arm's first batch."""
     prepared, method = arm.prepared, arm.arm.build()
-    model = method.prepare(load_base(prepared.config.base_model)[0], arm.setting).train()
+    model = method.prepare(load_base(prepared.config.base_model)[0], arm.context).train()
     prepared.precision.hold_frozen(model)
-    method.begin(model, arm.setting)
+    method.begin(model, arm.context)
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = {k: v for k, v in marked.items() if k != "replayed"}
     with prepared.precision.autocast():
-        loss = lm_loss(model, method.reads_logits)
+        loss = lm_loss(model, method.reads_logits, method.token_weights)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -137,7 +137,7 @@ def _measured_base(
         evaluation.restore(read_json(state))
         evaluation.prepare(model, precision, cache)
     else:
-        say("measuring the base model, where no earlier run has ...")
+        say("measuring the base model (results of earlier runs are reused) ...")
         measured = evaluation.measure_base(model, precision, cache)
         write_json(state, evaluation.state())
         write_json(timing, {"seconds": measured.seconds, "measured": measured.measured})

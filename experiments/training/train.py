@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from experiments.methods import Method, Setting
+from experiments.methods import Method, MethodContext
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress
 from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
@@ -45,7 +45,7 @@ class TrainingPlan:
 def train_arm(
     model: PreTrainedModel,
     method: Method,
-    setting: Setting,
+    context: MethodContext,
     plan: TrainingPlan,
     hooks: Hooks,
     processes: Processes = ALONE,
@@ -56,11 +56,11 @@ def train_arm(
     cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
     ArmFailed at a NaN.
     """
-    setting.precision.hold_frozen(model)
-    method.begin(model, setting)
+    context.precision.hold_frozen(model)
+    method.begin(model, context)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(plan, setting, processes),
+        args=training_arguments(plan, context, processes),
         train_dataset=plan.rows,
         data_collator=plan.collator,
         method=method,
@@ -81,9 +81,9 @@ def train_arm(
     return _cost(model, trainer.meter, processes)
 
 
-def training_arguments(plan: TrainingPlan, setting: Setting, processes: Processes = ALONE) -> TrainingArguments:
+def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Processes = ALONE) -> TrainingArguments:
     """Return Trainer's arguments. Evaluation, logging and saving are timed by our callbacks."""
-    training, bf16 = plan.training, setting.precision.bf16
+    training, bf16 = plan.training, context.precision.bf16
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # whatever a launcher has set
     arguments = TrainingArguments(
         output_dir=str(plan.checkpoints),
@@ -97,8 +97,8 @@ def training_arguments(plan: TrainingPlan, setting: Setting, processes: Processe
         optim="adamw_torch_fused",
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        seed=setting.seed,
-        data_seed=setting.seed,
+        seed=context.seed,
+        data_seed=context.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # `Checkpoint` decides

@@ -22,7 +22,7 @@ from experiments.training.channel import AbortLaunch, CollectiveTimeout
 from experiments.training.processes import Processes
 from experiments.training.train import train_arm
 from tests.ctrl.test_trainer import tiny
-from tests.helpers.engine import arm_config, config, plan, setting
+from tests.helpers.engine import arm_config, config, context, plan
 
 TIMEOUT, TENSOR_TIMEOUT = timedelta(seconds=2), timedelta(seconds=3)
 
@@ -57,9 +57,9 @@ def train(folder: Path, processes: Processes, evaluate: Callable[[PreTrainedMode
     """Three steps; evaluations after the second and the third."""
     arm = arm_config("full")
     method, model = arm.build(), tiny()
-    method.prepare(model, setting(arm))
+    method.prepare(model, context())
     hooks = Hooks(evaluate, lambda step, found: None, lambda step, logs: None)
-    train_arm(model, method, setting(arm), plan(config(arm, steps=3), folder), hooks, processes)
+    train_arm(model, method, context(), plan(config(arm, steps=3), folder), hooks, processes)
 
 
 def nap(seconds: float) -> None:

@@ -76,8 +76,8 @@ class TestEnds:
         ("new", "data", "said"),
         [
             ([SUM], {}, "order: sequential needs two or more sources under new, but got chain_sum alone"),
-            ([SUM, GCD, SUM], {}, "but chain_sum stands more than once under new"),
-            ([SUM, GCD, EARLIER], {}, "source earlier is what stands in new already; it belongs under old"),
+            ([SUM, GCD, SUM], {}, "but chain_sum appears more than once under new"),
+            ([SUM, GCD, EARLIER], {}, "source earlier replays the tasks of new; it belongs under old"),
             ([SUM, GCD], {"order": "mixed", "old": EARLIER}, "source earlier needs stages .* set order: sequential"),
             ([SUM, GCD], {"order": "shuffled"}, r"data.order: Input should be 'mixed' or 'sequential'"),
             (

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
-from experiments.methods import Setting
+from experiments.methods import MethodContext
 from experiments.runs.data import ExperimentData
 from experiments.training.callbacks import Hooks
 from experiments.training.train import TrainingPlan, train_arm
@@ -108,6 +108,14 @@ def test_what_was_drawn_is_what_was_asked_for(
     assert [one["kind"] for one in described] == ["reasoning_gym", "self", "python"]
     assert [one["share"] for one in described] == pytest.approx([0.7, 0.15, 0.15])
     assert all(len(one["digest"]) == 16 for one in described)
+
+
+def test_chats_that_are_too_long_are_counted_for_the_report(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    for length, some in ((64, True), (512, False)):
+        config = small_config(base, data={"length": length})
+        (drawn,) = ExperimentData(config, tokenizer, never).drawn(config.arms[0])
+        assert drawn["examples"] == 16
+        assert (drawn["too_long"] > 0) == some
 
 
 def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -206,7 +214,7 @@ def trained(
     (arm,) = (arm for arm in config.arms if arm.name == method)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     torch.manual_seed(0)
-    method, setting = arm.build(), Setting(arm)
+    method, setting = arm.build(), MethodContext()
     model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
     made = ExperimentData(config, tokenizer, never)
     losses: list[float] = []

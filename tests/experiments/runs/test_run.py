@@ -23,6 +23,7 @@ from experiments.common.errors import ConfigError, RunError
 from experiments.config import ExperimentConfig
 from experiments.runs.arm import ArmRun, StopArm
 from experiments.runs.run import run_experiment, run_folder
+from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small import small_config, small_values
 
@@ -168,8 +169,18 @@ def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: s
         assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
 
 
-def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
+def test_the_same_config_gives_the_same_bits_and_each_evaluation_is_scored_once(
+    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    def counted(base: Any, after: Any, *rest: Any) -> Any:
+        scored.append(len(after))
+        return scorecard(base, after, *rest)
+
+    monkeypatch.setattr("experiments.runs.prepared.scorecard", counted)
     again = run_experiment(small_config(base), tmp_path / "mlruns")
+    assert len(scored) == 1 + 2 * 2  # the base model, two arms at two steps
     first = run_folder(small_config(base), store)
     for file in ("arms/full-0.001/trained/model.safetensors", "arms/control-0.01/trained/model.safetensors"):
         one, two = load_file(first / file), load_file(again.folder / file)

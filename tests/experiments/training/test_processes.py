@@ -30,7 +30,7 @@ from tests.helpers.small import small_config, small_values, tiny_base
 SCRIPT = Path(two.__file__)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
-LOGGED = ("loss", "lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
+LOGGED = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Suite `kept` in the model's own words beside its likelihoods."""
+"""Suite `kept`: free replies next to likelihoods."""
 
 from __future__ import annotations
 

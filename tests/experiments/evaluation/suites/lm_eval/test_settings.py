@@ -83,11 +83,17 @@ class TestConfig:
         with pytest.raises(ConfigError, match=r"`lm_eval` needs both its section .* and its name in `suites`"):
             parse_config(values)
 
-    @pytest.mark.parametrize("change", [{"lm_eval": None}, {"lm_eval": {}}, {"suites": {"lm_eval": {}}}])
-    def test_a_suite_without_tasks(self, folder: Path, change: dict[str, Any]) -> None:
-        values = config_of(folder).to_flat()
-        values["evaluation"] |= {"lm_eval": None} | change
-        place = "lm_eval" if change == {"lm_eval": {}} else "suites.lm_eval"
+    @pytest.mark.parametrize(
+        ("evaluation", "place"),
+        [
+            ({"suites": ["lm_eval"]}, "suites.lm_eval"),
+            ({"suites": {"lm_eval": None}}, "suites.lm_eval"),
+            ({"suites": ["lm_eval"], "lm_eval": None}, "lm_eval"),
+            ({"suites": ["lm_eval"], "lm_eval": {"limit": 3}}, "lm_eval"),
+        ],
+    )
+    def test_a_suite_without_tasks(self, folder: Path, evaluation: dict[str, Any], place: str) -> None:
+        values = small_values(str(folder / "base"), evaluation=evaluation)
         with pytest.raises(ConfigError, match=rf"evaluation.{place}: needs `kept` or `new` with at least one task"):
             parse_config(values)
 
