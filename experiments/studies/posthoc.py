@@ -14,7 +14,7 @@ from typing import Any
 from experiments.common.errors import ConfigError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
 from experiments.studies.config import Posthoc, StudyConfig
-from experiments.studies.selection import Arm, called, choose, reported
+from experiments.studies.selection import ReportRow, choose, has_name, report_row
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
@@ -28,7 +28,7 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
         return
     chosen = choose(study, trials, root)
     for item in study.posthoc:
-        arm = next((arm for arm in chosen if called(arm, item.arm)), None)
+        arm = next((arm for arm in chosen if has_name(arm, item.arm)), None)
         if arm is None:
             say(f"{item.label}: arm {item.arm!r} has no complete trial")
             continue
@@ -41,15 +41,15 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
             say(f"{item.label}: {error}")
 
 
-def posthoc_rows(study: StudyConfig, arms: Sequence[Arm], root: Path) -> list[Arm]:
+def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> list[ReportRow]:
     """Return the report's rows of the operations that were applied, each on the same items as the row of its arm."""
     found = []
     for item in study.posthoc:
-        for arm in (arm for arm in arms if called(arm, item.arm)):
+        for arm in (arm for arm in arms if has_name(arm, item.arm)):
             runs = [_after(item, run, root) for run in arm.runs]
             known = [run for run in runs if run is not None]
             if len(known) == len(runs):
-                found.append(reported(item.label, arm.trial, known, arm.candidates, arm.halves, root))
+                found.append(report_row(item.label, arm.trial, known, arm.candidates, arm.halves, root))
     return found
 
 

@@ -23,7 +23,7 @@ from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
 from experiments.studies.report.table import picks_text
-from experiments.studies.selection import Arm, arms_apart, choose
+from experiments.studies.selection import ReportRow, choose, significant_arms
 from experiments.studies.storage import command_line, public_yaml, study_folder
 from experiments.studies.trials import Trial, died
 
@@ -38,7 +38,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     arms += posthoc_rows(study, arms, root)
     results = [arm.result for arm in arms]
     paper = compared(arms) if study.report.paper else None
-    significant = arms_apart(arms, root)
+    significant = significant_arms(arms, root)
     words = summary(results, significant, len(study.seeds))
     words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
@@ -100,7 +100,7 @@ def _setup(store: Store) -> str:
     return ", ".join(filter(None, [models, lengths, seeds, f"sampler {study.sampler.name}"]))
 
 
-def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str, str]]:
+def _tiles(store: Store, arms: list[ReportRow], trials: list[Trial]) -> list[tuple[str, str]]:
     counts, hours = Counter(t.state for t in trials), sum(t.seconds for t in trials) / 3600
     return [
         (
@@ -113,7 +113,7 @@ def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str
     ]
 
 
-def _reading(store: Store, arms: list[Arm]) -> str:
+def _reading(store: Store, arms: list[ReportRow]) -> str:
     study = store.config
     words = "Brackets: 95 % intervals over questions."
     if len(study.seeds) > 1:
@@ -127,7 +127,7 @@ def _reading(store: Store, arms: list[Arm]) -> str:
     return words
 
 
-def _notes(store: Store, arms: list[Arm], trials: list[Trial], root: Path) -> list[str]:
+def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path) -> list[str]:
     study, notes = store.config, []
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
@@ -192,7 +192,7 @@ def _markdown(values: dict[str, Any], drawn: Sequence[Picture], results: Sequenc
     return "\n\n".join(parts) + "\n"
 
 
-def _csv(arms: Sequence[Arm]) -> str:
+def _csv(arms: Sequence[ReportRow]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
          "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds,
@@ -203,10 +203,10 @@ def _csv(arms: Sequence[Arm]) -> str:
     return csv_text(rows, list(dict.fromkeys(n for row in rows for n in row)))
 
 
-def _trainable(arm: Arm) -> str:
+def _trainable(arm: ReportRow) -> str:
     value = arm.result.cost.get("trainable_parameters", math.nan)
     return f"{value / 1e6:.1f}" if math.isfinite(value) else "-"
 
 
-def _minutes(arm: Arm) -> str:
+def _minutes(arm: ReportRow) -> str:
     return f"{arm.trial.seconds / 60:.1f}"
