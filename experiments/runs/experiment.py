@@ -25,7 +25,7 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords, read_steps
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun, Observer, headline
 from experiments.runs.checks import check_run
@@ -238,5 +238,5 @@ class Experiment:
             run.log_file(self.folder / name)
         for name in ("report.html", "report.md", "table.csv", "forgetting.png"):
             run.log_file(self.folder / name)
-        run.log_note(markdown_table(results))
+        run.log_note(arms_table(results).markdown())
         return Outcome(self.folder, results, report, command, self.tracker.run_url(run.id), base)
