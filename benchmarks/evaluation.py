@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from experiments.cli.main import overrides
+from experiments.cli.run import overrides
 from experiments.config import load_config
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
 from experiments.models.precision import Precision, device
 from experiments.records import Record
@@ -47,7 +48,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cache = BaseCache(Path(folder), model, tokenizer, precision)
         for name in ("prepare", "prepare again"):  # the second time from the cache, as another process would
-            evaluation = Evaluation(config, tokenizer, tasks)
+            context = SuiteContext(config.seed, config.base_model)
+            evaluation = Evaluation(config.evaluation, context, tokenizer, tasks)
             evaluation.restore(state)
             wall, cpu = time.perf_counter(), time.process_time()
             evaluation.prepare(model, precision, cache)

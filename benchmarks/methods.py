@@ -31,11 +31,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import ctrl
+from ctrl.control_model import require_expanded
 from ctrl.divergence import masked_mean, mse
-from ctrl.interpolation import lerp
-from ctrl.model import require_expanded
+from ctrl.numerics import lerp
 from experiments.config import ArmConfig
-from experiments.methods import Setting
+from experiments.methods import MethodContext
 from experiments.models.base import SHIPPED, load_base
 from experiments.models.precision import Precision, device
 from experiments.training.lm_loss import lm_loss, only_label_logits
@@ -97,7 +97,7 @@ class Step:
         base, name = load_base(args.model)[0], method.split(",")[0]
         layers = list(range(-LAYERS, 0)) if method.endswith("last layers") else LAYERS
         arm = ArmConfig(name=name, method=name, learning_rates=(1e-5,), control=ctrl.ControlConfig(layers=layers))
-        self.model = arm.build().prepare(base, Setting(arm)).train()
+        self.model = arm.build().prepare(base, MethodContext()).train()
         self.precision.hold_frozen(self.model)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)

@@ -1,8 +1,8 @@
 """Control LLM (arXiv 2501.10979): train a pretrained model further without making it forget.
 
-model = ctrl.expand(model, ctrl.ControlConfig(layers=8))   # copies placed and trainable, the rest frozen
+model = ctrl.expand(model, ctrl.ControlConfig(layers=8))   # add trainable copies of 8 layers, freeze the rest
 Trainer(model, ...).train()                                # the loss contains the divergence
-ctrl.save(model, "my-expansion")                           # only what was trained
+ctrl.save(model, "my-expansion")                           # write only the trained tensors
 """
 
 from ctrl.config import ControlConfig

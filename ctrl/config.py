@@ -1,9 +1,8 @@
-"""The one typed description of an expansion; saved beside the weights."""
+"""ControlConfig: describe an expansion, check it, and convert it to plain values (saved with the weights)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,30 +18,32 @@ Alpha = Literal["fixed", "learned"]
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How a pretrained model is expanded (Control LLM, arXiv 2501.10979, sections 3.1-3.3).
+    """Describe how a pretrained model is expanded (Control LLM, arXiv 2501.10979, sections 3.1-3.3).
 
-    structure: `concat` puts a trainable copy beside a layer and mixes the two outputs, `stack` puts it after the
-        layer (LLaMA Pro), `hybrid` alternates stack, concat, stack, ...
-    layers: how many layers are expanded (evenly spread, see `ctrl.structure.place`) or their indices; -1 is the last.
-    interpolation: how the two outputs are mixed; a name in `ctrl.interpolation.INTERPOLATIONS`.
-    alpha: whether the scalar theta behind alpha = sigmoid(theta) trains. What a strategy learns besides it (the
-        gate of dlerp, dlerpin and moe, the matrix of plerp and proj) always trains; proj's has nothing that trains it
-        without a divergence of hidden states.
-    alpha_start: alpha before training, in [0, 1]; strictly between when alpha is learned.
+    Raises ConfigError that lists every wrong value, one per line.
+
+    structure: `concat` runs a trainable copy in parallel with a layer and mixes the two outputs, `stack` runs it after
+        the layer (LLaMA Pro), `hybrid` alternates stack, concat, stack, ...
+    layers: number of layers to expand (evenly spread, see `ctrl.structure.place`), or their indices; -1 is the last.
+    interpolation: mixes the two outputs; a name in `ctrl.interpolation.INTERPOLATIONS`.
+    alpha: `learned` trains the scalar theta in alpha = sigmoid(theta), `fixed` does not. The other parameters of an
+        interpolation (a gate, a matrix) always train, except those that get a gradient only from a divergence of
+        hidden states: without such a divergence they are frozen.
+    alpha_start: alpha before training, in [0, 1]; 0 and 1 are excluded if alpha is learned.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
-    divergence_weight: its factor in the loss, >= 0 (the paper uses 1).
-    margin: cosine distances below this cost nothing (cosine and norm divergences).
+    divergence_weight: factor of the divergence in the loss, >= 0 (the paper uses 1).
+    margin: cosine distances below it add nothing (cosine and norm divergences).
     scale_by_alpha: multiply each token's divergence by its own alpha (the paper's adaptive variant). A learned
         alpha can then shrink its own penalty; `detach_alpha` stops that gradient.
-    detach_alpha: no gradient from the scaled divergence into alpha.
-    detach_pretrained: no gradient from the divergence through the pretrained branch, whose input depends on lower
-        expanded layers.
-    divergence_tokens: which tokens count: `real` (all but padding, as a mask (batch, seq) names it; all of them under
-        a mask of another form, 4-D or a dict) or `labels` (those with a label).
-    expanded: `full`, a copy of every weight, or `lora`, low-rank adapters over the pretrained weights (needs peft).
-    lora_rank: rank of those adapters.
-    norm_mix: c in [0, 1]; the expanded layer's norms become c x + (1 - c) norm(x). 0 leaves them plain; `alpha`
-        takes c from the layer's own alpha (published checkpoints call this interpolation_norm_alpha).
+    detach_alpha: stop the gradient of the scaled divergence into alpha.
+    detach_pretrained: stop the gradient of the divergence into the pretrained branch, whose input depends on the
+        expanded layers below it.
+    divergence_tokens: tokens that count. `real`: all except padding, which a mask (batch, seq) marks; all tokens if the
+        mask has another form (4-D, or a dict). `labels`: tokens with a label.
+    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
+    lora_rank: rank of the adapters.
+    norm_mix: c in [0, 1]; the norms of the copy become c x + (1 - c) norm(x). 0 keeps them as they are; `alpha` takes
+        the layer's own alpha as c (published checkpoints call this interpolation_norm_alpha).
     """
 
     structure: Structure = "concat"
@@ -70,7 +71,7 @@ class ControlConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ControlConfig:
-        """Build from plain values. Raises ConfigError naming each unknown key and the nearest known one."""
+        """Build a config from plain values. Raises ConfigError with each unknown key and the nearest known one."""
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in values if key not in known]
         if unknown:
@@ -78,13 +79,10 @@ class ControlConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON holds them (a tuple of layers becomes a list)."""
+        """Convert to plain values that JSON can hold (a tuple of layers becomes a list)."""
         values = dataclasses.asdict(self)
         values["layers"] = list(self.layers) if isinstance(self.layers, tuple) else self.layers
         return values
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def _choice_faults(config: ControlConfig) -> list[str]:
@@ -110,17 +108,18 @@ def _number_faults(config: ControlConfig) -> list[str]:
     elif config.alpha == "learned" and config.alpha_start in (0, 1):
         faults.append(
             f"alpha_start={config.alpha_start!r} cannot be learned, sigmoid has no gradient there: "
-            "take a value strictly between 0 and 1, or alpha='fixed'"
+            "use a value strictly between 0 and 1, or alpha='fixed'"
         )
     if not _is_number(config.divergence_weight) or config.divergence_weight < 0:
         faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
     if not _is_number(config.margin) or not 0 <= config.margin <= 2:
-        faults.append(f"margin is a cosine distance, a number in [0, 2], but got {config.margin!r}")
+        faults.append(f"margin must be a cosine distance, a number in [0, 2], but got {config.margin!r}")
     if not isinstance(config.lora_rank, int) or config.lora_rank < 1:
         faults.append(f"lora_rank must be an integer >= 1, but got {config.lora_rank!r}")
     if config.expanded == "lora" and config.structure != "concat":
         faults.append(
-            f"expanded='lora' starts equal to its original, so structure must be 'concat', but got {config.structure!r}"
+            "expanded='lora' needs structure='concat': a low-rank copy starts equal to its original, a stacked one "
+            f"must start as the identity, but got structure={config.structure!r}"
         )
     if config.norm_mix != "alpha" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
         faults.append(f"norm_mix must be 'alpha' or a number in [0, 1], but got {config.norm_mix!r}")
@@ -128,7 +127,7 @@ def _number_faults(config: ControlConfig) -> list[str]:
 
 
 def _layer_faults(layers: object) -> list[str]:
-    advice = "give a count >= 1 or a list of distinct layer indices, from the end where negative"
+    advice = "give a count >= 1, or a list of distinct layer indices (negative ones count from the end)"
     if isinstance(layers, bool) or not isinstance(layers, int | tuple):
         return [f"layers={layers!r}: {advice}"]
     if isinstance(layers, int):

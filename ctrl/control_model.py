@@ -1,4 +1,4 @@
-"""The class of an expanded model: that of the causal LM with the divergence in its loss."""
+"""ControlModel: the mixin that adds the divergence to the loss of a causal LM."""
 
 from __future__ import annotations
 
@@ -14,49 +14,45 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from ctrl.checkpoint import write_checkpoint
 from ctrl.divergence import additive_mean, masked_mean, real_tokens
-from ctrl.layer import Control, ExpandedLayer
+from ctrl.errors import ConfigError
+from ctrl.layer import Control, ExpandedLayer, ForwardPass, expanded_layers
+from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
 
 
 class ControlModel(nn.Module):
-    """Mixin in front of a causal LM's own class: its loss contains the divergence."""
+    """Mixin in front of a causal LM's own class: adds the divergence to its loss, and saves only what was trained."""
 
     control: Control
     _forward_names: tuple[str, ...]
 
     def _forward(self, base: Any, *args: Any, **kwargs: Any) -> Any:
-        """loss = lm_loss + divergence_weight * divergence where labels are given; else just the base class's forward.
+        """Compute loss = lm_loss + divergence_weight * divergence if labels are given, else run the base class only.
 
         divergence: mean over expanded layers of the mean over real tokens. With num_items_in_batch (Trainer) both
-        parts are sums over sequences, so that accumulated gradients are those of one large batch.
+        parts are sums over sequences, so accumulated gradients equal those of one large batch.
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        control.passing, control.mask = True, kwargs.get("attention_mask")
-        try:
-            return self._pass(base, kwargs)
-        finally:
-            control.passing, control.mask = False, None
-
-    def _pass(self, base: Any, kwargs: dict[str, Any]) -> Any:
-        control = self.control
+        divergences: dict[int, Tensor] | None = {}
         if kwargs.get("labels") is None or not control.enabled:
+            divergences = None
             self._warn_of_no_divergence()
-            return base(self, **kwargs)
-        control.collecting = True
+        control.current = ForwardPass(kwargs.get("attention_mask"), divergences)
         try:
             out = base(self, **kwargs)
-            divergence = self._divergence(out, kwargs)
         finally:
-            control.collecting = False
-            control.terms.clear()
+            control.current = None
+        if divergences is None:
+            return out
+        divergence = self._divergence(out[0], list(divergences.values()), kwargs)
         return _with_divergence(out, divergence, control.config.divergence_weight)
 
-    def _divergence(self, out: Any, kwargs: dict[str, Any]) -> Tensor:
-        lm_loss = out[0]
-        terms = list(self.control.terms.values())
+    def _divergence(self, lm_loss: Tensor, terms: list[Tensor], kwargs: dict[str, Any]) -> Tensor:
+        """Average over layers and tokens. terms: the divergence per token (batch, seq) of each expanded layer."""
         if not terms or self.control.config.divergence == "none":
             return lm_loss.new_zeros((), dtype=torch.float32)
         if lm_loss.requires_grad and not any(d.requires_grad for d in terms) and self._checkpoints_copies():
@@ -77,13 +73,14 @@ class ControlModel(nn.Module):
         return torch.stack([mean.to(lm_loss.device) for mean in means]).mean()
 
     def _checkpoints_copies(self) -> bool:
-        """Whether a copy that trains beside its layer is run again in the backward pass."""
+        """Return whether gradient checkpointing runs a trainable parallel copy again in the backward pass."""
         layers = [m for m in self.modules() if isinstance(m, ExpandedLayer) and m.interpolation is not None]
         again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
         return any(p.requires_grad for layer in again for p in layer.expanded.parameters())
 
     def _warn_of_no_divergence(self) -> None:
-        """Once: Trainer takes the labels away for a loss of its own, and the divergence would vanish unseen."""
+        """Warn once of a training pass without labels. Trainer may have kept them for a loss of its own, which then
+        lacks the divergence without an error."""
         control = self.control
         config = control.config
         wanted = config.divergence != "none" and config.divergence_weight > 0 and config.structure != "stack"
@@ -92,27 +89,24 @@ class ControlModel(nn.Module):
             return
         control.warned = True
         warnings.warn(
-            f"a training pass without labels leaves out divergence={config.divergence!r}, which is part of the "
-            "loss that the model computes (Trainer keeps the labels to itself with label_smoothing_factor or "
-            "compute_loss_func). Pass the labels to the model; a loss of your own adds divergence_weight * "
-            "output.divergence. Where none is wanted, expand with divergence='none'",
+            f"a training pass without labels leaves out divergence={config.divergence!r}: the model adds it only to "
+            "the loss that it computes itself (Trainer does not pass the labels on with label_smoothing_factor or "
+            "compute_loss_func). Pass the labels to the model; add divergence_weight * output.divergence to a loss of "
+            "your own. If you want no divergence, expand with divergence='none'",
             stacklevel=3,
         )
 
     def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """ctrl.save: a folder that from_pretrained would load as a plain, silently different model is never written."""
-        from ctrl.saving import save
-        from ctrl.sharded import is_sharded
-
-        sharded = state_dict is None and any(map(is_sharded, self.state_dict().values()))  # all of them call
+        """Write the folder of `ctrl.save`. The base class's folder would load as a plain, silently different model."""
+        sharded = state_dict is None and any(map(is_sharded, self.state_dict().values()))  # then every process calls
         if sharded or kwargs.get("is_main_process", True):
-            save(self, save_directory, state_dict=state_dict)
+            write_checkpoint(bare_expanded(self), save_directory, state_dict)
 
 
 @functools.cache
 def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """A subclass of cls with the divergence in its loss. Name and forward signature stay: Trainer, generate and
-    FSDP look at both."""
+    """Make a subclass of cls with the divergence in its loss. It keeps the name and the forward signature, which
+    Trainer, generate and FSDP read."""
 
     @functools.wraps(cls.forward)
     def forward(self: ControlModel, *args: Any, **kwargs: Any) -> Any:
@@ -128,6 +122,37 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(cls.__name__, (ControlModel, cls), members)
 
 
+def require_expanded(model: nn.Module) -> ControlModel:
+    """Return the expanded model: the given one, or the one in a wrapper (DDP, PEFT, torch.compile).
+
+    Raises ConfigError if there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, ControlModel):
+            return module
+    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+
+
+def bare_expanded(model: nn.Module) -> ControlModel:
+    """Return the expanded model without its wrapper. Raises ConfigError if it holds PEFT adapters."""
+    expanded = require_expanded(model)
+    found = [type(model).__name__] if type(model).__module__.partition(".")[0] == "peft" else []
+    own: set[nn.Module] = set()
+    if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
+        own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
+    for name, module in expanded.named_modules():
+        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
+        if module not in own and any(isinstance(inner, nn.Module) for inner in wrapped):
+            found.append(name)
+    if found:
+        raise ConfigError(
+            f"{found[0]} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. Before "
+            "ctrl.save, which writes only what trains, call requires_grad_(True) on weights that the adapters changed "
+            "outside the copies"
+        )
+    return expanded
+
+
 def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:
     if isinstance(out, tuple):  # return_dict=False
         return (out[0] + weight * divergence, *out[1:])
@@ -137,7 +162,10 @@ def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:
 
 
 def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
-    """cls with the fields lm_loss and divergence. Fields, since autocast wrappers rebuild outputs from their fields."""
+    """Make a subclass of cls with the fields lm_loss and divergence.
+
+    They must be fields: autocast wrappers rebuild an output from its fields.
+    """
     if cls not in _OUTPUTS:
         extra = [("lm_loss", Tensor | None, None), ("divergence", Tensor | None, None)]
         _OUTPUTS[cls] = dataclasses.make_dataclass(f"Control{cls.__name__}", extra, bases=(cls,))

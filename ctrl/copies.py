@@ -1,4 +1,4 @@
-"""The trainable copy of a decoder layer: its own cache slot, full-rank or low-rank, with plain or relaxed norms."""
+"""Make the trainable copy of a decoder layer: own cache slot, full-rank or low-rank, plain or relaxed norms."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.structure import is_attention
 
-# Projections back into the residual stream, by the names that model families use; zeroed, a layer is the identity.
+# Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
 MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "out_proj")
 
 
 def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
-    """A trainable copy of a decoder layer, with its cache slot set.
+    """Copy a decoder layer, make the copy trainable and set its cache slot.
 
-    The copy shares the model's config objects, else a change of the attention implementation would not reach it. The
-    classes that the model records outputs of become plain modules in the copy, so that hidden states, attentions and
-    router logits are not recorded twice and gradient checkpointing does not nest.
+    The copy shares the model's config objects, so that a change of the attention implementation reaches it. Classes
+    whose outputs the model records become plain modules in the copy (`plain_class`): hidden states, attentions and
+    router logits would be recorded twice otherwise, and gradient checkpointing would nest.
     """
     keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
     keep += layer.parameters() if config.expanded == "lora" else []
     recorded = recorded_classes(model)
-    twin = copy.deepcopy(layer, {id(obj): obj for obj in keep})
-    for module in twin.modules():
+    copied = copy.deepcopy(layer, {id(obj): obj for obj in keep})
+    for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
         if isinstance(getattr(module, "layer_idx", None), int):
             module.layer_idx = slot  # type: ignore[assignment]
-    twin.__dict__.pop("gradient_checkpointing", None)
-    for module in twin.modules():
-        if module is twin or isinstance(module, recorded):
+    copied.__dict__.pop("gradient_checkpointing", None)
+    for module in copied.modules():
+        if module is copied or isinstance(module, recorded):
             module.__class__ = plain_class(type(module))  # type: ignore[arg-type]
     if config.expanded == "lora":
-        return add_lora(twin, config.lora_rank)
-    return twin.requires_grad_(True)
+        return add_lora(copied, config.lora_rank)
+    return copied.requires_grad_(True)
 
 
 def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
-    """The classes whose outputs transformers records by isinstance (`_can_record_outputs`)."""
+    """List the classes whose outputs transformers records by isinstance (`_can_record_outputs`)."""
     found: list[Any] = []
     for module in model.modules():
         for spec in (getattr(type(module), "_can_record_outputs", None) or {}).values():
@@ -58,22 +58,25 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     return tuple({cls for cls in found if isinstance(cls, type)})
 
 
-def add_lora(twin: nn.Module, rank: int) -> nn.Module:
-    """Low-rank copy: W + B A / 1 over the pretrained layer's own frozen weights; B = 0, so the branches start equal."""
+def add_lora(copied: nn.Module, rank: int) -> nn.Module:
+    """Put low-rank adapters on a copy that shares the frozen pretrained weights: W + B A, with B = 0 at the start.
+
+    Warns of matrices that no adapter can train. Raises ConfigError if peft is missing or nothing can be adapted.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
-    linears = {name: m for name, m in twin.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linears = {name: m for name, m in copied.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     adapted = {id(m.weight) for m in linears.values()}
-    others = [name for name, p in twin.named_parameters() if p.dim() > 1 and id(p) not in adapted]
-    cls = original_class(twin).__name__
+    others = [name for name, p in copied.named_parameters() if p.dim() > 1 and id(p) not in adapted]
+    cls = original_class(copied).__name__
     if not linears:
-        raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: take 'full'")
+        raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: use 'full'")
     if others:
         warnings.warn(
-            f"expanded='lora' adapts nn.Linear and Conv1D modules; in {cls} these weights are neither and stay the "
-            f"pretrained ones: {', '.join(others)}. expanded='full' trains them",
+            f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
+            f"{', '.join(others)}. expanded='full' trains them",
             stacklevel=4,
         )
     config = LoraConfig(
@@ -82,18 +85,18 @@ def add_lora(twin: nn.Module, rank: int) -> nn.Module:
         target_modules=sorted(linears),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
     )
-    inject_adapter_in_model(config, twin)
-    return twin
+    inject_adapter_in_model(config, copied)
+    return copied
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a copy's module was made a plain twin of; its own class where it was not."""
-    return getattr(type(module), "plain_twin_of", type(module))
+    """Return the class of the module before `plain_class` replaced it; its present class if nothing did."""
+    return getattr(type(module), "plain_copy_of", type(module))
 
 
 @functools.cache
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The same behaviour as cls, but derived from nn.Module alone, so that isinstance checks do not match it."""
+    """Make a class that behaves like cls but derives from nn.Module alone, so isinstance checks do not match it."""
     members: dict[str, Any] = {}
     for base in reversed(cls.__mro__[: cls.__mro__.index(nn.Module)]):
         if base.__name__ == "GradientCheckpointingLayer":
@@ -103,12 +106,17 @@ def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     members["forward"] = getattr(forward, "__wrapped__", forward) if _checkpoints(forward) else forward
     for name, member in members.items():
         if "__class__" in getattr(getattr(member, "__code__", None), "co_freevars", ()):
-            raise ConfigError(f"{cls.__name__}.{name} calls super(); its layers cannot be copied as plain modules")
-    return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_twin_of": cls})
+            raise ConfigError(
+                f"{cls.__name__}.{name} calls super(), so its layers cannot be copied: use another architecture"
+            )
+    return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_copy_of": cls})
 
 
 def zero_outputs(layer: nn.Module) -> None:
-    """Zero what a layer writes into the residual stream, so that it is the identity (LLaMA Pro, arXiv 2401.02415)."""
+    """Make a layer the identity: zero its projections into the residual stream (LLaMA Pro, arXiv 2401.02415).
+
+    Raises ConfigError if the attention or the MLP has no projection under a known name.
+    """
     attention = [p for m in layer.modules() if is_attention(m) for p in _projections(m, ATTENTION_OUT)]
     inside = {id(m) for a in layer.modules() if is_attention(a) for m in a.modules()}
     mlp = [p for m in layer.modules() if id(m) not in inside for p in _projections(m, MLP_OUT, skip=inside)]
@@ -116,21 +124,21 @@ def zero_outputs(layer: nn.Module) -> None:
         missing = "attention output" if not attention else "MLP down"
         raise ConfigError(
             f"structure 'stack' zeroes a layer's output projections, but {type(layer).__name__} has no {missing} "
-            "projection under a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT); use structure='concat'"
+            "projection with a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT): use structure='concat'"
         )
     with torch.no_grad():
         for parameter in [*attention, *mlp]:
             parameter.zero_()
 
 
-def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[int, nn.Module]) -> None:
-    """Refuse zeroed copies that change their input: each runs on noise, with the arguments that its layer gets.
+def check_identity(model: PreTrainedModel, layers: nn.ModuleList, copies: dict[int, nn.Module]) -> None:
+    """Run each zeroed copy on noise and raise ConfigError if it changes its input.
 
-    twins: copies by the index of the layer they follow. Zeroed projections are not enough where a layer scales its
-    residual, or adds to it what no known name leads to. Costs one pass of four tokens through the decoder; nothing is
-    checked where there are no weights (device meta). Raises ConfigError naming the first such layer.
+    copies: index of the layer that a copy follows -> copy. Each gets the other arguments of that layer. Zeroed
+    projections are not enough if a layer scales its residual, or adds to it through a projection without a known name.
+    Costs one pass of four tokens through the decoder. Nothing is checked on device meta, which has no weights.
     """
-    if not twins or next(model.parameters()).device.type == "meta":
+    if not copies or next(model.parameters()).device.type == "meta":
         return
     changed: dict[int, float] = {}
 
@@ -138,14 +146,14 @@ def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[in
         hidden, *rest = args or (kwargs["hidden_states"],)
         others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
-        out = twins[index].eval()(noise, *rest, **others)
+        out = copies[index].eval()(noise, *rest, **others)
         out = out[0] if isinstance(out, tuple) else out
         if not torch.equal(out.to(noise), noise):
             changed[index] = (out - noise).abs().max().item()
 
     hooks = [
         layers[i].register_forward_pre_hook(lambda _, args, kwargs, i=i: measure(i, args, kwargs), with_kwargs=True)
-        for i in twins
+        for i in copies
     ]
     try:
         _run_four_tokens(model)
@@ -154,15 +162,15 @@ def check_identity(model: PreTrainedModel, layers: nn.ModuleList, twins: dict[in
             hook.remove()
     for index, size in changed.items():
         raise ConfigError(
-            f"structure 'stack' starts from copies that are the identity, but that of layer {index}, a "
+            f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
             f"{type(layers[index]).__name__} with zeroed output projections, changes its input by up to {size:.2g}: it "
-            "scales its residual or adds to it under a name that ctrl.copies does not know; use structure='concat'"
+            "scales its residual, or adds to it under a name that ctrl.copies does not know. Use structure='concat'"
         )
 
 
 @torch.no_grad()
 def _run_four_tokens(model: PreTrainedModel) -> None:
-    """One pass through the decoder that leaves everything as it was. Eager attention runs on any device and dtype."""
+    """Run the decoder once, then restore modes and attention. Eager attention runs on any device and dtype."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     config = model.config.get_text_config(decoder=True)
     training = [module for module in decoder.modules() if module.training]
@@ -176,33 +184,34 @@ def _run_four_tokens(model: PreTrainedModel) -> None:
 
 
 class RelaxedNorm(nn.Module):
-    """Mixin in front of a norm's class: c x + (1 - c) norm(x), c constant or the layer's own alpha."""
+    """Mixin in front of a norm's class: c x + (1 - c) norm(x), c = norm_mix or, if that is None, the layer's alpha."""
 
     norm_mix: float | None
 
     def forward(self, x: Tensor) -> Tensor:
         c: Any = self.norm_mix
         if c is None:
-            c = _gathered(self.__dict__["norm_alpha"]).scalar().to(x.dtype)
+            c = _gathered(self.__dict__["norm_alpha"]).scalar_alpha().to(x.dtype)
         return c * x + (1 - c) * super().forward(x)
 
 
 def _gathered(interpolation: Interpolation) -> Interpolation:
+    """Return the interpolation. Raises ConfigError if its theta is sharded, hence not usable outside its forward."""
     if hasattr(interpolation.theta, "full_tensor"):
         raise ConfigError(
-            "norm_mix='alpha' takes theta in the copy's norms, but it is sharded there: fully_shard was called on the "
-            "interpolation itself, which is gathered in its own forward alone. Leave it in its layer's shard and keep "
+            "norm_mix='alpha' reads theta in the norms of the copy, but theta is sharded there: fully_shard was called "
+            "on the interpolation itself, which is gathered only in its own forward. Shard the whole layer and keep "
             "the model in fp32: fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)) "
             "computes in bf16"
         )
     return interpolation
 
 
-def relax_norms(twin: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
-    """Turn the norms of a copy beside its layer (not those inside attention) into relaxed ones."""
+def relax_norms(copied: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
+    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention."""
     if mix == 0.0:
         return
-    for norm in twin.children():
+    for norm in copied.children():
         if "norm" in type(norm).__name__.lower():
             norm.__class__ = _relaxed_class(type(norm))  # type: ignore[arg-type]
             norm.norm_mix = None if mix == "alpha" else float(mix)  # type: ignore[assignment]
@@ -215,9 +224,9 @@ def _relaxed_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _projections(module: nn.Module, names: Sequence[str], skip: set[int] | None = None) -> list[nn.Parameter]:
-    """Weights and biases directly under the module that carry one of the names.
+    """List the weights and biases directly in the module that have one of the names, and those of such children.
 
-    Experts hold bare parameters, GPT-OSS's `down_proj` with its bias beside it as `down_proj_bias`.
+    Experts hold bare parameters; in GPT-OSS the bias of `down_proj` is a parameter `down_proj_bias`.
     """
     found: list[nn.Parameter] = []
     for name in (*names, *(f"{name}_bias" for name in names)):

@@ -1,4 +1,4 @@
-"""Diagnostics: what the two branches of each expanded layer do while a model trains or runs."""
+"""Log divergence, alpha and distance of the two branches of each expanded layer while a model trains or runs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from ctrl.control_model import require_expanded
 from ctrl.divergence import real_or_all
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers, require_expanded
+from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 
 
 @dataclass(frozen=True)
 class LayerStep:
-    """One expanded layer in one forward pass, over at most `tokens` of its tokens.
+    """Values of one expanded layer in one forward pass.
 
-    divergence: mean of the configured distance (nan outside training). alpha, alpha_spread: mean and standard deviation
-    over tokens. cosine: mean cos(a, b). relative_l2: mean |b - a| / |a|. update: |W_expanded - W| / |W|, every
-    `update_every` passes, else nan. A stacked layer, b = E(a), mixes nothing: its divergence and alphas are nan, and
-    its update starts above 0, at what was zeroed.
+    divergence: mean of the configured distance over real tokens (NaN outside training). alpha, alpha_spread: mean and
+    standard deviation over real tokens. cosine: mean cos(a, b), relative_l2: mean |b - a| / |a|, both over at most
+    `tokens` of them. update: |W_expanded - W| / |W| every `update_every` passes, else NaN. A stacked layer, b = E(a),
+    mixes nothing: its divergence and alphas are NaN. Its update starts above 0, since some of its weights were zeroed.
     """
 
     step: int
@@ -39,8 +39,7 @@ class LayerStep:
 
 @dataclass
 class Log:
-    """The last rows in the order they came. Figures stay tensors on their device until they are read, and none is
-    needed on the way: nothing waits for an accelerator."""
+    """Keep the latest rows in order. Values stay on the GPU until they are read, so logging never synchronises."""
 
     tokens: int
     update_every: int
@@ -53,7 +52,7 @@ class Log:
         return [LayerStep(step, layer, *values.tolist()) for step, layer, values in self.raw]
 
     def mean(self, name: str) -> dict[int, float]:
-        """Mean of one figure per layer, over the steps in which it was measured; layers without it are left out."""
+        """Average one field per layer over the steps that measured it; layers without a value are left out."""
         by_layer: dict[int, list[float]] = {}
         for row in self.rows:
             value = asdict(row)[name]
@@ -62,7 +61,7 @@ class Log:
         return {layer: sum(values) / len(values) for layer, values in by_layer.items()}
 
     def latest(self) -> dict[str, float]:
-        """The last step's figures as flat metrics, `alpha/layer_3`; nan is left out."""
+        """Return the last step as flat metrics, `alpha/layer_3`, without NaN."""
         rows = [LayerStep(s, layer, *v.tolist()) for s, layer, v in self.raw if s == self.step]
         flat = {
             f"{name}/layer_{row.layer}": value
@@ -76,8 +75,11 @@ class Log:
     def note(
         self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None, mask: Any
     ) -> None:
-        """Called by an expanded layer after each of its passes. alpha: None where it is stacked; mask: see
-        `real_or_all`."""
+        """Add a row; an expanded layer calls this after each of its passes.
+
+        a, b: outputs (batch, seq, hidden). alpha: () or (batch, seq, 1), None for a stacked layer. per_token: the
+        divergence (batch, seq), None outside training. mask: see `real_or_all`.
+        """
         if self.first is None or layer.index == self.first:
             self.first, self.step = layer.index, self.step + 1
         real = real_or_all(mask, a)
@@ -95,22 +97,23 @@ class Log:
         self.raw.append((self.step, layer.index, torch.stack([f.to(a.device) for f in figures])))
 
     def _some(self, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Places of the first real tokens in (batch * seq), and which of them are real where there are too few.
+        """Return the positions of the first `tokens` real tokens in (batch * seq), and which of these are real.
 
-        By sorting, since the shape of `nonzero` is known only once an accelerator has come that far.
+        There may be fewer real tokens than asked for. Found by sorting: `nonzero` would have to wait for the GPU.
         """
         flat = real.flatten()
-        places = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
-        return places, flat[places]
+        positions = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
+        return positions, flat[positions]
 
 
 @contextlib.contextmanager
 def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, keep: int = 1000) -> Iterator[Log]:
-    """Collect figures of every expanded layer in every pass of the model inside the block, once per pass: layers that
-    gradient checkpointing runs again, and passes of the decoder alone, are not noted.
+    """Log every expanded layer once in each forward pass of the model inside the block.
 
-    tokens: how many tokens of a batch the branch comparison looks at. update_every: passes between measurements of the
-    weights' change, which reads all of them. keep: passes that the log holds, the last ones. `log.rows` is the table,
+    Layers that gradient checkpointing runs again and passes of the decoder without its head are not logged.
+
+    tokens: number of tokens of a batch on which the branches are compared. update_every: passes between measurements of
+    the weights' change, which reads all weights. keep: number of latest passes in the log. `log.rows` is the table,
     `log.latest()` the last step as metrics.
     """
     log = Log(tokens, update_every, raw=deque(maxlen=keep * len(expanded_layers(model))))
@@ -120,7 +123,7 @@ def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, ke
 
 @contextlib.contextmanager
 def attach(model: nn.Module, log: Any) -> Iterator[None]:
-    """Inside the block every expanded layer calls `log.note`, with `Log.note`'s arguments, once in each pass."""
+    """Make every expanded layer call `log.note`, with `Log.note`'s arguments, once in each pass inside the block."""
     control = require_expanded(model).control
     before, control.log = control.log, log
     try:
@@ -130,7 +133,7 @@ def attach(model: nn.Module, log: Any) -> Iterator[None]:
 
 
 def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (0 for one value) of the real entries."""
+    """Compute mean and standard deviation (0 for one value) of the real entries."""
     values, count = values.detach().float(), real.sum()
     mean = values.masked_fill(~real, 0.0).sum() / count
     squares = (values - mean).square().masked_fill(~real, 0.0).sum()
@@ -139,9 +142,9 @@ def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def update_size(layer: Any) -> Tensor:
-    """|W_expanded - W| / |W| over all parameters of the layer; W_expanded = W + B A where the copy is low-rank."""
+    """Compute |W_expanded - W| / |W| over all parameters of the layer; for a low-rank copy W_expanded = W + B A."""
     expanded = dict(layer.expanded.named_parameters())
-    own = {n: w for n, w in layer.named_parameters() if not n.startswith(("expanded.", "interpolation."))}
+    own = {n: w for n, w in layer.named_parameters() if not n.startswith(ADDED)}
     changes = [expanded[n].float() - w.float() for n, w in own.items() if n in expanded]
     if layer.control.config.expanded == "lora":
         adapters = [m for m in layer.expanded.modules() if hasattr(m, "get_delta_weight")]

@@ -1,7 +1,7 @@
-"""Divergences: a distance between the pretrained output a and the expanded output b, added to the loss (paper 3.3).
+"""Measure the distance between the pretrained output a and the expanded output b, a term of the loss (paper 3.3).
 
-Each maps a, b (batch, seq, hidden) to one number per token (batch, seq), in fp32 for half types. Masking and averaging
-happen once, in `masked_mean`. A new divergence is one function here and one line in DIVERGENCES.
+Each divergence maps a, b (batch, seq, hidden) to one number per token (batch, seq), in fp32 for half types. Masking and
+averaging happen once, in `masked_mean`. A new divergence is one function here and one line in DIVERGENCES.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mse(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 def cosine(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
     """1 - cos(a, b), or relu(1 - cos(a, b) - margin) with a margin.
 
-    1 - cos is taken as |u - v|^2 / 2 on unit vectors: exactly 0 where a = b, with no cancellation near it.
+    1 - cos is computed as |u - v|^2 / 2 on unit vectors: exactly 0 if a = b, and without cancellation close to 0.
     """
     distance = (unit(widen(a)) - unit(widen(b))).square().sum(-1) / 2
     return relu(distance - margin) if margin else distance
@@ -50,7 +50,7 @@ def norm(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 
 
 def attention(pretrained: Tensor, expanded: Tensor, margin: float = 0.0) -> Tensor:
-    """KL(expanded row || pretrained row), mean over heads: weights (batch, heads, seq, keys) -> (batch, seq)."""
+    """KL(expanded || pretrained) of attention rows, mean over heads: (batch, heads, seq, keys) -> (batch, seq)."""
     p, e = widen(pretrained), widen(expanded)
     tiny = torch.finfo(p.dtype).tiny  # masked keys have weight 0 in both rows and add 0
     return (e * (e.clamp_min(tiny).log() - p.clamp_min(tiny).log())).sum(-1).mean(1)
@@ -67,9 +67,9 @@ DIVERGENCES: dict[str, PerToken] = {
 
 
 def real_tokens(attention_mask: Any, seq: int) -> Tensor | None:
-    """Real tokens (batch, seq) by a mask (batch, seq or longer: with cached tokens, whose part is cut off).
+    """Read from a mask (batch, seq or longer) which tokens are real: (batch, seq). Cached tokens are cut off.
 
-    None, which means all, for masks of another form (4-D, or a dict of them by layer type): they do not name padding.
+    None, which means all, for masks of another form (4-D, or a dict of them by layer type): they do not mark padding.
     """
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         return None
@@ -77,13 +77,13 @@ def real_tokens(attention_mask: Any, seq: int) -> Tensor | None:
 
 
 def real_or_all(attention_mask: Any, like: Tensor) -> Tensor:
-    """`real_tokens` of a batch on the device of `like` (batch, seq, ...): all true where the mask does not say."""
+    """Return `real_tokens` on the device of `like` (batch, seq, ...), or all true if the mask does not mark padding."""
     real = real_tokens(attention_mask, like.shape[1])
     return like.new_ones(like.shape[:2], dtype=torch.bool) if real is None else real.to(like.device)
 
 
 def masked_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of (batch, seq) over the tokens where mask (batch, seq; None: all) is true; 0 where there is none."""
+    """Average (batch, seq) over the tokens for which mask (batch, seq; None: all) is true; 0 if there are none."""
     if mask is None:
         return per_token.mean()
     mask = mask.to(device=per_token.device, dtype=torch.bool)
@@ -91,11 +91,12 @@ def masked_mean(per_token: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def additive_mean(per_token: Tensor, mask: Tensor | None, items: Tensor, total: Tensor | int) -> Tensor:
-    """The mean as a sum over sequences: sum_s items_s / total * (mean over the real tokens of sequence s).
+    """Average so that micro-batches add up: sum_s items_s / total * (mean over the real tokens of sequence s).
 
-    items: labelled tokens per sequence (batch,); total: labelled tokens of everything accumulated into one optimiser
-    step (Trainer's num_items_in_batch). A micro-batch knows only its own tokens, so a plain mean cannot add up over
-    micro-batches; this does, for any split into sequences. Fully labelled sequences weigh as in the plain mean.
+    items: labelled tokens per sequence (batch,). total: labelled tokens of all micro-batches of one optimiser step
+    (Trainer's num_items_in_batch). Plain means of micro-batches do not add up to the mean of the whole batch, since
+    each knows only its own tokens; this does, however the sequences are split. Fully labelled sequences have the same
+    weight as in the plain mean.
     """
     mask = torch.ones_like(per_token, dtype=torch.bool) if mask is None else mask.to(per_token.device, torch.bool)
     per_sequence = per_token.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)

@@ -1,21 +1,26 @@
-"""Errors, and the text for a name that is not in a table."""
+"""The two errors of this library, and the message for an unknown name."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message lists every fault found, one per line."""
+    """A configuration cannot be used. The message lists every fault, one per line."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read whole."""
+    """A checkpoint cannot be written or read."""
 
 
-def unknown_name(kind: str, name: object, known: Sequence[str]) -> str:
-    """`unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'lerp'? known: lerp, slerp, ...`, without the question if no known name is similar."""
+    known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Return `unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
+    return f"unknown {kind} {name!r}: {nearest(name, known)}"

@@ -1,4 +1,4 @@
-"""How far a merged model is from the expanded one, measured on text."""
+"""Measure on text how far a merged model is from the expanded one."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class MergeGap:
-    """How far a merged model is from the expanded one: mean KL(expanded || merged) in nats per token and the largest
-    absolute logit difference, over the real tokens of the batches."""
+    """Distance of a merged model from the expanded one over the real tokens of the batches.
+
+    kl: mean KL(expanded || merged) in nats per token. max_logit_difference: the largest absolute difference of logits.
+    """
 
     kl: float
     max_logit_difference: float
@@ -27,7 +29,7 @@ class MergeGap:
 
 @torch.no_grad()
 def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> MergeGap:
-    """Compare two models on text, both in eval mode. Raises ConfigError if the batches hold no token."""
+    """Compare two models on text, both in eval mode. Raises ConfigError if the batches have no real token."""
     kl, largest, tokens = 0.0, torch.zeros(()), 0
     with evaluating(expanded, merged):
         for batch in batches:
@@ -45,7 +47,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """One forward pass without labels on the model's own device: (batch, seq, vocabulary)."""
+    """Run one forward pass without labels on the model's own device: (batch, seq, vocabulary)."""
     device = next(model.parameters()).device
     out: Tensor = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits
     return out
@@ -53,7 +55,7 @@ def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Inside the block the models are in eval mode: dropout is no part of a measurement. Modes come back after it."""
+    """Put the models into eval mode, without dropout, inside the block, and restore their modes after it."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     for model in models:
         model.eval()

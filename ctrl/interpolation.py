@@ -1,59 +1,62 @@
-"""Interpolations: mix the pretrained layer's output a with the expanded layer's output b (paper Fig. 4c).
+"""Mix the pretrained layer's output a with the expanded layer's output b (paper Fig. 4c).
 
-Shapes: a, b and the layer's input h are (batch, seq, hidden); alpha, the share of b, is a scalar () or per token
-(batch, seq, 1). Half-precision inputs are mixed in fp32, because b - a is small beside a, and come back in their dtype.
+Shapes: a, b and the layer's input h are (batch, seq, hidden); alpha, the weight of b, is a scalar () or per token
+(batch, seq, 1). Half-precision inputs are mixed in fp32, because b - a is small compared with a, and returned in their
+own dtype.
 
-A new interpolation is one class here and one line in INTERPOLATIONS.
+A new interpolation is one class here and one line in INTERPOLATIONS. Merging, the published layout and the bench read
+from the class all that differs between interpolations.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.numerics import unit, widen
+from ctrl.numerics import lerp, slerp, widen
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, alpha) -> mixed
 
 
-def lerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """(1 - alpha) a + alpha b, exactly a where a = b and at alpha 0, exactly b at alpha 1."""
-    wide = widen(a)
-    return torch.lerp(wide, widen(b), alpha.to(wide.dtype)).to(a.dtype)
+@dataclass(frozen=True)
+class Published:
+    """Names of an interpolation in published checkpoints.
 
-
-def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
-    """Per token sin((1-alpha) W)/sin W a + sin(alpha W)/sin W b, W = angle(a, b); lerp where a and b are collinear.
-
-    W = 2 atan2(|u - v|, |u + v|) on unit vectors, accurate at small angles where acos is not. The branch that is not
-    taken gets W = 2 atan2(1, 1), so that no gradient passes through 0/0.
+    method: value of `merge_method` in config.json. tensors: name of our parameter -> name of their tensor in the layer.
     """
-    wide_a, wide_b = widen(a), widen(b)
-    alpha = alpha.to(wide_a.dtype)
-    u, v = unit(wide_a), unit(wide_b)
-    apart, together = (u - v).square().sum(-1, keepdim=True), (u + v).square().sum(-1, keepdim=True)
-    eps = torch.finfo(wide_a.dtype).eps  # of a squared length: angles below sqrt(eps), where lerp and slerp agree
-    zero = apart + together < 3  # 2 (|u|^2 + |v|^2) is 4 for two directions, at most 2 where one vector is 0: no angle
-    collinear = (apart < eps) | (together < eps) | zero
-    apart, together = apart.masked_fill(collinear, 1.0), together.masked_fill(collinear, 1.0)
-    angle = 2 * torch.atan2(apart.sqrt(), together.sqrt())
-    curved = (torch.sin((1 - alpha) * angle) * wide_a + torch.sin(alpha * angle) * wide_b) / torch.sin(angle)
-    # at alpha 0 and 1 the division above is x * y / y: exact in the limit, not in every last bit
-    straight = collinear | (alpha == 0) | (alpha == 1)
-    return torch.where(straight, torch.lerp(wide_a, wide_b, alpha), curved).to(a.dtype)
+
+    method: str
+    tensors: Mapping[str, str]
 
 
 class Interpolation(nn.Module):
-    """Base: one alpha = sigmoid(theta) per layer, theta a parameter of shape (1,) that trains if `learned`.
+    """Base class: one alpha = sigmoid(theta) per layer. theta is a parameter of shape (1,) that trains if `learned`.
 
-    Subclasses override `alpha` (to make it depend on the token), `mix`, or `compared`. held: a share that replaces
-    alpha, a scalar (), inside `ctrl.at_alpha`.
+    A subclass overrides `alpha` (to make it depend on the token), `mix` or `project`, and sets the class attributes
+    that differ. The first line of its docstring is its summary.
+
+    fixed_alpha: scalar () that replaces alpha inside `ctrl.at_alpha`.
+    per_token: alpha depends on the token and has shape (batch, seq, 1), not (). `merge_back` then needs text to measure
+        its mean.
+    merged: function (W_pretrained, W_expanded, alpha) with which `merge_back` mixes weights, each row of a matrix like
+        a token; None: no merged form.
+    published: names in published checkpoints; None: the layout has no such interpolation.
+    trained_by_divergence: names of parameters that do not change the mixed output. `expand` freezes them if the
+        divergence does not compare hidden states.
     """
 
-    held: Tensor | None = None
+    fixed_alpha: Tensor | None = None
+    per_token: ClassVar[bool] = False
+    merged: ClassVar[Mix | None] = None
+    published: ClassVar[Published | None] = None
+    trained_by_divergence: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__()
@@ -62,48 +65,71 @@ class Interpolation(nn.Module):
         self.theta = nn.Parameter(theta, requires_grad=learned)
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
-        alpha = self.share(a, b, h)
-        return self.mix(self.compared(a), b, alpha), alpha
+        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
+        alpha = self.effective_alpha(a, b, h)
+        return self.mix(self.project(a), b, alpha), alpha
 
-    def share(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        """The alpha that is used: the held one, else `alpha`."""
-        return self.alpha(a, b, h) if self.held is None else self.held.to(a.device)
+    def effective_alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """Return `fixed_alpha` if it is set, else `alpha`."""
+        return self.alpha(a, b, h) if self.fixed_alpha is None else self.fixed_alpha.to(a.device)
 
-    def scalar(self) -> Tensor:
-        """The share where no token is at hand: the held one (), else sigmoid(theta) (1,)."""
-        return torch.sigmoid(self.theta) if self.held is None else self.held.to(self.theta.device)
+    def scalar_alpha(self) -> Tensor:
+        """Return alpha without a token: `fixed_alpha` () if it is set, else sigmoid(theta) (1,)."""
+        return torch.sigmoid(self.theta) if self.fixed_alpha is None else self.fixed_alpha.to(self.theta.device)
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+        """Compute alpha, () or (batch, seq, 1), in fp32 or wider."""
         return torch.sigmoid(self._theta(h))
 
     def mix(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
+        """Mix a and b (batch, seq, hidden): exactly a if a = b or alpha = 0, exactly b if alpha = 1."""
         return lerp(a, b, alpha)
 
-    def compared(self, a: Tensor) -> Tensor:
-        """What is mixed with b and what the divergence compares with b."""
+    def project(self, a: Tensor) -> Tensor:
+        """Project a before it is mixed with b and compared with b by the divergence. Base class: a itself."""
         return a
 
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the class's docstring, for listings."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
+    @classmethod
+    def to_published(cls, name: str, value: Tensor) -> Tensor:
+        """Convert our parameter of this name to the tensor of a published checkpoint."""
+        return value
+
+    @classmethod
+    def from_published(cls, name: str, value: Tensor) -> Tensor:
+        """Convert the tensor of a published checkpoint to our parameter of this name. A wrong shape stays wrong."""
+        return value.float().reshape(-1) if name == "theta" else value
+
     def _theta(self, h: Tensor) -> Tensor:
-        """theta as a scalar, as wide as the arithmetic on h is."""
+        """Return theta as a scalar in the dtype of the arithmetic on h."""
         return self.theta.squeeze(0).to(widen(h).dtype)
 
-    def at_hand(self) -> float:
-        """sigmoid(theta) as a number; nan in a process that has no part of a theta sharded over several."""
+    def local_alpha(self) -> float:
+        """Return sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
         theta: Any = self.theta.detach()
         local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
         return torch.sigmoid(local.float()).item() if local.numel() else math.nan
 
     def extra_repr(self) -> str:
-        return f"alpha={self.at_hand():.3g}, learned={self.theta.requires_grad}"
+        return f"alpha={self.local_alpha():.3g}, learned={self.theta.requires_grad}"
 
 
 class Lerp(Interpolation):
     """(1-alpha) a + alpha b."""
 
+    merged = lerp
+    published = Published("lerp", {"theta": "interpolation_factor"})
+
 
 class Slerp(Interpolation):
-    """Spherical: along the arc between a and b."""
+    """Spherical: along the arc from a to b, per token (`ctrl.numerics.slerp`)."""
+
+    merged = slerp
+    published = Published("slerp", {"theta": "interpolation_factor"})
 
     def mix(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         return slerp(a, b, alpha)
@@ -111,6 +137,10 @@ class Slerp(Interpolation):
 
 class DLerp(Interpolation):
     """Lerp with a per-token alpha = sigmoid(w.[a; b] + theta), w in R^(2 hidden), 0 at the start."""
+
+    per_token = True
+    merged = slerp
+    published = Published("dlerp", {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"})
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
@@ -124,6 +154,10 @@ class DLerp(Interpolation):
 class DLerpIn(Interpolation):
     """Lerp with a per-token alpha = sigmoid(w.h + theta), w in R^hidden, 0 at the start."""
 
+    per_token = True
+    merged = slerp
+    published = Published("dlerpin", {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"})
+
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
         self.weight = nn.Parameter(torch.zeros(1, hidden_size))
@@ -135,28 +169,46 @@ class DLerpIn(Interpolation):
 class PLerp(Interpolation):
     """(1-alpha) P a + alpha b, P = I + offset. The offset is 0 at the start, so P a = a to the last bit."""
 
+    published = Published("prog", {"theta": "interpolation_factor", "offset": "lateral_connection.weight"})
+
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
         self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
-    def compared(self, a: Tensor) -> Tensor:
+    def project(self, a: Tensor) -> Tensor:
         wide = widen(a)
         return (wide + linear(wide, self.offset.to(wide.dtype)).to(wide.dtype)).to(a.dtype)
 
+    @classmethod
+    def to_published(cls, name: str, value: Tensor) -> Tensor:
+        """Published checkpoints hold P = I + offset."""
+        return value.float() + torch.eye(value.shape[0], device=value.device) if name == "offset" else value
+
+    @classmethod
+    def from_published(cls, name: str, value: Tensor) -> Tensor:
+        if name == "offset" and value.dim() == 2 and value.shape[0] == value.shape[1]:
+            return value.float() - torch.eye(value.shape[0])
+        return super().from_published(name, value)
+
 
 class Proj(PLerp):
-    """Lerp of a and b; only the divergence sees the projection, comparing P a with b."""
+    """Lerp of a and b; only the divergence uses the projection: it compares P a with b, P = I + offset."""
+
+    published = Published("proj", {"theta": "interpolation_factor", "offset": "linear_proj.weight"})
+    trained_by_divergence = ("offset",)
 
     def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.share(a, b, h)
+        alpha = self.effective_alpha(a, b, h)
         return self.mix(a, b, alpha), alpha
 
 
 class MoeSoft(Interpolation):
-    """Lerp with alpha = p, the expanded branch's share of softmax(G h + (0, theta)), G in R^(2 x hidden).
+    """Lerp with alpha = p, the second value of softmax(G h + (0, theta)), G in R^(2 x hidden).
 
-    Softmax over two is sigmoid((G_1 - G_0).h + theta). G starts small and random, so that tokens part ways.
+    Softmax over two values is sigmoid((G_1 - G_0).h + theta). G starts small and random, so that tokens differ.
     """
+
+    per_token = True
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
@@ -167,15 +219,27 @@ class MoeSoft(Interpolation):
 
 
 class Moe(MoeSoft):
-    """Top-1: each token takes b where p >= 1/2, else a; straight-through, the gradient is that of alpha = p.
+    """Top-1: each token takes b if p >= 1/2, else a; straight-through, the gradient is that of alpha = p.
 
-    A bare argmax gives the gate no gradient. Forward, alpha is exactly 0 or 1; backward it is p, so the LM loss
-    trains the gate through grad . (b - a).
+    A plain argmax would give the gate no gradient. In the forward pass alpha is exactly 0 or 1, in the backward pass it
+    is p, so the LM loss trains the gate through grad . (b - a).
     """
+
+    published = Published("moe", {"theta": "gating.gate_network.0.bias", "weight": "gating.gate_network.0.weight"})
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         p = super().alpha(a, b, h)
         return (p >= 0.5).to(p.dtype) + (p - p.detach())
+
+    @classmethod
+    def to_published(cls, name: str, value: Tensor) -> Tensor:
+        """Published gates have two biases, and only their difference matters: (0, theta)."""
+        return torch.cat([torch.zeros_like(value), value]) if name == "theta" else value
+
+    @classmethod
+    def from_published(cls, name: str, value: Tensor) -> Tensor:
+        value = super().from_published(name, value)
+        return value.diff() if name == "theta" else value
 
 
 INTERPOLATIONS: dict[str, type[Interpolation]] = {
@@ -191,13 +255,13 @@ INTERPOLATIONS: dict[str, type[Interpolation]] = {
 
 
 def build_interpolation(name: str, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> Interpolation:
-    """Look an interpolation up by name. Raises ConfigError with the nearest name."""
+    """Make the interpolation of this name. Raises ConfigError with the nearest known name."""
     if name not in INTERPOLATIONS:
         raise ConfigError(unknown_name("interpolation", name, list(INTERPOLATIONS)))
     return INTERPOLATIONS[name](hidden_size, alpha_start, learned)
 
 
 def _dot(x: Tensor, w: Tensor) -> Tensor:
-    """x.w over hidden: (batch, seq, 1). A product and a sum, which autocast leaves in fp32, unlike a matmul."""
+    """Compute x.w over hidden: (batch, seq, 1). Autocast leaves product and sum in fp32, but not a matmul."""
     x = widen(x)
     return (x * w.to(x.dtype)).sum(-1, keepdim=True)

@@ -1,8 +1,8 @@
-"""Merge back: fold the expanded weights into the pretrained ones after training; the result is a plain model.
+"""Merge the expanded weights into the pretrained ones after training; the result is a plain model.
 
-W = mix(W_pretrained, W_expanded, alpha): elementwise lerp for lerp, row-wise slerp for slerp, dlerp and dlerpin (paper
-section 3.4). Mixing weights is not mixing outputs: exact at alpha 0 and 1, an approximation between, so look at
-`merge_gap`. Stacked copies are layers of their own: they are put into the stack and nothing is approximated.
+W = mix(W_pretrained, W_expanded, alpha) with the interpolation's `merged`: elementwise lerp or row-wise slerp (paper
+section 3.4). Mixing weights is not mixing outputs: it is exact at alpha 0 and 1 and an approximation between them, so
+check `merge_gap`. Stacked copies become layers of the plain model, without an approximation.
 """
 
 from __future__ import annotations
@@ -17,73 +17,67 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import bare_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
-from ctrl.interpolation import lerp, slerp
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import bare_expanded, check_rebuilds, insert, slots, strip
-from ctrl.sharded import whole, whole_model
+from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
+from ctrl.sharded import whole
 
-MIXERS = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
-Share = float | Sequence[float]  # of all expanded layers, or one per expanded layer
+Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
 
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    gap_on: None = None,
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., in_place: bool = ..., gap_on: None = ...
 ) -> PreTrainedModel: ...
 @overload
 def merge_back(
-    model: nn.Module,
-    alpha: Share | None = None,
-    batches: Batches | None = None,
-    in_place: bool = False,
-    *,
-    gap_on: Batches,
+    model: nn.Module, alpha: Alphas = ..., batches: Batches | None = ..., *, gap_on: Batches
 ) -> tuple[PreTrainedModel, MergeGap]: ...
 def merge_back(
     model: nn.Module,
-    alpha: Share | None = None,
+    alpha: Alphas = None,
     batches: Batches | None = None,
     in_place: bool = False,
     gap_on: Batches | None = None,
 ) -> PreTrainedModel | tuple[PreTrainedModel, MergeGap]:
-    """Return a plain transformers model of the base class with alpha's share of the copies in its weights.
+    """Return a plain transformers model of the base class, with the copies mixed into its weights.
 
-    alpha: one share, or one per expanded layer in order; default: measured on `batches` (dicts with input_ids and
-    attention_mask; the running average a per-token strategy needs), else what `at_alpha` holds, else sigmoid(theta).
-    in_place: take the given model apart instead of a copy of it (half the memory). gap_on: text on which both are
-    compared; the result is then (plain model, MergeGap). Weights keep the dtypes of the pretrained ones. Sharded over
-    processes (FSDP2): all of them call it, on the same texts, and each gets the whole plain model in its host memory
-    (too much for many? `ctrl.save`, then load and merge in one). Warns where all copies are stacked: nothing is mixed
-    then. Raises ConfigError where there is no merged form.
+    alpha: weight of the copies, one number or one per expanded layer in order. Default: the mean alpha measured on
+        `batches` if given, else the alpha that `at_alpha` fixes, else sigmoid(theta).
+    batches: text, dicts with input_ids and attention_mask. Pass it if alpha depends on the token, since sigmoid(theta)
+        is not its mean then.
+    in_place: change the given model instead of a copy of it (half the memory).
+    gap_on: text on which the two models are compared; the result is then (plain model, MergeGap).
+
+    Weights keep the dtypes of the pretrained ones. If the model is sharded over processes (FSDP2), all processes call
+    this with the same texts, and each gets the whole plain model in host memory; if that is too much, `ctrl.save` the
+    model, then load and merge it in one process. Warns if all copies are stacked, since nothing is mixed then. Raises
+    ConfigError if interpolation or norms have no merged form, or if no config would rebuild the plain model.
     """
     if in_place and gap_on is not None:
-        raise ConfigError("gap_on compares with the expanded model, which in_place=True takes apart: leave one of them")
+        raise ConfigError("gap_on compares with the expanded model, which in_place=True changes: use only one of them")
     expanded: Any = bare_expanded(model)
     check_mergeable(expanded)
-    sources = slots(expanded)
+    sources = source_layers(expanded)
     check_rebuilds(expanded, sources)
-    alphas = layer_shares(expanded, alpha, batches)
+    alphas = layer_alphas(expanded, alpha, batches)
     if not layers_of_kind(expanded, "concat"):
         warnings.warn(
-            "structure 'stack' has no branches to mix: its model is already plain, the copies are layers of their own "
-            "and merge_back only puts them in place (alpha and batches change nothing)",
+            "structure 'stack' has no branches to mix: merge_back only turns the copies into layers of the plain model "
+            "(alpha and batches change nothing)",
             stacklevel=2,
         )
     plain = whole_model(expanded)
     if plain is expanded and not in_place:
         plain = copy.deepcopy(expanded)
-    for layer, share in zip(expanded_layers(plain), alphas, strict=True):
+    for layer, layer_alpha in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
-            _set_weights(layer, mixed_weights(layer, share))
+            _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
     strip(plain)
     insert(plain, stacked, sources)
@@ -93,9 +87,9 @@ def merge_back(
 
 @torch.no_grad()
 def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
-    """Mean alpha over all real tokens of all batches, per expanded layer in order; nan for stacked layers.
+    """Measure the mean alpha over all real tokens of all batches, per expanded layer in order; NaN for stacked layers.
 
-    Measured in eval mode. Raises ConfigError if the batches hold no real token.
+    Runs in eval mode. Raises ConfigError if the batches have no real token.
     """
     layers = expanded_layers(model)
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
@@ -104,9 +98,9 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
         mixed, alpha = output
-        shares = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
-        sums[gate] += float(shares.sum())
-        counts[gate] += shares.numel()
+        alphas = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
+        sums[gate] += float(alphas.sum())
+        counts[gate] += alphas.numel()
 
     hooks = [gate.register_forward_hook(note) for gate in gates]
     try:
@@ -127,49 +121,59 @@ def layers_of_kind(model: nn.Module, kind: str) -> list[ExpandedLayer]:
     return [layer for layer in expanded_layers(model) if layer.kind == kind]
 
 
-def layer_shares(model: Any, alpha: Share | None, batches: Batches | None) -> list[float]:
+def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[float]:
+    """Return one alpha per expanded layer in order: as given, else measured on batches, else the model's own.
+
+    Raises ConfigError if the number is wrong or a value is not finite.
+    """
     layers = expanded_layers(model)
     if isinstance(alpha, int | float):
-        shares = [float(alpha)] * len(layers)
+        alphas = [float(alpha)] * len(layers)
     elif alpha is not None:
-        shares = [float(a) for a in alpha]
+        alphas = [float(a) for a in alpha]
     elif batches is not None:
-        shares = measured_alphas(model, batches)
+        alphas = measured_alphas(model, batches)
     else:
-        shares = [_own_share(layer) for layer in layers]
-    if len(shares) != len(layers):
-        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(shares)}")
-    for layer, share in zip(layers, shares, strict=True):
-        if layer.kind == "concat" and not math.isfinite(share):
+        alphas = [_own_alpha(layer) for layer in layers]
+    if len(alphas) != len(layers):
+        raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
+    for layer, layer_alpha in zip(layers, alphas, strict=True):
+        if layer.kind == "concat" and not math.isfinite(layer_alpha):
             raise ConfigError(
-                f"alpha={share} for layer {layer.index} is no share: give a number, from 0 (pretrained) to 1 (the copy)"
+                f"alpha={layer_alpha} for layer {layer.index} is not finite: give a number, from 0 (pretrained) to 1 "
+                "(the copy)"
             )
-    return shares
+    return alphas
 
 
-def _own_share(layer: ExpandedLayer) -> float:
-    """The share that at_alpha holds, else sigmoid(theta); nan for a stacked layer."""
+def _own_alpha(layer: ExpandedLayer) -> float:
+    """Return the alpha that `at_alpha` fixes, else sigmoid(theta); NaN for a stacked layer."""
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.held.item() if gate.held is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
 
 
 def check_mergeable(model: Any) -> None:
+    """Raise ConfigError if a plain model cannot hold the expanded model's interpolation or norms."""
     config = model.control.config
-    if config.interpolation not in MIXERS and layers_of_kind(model, "concat"):
+    if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
+        mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
         raise ConfigError(
             f"interpolation={config.interpolation!r} has no merged form (its mix is not a mix of weights); "
-            f"merge_back takes {', '.join(MIXERS)}"
+            f"merge_back supports {', '.join(mergeable)}"
         )
     if config.norm_mix != 0.0:
-        raise ConfigError("relaxed norms (norm_mix) have no place in a plain model: merge_back needs norm_mix=0")
+        raise ConfigError(
+            f"a plain model has no relaxed norms: merge_back needs norm_mix=0, but got {config.norm_mix!r}"
+        )
 
 
 @torch.no_grad()
 def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
-    """mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types; rows are tokens to slerp."""
-    mix = MIXERS[layer.control.config.interpolation]
+    """Compute mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types."""
+    mix = INTERPOLATIONS[layer.control.config.interpolation].merged
+    assert mix is not None  # check_mergeable has made sure
     mixed = {}
     for name, w, e in _pairs(layer):
         wide = widen(w)
@@ -178,7 +182,7 @@ def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
 
 
 def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
-    """(name, pretrained weight, expanded weight) of one layer; low-rank copies are written out in full."""
+    """List (name, pretrained weight, expanded weight) of one layer; low-rank copies are computed in full."""
     branch = layer.expanded
     if layer.control.config.expanded == "lora":
         branch = copy.deepcopy(branch)

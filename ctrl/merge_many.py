@@ -5,72 +5,60 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.gap import Batches, MergeGap, merge_gap
-from ctrl.layer import ExpandedLayer
-from ctrl.merge import Share, check_mergeable, layer_shares, mixed_weights
+from ctrl.layer import ADDED, ExpandedLayer
+from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
-from ctrl.plain import ADDED, bare_expanded, strip
-from ctrl.sharded import whole_model
+from ctrl.plain import strip, whole_model
 
 
-@overload
-def merge_models(
-    models: Sequence[nn.Module],
-    weights: Sequence[float] | None = None,
-    alpha: float | Sequence[Share] | None = None,
-    batches: Batches | None = None,
-    gap_on: None = None,
-) -> PreTrainedModel: ...
-@overload
-def merge_models(
-    models: Sequence[nn.Module],
-    weights: Sequence[float] | None = None,
-    alpha: float | Sequence[Share] | None = None,
-    batches: Batches | None = None,
-    *,
-    gap_on: Batches,
-) -> tuple[PreTrainedModel, list[MergeGap]]: ...
 @torch.no_grad()
 def merge_models(
     models: Sequence[nn.Module],
     weights: Sequence[float] | None = None,
-    alpha: float | Sequence[Share] | None = None,
+    alpha: float | Sequence[Alphas] | None = None,
     batches: Batches | None = None,
     gap_on: Batches | None = None,
 ) -> PreTrainedModel | tuple[PreTrainedModel, list[MergeGap]]:
-    """One plain model from several expanded from the same base: W = W_0 + sum_i w_i (W_i - W_0), W_i merged back alone.
+    """Merge models expanded from one base into one plain model: W = W_0 + sum_i w_i (W_i - W_0), W_i merged back alone.
 
-    weights: one per model, default 1/n each. alpha: one share for all, or one entry per model as `merge_back` takes it;
-    default: measured for each model on `batches` (a list: it is read once per model), else what the model holds. gap_on
-    (a list too): text on which each model is compared with the result, which is then (plain model, one MergeGap per
-    model). Sums are taken in fp32 and rounded once. Sharded models: as in `merge_back`. Raises ConfigError unless all
-    are concat models of one base whose other weights stayed frozen.
+    weights: w_i, one per model; default 1/n each.
+    alpha: one number for all models, or one entry per model as in `merge_back`. Default: measured for each model on
+        `batches` if given, else the model's own.
+    batches, gap_on: text, as lists, since they are read once per model. With gap_on each model is compared with the
+        result, which is then (plain model, one MergeGap per model).
+
+    Sums are computed in fp32 and rounded once. Sharded models: as in `merge_back`. Raises ConfigError unless all are
+    concat models of one base whose other weights stayed frozen.
     """
-    shares = list(weights) if weights is not None else [1 / len(models) for _ in models]
-    if len(shares) != len(models) or not models:
-        raise ConfigError(f"merge_models needs one weight per model, but got {len(shares)} for {len(models)} models")
-    if not all(math.isfinite(share) for share in shares):
-        raise ConfigError(f"merge_models needs finite weights, but got {shares}")
+    factors = list(weights) if weights is not None else [1 / len(models) for _ in models]
+    if len(factors) != len(models) or not models:
+        raise ConfigError(f"merge_models needs one weight per model, but got {len(factors)} for {len(models)} models")
+    if not all(math.isfinite(factor) for factor in factors):
+        raise ConfigError(f"merge_models needs finite weights, but got {factors}")
     expanded: list[Any] = [whole_model(bare_expanded(model)) for model in models]
     for model in expanded:
         check_mergeable(model)
     if any(m.control.config.structure != "concat" for m in expanded):
-        raise ConfigError("merge_models takes structure 'concat': stacked copies have no place in a common model")
+        raise ConfigError(
+            "merge_models needs structure='concat': stacked copies of several models cannot share one plain model"
+        )
     start = _base_state(expanded[0])
     for number, model in enumerate(expanded):
         _check_same_base(model, number, start)
     totals: dict[str, Tensor] = {}
-    for model, share, one in zip(expanded, shares, _per_model(alpha, len(models)), strict=True):
-        for name, mixed in _merged(model, one, batches).items():
+    for model, factor, alphas in zip(expanded, factors, _per_model(alpha, len(models)), strict=True):
+        for name, mixed in _merged(model, alphas, batches).items():
             before = widen(start[name])
-            totals[name] = totals.get(name, before) + share * (mixed.to(before.device) - before)
+            totals[name] = totals.get(name, before) + factor * (mixed.to(before.device) - before)
     plain = copy.deepcopy(expanded[0])
     strip(plain)
     for name, parameter in plain.named_parameters():
@@ -80,7 +68,7 @@ def merge_models(
     return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
 
 
-def _per_model(alpha: float | Sequence[Share] | None, count: int) -> list[Share | None]:
+def _per_model(alpha: float | Sequence[Alphas] | None, count: int) -> list[Alphas]:
     if alpha is None or isinstance(alpha, int | float):
         return [alpha] * count
     if len(alpha) != count:
@@ -88,19 +76,19 @@ def _per_model(alpha: float | Sequence[Share] | None, count: int) -> list[Share 
     return list(alpha)
 
 
-def _merged(model: Any, alpha: Share | None, batches: Batches | None) -> dict[str, Tensor]:
-    """The merged weights of a model's expanded layers, unrounded, by their names in the plain model."""
+def _merged(model: Any, alpha: Alphas, batches: Batches | None) -> dict[str, Tensor]:
+    """Compute the merged weights of a model's expanded layers, not rounded: name in the plain model -> weight."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, ExpandedLayer)]
-    alphas = layer_shares(model, alpha, batches)
+    alphas = layer_alphas(model, alpha, batches)
     return {
         f"{prefix}.{name}": mixed
-        for (prefix, layer), share in zip(layers, alphas, strict=True)
-        for name, mixed in mixed_weights(layer, share).items()
+        for (prefix, layer), layer_alpha in zip(layers, alphas, strict=True)
+        for name, mixed in mixed_weights(layer, layer_alpha).items()
     }
 
 
 def _base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of an expanded model without what expand added; tensors still tell whether they train."""
+    """Return the state of an expanded model without what expand added; its tensors keep requires_grad."""
     layers = [name for name, layer in model.named_modules() if isinstance(layer, ExpandedLayer)]
     added = tuple(f"{name}.{part}" for name in layers for part in ADDED)
     return {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.startswith(added)}
@@ -111,8 +99,8 @@ def _check_same_base(model: nn.Module, number: int, start: dict[str, Tensor]) ->
     trained = [name for name, tensor in state.items() if tensor.requires_grad]
     if trained:
         raise ConfigError(
-            f"model {number} trains {trained[0]} beside its copies, so what it was in the common base is not known: "
-            "freeze it at the base's value (requires_grad_(False)), or merge_back each model and mix those"
+            f"model {number} trains {trained[0]} besides its copies, so its value in the common base is not known: "
+            "freeze it at the base's value (requires_grad_(False)), or merge_back each model and mix the results"
         )
     if state.keys() != start.keys() or any(not torch.equal(state[n].to(t.device), t) for n, t in start.items()):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""expand, pretrained, at_alpha, describe: turn a causal LM into a Control LLM in place, and look at it."""
+"""Turn a causal LM into a Control LLM in place (expand), switch it (pretrained, at_alpha) and describe it."""
 
 from __future__ import annotations
 
@@ -12,61 +12,63 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel, control_class
+from ctrl.control_model import IGNORED, ControlModel, control_class, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import Control, ExpandedLayer, expanded_class, keep_rows
+from ctrl.layer import Control, expanded_class, expanded_layers, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
-    """Expand a causal LM in place and return it: copies placed and trainable, everything else frozen.
+    """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    At the start the logits equal the base model's, unless norm_mix asks for other norms. Raises ConfigError for a model
-    or layers that cannot be expanded, and then leaves it as it was.
+    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
+    layers that cannot be expanded, and then leaves the model unchanged.
 
-    What an interpolation learns is fp32 in every model, since small steps are lost in half types. FSDP wants one dtype
-    in a shard, so shard the interpolations of a half-precision model by themselves, before their layers:
+    Parameters of interpolations are fp32 in every model, since small steps are lost in half types. FSDP needs one dtype
+    per shard, so shard the interpolations of a half-precision model separately, before their layers:
 
-        for layer in ctrl.model.expanded_layers(model):
+        for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
 
-    norm_mix='alpha' takes theta in the copy's norms, outside of such a shard: there leave the interpolation in its
-    layer's, keep the model in fp32, and fully_shard's `mp_policy` computes in bf16.
+    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
+    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
-        raise ConfigError("the model is expanded already: expand a fresh base model, or merge_back first")
+        raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
     if config.structure == "stack" and config.norm_mix != 0.0:
-        raise ConfigError(f"norm_mix={config.norm_mix!r}: stacked copies are plain layers, structure 'stack' takes 0")
+        raise ConfigError(
+            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+        )
     with _unchanged_if_refused(model):
-        twins = [
-            _copy(layers[index], kind, len(layers) + slot, model, config)
-            for slot, (index, kind) in enumerate(zip(indices, kinds, strict=True))
+        copies = [
+            _copy(layers[index], kind, len(layers) + j, model, config)
+            for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
         ]
-        placed = list(zip(indices, kinds, twins, strict=True))
-        check_identity(model, layers, {index: twin for index, kind, twin in placed if kind == "stack"})
+        expansions = list(zip(indices, kinds, copies, strict=True))
+        check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
     control = Control(config, indices, len(layers))
     model.requires_grad_(False)
-    for index, kind, twin in placed:
-        _expand_layer(layers[index], index, kind, twin, control, model)
+    for index, kind, copied in expansions:
+        _expand_layer(layers[index], index, kind, copied, control, model)
     model.__class__ = control_class(type(model))  # type: ignore[arg-type]
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # Trainer.predict returns the logits alone
+    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
     return model
 
 
 @contextlib.contextmanager
 def _unchanged_if_refused(model: nn.Module) -> Iterator[None]:
-    """Low-rank copies share their layer's parameters and freeze them while they are made: undone where making fails."""
+    """Make parameters trainable again if copying fails: low-rank copies share and freeze those of their layer."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         yield
@@ -77,14 +79,14 @@ def _unchanged_if_refused(model: nn.Module) -> Iterator[None]:
 
 
 def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
-    twin = copy_layer(layer, slot, model, config)
+    copied = copy_layer(layer, slot, model, config)
     if kind == "stack":
-        zero_outputs(twin)
-    return twin
+        zero_outputs(copied)
+    return copied
 
 
 def _expand_layer(
-    layer: nn.Module, index: int, kind: str, twin: nn.Module, control: Control, model: PreTrainedModel
+    layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, model: PreTrainedModel
 ) -> None:
     config = control.config
     interpolation = None
@@ -92,12 +94,13 @@ def _expand_layer(
         hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
-        if config.interpolation == "proj" and config.divergence in ("none", "attention"):
-            interpolation.get_parameter("offset").requires_grad_(False)  # only a divergence of states trains P
-        relax_norms(twin, config.norm_mix, interpolation)
-    twin.train(layer.training)
+        if config.divergence in ("none", "attention"):  # which compare no hidden states
+            for name in interpolation.trained_by_divergence:
+                interpolation.get_parameter(name).requires_grad_(False)
+        relax_norms(copied, config.norm_mix, interpolation)
+    copied.train(layer.training)
     layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]
-    layer.expanded = twin
+    layer.expanded = copied
     layer.interpolation = interpolation  # type: ignore[assignment]
     layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
     if config.divergence == "attention" and kind == "concat":
@@ -105,22 +108,9 @@ def _expand_layer(
         layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
 
 
-def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
-    """The expanded layers of a model, in order."""
-    return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
-
-
-def require_expanded(model: nn.Module) -> ControlModel:
-    """The model itself, or the one inside a wrapper (DDP, PEFT, torch.compile). Raises if there is none."""
-    for module in model.modules():
-        if isinstance(module, ControlModel):
-            return module
-    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
-
-
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside the block the model is the base model again, bit for bit: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -131,23 +121,23 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
-    """Inside the block every expanded layer mixes all tokens with this share of its copy: a dial after training.
+    """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
-    0 gives the pretrained branch (plerp: P a), 1 the copy, values beside [0, 1] extrapolate where the formula does.
-    Unlike `merge_back` at alpha, hidden states are mixed, not weights. Raises ConfigError for a stacked layer, which
-    mixes nothing.
+    0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
+    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
     """
-    before = [layer.interpolation and layer.interpolation.held for layer in expanded_layers(require_expanded(model))]
-    hold_alpha(model, alpha)
+    layers = expanded_layers(require_expanded(model))
+    before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
+    set_alpha(model, alpha)
     try:
         yield model
     finally:
-        for layer, held in zip(expanded_layers(model), before, strict=True):
-            layer.interpolation.held = held  # type: ignore[union-attr]  # hold_alpha has checked
+        for layer, fixed in zip(layers, before, strict=True):
+            layer.interpolation.fixed_alpha = fixed  # type: ignore[union-attr]  # set_alpha has checked
 
 
-def hold_alpha(model: nn.Module, alpha: float) -> None:
-    """`at_alpha` without an end: until the model is loaded anew. Raises ConfigError as `at_alpha` does."""
+def set_alpha(model: nn.Module, alpha: float) -> None:
+    """Set alpha permanently; it is not saved. See `at_alpha` for a temporary change and for errors."""
     layers = expanded_layers(require_expanded(model))
     if stacked := [layer.index for layer in layers if layer.interpolation is None]:
         raise ConfigError(
@@ -155,15 +145,17 @@ def hold_alpha(model: nn.Module, alpha: float) -> None:
             "the base model, or expand with structure='concat'"
         )
     if not math.isfinite(alpha):
-        raise ConfigError(f"alpha={alpha} is no share: give a number, from 0 (pretrained) to 1 (the copies)")
+        raise ConfigError(f"alpha={alpha} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
     for layer in layers:
-        layer.interpolation.held = torch.tensor(float(alpha))  # type: ignore[union-attr]
+        layer.interpolation.fixed_alpha = torch.tensor(float(alpha))  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerInfo:
-    """One expanded layer. alpha: share of the copy at theta (None for stack, nan where theta is sharded and another
-    process holds it); trainable: parameters that train."""
+    """One expanded layer. trainable: number of trainable parameters.
+
+    alpha: sigmoid(theta); None for a stacked layer, NaN if theta is sharded and another process holds it.
+    """
 
     layer: int
     branch: str
@@ -172,7 +164,7 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """What expand did, as rows; prints as a table."""
+    """Rows of `describe`; prints as a table."""
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -184,25 +176,28 @@ class Description(list[LayerInfo]):
 
 
 def describe(model: nn.Module) -> Description:
-    """Which layers train: one row per expanded layer."""
+    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
     rows = Description()
     for layer in expanded_layers(require_expanded(model)):
-        alpha = None if layer.interpolation is None else layer.interpolation.at_hand()
+        alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))
     return rows
 
 
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
-    """A forward set on an instance (accelerate's device_map hooks, Trainer's autocast) would hide the new class's."""
+    """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
+
+    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
-            del module.forward  # the class's own, left behind by a hook that was removed
+            del module.forward  # the class's own forward, left by a hook that was removed
     if any("forward" in vars(module) for module in (model, *layers)):
         raise ConfigError(
             f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before it is dispatched or given to a trainer, or remove the hooks first "
+            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
             "(accelerate.hooks.remove_hook_from_submodules)"
         )
 
@@ -210,6 +205,6 @@ def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
 def _check_attention(model: PreTrainedModel, config: ControlConfig) -> None:
     if config.divergence == "attention" and model.config._attn_implementation != "eager":
         raise ConfigError(
-            f"divergence='attention' needs attention weights, which {model.config._attn_implementation!r} attention "
-            "does not return: load the model with attn_implementation='eager'"
+            f"divergence='attention' needs attention weights, but {model.config._attn_implementation!r} attention does "
+            "not return them: load the model with attn_implementation='eager'"
         )

@@ -1,12 +1,13 @@
-"""Take an expanded model apart: what is left is a plain model of its base class, which its config rebuilds.
+"""Turn an expanded model into a plain model of its base class that its config can rebuild.
 
-Stacked copies become layers of their own, so the layers behind them move up. Classes that read a layer's index while
-they are built (which MLP, which constant) would come back from `from_pretrained` as another model: those are refused.
+Stacked copies become layers, so the indices of the layers after them grow. Some classes read a layer's index when they
+are built (which MLP, which constant) and would come back from `from_pretrained` as another model: these are refused.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,34 +17,32 @@ from transformers import PreTrainedModel
 from ctrl.control_model import IGNORED, ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.layer import ExpandedLayer
-from ctrl.model import expanded_layers, require_expanded
+from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_layers
+from ctrl.model import expand
+from ctrl.sharded import is_sharded, whole
 from ctrl.structure import decoder_layers, select_layers
 
-ADDED = ("expanded.", "interpolation.")  # what expand adds to a layer
 
-
-def bare_expanded(model: nn.Module) -> ControlModel:
-    """The expanded model, out of its wrapper. Raises ConfigError where adapters of PEFT sit on top of it."""
-    expanded = require_expanded(model)
-    found = [type(model).__name__] if type(model).__module__.partition(".")[0] == "peft" else []
-    own: set[nn.Module] = set()
-    if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
-        own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
-    for name, module in expanded.named_modules():
-        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
-        if module not in own and any(isinstance(inner, nn.Module) for inner in wrapped):
-            found.append(name)
-    if found:
-        raise ConfigError(
-            f"{found[0]} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first (and, before "
-            "ctrl.save, requires_grad_(True) on what the adapters changed beside the copies: it writes what trains)"
-        )
-    return expanded
+def whole_model(model: Any) -> Any:
+    """Return the model itself or, if it is sharded, a full copy in host memory. Then every process must call this."""
+    state = model.state_dict()
+    if not any(is_sharded(tensor) for tensor in state.values()):
+        return model
+    cls: Any = class_before(model, ControlModel)
+    gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
+    for name, own in gathered.state_dict(keep_vars=True).items():
+        own.data = whole(state[name]).cpu()
+    for name, buffer in model.named_buffers():
+        gathered.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are not in the state dict
+    for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
+        if layer.interpolation is not None and original.interpolation is not None:
+            layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
+    return gathered.train(model.training)
 
 
 def strip(model: Any) -> None:
-    """Take away all that expand added, in place: the model is of its base class again, without its copies."""
+    """Remove in place all that expand added. The model has its base class again."""
     for layer in expanded_layers(model):
         for handle in layer.__dict__.pop("attention_handles", ()):
             handle.remove()
@@ -55,14 +54,17 @@ def strip(model: Any) -> None:
     model.__class__ = class_before(model, ControlModel)
 
 
-def slots(model: Any) -> list[int]:
-    """For each layer of the plain model the layer of the base model that it is, or that it was copied from."""
+def source_layers(model: Any) -> list[int]:
+    """List the base-layer index of every layer of the plain model; a stacked copy has the index of its original."""
     stacked = {layer.index for layer in expanded_layers(model) if layer.kind == "stack"}
     return [index for index in range(model.control.total) for _ in range(2 if index in stacked else 1)]
 
 
 def insert(model: PreTrainedModel, stacked: dict[int, nn.Module], sources: list[int]) -> None:
-    """Put stacked copies behind their originals, in the originals' dtypes, and make the config count them."""
+    """Insert stacked copies (index of the original -> copy) after their originals, and count them in the config.
+
+    Copies get the dtypes of their originals. sources: see `source_layers`.
+    """
     if not stacked:
         return
     layers = decoder_layers(model)
@@ -82,9 +84,10 @@ def insert(model: PreTrainedModel, stacked: dict[int, nn.Module], sources: list[
 
 
 def check_rebuilds(model: Any, sources: list[int]) -> None:
-    """Raise ConfigError unless the deeper config builds, at each slot, the layer that its source is.
+    """Raise ConfigError if the deeper config would build a layer other than its source.
 
-    Both configs are built without weights (on the meta device) and their layers compared: classes, shapes, constants.
+    Builds a model from both configs on the meta device, without weights, and compares classes, shapes and constants of
+    their layers. sources: see `source_layers`.
     """
     if len(sources) == model.control.total:
         return
@@ -98,15 +101,15 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
         wrong = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if wrong:
             raise ConfigError(
-                f"{cls.__name__} builds its layers by their index: with the stacked copies in place, layer {source} "
-                f"becomes layer {slot}, where the config gives {wrong[0]}={new.get(wrong[0])} in place of "
+                f"{cls.__name__} builds its layers by their index: with the stacked copies inserted, layer {source} "
+                f"becomes layer {slot}, where the config gives {wrong[0]}={new.get(wrong[0])} instead of "
                 f"{old.get(wrong[0])}, so the saved model would load as another one. Keep it expanded (ctrl.save), or "
                 "expand with structure='concat'"
             )
 
 
 def _traits(layer: nn.Module) -> dict[str, Any]:
-    """What building a layer has decided: each module's class, constants (less its index) and parameter shapes."""
+    """Collect what building a layer has decided: classes, constants (except the index) and shapes of its modules."""
     found: dict[str, Any] = {}
     for path, module in layer.named_modules():
         found[f"{path} (class)"] = type(module).__name__
@@ -118,17 +121,11 @@ def _traits(layer: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _as_original(twin: nn.Module, layer: nn.Module) -> nn.Module:
-    """A copy with its original's classes and dtypes."""
-    for module in twin.modules():
+def _as_original(copied: nn.Module, layer: nn.Module) -> nn.Module:
+    """Give a copy the classes and dtypes of its original."""
+    for module in copied.modules():
         module.__class__ = original_class(module)
     originals = dict(layer.named_parameters())
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copied.named_parameters():
         parameter.data = parameter.data.to(originals[name].dtype)
-    return twin
-
-
-def class_before(module: nn.Module, mixin: type) -> type:
-    """The class the module had before a mixin was put in front of it."""
-    classes = type(module).__mro__  # fully_shard puts classes of its own in front
-    return classes[classes.index(mixin) + 1]
+    return copied

@@ -1,6 +1,6 @@
-"""The layout of the published Control LLM checkpoints: read and write it.
+"""Read and write the layout of the published Control LLM checkpoints.
 
-Their config.json has an `expansion` object (`ctrl.published_config`); the names of their tensors are in
+Their config.json has an `expansion` object (see `ctrl.published_config`); for the names of their tensors see
 `ctrl.published_names`.
 """
 
@@ -17,22 +17,23 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel
+from ctrl.control_model import IGNORED, ControlModel, bare_expanded
 from ctrl.errors import CheckpointError
-from ctrl.model import expand, expanded_layers
-from ctrl.plain import bare_expanded, class_before, slots
+from ctrl.layer import class_before, expanded_layers
+from ctrl.model import expand
+from ctrl.plain import source_layers
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
-    TENSORS,
-    Places,
+    LayerMap,
     deeper_indices,
     layer_index,
+    layout_of,
     our_value,
     published_names,
     published_value,
 )
-from ctrl.saving import read_tensors
 from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 
@@ -40,37 +41,39 @@ from ctrl.structure import select_layers
 def load_published(
     folder: str | os.PathLike[str], base: PreTrainedModel | str | os.PathLike[str] | None = None
 ) -> PreTrainedModel:
-    """An expanded model from a published checkpoint, sharded or not.
+    """Load an expanded model from a published checkpoint, in one file or several.
 
-    base: the base model's name or folder, or a model; only its architecture is taken, all weights are in the
-    checkpoint. Default: `expanded_from`, where that exists on this machine, else the Llama fields of config.json.
-    Raises CheckpointError or ConfigError naming what is missing, extra or unknown.
+    base: name or folder of the base model, or a model. Only its architecture is used: all weights are in the
+        checkpoint. Default: the folder `expanded_from` of config.json if it exists on this machine, else the Llama
+        fields of config.json.
+
+    Raises CheckpointError or ConfigError that names what is missing, extra or unknown.
     """
     folder = Path(folder)
     values = _read_json(folder / "config.json")
     expansion = values.get("expansion")
     if not isinstance(expansion, dict):
         raise CheckpointError(
-            f"{folder / 'config.json'} has no 'expansion' object: it is no published Control LLM model"
+            f"{folder / 'config.json'} has no 'expansion' object: it is not a published Control LLM model"
         )
     tensors = _read_all(folder)
     total = 1 + max((i for name in tensors for i in layer_index(name)), default=-1)
     _check_count("num_hidden_layers", values.get("num_hidden_layers"), total, folder)
-    places = Places(expansion, total)
-    _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(places.base_layers), folder)
-    config = control_config(expansion, places.originals)
-    model = _skeleton(values, base, places, _dtype(tensors, config), eager=config.divergence == "attention")
+    layer_map = LayerMap(expansion, total)
+    _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(layer_map.base_layers), folder)
+    config = control_config(expansion, layer_map.originals)
+    model = _skeleton(values, base, layer_map, _dtype(tensors, config), eager=config.divergence == "attention")
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
     return model
 
 
 def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard_size: str = "5GB") -> Path:
-    """Write an expanded model in the published layout.
+    """Write an expanded model in the published layout and return the folder.
 
-    What changes the model's outputs and has no place there is refused with a ConfigError. What only matters if it is
-    trained further (the layout knows one cosine form, no margin, ...) is left out with a warning that lists it: most
-    exports are made to be run. Sharded over processes (FSDP2): as in `ctrl.save`, all of them call it.
+    Settings that only further training needs and that the layout cannot hold (it has one cosine form, no margin, ...)
+    are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs. If the
+    model is sharded over processes (FSDP2), every process must call this, as in `ctrl.save`.
     """
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
@@ -78,12 +81,12 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     names = published_names(expanded)
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)
-    select_layers(deeper.get_text_config(decoder=True), slots(expanded))
-    expansion = expansion_object(config, expanded, len(slots(expanded)), unfrozen)
+    select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
+    expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers))
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
-        "num_hidden_layers": len(slots(expanded)),
+        "num_hidden_layers": len(source_layers(expanded)),
         "architectures": [f"{class_before(expanded, ControlModel).__name__}Expansion"],
         "base_model_type": expanded.config.model_type,
         "model_type": "causallmexpansion",
@@ -101,8 +104,10 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     return folder
 
 
-def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dtype, eager: bool) -> PreTrainedModel:
-    """A model of the base architecture, random; its weights come from the checkpoint."""
+def _skeleton(
+    values: dict[str, Any], base: Any, layer_map: LayerMap, dtype: torch.dtype, eager: bool
+) -> PreTrainedModel:
+    """Build a model of the base architecture with random weights."""
     source = base if base is not None else values["expansion"].get("expanded_from")
     if isinstance(source, PreTrainedModel):
         config = type(source.config).from_dict(source.config.to_dict())
@@ -112,37 +117,37 @@ def _skeleton(values: dict[str, Any], base: Any, places: Places, dtype: torch.dt
         source, config = None, _config_of(values)
     text = config.get_text_config(decoder=True)
     if source is None:
-        select_layers(text, places.base_layers)
-    elif text.num_hidden_layers != len(places.base_layers):
+        select_layers(text, layer_map.base_layers)
+    elif text.num_hidden_layers != len(layer_map.base_layers):
         name = type(source).__name__ if isinstance(source, PreTrainedModel) else repr(str(source))
         raise CheckpointError(
             f"the base model {name} has {text.num_hidden_layers} layers, but the checkpoint was expanded from "
-            f"{len(places.base_layers)}: give base the model that it was expanded from"
+            f"{len(layer_map.base_layers)}: pass as base the model from which it was expanded"
         )
     kwargs = {"attn_implementation": "eager"} if eager else {}
-    # the dtype is given here and not set with .to() behind, which would also round RoPE's frequencies
+    # the dtype is an argument here because .to() would also round RoPE's frequencies
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
     return model
 
 
 def _dtype(tensors: dict[str, Tensor], config: ControlConfig) -> torch.dtype:
-    """The dtype of the layers' weights, fp32 where they differ. Interpolations stay in fp32, as `expand` makes them."""
-    added = tuple(TENSORS[config.interpolation].values())
+    """Return the dtype of the weights, fp32 if they differ. Interpolations do not count: `expand` makes them fp32."""
+    added = tuple(layout_of(config.interpolation).tensors.values())
     dtypes = {t.dtype for name, t in tensors.items() if t.is_floating_point() and not name.endswith(added)}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
-    """The base config inside config.json; the published models are Llamas and say no other type."""
+    """Build the base config from config.json. The published models are Llamas and name no other type."""
     plain = {k: v for k, v in values.items() if k not in ("expansion", "architectures", "model_type")}
     return AutoConfig.for_model(plain.pop("base_model_type", "llama"), **plain)
 
 
 def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, Any], folder: Path) -> None:
-    """Fill the model. Raises CheckpointError for tensors that are missing, extra or misshapen, by their names there."""
+    """Fill the model. Raises CheckpointError with the published names of missing, extra or misshapen tensors."""
     names, own, config = published_names(model), model.state_dict(), model.control.config
     optional = set(_tied(model)) if getattr(model.config, "tie_word_embeddings", False) else set()
-    alone = expansion.get("interpolation_factor", 0) is None  # nothing is mixed: theta stays as alpha 1 made it
+    alone = expansion.get("interpolation_factor", 0) is None  # nothing is mixed: theta stays at alpha = 1
     unused = {name for name in names if alone and name.endswith(".interpolation.theta")}
     state = {
         name: our_value(name, tensors[theirs], config.interpolation)
@@ -164,23 +169,24 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
 
 
 def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:
-    """What to do about extra tensors that relaxed norms may own: in this layout they own none."""
+    """Explain extra tensors that may belong to relaxed norms, which have no tensors in this layout; else return ''."""
     own = [name for name in extra if "norm" in name or name.endswith("interpolation_factor")]
     if not own:
         return ""
     value = repr(expansion["interpolation_norm_alpha"]) if "interpolation_norm_alpha" in expansion else "missing"
     return (
-        f". interpolation_norm_alpha is {value}, and {own[0]} may belong to relaxed norms of another formula than the "
-        "layout's, c x + (1 - c) norm(x) with a constant c, or for -1 the layer's own alpha. If their c is a known "
-        "constant, write it there in config.json and drop these tensors; else the checkpoint cannot be loaded"
+        f". interpolation_norm_alpha is {value}, and {own[0]} may belong to relaxed norms with another formula than "
+        "c x + (1 - c) norm(x), where c is a constant or, for -1, the layer's own alpha. If you know that their c is a "
+        "constant, write it into config.json as interpolation_norm_alpha and delete these tensors; otherwise the "
+        "checkpoint cannot be loaded"
     )
 
 
 def _check_count(name: str, value: Any, found: int, folder: Path) -> None:
     if value is not None and value != found:
         raise CheckpointError(
-            f"config.json of {folder} says {name}={value!r}, but its tensors and freezed_layers give {found}: a shard "
-            "is missing, or the config is another model's"
+            f"config.json of {folder} has {name}={value!r}, but its tensors and freezed_layers give {found}: a shard "
+            "is missing, or the config belongs to another model"
         )
 
 
@@ -195,7 +201,7 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
     if index.is_file():
         shards = _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
-            raise CheckpointError(f"{index} has no 'weight_map' of tensors to files: the checkpoint is damaged")
+            raise CheckpointError(f"{index} has no 'weight_map' from tensors to files: the checkpoint is damaged")
         names = sorted(set(shards.values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -206,8 +212,8 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
+    except (OSError, ValueError) as error:  # ValueError: not JSON, or not text
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object, but a {type(values).__name__}")
+        raise CheckpointError(f"{path} must hold a JSON object, but holds a {type(values).__name__}")
     return values

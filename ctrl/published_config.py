@@ -1,4 +1,4 @@
-"""The `expansion` object of a published checkpoint's config.json, and the ControlConfig that it describes."""
+"""Convert between ControlConfig and the `expansion` object in config.json of a published checkpoint."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import Any
 
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.published_names import TENSORS
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.published_names import layout_of
 
-INTERPOLATION = {name: name for name in ("lerp", "slerp", "dlerp", "dlerpin", "moe", "proj")} | {"prog": "plerp"}
 DIVERGENCE = {"mse": "mse", "cosine": "cosine_smooth", "dot": "norm", "attention": "attention"}
 
 
 def control_config(expansion: Mapping[str, Any], originals: list[int]) -> ControlConfig:
-    """The ControlConfig that an `expansion` object describes; originals: the base layers that have copies.
+    """Make the ControlConfig that an `expansion` object describes. originals: the base layers that have copies.
 
-    Raises ConfigError for an unknown name, or a value that is no number where one belongs.
+    Raises ConfigError for an unknown name, or a value that must be a number and is not.
     """
+    methods = {cls.published.method: name for name, cls in INTERPOLATIONS.items() if cls.published is not None}
     method, loss = expansion.get("merge_method") or "lerp", expansion.get("interpolation_loss_type") or "mse"
-    for kind, value, known in (("merge_method", method, INTERPOLATION), ("interpolation_loss_type", loss, DIVERGENCE)):
+    for kind, value, known in (("merge_method", method, methods), ("interpolation_loss_type", loss, DIVERGENCE)):
         if not isinstance(value, str) or value not in known:
             raise ConfigError(unknown_name(kind, value, list(known)))
     theta, weight = _number(expansion, "interpolation_factor"), _number(expansion, "interpolation_loss_alpha") or 0.0
     norm_mix = _number(expansion, "interpolation_norm_alpha") or 0.0
     learned = theta is not None and not expansion.get("freeze_interpolation_factor", True)
-    start = 1.0 if theta is None else 1 / (1 + math.exp(-max(-700.0, min(700.0, theta))))  # null: the copy alone
+    start = 1.0 if theta is None else 1 / (1 + math.exp(-max(-700.0, min(700.0, theta))))  # null: only the copy
     structure = expansion.get("expand_type", "concat")
     if structure == "stack":
-        norm_mix = 0.0  # a plain model with more layers: nothing in it has relaxed norms
+        norm_mix = 0.0  # a plain model with more layers has no relaxed norms
     return ControlConfig(
         structure=structure,
         layers=originals,
-        interpolation=INTERPOLATION[method],
+        interpolation=methods[method],
         alpha="learned" if learned else "fixed",
         alpha_start=min(max(start, 1e-6), 1 - 1e-6) if learned else start,
         divergence=DIVERGENCE[loss] if weight else "none",
@@ -45,6 +46,7 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
 
 
 def _number(expansion: Mapping[str, Any], name: str) -> float | None:
+    """Read a number or null; a missing one is 0."""
     value = expansion.get(name, 0)
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)):
         return value
@@ -52,13 +54,13 @@ def _number(expansion: Mapping[str, Any], name: str) -> float | None:
 
 
 def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: list[int]) -> dict[str, Any]:
-    """The `expansion` object of a model; total, unfrozen: the checkpoint's layers and which of them hold a copy."""
+    """Make the `expansion` object. total: number of layers in the checkpoint; unfrozen: those that hold a copy."""
     theta = None if config.alpha_start == 1 else math.log(config.alpha_start / (1 - config.alpha_start) or 1e-300)
     back = {ours: theirs for theirs, ours in DIVERGENCE.items()} | {"cosine": "cosine"}
     weight = -1 if config.scale_by_alpha else config.divergence_weight
     return {
         "expand_type": config.structure,
-        "merge_method": {ours: theirs for theirs, ours in INTERPOLATION.items()}[config.interpolation],
+        "merge_method": layout_of(config.interpolation).method,
         "freezed_layers": [i for i in range(total) if i not in unfrozen],
         "expanded_from": model.config._name_or_path,
         "num_ori_layers": model.control.total,
@@ -74,9 +76,8 @@ def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: li
 
 
 def check_exportable(config: ControlConfig) -> None:
-    """Raises ConfigError for what the layout cannot hold and the model's outputs depend on."""
-    if config.interpolation not in TENSORS:
-        raise ConfigError(f"the published layout has no interpolation {config.interpolation!r}: {', '.join(TENSORS)}")
+    """Raise ConfigError for settings that the layout cannot hold and that change the model's outputs."""
+    layout_of(config.interpolation)
     if config.expanded != "full":
         raise ConfigError("the published layout holds full copies: expanded='lora' cannot be exported")
 
@@ -86,7 +87,7 @@ def _diverges(config: ControlConfig) -> bool:
 
 
 def warn_of_losses(config: ControlConfig, back: ControlConfig) -> None:
-    """Warn of settings that only matter in further training; back: the config that a reader of the export gets."""
+    """Warn of settings that only further training needs and that get lost. back: the config that a reader gets."""
     names = ["divergence", "divergence_weight", "scale_by_alpha", "detach_pretrained", "divergence_tokens"]
     names += ["margin"] if config.divergence in ("cosine", "cosine_smooth", "norm") else []
     names += ["detach_alpha"] if config.scale_by_alpha else []
@@ -94,7 +95,7 @@ def warn_of_losses(config: ControlConfig, back: ControlConfig) -> None:
     lost = [f"{name}={here!r} (comes back as {there!r})" for name, here, there in pairs if here != there]
     if lost:
         warnings.warn(
-            f"the published layout has no place for {', '.join(lost)}: the export computes the same, but trained "
-            "further it would train otherwise; ctrl.save keeps all settings",
+            f"the published layout cannot hold {', '.join(lost)}: the export computes the same, but further training "
+            "would differ. ctrl.save keeps all settings",
             stacklevel=3,
         )

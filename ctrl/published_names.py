@@ -1,6 +1,6 @@
-"""The names of tensors in the published layout, and ours: which layer of a checkpoint is what, and the way between.
+"""Convert between our names of tensors and layers and those of the published layout.
 
-An expanded layer i holds `pretrained_layer.*`, `expanded_layer.*` and its interpolation's tensors.
+There an expanded layer i holds `pretrained_layer.*`, `expanded_layer.*` and its interpolation's tensors.
 """
 
 from __future__ import annotations
@@ -8,31 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.model import expanded_layers
+from ctrl.interpolation import INTERPOLATIONS, Published
+from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 
-# per interpolation: our tensor (below the layer's interpolation) -> published (below the layer)
-TENSORS = {
-    "lerp": {"theta": "interpolation_factor"},
-    "slerp": {"theta": "interpolation_factor"},
-    "dlerp": {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"},
-    "dlerpin": {"theta": "interp_weight.fc.bias", "weight": "interp_weight.fc.weight"},
-    "moe": {"theta": "gating.gate_network.0.bias", "weight": "gating.gate_network.0.weight"},
-    "proj": {"theta": "interpolation_factor", "offset": "linear_proj.weight"},
-    "plerp": {"theta": "interpolation_factor", "offset": "lateral_connection.weight"},
-}
 
+class LayerMap:
+    """Say which layers of a checkpoint are copies, and of which base layers.
 
-class Places:
-    """Which of a checkpoint's layers are what. index: in the checkpoint, stacked copies counted; original: in the base.
+    In the checkpoint a stacked copy is a layer of its own, directly after its original; a concat pair is one layer.
 
-    total: the checkpoint's layers. unfrozen: indices that hold a copy. originals: the base layers these are copies of.
-    base_layers: index of each base layer. A stacked copy stands behind its original as a layer of its own, a concat
-    pair is one layer. Raises ConfigError for values that no expansion gives.
+    total: number of layers in the checkpoint.
+    unfrozen: checkpoint indices of the layers that hold a copy. originals: base indices of the layers copied there.
+    base_layers: checkpoint index of each base layer.
+
+    Raises ConfigError for values that no expansion gives.
     """
 
     def __init__(self, expansion: Mapping[str, Any], total: int) -> None:
@@ -40,7 +33,7 @@ class Places:
         whole = isinstance(frozen, list) and all(type(i) is int and 0 <= i < total for i in frozen)
         if not whole or len(set(frozen)) == total:
             raise ConfigError(
-                f"freezed_layers must list the layers, of 0..{total - 1}, without a copy, but got {frozen!r}"
+                f"freezed_layers must list the layers without a copy, from 0..{total - 1}, but got {frozen!r}"
             )
         self.unfrozen = [i for i in range(total) if i not in frozen]
         kinds = {"stack": ["stack"] * total, "concat": ["concat"] * total, "hybrid": ["stack", "concat"] * total}
@@ -51,12 +44,12 @@ class Places:
         self.originals = [sum(base <= i for base in self.base_layers) - 1 for i in self.unfrozen]
         if len(set(self.originals)) < len(self.originals) or -1 in self.originals:
             raise ConfigError(
-                f"unfrozen layers {self.unfrozen} put two copies on one layer or one before the first layer"
+                f"unfrozen layers {self.unfrozen} give two copies to one layer, or one before the first layer"
             )
 
 
 def published_names(model: Any) -> dict[str, str]:
-    """Our name of each tensor of an expanded model -> its name in the layout."""
+    """Map our name of each tensor of an expanded model to its name in the layout."""
     layers = decoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers)
     kinds = {layer.index: layer.kind for layer in expanded_layers(model)}
@@ -70,41 +63,46 @@ def published_names(model: Any) -> dict[str, str]:
             if kind == "stack" and rest.startswith("expanded."):
                 index, rest = index + 1, rest.removeprefix("expanded.")
             elif kind == "concat":
-                rest = _in_pair(rest, TENSORS[model.control.config.interpolation])
+                rest = _in_pair(rest, layout_of(model.control.config.interpolation))
             names[name] = f"{prefix}.{index}.{rest}"
     return names
 
 
-def _in_pair(name: str, tensors: dict[str, str]) -> str:
-    """Our name below a concat layer -> the layout's."""
+def _in_pair(name: str, interpolation: Published) -> str:
+    """Convert our name of a tensor in a concat layer to that of the layout."""
     if name.startswith("expanded."):
         return f"expanded_layer.{name.removeprefix('expanded.')}"
     if name.startswith("interpolation."):
-        return tensors[name.removeprefix("interpolation.")]
+        return interpolation.tensors[name.removeprefix("interpolation.")]
     return f"pretrained_layer.{name}"
 
 
+def layout_of(interpolation: str) -> Published:
+    """Return the layout's names for an interpolation. Raises ConfigError if it has none."""
+    found = INTERPOLATIONS[interpolation].published
+    if found is None:
+        known = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
+        raise ConfigError(f"the published layout has no interpolation {interpolation!r}: {', '.join(known)}")
+    return found
+
+
 def our_value(name: str, value: Tensor, interpolation: str) -> Tensor:
-    """The tensor of a checkpoint -> ours of this name. One of a wrong shape comes out in a wrong shape."""
-    if name.endswith(".interpolation.offset") and value.dim() == 2 and value.shape[0] == value.shape[1]:
-        return value.float() - torch.eye(value.shape[0])
-    if name.endswith(".interpolation.theta"):
-        flat = value.float().reshape(-1)
-        return flat.diff() if interpolation == "moe" else flat  # moe: g_1 - g_0
-    return value
+    """Convert a checkpoint's tensor to ours of this name."""
+    _, found, own = name.rpartition(".interpolation.")
+    return INTERPOLATIONS[interpolation].from_published(own, value) if found else value
 
 
 def published_value(name: str, value: Tensor, interpolation: str) -> Tensor:
-    """Our tensor of this name -> that of a checkpoint."""
-    if name.endswith(".interpolation.offset"):
-        return value.float() + torch.eye(value.shape[0], device=value.device)
-    if name.endswith(".interpolation.theta") and interpolation == "moe":
-        return torch.cat([torch.zeros_like(value), value])
-    return value
+    """Convert our tensor of this name to the checkpoint's."""
+    _, found, own = name.rpartition(".interpolation.")
+    return INTERPOLATIONS[interpolation].to_published(own, value) if found else value
 
 
 def deeper_indices(kinds: Mapping[int, str], total: int) -> tuple[dict[int, int], list[int]]:
-    """Index of each base layer among the checkpoint's layers, and the checkpoint's unfrozen indices."""
+    """Map base indices to checkpoint indices, and list the unfrozen checkpoint indices.
+
+    kinds: base index -> `concat` or `stack`. total: number of base layers.
+    """
     where, unfrozen, shift = {}, [], 0
     for index in range(total):
         where[index] = index + shift
@@ -115,5 +113,5 @@ def deeper_indices(kinds: Mapping[int, str], total: int) -> tuple[dict[int, int]
 
 
 def layer_index(name: str) -> list[int]:
-    """The first number in a dotted name: the layer's."""
+    """Return the first number in a dotted name, the layer's index, as a list; [] if there is none."""
     return [int(part) for part in name.split(".") if part.isdigit()][:1]

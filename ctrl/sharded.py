@@ -1,94 +1,74 @@
-"""Models whose tensors are spread over processes (DTensors of FSDP2 or tensor parallelism): whole tensors again.
+"""Gather and write tensors that are sharded over processes (DTensors of FSDP2 or tensor parallelism).
 
-Gathering is a collective: every process has to get there, in the same order, or those that did wait for ever.
+Gathering is a collective call: every process must make it, in the same order, or the others wait for ever.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
 
-from ctrl.control_model import ControlModel
 from ctrl.errors import CheckpointError
-from ctrl.model import expand, expanded_layers
-from ctrl.plain import class_before
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """Return whether the tensor is a DTensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def sharded(model: Any) -> bool:
-    """Whether parts of the model lie in other processes."""
+    """Return whether any parameter of the model is sharded."""
     return any(map(is_sharded, model.parameters()))
 
 
 def reshard(model: Any) -> None:
-    """Give back what a pass of FSDP2 left gathered: only then are all parameters shards, and the next pass gathers what
-    was written to them."""
+    """Free what a pass of FSDP2 left gathered.
+
+    Only then are all parameters shards, and the next pass gathers what was written to them.
+    """
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()
 
 
 def whole(tensor: Any) -> Tensor:
-    """The tensor itself, or all of a DTensor: called by every process of its mesh."""
+    """Return the tensor itself or the full tensor of a DTensor. Then every process of its mesh must call this."""
     tensor = tensor.detach()
     if is_sharded(tensor):
         tensor = tensor.to(tensor.device_mesh.device_type)  # shards may wait in host memory
-        tensor = tensor.full_tensor().clone()  # without the padding that gathering leaves behind it
+        tensor = tensor.full_tensor().clone()  # cloned without the padding of the gather
     return cast(Tensor, tensor)
 
 
 def write_once(state: Mapping[str, Tensor], write: Callable[[dict[str, Tensor]], None]) -> None:
-    """`write(whole tensors on the CPU)`. Of a sharded state by the first process alone, while the others wait.
+    """Call `write` with the full tensors on the CPU; if the state is sharded, on rank 0 only, while the others wait.
 
-    Called by all of them. What fails in the first one is raised there, and as CheckpointError in the others. A tensor
-    that stands under two names comes out as one.
+    Every process must call this. An error on rank 0 is raised there, and as CheckpointError on the others. A tensor
+    with two names stays one tensor.
     """
     if not any(is_sharded(tensor) for tensor in state.values()):
         write(_on_cpu(state))
         return
-    first = dist.get_rank() == 0
-    tensors = _on_cpu(state, keep=first)
-    fault, said = None, [""]
-    if first:
+    is_main = dist.get_rank() == 0
+    tensors = _on_cpu(state, keep=is_main)
+    fault, message = None, [""]
+    if is_main:
         try:
             write(tensors)
-        except Exception as error:  # whatever it is: the others must not wait for ever
-            fault, said = error, [f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(said, src=0)
+        except Exception as error:  # any error: the other processes must not wait for ever
+            fault, message = error, [f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(message, src=0)
     if fault is not None:
         raise fault
-    if said[0]:
-        raise CheckpointError(f"the first process, which writes for all, failed with {said[0]}")
-
-
-def whole_model(model: Any) -> Any:
-    """The expanded model itself; of a sharded one a whole copy in host memory, made by every process."""
-    state = model.state_dict()
-    if not any(is_sharded(tensor) for tensor in state.values()):
-        return model
-    cls: Any = class_before(model, ControlModel)
-    twin = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    expand(twin, dataclasses.replace(model.control.config, layers=model.control.layers))
-    for name, own in twin.state_dict(keep_vars=True).items():
-        own.data = whole(state[name]).cpu()
-    for name, buffer in model.named_buffers():
-        twin.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are in no state
-    for layer, original in zip(expanded_layers(twin), expanded_layers(model), strict=True):
-        if layer.interpolation is not None and original.interpolation is not None:
-            layer.interpolation.held = original.interpolation.held
-    return twin.train(model.training)
+    if message[0]:
+        raise CheckpointError(f"rank 0, which writes for all processes, failed with {message[0]}")
 
 
 def _on_cpu(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors, one after the other; not `keep`: their part in gathering them alone."""
+    """Gather the tensors one by one: name -> full tensor on the CPU. keep=False: join the collective, store nothing."""
     found: dict[int, Tensor] = {}
     for tensor in state.values():
         if id(tensor) not in found:

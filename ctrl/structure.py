@@ -1,4 +1,4 @@
-"""Where copies go: find a model's decoder layers and choose the places."""
+"""Find the decoder layers of a model and choose which ones to expand."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ctrl.errors import ConfigError
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's stack of decoder layers, found by structure. Raises ConfigError with the reason if there is none."""
+    """Find the stack of decoder layers by its structure. Raises ConfigError with the reason if there is none."""
     name = type(model).__name__
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(f"{name} is an encoder-decoder; expand takes decoder-only causal language models")
+        raise ConfigError(f"{name} is an encoder-decoder: expand needs a decoder-only causal language model")
     count = getattr(config, "num_hidden_layers", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
@@ -24,17 +24,18 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if len(stacks) != 1:
         raise ConfigError(
             f"{name} has {len(stacks)} stacks of {count} decoder layers that each own a cache slot (an attention with "
-            "an integer layer_idx), expected exactly one: this architecture cannot be expanded"
+            "an integer layer_idx), but must have exactly one: use another architecture"
         )
     _refuse_index_arithmetic(model, stacks[0])
     return stacks[0]
 
 
 def place(layers: int | Sequence[int], total: int) -> list[int]:
-    """Indices of the layers to expand: copy j = 1..n at floor(j L / n) - 1, or the list given, sorted; -1 is the last.
+    """List the indices of the layers to expand, sorted.
 
-    Where n divides L the former are the layers l with (l + 1) divisible by L/n. Raises ConfigError if L has no such
-    layer, or if two indices mean the same.
+    A count n gives floor(j L / n) - 1 for j = 1..n, L = total; if n divides L these are the layers l with (l + 1)
+    divisible by L/n. In a list negative indices count from the end (-1 is the last). Raises ConfigError if there is no
+    such layer, or if two indices mean the same one.
     """
     if isinstance(layers, int):
         if not 1 <= layers <= total:
@@ -50,16 +51,16 @@ def place(layers: int | Sequence[int], total: int) -> list[int]:
 
 
 def branch_kinds(config: ControlConfig, count: int) -> list[str]:
-    """`concat` or `stack` for each expanded layer in order; hybrid alternates stack, concat, ..."""
+    """List `concat` or `stack` for each expanded layer in order; hybrid alternates stack, concat, ..."""
     if config.structure == "hybrid":
         return ["stack" if j % 2 == 0 else "concat" for j in range(count)]
     return [config.structure] * count
 
 
 def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
-    """Make a text config describe these of its layers, in this order, repeats allowed.
+    """Make a text config describe only these of its layers, in this order; an index may occur twice.
 
-    What changes is the layer count and every list with one value per layer (layer_types, no_rope_layers, ...).
+    Changes the layer count and every list with one value per layer (layer_types, no_rope_layers, ...).
     """
     other = ("architectures", "eos_token_id", "keys_to_ignore_at_inference")  # lists, but not one value per layer
     for name, value in list(vars(config).items()):
@@ -69,7 +70,7 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """An attention module, by structure: it has projections and names its cache slot."""
+    """Recognise an attention module by its structure: it has child modules and names its cache slot."""
     if not isinstance(getattr(module, "layer_idx", None), int) or not list(module.children()):
         return False
     inner = (m for m in module.modules() if m is not module)
@@ -81,11 +82,13 @@ def _cache_slots(layer: nn.Module) -> list[int]:
 
 
 def _refuse_index_arithmetic(model: PreTrainedModel, layers: nn.ModuleList) -> None:
-    """A copy's layer_idx names a cache slot beyond the last layer; models that compute with it would go wrong."""
+    """Raise ConfigError for models that compute with layer_idx: in a copy it is a cache slot after the last layer."""
     if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
         raise ConfigError(
             "scale_attn_by_inverse_layer_idx=True: attention depends on the layer's index; set it to False"
         )
     for module in layers.modules():
         if getattr(module, "is_kv_shared_layer", False):
-            raise ConfigError(f"{type(module).__name__} reads another layer's keys and values; it cannot be expanded")
+            raise ConfigError(
+                f"{type(module).__name__} reads another layer's keys and values, so it cannot be expanded"
+            )

@@ -5,8 +5,7 @@ Unknown keys fail with the nearest key; all faults are reported at once; a confi
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,40 +13,53 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
+from experiments.common.paths import SHIPPED
 from experiments.common.section import Place, Section, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
-from experiments.methods import METHODS, Method
-from experiments.methods.tuning import Control
+from experiments.evaluation.flat_keys import FLAT, set_key
+from experiments.evaluation.suites import SUITES
+from experiments.methods import METHODS, PARTS, TUNINGS, Method
+from experiments.methods.base import Average
+from experiments.methods.parts import Averaged, Losses, Train, part_name, write_part
+from experiments.methods.shorthands import from_shorthand, read_options
+from experiments.methods.tuning import Control, Full
 from experiments.training.config import TrainingConfig
 
-SHIPPED = Path(__file__).parent / "configs"
+SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
+FORMS = "method (with its options and control) or train, loss and average"
+# sections that the YAML chooses by name
+NAMED: dict[str, Any] = {**SOURCES, **PARTS, **{name: suite.Settings for name, suite in SUITES.items()}}
 
 
 class ArmConfig(Section):
-    """One method and the learning rates it is tried at."""
+    """One way to train and the learning rates it is tried at.
+
+    The way is a short name (`method`, with its `options` and `control`), or its parts (`train`, `loss`, `average`).
+    """
 
     name: str
-    method: str
+    method: str | None = Field(None, description="short name of a way to train; or give train, loss, average")
     learning_rates: tuple[float, ...] = Field(min_length=1)
     control: ControlConfig = Field(default_factory=ControlConfig, description="what is expanded; partial: which layers")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own fields")
     replay: float | None = Field(None, ge=0, lt=1, description="this arm's data.replay, if it is not the experiment's")
+    train: Train | None = Field(None, description="what trains: a name, or {name: its fields}; full if not given")
+    loss: Losses = Field((), description="terms of the loss: a list of names, or of {name: its fields}")
+    average: Averaged | None = Field(None, description="average of weights, evaluated and saved; written as in train")
 
     @model_validator(mode="before")
     @classmethod
     def _structure(cls, values: Any) -> Any:
-        """Methods stack and hybrid are control with that structure."""
-        cls_of_method = METHODS.get(str(values.get("method"))) if isinstance(values, dict) else None
-        if cls_of_method is None or not issubclass(cls_of_method, Control) or cls_of_method.structure is None:
+        """Set control.structure for the methods that fix it: stack and hybrid."""
+        tuning = TUNINGS.get(str(values.get("method"))) if isinstance(values, dict) else None
+        if tuning is None or not issubclass(tuning, Control) or tuning.structure is None:
             return values
-        control, name = values.get("control") or {}, cls_of_method.structure
-        control = control if isinstance(control, dict) else control.to_dict()
-        if control.get("structure", name) not in (name, "concat"):
-            raise ValueError(f"method {name!r} has structure {name!r}, but control.structure={control['structure']!r}")
-        return {**values, "control": {**control, "structure": name}}
+        control = values.get("control") or {}
+        return {**values, "control": tuning.with_structure(control if isinstance(control, dict) else control.to_dict())}
 
     @field_validator("control", mode="before")
     @classmethod
@@ -56,24 +68,51 @@ class ArmConfig(Section):
 
     @field_validator("method")
     @classmethod
-    def _method(cls, value: str) -> str:
-        if value not in METHODS:
+    def _method(cls, value: str | None) -> str | None:
+        if value is not None and value not in METHODS:
             raise ValueError(f"unknown method {value!r}: {nearest(value, METHODS)}")
         return value
 
     @model_validator(mode="after")
-    def _options(self) -> ArmConfig:
+    def _one_form(self) -> ArmConfig:
+        short, parts = (", ".join(k for k in form if k in self.model_fields_set) for form in (SHORTHAND, PRODUCT))
+        if short and parts:
+            raise ValueError(f"got {short} and {parts}: give either {FORMS}")
+        if self.method is None and not parts:
+            raise ValueError(f"nothing says how to train: give either {FORMS}")
         self.build()
         return self
 
     def build(self) -> Method:
-        """The method with this arm's options. Raises ValueError naming an unknown or wrong option."""
-        method = METHODS[self.method]
-        try:
-            return method.model_validate(self.options)
-        except ValidationError as error:
-            faults = [_option_fault(self.method, method, fault) for fault in error.errors()]
-            raise ValueError("; ".join(faults)) from None
+        """Build the method, with fresh state. Raises ValueError for a wrong option or parts that exclude each other."""
+        if self.method is not None:
+            return from_shorthand(self.method, self.options, self.control)
+        train, loss, average = copy.deepcopy((self.train, self.loss, self.average))
+        return Method(train or Full(), loss, average or Average())
+
+    @property
+    def method_name(self) -> str:
+        """The short name, or the names of the parts: `lora+kl+ema`."""
+        parts = [self.train or Full(), *self.loss, *([self.average] if self.average else [])]
+        return self.method or "+".join(part_name(part) for part in parts)
+
+    def params(self) -> dict[str, Any]:
+        """Return all settings of the method, defaults included, as they are logged."""
+        if self.method is None:
+            return self._product()
+        options = read_options(self.method, self.options)
+        return {"control": self.control.to_dict(), "options": options.model_dump(mode="json")}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values in the form that was given; keys of the other form are left out."""
+        if self.method is None:
+            return {**self.model_dump(mode="json", include={"name", "learning_rates", "replay"}), **self._product()}
+        return {**self.model_dump(mode="json", exclude={"control", *PRODUCT}), "control": self.control.to_dict()}
+
+    def _product(self) -> dict[str, Any]:
+        train = {"train": write_part(self.train or Full())}
+        loss = {"loss": [write_part(term) for term in self.loss]} if self.loss else {}
+        return {**train, **loss, **({"average": write_part(self.average)} if self.average else {})}
 
 
 class ExperimentConfig(Section):
@@ -109,17 +148,18 @@ class ExperimentConfig(Section):
         return sorted({*range(every, steps + 1, every), *self.data.stage_ends(steps)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is written to YAML, hashed and logged."""
+        """Return plain values, as they are written to YAML and logged."""
         values = self.model_dump(mode="json", exclude={"arms"})
-        values["arms"] = [
-            {**arm.model_dump(mode="json", exclude={"control"}), "control": arm.control.to_dict()} for arm in self.arms
-        ]
+        values["arms"] = [arm.to_dict() for arm in self.arms]
         return values
 
+    def to_flat(self) -> dict[str, Any]:
+        """Return the same values with the flat keys of earlier versions in `evaluation`: digests are made of them."""
+        return self.to_dict() | {"evaluation": self.evaluation.to_flat()}
+
     def digest(self) -> str:
-        """Eight hex digits that change whenever a result could."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        """Return eight hex digits that change whenever a result could."""
+        return json_digest(self.to_flat())[:8]
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
@@ -129,8 +169,18 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     """
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
-        set_field(values, key, value)
+        set_value(values, key, value)
     return parse_config(values, source=str(path))
+
+
+def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one field of a config's plain values by its dotted key; settings of suites also by their flat keys."""
+    section, _, key = dotted.partition(".")
+    evaluation = values.get("evaluation") or {}
+    if section == "evaluation" and key and isinstance(evaluation, dict):
+        values["evaluation"] = set_key(evaluation, key, value)
+    else:
+        set_field(values, dotted, value)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentConfig:
@@ -141,21 +191,13 @@ def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentCo
         raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
 
 
-def _option_fault(name: str, method: type[Method], fault: Any) -> str:
-    option = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = nearest(option, method.model_fields) if method.model_fields else "it has none"
-        return f"unknown option {option!r} of method {name!r}: {known}"
-    return f"option {option} of method {name!r}: {fault['msg']} (got {fault['input']!r})"
-
-
 def _keys_at(loc: Place) -> list[str]:
     """The declared keys of the section that a fault's location points into."""
     section: Any = ExperimentConfig
     for part in loc:
-        if part in SOURCES:
-            section = SOURCES[str(part)]
+        if part in NAMED:
+            section = NAMED[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             section = getattr(annotation, "__args__", (annotation,))[0]
-    return list(section.model_fields)
+    return [*section.model_fields, *(FLAT if section is EvaluationConfig else ())]

@@ -18,8 +18,7 @@ from experiments.common.files import json_lines, write_text
 class Record:
     """One item, measured once.
 
-    suite: `new` (the new task), `kept` (tasks that must not be forgotten), `drift` (KL to the base), `text` (NLL),
-    `instructions` (instructions that code can check) or `alignment` (hidden states).
+    suite: name of the suite (`new`, `kept`, `drift`, ...); suite lm_eval writes `new` or `kept`.
     task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`,
     `lm_eval`).
     item: id of the question, the same for base and arms, so that records pair.
@@ -30,7 +29,7 @@ class Record:
     reply, parsed: generated text and whether an answer could be read from it.
     """
 
-    suite: Literal["new", "kept", "drift", "text", "instructions", "alignment"]
+    suite: str
     task: str
     form: str
     item: str

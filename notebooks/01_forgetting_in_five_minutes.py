@@ -40,11 +40,7 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments.cli.console import quiet
-from experiments.config import load_config
-from experiments.reporting.tables import format_table
-from experiments.runs.run import run_experiment
-from experiments.runs.trained import replies
+from experiments import format_table, load_config, quiet, replies, run_experiment
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(

@@ -19,7 +19,7 @@
 # Then it turns a dial: after training, how much of the copies should be mixed in?
 #
 # It is an experiment at a desk, with few steps and few questions. The study `table5` asks the same with all the
-# paper's arms: `python -m experiments.cli study table5`.
+# paper's arms: `control-llm study table5`.
 
 # %% tags=["parameters"]
 steps = 24
@@ -41,17 +41,20 @@ import io
 from IPython.display import HTML, Image, display
 from ipywidgets import FloatSlider, Text, interact
 
-from experiments.cli.console import quiet
-from experiments.comparison.compare import compare
-from experiments.comparison.inputs import read_entries
-from experiments.comparison.plot import comparison_figure
-from experiments.comparison.report import format_comparison
-from experiments.config import load_config
-from experiments.models.base import load_base
-from experiments.posthoc.run import posthoc
-from experiments.reporting.plots.dial import dial_figure
-from experiments.runs.run import run_experiment
-from experiments.runs.trained import load_trained, replies_at
+from experiments import (
+    compare,
+    comparison_figure,
+    dial_figure,
+    format_comparison,
+    load_base,
+    load_config,
+    load_trained,
+    quiet,
+    read_entries,
+    replies_at,
+    run_experiment,
+    run_posthoc,
+)
 
 quiet()  # progress bars stay, the libraries' chatter goes
 
@@ -107,7 +110,7 @@ print(format_comparison(comparison))
 
 # %%
 control = outcomes[0]
-results = posthoc(control.folder, "control", learning_rate, "dial", alphas)
+results = run_posthoc(control.folder, "control", learning_rate, "dial", alphas)
 buffer = io.BytesIO()
 dial_figure(results, "control: share of the trained copies").savefig(buffer, dpi=70)
 display(Image(buffer.getvalue()))

@@ -39,14 +39,20 @@ import torch
 from IPython.display import Image, display
 
 import ctrl
-from experiments.cli.console import quiet
-from experiments.config import load_config
-from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
-from experiments.evaluation.weights import update_sizes
-from experiments.models.base import load_base
-from experiments.reporting.plots.alignment import alignment_figure, projection_figure
-from experiments.runs.run import run_experiment
-from experiments.runs.trained import load_trained
+from experiments import (
+    alignment_figure,
+    branch_table,
+    hidden_states,
+    layer_table,
+    load_base,
+    load_config,
+    load_trained,
+    projection_figure,
+    quiet,
+    run_experiment,
+    sentences,
+    update_sizes,
+)
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(

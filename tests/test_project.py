@@ -45,23 +45,9 @@ def test_every_dependency_is_pinned_once(project: dict[str, Any]) -> None:
         assert _normal(name.group()) in pinned, requirement
 
 
-def test_the_make_targets_of_the_readme_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text()))
-    assert {"quickstart", "test", "test-fast", "check", "lab"} <= targets
-    assert named
-    assert named <= targets
-
-
-def test_the_configs_in_the_readme_can_be_run() -> None:
-    from experiments.config import parse_config
-    from experiments.studies.load import parse_study
-
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    run, study = (yaml.safe_load(block) for block in blocks)
-    parse_config(run, "README.md")
-    parse_study(study, source="README.md")
+def test_the_makefile_has_the_targets_that_everyone_knows() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"setup", "quickstart", "test", "test-fast", "check", "docs", "lab", "ui"} <= targets
 
 
 @pytest.mark.slow

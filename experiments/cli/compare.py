@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli.console import Commands
+from experiments.cli.console import Commands, show
 
 NEW = "lm_eval's tasks that were learned (patterns: 'gsm8k*'); the others count as kept"
 
@@ -39,7 +39,7 @@ def compare_command(args: argparse.Namespace) -> int:
     from experiments.comparison.report import format_comparison, write_comparison
 
     comparison = compare(read_entries(args.runs, args.base, args.new), args.reference, args.draws)
-    print(format_comparison(comparison))
+    show(format_comparison(comparison))
     if args.out:
         page = args.out.suffix == ".html"
         print(f"\nwritten: {write_comparison(comparison, args.out.parent if page else args.out, page)}")
@@ -55,5 +55,5 @@ def gate_command(args: argparse.Namespace) -> int:
     entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)
     parts = [part for entry in entries for part in ([entry, *by_task(entry)] if args.each_task else [entry])]
     verdicts = [gate(part, args.margin) for part in parts]
-    print("\n".join(line for _, line in verdicts))
+    show("\n".join(line for _, line in verdicts))
     return 0 if all(passed for passed, _ in verdicts) else 1

@@ -1,4 +1,4 @@
-"""What commands write to the terminal, and what the libraries must not."""
+"""What commands write to the terminal, and what libraries must not write there."""
 
 from __future__ import annotations
 
@@ -6,36 +6,99 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 Commands = Any  # what argparse's add_subparsers returns; its class is private
+NO_WRAP = 10_000  # columns: what is no terminal gets each row on one line
+STYLES = (  # pattern, style of its matches on a terminal
+    (r"\A[^\n]+(?=\n-{9,})", "bold"),  # the head of a table
+    (r"(?m)^-{9,}$", "dim"),
+    (r"\[[-+.,\d]+\]", "dim"),  # intervals
+    (r"(?m)^ *(\S+ +){0,2}(failed|stopped|error)\b.*", "red"),
+)
 
 
 def say(text: str) -> None:
-    """A line that does not break a progress bar."""
+    """Write a line above a progress bar, if there is one."""
     from tqdm import tqdm
 
-    tqdm.write(text)
+    tqdm.write(styled(text, sys.stdout))
     sys.stdout.flush()
+
+
+def show(text: str) -> None:
+    """Write what a command found, a table for example."""
+    print(styled(text, sys.stdout))
+
+
+def show_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write aligned columns, without a head if it is empty. A narrow terminal wraps the cells of the widest column.
+
+    rows: at least one.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    table = Table(
+        box=SIMPLE_HEAD if terminal and head else None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(head)
+    )
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for i, width in enumerate(widths):
+        table.add_column(head[i] if head else "", no_wrap=width < max(widths), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(Text(cell)) for cell in row))
+    console = Console(file=sys.stdout, width=None if terminal else NO_WRAP, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().strip("\n").split("\n")))
+
+
+def styled(text: str, stream: TextIO) -> str:
+    """Return the text with colours if the stream is a terminal, else as it is."""
+    if not stream.isatty():
+        return text
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+    with console.capture() as captured:
+        console.print(_cell(Text(text)), soft_wrap=True, end="")
+    return captured.get()
+
+
+def _cell(text: Any) -> Any:
+    for pattern, style in STYLES:
+        text.highlight_regex(pattern, style)
+    return text
 
 
 def stop(code: int, message: str) -> int:
     """Write why a command ends, and return its exit code."""
-    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    print(styled(f"error: {message}" if code != 130 else message, sys.stderr), file=sys.stderr)
     return code
 
 
 def quiet() -> None:
-    """Progress bars stay; the libraries' own chatter about what is meant to be so goes."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    """Silence what the libraries write about things that are meant to be so. Progress bars of the bench stay."""
     from transformers.utils import logging
+
+    quiet_warnings()
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
 
+def quiet_warnings() -> None:
+    """Silence warnings that concern the libraries' next versions. Imports nothing, unlike `quiet`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def add_root(command: argparse.ArgumentParser) -> None:
-    """The option --root, which most commands have."""
+    """Add the option --root, which most commands have."""
     command.add_argument("--root", type=Path, help="where results go (default: mlruns)")

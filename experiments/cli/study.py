@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.console import Commands, add_root, say
+from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.common.paths import default_root
 
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
@@ -46,12 +47,12 @@ def add(commands: Commands) -> None:
 
 
 def study_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.launch import run_study, work
     from experiments.studies.load import load_study
     from experiments.studies.storage import storage_url
     from experiments.tracking.machine import sigterm_raises
 
+    quiet()
     config, root = load_study(args.config, args.profile), args.root or default_root()
     if args.worker:
         from experiments.studies.queue import Store
@@ -59,34 +60,33 @@ def study_command(args: argparse.Namespace) -> int:
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
-    print(_afterwards(run_study(config, root, args.workers, args.storage, say), root))
+    show(_afterwards(run_study(config, root, args.workers, args.storage, say), root))
     return 0
 
 
 def resume_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.launch import run_study
 
+    quiet()
     store = _store(args)
-    print(_afterwards(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
+    show(_afterwards(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
     return 0
 
 
 def status_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.report.table import status_text
 
-    print(status_text(_store(args), args.root or default_root()))
+    show(status_text(_store(args), args.root or default_root()))
     return 0
 
 
 def add_trials_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
-    from experiments.studies.storage import command_line
+    from experiments.studies.storage import command_line, note_progress
 
-    store = _store(args)
-    resume = command_line(store, args.root or default_root(), "resume", args.study)
-    print(f"the budget is {store.add_trials(args.count)} trials; to run them: {resume}")
+    store, root = _store(args), args.root or default_root()
+    count = store.add_trials(args.count)
+    note_progress(store, root)
+    print(f"the budget is {count} trials; to run them: {command_line(store, root, 'resume', args.study)}")
     return 0
 
 
@@ -98,7 +98,6 @@ def export_command(args: argparse.Namespace) -> int:
 
 
 def report_command(args: argparse.Namespace) -> int:
-    from experiments.runs.run import default_root
     from experiments.studies.report.write import write_study_report
 
     root = (args.root or default_root()).resolve()
@@ -148,7 +147,6 @@ def _afterwards(store: Store, root: Path) -> str:
 
 def _store(args: argparse.Namespace) -> Store:
     """The study of that name, which must exist."""
-    from experiments.runs.run import default_root
     from experiments.studies.queue import Store
     from experiments.studies.storage import noted_storage, storage_url
 

@@ -1,7 +1,45 @@
-"""Errors that a user can act on."""
+"""Errors that a user can act on. Each has the exit code with which the command line ends.
+
+The message names the argument, its value and the next step. Errors that a room raises and catches itself (an arm that
+failed, a trial that was pruned) are defined in that room. The library's own are `ctrl.ConfigError` and
+`ctrl.CheckpointError`.
+"""
 
 from __future__ import annotations
 
 
-class ConfigError(ValueError):
-    """A YAML file that cannot be run; the message lists every fault with its place in the file."""
+class BenchError(Exception):
+    """Base of the bench's errors: catch it to catch all of them. exit_code: 1, something failed; 2, wrong input."""
+
+    exit_code = 1
+
+
+class ConfigError(BenchError, ValueError):
+    """A YAML file that cannot be run; the message lists every fault with its place in the file.
+
+    It is a ValueError too, because pydantic collects only those from validators.
+    """
+
+    exit_code = 2
+
+
+class CompareError(BenchError):
+    """A run on the command line that cannot be compared."""
+
+    exit_code = 2
+
+
+class ModelError(BenchError):
+    """A base model or tokenizer that cannot be used."""
+
+
+class RunError(BenchError):
+    """An experiment that cannot start or go on. Nothing recorded is lost."""
+
+
+class StudyError(BenchError):
+    """A study that cannot start, or that stopped. No trial is lost."""
+
+
+class TrackingError(BenchError):
+    """A local MLflow store that cannot be opened, or nothing to send to it; raised before anything is trained."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ctrl.errors import nearest  # rooms import it from here
 
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
@@ -15,13 +16,6 @@ class Section(BaseModel):
     """Base of all sections: frozen, and no key that is not declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'? known: x, y`, for the end of an error."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

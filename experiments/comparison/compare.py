@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from experiments.common.errors import CompareError
 from experiments.common.section import nearest
-from experiments.comparison.inputs import CompareError, Entry
+from experiments.comparison.inputs import Entry
 from experiments.records import Estimate, Record
 from experiments.reporting.text import figure_text
 from experiments.scorecard.bootstrap import Array, estimate, harmonic

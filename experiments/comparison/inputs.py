@@ -8,17 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import CompareError, ConfigError
 from experiments.common.section import nearest
 from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 
 TABLES = (".csv", ".parquet", ".json")
-
-
-class CompareError(ValueError):
-    """Something named on the command line cannot be compared; the message says what would work."""
 
 
 @dataclass(frozen=True)

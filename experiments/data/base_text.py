@@ -1,13 +1,12 @@
-"""The base model's own text: what to replay where the data it was trained on is not at hand.
+"""Text of the base model itself: to replay if the data it was trained on is not available.
 
-It is sampled once and kept as JSON lines beside a JSON file of its provenance; the latter is written last, so a cache
-without it, or one whose digest differs, is sampled again.
+It is sampled once and stored as JSON lines, with a JSON file of its provenance. The latter is written last: without it,
+or if its digest differs, the text is sampled again.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
@@ -15,19 +14,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock
-from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import json_lines, write_json, write_text
+from experiments.common.hashing import sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
-from experiments.data.source import Finite, Source, Workshop, distinct, short_digest
+from experiments.data.source import Finite, Source, SourceContext, distinct
+from experiments.models.weights_digest import weights_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
 
 
 class SampledText(Finite):
-    """Rows that a base model wrote, read from the folder where BaseText keeps them. Not a source of the YAML."""
+    """Text that a base model wrote, read from the folder where BaseText stores it. Not a source of the YAML."""
 
     source: Literal["self"] = "self"
     folder: str
@@ -43,10 +43,10 @@ class SampledText(Finite):
 
 
 class BaseText(Sampling, Source):
-    """Text of the base model itself. A chat model writes the user's turn and then the reply to it; others plain text.
+    """Text of the base model itself. A chat model writes the user's turn, then the reply; other models plain text.
 
-    Empty turns and questions that stand twice are thrown away, so a little less than `number` may remain. The seed of
-    the sampling is a field of its own: every seed of an experiment replays one sample, in another order.
+    Empty turns and repeated questions are dropped, so slightly fewer than `number` may remain. The seed of the sampling
+    is a separate field: all seeds of an experiment replay the same sample, each in another order.
     """
 
     source: Literal["self"] = "self"
@@ -55,46 +55,46 @@ class BaseText(Sampling, Source):
     def label(self) -> str:
         return "self"
 
-    def ready(self, workshop: Workshop) -> Source:
-        """Sample, unless it is in the cache. Two processes that want the same sample make it once."""
-        provenance = self._provenance(workshop)
+    def materialise(self, context: SourceContext) -> Source:
+        """Sample the text, unless it is in the cache. Of two processes one samples and the other waits."""
+        provenance = self._provenance(context)
         key = short_digest(json.dumps(provenance, sort_keys=True))
-        folder = workshop.cache / "self" / key
+        folder = context.cache / "self" / key
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _whole(folder):
-                self._sample(workshop, folder, provenance)
+                self._sample(context, folder, provenance)
         return SampledText(share=self.share, folder=str(folder))
 
-    def _provenance(self, workshop: Workshop) -> dict[str, Any]:
-        """All that the sample depends on; its digest names the cache's folder."""
+    def _provenance(self, context: SourceContext) -> dict[str, Any]:
+        """Return everything that the sample depends on; its digest is the name of the folder."""
         return {
-            "base_model": workshop.base_model,
-            "files": weight_files(workshop.base_model),
-            "precision": workshop.precision,
-            "chat_template": workshop.tokenizer.chat_template,
+            "base_model": context.base_model,
+            "files": weight_files(context.base_model),
+            "precision": context.precision,
+            "chat_template": context.tokenizer.chat_template,
             "settings": self.model_dump(exclude={"source", "share"}),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         }
 
-    def _sample(self, workshop: Workshop, folder: Path, provenance: dict[str, Any]) -> None:
-        model = workshop.base()
-        chat = bool(workshop.tokenizer.chat_template)
+    def _sample(self, context: SourceContext, folder: Path, provenance: dict[str, Any]) -> None:
+        model = context.base()
+        chat = bool(context.tokenizer.chat_template)
         draw: Callable[..., Iterator[Example]] = sample_chats if chat else sample_texts
-        rows = list(draw(model, workshop.tokenizer, self, workshop.precision))
+        rows = list(draw(model, context.tokenizer, self, context.precision))
         if not rows:
             raise ConfigError(
-                f"source self: none of {self.number} texts sampled from {workshop.base_model} could be used: raise "
+                f"source self: none of {self.number} texts sampled from {context.base_model} could be used: raise "
                 "max_tokens or number"
             )
         text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         write_text(folder / ROWS, text)
-        made = {**provenance, "rows": len(rows), "sha256": _sha256(text), "weights": weights_digest(model)}
+        made = {**provenance, "rows": len(rows), "sha256": sha256(text), "weights": weights_digest(model)}
         write_json(folder / PROVENANCE, made)
 
 
 def weight_files(base_model: str) -> list[list[Any]]:
-    """Name, size and time of each file of a local model; empty for a name that Hugging Face serves."""
+    """Return name, size and time of each file of a local model; nothing for a model of the Hugging Face Hub."""
     from experiments.models.base import SHIPPED, shipped_folder
 
     folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
@@ -102,27 +102,12 @@ def weight_files(base_model: str) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
-def weights_digest(model: PreTrainedModel) -> str:
-    """Sixteen hex digits of the SHA-256 over names and bytes of all weights."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().view(-1).view(dtype=torch.uint8).numpy()))
-    return digest.hexdigest()[:16]
-
-
 def _whole(folder: Path) -> bool:
     try:
         made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        return bool(made["sha256"] == _sha256((folder / ROWS).read_text(encoding="utf-8")))
+        return bool(made["sha256"] == sha256((folder / ROWS).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _plain(row: Example) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which columns of a table are the question, the answer or the text."""
+"""Map the columns of a table to question, answer or text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from experiments.data.source import Source
 
 
 class Columns(Source):
-    """A source with a table: `text` names the column of a document; else each row is a question and its answer."""
+    """A source with a table. With `text`, each row is a document; else it is a question and its answer."""
 
     question: str = Field("question", description="column of the question")
-    answer: str = Field("answer", description="column of the final answer, which is measured by exact match")
-    solution: str | None = Field(None, description="column of worked steps, which training writes before the answer")
-    text: str | None = Field(None, description="column of a document; then the columns of a chat are not read")
+    answer: str = Field("answer", description="column of the final answer, which is scored by exact match")
+    solution: str | None = Field(None, description="column of worked steps, which are trained on before the answer")
+    text: str | None = Field(None, description="column of a document; question and answer are not read then")
 
     def example(self, row: Mapping[str, Any], place: str) -> Example:
-        """One row. place: where it stands, for the error. Raises ConfigError for a column that is not there."""
+        """Convert one row. place: where it is, for errors. Raises ConfigError for a missing or empty column."""
         wanted = [self.text] if self.text else [self.question, self.answer, *([self.solution] if self.solution else [])]
         missing = [name for name in wanted if name not in row]
         if missing:

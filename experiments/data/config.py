@@ -1,4 +1,4 @@
-"""The YAML section `data`: what is learned, what is replayed, in which shares and order."""
+"""The YAML section `data`: what is trained on and what is replayed, in which shares and order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from experiments.data.stages import check_stream, stage_ends
 
 
 class DataConfig(Section):
-    """What is learned, and how much of what was known is replayed. Shares are of tokens."""
+    """The new task, and how much old text is replayed with it. Shares are of tokens."""
 
     new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
-    old: tuple[AnySource, ...] = Field((), description="what replay is drawn from: one source or a list")
+    old: tuple[AnySource, ...] = Field((), description="sources of the replayed text: one source or a list")
     replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
-    order: Literal["mixed", "sequential"] = Field("mixed", description="`new` all at once, or one after the other")
+    order: Literal["mixed", "sequential"] = Field(
+        "mixed", description="sources of `new` together, or one after the other"
+    )
     regime: Literal["sft", "cpt"] = Field("sft", description="chats with the loss on answers, or packed text")
     system: str | None = Field(
         None, description="system turn of all chats ('' leaves it empty); default: the template's"
@@ -36,7 +38,7 @@ class DataConfig(Section):
         check_shares(self.old, "old")
         check_stream(self.new, self.old, self.sequential)
         if any(source.source == "self" for source in self.new):
-            raise ValueError("new: source self is what the model can do already; it belongs under old")
+            raise ValueError("new: source self is what the base model writes already; it belongs under old")
         if self.replay and not self.old:
             raise ValueError(
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
@@ -45,7 +47,7 @@ class DataConfig(Section):
 
     @property
     def sequential(self) -> bool:
-        """Whether the sources of `new` are learned one after the other."""
+        """Whether the sources of `new` are trained on one after the other."""
         return self.order == "sequential"
 
     def stage_ends(self, steps: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Rows of token ids to train on, and batches of them: chats and texts padded (sft), or packed documents (cpt)."""
+"""Encode examples as rows of token ids, and collate batches: padded chats and texts (sft), packed documents (cpt)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens that stand together: a chat, or at most `length` tokens of a text. labels: IGNORED where no loss is."""
+    """Tokens of a chat, or at most `length` tokens of a text. labels: IGNORED for tokens without loss."""
 
     ids: list[int]
     labels: list[int]
@@ -29,11 +29,11 @@ class Piece:
 
 
 class Encoder:
-    """Examples as pieces of at most `length` tokens.
+    """Encodes examples as pieces of at most `length` tokens.
 
-    sft: a chat has its loss on the answer and the end of turn, a text on all its tokens. cpt: a chat is a text too, as
-    the template writes it. A text longer than `length` becomes several pieces; a chat with its loss on the answer
-    would lose it, and is left out.
+    sft: the loss of a chat is on the answer and the end of turn, that of a text on all tokens. cpt: a chat is a text
+    too, as the template writes it. A text longer than `length` becomes several pieces. A longer chat in sft is left
+    out, since its answer would be cut.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
@@ -41,7 +41,7 @@ class Encoder:
         self.turn_end, self.text_end = end_of_turn(tokenizer), end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
-        """No piece at all for a chat that is too long. A piece of one token predicts nothing, and is left out."""
+        """Return the pieces of an example: none for a chat that is too long. Pieces of one token are left out."""
         if isinstance(example, Text):
             ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
             return self._cut(ids, replayed)
@@ -58,16 +58,16 @@ class Encoder:
 
 
 def padded_rows(pieces: Iterable[Piece]) -> Iterator[Row]:
-    """One row a piece: input_ids, labels and whether it is replayed."""
+    """Yield one row per piece: input_ids, labels and whether it is replayed."""
     for piece in pieces:
         yield {"input_ids": piece.ids, "labels": piece.labels, "replayed": piece.replayed}
 
 
 def packed_rows(pieces: Iterable[Piece], length: int) -> Iterator[Row]:
-    """Rows of exactly `length` tokens, filled with one piece after the other; what does not fit begins the next row.
+    """Yield rows of exactly `length` tokens, filled with pieces one after the other; the rest starts the next row.
 
-    position_ids start at 0 in each piece, which is how transformers finds the documents of a row; the label of each
-    first token is IGNORED, since the token before it belongs to another document.
+    position_ids start at 0 in each piece: by these transformers finds the documents of a row. The label of each first
+    token is IGNORED, since the token before it belongs to another document.
     """
     row = _empty()
     for piece in pieces:
@@ -89,7 +89,7 @@ def _empty() -> Row:
 
 
 class PaddingCollator:
-    """Right-pads to the longest of the batch.
+    """Pads rows on the right to the longest of the batch.
 
     input_ids, attention_mask and labels are (batch, seq) int64, replayed is (batch,) bool.
     """
@@ -109,8 +109,8 @@ class PaddingCollator:
 class PackedCollator:
     """Stacks packed rows: input_ids, labels and position_ids (batch, length) int64, replayed (batch, length) bool.
 
-    There is no attention mask, and the KV cache is off: with either, transformers would not look for the documents
-    in position_ids, and each token would see the documents before its own.
+    There is no attention mask and no KV cache: with either, transformers would not look for documents in position_ids,
+    and each token would attend to the documents before its own.
     """
 
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,12 +23,12 @@ TEXTS = (".txt", ".md", ".rst", ".py")
 class LocalFile(Columns, Finite):
     """A file, or all files of one folder: `.jsonl`, `.json` (lines or one list), `.parquet`, or text.
 
-    A text file is cut into documents at `separator`; with an empty one each file is a document.
+    A text file is split into documents at `separator`; if that is empty, each file is a document.
     """
 
     source: Literal["file"] = "file"
     path: str
-    separator: str = Field("\n\n", description="what stands between the documents of a text file")
+    separator: str = Field("\n\n", description="text between the documents of a text file")
 
     @property
     def label(self) -> str:

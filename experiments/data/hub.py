@@ -10,17 +10,18 @@ from typing import Any, Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.columns import Columns
 from experiments.data.items import Example, NewTask, NewText
-from experiments.data.source import measured, short_digest
+from experiments.data.source import as_task
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
 
 
 class HuggingFace(Columns):
-    """A dataset by its Hugging Face name, or a local folder that `datasets` reads, with its columns.
+    """A dataset by its Hugging Face name, or a local folder that `datasets` can read, with its columns.
 
-    streaming: rows are read as they are needed and shuffled within a buffer of 1,000; nothing is stored on disk.
+    streaming: rows are read when they are needed and shuffled within a buffer of 1,000; nothing is stored on disk.
     """
 
     source: Literal["huggingface"] = "huggingface"
@@ -39,7 +40,7 @@ class HuggingFace(Columns):
         return None if self.streaming else len(self.loaded)
 
     def digest(self) -> str:
-        """Of the content where `datasets` knows it (its fingerprint), else of name, revision and split."""
+        """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
         return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
@@ -53,10 +54,10 @@ class HuggingFace(Columns):
                 f"source {self.label} has {len(found)} distinct rows, but {count} are to be held out: lower "
                 "evaluation.new_items"
             )
-        return measured(self.label, list(found.values()))
+        return as_task(self.label, list(found.values()))
 
-    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
-        return (example for example in self._rows(self._order(number, seed)) if example.id not in taken)
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
+        return (example for example in self._rows(self._order(number, seed)) if example.id not in held_out_ids)
 
     def _order(self, number: int, seed: int) -> Any:
         order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
@@ -69,14 +70,14 @@ class HuggingFace(Columns):
 
     @functools.cached_property
     def loaded(self) -> Any:
-        """The dataset of the library. Raises ConfigError, in one line, for whatever it has to complain about."""
+        """The dataset of the library. Raises ConfigError with the first line of any error of the library."""
         import datasets
 
         try:
             return datasets.load_dataset(
                 self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
             )
-        except Exception as error:  # the library raises a dozen kinds, from ValueError to its own HTTP errors
+        except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
             raise ConfigError(
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"

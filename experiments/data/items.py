@@ -1,14 +1,15 @@
-"""What is learned from and measured on: a question with its answer, a text, and a new task made of either."""
+"""Examples: a question with its answer, or a text; and tasks of held-out examples to measure on."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from experiments.common.hashing import text_id
 
 WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
@@ -19,8 +20,8 @@ Scorer = Callable[[str, dict[str, Any]], float]
 class Item:
     """One question and its answer.
 
-    solution: worked steps that lead to the answer; where there are any, training writes them before it. ended: False
-    for a reply that was cut off, which gets no end of turn. metadata: what the generator's verifier wants besides.
+    solution: worked steps, trained on before the answer; may be empty. ended: False for a reply that was cut off, which
+    gets no end of turn. metadata: further values for the generator's verifier.
     """
 
     question: str
@@ -31,18 +32,18 @@ class Item:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the question's SHA-256: the same item has the same id in every run."""
-        return hash_id(self.question)
+        """Id of the question: the same item has the same id in every run."""
+        return text_id(self.question)
 
     @property
     def reply(self) -> str:
-        """What a model is trained to say: the worked solution, if there is one, and the answer as its last line."""
+        """Text that a model is trained on: the worked solution, if there is one, and the answer as the last line."""
         return f"{self.solution}\nAnswer: {self.answer}" if self.solution else self.answer
 
 
 @dataclass(frozen=True)
 class Text:
-    """One document. group: what is held out as a whole (a module); ended: False where its end was cut off."""
+    """One document. group: unit that is held out as a whole (a module). ended: False if the end was cut off."""
 
     text: str
     group: str = ""
@@ -50,20 +51,16 @@ class Text:
 
     @property
     def id(self) -> str:
-        """Twelve hex digits of the SHA-256 of the group, or of the text where it stands alone."""
-        return hash_id(self.group or self.text)
+        """Id of the group, or of the text if it has no group."""
+        return text_id(self.group or self.text)
 
 
 Example = Item | Text
 
 
-def hash_id(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 @dataclass(frozen=True)
 class NewTask:
-    """Items to measure a new task on. scorer: the generator's verifier, (answer, entry) -> marks in [0, 1]."""
+    """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1]."""
 
     name: str
     test: tuple[Item, ...]
@@ -76,11 +73,11 @@ class NewTask:
 
     @functools.cached_property
     def numeric(self) -> bool:
-        """Whether every answer is a number, so that a number is what is read out of a reply."""
+        """Whether every answer is a number. Then a number is read out of each reply."""
         return all(NUMBER.fullmatch(item.answer.strip()) for item in self.test)
 
     def correct(self, answer: str | None, item: Item) -> bool:
-        """Full marks of the generator's own verifier; None (nothing could be read) is wrong."""
+        """Whether the verifier gives the full score. None, an answer that could not be read, is wrong."""
         if answer is None:
             return False
         entry = {"question": item.question, "answer": item.answer, "metadata": dict(item.metadata)}
@@ -89,9 +86,9 @@ class NewTask:
 
 @dataclass(frozen=True)
 class NewText:
-    """Documents to measure a new kind of text on, as nats per token.
+    """Documents to measure the new task on, in nats per token.
 
-    groups: ids of whole groups (modules) that are held out, where documents are split by group.
+    groups: ids of the groups (modules) that are held out as a whole; empty if documents have no groups.
     """
 
     name: str
@@ -101,17 +98,20 @@ class NewText:
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the documents that must not be trained on."""
-        return self.groups or frozenset(hash_id(document) for document in self.documents)
+        return self.groups or frozenset(text_id(document) for document in self.documents)
 
 
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
-    """1.0 if a reply, or its last line, is the answer; case, spaces, thousands commas and a final stop do not count."""
+    """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
+
+    Case, spaces, commas between thousands and a final full stop are ignored.
+    """
     lines = [line for line in answer.splitlines() if line.strip()] or [""]
     wanted = _normal(str(entry["answer"]))
     return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix("Answer:"))))
 
 
 def _normal(text: str) -> str | Decimal:
-    """A number as such, so that 7 is 7.0; "1,2" is a list and no number."""
+    """Return a number as a Decimal, so that 7 equals 7.0; other text lowercased. "1,2" is a list and not a number."""
     text = " ".join(text.casefold().split()).rstrip(".")
     return Decimal(text.replace(",", "")) if WHOLE.fullmatch(text) else text

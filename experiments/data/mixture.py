@@ -1,4 +1,4 @@
-"""Several sources as one stream of pieces with given shares of tokens, stage by stage, and its rows by number."""
+"""Mix several sources to one stream of pieces with given shares of tokens, and read its rows by index."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from experiments.data.encoding import Encoder, Piece, Row, packed_rows, padded_r
 from experiments.data.source import Source
 
 WINDOW = 256  # rows kept: a batch that is read again costs nothing
-PATIENCE = 1000  # examples in a row without a usable piece before the source counts as unusable
+PATIENCE = 1000  # examples in a row without a usable piece, after which the source counts as unusable
 
 
 @dataclass(frozen=True)
 class Part:
-    """A source and its share of the tokens of a stage. replayed: it is not what the stage teaches."""
+    """A source and its share of the tokens of a stage. replayed: it is not the task that the stage teaches."""
 
     source: Source
     share: float
@@ -29,35 +29,38 @@ class Part:
 
 @dataclass
 class Drawn:
-    """What a stage has taken from one source so far. epochs: times it was begun; left_out: chats that are too long."""
+    """Counts of what a stage has drawn from one source.
+
+    epochs: times the source was started. too_long: chats that were left out because they are longer than a row.
+    """
 
     tokens: int = 0
     pieces: int = 0
     examples: int = 0
     epochs: int = 0
-    left_out: int = 0
+    too_long: int = 0
 
 
 class Mixture:
-    """Endless pieces for each stage. The next one comes from the source that lacks most: share x drawn - own tokens.
+    """Endless pieces for each stage. The next one comes from the source with the largest share x all - own tokens.
 
-    So no source is ever ahead of its share of a stage by a whole piece. Each source's pieces and their order depend on
-    the source and the seed alone; the shares decide only how they are interleaved. A source that several stages share
-    goes on where the stage before left it.
+    So no source is ever ahead of its share of a stage by a whole piece. Each source's pieces and their order depend
+    only on the source and the seed; the shares only decide how sources are interleaved. If several stages share a
+    source, each continues where the one before stopped.
     """
 
-    def __init__(self, parts: Sequence[Part], encoder: Encoder, seed: int, taken: frozenset[str]) -> None:
+    def __init__(self, parts: Sequence[Part], encoder: Encoder, seed: int, held_out_ids: frozenset[str]) -> None:
         self.parts, self.encoder = tuple(part for part in parts if part.share > 0), encoder
-        self.seed, self.taken = seed, taken
+        self.seed, self.held_out_ids = seed, held_out_ids
         self.begin()
 
     def begin(self) -> None:
-        """From the start, with fresh counts."""
+        """Start again, with counts of 0."""
         self.drawn = [Drawn() for _ in self.parts]
         self.open: dict[tuple[int, bool], Pieces] = {}
 
     def stage(self, number: int) -> Iterator[Piece]:
-        """The pieces of one stage, without end."""
+        """Yield the pieces of one stage, without end."""
         own = [i for i, part in enumerate(self.parts) if part.stage == number]
         shares = [self.parts[i].share for i in own]
         while True:
@@ -67,28 +70,28 @@ class Mixture:
     def _pieces(self, part: Part) -> Pieces:
         key = (id(part.source), part.replayed)
         if key not in self.open:
-            self.open[key] = Pieces(part, self.encoder, self.seed, self.taken)
+            self.open[key] = Pieces(part, self.encoder, self.seed, self.held_out_ids)
         return self.open[key]
 
 
 class Pieces:
     """The pieces of one source, in its own order and without end."""
 
-    def __init__(self, part: Part, encoder: Encoder, seed: int, taken: frozenset[str]) -> None:
+    def __init__(self, part: Part, encoder: Encoder, seed: int, held_out_ids: frozenset[str]) -> None:
         self.part, self.encoder = part, encoder
-        self.examples = part.source.stream(seed, taken)
+        self.examples = part.source.stream(seed, held_out_ids)
         self.waiting: deque[Piece] = deque()
         self.epochs = 0
 
     def take(self, drawn: Drawn) -> Piece:
-        """The next piece, counted in `drawn`. Raises ConfigError where nothing fits in a row."""
+        """Return the next piece and count it in `drawn`. Raises ConfigError if no example fits in a row."""
         unusable = 0
         while not self.waiting:
             epoch, example = next(self.examples)
             self.epochs = epoch + 1
             self.waiting.extend(self.encoder.pieces(example, self.part.replayed))
             drawn.examples += bool(self.waiting)
-            drawn.left_out += not self.waiting
+            drawn.too_long += not self.waiting
             unusable += not self.waiting
             if unusable >= PATIENCE:
                 raise ConfigError(
@@ -103,17 +106,17 @@ class Pieces:
 
 
 def most_lacking(shares: Sequence[float], tokens: Sequence[int]) -> int:
-    """Index of the largest deficit, share x all tokens - own tokens; the first of several."""
+    """Return the index of the largest deficit, share x all tokens - own tokens; the first of equal ones."""
     total = sum(tokens)
     return max(range(len(shares)), key=lambda i: shares[i] * total - tokens[i])
 
 
 class Rows(Dataset[Row]):
-    """The rows of a mixture, one stage behind the other. Row i is the same whatever was read before.
+    """The rows of a mixture, one stage after the other. Row i does not depend on the rows read before.
 
-    stages: how many rows each stage has; a row belongs to one stage, so packing drops what is left at a stage's end.
-    Rows are made as they are read, and the last few are kept: reading forward is free, one behind the window starts the
-    stream again, as a resumed run does to reach its first row.
+    stages: number of rows of each stage. A row belongs to one stage, so packing drops the rest at the end of a stage.
+    Rows are made when they are read, and the last WINDOW are kept. Reading a row before these starts the stream again,
+    as a resumed run does to reach its first row.
     """
 
     def __init__(self, mixture: Mixture, *stages: int) -> None:
@@ -146,7 +149,7 @@ class Rows(Dataset[Row]):
         return packed_rows(pieces, encoder.length) if encoder.regime == "cpt" else padded_rows(pieces)
 
     def drawn(self) -> list[Drawn]:
-        """What all rows together took for each part; reads to the last row if that has not been done."""
+        """Return the counts of all rows for each part. Reads to the last row if that has not been done."""
         if self.count and self.made < self.count:
             self[self.count - 1]
         return self.mixture.drawn

@@ -14,10 +14,11 @@ from pydantic import Field
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.items import Example, Item, NewTask
-from experiments.data.source import Source, short_digest
+from experiments.data.source import Source
 
-CHUNK = 100_000  # indices drawn from one generator; some make a list as long as their size at once
+CHUNK = 100_000  # indices drawn from one generator; some build a list of their whole size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted
 FINAL = re.compile(r"\n?####.*\s*$")  # the last line of gsm_symbolic's worked answers
 
@@ -25,15 +26,15 @@ FINAL = re.compile(r"\n?####.*\s*$")  # the last line of gsm_symbolic's worked a
 class ReasoningGym(Source):
     """A procedural generator of reasoning_gym by name, with its own parameters.
 
-    The default is grade-school mathematics with worked answers. Questions are distinct and do not end, unless the
-    parameters allow only a few; an exhausted task is an error.
+    The default is grade-school mathematics with worked answers. Questions are distinct and endless, unless the
+    parameters allow only a few; an exhausted generator is an error.
     """
 
     source: Literal["reasoning_gym"] = "reasoning_gym"
     name: str = "gsm_symbolic"
     params: dict[str, Any] = Field(default_factory=dict)
-    question: str | None = Field(None, description="how it is asked, with {fields} of its metadata; default: its words")
-    worked: bool = Field(True, description="train on the worked answer, where the generator gives one (gsm_symbolic)")
+    question: str | None = Field(None, description="text of a question, with {fields} of the metadata")
+    worked: bool = Field(True, description="train on the worked answer, if the generator has one (gsm_symbolic)")
 
     @property
     def label(self) -> str:
@@ -47,14 +48,17 @@ class ReasoningGym(Source):
         items = itertools.islice(self._distinct(make, "test", seed, frozenset()), count)
         return NewTask(self.name, tuple(items), make("test", seed, 0).score_answer)
 
-    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
-        return self._distinct(_generators(self), "train", seed, taken)
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
+        return self._distinct(_generators(self), "train", seed, held_out_ids)
 
     def _distinct(
-        self, make: Callable[[str, int, int], Any], part: str, seed: int, taken: frozenset[str]
+        self, make: Callable[[str, int, int], Any], part: str, seed: int, held_out_ids: frozenset[str]
     ) -> Iterator[Item]:
-        """Items with distinct questions outside `taken`. Raises ConfigError after 2,000 draws without a new one."""
-        seen, since = set(taken), 0
+        """Yield items with distinct questions outside `held_out_ids`.
+
+        Raises ConfigError after 2,000 draws without a new question.
+        """
+        seen, since = set(held_out_ids), 0
         for chunk in itertools.count():
             generator = make(part, seed, chunk)
             for index in range(generator.config.size):
@@ -66,14 +70,15 @@ class ReasoningGym(Source):
                     yield item
                 elif since > PATIENCE:
                     kind = "training" if part == "train" else part
+                    new = len(seen) - len(held_out_ids)
                     raise ConfigError(
-                        f"task {self.name} has too few distinct questions: only {len(seen) - len(taken)} {kind} items "
-                        f"were found beside the {len(taken)} held out. Widen its params, or ask for fewer steps or "
+                        f"task {self.name} has too few distinct questions: only {new} {kind} items were found besides "
+                        f"the {len(held_out_ids)} held out. Widen its params, or ask for fewer steps or "
                         "evaluation.new_items"
                     )
 
     def _item(self, entry: dict[str, Any]) -> Item:
-        """Raises ConfigError where the generator has no answer: any is right that its verifier accepts."""
+        """Return an item. Raises ConfigError if the generator has no answer, but only a verifier for any answer."""
         if entry["answer"] is None:
             raise ConfigError(
                 f"data, name: task {self.name} can check an answer but gives none to learn from: choose another"
@@ -82,7 +87,7 @@ class ReasoningGym(Source):
         return Item(self._asked(entry), str(entry["answer"]), entry["metadata"], FINAL.sub("", worked).strip())
 
     def _asked(self, entry: dict[str, Any]) -> str:
-        """The generator's question, or `question` filled in. Raises ConfigError for a field that does not exist."""
+        """Return the generator's question, or `question` filled in. Raises ConfigError for an unknown field."""
         if self.question is None:
             return str(entry["question"])
         fields = {"question": entry["question"], **entry["metadata"]}
@@ -96,7 +101,7 @@ class ReasoningGym(Source):
 
 
 def _generators(config: ReasoningGym) -> Callable[[str, int, int], Any]:
-    """(part, seed, chunk) -> generator. Raises ConfigError for an unknown task or parameter."""
+    """Return a function (part, seed, chunk) -> generator. Raises ConfigError for an unknown task or parameter."""
     from reasoning_gym.factory import DATASETS  # seconds to import
 
     if config.name not in DATASETS:
@@ -109,11 +114,11 @@ def _generators(config: ReasoningGym) -> Callable[[str, int, int], Any]:
         raise ConfigError(f"data, params of {config.name}: " + "; ".join(wrong))
 
     def make(part: str, seed: int, chunk: int) -> Any:
-        # Generators add the index to the seed, so neighbouring seeds share items: these lie far apart.
+        # Generators add the index to the seed, so neighbouring seeds share items: ours are far apart.
         name = f"{part} {seed} {chunk}" if chunk else f"{part} {seed}"
         start = random.Random(name).randrange(2**30)
         reason = ""
-        for size in (CHUNK, CHUNK // 5):  # word_ladder makes no more than 20,000
+        for size in (CHUNK, CHUNK // 5):  # word_ladder makes at most 20,000
             try:
                 settings = config_class(**config.params, seed=start, size=size)
                 getattr(settings, "validate", lambda: None)()

@@ -1,4 +1,4 @@
-"""Text sampled from a model: chats of which it writes both turns, or plain text from the start of a document."""
+"""Sample text from a model: chats of which it writes both turns, or plain text from the start of a document."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic import Field
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Text
-from experiments.data.source import short_digest
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening
 
 
 class Sampling(Section):
-    """How much text is sampled from a model, and how."""
+    """Settings of sampling from a model."""
 
     number: int = Field(256, ge=1, description="texts or chats to sample")
     max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
@@ -32,9 +32,9 @@ class Sampling(Section):
 def sample_chats(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Sampling, precision: str
 ) -> Iterator[Item]:
-    """Questions sampled behind the template's opening of a user turn, then a reply to each that is not empty.
+    """Sample questions after the template's opening of a user turn, then a reply to each question that is not empty.
 
-    A question that was cut off is used as it is: it is a prompt, and the reply is the base's own reply to it.
+    A question that was cut off is used as it is: it is a prompt, and the reply is the model's own reply to it.
     """
     opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
     with evaluating(model, Precision(precision)):
@@ -51,7 +51,7 @@ def sample_chats(
 def sample_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Sampling, precision: str
 ) -> Iterator[Text]:
-    """Documents sampled from what stands before a document: the tokenizer's start of text, else the end of one."""
+    """Sample documents after the tokenizer's start of text, or if there is none after an end of text."""
     end = end_of_text(tokenizer)
     start = list(tokenizer("")["input_ids"]) or [end]
     with evaluating(model, Precision(precision)):
@@ -69,7 +69,7 @@ def _sample(
     end: int,
     what: str,
 ) -> list[list[int]]:
-    """At most `max_tokens` sampled tokens behind each prompt, up to and including the end."""
+    """Sample at most `max_tokens` tokens after each prompt, up to and including the end."""
     fill = pad_id(tokenizer)
     generation = GenerationConfig(
         do_sample=True,
@@ -83,7 +83,9 @@ def _sample(
     )
     generate: Any = model.generate  # its stub says Tensor
     rows: list[list[int]] = []
-    torch.manual_seed(int(short_digest(f"{what} {settings.seed}")[:8], 16))  # replies must not repeat questions' draws
+    torch.manual_seed(
+        int(short_digest(f"{what} {settings.seed}")[:8], 16)
+    )  # other draws for replies than for questions
     starts = range(0, len(prompts), settings.batch_size)
     for start in tqdm(starts, desc=f"sample {what}", unit="batch", leave=False, disable=None):
         texts = prompts[start : start + settings.batch_size]

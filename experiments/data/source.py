@@ -1,31 +1,28 @@
-"""What every source of data has in common, whatever it draws from."""
+"""The contract of a source of data."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
 
-Kind = Literal["chat", "text"]
-
 
 @dataclass(frozen=True)
-class Workshop:
-    """What a source may need that its section does not say.
+class SourceContext:
+    """Facts of the run that a source may need besides its settings.
 
-    base: gives the base model; called only if a source has to read or sample it. base_model: its name or folder.
-    cache: where sampled text is kept.
+    base: returns the base model; called only if a source needs it. base_model: its name or folder. precision: as in
+    the config. cache: folder for sampled text.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,9 +33,9 @@ class Workshop:
 
 
 class Source(Section):
-    """Base of all sources. A source is its own section of the YAML: its fields say what is drawn.
+    """Base of all sources. A source is its own section of the YAML: its fields are the settings.
 
-    All that is drawn depends on the fields and a seed alone, and what is held out is never in the training stream.
+    What is drawn depends only on the fields and a seed. Held-out examples are never in the training stream.
     """
 
     source: str
@@ -46,48 +43,48 @@ class Source(Section):
 
     @property
     def label(self) -> str:
-        """How tables and records name it."""
+        """Name of the source in tables and records."""
         raise NotImplementedError
 
     @property
     def size(self) -> int | None:
-        """How many examples it has; None where there is no end, or none that is known."""
+        """Number of examples; None if it is endless or not known."""
         return None
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
-        """`count` examples to measure on; the first ones are the same for any count."""
+        """Return `count` examples to measure on. A larger count only adds examples at the end."""
         raise NotImplementedError
 
-    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
-        """The examples of one pass, in an order of its own, without those whose id is in `taken`."""
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
+        """Return the examples of one pass, in the order of this pass, without those whose id is in `held_out_ids`."""
         raise NotImplementedError
 
     def digest(self) -> str:
-        """Sixteen hex digits that change when the data does."""
+        """Return sixteen hex digits that change when the data changes."""
         return short_digest(self.model_dump_json(exclude={"share"}))
 
-    def ready(self, workshop: Workshop) -> Source:
-        """The source to draw from: itself, unless something must be made first."""
+    def materialise(self, context: SourceContext) -> Source:
+        """Return the source to draw from: itself, unless its data must be made first."""
         return self
 
-    def stream(self, seed: int, taken: frozenset[str]) -> Iterator[tuple[int, Example]]:
-        """(epoch, example) without end: a finite source starts over in another order."""
+    def stream(self, seed: int, held_out_ids: frozenset[str]) -> Iterator[tuple[int, Example]]:
+        """Yield (epoch, example) without end: a finite source starts again in another order."""
         number = 0
         while True:
             empty = True
-            for example in self.epoch(number, seed, taken):
+            for example in self.epoch(number, seed, held_out_ids):
                 empty = False
                 yield number, example
             if empty:
                 raise ConfigError(
-                    f"source {self.label}: nothing is left to train on beside {len(taken)} held-out items: "
+                    f"source {self.label}: nothing is left to train on besides {len(held_out_ids)} held-out items: "
                     "lower evaluation.new_items, or give it more data"
                 )
             number += 1
 
 
 class Finite(Source):
-    """A source whose examples fit in memory. A subclass gives `examples`; this class splits and shuffles them."""
+    """A source whose examples fit in memory. A subclass defines `examples`; this class splits and shuffles them."""
 
     @functools.cached_property
     def examples(self) -> tuple[Example, ...]:
@@ -102,23 +99,23 @@ class Finite(Source):
         return short_digest(*(repr(example) for example in self.examples))
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
-        """Raises ConfigError where nothing would be left to train on."""
+        """Return `count` examples to measure on. Raises ConfigError if nothing would be left to train on."""
         if count >= len(self.examples):
             raise ConfigError(
                 f"source {self.label} has {len(self.examples)} examples, but {count} are to be held out: "
                 "set evaluation.new_items below that, or give it more data"
             )
         drawn = sorted(self.examples, key=lambda example: short_digest(f"{seed} {example.id}"))[:count]
-        return measured(self.label, drawn)
+        return as_task(self.label, drawn)
 
-    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
-        examples = [example for example in self.examples if example.id not in taken]
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
+        examples = [example for example in self.examples if example.id not in held_out_ids]
         random.Random(f"epoch {number} {seed}").shuffle(examples)
         return iter(examples)
 
 
-def measured(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
-    """Held-out examples as what is measured: questions by exact match, texts by their likelihood."""
+def as_task(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
+    """Return a task of held-out examples: questions are scored by exact match, texts by their likelihood."""
     items = tuple(example for example in drawn if isinstance(example, Item))
     if items:
         return NewTask(label, items, exact_match)
@@ -126,13 +123,5 @@ def measured(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
 
 
 def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """The first example of each id, so that a question that stands twice is not both learned and measured."""
+    """Return the first example of each id, so that a repeated question is not both trained and measured."""
     return tuple({example.id: example for example in reversed(examples)}.values())[::-1]
-
-
-def short_digest(*texts: str) -> str:
-    """Sixteen hex digits of the SHA-256 of the texts."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""The table of sources, and the look-up by the name that stands in the YAML."""
+"""The table of sources, by the name in the YAML."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
@@ -15,21 +15,16 @@ from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.data.stdlib import PythonLibrary
 
-AnySource = Annotated[
+AnySource = Annotated[  # all sources; a new one is added here
     ReasoningGym | LocalFile | HuggingFace | PythonLibrary | BaseText | Earlier, Field(discriminator="source")
 ]
 SOURCES: dict[str, type[Source]] = {
-    "reasoning_gym": ReasoningGym,
-    "file": LocalFile,
-    "huggingface": HuggingFace,
-    "python": PythonLibrary,
-    "self": BaseText,
-    "earlier": Earlier,
+    source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])
 }
 
 
 def named(value: Any) -> Any:
-    """The plain value of one source with its name checked; without a name it is reasoning_gym."""
+    """Check the name of one source, given as plain values; without a name it is reasoning_gym."""
     if not isinstance(value, dict):
         return value
     name = value.get("source", "reasoning_gym")
@@ -39,7 +34,7 @@ def named(value: Any) -> Any:
 
 
 def with_shares(values: list[Any]) -> list[Any]:
-    """Equal shares for several sources of which none names its own."""
+    """Give several sources equal shares, if none names its own."""
     if len(values) < 2 or any(not isinstance(value, dict) or "share" in value for value in values):
         return values
     return [{**value, "share": 1 / len(values)} for value in values]

@@ -1,4 +1,4 @@
-"""A stream of tasks: when each stage ends, what it draws from, and the source that replays earlier tasks."""
+"""A stream of tasks: the ends of its stages, what each draws from, and the source that replays earlier tasks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from experiments.data.source import Source
 
 
 class Earlier(Source):
-    """The earlier tasks of a stream, for `data.old`: from their first training examples on, in the same order.
+    """The earlier tasks of a stream, for `data.old`: their training examples from the first one on, in the same order.
 
-    So what is replayed has been learned before, unless it is more than that was. The tasks share it as they share the
-    stream. In the first stage there is nothing to replay: its share goes to the task that is learned.
+    So what is replayed has been trained on before, unless more is replayed than that. The tasks have the same
+    proportions as in the stream. In the first stage nothing is replayed: the share goes to the task itself.
     """
 
     source: Literal["earlier"] = "earlier"
@@ -25,10 +25,9 @@ class Earlier(Source):
 
 
 def check_stream(new: Sequence[Source], old: Sequence[Source], sequential: bool) -> None:
-    """Raise ValueError if the sources `new` cannot be learned one after the other, or if `old` needs that and it is not
-    asked for."""
+    """Raise ValueError if `new` cannot form a stream, or if `old` replays earlier tasks and there is no stream."""
     if any(isinstance(source, Earlier) for source in new):
-        raise ValueError("new: source earlier is what stands in new already; it belongs under old")
+        raise ValueError("new: source earlier replays the tasks of new; it belongs under old")
     if not sequential:
         if any(isinstance(source, Earlier) for source in old):
             raise ValueError("old: source earlier needs stages that come one after the other: set order: sequential")
@@ -39,7 +38,7 @@ def check_stream(new: Sequence[Source], old: Sequence[Source], sequential: bool)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"order: sequential tells tasks apart by name, but {twice[0]} stands more than once under new: merge them, "
+            f"order: sequential needs different names, but {twice[0]} appears more than once under new: merge them, "
             "or take other tasks"
         )
 
@@ -61,7 +60,7 @@ def stage_ends(new: Sequence[Source], steps: int) -> tuple[int, ...]:
 
 
 def stage_parts(new: Sequence[Source], old: Sequence[Source], replay: float, sequential: bool) -> list[Part]:
-    """What each stage draws from, in which shares of its tokens. replay: the share of `old`."""
+    """Return the sources of each stage with their shares of its tokens. replay: share of `old`."""
     if not sequential:
         return [
             *(Part(source, (1 - replay) * source.share, False) for source in new),

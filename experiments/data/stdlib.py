@@ -1,4 +1,4 @@
-"""Python source code of the running interpreter's standard library: a real corpus that lies on every machine."""
+"""Python source code of the running interpreter's standard library: a real corpus on every machine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest, text_id
 from experiments.common.section import nearest
-from experiments.data.items import Example, NewText, Text, hash_id
-from experiments.data.source import Finite, short_digest
+from experiments.data.items import Example, NewText, Text
+from experiments.data.source import Finite
 
 TESTS = {"test", "tests", "idle_test"}
 TABLES = {"encodings", "pydoc_data", "lib2to3", "this"}  # character tables, one long page, grammar tables, a joke
@@ -22,9 +23,9 @@ HELD_OUT = 10  # one module in ten
 
 
 class PythonLibrary(Finite):
-    """The modules of the standard library, one document a file, without tests and tables.
+    """The modules of the standard library without tests and tables; each file is a document.
 
-    Held out is one top-level module in ten with all its files, so that no part of a package is seen in training.
+    One top-level module in ten is held out with all its files, so no part of a held-out package is trained on.
     """
 
     source: Literal["python"] = "python"
@@ -50,18 +51,20 @@ class PythonLibrary(Finite):
         )
 
     def held_out(self, count: int, seed: int) -> NewText:
-        """At most `count` files of the held-out modules; all of these modules are kept out of training."""
+        """Return at most `count` files of the held-out modules; all files of these modules are kept out of training."""
         names = {example.group for example in self.examples if isinstance(example, Text)}
         if len(names) < 2:
-            raise ConfigError(f"data, modules: {len(names)} module cannot be split in training and held out; name more")
+            raise ConfigError(
+                f"data, modules: {len(names)} module cannot be split into training and held-out data; name more"
+            )
         order = sorted(names, key=lambda name: short_digest(f"{seed} {name}"))
         kept = order[: max(1, len(order) // HELD_OUT)]
         documents = [e.text for name in kept for e in self.examples if isinstance(e, Text) and e.group == name]
-        return NewText(self.label, tuple(documents[:count]), frozenset(map(hash_id, kept)))
+        return NewText(self.label, tuple(documents[:count]), frozenset(map(text_id, kept)))
 
 
 def _modules() -> dict[str, list[Path]]:
-    """Top-level module -> its source files, both in alphabetical order."""
+    """Return the source files of each top-level module, all in alphabetical order."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
     for name in sorted(sys.stdlib_module_names - TABLES - TESTS):

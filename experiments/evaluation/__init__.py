@@ -1,1 +1,1 @@
-"""What a model can do and how far it has moved: item records of the new task, the kept tasks, drift and text."""
+"""Evaluation of a model: suites of measurements, which give one record per item."""

@@ -1,14 +1,13 @@
-"""What was measured on a base model, kept for all runs and trials that share the base, the suite and the seed.
+"""Cache of the base model's results, shared by all runs and trials with the same base model, suites and seed.
 
-A suite's entry is a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`, which says what was
-hashed and is written last with the digests of the other two. Its hash covers the model's weights and configuration, the
-tokenizer, the items and settings of the suite, its version, precision, device and library versions. Suite `drift` keeps
-the base's log-probabilities beside them (`log_probs.py`).
+Each suite has a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`. The latter holds what
+was hashed and the digests of the other two files, and is written last. The hash covers the model's weights and
+configuration, the tokenizer, the items and settings of the suite, its version, precision, device and library versions.
+Suite `drift` also keeps the base model's log-probabilities there (`log_probs.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,18 @@ from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import write_json
+from experiments.common.hashing import file_digest, json_digest
 from experiments.evaluation.suite import Suite
 from experiments.models.precision import Precision
+from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
 
 RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A suite's results on the base. state: what its `prepare` made. seconds: how long measuring took."""
+class CachedSuite:
+    """A suite's results on the base model. state: of the suite. seconds: duration of measuring."""
 
     records: list[Record]
     state: dict[str, Any]
@@ -37,7 +38,7 @@ class Entry:
 
 
 class BaseCache:
-    """The entries of one base model under a root folder."""
+    """The cached suites of one base model under a root folder."""
 
     def __init__(
         self, root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: Precision
@@ -45,8 +46,8 @@ class BaseCache:
         self.folder = root / "cache" / "base"
         self.key = {
             "weights": weights_digest(model, self.folder / "weights.json"),
-            "model": _digest(_config(model)),
-            "tokenizer": _digest([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
+            "model": json_digest(_config(model)),
+            "tokenizer": json_digest([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
             "precision": precision.name,
             "device": model.device.type,
             "torch": torch.__version__,
@@ -54,84 +55,39 @@ class BaseCache:
         }
 
     def place(self, suite: Suite) -> Path | None:
-        """Folder of a suite's entry; None for a suite that is not cached."""
+        """Return the folder of a suite; None if the suite is not cached."""
         content = suite.content()
-        return None if content is None else self.folder / _digest(self._full_key(suite, content))[:16]
+        return None if content is None else self.folder / json_digest(self._full_key(suite, content))[:16]
 
     def lock(self, place: Path) -> FileLock:
-        """Held while an entry is read or made: a second process waits for the first and then reads."""
+        """Return the lock to hold while reading or measuring: a second process waits for the first and then reads."""
         place.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{place}.lock")
 
-    def read(self, place: Path) -> Entry | None:
-        """The entry, or None where there is none or it is damaged."""
+    def read(self, place: Path) -> CachedSuite | None:
+        """Return the results in a folder; None if there are none or a file is damaged."""
         try:
             meta = json.loads((place / META).read_text(encoding="utf-8"))
-            if any(_file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
+            if any(file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
                 return None
             state = json.loads((place / STATE).read_text(encoding="utf-8"))
-            return Entry(read_records(place / RECORDS), state, float(meta["seconds"]))
+            return CachedSuite(read_records(place / RECORDS), state, float(meta["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, place: Path, suite: Suite, entry: Entry) -> None:
-        """Each file appears whole or not at all, and `meta.json`, without which there is no entry, at the end."""
+    def write(self, place: Path, suite: Suite, entry: CachedSuite) -> None:
+        """Write the results: each file whole or not at all, and `meta.json` last, without which nothing is read."""
         (place / META).unlink(missing_ok=True)
         write_records(place / RECORDS, entry.records)
         write_json(place / STATE, entry.state)
-        files = {name: _file_digest(place / name) for name in (RECORDS, STATE)}
+        files = {name: file_digest(place / name) for name in (RECORDS, STATE)}
         key = self._full_key(suite, suite.content())
         write_json(place / META, {"key": key, "seconds": entry.seconds, "files": files})
 
     def _full_key(self, suite: Suite, content: Any) -> dict[str, Any]:
-        return self.key | {"suite": suite.name, "version": suite.version, "content": _digest(content)}
-
-
-def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
-    """SHA-256 of all parameters and buffers with their names, dtypes and shapes.
-
-    known: a JSON file in which the digests of models loaded from a local folder are looked up and written down, by the
-    paths, sizes and modification times of the weight files. Pass it only for a model as it was loaded.
-    """
-    stamp = _stamp(model) if known else None
-    digests = _read_known(known) if known else {}
-    if stamp in digests:
-        return digests[stamp]
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
-    if known and stamp:
-        write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
-    return digest.hexdigest()
-
-
-def _stamp(model: PreTrainedModel) -> str | None:
-    """What tells whether weight files changed; None where the model was not loaded from a local folder."""
-    if not model.name_or_path:
-        return None
-    folder = Path(model.name_or_path)
-    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    parts = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    return _digest([parts, str(model.dtype)]) if parts else None
-
-
-def _read_known(path: Path) -> dict[str, str]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
 
 
 def _config(model: PreTrainedModel) -> dict[str, Any]:
-    """The configuration without what names the folder or the library that wrote it."""
+    """Return the configuration without the name of its folder and the version of the library that wrote it."""
     return {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

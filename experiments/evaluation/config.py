@@ -1,96 +1,123 @@
-"""The YAML section `evaluation`: which suites are measured, on how many items, and when."""
+"""The YAML section `evaluation`: which suites are measured, with which settings, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import yaml
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from experiments.common.section import Section, nearest
-from experiments.evaluation.evaluate import SUITES
-from experiments.evaluation.kept_tasks.probes import KEPT_TASKS, PROBES
+from experiments.common.section import Place, Section, nearest
+from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
+from experiments.evaluation.suite import SuiteSettings
+from experiments.evaluation.suites import SUITES
 
-PRESETS = Path(__file__).parents[1] / "presets"
-
-
-class LmEvalConfig(Section):
-    """Tasks of lm-evaluation-harness. `preset: NAME` takes what presets/NAME.yaml holds; other keys go before it."""
-
-    new: tuple[str, ...] = Field((), description="tasks, groups or tags that count as the new task")
-    kept: tuple[str, ...] = Field((), description="tasks, groups or tags that must not be forgotten")
-    include_path: str | None = Field(None, description="folder with tasks of one's own")
-    limit: int | None = Field(None, ge=1, description="items of each task; default: all")
-    fewshot: int | None = Field(None, ge=0, description="examples in a prompt; default: the task's own number")
-    batch_size: int = Field(8, ge=1)
-    chat: bool = Field(False, description="ask through the chat template")
-    run_code: bool = Field(False, description="allow tasks that run what the model wrote (humaneval, mbpp)")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "preset" not in values:
-            return values
-        name, path = values["preset"], PRESETS / f"{values['preset']}.yaml"
-        if not path.is_file():
-            raise ValueError(f"unknown preset {name!r}: {nearest(str(name), (p.stem for p in PRESETS.glob('*.yaml')))}")
-        rest = {key: value for key, value in values.items() if key != "preset"}
-        return yaml.safe_load(path.read_text(encoding="utf-8")) | rest
-
-    @model_validator(mode="after")
-    def _any(self) -> LmEvalConfig:
-        if not self.new and not self.kept:
-            raise ValueError("needs `kept` or `new` with at least one task, or a preset")
-        return self
+_sections: Any = {name: (suite.Settings, None) for name, suite in SUITES.items()}
+AllSettings = create_model("AllSettings", __base__=Section, **_sections)  # the settings of several suites at once
 
 
 class EvaluationConfig(Section):
-    """How much is measured, and when. Base, every arm and every step see the same items."""
+    """How much is measured, and when. The base model and every arm at every step get the same items.
+
+    `suites` is a list of names, a mapping of names to settings, or a list of both: `[new, {drift: {replies: 8}}]`. The
+    flat keys of earlier versions (`kept_items`) are read as well. After validation `suites` holds the names.
+    """
 
     every: int = Field(20, ge=1, description="steps between evaluations during training")
-    suites: tuple[str, ...] = Field(("new", "kept", "drift", "text"), min_length=1, description="what is measured")
-    new_items: int = Field(128, ge=1)
-    kept_tasks: tuple[str, ...] = Field(KEPT_TASKS, min_length=1)
-    kept_items: int | Literal["all"] = Field(100, description="of each kept task; all: as many as there are")
-    kept_generated: bool = Field(
-        False, description="the kept chats answered in the model's own words too: a third form"
+    suites: tuple[str, ...] = Field(
+        DEFAULT_SUITES, min_length=1, description="what is measured, in this order: names, or names with their settings"
     )
-    aa_floor: bool = Field(True, description="ask the base the kept questions in other words too, once")
-    instruction_items: int = Field(40, ge=1, description="prompts of suite instructions")
-    replies: int = Field(16, ge=1, description="base-written replies to general prompts on which KL is measured")
-    new_replies: int = Field(8, ge=0, description="the same for questions of the new task")
-    reply_tokens: int = Field(48, ge=1)
-    perplexity_tokens: int = Field(2048, ge=64)
-    bootstrap: int = Field(10_000, ge=100)
-    lm_eval: LmEvalConfig | None = Field(None, description="tasks of lm-evaluation-harness, measured each time")
+    new_items: int = Field(128, ge=1, description="held-out items of each new source")
+    bootstrap: int = Field(10_000, ge=100, description="resamples for the intervals of figures")
+    _settings: dict[str, SuiteSettings] = PrivateAttr(default_factory=dict)  # if not measured: only what is no default
+
+    def settings(self, suite: str) -> Any:
+        """Return the settings of a suite, measured or not: an instance of its class `Settings`."""
+        return self._settings[suite] if suite in self._settings else SUITES[suite].Settings()
 
     @property
     def has_floor(self) -> bool:
-        """Whether the A/A floor is measured: `agreement`, whose minimal pairs have one wording, has none."""
-        return self.aa_floor and "kept" in self.suites and set(self.kept_tasks) != {"agreement"}
+        """Whether the A/A floor is measured: some suite asks the base model in other words too."""
+        return any(self.settings(name).has_floor for name in self.suites)
 
-    @field_validator("kept_items", mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _number_or_all(cls, value: Any) -> Any:
-        if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 4):
-            raise ValueError("must be a number of 4 or more, or all")
-        return value
-
-    @field_validator("suites", "kept_tasks")
-    @classmethod
-    def _known(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        known: Iterable[str] = SUITES if info.field_name == "suites" else PROBES
-        for name in value:
-            if name not in known:
-                raise ValueError(f"unknown name {name!r}: {nearest(name, known)}")
-            if value.count(name) > 1:
-                raise ValueError(f"{name!r} stands more than once")
-        return value
-
-    @model_validator(mode="after")
-    def _lm_eval(self) -> EvaluationConfig:
-        if (self.lm_eval is None) == ("lm_eval" in self.suites):
+    def _read(cls, values: Any, make: ModelWrapValidatorHandler[EvaluationConfig]) -> EvaluationConfig:
+        """Check fields and settings, and report all faults together, each at its place in the file."""
+        if not isinstance(values, dict):
+            return make(values)
+        fields, given = split(values)
+        names = fields["suites"] if isinstance(fields["suites"], list) else []
+        known = {n: given.get(n, {}) for n in (*names, *given) if isinstance(n, str) and n in SUITES}
+        faults: list[Any] = []
+        try:
+            checked = AllSettings.model_validate(known)
+        except ValidationError as error:
+            faults = [{**fault, "loc": _place(fault["loc"], values)} for fault in error.errors()]
+        try:
+            made = make(fields)
+        except ValidationError as error:
+            faults = [*error.errors(), *faults]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        if "lm_eval" in known and "lm_eval" not in names:
             raise ValueError("`lm_eval` needs both its section (which tasks) and its name in `suites`")
-        return self
+        settings = {name: getattr(checked, name) for name in known}
+        made._settings = {n: one for n, one in settings.items() if n in names or one != SUITES[n].Settings()}
+        return made
+
+    @field_validator("suites")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in SUITES:
+                raise ValueError(f"unknown name {name!r}: {nearest(name, SUITES)}")
+            if value.count(name) > 1:
+                raise ValueError(f"{name!r} appears more than once")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _with_settings(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write settings as sections of `suites`; those of suites that are not measured as flat keys."""
+        suites = {name: self._plain(name) for name in self.suites}
+        others = {n: self._plain(n, exclude_defaults=True) for n in self._settings if n not in suites}
+        return {**fields(self), "suites": suites, **flat(others)}
+
+    def to_flat(self) -> dict[str, Any]:
+        """Return the section in the form of earlier versions: `suites` as names, all settings as flat keys.
+
+        Digests are made of it, so they are the same as in earlier versions. A setting that has no flat key is written
+        next to the suite's name, and only if it differs from its default.
+        """
+        settings = {suite: self._plain(suite) for suite, *field in FLAT.values() if field}
+        lm_eval = self._plain("lm_eval") if "lm_eval" in self._settings else None
+        suites = [{name: rest} if (rest := self._without_flat_key(name)) else name for name in self.suites]
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        return {**own, **flat(settings), "lm_eval": lm_eval, "suites": suites}
+
+    def _plain(self, suite: str, **options: Any) -> dict[str, Any]:
+        plain: dict[str, Any] = self.settings(suite).model_dump(mode="json", **options)
+        return plain
+
+    def _without_flat_key(self, suite: str) -> dict[str, Any]:
+        if (suite,) in FLAT.values():
+            return {}
+        flat_fields = {field[0] for name, *field in FLAT.values() if name == suite}
+        return self._plain(suite, exclude=flat_fields, exclude_defaults=True)
+
+
+def _place(loc: Place, values: dict[str, Any]) -> Place:
+    """Return the place of a setting in the file: its flat key if that is used, else the suite's section."""
+    for key, path in FLAT.items():
+        if key in values and loc[: len(path)] == path:
+            return (key, *loc[len(path) :])
+    return ("suites", *loc)

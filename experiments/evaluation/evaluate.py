@@ -1,4 +1,4 @@
-"""One evaluation of a model: the suites that the config names, item by item."""
+"""Measure a model with the suites of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,35 +16,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.cache import BaseCache, Entry
-from experiments.evaluation.suite import Suite
-from experiments.evaluation.suites.alignment import AlignmentSuite
-from experiments.evaluation.suites.drift import DriftSuite
-from experiments.evaluation.suites.instructions import InstructionSuite
-from experiments.evaluation.suites.kept import KeptSuite, RewordedKept
-from experiments.evaluation.suites.lm_eval import HarnessSuite
-from experiments.evaluation.suites.new_task import NewTaskSuite
-from experiments.evaluation.suites.text import TextSuite
+from experiments.evaluation.cache import BaseCache, CachedSuite
+from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.suite import Suite, SuiteContext
+from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
 
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig
-
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite
-    for suite in (NewTaskSuite, KeptSuite, InstructionSuite, DriftSuite, TextSuite, AlignmentSuite, HarnessSuite)
-}
-
 
 class NotFinite(RuntimeError):
-    """A model whose logits are not finite: there is nothing to measure."""
+    """A model whose logits are not finite, so nothing can be measured."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The base model's records. seconds: how long measuring them takes. measured: suites that were not in the cache."""
+    """The base model's records. seconds: duration of measuring them. measured: suites that were not in the cache."""
 
     records: list[Record]
     seconds: float
@@ -52,39 +39,43 @@ class Baseline:
 
 
 class Evaluation:
-    """The suites of `evaluation.suites`, in its order. Call `prepare` with the base model before `evaluate`."""
+    """The suites of `evaluation.suites`, in that order. Call `prepare` with the base model before `evaluate`."""
 
     def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+        self,
+        config: EvaluationConfig,
+        context: SuiteContext,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: Sequence[NewTask | NewText],
     ) -> None:
-        self.suites = {name: SUITES[name](config, tokenizer, tasks) for name in config.evaluation.suites}
+        """tasks: what the new task is measured on. Raises ConfigError if a suite asks for more items than there are."""
+        self.suites = {name: SUITES[name](config.settings(name), context, tokenizer, tasks) for name in config.suites}
 
     def reworded(self) -> Evaluation:
-        """The kept suite alone, asked in other words: what the A/A floor measures the base with once more.
-
-        Raises ConfigError where suite `kept` is not measured.
-        """
-        kept, again = self._suite(KeptSuite.name), copy.copy(self)
-        again.suites = {kept.name: RewordedKept(kept.config, kept.tokenizer, kept.tasks)}
+        """Return the suites that have a second wording, in that wording: for the A/A floor of the base model."""
+        again = copy.copy(self)
+        again.suites = {name: other for name, suite in self.suites.items() if (other := suite.reworded())}
         return again
 
     def prepare(self, base: PreTrainedModel, precision: Precision, cache: BaseCache | None = None) -> None:
-        """Let each suite take from the base model, or from its cache, what it compares others with."""
+        """Let each suite compute, or read from the cache, what it compares other models with."""
         with evaluating(base, precision):
             for suite in self.suites.values():
-                suite.cache = cache
+                suite.cache_folder = cache.place(suite) if cache else None
                 suite.prepare(base, precision)
 
     def measure_base(self, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> Baseline:
-        """Prepare, and measure the base model itself, as far as the cache does not have it. Raises as `evaluate`."""
-        entries = [self._entry(suite, base, precision, cache) for suite in self.suites.values()]
-        records = [record for entry, _ in entries for record in entry.records]
-        measured = [name for name, (_, new) in zip(self.suites, entries, strict=True) if new]
-        return Baseline(records, sum(entry.seconds for entry, _ in entries), measured)
+        """Prepare, and measure the base model with the suites that the cache does not have. Raises as `evaluate`."""
+        pairs = [self._cached(suite, base, precision, cache) for suite in self.suites.values()]
+        records = [record for found, _ in pairs for record in found.records]
+        measured = [name for name, (_, new) in zip(self.suites, pairs, strict=True) if new]
+        return Baseline(records, sum(found.seconds for found, _ in pairs), measured)
 
-    def _entry(self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> tuple[Entry, bool]:
-        """The suite's results on the base, and whether they had to be measured."""
-        place, suite.cache = cache.place(suite), cache
+    def _cached(
+        self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache
+    ) -> tuple[CachedSuite, bool]:
+        """Return the suite's results on the base model, and whether they had to be measured."""
+        place = suite.cache_folder = cache.place(suite)
         with cache.lock(place) if place else nullcontext():
             found = cache.read(place) if place else None
             if found:
@@ -95,17 +86,17 @@ class Evaluation:
                 return found, False
             start = time.perf_counter()
             records = self.evaluate(base, precision, (suite.name,))
-            entry = Entry(records, suite.state(), time.perf_counter() - start)
+            found = CachedSuite(records, suite.state(), time.perf_counter() - start)
             if place:
-                cache.write(place, suite, entry)
-            return entry, True
+                cache.write(place, suite, found)
+            return found, True
 
     def state(self) -> dict[str, Any]:
-        """What `prepare` made, by suite, as plain JSON: for a process that resumes the run."""
+        """Return the state of each suite as plain JSON, for a process that resumes the run."""
         return {name: suite.state() for name, suite in self.suites.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the state of an earlier process. Raises ConfigError where it is that of another config."""
+        """Take the state of an earlier process. Raises ConfigError if it belongs to another config."""
         for name, suite in self.suites.items():
             if name in state:
                 suite.restore(state[name])
@@ -117,18 +108,18 @@ class Evaluation:
         suites: Sequence[str] | None = None,
         progress: bool = True,
     ) -> list[Record]:
-        """Measure all suites, or those named, and return one record per item and form.
+        """Measure all suites, or those named, and return one record per item and form. progress: show a bar.
 
-        The model's modes and all random states are as before afterwards. Raises ConfigError for a suite that the
-        config does not name, NotFinite for a model whose logits are not finite, RuntimeError for what was not prepared.
+        The modes of the model and all random states are as before afterwards. Raises ConfigError for a suite that is
+        not among those of the run, NotFinite if logits are not finite, RuntimeError if `prepare` was not called.
         """
         chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
-        # disable=None: no bar where nobody watches a terminal
+        # disable=None: no progress bar if stderr is not a terminal
         off = None if progress else True
         bar = tqdm(total=sum(s.size for s in chosen), desc="evaluate", unit="item", leave=False, disable=off)
         with bar, evaluating(model, precision):
             records = [record for suite in chosen for record in suite.measure(model, bar.update)]
-        records += [record for suite in chosen for record in suite.weigh(model)]
+        records += [record for suite in chosen for record in suite.measure_weights(model)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")
         return records

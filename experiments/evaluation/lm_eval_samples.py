@@ -1,6 +1,6 @@
-"""Samples of lm-evaluation-harness as records of this bench, from the live model or from files.
+"""Convert samples of lm-evaluation-harness to records, from the live model or from files.
 
-The files are what an `lm_eval --log_samples` run of any model left, so that two such runs can be compared item by item.
+The files are written by `lm_eval --log_samples` for any model, so two such runs can be compared item by item.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from experiments.common.files import json_lines
 from experiments.records import Record
 
 Side = Literal["new", "kept"]
-# what says of one item whether it is right, the first that a task has
+# metrics that judge a single item; the first one that a task has is used
 RIGHT = ("acc", "exact_match", "pass@1", "pass_at_1", "acc_norm", "math_verify", "em")
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT.+)\.jsonl")
-UNREADABLE = "[invalid]"  # what lm_eval's filters give where they find no answer
+UNREADABLE = "[invalid]"  # result of lm_eval's filters if they find no answer
 
 
 def read_samples(path: str | Path, new: Sequence[str] = ()) -> list[Record]:
-    """The records of an lm_eval run: a `samples_<task>_<date>.jsonl` file, or a folder with such files at any depth.
+    """Read the records of an lm_eval run: a `samples_<task>_<date>.jsonl` file, or a folder that contains such files.
 
-    new: patterns of the tasks that count as new (`gsm8k*`); the others are kept. Of several runs of a task in one
-    folder the latest is read. Raises ValueError where there is no such file, or a line that is none of lm_eval's.
+    new: patterns of the tasks that count as new (`gsm8k*`); the others are kept. If a task has several files, the
+    latest is read. Raises ValueError if there is no such file, or for a line that lm_eval did not write.
     """
     path = Path(path)
     files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
@@ -51,7 +51,7 @@ def read_samples(path: str | Path, new: Sequence[str] = ()) -> list[Record]:
 
 
 def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> list[Record]:
-    """One record per sample of lm_eval. Documents that are equal are numbered, so that their records still pair."""
+    """Return one record per sample of lm_eval. Equal documents get numbers, so that their records still pair."""
     seen: Counter[tuple[str, str]] = Counter()
     records = []
     for sample in sorted(samples, key=lambda s: s["doc_id"]):
@@ -60,7 +60,7 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
         seen[form, item] += 1
         if seen[form, item] > 1:
             item = f"{item}-{seen[form, item]}"
-        asked = str(sample["prompt_hash"])[:12] if sample.get("prompt_hash") else None  # with its examples
+        asked = str(sample["prompt_hash"])[:12] if sample.get("prompt_hash") else None  # few-shot examples included
         records.append(
             Record(side, task, form, item, correct=_correct(task, sample), prompt=asked, **_answered(sample))
         )
@@ -85,9 +85,9 @@ def no_verdict(task: str, metrics: Iterable[str]) -> str:
 
 
 def _answered(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Multiple choice: options and their summed log-likelihoods, which lm_eval's `acc` compares. Else the reply.
+    """Return options and summed log-likelihoods for multiple choice (lm_eval's `acc` compares them), else the reply.
 
-    Files hold the arguments as dictionaries and every number as text.
+    Files hold the arguments as dictionaries, and every number as text.
     """
     asked, given, target = sample["arguments"], sample["filtered_resps"], sample["target"]
     rows = [list(row.values()) for row in asked.values()] if isinstance(asked, dict) else [list(row) for row in asked]

@@ -1,8 +1,8 @@
-"""A base's log-probabilities as a file beside its other cached results: computed once, then memory-mapped by all.
+"""Cache the base model's log-probabilities in a file: computed once, then memory-mapped by all processes.
 
-They are kept in fp32, as they were computed (tokens x words x 4 bytes: 226 MB for 24 replies of 48 tokens and 49,152
-words), so a KL has the same bits with the file and without. As fp16 they would be half as large, but the base would no
-longer be at exactly 0 from itself (measured in experiments/LOG.md).
+They are stored in fp32, as computed (tokens x vocabulary x 4 bytes: 226 MB for 24 replies of 48 tokens and 49,152
+words), so a KL is equal to the last bit with the file and without. fp16 would take half the space, but the KL of the
+base from itself would no longer be exactly 0 (measured in experiments/LOG.md).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from torch import Tensor
 from experiments.common.files import UMASK
 
 logger = logging.getLogger(__name__)
-LIMIT = 4 * 2**30  # bytes of all these files of a cache together; what would pass it is computed in each process
+LIMIT = 4 * 2**30  # bytes of all these files in a cache; beyond it, each process computes its own
 PATTERN = "log_probs-*.safetensors"
 
 
 def stored(path: Path, compute: Callable[[], dict[int, Tensor]]) -> dict[int, Tensor]:
-    """The tensors in the file `path`, memory-mapped on the CPU; where there is none, those of `compute`, written first.
+    """Return the tensors in the file `path`, memory-mapped on the CPU. Without the file, compute and write them first.
 
-    A second process waits for the first and then reads. A damaged file is written again. Where there is no room
-    (`LIMIT`, or the disk is full) the tensors stay in memory, as they were computed. Both are told as a warning.
+    A second process waits for the first and then reads. A damaged file is written again. If there is no space (`LIMIT`,
+    or a full disk), the computed tensors stay in memory. Both are logged as a warning.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -43,13 +43,13 @@ def stored(path: Path, compute: Callable[[], dict[int, Tensor]]) -> dict[int, Te
 
 
 def _read(path: Path) -> dict[int, Tensor] | None:
-    """The whole of a file, each byte of it checked; None where there is no such file or it is damaged."""
+    """Read a file and check each byte; None if there is no such file or it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             kept = (file.metadata() or {}).get("crc32")
         if kept != _checksum(tensors):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum does not match")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, SafetensorError) as error:
@@ -59,33 +59,35 @@ def _read(path: Path) -> dict[int, Tensor] | None:
 
 
 def _write(path: Path, tensors: Mapping[int, Tensor]) -> bool:
-    """Whether the file could be kept; it appears whole or not at all."""
-    cache, part = path.parents[1], path.with_suffix(".part")  # what a killed process left of it is overwritten
+    """Write the file, whole or not at all. Returns whether that was possible."""
+    cache, part = path.parents[1], path.with_suffix(".part")  # left by a killed process: overwritten
     try:
         on_cpu = {i: tensor.cpu().contiguous() for i, tensor in tensors.items()}
         size = sum(tensor.nbytes for tensor in on_cpu.values())
         if size + sum(other.stat().st_size for other in cache.glob(f"*/{PATTERN}")) > LIMIT:
-            _tell(f"{size / 1e6:,.0f} MB more in {cache}/*/{PATTERN} would pass {LIMIT / 1e6:,.0f} MB: delete old ones")
+            _warn(
+                f"{size / 1e6:,.0f} MB more in {cache}/*/{PATTERN} would exceed {LIMIT / 1e6:,.0f} MB: delete old ones"
+            )
             return False
         save_file({str(i): tensor for i, tensor in on_cpu.items()}, part, {"crc32": _checksum(on_cpu)})
-        part.chmod(0o666 & ~UMASK)  # safetensors' files are for their owner alone
+        part.chmod(0o666 & ~UMASK)  # safetensors makes files that only their owner can read
         os.replace(part, path)
-    except (OSError, SafetensorError) as error:  # a full disk is either
+    except (OSError, SafetensorError) as error:  # a full disk raises either
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        _tell(f"{path} cannot be written ({error})")
+        _warn(f"{path} cannot be written ({error})")
         return False
     return True
 
 
 def _checksum(tensors: Mapping[int, Tensor]) -> str:
-    """CRC-32 of all bytes, in the order of the indices: a guard against damage, several times as fast as SHA-256."""
+    """Return the CRC-32 of all bytes, in the order of the indices. It is several times as fast as SHA-256."""
     crc = 0
     for index in sorted(tensors):
         crc = zlib.crc32(tensors[index].numpy().data, crc)
     return f"{crc:08x}"
 
 
-@functools.cache
-def _tell(reason: str) -> None:
+@functools.cache  # each reason once
+def _warn(reason: str) -> None:
     logger.warning("the base's log-probabilities are computed again in each process: %s", reason)

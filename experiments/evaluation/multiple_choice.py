@@ -1,7 +1,7 @@
-"""Multiple choice by likelihood: each option's mean log-probability per token behind the prompt.
+"""Multiple choice by likelihood: each option's mean log-probability per token after the prompt.
 
-Prompts and options are read as trees: what several begin with is read once. The scores equal those of one full sequence
-per option, which is how models are read that cannot take a tree.
+Prompts and options are read as trees: tokens that several begin with are computed once. The scores equal those of one
+full sequence per option, which is used for models that cannot read trees.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
-from experiments.models.generation import Advance, by_length, nothing
+from experiments.models.generation import Progress, by_length, no_progress
 from experiments.models.tokens import pad
 
-NODES = 384  # tokens of a tree; attention grows with their square, beginnings are read again in the next tree
-BATCH = 16  # choices at a time, where there is no tree
+NODES = 384  # tokens of a tree: attention grows with their square, and each tree reads common beginnings again
+BATCH = 16  # choices at a time without trees
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Token ids of a prompt and of its options, none of them empty."""
+    """Token ids of a prompt and its options; none is empty."""
 
     prompt: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
@@ -40,22 +40,21 @@ class Choice:
 
 @torch.no_grad()
 def score_options(
-    model: PreTrainedModel, choices: Sequence[Choice], nodes: int = NODES, advance: Advance = nothing
+    model: PreTrainedModel, choices: Sequence[Choice], nodes: int = NODES, progress: Progress = no_progress
 ) -> list[list[float]]:
-    """score(option) = 1/T * sum over t of log p(option_t | prompt, option_<t), T its number of tokens.
+    """Return score(option) = 1/T * sum over t of log p(option_t | prompt, option_<t), T its number of tokens.
 
-    nodes: a tree is read when it has as many. Returns one list per choice, one score per option, in nats per token, at
-    most 0.
+    nodes: size at which a tree is read. One list per choice, one score per option, in nats per token, at most 0.
     """
     if not choices:
         return []
     if not reads_trees(model, max(choice.longest for choice in choices)):
-        return _by_rows(model, choices, advance)
+        return _by_rows(model, choices, progress)
     scores: list[list[float]] = [[] for _ in choices]
     for group in _groups(choices, nodes):
         for i, values in zip(group.choices, group.scores(model), strict=True):
             scores[i] = values
-        advance(len(group.choices))
+        progress(len(group.choices))
     return scores
 
 
@@ -65,7 +64,7 @@ class _Group:
     def __init__(self) -> None:
         self.tree = Tree()
         self.choices: list[int] = []
-        self._asked: list[list[list[tuple[int, int]]]] = []  # (node, token behind it), of each choice's options
+        self._asked: list[list[list[tuple[int, int]]]] = []  # (node, token after it), of each choice's options
 
     def add(self, i: int, choice: Choice) -> None:
         prompt = self.tree.add(choice.prompt)
@@ -73,7 +72,7 @@ class _Group:
         self._asked.append([self._path(prompt, option) for option in choice.options])
 
     def _path(self, node: int, option: tuple[int, ...]) -> list[tuple[int, int]]:
-        """A token is asked behind what stands before it; the last one itself need not be read."""
+        """Return (node before the token, token) for each token of the option. The last token is not read itself."""
         pairs = [(node, option[0])]
         for read, token in itertools.pairwise(option):
             node = self.tree.add([read], node)
@@ -87,7 +86,7 @@ class _Group:
 
 
 def _groups(choices: Sequence[Choice], nodes: int) -> Iterator[_Group]:
-    """Choices whose prompts begin alike come together."""
+    """Put choices whose prompts begin alike into the same tree."""
     group = _Group()
     for i in sorted(range(len(choices)), key=lambda i: choices[i].prompt):
         group.add(i, choices[i])
@@ -98,15 +97,15 @@ def _groups(choices: Sequence[Choice], nodes: int) -> Iterator[_Group]:
         yield group
 
 
-def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], advance: Advance) -> list[list[float]]:
-    """One sequence per option, padded on the left."""
+def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], progress: Progress) -> list[list[float]]:
+    """Read one sequence per option, padded on the left."""
     scores: list[list[float]] = [[] for _ in choices]
     for rows in by_length([choice.longest for choice in choices], BATCH):
         asked = [(choices[i].prompt, option) for i in rows for option in choices[i].options]
         means = iter(_row_scores(model, asked))
         for i in rows:
             scores[i] = [next(means) for _ in choices[i].options]
-        advance(len(rows))
+        progress(len(rows))
     return scores
 
 
@@ -123,7 +122,7 @@ def _row_scores(model: PreTrainedModel, asked: Sequence[tuple[tuple[int, ...], t
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """log p(target) in fp32: logits (batch, seq, vocabulary), targets (batch, seq) -> (batch, seq)."""
+    """Return log p(target) in fp32: logits (batch, seq, vocabulary), targets (batch, seq) -> (batch, seq)."""
     rows = [_log_likelihood(row, target) for row, target in zip(logits, targets, strict=True)]
     return torch.stack(rows)
 

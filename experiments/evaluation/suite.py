@@ -1,79 +1,100 @@
-"""What a suite of measurements is, and the state of a model in which it is measured."""
+"""The contract of a suite: one kind of measurement with its own settings."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.section import Section
 from experiments.data.items import NewTask, NewText
-from experiments.models.generation import Advance
+from experiments.models.generation import Progress
 from experiments.models.precision import Precision
 from experiments.records import Record
 
-if TYPE_CHECKING:
-    from experiments.config import ExperimentConfig  # which checks the names of suites, and so imports them
-    from experiments.evaluation.cache import BaseCache
+
+class SuiteSettings(Section):
+    """The YAML section `evaluation.suites.<name>`: its fields are the suite's settings."""
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the base model answers the same questions in other words too, for the A/A floor."""
+        return False
+
+
+@dataclass(frozen=True)
+class SuiteContext:
+    """Facts of the run that a suite may need besides its settings. base_model: its name or folder."""
+
+    seed: int
+    base_model: str
 
 
 class Suite:
-    """One kind of measurement. Its items are drawn once: the base and every arm at every step see the same.
+    """One kind of measurement. Its items are drawn once, so the base model and every arm get the same items.
 
-    A suite is a class derived from this one and a line in `experiments.evaluation.evaluate.SUITES`. `prepare` and
-    `measure` are called inside `evaluating`: evaluation mode, no gradients, the run's precision.
+    To add a suite, derive a class and add it to the table `experiments.evaluation.suites.SUITES`. `prepare` and
+    `measure` are called inside `evaluating`: evaluation mode, no gradients, the precision of the run.
 
-    name: in `evaluation.suites` and in the table. version: to be raised when a change of the code changes records, so
-    that results of the base that were cached before are not used again.
+    name: key of the suite in `evaluation.suites`, and `suite` of its records. version: raise it when a change of the
+    code changes records, so that cached results of the base model are not used again. Settings: class of the settings.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    cache: BaseCache | None = None  # where `prepare` may keep what is too large for `state`; None: nowhere
+    Settings: ClassVar[type[SuiteSettings]] = SuiteSettings
+    cache_folder: Path | None = None  # `prepare` may keep files here that are too large for `state`; None: no cache
 
     def __init__(
-        self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText]
+        self,
+        settings: Any,
+        context: SuiteContext,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: Sequence[NewTask | NewText],
     ) -> None:
-        """tasks: what the new task is measured on. Raises ConfigError where the config asks for what there is not."""
-        self.config, self.tokenizer, self.tasks = config, tokenizer, tuple(tasks)
+        """settings: an instance of `Settings`. tasks: what the new task is measured on.
+
+        Raises ConfigError if the settings ask for more than there is.
+        """
+        self.settings, self.context, self.tokenizer, self.tasks = settings, context, tokenizer, tuple(tasks)
         self.draw()
 
     def draw(self) -> None:
-        """Draw the suite's own items, from the config, the tokenizer and the tasks alone."""
+        """Draw the items. They may depend on settings, context, tokenizer and tasks only."""
 
     @property
     def size(self) -> int:
-        """How many items `measure` counts in calls of `advance`."""
+        """Number of items that `measure` reports to `progress`."""
         raise NotImplementedError
 
     def content(self) -> Any:
-        """Plain JSON from which, with model and tokenizer, every record follows: the items and all settings.
+        """Return the items and all settings that change a record, as plain JSON: the key of the cache.
 
-        None, the default: the base's results are not cached, but measured in each run.
+        With None, the default, the base model is measured again in each run.
         """
         return None
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Take from the base model what others are compared with; what was restored is not made again."""
+        """Compute what other models are compared with, unless `restore` has set it."""
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
-        """One record per item and form. advance: to be told how many items are done."""
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
+        """Return one record per item and form. progress: callback, called with the number of items just finished."""
         raise NotImplementedError
 
-    def weigh(self, model: PreTrainedModel) -> Iterable[Record]:
-        """Records of the weights themselves, as they are trained: called outside of `evaluating`, whose precision may
-        round them."""
+    def measure_weights(self, model: PreTrainedModel) -> Iterable[Record]:
+        """Return records of the weights themselves. Called outside of `evaluating`, which may round weights to bf16."""
         return ()
 
+    def reworded(self) -> Suite | None:
+        """Return the same suite with its questions in other words, for the A/A floor; None if it has none."""
+        return None
+
     def state(self) -> dict[str, Any]:
-        """What `prepare` made that must not change between processes, as plain JSON."""
+        """Return the part of what `prepare` computed that must not change between processes, as plain JSON."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave in another process. Raises ConfigError where it does not fit the config."""
-
-
-def text_id(text: str) -> str:
-    """Twelve hex digits of the text's SHA-256: the same prompt or document has the same id in every run."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Take the `state` of an earlier process. Raises ConfigError if it does not fit the settings."""

@@ -1,6 +1,6 @@
-"""Token sequences that begin alike, read as one tree: each common beginning once, and without padding.
+"""Read token sequences that begin alike as one tree: each common beginning once, and no padding.
 
-A node is a token behind its parent. All nodes go through the model as one sequence: each attends to its ancestors and
+A node is a token after its parent. All nodes go through the model as one sequence: each attends to its ancestors and
 itself, at the position of its depth, so its logits are those of the path that ends there.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 ROWS = 256  # of logits at a time in fp32
-SAME = 1e-3  # nats; what another branch may change by rounding
+SAME = 1e-3  # nats; largest change that another branch may cause by rounding
 _isolated: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class Tree:
-    """Nodes in the order they were added, so parents stand before children."""
+    """Nodes in the order they were added, so parents come before children."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -32,7 +32,7 @@ class Tree:
         return len(self.tokens)
 
     def add(self, tokens: Iterable[int], at: int = -1) -> int:
-        """The last node of these tokens behind the node `at` (-1: from the root); missing ones are added."""
+        """Add these tokens after the node `at` (-1: the root), reuse nodes that exist, and return the last one."""
         for token in tokens:
             node = self._children.setdefault((at, token), len(self))
             if node == len(self):
@@ -43,7 +43,7 @@ class Tree:
         return at
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """(1, 1, nodes, nodes), added to attention scores: 0 for ancestors and itself, else the least number."""
+        """Return the attention mask (1, 1, nodes, nodes): 0 for ancestors and itself, else the least number."""
         seen = torch.eye(len(self), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -53,7 +53,7 @@ class Tree:
 
 @torch.no_grad()
 def next_log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int, int]]) -> list[float]:
-    """log p(token | path to node), in nats, for each pair (node, token) of `asked`."""
+    """Return log p(token | path to node), in nats, for each pair (node, token) of `asked`."""
     device, nodes = model.device, sorted({node for node, _ in asked})
     logits = model(
         input_ids=torch.tensor([tree.tokens], device=device),
@@ -73,8 +73,8 @@ def next_log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int
 def reads_trees(model: PreTrainedModel, longest: int) -> bool:
     """Whether this model can read paths of up to `longest` tokens as a tree.
 
-    Recurrent layers carry one branch into the next, flash attention takes no mask of this form, and a mask given so
-    widens a sliding window: those cannot. What is left is tried once per model.
+    It cannot if layers are recurrent (one branch would influence the next), with flash attention (which takes no such
+    mask), or if a sliding window is shorter than a path (the mask would widen it). Other models are tested once.
     """
     config = model.config.get_text_config()
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -97,7 +97,7 @@ def _takes_masks(model: PreTrainedModel) -> bool:
 
 
 def _branches_apart(model: PreTrainedModel) -> bool:
-    """Another token in one branch leaves the other as it was."""
+    """Whether another token in one branch leaves the log-probabilities of the other unchanged."""
     ends = []
     for other in (3, 4):
         tree = Tree()

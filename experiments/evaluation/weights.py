@@ -1,4 +1,4 @@
-"""How far each layer's weights have moved from the base's."""
+"""Relative size of the update of each layer's weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
-    """|W - W_base| / |W_base| per layer, over all of its parameters.
+    """Return |W - W_base| / |W_base| per layer, over all its parameters.
 
-    In an expanded layer W is the copy's, also where it is stacked: there it says how far the copy is from its layer.
-    Adapters count in the weight that they sit on. A weight that is held in bf16 is compared with the base's rounded as
-    well, so a frozen one gives 0. Of a model in shards every process calls. Raises ValueError for layers with other
-    parameters than the base's.
+    In an expanded layer W is the copy, also if it is stacked: then the figure is the distance of the copy from its
+    original. Adapters count with the weight they are attached to. A weight in bf16 is compared with the base's weight
+    in bf16, so a frozen one gives 0. With a sharded model every process must call this. Raises ValueError for layers
+    whose parameters differ from the base's.
     """
     import pandas as pd
 
@@ -37,7 +37,9 @@ def _update(before: nn.Module, after: nn.Module) -> float:
     old, now = dict(before.named_parameters()), _weights(module, list(adapters))
     if old.keys() != now.keys():
         odd = ", ".join(sorted(old.keys() ^ now.keys())[:3])
-        raise ValueError(f"the tuned layers have other parameters than the base's ({odd}): give the base it came from")
+        raise ValueError(
+            f"the tuned layers have other parameters than the base's ({odd}): pass the base model it was tuned from"
+        )
     added = {f"{name}.weight": adapter for name, adapter in adapters.items()}
     change = size = 0.0
     for name, weight in old.items():
@@ -51,7 +53,7 @@ def _update(before: nn.Module, after: nn.Module) -> float:
 
 
 def _weights(module: nn.Module, adapters: list[str]) -> dict[str, Tensor]:
-    """Parameters by the names that they have in the base: without those of adapters, and without `base_layer`."""
+    """Return the parameters by their names in the base model: without adapters, and without `base_layer`."""
     found: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
         place = next((adapter for adapter in adapters if name.startswith(f"{adapter}.")), None)

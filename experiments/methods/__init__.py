@@ -1,25 +1,10 @@
-"""Methods: what trains and how. One engine and the same data serve all; the table is the only list of them."""
+"""Methods: how an arm trains. A method is what trains x loss terms x averaging (`method`); `tables` lists the parts."""
 
-from experiments.methods.averaging import Ema, Mer, Wise
-from experiments.methods.base import Batch, Method, Setting
-from experiments.methods.penalties import Ewc, Kl, L2sp
-from experiments.methods.tuning import Control, Corda, Full, Hybrid, Lora, Partial, Rslora, Stack
+from experiments.methods.base import MethodContext, TokenWeights
+from experiments.methods.batches import Batch
+from experiments.methods.method import Method
+from experiments.methods.parts import PARTS
+from experiments.methods.shorthands import METHODS
+from experiments.methods.tables import AVERAGES, LOSS_TERMS, TUNINGS
 
-METHODS: dict[str, type[Method]] = {
-    "full": Full,
-    "partial": Partial,
-    "control": Control,
-    "stack": Stack,
-    "hybrid": Hybrid,
-    "lora": Lora,
-    "rslora": Rslora,
-    "corda": Corda,
-    "kl": Kl,
-    "l2sp": L2sp,
-    "ewc": Ewc,
-    "ema": Ema,
-    "wise": Wise,
-    "mer": Mer,
-}
-
-__all__ = ["METHODS", "Batch", "Method", "Setting"]
+__all__ = ["AVERAGES", "LOSS_TERMS", "METHODS", "PARTS", "TUNINGS", "Batch", "Method", "MethodContext", "TokenWeights"]

@@ -1,46 +1,28 @@
-"""Methods that average weights: over steps (EMA), with the base (WiSE-FT), with slow weights (MER)."""
+"""Averages of weights: over steps (EMA), with the base (WiSE-FT), with slow weights (MER)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.methods.base import Setting, placed, snapshot, swapped, trainable
-from experiments.methods.penalties import OnTop
+from experiments.methods.base import Average, MethodContext, Tuning
+from experiments.methods.low_rank import Lora
+from experiments.methods.weights import shard_like, snapshot, swap_weights, trainable
 
 
-class Averaging(OnTop):
-    """Common part: one more copy of what trains."""
+class SecondCopy(Average):
+    """Base of averages that hold one more copy of the trained weights; a checkpoint keeps it."""
 
-    trains: Literal["full", "partial", "control"] = "full"
     _kept: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 
-    def begin(self, model: PreTrainedModel, setting: Setting) -> None:
+    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._kept = snapshot(model)
-
-
-class Ema(Averaging):
-    """average <- decay * average + (1 - decay) * theta after each step, from the base on; it is measured and saved."""
-
-    decay: float = Field(0.99, ge=0, lt=1)
-
-    @torch.no_grad()
-    def after_step(self, model: nn.Module, step: int) -> None:
-        self._kept = placed(self._kept, model)
-        for name, p in trainable(model).items():
-            self._kept[name].lerp_(p, 1 - self.decay)
-
-    @contextmanager
-    def evaluated(self, model: nn.Module) -> Iterator[None]:
-        self._kept = placed(self._kept, model)
-        with swapped(model, self._kept):
-            yield
 
     def state(self) -> dict[str, Tensor]:
         return self._kept
@@ -49,24 +31,57 @@ class Ema(Averaging):
         self._kept = {name: state[name].to(t.device) for name, t in self._kept.items()}
 
 
-class Wise(Averaging):
-    """WiSE-FT (arXiv 2109.01903): (1 - alpha) theta_0 + alpha theta is measured and saved; training is not changed."""
+class Ema(SecondCopy):
+    """Evaluate and save an average over steps, which begins at the start: m <- decay m + (1 - decay) theta.
 
-    alpha: float = Field(0.5, ge=0, le=1)
+    Of adapters it averages the factors, not their products.
+    """
+
+    decay: float = Field(0.99, ge=0, lt=1)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        self._kept = shard_like(self._kept, model)
+        for name, p in trainable(model).items():
+            self._kept[name].lerp_(p, 1 - self.decay)
 
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
-        self._kept = placed(self._kept, model)
-        with torch.no_grad():
-            mixed = {n: torch.lerp(self._kept[n], p.detach(), self.alpha) for n, p in trainable(model).items()}
-        with swapped(model, mixed):
+        self._kept = shard_like(self._kept, model)
+        with swap_weights(model, self._kept):
             yield
 
 
-class Mer(Averaging):
-    """Reptile's step of MER (arXiv 1810.11910): every `every` steps slow <- slow + rate (theta - slow), theta <- slow.
+class Wise(SecondCopy):
+    """Evaluate and save (1 - alpha) theta_0 + alpha theta (WiSE-FT, arXiv 2109.01903); training is not changed."""
 
-    The paper does it together with replay: give the arm `replay`. Steps behind the last multiple of `every` stay fast.
+    alpha: float = Field(0.5, ge=0, le=1)
+
+    def refusal(self, tuning: Tuning) -> str | None:
+        if not isinstance(tuning, Lora):
+            return None
+        return (
+            "wise interpolates weights, and the factors of a low-rank adapter are none: train the arm without it, then "
+            "use the posthoc operation 'wise', which folds the adapter into the weights first"
+        )
+
+    @contextmanager
+    def evaluated(self, model: nn.Module) -> Iterator[None]:
+        self._kept = shard_like(self._kept, model)
+        with torch.no_grad():
+            mixed = {n: torch.lerp(self._kept[n], p.detach(), self.alpha) for n, p in trainable(model).items()}
+        with swap_weights(model, mixed):
+            yield
+
+    def state(self) -> dict[str, Tensor]:
+        return {}  # the copy is the start, which `begin` notes again
+
+
+class Mer(SecondCopy):
+    """Pull the weights back every `every` steps: slow <- slow + rate (theta - slow), then theta <- slow.
+
+    This is Reptile's step of MER (arXiv 1810.11910), which the paper combines with replay: give the arm `replay`. Steps
+    after the last multiple of `every` stay fast.
     """
 
     every: int = Field(10, ge=1)
@@ -77,12 +92,6 @@ class Mer(Averaging):
     def after_step(self, model: nn.Module, step: int) -> None:
         if step % self.every:
             return
-        self._kept = placed(self._kept, model)
+        self._kept = shard_like(self._kept, model)
         for name, p in trainable(model).items():
             p.copy_(self._kept[name].lerp_(p, self.rate))
-
-    def state(self) -> dict[str, Tensor]:
-        return self._kept
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._kept = {name: state[name].to(t.device) for name, t in self._kept.items()}

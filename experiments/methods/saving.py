@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
+from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, trained_names
 from ctrl.control_model import ControlModel
-from ctrl.saving import CONFIG_FILE, WEIGHTS_FILE, save, trained_names
+from ctrl.saving import save
 from ctrl.sharded import write_once
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name

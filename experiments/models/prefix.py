@@ -1,6 +1,6 @@
-"""Prompts read once with their keys and values kept, for the replies behind them.
+"""Batches of prompts with their key-value cache; the tokens that all prompts start with are computed only once.
 
-What all prompts start with (the system turn, the words of a question) is read once for all of them.
+These are for example the system turn and the first words of a question.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers.cache_utils import DynamicCache
 
 from experiments.models.tokens import pad
 
-PAYS = 64  # tokens that a pass of the model of its own must save: each pass reads all weights
+LEAST_SAVED = 64  # tokens; fewer do not pay for one more forward pass, which reads all weights
 
 
 class Prefix:
-    """The tokens that all prompts start with, and the cache after them; each prompt keeps at least one of its own."""
+    """The tokens that all prompts start with and the cache after them. Each prompt has at least one more token."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
         self.tokens = tuple(prompts[0][: _shared_length(prompts)]) if prompts else ()
@@ -31,9 +31,9 @@ class Prefix:
 
 
 class Prompts:
-    """A batch of prompts behind a prefix: [prefix, padding, own tokens], later tokens to the right.
+    """A batch of prompts after a prefix, in the order [prefix, padding, own tokens, later tokens].
 
-    logits: (prompts, vocabulary), for the token behind each prompt.
+    logits: (prompts, vocabulary), for the token after each prompt.
     """
 
     def __init__(self, model: PreTrainedModel, batch: Sequence[Sequence[int]], prefix: Prefix) -> None:
@@ -46,9 +46,9 @@ class Prompts:
         self.logits = self.read(pad(own, 0, left=True), pad([[1] * len(row) for row in own], 0, left=True))
 
     def read(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Append ids (rows, new); real: 1 where a token is none of padding. Returns logits (rows, vocab).
+        """Append ids (rows, new) and return the last logits (rows, vocabulary). real: 0 for padding, else 1.
 
-        Positions are counted without padding.
+        Positions do not count padding.
         """
         self.mask = torch.cat([self.mask, real], dim=1)
         positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -64,13 +64,13 @@ class Prompts:
         return logits
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows alone, in this order; a row may stand several times."""
+        """Keep only these rows, in this order; a row may be given several times."""
         self.cache.batch_select_indices(rows.to(self.model.device))
         self.mask = self.mask[rows.cpu()]
 
 
 def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts start with; 0 where sharing them would save too little."""
+    """Return the number of tokens that all prompts start with; 0 if sharing them would save too little."""
     columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    return shared if shared * (len(prompts) - 1) >= PAYS else 0
+    return shared if shared * (len(prompts) - 1) >= LEAST_SAVED else 0

@@ -1,4 +1,4 @@
-"""How questions, replies and texts become token ids. Training, generation and the kept tasks all go through here."""
+"""Turn questions, replies and texts into token ids: the same way for training, generation and the kept tasks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
-    """What the model reads before it replies: the chat template with its generation prompt.
+    """Return the prompt of a question: the chat template with its generation prompt.
 
-    Without a chat template (base models) it is `Question: ...\\nAnswer:`. Training, generation and the kept tasks all
-    go through here.
+    Without a chat template (base models) it is `Question: ...\\nAnswer:`.
     """
     text, plain = _prompt(tokenizer, question)
     return list(tokenizer(text, add_special_tokens=plain)["input_ids"])
 
 
 def reply_ids(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> list[int]:
-    """The tokens of a reply behind `prompt_ids`, without the end of turn."""
+    """Return the tokens of a reply after `prompt_ids`, without the end of turn."""
     text, plain = _prompt(tokenizer, question)
     return continuation_ids(tokenizer, text, f" {reply}" if plain else reply, add_special_tokens=plain)
 
@@ -33,8 +32,10 @@ def reply_ids(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> 
 def continuation_ids(
     tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, add_special_tokens: bool = True
 ) -> list[int]:
-    """The tokens of `text` behind `prefix`. Some tokenizers add a space to a text on its own, so both are encoded
-    together where the boundary lies between tokens."""
+    """Return the tokens of `text` after `prefix`.
+
+    Both are encoded together if the boundary is between two tokens: some tokenizers add a space to a text on its own.
+    """
     before = list(tokenizer(prefix, add_special_tokens=add_special_tokens)["input_ids"])
     whole = list(tokenizer(prefix + text, add_special_tokens=add_special_tokens)["input_ids"])
     if len(whole) > len(before) and whole[: len(before)] == before:
@@ -43,7 +44,10 @@ def continuation_ids(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a reply: what the chat template writes behind it, else the end of text."""
+    """Return the token that ends a reply: the one that the chat template writes after it, else the end of text.
+
+    Raises ConfigError if there is none.
+    """
     if tokenizer.chat_template:
         marker = "@@reply@@"
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
@@ -58,16 +62,16 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def user_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the chat template writes before a user's words: a model that goes on from there writes them itself."""
+    """Return the tokens that the chat template writes before a user's words: a model continues them with a question."""
     marker = "@@question@@"
     text = str(tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False))
     return list(tokenizer(text.partition(marker)[0], add_special_tokens=False)["input_ids"])
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token between documents. Chat models often name the end of a turn as their eos: the base's own comes first.
+    """Return the token between documents: one that is known from pretraining, else the end of sequence (eos).
 
-    Raises ConfigError where there is none.
+    Chat models often have the end of turn as eos. Raises ConfigError if there is none.
     """
     known = tokenizer.get_vocab()
     for token in DOCUMENT_ENDS:
@@ -77,19 +81,19 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Any token will do, since padding is masked; the end of turn where the tokenizer names none."""
+    """Return the padding token, or the end of turn if there is none. Padding is masked, so any token will do."""
     return end_of_turn(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
-    """Rows of different lengths as one int64 tensor (rows, longest)."""
+    """Pad rows of different lengths to one int64 tensor (rows, longest)."""
     longest = max(len(row) for row in rows)
     filled = [[value] * (longest - len(r)) + list(r) if left else list(r) + [value] * (longest - len(r)) for r in rows]
     return torch.tensor(filled, dtype=torch.int64)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[str, bool]:
-    """The prompt's text, and whether it is the plain one (then the tokenizer adds its own start of text)."""
+    """Return the prompt's text and whether it is plain; then the tokenizer adds its own start of text."""
     if not tokenizer.chat_template:
         return f"Question: {question}\nAnswer:", True
     turns = [{"role": "user", "content": question}]

@@ -1,1 +1,1 @@
-"""Operations on trained weights, measured as the arms were."""
+"""Change the trained weights of finished arms without training, and measure the result as the arms were measured."""

@@ -1,4 +1,4 @@
-"""Operations on trained weights: WiSE-FT, merging back, the alpha dial, task vectors. Nothing is trained."""
+"""Change trained weights without training: WiSE-FT, merging back, the alpha dial, task vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
-from ctrl.model import expanded_layers, hold_alpha
+from ctrl.layer import expanded_layers
+from ctrl.model import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import is_peft, load_onto
@@ -20,14 +21,12 @@ from experiments.models.base import load_base
 from experiments.runs.trained import load_trained
 
 Figures = dict[str, float]
-
-
 Batches = Sequence[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One trained arm, and what is added to it. batches: of general text, on which a merged model's gap is measured."""
+class TrainedArm:
+    """A trained arm of a run. others: folders of arms to add. batches: general text, for a merged model's gap."""
 
     run: Path
     name: str
@@ -42,17 +41,19 @@ class Arm:
         return load_trained(self.run, self.name, self.learning_rate)
 
 
-def wise(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
-    """WiSE-FT (arXiv 2109.01903): (1 - alpha) base + alpha tuned; an expanded or adapted model is made plain first."""
+def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Mix base and tuned model as (1 - alpha) base + alpha tuned: WiSE-FT (arXiv 2109.01903).
+
+    An expanded or adapted model is made plain first.
+    """
     if alpha is None:
         raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
     tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
-    return moved(arm.base(), [(alpha, tuned)]), {}
+    return mixed(arm.base(), [(alpha, tuned)]), {}
 
 
-def merge(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
-    """The expanded model merged back with alpha's share of its copies (default: its own), and its gap; or the adapter
-    folded into the weights."""
+def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Merge an expanded model back at alpha (default: its own) and measure the gap; or fold an adapter in."""
     model = arm.trained()
     if not isinstance(model, ControlModel):
         if alpha is not None or not is_peft(model):
@@ -66,8 +67,8 @@ def merge(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     return merged, {"merge_gap_kl": gap.kl, "merge_gap_logits": gap.max_logit_difference}
 
 
-def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
-    """base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
+def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Add task vectors: base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
     if not arm.others:
         raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
     base_model = load_config(arm.run / "config.yaml").base_model
@@ -78,22 +79,22 @@ def task_vectors(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figure
             raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
         other = plain_model(load_onto(arm.base(), folder / "trained"), arm.batches)
         vectors.append(dict(other.named_parameters()))
-    share = 1.0 if alpha is None else alpha
-    return moved(arm.base(), [(share, vector) for vector in vectors]), {}
+    weight = 1.0 if alpha is None else alpha
+    return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
 
 
-def dial(arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
-    """The expanded model with this share of its copies in every layer and for every token (`ctrl.at_alpha`)."""
+def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Set alpha of an expanded model to one value in every layer and for every token (`ctrl.at_alpha`)."""
     model = arm.trained()
     if alpha is None or not isinstance(model, ControlModel):
         raise ConfigError(
             f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
         )
-    hold_alpha(model, alpha)
+    set_alpha(model, alpha)
     return model, {}
 
 
-OPERATIONS: dict[str, Callable[[Arm, float | None], tuple[PreTrainedModel, Figures]]] = {
+OPERATIONS: dict[str, Callable[[TrainedArm, float | None], tuple[PreTrainedModel, Figures]]] = {
     "wise": wise,
     "merge": merge,
     "dial": dial,
@@ -102,10 +103,10 @@ OPERATIONS: dict[str, Callable[[Arm, float | None], tuple[PreTrainedModel, Figur
 
 
 @torch.no_grad()
-def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> PreTrainedModel:
-    """theta = base + sum_i share_i (theta_i - base), in place; exact at a single share of 0 or 1.
+def mixed(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> PreTrainedModel:
+    """Set theta = base + sum_i alpha_i (theta_i - base) in place. Exact for one part at alpha 0 or 1.
 
-    Raises ConfigError where a model has other weights than the base (stacked copies).
+    parts: pairs of alpha and weights by name. Raises ConfigError if a model has other weights than the base.
     """
     shapes = {name: p.shape for name, p in base.named_parameters()}
     for _, tuned in parts:
@@ -115,7 +116,7 @@ def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tenso
             )
     for name, p in base.named_parameters():
         start = p.clone()
-        first, *rest = (torch.lerp(start, tuned[name], share) for share, tuned in parts)
+        first, *rest = (torch.lerp(start, tuned[name], alpha) for alpha, tuned in parts)
         p.copy_(first)
         for other in rest:
             p.add_(other - start)
@@ -123,7 +124,7 @@ def moved(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tenso
 
 
 def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedModel:
-    """A model of the base's class: expanded ones merged back (see `gate_batches`), adapters folded in."""
+    """Return a model of the base's class: merge an expanded one back (see `gate_batches`), fold an adapter in."""
     if isinstance(model, ControlModel):
         return ctrl.merge_back(model, batches=gate_batches(model, batches), in_place=True)
     if is_peft(model):
@@ -132,11 +133,12 @@ def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedMode
 
 
 def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
-    """The text on which alpha is measured, where it depends on the token (dlerp, dlerpin): its gate has weights besides
-    theta, so sigmoid(theta) is not its mean. None for other models: theta says it all."""
+    """Return the text on which alpha is measured if it depends on the token (dlerp, dlerpin), else None.
+
+    Such a gate has weights besides theta, so sigmoid(theta) is not its mean.
+    """
     layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
-    gated = any(name != "theta" for layer in layers for name, _ in layer.named_parameters())
-    return batches if gated and batches else None
+    return batches if batches and any(layer.per_token for layer in layers) else None
 
 
 def _config_of(folder: Path) -> ExperimentConfig:

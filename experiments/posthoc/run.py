@@ -1,8 +1,8 @@
-"""Operations on the trained weights of finished arms, measured as the arms were: nothing is trained.
+"""Apply operations to the trained weights of finished arms, and measure the result as the arms were measured.
 
-    python -m experiments.cli posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
+    control-llm posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
 
-Each result lies in `<run>/posthoc/<label>/`: items-*.jsonl and result.json, as an arm's, and is a run in MLflow.
+Each result is in `<run>/posthoc/<label>/` (items-*.jsonl and result.json, as of an arm) and is a run in MLflow.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
 from experiments.models.base import load_base
-from experiments.posthoc.operations import OPERATIONS, Arm, Figures
+from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
-from experiments.runs.experiment import Experiment
-from experiments.runs.run import RunError, open_run
+from experiments.runs.prepared import Prepared
+from experiments.runs.run import open_run
+from experiments.tracking.tracker import Tracker
 
 
 def posthoc(
@@ -36,10 +38,10 @@ def posthoc(
     say: Callable[[str], None] = print,
     study: str | None = None,
 ) -> list[ArmResult]:
-    """Apply an operation at each alpha and measure the model with the run's own suite. Raises ConfigError, RunError.
+    """Apply an operation at each alpha and measure the model with the run's own suites. Raises ConfigError, RunError.
 
-    others: folders of further arms, for task_vectors. study: that the run is of. Results that are there already are
-    read, and make no second run in MLflow.
+    others: folders of further arms, for task_vectors. study: name of the study that the run belongs to. Results that
+    are on disk are read, and make no second run in MLflow.
     """
     run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:
@@ -48,7 +50,7 @@ def posthoc(
     if not trained.is_file():
         found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
         raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
-    experiment: Experiment | None = None
+    opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
     for alpha in shares:
@@ -57,21 +59,30 @@ def posthoc(
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
         if not (folder / "result.json").is_file():
-            experiment = experiment or open_run(run, say, study or experiment_of(run))
-            batches = [
-                {"input_ids": torch.tensor([window])}
-                for window in text_windows(experiment.tokenizer, experiment.config.evaluation.perplexity_tokens)
-            ]
-            model, figures = _applied(operation, Arm(run, arm, learning_rate, others, batches), alpha)
-            result.cost = {"added_parameters": float(model.num_parameters() - _size(experiment)), **figures}
+            prepared, tracker = opened = opened or _opened(run, say, study)
+            source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
+            model, figures = _applied(operation, source, alpha)
+            result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
             say(f"measuring {result.label} ...")
-            measure_tracked(experiment, model, result, folder, options)
+            measure_tracked(prepared, tracker, model, result, folder, options)
         results.append(ArmResult.from_dict(read_json(folder / "result.json")))
         end_tracked(run, results[-1], folder, options)
     return results
 
 
-def _applied(operation: str, arm: Arm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+def _opened(run: Path, say: Callable[[str], None], study: str | None) -> tuple[Prepared, Tracker]:
+    """Prepare the run, and open the MLflow experiment that it belongs to."""
+    prepared = open_run(run, say)
+    return prepared, Tracker(run.parent.parent, study or experiment_of(run) or prepared.config.name)
+
+
+def _text_batches(prepared: Prepared) -> list[dict[str, Tensor]]:
+    """Return windows of general text as batches of one row."""
+    windows = text_windows(prepared.tokenizer, prepared.config.evaluation.settings("text").tokens)
+    return [{"input_ids": torch.tensor([window])} for window in windows]
+
+
+def _applied(operation: str, arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     try:
         return OPERATIONS[operation](arm, alpha)
     except ctrl.ConfigError as error:  # no merged form, for example
@@ -80,20 +91,20 @@ def _applied(operation: str, arm: Arm, alpha: float | None) -> tuple[PreTrainedM
         raise RunError(str(error)) from error
 
 
-def _size(experiment: Experiment) -> int:
-    return load_base(experiment.config.base_model)[0].num_parameters()
+def _size(prepared: Prepared) -> int:
+    return load_base(prepared.config.base_model)[0].num_parameters()
 
 
 def result_folder(run: Path, result: ArmResult) -> Path:
-    """Where the records and the figures of an operation's result lie."""
+    """Return the folder with the records and the figures of an operation's result."""
     return run / "posthoc" / result.label.replace(" ", "-").replace("/", "-")
 
 
 def operation_name(operation: str, alpha: float | None = None, others: Sequence[Path] = ()) -> str:
-    """`wise 0.5`, `merge`, `task_vectors partial-0.0003 0.5`."""
+    """Name an operation on an arm: `wise 0.5`, `merge`, `task_vectors partial-0.0003 0.5`."""
     return " ".join([operation, *_named(others), *([] if alpha is None else [f"{alpha:g}"])])
 
 
 def _named(others: Sequence[Path]) -> list[str]:
-    """Arm folders by run and arm."""
+    """Name arm folders by run and arm."""
     return [f"{folder.parent.parent.name}/{folder.name}" for folder in others]

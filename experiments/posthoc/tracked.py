@@ -1,4 +1,4 @@
-"""The MLflow run of one result of `experiments.posthoc`: below the experiment's run, naming the arm's."""
+"""Track a result of `experiments.posthoc` in MLflow: a run below the experiment's, with the arm's run in its tags."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from experiments.common.files import read_json, write_json
 from experiments.records import ArmResult
-from experiments.runs.arm import headline
-from experiments.runs.experiment import Experiment
+from experiments.runs.prepared import Prepared, headline
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.reap import may_live
 from experiments.tracking.run import Run
@@ -20,20 +19,25 @@ from experiments.tracking.tracker import Tracker
 
 
 def measure_tracked(
-    experiment: Experiment, model: PreTrainedModel, result: ArmResult, folder: Path, options: Mapping[str, Any]
+    prepared: Prepared,
+    tracker: Tracker,
+    model: PreTrainedModel,
+    result: ArmResult,
+    folder: Path,
+    options: Mapping[str, Any],
 ) -> None:
-    """Measure a model as the arms were, and write result and records to `folder`, in a run of kind `posthoc`.
+    """Measure a model as the arms were, and write result and records to `folder`, in an MLflow run of kind `posthoc`.
 
-    options: what was done to the arm (operation, alpha, others): its tags and params. The run's journal lies in
-    `folder`, so that `sync` of the experiment's folder sends it too. A run that broke off is continued.
+    options: operation, alpha and others, as tags and params of the run. The run's journal is in `folder`, so that
+    `sync` of the experiment's folder sends it too. A run that broke off is continued.
     """
-    with _run(experiment.tracker, experiment.folder, result, folder, options) as run:
-        experiment.measure(model, result, folder)
+    with _run(tracker, prepared.folder, result, folder, options) as run:
+        prepared.measure(model, result, folder)
         _log(run, result, folder)
 
 
 def end_tracked(run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]) -> None:
-    """Bring the run of a result that is there to its end, where its process died before that."""
+    """End the run of a result on disk if its process died before the end of the run."""
     if not _cut_off(folder):
         return
     tracker = Tracker(run_folder.parent.parent, str(experiment_of(folder)))
@@ -42,7 +46,7 @@ def end_tracked(run_folder: Path, result: ArmResult, folder: Path, options: Mapp
 
 
 def _cut_off(folder: Path) -> bool:
-    """Whether a run has a journal here, but did not finish, and no process is at it."""
+    """Whether a run has a journal here but did not finish, and no process works on it."""
     journal = _journal(folder)
     if journal is None:
         return False
@@ -62,7 +66,7 @@ def _run(
     with tracker.run(
         result.label,
         kind="posthoc",
-        parent=_above(run_folder),
+        parent=_parent_id(run_folder),
         params={"arm": result.arm, "method": result.method, "learning_rate": result.learning_rate, **known},
         tags={**known, "source_arm": arm, **({"source_run": source} if source else {})},
         run_id=read_json(folder / "mlflow.json").get("run_id"),
@@ -80,20 +84,20 @@ def _log(run: Run, result: ArmResult, folder: Path) -> None:
 
 
 def run_of(folder: Path, uri: str) -> str | None:
-    """The id that a store has for the run whose journal lies in a folder; the journal's where it has none yet."""
+    """Return a store's id of the run whose journal is in a folder; the journal's id if the store has none yet."""
     journal = _journal(folder)
     return (journal.delivered(uri).run_id or journal.id) if journal else None
 
 
 def experiment_of(folder: Path) -> str | None:
-    """The MLflow experiment that the run in a folder belongs to: for a study's trials that of the study."""
+    """Return the MLflow experiment of the run in a folder; trials of a study have the study's."""
     journal = _journal(folder)
     start = journal.last("start") if journal else None
     return str(start["experiment"]) if start else None
 
 
-def _above(folder: Path) -> str | None:
-    """The experiment's run by its journal's id, which every store knows it by, also one that gets it later."""
+def _parent_id(folder: Path) -> str | None:
+    """Return the journal's id of the experiment's run, by which every store finds it, also one that gets it later."""
     journal = _journal(folder)
     return journal.id if journal else read_json(folder / "mlflow.json").get("run_id")
 

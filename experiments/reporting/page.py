@@ -1,4 +1,4 @@
-"""Build the pages of reports: templates for HTML and Markdown, pictures as files, paths for a reader."""
+"""Build the pages of reports: templates for HTML and Markdown, pictures as files."""
 
 from __future__ import annotations
 
@@ -36,9 +36,3 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
 def inline_svg(figure: Figure) -> str:
     """Draw the figure as base64, for the page itself."""
     return base64.b64encode(image_bytes(figure, "svg")).decode()
-
-
-def shown_path(path: Path) -> str:
-    """Write a path relative to the working directory if it is below it."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

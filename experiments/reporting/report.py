@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import yaml
 from matplotlib.figure import Figure
 
+from experiments.common.commands import command
 from experiments.common.files import write_text
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.page import image_bytes, inline_svg, shown_path, write_page
+from experiments.reporting.page import image_bytes, inline_svg, write_page
 from experiments.reporting.plots.forgetting import forgetting_figure
 from experiments.reporting.summary import summary
 from experiments.reporting.table import Table
@@ -70,7 +70,7 @@ def write_report(
         "notes": notes,
         "details": details,
         "figures": [(title, inline_svg(picture)) for title, picture in figures],
-        "command": f"python -m experiments.cli run {shlex.quote(shown_path(folder / 'config.yaml'))} --fresh",
+        "command": command("run", folder / "config.yaml", "--fresh"),
         "ui_command": ui_command,
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
     }
@@ -89,5 +89,5 @@ def _tiles(
     failed, tasks = sum(r.status == "failed" for r in results), len(kept_tasks(results))
     arms = f"arm{'s' if len(results) != 1 else ''} (method at a learning rate)"
     tiles.append((f"{len(results)}", arms + (f", {failed} failed" if failed else "")))
-    items = config.evaluation
-    return [*tiles, (f"{items.new_items} + {tasks} \u00d7 {items.kept_items}", "questions: new task + kept tasks")]
+    items = f"{config.evaluation.new_items} + {tasks} \u00d7 {config.evaluation.settings('kept').items}"
+    return [*tiles, (items, "questions: new task + kept tasks")]

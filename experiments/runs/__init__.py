@@ -1,1 +1,1 @@
-"""A run: its data, its arms, what it leaves."""
+"""Run an experiment: prepare its data and base model, train and measure its arms, write its report."""

@@ -1,4 +1,4 @@
-"""What a config asks of its base model and data, beyond what its fields can tell."""
+"""Check a config against its base model and the launcher, which the checks of its fields cannot know."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.models.precision import Precision
+from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards
 
 
 def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
-    """Raise ConfigError, before anything is measured, if an arm asks for layers or rows that are not there, or for what
-    the launcher of this run cannot do."""
+    """Raise ConfigError if an arm asks for layers or rows that do not exist, or for what the launcher cannot do.
+
+    Called before anything is measured.
+    """
     faults = _precision_faults(config)
     for arm in config.arms:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
@@ -39,17 +42,19 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
         faults.append("its options need replayed rows: give data.old, and data.replay or its replay")
     if method.reads_weights and shards():
         faults.append(
-            f"method {arm.method} adds a function of all weights to the loss, and FSDP has them in shards: launch it "
-            "without FSDP (each process then has the whole model), or leave the arm out"
+            f"method {arm.method_name} adds a function of all weights to the loss, and FSDP has them in shards: launch "
+            "it without FSDP (each process then has the whole model), or leave the arm out"
         )
     if method.writes_weights and deepspeed():
         faults.append(
-            f"method {arm.method} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
+            f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
             "without DeepSpeed, or leave the arm out"
         )
-    if method.places_layers:
+    if method.token_weights and (reason := why_unweighted(model)):
+        faults.append(f"method {arm.method_name} weighs tokens, but {reason}")
+    if method.layer_choice is not None:
         try:
-            place(arm.control.layers, len(decoder_layers(model)))
+            place(method.layer_choice, len(decoder_layers(model)))
         except ctrl.ConfigError as error:
             faults.append(str(error))
     return faults

@@ -1,4 +1,4 @@
-"""What an experiment trains on and measures its new task on: the same rows in the same order for every arm."""
+"""Prepare the data of an experiment: the same rows in the same order for every arm, and held-out items."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import text_id
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
-from experiments.data.items import NewTask, NewText, hash_id
+from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
-from experiments.data.source import Source, Workshop
+from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.methods import Batch
 from experiments.models.base import load_base
 
-OWN_TOKENS = 64  # of each text that the base writes for a method, where data.old names nothing
+OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
 
 
 class ExperimentData:
     """The data section of a config, ready to use.
 
-    tasks: what the new task is measured on. collator: makes a batch of rows. base: gives the base model; called only if
-    a source has to sample it. cache: where sampled text is kept. Raises ConfigError for data that cannot be had.
+    tasks: held-out items of the new task. collator: makes a batch of rows. base: returns the base model; called only if
+    a source samples from it. cache: folder of sampled text. Raises ConfigError for data that cannot be read.
     """
 
     def __init__(
@@ -44,48 +45,48 @@ class ExperimentData:
         self.collator: Any = PackedCollator() if data.regime == "cpt" else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
-        self.taken = frozenset[str]().union(*(task.ids for task in held_out))
+        self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
         self.tasks = _distinct([self._cut(task) for task in held_out])
         load = functools.partial(_load, config.base_model)
         cache = cache or Path("mlruns") / "cache"
-        # kept without `base`, which may hold a model that is not needed any more
-        self.workshop = Workshop(tokenizer, load, config.base_model, config.precision, cache)
-        workshop = dataclasses.replace(self.workshop, base=base or load)
+        # without `base`, which may hold a model that is no longer needed
+        self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
+        context = dataclasses.replace(self.context, base=base or load)
         self.new = data.new
         self.old: tuple[Source, ...] = ()
         if any(_replay(config, arm) for arm in config.arms):
-            self.old = tuple(source.ready(workshop) for source in data.old)
+            self.old = tuple(source.materialise(context) for source in data.old)
 
     def rows(self, arm: ArmConfig) -> Rows:
-        """The rows of an arm, in the order in which they are trained on."""
+        """Return the rows of an arm in the order of training."""
         training = self.config.training
         ends = self.config.data.stage_ends(training.steps)
         step_rows = training.batch_size * training.gradient_accumulation
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
-        return Rows(Mixture(parts, self.encoder, self.config.seed, self.taken), *stages)
+        return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
 
     def old_batches(self, count: int) -> list[Batch]:
-        """`count` batches of what the base is to keep, whether or not an arm replays it; the same at every call.
+        """Return `count` batches of text that the model should keep, the same at every call, replayed or not.
 
-        Drawn from data.old, but not from the earlier tasks of a stream, which the base has not learned; where nothing
-        is left, from chats that the base writes for this (kept in the cache).
+        They come from data.old without the earlier tasks of a stream, which the base model has not learned. If nothing
+        is left, they are chats that the base model writes for this (kept in the cache).
         """
         size, config = self.config.training.batch_size, self.config
         given = [source for source in config.data.old if not isinstance(source, Earlier)]
         sources = given or (BaseText(number=size * count, max_tokens=OWN_TOKENS),)
         whole = sum(source.share for source in sources)
-        parts = [Part(source.ready(self.workshop), source.share / whole, True) for source in sources]
-        rows = Rows(Mixture(parts, self.encoder, config.seed, self.taken), size * count)
+        parts = [Part(source.materialise(self.context), source.share / whole, True) for source in sources]
+        rows = Rows(Mixture(parts, self.encoder, config.seed, self.held_out_ids), size * count)
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
     def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
-        """What the arm's rows really took from each source.
+        """Count what the arm's rows took from each source. Reads all rows once more.
 
-        One dict a source and stage: name, stage (from 1; one for mixed data), replayed, share (of the stage's tokens)
-        beside the share asked for, tokens, pieces, examples, epochs (times the source was begun), left_out (chats that
-        are longer than data.length). Reads all rows once more.
+        One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
+        tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
+        too_long (chats longer than data.length, which are left out).
         """
         rows = self.rows(arm)
         drawn = rows.drawn()
@@ -105,8 +106,10 @@ class ExperimentData:
         ]
 
     def describe(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
-        """One dict a source, for a run's records: name, kind, digest, items (or "endless"), share of all tokens: of the
-        arm's, or of those of arms that do not choose their own `replay`."""
+        """Describe each source for a run's records: name, kind, digest, items (or "endless"), replayed, share.
+
+        share: of all tokens of the arm; without an arm, of the arms that do not set their own `replay`.
+        """
         replay = _replay(self.config, arm) if arm else self.config.data.replay
         return [
             {
@@ -125,7 +128,7 @@ class ExperimentData:
         return stage_parts(self.new, self.old, replay, self.config.data.sequential)
 
     def _cut(self, task: NewTask | NewText) -> NewTask | NewText:
-        """Held-out documents are measured on their first `length` tokens: some are books."""
+        """Cut held-out documents to their first `length` tokens: some are books."""
         if isinstance(task, NewTask):
             return task
         cut = tuple(_begin(self.tokenizer, document, self.config.data.length) for document in task.documents)
@@ -133,8 +136,10 @@ class ExperimentData:
 
 
 def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ...]:
-    """The tasks without items that stand twice: two sources may ask one question under one name, and documents that
-    begin alike are equal once they are cut. Raises ConfigError where nothing of a task is left."""
+    """Remove items that occur twice. Raises ConfigError if nothing of a task is left.
+
+    Two sources may ask the same question under one name, and documents with the same start are equal once cut.
+    """
     seen: set[tuple[str, str]] = set()
 
     def first(name: str, key: str) -> bool:
@@ -149,11 +154,11 @@ def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ..
                 task, test=tuple(i for i in task.test if first(task.name, i.id))
             )
         else:
-            kept = tuple(text for text in task.documents if first(task.name, hash_id(text)))
+            kept = tuple(text for text in task.documents if first(task.name, text_id(text)))
             one = dataclasses.replace(task, documents=kept)
         if not (one.test if isinstance(one, NewTask) else one.documents):
             raise ConfigError(
-                f"data.new: every held-out item of {task.name} stands in another source of that name: leave one out"
+                f"data.new: every held-out item of {task.name} is in another source of that name too: leave one out"
             )
         found.append(one)
     return tuple(found)
@@ -164,7 +169,7 @@ def _load(base_model: str) -> PreTrainedModel:
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
-    """The first `tokens` tokens of a text, as text."""
+    """Return the first `tokens` tokens of a text as text."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens]))
 
@@ -174,7 +179,7 @@ def _replay(config: ExperimentConfig, arm: ArmConfig) -> float:
 
 
 def _check_old(config: ExperimentConfig) -> None:
-    """Raises ConfigError for an arm that replays where nothing is given to replay."""
+    """Raise ConfigError for an arm that replays if there is nothing to replay."""
     for arm in config.arms:
         if arm.replay and not config.data.old:
             raise ConfigError(

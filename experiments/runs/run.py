@@ -1,7 +1,7 @@
 """Run an experiment: base evaluated once, every arm trained and evaluated on the same data, report at the end.
 
-All state lies in `mlruns/runs/<name>-<digest>/`; the same config continues there: finished arms are read, not run
-again, and a half-run arm resumes from its last whole checkpoint. Several processes (torchrun, accelerate launch) train
+All state is in `mlruns/runs/<name>-<digest>/`. The same config continues there: finished arms are read, not run again,
+and a half-run arm resumes from its last complete checkpoint. Several processes (torchrun, accelerate launch) train
 together; see `experiments.training.processes`.
 """
 
@@ -14,15 +14,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.common.errors import RunError
+from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, load_config
-from experiments.runs.arm import Observer
-from experiments.runs.experiment import Experiment, Outcome
+from experiments.runs.arm import Observer, Session
+from experiments.runs.experiment import follow, lead
+from experiments.runs.outcome import Outcome
+from experiments.runs.prepared import Prepared, prepare
+from experiments.tracking.tracker import Tracker
+from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import disk_full
-from experiments.training.processes import LaunchEnded, Processes, launched
-
-
-class RunError(RuntimeError):
-    """The experiment cannot start or go on; the message says what to do. Nothing recorded is lost."""
+from experiments.training.processes import Processes, world_size
 
 
 def run_experiment(
@@ -36,10 +38,10 @@ def run_experiment(
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
-    root: where results go; default: `mlruns` of the project one works in. parent: id of the MLflow run of the study's
-    trial that this is. observe: called after each evaluation with the arm's result so far; may raise StopArm.
-    experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. Under a launcher
-    every process calls it with the same arguments, and gets the outcome of the first.
+    root: where results go; default: `mlruns` of the current project. parent: id of the MLflow run of the study's trial
+    that this experiment belongs to. observe: called after each evaluation with the arm's result so far; may raise
+    StopArm. experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. Under a
+    launcher every process calls it with the same arguments, and gets the outcome of the main process.
     """
     if parent is not None:
         only_one_process("a study")
@@ -47,65 +49,36 @@ def run_experiment(
         only_one_process("an observer")
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
-    processes = Processes.joined()
-    processes.part(config.training.batch_size)
-    if not processes.first:
-        return Experiment(config, root, folder, _silent, processes=processes).follow()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
-        if fresh and folder.exists():
-            shutil.rmtree(folder)
-        try:
-            return Experiment(config, root, folder, say, parent, observe, experiment, processes).run()
-        except Exception as error:
-            if disk_full(error):
-                free = shutil.disk_usage(root).free / 1e9
-                raise RunError(
-                    f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
-                    "kept: free some space, then run the same command again"
-                ) from error
-            if isinstance(error, LaunchEnded):
-                raise RunError(
-                    f"{error}\nThe other processes cannot know of it, so the launch ends. Everything recorded so far "
-                    "is kept; the same command goes on, and meets the same error unless its cause is gone"
-                ) from error
-            raise
+    with _errors_explained(root), Processes.joined() as processes:
+        processes.per_process(config.training.batch_size)
+        if not processes.is_main:
+            return follow(config, folder, processes)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder):
+            if fresh and folder.exists():
+                shutil.rmtree(folder)
+            session = Session(Tracker(root, experiment or config.name), say, observe, parent)
+            return lead(config, folder, session, processes)
 
 
 def only_one_process(what: str) -> None:
     """Raise RunError under a launcher with several processes, for what is not made for them."""
-    if launched() > 1:
+    if world_size() > 1:
         raise RunError(
-            f"WORLD_SIZE={launched()}: {what} runs in one process on one device. A study fills many devices with one "
-            "worker each (CUDA_VISIBLE_DEVICES=1 python -m experiments.cli study ...); several processes can train the "
-            "arms of `experiments.cli run`"
+            f"WORLD_SIZE={world_size()}: {what} runs in one process on one device. A study fills many devices with one "
+            "worker each (CUDA_VISIBLE_DEVICES=1 control-llm study ...); several processes can train the arms of "
+            "`control-llm run`"
         )
-
-
-def _silent(text: str) -> None:
-    """What the processes beside the first have to say."""
-
-
-def default_root() -> Path:
-    """The nearest `mlruns` folder at or above the working directory, else one to be made in it."""
-    here = Path.cwd()
-    return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
 
 
 def run_folder(config: ExperimentConfig, root: Path) -> Path:
     return root / "runs" / f"{config.name}-{config.digest()}"
 
 
-def open_run(folder: Path, say: Callable[[str], None] = print, experiment: str | None = None) -> Experiment:
-    """A run that is there already, with its data, suite and base records, to measure more models as its arms were.
-
-    experiment: name of the MLflow experiment, if it is not the config's.
-    """
+def open_run(folder: Path, say: Callable[[str], None] = print) -> Prepared:
+    """Prepare a run that is on disk, to measure more models as its arms were measured."""
     only_one_process("measuring more models")
-    config = load_config(folder / "config.yaml")
-    opened = Experiment(config, folder.parent.parent, folder, say, experiment=experiment)
-    opened.prepare()
-    return opened
+    return prepare(load_config(folder / "config.yaml"), folder, say)
 
 
 @contextmanager
@@ -115,3 +88,23 @@ def _only_one(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise RunError(f"another process is running {folder.name}: wait for it, or stop it first") from None
+
+
+@contextmanager
+def _errors_explained(root: Path) -> Iterator[None]:
+    """Raise RunError, which says how to go on, for a full disk and for a launch that has to end."""
+    try:
+        yield
+    except Exception as error:
+        if disk_full(error):
+            free = shutil.disk_usage(root).free / 1e9
+            raise RunError(
+                f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
+                "kept: free some space, then run the same command again"
+            ) from error
+        if isinstance(error, AbortLaunch):
+            raise RunError(
+                f"{error}\nThe processes of a launch cannot go on without each other, so it ends. Everything recorded "
+                "so far is kept; the same command goes on, and meets the same error unless its cause is gone"
+            ) from error
+        raise

@@ -1,4 +1,4 @@
-"""What a finished experiment left, for notebooks and scripts: its trained models and what they say."""
+"""Load the trained models of a finished experiment, and compare their replies, for notebooks and scripts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.models.precision import Precision
 
 
 def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
-    """The model that an arm of the run in `folder` ended with. Raises FileNotFoundError naming the arms there are."""
+    """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms."""
     config = load_config(folder / "config.yaml")
     trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
     if not trained.is_dir():
@@ -31,7 +31,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
 def replies(
     folder: Path, arms: Sequence[tuple[str, float]], prompts: Sequence[str], max_new_tokens: int = 48
 ) -> pd.DataFrame:
-    """Greedy replies to the prompts, one row a prompt, one column a model: the base first, then the arms."""
+    """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
     config = load_config(folder / "config.yaml")
     base, tokenizer = load_base(config.base_model, config.data.system)
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
@@ -48,7 +48,7 @@ def replies_at(
     alphas: Sequence[float],
     max_new_tokens: int = 24,
 ) -> pd.DataFrame:
-    """Greedy replies of an expanded model with each share of its copies (`ctrl.at_alpha`): a row a prompt."""
+    """Return greedy replies of an expanded model at each alpha (`ctrl.at_alpha`): one row for each prompt."""
     columns = {}
     for alpha in alphas:
         with ctrl.at_alpha(model, alpha), evaluating(model, Precision("auto")):

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from experiments.common.hashing import json_digest
 from experiments.common.section import Section, nearest
-from experiments.common.yaml_values import set_field
-from experiments.config import ExperimentConfig, load_config, parse_config
+from experiments.config import ExperimentConfig, load_config, parse_config, set_value
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
 NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbeat", "posthoc", "report"}
-
-
-class StudyError(RuntimeError):
-    """A study that cannot start, or stopped; the message says what to do. No trial is lost."""
 
 
 class Objective(Section):
@@ -195,7 +189,7 @@ class StudyConfig(Section):
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
         for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
-            set_field(values, key, copy.deepcopy(value))
+            set_value(values, key, copy.deepcopy(value))
         return values
 
     def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:
@@ -210,7 +204,7 @@ class StudyConfig(Section):
     def identity(self) -> str:
         """Hex digits that change whenever trials would no longer be comparable."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        return json_digest(kept)[:12]
 
 
 def parts(figure: str) -> list[str]:

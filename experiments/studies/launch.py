@@ -19,15 +19,17 @@ from typing import Any
 
 import yaml
 
+from experiments.common.errors import StudyError
 from experiments.common.files import read_json, write_json, write_text
-from experiments.runs.run import default_root
+from experiments.common.paths import default_root
 from experiments.studies.claim import STORAGE_FAULTS
-from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.config import StudyConfig
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import run_posthoc
 from experiments.studies.queue import Store
-from experiments.studies.storage import STORAGE, public_yaml, storage_url, study_folder
-from experiments.studies.trial import run_trial
+from experiments.studies.space import Scalar
+from experiments.studies.storage import STORAGE, note_progress, public_yaml, storage_url, study_folder
+from experiments.studies.trial import Report, TrialOutcome, run_trial
 from experiments.tracking.machine import process_state, process_tags
 from experiments.tracking.tracker import Tracker
 
@@ -56,12 +58,14 @@ def run_study(
     store.begin()
     folder = study_folder(root, config.name)
     write_text(folder / "study.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    note_progress(store, root)
     tracker = Tracker(root, config.name)
     tracker.reap()
     with _study_run(tracker, config, folder) as run:
         if not (ended := store.ended()):  # else workers would find nothing to claim
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
+        note_progress(store, root)
         counts = Counter(trial.state for trial in store.trials())
         run.log_metrics({f"trials/{state}": n for state, n in counts.items()})
         say(f"{config.name}: {ended}; " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
@@ -102,9 +106,12 @@ class _NoRun:
 def work(store: Store, root: Path, say: Say) -> str:
     """Take trials until none is left; returns why it ended."""
     parent = _mlflow_run(study_folder(root, store.config.name))
-    return store.work(
-        lambda number, picks, report: run_trial(store.config, number, picks, root, parent, report, say), say
-    )
+
+    def run(number: int, picks: dict[str, Scalar], report: Report | None) -> TrialOutcome:
+        note_progress(store, root)
+        return run_trial(store.config, number, picks, root, parent, report, say)
+
+    return store.work(run, say)
 
 
 def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say = print) -> str:

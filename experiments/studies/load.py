@@ -37,7 +37,7 @@ def parse_study(values: dict[str, Any], profile: str | None = None, source: str 
             raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
         changes |= {"name": f"{study.name}-{profile}", "overrides": {**study.overrides, **study.profiles[profile]}}
     if isinstance(study.base, str):
-        changes["base"] = load_config(study.base).to_dict()
+        changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)
     for picks in probes(study.search):
         _check(study, picks, source)
@@ -53,10 +53,10 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
     evaluation, stream = config.evaluation, config.data.order == "sequential"
-    known = figure_names(evaluation.suites, evaluation.kept_tasks, stream, evaluation.has_floor)
+    known = figure_names(evaluation.suites, evaluation.settings("kept").tasks, stream, evaluation.has_floor)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
-            if name not in known and not (name.startswith("retention/") and config.evaluation.lm_eval):
+            if name not in known and not (name.startswith("retention/") and "lm_eval" in evaluation.suites):
                 suites = ", ".join(config.evaluation.suites)
                 raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
-from experiments.runs.run import RunError
 from experiments.studies.config import Posthoc, StudyConfig
 from experiments.studies.selection import Arm, called, choose, reported
 from experiments.studies.trial import result_of

@@ -21,11 +21,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, StudyError
 from experiments.common.section import nearest
 from experiments.studies import optimizers
 from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
-from experiments.studies.config import StudyConfig, StudyError
+from experiments.studies.config import StudyConfig
 from experiments.studies.load import parse_study
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.space import grid
@@ -113,7 +113,7 @@ class Store:
             ) from error
 
     def ended(self, trials: list[Any] | None = None) -> str:
-        """Why there is nothing to claim; empty while there is."""
+        """Return why there is nothing to claim; empty while there is something."""
         trials = self._attempts() if trials is None else trials
         row = failures_in_a_row(trials, self.config.retries, self.study.user_attrs.get("forgiven", ()))
         if len(row) >= self.config.failures:
@@ -123,13 +123,18 @@ class Store:
         hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
         if budget.hours is not None and hours >= budget.hours:
             return f"the budget of {budget.hours:g} hours is spent ({hours:.2f})"
-        groups, limit = lineages(trials).values(), self.limit()
+        return self._all_claimed(list(lineages(trials).values()))
+
+    def _all_claimed(self, groups: list[list[Any]]) -> str:
+        """groups: the attempts of each trial."""
+        limit = self.limit()
         waiting = [attempts for attempts in groups if attempts[-1].state == TrialState.WAITING]
-        begun = len(groups) - sum(len(attempts) == 1 for attempts in waiting)
-        if limit is None or begun < limit or any(len(attempts) > 1 for attempts in waiting):
+        begun = [attempts for attempts in groups if attempts not in waiting or len(attempts) > 1]
+        if limit is None or len(begun) < limit or any(attempts in waiting for attempts in begun):
             return ""
+        finished = all(a[-1].state.is_finished() and not continued(a, self.config.retries) for a in begun)
         whole = self.config.sampler.name == "grid" and limit == len(grid(self.config.search))
-        return "all cells of the grid are claimed" if whole else f"all {limit} trials are claimed"
+        return f"all {limit} {'cells of the grid' if whole else 'trials'} are {'finished' if finished else 'claimed'}"
 
     def going_on(self) -> bool:
         """Whether a trial runs, or was lost with its process and will be continued by the next start."""

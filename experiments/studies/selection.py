@@ -7,7 +7,6 @@ reported. Both forms of a question fall into the same half.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.common.hashing import sha256
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.text import label, rate_text
@@ -101,7 +101,7 @@ def called(arm: Arm, name: str) -> bool:
 
 def even(record: Record) -> bool:
     """Whether an item belongs to the half that chooses. The same for all runs, forms and machines."""
-    return hashlib.sha256(f"{record.suite}/{record.task}/{record.item}".encode()).digest()[0] % 2 == 0
+    return int(sha256(f"{record.suite}/{record.task}/{record.item}")[:2], 16) % 2 == 0
 
 
 def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: int, halves: bool, root: Path) -> Arm:

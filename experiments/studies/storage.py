@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-import shlex
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy
 import yaml
 
-from experiments.runs.run import default_root
-from experiments.studies.config import StudyConfig, StudyError
+from experiments.common.commands import command
+from experiments.common.errors import StudyError
+from experiments.common.files import write_json
+from experiments.common.paths import default_root
+from experiments.studies.config import StudyConfig
 from experiments.studies.locks import shown, sqlite_url
 
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
 
+PROGRESS = "progress.json"
 STORAGE = "STUDY_STORAGE"  # a command line is read by all users of a machine, and the URL may hold a password
 
 
@@ -44,6 +48,14 @@ def storage_url(root: Path, storage: str | None) -> str:
     return storage or sqlite_url(root.resolve() / "optuna.db")
 
 
+def note_progress(store: Store, root: Path) -> None:
+    """Write the number of trials in each state to the study's folder: `control-llm runs` opens no storage."""
+    counts = Counter(trial.state for trial in store.trials())
+    ended = "" if store.going_on() else store.ended()
+    values = {"trials": counts, "limit": store.limit(), "ended": ended}
+    write_json(study_folder(root, store.config.name) / PROGRESS, values)
+
+
 def public_yaml(config: StudyConfig) -> str:
     """The study's YAML without its storage's password, for what leaves this folder: reports, MLflow."""
     storage = shown(config.storage) if config.storage else None
@@ -60,16 +72,16 @@ def noted_storage(root: Path, name: str) -> str | None:
 
 
 def command_line(store: Store, root: Path, *words: str) -> str:
-    """`python -m experiments.cli WORDS`, with --root and --storage where the study would not be found without them.
+    """Return `control-llm WORDS`, with --root and --storage if the study would not be found without them.
 
     Paths are relative to the working directory; a storage's password is left out.
     """
-    command = ["python", "-m", "experiments.cli", *words]
+    options: list[str] = []
     if root.resolve() != default_root().resolve():
-        command += ["--root", os.path.relpath(root)]
+        options += ["--root", os.path.relpath(root)]
     if store.url != storage_url(root, noted_storage(root, store.config.name)):
         url = sqlalchemy.make_url(store.url)
         if url.drivername.startswith("sqlite") and url.database:
             url = url.set(database=os.path.relpath(url.database))
-        command += ["--storage", shown(url)]
-    return shlex.join(command)
+        options += ["--storage", shown(url)]
+    return command(*words, *options)

@@ -10,17 +10,17 @@ from typing import Any
 
 import yaml
 
+from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_json, write_json
 from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
 from experiments.runs.arm import StopArm
-from experiments.runs.experiment import Outcome
-from experiments.runs.run import RunError, run_experiment
+from experiments.runs.outcome import Outcome
+from experiments.runs.run import run_experiment
 from experiments.scorecard import mean_card
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
-from experiments.tracking.store import TrackingError
 from experiments.tracking.tracker import Tracker
 
 Report = Callable[[int, float], bool]  # gets a step and the objective there; True: the trial is not worth going on

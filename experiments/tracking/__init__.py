@@ -1,1 +1,1 @@
-"""MLflow runs that survive their store: a journal first, delivered by a thread."""
+"""Track runs in MLflow: write every call to a journal first, deliver it from a thread."""

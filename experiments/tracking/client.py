@@ -1,4 +1,4 @@
-"""MLflow itself, and the only file that imports it: opening a client, and the entities that events become."""
+"""Open an MLflow client, and turn events into MLflow's entities. The only file that imports MLflow."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 
 
 def key(name: str) -> str:
-    """A name as MLflow takes it."""
+    """Return a name in the form that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", str(name))[:MAX_KEY]
 
 
 def refused(error: BaseException) -> bool:
-    """Whether a store that answers will never take what it was sent, rather than being away."""
+    """Whether the store answered and will never accept what it was sent, rather than being offline."""
     return getattr(error, "error_code", "") in REFUSED
 
 
 def unknown_endpoint(error: BaseException) -> bool:
-    """Whether a server is too old for what was asked of it."""
+    """Whether the server is too old for a request."""
     return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
 
 
@@ -45,7 +45,7 @@ def metric_entities(event: Event) -> list[Any]:
 
 
 def model_metric_entities(event: Event, model_id: str) -> list[Any]:
-    """The figures of a `model` event. A model stores NaN as 0 and refuses it when it comes again, so it is left out."""
+    """Return the figures of a `model` event without NaN, which MLflow stores as 0 and refuses the second time."""
     from mlflow.entities import Metric
 
     rows = [row for row in event["metrics"] if math.isfinite(row["value"])]
@@ -71,12 +71,12 @@ def tag_entities(values: Mapping[str, Any]) -> list[Any]:
 
 
 def tag_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Names and values cut to what MLflow stores."""
+    """Cut names and values to the lengths that MLflow stores."""
     return {key(name): str(value)[:MAX_TAG] for name, value in values.items()}
 
 
 def dataset_entity(values: Mapping[str, Any]) -> Any:
-    """A dataset as MLflow's run input; what is neither name nor digest becomes its profile."""
+    """Make an MLflow run input of a dataset; all but its name, digest and kind becomes the profile."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = {name: value for name, value in values.items() if name not in ("name", "digest", "kind")}
@@ -86,28 +86,28 @@ def dataset_entity(values: Mapping[str, Any]) -> Any:
 
 
 def away(error: BaseException) -> bool:
-    """Whether a database does not answer, or not now, rather than being no such store."""
+    """Whether a database does not answer at present, rather than not being a store."""
     from sqlalchemy.exc import OperationalError
 
     return isinstance(error, OperationalError) or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
 
 
 def connect(uri: str) -> Any:
-    """A client of the store at a URI. A tracking server need not answer yet; a database must."""
+    """Return a client of the store at a URI. A tracking server may be offline; a database must answer."""
     client_class = _import_mlflow()
     if uri.startswith(DATABASES):
         from mlflow.store.db.utils import create_sqlalchemy_engine
 
         engine = create_sqlalchemy_engine(uri)
         try:
-            engine.connect().close()  # MLflow would try one that is away for two minutes
+            engine.connect().close()  # MLflow would try an offline one for two minutes
         finally:
             engine.dispose()
     return client_class(tracking_uri=uri)
 
 
 def open_local(root: Path) -> Any:
-    """A client of `root/mlflow.db`, made where missing. Raises what SQLite or MLflow raise for a broken file."""
+    """Return a client of `root/mlflow.db`; create the file if missing. Raises errors of SQLite or MLflow if broken."""
     client_class = _import_mlflow()
     root.mkdir(parents=True, exist_ok=True)
     path = root / "mlflow.db"
@@ -117,14 +117,14 @@ def open_local(root: Path) -> Any:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA schema_version")  # MLflow would try a broken file for two minutes
         client = client_class(tracking_uri=f"sqlite:///{path}")
-        client.search_experiments(max_results=1)  # migrates the store, or says that it is not one
+        client.search_experiments(max_results=1)  # migrates the store, or fails if it is none
     return client
 
 
 def download_model(client: Any, uri: str, model_id: str, to: Path) -> Path:
-    """The files of a logged model of the store at a URI, put below a folder.
+    """Download the files of a logged model into a folder and return their path. uri: of the store.
 
-    Asked for `models:/<model_id>` itself, MLflow 3.17 looks in its default store, whatever store it is told.
+    MLflow 3.17 would look for `models:/<model_id>` in its default store, whatever store is passed.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -133,9 +133,9 @@ def download_model(client: Any, uri: str, model_id: str, to: Path) -> Path:
 
 
 def _import_mlflow() -> Any:
-    """The client class; imported on first use, since it takes a second and reads its settings then."""
+    """Import the client class, on first use: it takes a second, and MLflow reads its settings then."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the journal tries again; the default blocks minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the journal retries; the default blocks for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
     from mlflow import MlflowClient
@@ -143,14 +143,14 @@ def _import_mlflow() -> Any:
     from sqlalchemy.engine import Engine
 
     logging.getLogger("mlflow.store").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; `Run` warns once, in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; `Run` warns once, in one line
     if not event.contains(Engine, "connect", _sync_normal):
         event.listen(Engine, "connect", _sync_normal)
     return MlflowClient
 
 
 def _sync_normal(connection: Any, _: Any) -> None:
-    """With a write-ahead log NORMAL survives a crash of the process, and saves a disk flush at every commit."""
+    """Set NORMAL, which with a write-ahead log survives a crash of the process and saves a flush per commit."""
     if isinstance(connection, sqlite3.Connection):
         cursor = connection.cursor()
         if cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",):
@@ -159,7 +159,7 @@ def _sync_normal(connection: Any, _: Any) -> None:
 
 
 def _create_store(client_class: Any, path: Path) -> None:
-    """Make the database beside its place and move it there: killed halfway, it leaves nothing that looks whole."""
+    """Create the database under another name, then rename it: a kill halfway leaves no file that looks complete."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     client = client_class(tracking_uri=f"sqlite:///{part}")

@@ -1,4 +1,4 @@
-"""Brings journals to the store from a thread of its own, so that a slow or dead store never holds up training."""
+"""Deliver journals to the store from a thread, so that a slow or dead store never delays training."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from experiments.tracking.store import Store, last_line
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
 SAMPLE_SECONDS = 10.0  # between system metrics
 
-_ANNOUNCED: set[str] = set()  # stores whose outage this process has told of
+_ANNOUNCED: set[str] = set()  # URIs of stores whose outage this process has warned about
 
 
 class Delivery:
-    """Delivers the journals it watches about once a second, in the order in which they were added.
+    """Deliver the added journals about once a second, in the order in which they were added.
 
-    faults: deliveries that failed so far. message: why the latest one did; empty while the store answers.
-    announced: whether somebody was told of that outage, by this or another delivery of the process.
-    sample: called every SAMPLE_SECONDS in between, for system metrics.
+    faults: failed deliveries so far. message: why the latest one failed; empty while the store answers. announced:
+    whether the user has been warned about this outage, by any delivery of the process. sample: called every
+    SAMPLE_SECONDS, for system metrics.
     """
 
     def __init__(self, store: Store, sample: Callable[[], None]) -> None:
@@ -30,7 +30,7 @@ class Delivery:
         self._journals: list[Journal] = []
         self._sent: dict[str, int] = {}  # journal id -> bytes that arrived
         self._ended: set[str] = set()
-        self._told = 0  # refused lines that were asked for
+        self._reported = 0  # refused lines that `refused` has returned
         self._retry = self._sample_at = 0.0
         self._wake = threading.Event()
         self._turn = threading.Condition()
@@ -41,8 +41,8 @@ class Delivery:
         return self.store.uri in _ANNOUNCED
 
     @announced.setter
-    def announced(self, told: bool) -> None:
-        (_ANNOUNCED.add if told else _ANNOUNCED.discard)(self.store.uri)
+    def announced(self, value: bool) -> None:
+        (_ANNOUNCED.add if value else _ANNOUNCED.discard)(self.store.uri)
 
     def add(self, journal: Journal) -> None:
         with self._turn:
@@ -54,9 +54,9 @@ class Delivery:
             self._thread.start()
 
     def drain(self, seconds: float) -> bool:
-        """Wait until all that was written has arrived; False after `seconds`, or once a delivery failed.
+        """Wait until everything written so far has arrived. False after `seconds`, or after a failed delivery.
 
-        A store that failed less than RETRY_SECONDS ago is not waited for at all.
+        Does not wait for a store that failed less than RETRY_SECONDS ago.
         """
         deadline = time.monotonic() + seconds
         with self._turn:
@@ -71,25 +71,25 @@ class Delivery:
         return True
 
     def ended(self, journal: Journal) -> None:
-        """Nothing more will be written to a journal: watch it until all of it has arrived, and no longer."""
+        """Mark a journal as complete: it is dropped when all of it has arrived."""
         with self._turn:
             self._ended.add(journal.id)
         self._wake.set()
 
     def refused(self) -> list[str]:
-        """What the store has refused since this was asked last."""
-        lost = self.store.refused[self._told :]
-        self._told += len(lost)
+        """Return the messages of lines that the store has refused since the last call."""
+        lost = self.store.refused[self._reported :]
+        self._reported += len(lost)
         return lost
 
     @property
     def waiting(self) -> list[Journal]:
-        """Journals of which something has not arrived."""
+        """Journals with lines that have not arrived."""
         with self._turn:
             return [j for j in self._journals if self._sent.get(j.id, 0) < j.size]
 
     def failed(self, message: str) -> None:
-        """Count a fault, and leave the store alone for RETRY_SECONDS."""
+        """Count a failed delivery, and try none for RETRY_SECONDS."""
         with self._turn:
             self.faults, self.message = self.faults + 1, message
             self._retry = time.monotonic() + RETRY_SECONDS

@@ -1,8 +1,8 @@
-"""The local record of a tracked run: an append-only file of JSON lines, written before any store is asked.
+"""Record a tracked run on disk: an append-only file of JSON lines, written before any store gets them.
 
-One journal is one run, however often it was continued. It holds all that is needed to make the run again in any
-store. Beside it lies `<journal>.delivered.json`: per store, the run's id there and how many bytes have arrived. That
-note is written after the delivery, so a crash between the two delivers some lines twice, never too few.
+One journal is one run, however often the run was continued. It holds all that is needed to create the run in any
+store. Next to it is `<journal>.delivered.json`: for each store the run's id there, and how many bytes have arrived.
+This note is written after the delivery, so a crash between the two delivers some lines twice, never too few.
 
 Events: start (id, name, experiment, parent, run, process), tags, params, metrics (step, values), inputs (datasets),
 artifact (path relative to the journal's folder, to), model (path, name, params, step, metrics), end (status). Each has
@@ -41,7 +41,7 @@ class Delivered:
 
 
 class Journal:
-    """Appends and reads the events of one run. Safe to use from several threads of one process."""
+    """Append and read the events of one run. Several threads of one process may use it."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -50,14 +50,14 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, name: str) -> Journal:
-        """A journal that is in nobody's way: its file name ends with the run's own id, `Journal.id`."""
+        """Return a new journal in a folder. Its file name ends with a random id, `Journal.id`."""
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^\w.-]+", "-", name)[:60]
         return cls(folder / f"journal-{slug}-{uuid.uuid4().hex}.jsonl")
 
     @property
     def id(self) -> str:
-        """The run's id before, beside and in every store, where it is the tag `journal_id`."""
+        """The run's id outside of stores; every store has it as the tag `journal_id`."""
         return self.path.stem[-32:]
 
     @property
@@ -69,7 +69,7 @@ class Journal:
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def append(self, event: str, **values: Any) -> None:
-        """One line, handed to the system at once: it survives the death of the process. Raises OSError."""
+        """Append one line and flush it: it survives the death of the process. Raises OSError."""
         line = json.dumps({"event": event, "time": int(time.time() * 1000), **values}, default=str)
         with self._lock:
             if self._file is None:
@@ -78,7 +78,7 @@ class Journal:
             self._file.flush()
 
     def to_disk(self) -> None:
-        """After this a power cut loses nothing either; too slow for every step."""
+        """Flush to disk, so that a power cut loses nothing either. Too slow for every step."""
         with self._lock:
             if self._file is not None:
                 os.fsync(self._file.fileno())
@@ -91,10 +91,10 @@ class Journal:
             self._file = None
 
     def read(self, offset: int = 0) -> Iterator[tuple[Event, int]]:
-        """Events from a byte offset on, each with the offset behind it.
+        """Yield the events from a byte offset on, each with the offset after its line.
 
-        A last line without its end is still being written, or was torn by a power cut: it is not read. A line that is
-        no JSON (a torn one that was continued behind) is passed over.
+        A last line without its end is not read: it is being written, or a power cut tore it. A line that is not JSON
+        (a torn one with lines after it) is skipped.
         """
         if not self.path.is_file():
             return
@@ -112,12 +112,12 @@ class Journal:
                     yield event, offset
 
     def last(self, name: str) -> Event | None:
-        """The last event of a name, for example the `start` of the latest attempt."""
+        """Return the last event with a name, for example the `start` of the latest attempt."""
         found = [event for event, _ in self.read() if event["event"] == name]
         return found[-1] if found else None
 
     def ended(self) -> bool:
-        """Whether the latest attempt has come to its end, rather than runs still or died."""
+        """Whether the latest attempt has ended, rather than still running or dead."""
         names = [event["event"] for event, _ in self.read() if event["event"] in ("start", "end")]
         return bool(names) and names[-1] == "end"
 
@@ -128,12 +128,12 @@ class Journal:
         write_json(self._notes_path, self._notes() | {store: asdict(delivered)})
 
     def missing_in(self, store: str) -> bool:
-        """Whether a store lacks a part of this journal that was meant for it, or for any: no other one has seen it."""
+        """Whether a store lacks lines of this journal. False if only other stores have seen it: `sync` sends it."""
         notes = self._notes()
         return (store in notes or not notes) and self.size > self.delivered(store).offset
 
     def known_as(self, run_id: str) -> bool:
-        """Whether this is the journal of a run with that id, its own or one that a store gave it."""
+        """Whether this is the journal of the run with an id: its own, or one that a store gave it."""
         return run_id == self.id or any(note["run_id"] == run_id for note in self._notes().values())
 
     @property
@@ -151,21 +151,21 @@ class Journal:
         if self.size:
             with self.path.open("rb") as read:
                 read.seek(-1, os.SEEK_END)
-                if read.read(1) != b"\n":  # torn by a power cut: what follows begins its own line
+                if read.read(1) != b"\n":  # torn by a power cut: start a new line
                     file.write(b"\n")
         return file
 
 
 def journals(folder: Path) -> list[Journal]:
-    """All journals at or below a folder, in the order in which their runs began: parents before children."""
+    """Return all journals at or below a folder in the order in which their runs began: parents before children."""
     return in_order(Journal(path) for path in sorted(Path(folder).rglob(PATTERN)))
 
 
 def in_order(found: Iterable[Journal]) -> list[Journal]:
-    """Journals in the order in which their runs began."""
+    """Sort journals by the time at which their runs began."""
     return sorted(found, key=lambda j: next((event["time"] for event, _ in j.read()), 0))
 
 
 def find(folder: Path, run_id: str) -> Journal | None:
-    """The journal of a run in a folder, to continue it."""
+    """Return the journal of a run in a folder, or None."""
     return next((j for j in map(Journal, sorted(Path(folder).glob(PATTERN))) if j.known_as(run_id)), None)

@@ -1,9 +1,8 @@
-"""Where and with what a run was made: its process, the code, the packages, the hardware. Plain tags, no tracking."""
+"""Describe where a run was made: process, code, packages and hardware, as plain tags."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from experiments.common.hashing import sha256
 
 PACKAGES = (
     "torch",
@@ -37,7 +38,7 @@ MAX_DIFF = 1_000_000  # characters
 
 
 def process_tags() -> dict[str, str]:
-    """What tells later, on the same machine, whether the process that owns a run still lives."""
+    """Return tags by which `process_state` finds out later whether this process still runs."""
     tags = {
         "host": socket.gethostname(),
         "boot_id": _boot_id(),
@@ -48,15 +49,15 @@ def process_tags() -> dict[str, str]:
 
 
 def process_alive(tags: Mapping[str, str]) -> bool:
-    """Whether the process in `process_tags` may still run. True where it cannot be known."""
+    """Whether the process of `process_tags` may still run. True if it cannot be known."""
     return process_state(tags) is not False
 
 
 def process_state(tags: Mapping[str, str]) -> bool | None:
-    """Whether the process in `process_tags` runs. None where it cannot be known: no tags, or another machine."""
+    """Whether the process of `process_tags` runs. None if it cannot be known: no tags, or another machine."""
     if "pid" not in tags or tags.get("host") != socket.gethostname():
         return None
-    if tags.get("machine_id", _machine_id()) != _machine_id():  # two machines of one host name
+    if tags.get("machine_id", _machine_id()) != _machine_id():  # two machines with one host name
         return None
     if tags.get("boot_id") != _boot_id():
         return False
@@ -73,7 +74,7 @@ def process_state(tags: Mapping[str, str]) -> bool | None:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """SIGTERM as SystemExit(143), so that runs are closed on the way out. Only the main thread can ask for it."""
+    """Raise SystemExit(143) at SIGTERM inside the block, so that runs are closed. Only the main thread can do so."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -90,7 +91,7 @@ def _exit(number: int, frame: Any) -> None:
 
 @functools.cache
 def code_tags() -> dict[str, str]:
-    """Commit and state of the repository, if the code lies in one, and the versions of what computes."""
+    """Return commit and state of the repository, if the code is in one, and the versions of the packages."""
     tags = {"version/python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -106,7 +107,7 @@ def code_tags() -> dict[str, str]:
 
 @functools.cache
 def code_diff() -> str:
-    """Changes since the commit, with the names of files not in it; empty without any, or without a repository."""
+    """Return the changes since the commit, with the names of untracked files; empty without a repository."""
     changed = _git("diff", "HEAD")
     unknown = _git("ls-files", "--others", "--exclude-standard")
     listed = "".join(f"# not in the repository: {name}\n" for name in unknown.splitlines())
@@ -115,7 +116,7 @@ def code_diff() -> str:
 
 @functools.cache
 def hardware_tags() -> dict[str, str]:
-    """Processor, cores this process may use, memory of the machine in GB (10^9 bytes), GPUs."""
+    """Return processor, cores that this process may use, memory in GB (10^9 bytes), and GPUs."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -132,12 +133,12 @@ def hardware_tags() -> dict[str, str]:
 
 @functools.cache
 def _machine_id() -> str:
-    """Tells machines of the same host name apart; hashed, since the id is not meant to be shown. May be empty."""
+    """Return a hash that differs between machines of one host name (the id itself is private), or an empty text."""
     try:
         own = Path("/etc/machine-id").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return ""
-    return hashlib.sha256(f"ctrl {own}".encode()).hexdigest()[:16] if own else ""
+    return sha256(f"ctrl {own}")[:16] if own else ""
 
 
 @functools.cache
@@ -158,7 +159,7 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Output of a git command in this repository; empty where there is no git, or no repository."""
+    """Return the output of a git command in this repository; empty without git or a repository."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout

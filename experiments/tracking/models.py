@@ -1,4 +1,4 @@
-"""Trained tensors as MLflow's logged models: one per run and name, however often the journal is delivered."""
+"""Send trained tensors as MLflow's logged models: one per run and name, however often the journal is delivered."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from experiments.tracking.client import model_metric_entities, model_output, unk
 from experiments.tracking.journal import Delivered, Event, Journal
 from experiments.tracking.store import Store
 
-TRAINED = "trained"  # MLflow's type of these models; the name of the artifact where a store has no models
+TRAINED = "trained"  # MLflow's type of these models; name of the artifact if a store has no models
 
 
 def send_model(store: Store, journal: Journal, done: Delivered, event: Event) -> dict[str, str]:
-    """Bring a `model` event into the store. Returns the model's name and id; nothing where its folder is gone.
+    """Send a `model` event to the store. Returns the model's name and id; nothing if its folder is gone.
 
     A server of MLflow 2 has no logged models: it gets the files as the artifact `trained` of the run.
     """
@@ -32,10 +32,10 @@ def send_model(store: Store, journal: Journal, done: Delivered, event: Event) ->
 
 
 def _send_model(store: Store, journal: Journal, done: Delivered, event: Event, folder: Path) -> dict[str, str]:
-    """Make the model and its link, files and figures, so far as the store does not have them.
+    """Create the model with its link, files and figures, unless the store has them.
 
-    MLflow gives each new model an id of its own, so one that was made before is looked for first: in the note of what
-    was delivered, then, since a crash may have come between the two, in the store by journal and name. All that follows
+    MLflow gives each new model an id of its own, so an existing model is looked up first: in the note of what was
+    delivered, then (a crash may have come before the note) in the store by journal and name. Everything after that
     can be repeated: files and status are replaced, figures are stored once, the link is made once.
     """
     client, run, name = store.client, store.client.get_run(done.run_id), model_name(event["name"])
@@ -54,17 +54,17 @@ def _send_model(store: Store, journal: Journal, done: Delivered, event: Event, f
 
 
 def find_model(store: Store, experiment_id: str, journal_id: str, name: str) -> str:
-    """The id of the model that a journal's run has under a name; empty where there is none."""
+    """Return the id of the model that a journal's run has under a name; empty without one."""
     wanted = f"tags.journal_id = '{journal_id}' AND name = '{name}'"
     found = store.client.search_logged_models([experiment_id], wanted)
     return str(found[0].model_id) if found else ""
 
 
 def model_ids(run: Any) -> list[str]:
-    """The models that an MLflow run lists as its outputs."""
+    """Return the ids of the models among the outputs of an MLflow run."""
     return [str(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
 
 
 def model_name(name: str) -> str:
-    """A name as MLflow takes it for a model."""
+    """Return a name in the form that MLflow accepts for a model."""
     return re.sub(r"[/:.%\"']", "_", name)

@@ -1,4 +1,4 @@
-"""What dead processes have left: journals that no store has whole, runs that a store still shows as running."""
+"""Clean up after dead processes: deliver the rest of their journals, end runs that a store still shows as running."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ARTIFACTS = "artifacts"  # of the local store: many files, and no journal among 
 
 
 def reap(store: Store, root: Path, seconds: float) -> list[str]:
-    """Make the store tell the truth about runs whose process is gone. Returns the ids of those that it killed.
+    """End the runs of dead processes in the store; return the ids of those marked as KILLED.
 
-    A journal below root is believed before the store: it is delivered, so that a run which came to its end while the
-    store was away gets that end, and ended as KILLED first where it has none. A run without a journal here is killed
-    in the store alone. A journal that only another store has seen is left to `sync`. After `seconds` no further one is
-    begun; the next start goes on. Raises what MLflow raises.
+    A journal below root counts more than the store. It is delivered, so that a run which ended while the store was
+    offline gets its end; one without an end is first ended as KILLED. A run without a journal here is killed in the
+    store only. A journal that only another store has seen is left to `sync`. After `seconds` no further journal is
+    begun; the next start goes on. Raises errors of MLflow.
     """
     deadline = time.monotonic() + seconds
     known = {journal.id: journal for journal in _journals(root)}
@@ -45,7 +45,7 @@ def reap(store: Store, root: Path, seconds: float) -> list[str]:
 
 
 def end_dead(journal: Journal) -> bool:
-    """Write the end of a run that died without one. Returns whether this was such a run."""
+    """Write the end of a run whose process died. Returns whether the run was such a one."""
     if journal.ended() or may_live(journal):
         return False
     journal.append("tags", tags={"error": DIED})
@@ -55,7 +55,7 @@ def end_dead(journal: Journal) -> bool:
 
 
 def may_live(journal: Journal) -> bool:
-    """Whether the process of a run's latest attempt may still be at work, here or on another machine."""
+    """Whether the process of a run's latest attempt may still work, here or on another machine."""
     start = journal.last("start")
     return start is None or process_alive(start["tags"])
 

@@ -1,10 +1,9 @@
-"""A tracked run as the code that trains sees it: every call appends to the run's journal and returns."""
+"""Log a run from the code that trains: every call appends to the run's journal and returns at once."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -13,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.commands import command
 from experiments.tracking.client import MAX_VALUE, key
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal
@@ -21,7 +21,7 @@ CLOSE_SECONDS = 60.0  # how long a store that answers is waited for
 
 
 class Run:
-    """Writes one run's journal. No method raises or waits because of MLflow.
+    """Write the journal of one run. No method raises or waits because of MLflow, but `close` waits for a while.
 
     reason: set by `fail`.
     """
@@ -33,30 +33,26 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The id that the store gave the run; before it did, the journal's, which serves as `parent` and `run_id`."""
+        """The id that the store gave the run, or before that the journal's id. Both work as `parent` and `run_id`."""
         return self.journal.delivered(self._uri).run_id or self.journal.id
 
     @property
     def faults(self) -> int:
-        """Deliveries that failed since the tracker was made."""
+        """Failed deliveries since the tracker was made."""
         return self._delivery.faults
 
     def age(self) -> int:
         return int(time.monotonic() - self._began)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Note numbers at a step; what is not a number is left out. They reach the store within about a second."""
+        """Log numbers at a step; other values are left out. They reach the store within about a second."""
         values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         if values:
             self.journal.append("metrics", step=step, values=values)
         self.warn_once()
 
-    def log_metrics_at(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """log_metrics with its arguments in the order of a training callback."""
-        self.log_metrics(metrics, step)
-
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nested values under dotted names. A value that a continued run already has stays as it is."""
+        """Log nested values under dotted names. A continued run keeps the values that it has."""
         self._write("params", params=flatten(params))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -64,19 +60,19 @@ class Run:
             self._write("tags", tags={name: str(value) for name, value in tags.items()})
 
     def log_note(self, markdown: str) -> None:
-        """The description that the UI shows on top of the run."""
+        """Set the description that the UI shows on top of the run."""
         self.set_tags({"mlflow.note.content": markdown})
 
     def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
-        """What the run read: per dataset `name`, `digest`, and where known `kind` (training, replay) and `share`."""
+        """Log datasets that the run reads: `name`, `digest`, and if known `kind` (training, replay) and `share`."""
         self._write("inputs", datasets=[dict(d) for d in datasets])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file, or a folder with all that is in it, as an artifact. It must stay until it has arrived."""
+        """Log a file or a whole folder as an artifact. It must stay on disk until it has arrived."""
         self._write("artifact", path=self._relative(path), to=folder)
 
     def log_text(self, text: str, name: str) -> None:
-        """Text as the artifact `name`, a path; kept in `<journal>/` beside the journal."""
+        """Log text as the artifact `name`, a path. The text is kept in the folder `<journal>/`."""
         self._own(name).write_text(text, encoding="utf-8")
         self._send_own(name)
 
@@ -88,20 +84,20 @@ class Run:
         figures: Collection[str] = (),
         step: int = 0,
     ) -> None:
-        """The trained tensors in a folder, as the logged model `name` of this run; `sync.download` gives them back.
+        """Log the trained tensors in a folder as the logged model `name` of this run; `sync.download` fetches them.
 
-        A run has one model per name: a further call replaces its files. params: what tells it from others. figures:
-        names of metrics that the run has noted at `step`, which the model shows too. The folder must stay until it has
-        arrived.
+        A run has one model per name: a further call replaces its files. params: shown with the model. figures: names
+        of metrics that the run has logged at `step`, which the model shows too. The folder must stay on disk until it
+        has arrived.
         """
         metrics = self._noted(figures, step) if figures else []
         place = self._relative(folder)
         self._write("model", path=place, name=name, params=flatten(params or {}), step=step, metrics=metrics)
 
     def fail(self, reason: str) -> None:
-        """Let the run end as FAILED although its block ends without an exception.
+        """Make the run end as FAILED, even if its block ends without an exception.
 
-        The traceback of an exception that is being handled is kept as the artifact `traceback.txt`.
+        The traceback of an exception that is being handled becomes the artifact `traceback.txt`.
         """
         self.reason = reason or "no reason given"
         self.set_tags({"error": self.reason})
@@ -113,11 +109,11 @@ class Run:
             self.set_tags({"tracking_faults": str(self._delivery.faults)})
         self.journal.append("end", status=status)
         self.journal.close()
-        if not self._delivery.drain(CLOSE_SECONDS) and self._on_top():  # a run below others is named with them
+        if not self._delivery.drain(CLOSE_SECONDS) and self._on_top():  # a child run is named with its parent
             self._delivery.announced = False
             root = self._delivery.store.root
             folder = root if self.journal.folder == root / "journals" else self.journal.folder
-            self.warn_once(f"; later: python -m experiments.cli sync {shlex.quote(short(folder))}")
+            self.warn_once(f"; later: {command('sync', folder)}")
         if lost := self._delivery.refused():
             text = (
                 f"MLflow refused {len(lost)} lines of a journal, the last: {lost[-1]}; the run's folder keeps them all"
@@ -130,7 +126,7 @@ class Run:
         return not start["parent"] or start["tags"]["kind"] == "posthoc"
 
     def warn_once(self, advice: str = "") -> None:
-        """One line per outage, from the thread that trains."""
+        """Warn with one line per outage, from the thread that trains."""
         if self._delivery.message and not self._delivery.announced:
             self._delivery.announced = True
             text = f"MLflow: {self._delivery.message}; training goes on, the journal keeps everything{advice}"
@@ -145,7 +141,7 @@ class Run:
         return os.path.relpath(Path(path).resolve(), self.journal.folder)
 
     def _noted(self, names: Collection[str], step: int) -> list[dict[str, Any]]:
-        """The latest values of metrics at a step with the times of their lines: sent so, they are the same points."""
+        """Return the latest values of metrics at a step with the times of their lines, so that no point is doubled."""
         found: dict[str, dict[str, Any]] = {}
         for event, _ in self.journal.read():
             if event["event"] == "metrics" and event["step"] == step:
@@ -163,7 +159,7 @@ class Run:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings and lists of mappings as dotted names; values as text, cut to what MLflow stores."""
+    """Flatten nested mappings and lists of mappings to dotted names; values become text, cut to what MLflow stores."""
     flat: dict[str, str] = {}
     for name, value in values.items():
         place = f"{prefix}{name}"
@@ -175,8 +171,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = json.dumps(value) if isinstance(value, list | tuple) else str(value)
             flat[key(place)] = text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
     return flat
-
-
-def short(path: Path) -> str:
-    """Relative to the working directory where it lies below it, so that commands can be read and copied."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

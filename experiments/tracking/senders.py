@@ -1,8 +1,8 @@
-"""Bringing a journal into a store.
+"""Send the events of a journal to a store.
 
-Delivery may be repeated from any line on without a change: runs are found by their tag `journal_id`, params stay as
-they are, metrics carry the time of their line and are stored once per (name, time, step, value), tags and artifacts
-are replaced by themselves, logged models are found by their tag `journal_id` and their name (models.py).
+A delivery can be repeated from any line on and changes nothing: runs are found by their tag `journal_id`, params keep
+their values, metrics have the time of their line and are stored once per (name, time, step, value), tags and artifacts
+are replaced by equal ones, logged models are found by their tag `journal_id` and their name (models.py).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from experiments.tracking.journal import Delivered, Event, Journal
 from experiments.tracking.models import send_model
 from experiments.tracking.store import DIED, Store, last_line
 
-CHAIN = ("study", "trial", "experiment", "run_folder")  # tags that a run takes over from its parent
+CHAIN = ("study", "trial", "experiment", "run_folder")  # tags that a run inherits from its parent
 
 
 class RunDeleted(RuntimeError):
-    """The store had the run, and somebody deleted it."""
+    """The store had the run, but somebody deleted it."""
 
 
 def deliver(store: Store, journal: Journal) -> Delivered:
-    """Send what the store does not have yet, and note how far it got. Raises what MLflow raises.
+    """Send the lines that the store does not have, and note how many arrived. Raises errors of MLflow.
 
-    A run that was deleted in the store is made anew, with all that the journal has.
+    A run that was deleted in the store is created again from the whole journal.
     """
     with FileLock(f"{journal.path}.lock", timeout=60):
         try:
@@ -61,7 +61,7 @@ def _deliver(store: Store, journal: Journal, done: Delivered) -> Delivered:
 
 
 def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Event]) -> tuple[str, dict[str, str]]:
-    """Bring events of one kind into the store. Returns the run's id there, and its models."""
+    """Send events of one kind. Returns the run's id in the store, and its models."""
     kind, run_id = events[0]["event"], done.run_id
     if kind == "start":
         return _start(store, journal, run_id, events[0]), done.models
@@ -77,7 +77,7 @@ def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Even
 
 
 def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
-    """Make the run, or set it running again. Raises LookupError while its parent is not in the store."""
+    """Create the run, or set it to running again. Raises LookupError while its parent is not in the store."""
     client, tags = store.client, {**event["tags"], "journal_id": journal.id}
     if event["parent"]:
         parent = store.find_run(event["parent"])
@@ -128,9 +128,9 @@ def _artifact(store: Store, journal: Journal, run_id: str, event: Event) -> None
 
 def _end(store: Store, journal: Journal, run_id: str, event: Event) -> None:
     store.client.set_terminated(run_id, event["status"], event["time"])
-    told = journal.last("tags") or {"tags": {}}
-    if store.client.get_run(run_id).data.tags.get("error") == DIED != told["tags"].get("error"):
-        store.client.delete_tag(run_id, "error")  # of `Store.kill`, by a process that did not see this journal
+    noted = journal.last("tags") or {"tags": {}}
+    if store.client.get_run(run_id).data.tags.get("error") == DIED != noted["tags"].get("error"):
+        store.client.delete_tag(run_id, "error")  # set by `Store.kill` in a process that did not see this journal
 
 
 SENDERS: dict[str, Callable[[Store, Journal, str, Event], None]] = {
@@ -143,18 +143,18 @@ SENDERS: dict[str, Callable[[Store, Journal, str, Event], None]] = {
 
 
 def _groups(events: Iterable[tuple[Event, int]]) -> Iterator[tuple[list[Event], int]]:
-    """Metrics that follow each other together, up to one request's worth; everything else alone."""
+    """Group successive metrics up to the size of one request; every other event is a group of its own."""
     waiting: list[Event] = []
-    behind = count = 0
+    after = count = 0
     for event, offset in events:
         metrics = event["event"] == "metrics"
         if waiting and (not metrics or count + len(event["values"]) > MAX_METRICS):
-            yield waiting, behind
+            yield waiting, after
             waiting, count = [], 0
         if metrics:
             waiting.append(event)
-            behind, count = offset, count + len(event["values"])
+            after, count = offset, count + len(event["values"])
         else:
             yield [event], offset
     if waiting:
-        yield waiting, behind
+        yield waiting, after

@@ -1,4 +1,4 @@
-"""A tracking store: a local SQLite file or a tracking server, its experiments and its runs."""
+"""Find experiments and runs in a tracking store: a local SQLite file, a database or a tracking server."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from typing import Any
 
 from filelock import FileLock
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
 
-DIED = "its process died"  # the tag `error` of a run that ended without a word
-
-
-class TrackingError(RuntimeError):
-    """The local store cannot be opened, or nothing can be synced; raised before anything is trained."""
+DIED = "its process died"  # the tag `error` of a run that has no end of its own
 
 
 class Store:
-    """A tracking store, opened on first use. uri: as in MLFLOW_TRACKING_URI; root: where a local store lies.
+    """A tracking store, opened on first use. uri: as in MLFLOW_TRACKING_URI. root: folder of the local store.
 
-    refused: messages for lines that the store will never take (a file that is gone, a value that it does not like);
-    they are passed over. Methods raise what MLflow raises when the store is away.
+    refused: messages of lines that the store will never accept (a file that is gone, a value that is not allowed); such
+    lines are skipped. Methods raise errors of MLflow while the store is offline.
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
@@ -48,7 +45,7 @@ class Store:
         return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
 
     def experiment(self, name: str) -> str:
-        """The id of an experiment, made where missing, restored where deleted."""
+        """Return the id of an experiment; create it if missing, restore it if deleted."""
         with self._lock:
             if name not in self._experiments:
                 _ = self.client  # opening takes the same lock
@@ -57,24 +54,24 @@ class Store:
             return self._experiments[name]
 
     def dead_runs(self) -> dict[str, str]:
-        """Runs that are RUNNING here although their process is gone from this machine: id -> their journal's id."""
+        """Return the runs that are RUNNING in the store but whose process is dead: run id -> journal id."""
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         running = self.client.search_runs(experiments, "attributes.status = 'RUNNING'")
         return {r.info.run_id: r.data.tags.get("journal_id", "") for r in running if not process_alive(r.data.tags)}
 
     def kill(self, run_id: str) -> None:
-        """Mark a run as KILLED; the end that its journal may bring later replaces this."""
+        """Mark a run as KILLED; an end that its journal brings later replaces this."""
         if "error" not in self.client.get_run(run_id).data.tags:
             self.client.set_tag(run_id, "error", DIED)
         self.client.set_terminated(run_id, "KILLED")
 
     def find_run(self, run_id: str) -> str:
-        """The store's id of an active run named by that id or by its journal's; empty where there is none."""
+        """Return the store's id of an active run, given that id or its journal's id; empty without one."""
         try:
             found = self.client.get_run(run_id)
             if found.info.lifecycle_stage == "active":
                 return run_id
-            run_id = found.data.tags.get("journal_id", run_id)  # one that was deleted may have been made anew
+            run_id = found.data.tags.get("journal_id", run_id)  # a deleted run may have been created again
         except Exception as error:
             if not refused(error):
                 raise
@@ -83,13 +80,13 @@ class Store:
         return str(active[0].info.run_id) if active else ""
 
     def away(self, error: BaseException) -> bool:
-        """Whether a store that failed on opening may answer later: a tracking server, a database, a locked file."""
+        """Whether a store that failed to open may answer later: a tracking server, a database, a locked file."""
         if self.uri.startswith(("http://", "https://")):
             return True
         return away(error) and (self.uri.startswith(DATABASES) or "locked" in str(error))
 
     def unusable(self, error: BaseException) -> TrackingError:
-        """What to raise, with what to do, where the store failed on opening."""
+        """Return the error to raise if the store failed to open; it says what to do."""
         advice = (
             f"Is {self.root} writable? Moving mlflow.db away starts an empty store."
             if self.local

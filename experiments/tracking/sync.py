@@ -1,4 +1,4 @@
-"""Between journals, stores and this disk, after the fact: send what a store missed, and fetch what it keeps."""
+"""Send to a store what it missed from journals, and download what it keeps."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
 from experiments.tracking.models import TRAINED, model_ids
 from experiments.tracking.reap import end_dead
 from experiments.tracking.senders import deliver
-from experiments.tracking.store import Store, TrackingError, last_line
+from experiments.tracking.store import Store, last_line
 
 MODEL = "models:/"  # how the UI names a logged model
 
 
 def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Path, str]:
-    """Bring the journals at or below folders to the store: `uri`, MLFLOW_TRACKING_URI, or the local one in `root`.
+    """Deliver the journals at or below folders to the store: `uri`, MLFLOW_TRACKING_URI, or the local one in `root`.
 
-    Returns what happened per journal: the run's id there, or why it is not. A run whose process died is ended as
-    KILLED. Raises TrackingError where the store cannot be opened or a folder holds no journal.
+    Returns for each journal the run's id in the store, or why it was not sent. A run whose process died is ended as
+    KILLED. Raises TrackingError if the store cannot be opened or the folders hold no journal.
     """
     store = Store(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
     found = {journal.path: journal for folder in folders for journal in journals(folder)}
@@ -31,26 +32,26 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
         store.client.search_experiments(max_results=1)
     except Exception as error:
         raise store.unusable(error) from error
-    said = {}
+    outcomes = {}
     for path, journal in found.items():
         end_dead(journal)
         before = len(store.refused)
         try:
-            said[path] = deliver(store, journal).run_id
+            outcomes[path] = deliver(store, journal).run_id
             if lost := store.refused[before:]:
-                said[path] += f" ({len(lost)} lines refused, the last: {lost[-1]})"
+                outcomes[path] += f" ({len(lost)} lines refused, the last: {lost[-1]})"
         except Exception as error:
-            said[path] = f"not sent: {last_line(error)}"
-    return said
+            outcomes[path] = f"not sent: {last_line(error)}"
+    return outcomes
 
 
 def download(source: str, root: Path, name: str = TRAINED, to: Path | None = None) -> Path:
-    """What a store keeps, on this disk: `ctrl.load(base, download(run_id, root))` is the trained model again.
+    """Download an artifact: `ctrl.load(base, download(run_id, root))` is the trained model again.
 
     source: a run's id, or one of its logged models as `models:/<model_id>`. name: an artifact of the run, a file or a
-    folder; by default the tensors that it trained, which for a method without expansion go to
-    `experiments.methods.saving.load_onto` instead of `ctrl.load`. root: the folder of the local store, not read where
-    MLFLOW_TRACKING_URI is set. to: the folder it is put in, a new temporary one by default.
+    folder; by default the trained tensors. Those of a method without expansion go to
+    `experiments.methods.saving.load_onto` instead of `ctrl.load`. root: the folder of the local store, not used if
+    MLFLOW_TRACKING_URI is set. to: the folder to write to, a new temporary one by default.
     """
     store = Store(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
     folder = to or Path(tempfile.mkdtemp(prefix="artifact-"))

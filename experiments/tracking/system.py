@@ -1,4 +1,4 @@
-"""The load of the machine while a run goes on: process, memory, GPUs. Sampled in the thread that delivers journals."""
+"""Measure the load of the machine during a run: process, memory, GPUs. Sampled in the thread that delivers journals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 2**20
 
 
 def system_metrics() -> dict[str, float]:
-    """Load of this process and the machine: percent of one core, GB (10^9 bytes), and per GPU percent and watts."""
+    """Return the load of process and machine: percent of one core, GB (10^9 bytes); per GPU percent and watts."""
     import torch
 
     memory = psutil.virtual_memory()
@@ -29,7 +29,7 @@ def system_metrics() -> dict[str, float]:
 
 
 def gpu_metrics() -> dict[str, float]:
-    """Per GPU that torch sees: memory used, and what the driver's package or else nvidia-smi says of load and power."""
+    """Return for each GPU of torch the used memory, and load and power from the driver's package or nvidia-smi."""
     import torch
 
     gpus = range(torch.cuda.device_count())
@@ -40,7 +40,7 @@ def gpu_metrics() -> dict[str, float]:
     try:
         for i in gpus:
             figures[i] |= {"percent": float(torch.cuda.utilization(i)), "power_watts": torch.cuda.power_draw(i) / 1000}
-    except Exception:  # most often ModuleNotFoundError; a driver that cannot tell raises errors of its own
+    except Exception:  # most often ModuleNotFoundError; a driver without these values raises errors of its own
         known = _smi().figures()
         for i in gpus:
             figures[i] |= known.get(str(torch.cuda.get_device_properties(i).uuid).removeprefix("GPU-"), {})
@@ -48,18 +48,18 @@ def gpu_metrics() -> dict[str, float]:
 
 
 class Smi:
-    """The program nvidia-smi, which comes with the driver.
+    """Ask the program nvidia-smi, which comes with the driver.
 
-    It lists all GPUs of the machine in the driver's order, and torch those of CUDA_VISIBLE_DEVICES in its own, so they
-    are matched by uuid. After a failure or TIMEOUT_SECONDS without an answer it is left alone for REST_SECONDS: no
-    journal is delivered while it is waited for.
+    It lists all GPUs of the machine in the driver's order, torch those of CUDA_VISIBLE_DEVICES in its own, so they are
+    matched by uuid. After a failure or TIMEOUT_SECONDS without an answer it is not asked for REST_SECONDS, because no
+    journal is delivered during the wait.
     """
 
     def __init__(self) -> None:
         self._again = 0.0
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """uuid -> percent, memory_used_gb (10^9 bytes), power_watts. Empty without the program, or if it fails."""
+        """Map uuid to percent, memory_used_gb (10^9 bytes), power_watts. Empty without the program or if it fails."""
         if time.monotonic() < self._again or shutil.which(QUERY[0]) is None:
             return {}
         try:
@@ -72,7 +72,7 @@ class Smi:
 
 
 def _figures(row: list[str]) -> dict[str, float]:
-    """What of percent, MiB and watts is a number; a GPU that does not know one says `[N/A]`."""
+    """Return those of percent, MiB and watts that are numbers; an unknown value is `[N/A]`."""
     scales = {"percent": 1.0, "memory_used_gb": MIB / 1e9, "power_watts": 1.0}
     found = {}
     for (name, scale), text in zip(scales.items(), row, strict=True):

@@ -1,8 +1,8 @@
-"""Tracking: runs that always end in a true status, written to a journal first and brought to MLflow from there.
+"""Track runs in MLflow so that each ends with its true status, whatever happens to the process or the store.
 
-Tracking serves training and never stops it. Every call appends a line to the run's journal (journal.py); a thread
-(delivery.py) brings the lines to the store (sending.py). A store that is slow, locked or away gets them later: on its
-return, at the next start, or by `sync`. MLflow is imported in client.py alone.
+Tracking never stops training. Every call appends a line to the run's journal (journal.py); a thread (delivery.py)
+sends the lines to the store (senders.py). A store that is slow, locked or offline gets them later: when it answers
+again, at the next start, or by `sync`. Only client.py imports MLflow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.common.paths import short_path
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.machine import (
@@ -26,22 +27,21 @@ from experiments.tracking.machine import (
     sigterm_raises,
 )
 from experiments.tracking.reap import reap
-from experiments.tracking.run import Run, short
+from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import Store, last_line
 from experiments.tracking.system import system_metrics
 
 PORT = 5000
-START_SECONDS = 20.0  # how long a store that answers is waited for
+START_SECONDS = 20.0  # longest wait for a store that answers
 
 
 class Tracker:
     """An MLflow experiment in `root/mlflow.db`, or at MLFLOW_TRACKING_URI if that is set.
 
-    root: the folder of the store (`mlruns`); artifacts of the local store lie in `root/artifacts`.
-    experiment: its name, created where missing. Raises TrackingError where a local store cannot be opened, or the URI
-    names no kind of store. A server or database that does not answer is warned about in one line: the journals take
-    everything, and bring it there later.
+    root: the folder of the local store (`mlruns`), with its artifacts in `root/artifacts`. experiment: name, created
+    if missing. Raises TrackingError if a local store cannot be opened or the URI names no kind of store. A server or
+    database that does not answer causes a warning of one line: the journals keep everything and are sent later.
     """
 
     def __init__(self, root: Path, experiment: str) -> None:
@@ -67,7 +67,7 @@ class Tracker:
 
     @property
     def client(self) -> Any:
-        """MLflow's client of this store. Raises what MLflow raises where the store is away."""
+        """MLflow's client of this store. Raises errors of MLflow while the store is offline."""
         return self.store.client
 
     @property
@@ -85,12 +85,12 @@ class Tracker:
         run_id: str | None = None,
         folder: Path | None = None,
     ) -> Iterator[Run]:
-        """A run that ends FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
+        """Open a run. It ends as FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
 
-        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the run it belongs to. params:
-        may be nested. run_id: a run to continue; a new one is made where neither journal nor store has it. folder:
-        where its journal lies, the run's own folder; default: `root/journals`. Every run notes code, packages and
-        machine, and in the tags `study`, `trial` and `experiment` the names of the runs above it.
+        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the parent run. params: may be
+        nested. run_id: a run to continue; a new one is made if neither journal nor store has it. folder: of the
+        journal; default: `root/journals`. Every run logs code, packages and machine, and has the names of its parents
+        in the tags `study`, `trial` and `experiment`.
         """
         folder = Path(folder).resolve() if folder else self.root / "journals"
         journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
@@ -123,35 +123,36 @@ class Tracker:
                 run.close(status)
 
     def reap(self) -> list[str]:
-        """Deliver what dead processes of this machine left in their journals, and mark the runs that have no end as
-        KILLED. Returns the ids of those."""
-        with contextlib.suppress(Exception):  # a run wrongly shown as running is no reason not to train
+        """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids."""
+        with contextlib.suppress(Exception):  # a run wrongly shown as running must not stop training
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
     def ui_command(self) -> str:
-        """The shell command that opens the UI on this store, on loopback, in two processes instead of fifteen."""
+        """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
+        python = shlex.quote(short_path(sys.executable))
         if self.remote and self.remote.startswith("http"):
-            return f"python -m webbrowser {shlex.quote(self.remote)}"
-        store = '"$MLFLOW_TRACKING_URI"' if self.remote else f"sqlite:///{shlex.quote(short(self.root / 'mlflow.db'))}"
+            return f"{python} -m webbrowser {shlex.quote(self.remote)}"
+        file = f"sqlite:///{shlex.quote(short_path(self.root / 'mlflow.db'))}"
+        store = '"$MLFLOW_TRACKING_URI"' if self.remote else file
         return (
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
-            f"{shlex.quote(short(Path(sys.executable)))} -m mlflow server --backend-store-uri {store} "
+            f"{python} -m mlflow server --backend-store-uri {store} "
             f"--host 127.0.0.1 --port {PORT} --workers 1"
         )
 
     def run_url(self, run_id: str, server: str | None = None) -> str:
-        """Where the UI shows a run, in its view for training rather than the one for agents."""
+        """Return the address of a run in the UI, in its view for training rather than for generative models."""
         local = f"http://127.0.0.1:{PORT}"
         server = server or (self.remote if self.remote and self.remote.startswith("http") else local)
         try:
             experiment = self.experiment_id
-        except Exception:  # the store is away; the run has no page yet
+        except Exception:  # the store is offline; the run has no page yet
             return server
         return f"{server.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning"
 
     def _sample(self) -> None:
-        """System metrics go to the innermost open run, at its age in seconds."""
+        """Log system metrics to the innermost open run, at its age in seconds."""
         with contextlib.suppress(Exception):  # an error of the driver must not end the thread that delivers
             run = self._open[-1]
             run.log_metrics(system_metrics(), run.age())

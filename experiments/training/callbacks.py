@@ -1,78 +1,97 @@
-"""What happens between optimiser steps: the method's turn, measuring, checkpoints, the log and the progress bar."""
+"""Callbacks between optimiser steps: the method's own step, evaluations, checkpoints, the log, the progress bar.
+
+Those of one step run in the order of the list that `train_arm` gives to Trainer.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
 from ctrl.sharded import sharded, whole
-from experiments.common.files import write_json
 from experiments.methods import Method
-from experiments.training.checkpoints import COMPLETE, LAUNCH, METHOD_STATE, file_sizes, to_disk
+from experiments.training.checkpoints import complete
 from experiments.training.meter import Meter
-from experiments.training.processes import Processes, kind
+from experiments.training.processes import ALONE, Processes
 
-Measure = Callable[[int, PreTrainedModel], None]  # gets the step and the model
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller of `train_arm` does with a model in training.
+
+    evaluate: measures the model; its result goes to `record` with the step. All processes evaluate a sharded model, the
+    main process any other. record, log: called in the main process; log gets the step and its figures.
+    """
+
+    evaluate: Callable[[PreTrainedModel], Any]
+    record: Callable[[int, Any], None]
+    log: Callable[[int, dict[str, float]], None]
+
+
+class MethodStep(TrainerCallback):
+    """Let the method act after each optimiser step."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.method.after_step(model, state.global_step)
 
 
 class Evaluate(TrainerCallback):
-    """After each step the method's turn; at the steps `at`: measure. Checkpoint then, or every `save_every` steps."""
+    """Evaluate at the steps `at`, with the weights that the method wants measured."""
 
     def __init__(
-        self,
-        at: Container[int],
-        save_every: int | None,
-        measure: Measure,
-        meter: Meter,
-        method: Method,
-        processes: Processes,
+        self, at: Container[int], hooks: Hooks, method: Method, meter: Meter, processes: Processes = ALONE
     ) -> None:
-        self.at, self.save_every, self.measure, self.meter, self.method = at, save_every, measure, meter, method
-        self.processes = processes
+        self.at, self.hooks, self.method, self.meter, self.processes = at, hooks, method, meter, processes
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        step, measured = state.global_step, state.global_step in self.at
-        self.method.after_step(model, step)
-        if measured:
-            with self.method.evaluated(model):
-                self.processes.lead(lambda: self.measure(step, model), together=sharded(model))
-            self.meter.memory.forget()
-        due = step % self.save_every == 0 if self.save_every else measured
+        step, name = state.global_step, f"evaluation at step {state.global_step}"
+        if step not in self.at:
+            return
+        with self.method.evaluated(model):
+            if sharded(model):
+                found = self.hooks.evaluate(model)
+                self.processes.on_main(name, lambda: self.hooks.record(step, found))
+            else:
+                self.processes.on_main(name, lambda: self.hooks.record(step, self.hooks.evaluate(model)))
+        self.meter.memory.forget()
+
+
+class Checkpoint(TrainerCallback):
+    """Save every `every` steps, by default at the steps `at`, but not after the last step; mark what is complete."""
+
+    def __init__(
+        self, at: Container[int], every: int | None, method: Method, meter: Meter, processes: Processes = ALONE
+    ) -> None:
+        self.at, self.every, self.method, self.meter, self.processes = at, every, method, meter, processes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        due = step % self.every == 0 if self.every else step in self.at
         control.should_save = due and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.processes.gathered(None)  # until each has written its part
-        kept = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
-        self.processes.lead(lambda: self._complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", kept))
-
-    def _complete(self, folder: Path, kept: dict[str, Tensor]) -> None:
-        self.meter.save(folder)
-        write_json(folder / LAUNCH, {"kind": kind()})
-        if kept:
-            save_file(kept, folder / METHOD_STATE)
-        to_disk(folder)
-        write_json(folder / COMPLETE, file_sizes(folder))
-        to_disk(folder)  # the marker's own name; what is flushed already costs nothing
-        for old in folder.parent.glob("checkpoint-*"):  # only now: a kill before this line leaves one that counts
-            if old != folder:
-                shutil.rmtree(old)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.processes.all_gather(f"{folder.name} is written")
+        method_state = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
+        self.processes.on_main(f"{folder.name} is complete", lambda: complete(folder, method_state, self.meter))
 
 
 class Progress(TrainerCallback):
-    """One bar per arm; Trainer's own prints every step's figures, which are in MLflow already."""
+    """Show one bar per arm. Trainer's own prints the figures of every step, which are in MLflow already."""
 
     def __init__(self, label: str) -> None:
         self.label, self.bar = label, tqdm(disable=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # disable=None: no bar where nobody watches a terminal
+        # disable=None: no progress bar if stderr is not a terminal
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", disable=None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -84,8 +103,8 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-class Report(TrainerCallback):
-    """Hand each step's logged figures to the caller."""
+class Log(TrainerCallback):
+    """Hand the figures of each step to the caller."""
 
     def __init__(self, receive: Callable[[int, dict[str, float]], None]) -> None:
         self.receive = receive

@@ -1,11 +1,11 @@
-"""Output head and cross entropy on some tokens at a time.
+"""Compute the output head and the cross entropy for some tokens at a time.
 
 Logits, their log-softmax and its gradient are (tokens, vocabulary) each: with a vocabulary of 49,000 they are much of a
-small model's memory. Here only a chunk of them exists; what is kept for the backward pass is the gradient of the hidden
-states and of the head.
+small model's memory. Here only a chunk of them exists at a time; the backward pass needs no more than the gradients of
+the hidden states and of the head, which are kept.
 
-torch's own `linear_cross_entropy` does the same, but of bf16 inputs it returns the loss rounded to bf16 (three digits,
-torch 2.13), on a CPU it computes those in fp32, and the chunks that it chooses are slow there: so it is not used.
+torch's own `linear_cross_entropy` does the same, but it returns the loss of bf16 inputs rounded to bf16 (three digits,
+torch 2.13), computes those in fp32 on a CPU, and chooses chunks that are slow there: so it is not used.
 """
 
 from __future__ import annotations
@@ -18,28 +18,40 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ctrl.numerics import widen
+from experiments.methods import TokenWeights
 
-LOGITS = 2**24  # held at a time: 64 MiB in fp32, and about three times that with what is computed from them
+LOGITS = 2**24  # computed at a time: 64 MiB in fp32, and about three times that with the tensors made from them
 
 
-def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """sum over tokens of logsumexp(z) - z[label], z = weight @ hidden + bias, in fp32 or wider.
+def summed_nll(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: TokenWeights | None = None
+) -> Tensor:
+    """Sum w (logsumexp(z) - z[label]) over tokens, with z = weight @ hidden + bias, in fp32 or wider.
 
-    hidden: (tokens, width). weight: (vocabulary, width). labels: (tokens), none of them -100. Products run in the dtype
-    that autocast gives them; the gradient of the head is summed in fp32. Backward once: it uses up what it keeps.
+    hidden: (tokens, width). weight: (vocabulary, width). labels: (tokens,), none of them -100. token_weights: called
+    with the log-probabilities of each chunk's labels; its result w is a constant of the gradient (1 if not given).
+    Products run in the dtype that autocast gives them; the gradient of the head is summed in fp32. Backward works once:
+    it uses up the gradients that are kept.
     """
-    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels)
+    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights)
     return total
 
 
 class _SummedNll(torch.autograd.Function):
-    """The gradient is computed beside the loss, chunk by chunk, while a chunk's logits are there.
+    """Compute the gradient together with the loss, chunk by chunk, while a chunk's logits exist.
 
-    dz = softmax(z) - onehot(label); d hidden = dz @ weight; d weight = dz^T @ hidden; d bias = sum of dz over tokens.
+    dz = w (softmax(z) - onehot(label)); d hidden = dz @ weight; d weight = dz^T @ hidden; d bias = sum of dz.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        token_weights: TokenWeights | None,
+    ) -> Tensor:
         dtype = product_dtype(hidden)
         cast = weight.to(dtype)
         total = widen(hidden.new_zeros(()))
@@ -54,11 +66,15 @@ class _SummedNll(torch.autograd.Function):
             target = labels[start : start + rows, None]
             z = widen(F.linear(part, cast, bias))
             log_sum = z.logsumexp(-1, keepdim=True)
-            total += (log_sum - z.gather(-1, target)).sum()
+            nll = log_sum - z.gather(-1, target)
+            weights = token_weights(-nll[:, 0]) if token_weights else None
+            total += nll.sum() if weights is None else weights @ nll[:, 0]
             if of_hidden is None and of_weight is None and of_bias is None:
                 continue
             z.sub_(log_sum).exp_()
             z.scatter_add_(-1, target, z.new_full(target.shape, -1.0))
+            if weights is not None:
+                z.mul_(weights[:, None])
             dz = z.to(dtype)
             if of_hidden is not None:
                 of_hidden[start : start + rows] = dz @ cast
@@ -76,17 +92,17 @@ class _SummedNll(torch.autograd.Function):
         if ctx.slopes is None:
             raise RuntimeError("summed_nll was differentiated twice: compute the loss again before a second backward")
         slopes, ctx.slopes = ctx.slopes, None
-        return (*(None if s is None else s.mul_(slope) for s in slopes), None)
+        return (*(None if s is None else s.mul_(slope) for s in slopes), None, None)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """What autocast, where it is on, computes matrix products of x in; else x's own dtype."""
+    """Return the dtype in which autocast computes matrix products of x; without autocast x's own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, without a tensor of total's size where the dtypes allow it."""
+    """Add a @ b to total, without another tensor of its size if the dtypes allow it."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:

@@ -1,7 +1,7 @@
-"""The language-model loss of a training step, without the logits of a whole batch.
+"""The language-model loss of a training step: without the logits of a whole batch, and with weights for its tokens.
 
-The model's own forward runs, with its output head and its loss function set aside: the hidden states before the head
-go to `chunked_nll.summed_nll`. Models that do more with their logits keep the loss they have.
+The model's own forward runs, but its output head and its loss function are replaced: the hidden states before the head
+go to `chunked_nll.summed_nll`. Models that do more with their logits (they cap or scale them) compute them all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,28 +17,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from ctrl.numerics import widen
+from experiments.methods import TokenWeights
 from experiments.methods.saving import is_peft
 from experiments.training.chunked_nll import summed_nll
 
 logger = logging.getLogger(__name__)
-PROBE = 8  # tokens of the pass that `why_whole` looks at
+PROBE = 8  # tokens of the pass that `why_whole` examines
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def lm_loss(model: Any, reads_logits: bool = False) -> Callable[[], AbstractContextManager[None]]:
-    """A context for a model's training passes (`with context(): model(**only_label_logits(batch))`).
+def lm_loss(
+    model: Any, reads_logits: bool = False, token_weights: TokenWeights | None = None
+) -> Callable[[], AbstractContextManager[ModelLoss]]:
+    """Return a context for a model's training passes (`with context(): model(**only_label_logits(batch))`).
 
-    Inside it the loss is the same as outside; `logits` are empty, (batch, 0, vocabulary). Where somebody reads them, or
-    the model does more with them (`why_whole`, told once as a warning), the context does nothing. Call it under the
-    autocast that training has.
+    Inside it the loss is the same as outside, with `token_weights` on its tokens, and `logits` are empty: (batch, 0,
+    vocabulary). They are computed for all labelled tokens if a method reads them, or if the model does more with them
+    (`why_whole`, a warning once). Call it under the autocast of the training. Raises ValueError for token weights in a
+    model whose loss has none (`why_unweighted`).
     """
-    if reads_logits:
-        return nullcontext
-    reason = why_whole(model)
-    if reason is None:
-        return ChunkedLoss(model).computed
-    _tell(reason)
-    return nullcontext
+    if not reads_logits:
+        reason = why_whole(model)
+        if reason is None:
+            return ChunkedLoss(model, token_weights).computed
+        _warn(reason)
+    return (WholeLoss(model, token_weights) if token_weights else ModelLoss()).computed
 
 
 def only_label_logits(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -52,27 +56,43 @@ def only_label_logits(inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "logits_to_keep": keep, "shift_labels": shifted[:, keep].contiguous()}
 
 
-class ChunkedLoss:
-    """The loss of a causal LM whose logits are head(hidden) and nothing else.
+class ModelLoss:
+    """The model's own loss, unchanged.
 
-    The head's input is noted and an empty one passed on; the model's loss function then takes the noted states
-    (batch, kept, hidden) at the labelled positions. All else in the model's forward stays: ctrl's divergence, PEFT.
+    plain: the loss of the last pass without the weights of its tokens, detached; None if tokens have no weights.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = inner(model)
-        self.head = self.model.get_output_embeddings()
-        self.hidden: Tensor | None = None
+    plain: Tensor | None = None
 
     @contextmanager
-    def computed(self) -> Iterator[None]:
-        with intercepted(self.model, self.head, self._note, self._loss):
-            yield
-        self.hidden = None
+    def computed(self) -> Iterator[ModelLoss]:
+        yield self
 
-    def _note(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        (self.hidden,) = args
-        return (self.hidden[:, :0],)
+
+class WholeLoss(ModelLoss):
+    """The loss of a causal LM with a weight for each labelled token, from the logits of all of them.
+
+    loss = sum w (-log p(label)) / num_items_in_batch, or / the batch's labelled tokens if that is not given.
+    Raises ValueError for a model whose tokens cannot be weighted.
+    """
+
+    def __init__(self, model: Any, token_weights: TokenWeights | None = None) -> None:
+        self.model, self.token_weights = inner(model), token_weights
+        self.head = self.model.get_output_embeddings()
+        reason = why_unweighted(model) if token_weights else None
+        if reason:
+            raise ValueError(reason)
+
+    @contextmanager
+    def computed(self) -> Iterator[ModelLoss]:
+        self.plain = None
+        with intercepted(self.model, self.head, self._before_head, self._loss):
+            yield self
+        if self.token_weights and self.plain is None:
+            raise ValueError("the model's forward did not call its loss_function, so no token got its weight")
+
+    def _before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args
 
     def _loss(
         self,
@@ -83,29 +103,78 @@ class ChunkedLoss:
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """sum of -log p(label) / num_items_in_batch, or / the batch's labelled tokens where that is not given."""
-        if self.hidden is None or shift_labels is None:
+        if shift_labels is None:
             raise ValueError("the loss needs shift_labels: call the model with only_label_logits(batch)")
-        targets = shift_labels.to(self.hidden.device)
+        targets = shift_labels.to(logits.device)
         labelled = targets != -100
-        total = summed_nll(self.hidden[labelled], self.head.weight, self.head.bias, targets[labelled])
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
-        return total / torch.as_tensor(count, device=total.device)
+        weigh = Weighing(self.token_weights) if self.token_weights else None
+        total = self._summed(logits, targets, labelled, weigh)
+        count = torch.as_tensor(count, device=total.device)
+        self.plain = weigh.plain / count if weigh else None
+        return total / count
+
+    def _summed(self, logits: Tensor, targets: Tensor, labelled: Tensor, weigh: TokenWeights | None) -> Tensor:
+        """Sum w (-log p) over the labelled tokens. targets, labelled: (batch, kept)."""
+        nll = F.cross_entropy(widen(logits[labelled]), targets[labelled], reduction="none")
+        weights = weigh(-nll.detach()) if weigh else None
+        return nll.sum() if weights is None else weights @ nll
+
+
+class ChunkedLoss(WholeLoss):
+    """The same loss for a causal LM whose logits are head(hidden) and nothing else, without the logits of a batch.
+
+    The head's input is noted and an empty one passed on; the noted states (batch, kept, hidden) at the labelled
+    positions go to `summed_nll`. All else in the model's forward stays: ctrl's divergence, PEFT.
+    """
+
+    hidden: Tensor | None = None
+
+    @contextmanager
+    def computed(self) -> Iterator[ModelLoss]:
+        with super().computed():
+            yield self
+        self.hidden = None
+
+    def _before_head(self, head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (self.hidden,) = args
+        return (self.hidden[:, :0],)
+
+    def _summed(self, logits: Tensor, targets: Tensor, labelled: Tensor, weigh: TokenWeights | None) -> Tensor:
+        assert self.hidden is not None  # the head ran before the loss: `why_whole` has seen it
+        return summed_nll(self.hidden[labelled], self.head.weight, self.head.bias, targets[labelled], weigh)
+
+
+class Weighing:
+    """Call `token_weights`, and sum up the plain loss of all tokens on the way: plain = sum of -log p."""
+
+    def __init__(self, token_weights: TokenWeights) -> None:
+        self.token_weights, self.plain = token_weights, torch.zeros(())
+
+    def __call__(self, log_p: Tensor) -> Tensor | None:
+        self.plain = self.plain.to(log_p) - log_p.sum()
+        weights = self.token_weights(log_p)
+        if weights is not None and weights.shape != log_p.shape:
+            raise ValueError(
+                f"token_weights must return one weight for each token, shape {tuple(log_p.shape)}, but returned shape "
+                f"{tuple(weights.shape)}"
+            )
+        return None if weights is None else weights.detach().to(log_p)
 
 
 @functools.cache
-def _tell(reason: str) -> None:
+def _warn(reason: str) -> None:
     logger.warning("the loss takes the logits of a whole batch, which needs more memory: %s", reason)
 
 
 def inner(model: Any) -> Any:
-    """The causal LM itself, which PEFT may wrap."""
+    """Return the causal LM itself, which PEFT may wrap."""
     return model.get_base_model() if is_peft(model) else model
 
 
 @contextmanager
 def intercepted(model: Any, head: nn.Module, before_head: Any, loss: Any) -> Iterator[None]:
-    """Inside the block `before_head` sees and may replace the head's input, and `loss` stands for the model's loss."""
+    """Let `before_head` see and replace the head's input inside the block, and `loss` replace the model's loss."""
     own, hook = model.loss_function, head.register_forward_pre_hook(before_head)
     model.loss_function = loss
     try:
@@ -115,10 +184,17 @@ def intercepted(model: Any, head: nn.Module, before_head: Any, loss: Any) -> Ite
         model.loss_function = own
 
 
-def why_whole(model: Any) -> str | None:
-    """Why a model needs its logits whole (its head is adapted, it caps or scales logits ...); None if it does not.
+def why_unweighted(model: Any) -> str | None:
+    """Return the reason why the tokens of a model's loss cannot be weighted, or None if they can."""
+    if inner(model).loss_function is ForCausalLMLoss:
+        return None
+    return "the loss of this model is not transformers' ForCausalLMLoss: leave out the loss term that weighs tokens"
 
-    What the model does with logits is seen from one short pass: they must be weight @ hidden + bias to the last bit.
+
+def why_whole(model: Any) -> str | None:
+    """Return the reason why a model needs all its logits at once (it caps or scales them ...), or None.
+
+    One short pass shows what the model does with logits: they must be weight @ hidden + bias to the last bit.
     """
     causal = inner(model)
     head = causal.get_output_embeddings()
@@ -138,7 +214,7 @@ def why_whole(model: Any) -> str | None:
 
 @torch.no_grad()
 def _probed(model: Any, causal: Any, head: nn.Linear) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
-    """What the head and the loss of a short pass were given: hidden states, logits, shifted labels."""
+    """Run a short pass; return the arguments of the head and of the loss: hidden states, logits, shifted labels."""
     hidden: list[Tensor] = []
     given: list[Tensor] = []
     targets: list[Tensor | None] = []

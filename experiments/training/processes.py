@@ -1,74 +1,89 @@
-"""The processes of one run: one, or as many as torchrun or accelerate started. The first leads, the others follow.
+"""The processes of one run: one, or as many as torchrun or accelerate started. Process 0 is the main process.
 
-The first process alone writes: data, base records, checkpoints' markers, MLflow, the report. The others train beside
-it, each on its part of every batch, and wait while it measures (a model in shards is measured by all, recorded by one).
+The main process alone writes: data, base records, markers of checkpoints, MLflow, the report. The others train with it,
+each on its rows of every batch, and wait while it measures. A sharded model is measured by all and recorded by one.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import DeepSpeedPlugin, PartialState
+from torch.distributed.distributed_c10d import _get_default_store
 
 from experiments.common.errors import ConfigError
+from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
 
-PATIENCE = timedelta(days=7)  # the others wait while the first evaluates a large model, which may take hours
+# of torch's own collectives, which cannot be renewed. No process may enter one while another works alone: it waits on
+# the channel first. What is left is work that torch does between two of them, such as writing a sharded checkpoint
+TENSOR_TIMEOUT = timedelta(minutes=30)
 
-
-class FirstFailed(RuntimeError):
-    """What the first process did for all of them failed; raised in every process, so that they stay together."""
-
-
-class LaunchEnded(RuntimeError):
-    """An error that the other processes may not know of, and would wait for ever: the whole launch has to end."""
+M = TypeVar("M")
+_joined = itertools.count()
 
 
-class OtherLaunch(ConfigError):
-    """A checkpoint of another kind of launch: one has whole weights, another shards."""
+class MainProcessError(RuntimeError):
+    """Work of the main process failed; raised in every process, so that all go on together."""
+
+
+class LaunchMismatch(ConfigError):
+    """A checkpoint of another kind of launch: one kind has whole weights, another shards."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """count: how many; index: which of them this one is. channel: a group for objects, apart from the tensors'."""
+    """The processes of a launch, as one of them sees it: count, its index, and the channel to the others if any.
+
+    Every process has to make the same calls of `broadcast`, `all_gather` and `on_main` in the same order. name: of what
+    is passed or done, for the errors (`Channel`).
+    """
 
     count: int = 1
     index: int = 0
-    channel: Any = None
+    channel: Channel | None = None
 
     @classmethod
-    def joined(cls) -> Processes:
-        """Those that a launcher started, once all of them have come; one, where there was no launcher.
+    @contextmanager
+    def joined(cls, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Processes]:
+        """Join the processes that a launcher started and yield them; one process without a launcher.
 
-        Raises ConfigError for ZeRO stage 3, whose parameters are empty outside of a pass, and for accelerate's older
-        FSDP, whose shards cannot be told from whole weights.
+        timeout: see `Channel`. An error inside the block is passed on to the processes that wait for this one. Raises
+        ConfigError for ZeRO stage 3, whose parameters are empty outside of a pass, and for accelerate's older FSDP,
+        whose shards look like whole weights.
         """
-        if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise ConfigError(
-                "accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2"
-            )
-        if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
-            raise ConfigError(
-                f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "
-                "--use_fsdp --fsdp_version 2, which has the weights in shards too"
-            )
-        count = launched()
+        _check_launcher()
+        count = world_size()
         if count == 1:
-            return cls()
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
-        return cls(count, state.process_index, dist.new_group(backend="gloo", timeout=PATIENCE))
+            yield cls()
+            return
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=TENSOR_TIMEOUT)
+        own: Any = _get_default_store()
+        store = dist.PrefixStore(f"experiments/{next(_joined)}", own.clone())  # a connection of its own
+        channel = Channel(store, state.process_index, count, timeout)
+        try:
+            yield cls(count, state.process_index, channel)
+            channel.all_gather("the end of the run", None)  # process 0 may hold the store: nobody leaves before all
+        except Exception as error:
+            with suppress(AbortLaunch):
+                channel.send(FAILED, f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            channel.close()
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.index == 0
 
-    def part(self, batch_size: int) -> int:
-        """Rows of a batch for each process: a batch is the same rows however many there are. Raises ConfigError."""
+    def per_process(self, batch_size: int) -> int:
+        """Rows of a batch for each process: a batch has the same rows for any count. Raises ConfigError."""
         if batch_size % self.count:
             raise ConfigError(
                 f"training.batch_size={batch_size} does not divide by the {self.count} processes of this launch: it "
@@ -76,65 +91,80 @@ class Processes:
             )
         return batch_size // self.count
 
-    def told(self, value: Any = None) -> Any:
-        """The value that the first process gives here; it waits for nobody, the others for it."""
-        if self.count == 1:
-            return value
-        box = [value if self.first else None]
-        dist.broadcast_object_list(box, src=0, group=self.channel)
-        return box[0]
+    def broadcast(self, name: str, value: Any = None) -> Any:
+        """Return the value that the main process passes here. It does not wait for the others."""
+        return self.channel.broadcast(name, value) if self.channel else value
 
-    def gathered(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order."""
-        if self.count == 1:
-            return [value]
-        values = [None] * self.count
-        dist.all_gather_object(values, value, group=self.channel)
-        return values
+    def all_gather(self, name: str, value: Any = None) -> list[Any]:
+        """Return the values of all processes in their order; without values, wait until all are here."""
+        return self.channel.all_gather(name, value) if self.channel else [value]
 
-    def lead(self, work: Callable[[], None], together: bool = False) -> None:
-        """The first process does the work, the others wait for its end; `together`: all do it, each by itself.
+    def on_main(self, name: str, work: Callable[[], object], together: bool = False) -> None:
+        """Do work in the main process while the others wait for its end. together: all do it, then wait for all.
 
-        What fails in the first is raised as FirstFailed in all of them; where all work, and where there is only one, as
-        it is.
+        An error of the main process is raised as MainProcessError in all of them. With `together`, or with one process,
+        it is raised as it is.
         """
         if self.count == 1 or together:
             work()
+            self.all_gather(name)
             return
         fault: Exception | None = None
-        if self.first:
+        if self.is_main:
             try:
                 work()
-            except Exception as error:  # whatever it is: the others must not wait for ever
+            except Exception as error:  # whatever it is: the others wait for this process
                 fault = error
-        said = self.told(fault and f"{type(fault).__name__}: {fault}")
-        if said:
-            raise FirstFailed(said) from fault
+        reason = self.broadcast(name, fault and f"{type(fault).__name__}: {fault}")
+        if reason:
+            raise MainProcessError(reason) from fault
+
+    def send(self, message: object) -> None:
+        """Send a message from the main process to the others, which `receive` it by its class."""
+        if self.channel:
+            self.channel.send(type(message).__name__, message)
+
+    def receive(self, *classes: type[M]) -> M:
+        """Wait for the next message of the main process, which must be of one of these classes."""
+        if self.channel is None:
+            raise RuntimeError("a single process has nobody to receive messages from")
+        message: M = self.channel.receive(*(cls.__name__ for cls in classes))
+        return message
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes a launcher has started for this job; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
+def is_main_process() -> bool:
+    """Whether this is process 0 of its launch, or the only one."""
+    return world_size() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
 def shards() -> bool:
-    """Whether accelerate was told to shard models over the processes (accelerate launch --use_fsdp)."""
-    return launched() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def kind() -> str:
-    """How the launch keeps weights, which its checkpoints depend on."""
-    return "fsdp" if shards() else "deepspeed" if deepspeed() else "whole"
+    """Whether accelerate was asked to shard models over the processes (accelerate launch --use_fsdp)."""
+    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def deepspeed() -> bool:
-    """Whether accelerate was told to use DeepSpeed (accelerate launch --use_deepspeed)."""
+    """Whether accelerate was asked to use DeepSpeed (accelerate launch --use_deepspeed)."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
 
 
-def leads() -> bool:
-    """Whether this process is the first of its launch, or the only one."""
-    return launched() == 1 or int(os.environ.get("RANK") or 0) == 0
+def launch_kind() -> str:
+    """How the launch keeps weights, which decides what its checkpoints look like."""
+    return "fsdp" if shards() else "deepspeed" if deepspeed() else "whole"
+
+
+def _check_launcher() -> None:
+    if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2")
+    if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
+        raise ConfigError(
+            f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "
+            "--use_fsdp --fsdp_version 2, which has the weights in shards too"
+        )
 
 
 ALONE = Processes()

@@ -1,6 +1,6 @@
-"""One arm: a method at one learning rate, trained by transformers' Trainer and evaluated on the way.
+"""Train one arm: a method at one learning rate, by transformers' Trainer, with evaluations during training.
 
-Everything that a resumed process needs lies in the arm's folder; everything measured is written before it is used.
+Everything that a resumed process needs is in the arm's folder; everything measured is written before it is used.
 """
 
 from __future__ import annotations
@@ -8,108 +8,130 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from experiments.config import ExperimentConfig
-from experiments.methods import Method, Setting
-from experiments.models.precision import Precision
-from experiments.training.callbacks import Evaluate, Measure, Progress, Report
-from experiments.training.checkpoints import METHOD_STATE, last_checkpoint, same_launch
-from experiments.training.processes import ALONE, PATIENCE, Processes
+from experiments.methods import Method, MethodContext
+from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress
+from experiments.training.checkpoints import last_checkpoint, resume
+from experiments.training.config import TrainingConfig
+from experiments.training.meter import Meter
+from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
 from experiments.training.trainer import ArmTrainer
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What an arm is trained on, for how long, and where its checkpoints go.
+
+    label: of the progress bar. evaluate_at: steps. collator: makes a batch of rows. checkpoints: a folder.
+    """
+
+    label: str
+    training: TrainingConfig
+    learning_rate: float
+    evaluate_at: Container[int]
+    rows: Dataset[Any]
+    collator: Any
+    checkpoints: Path
+
+
 def train_arm(
-    config: ExperimentConfig,
-    setting: Setting,
-    method: Method,
-    learning_rate: float,
     model: PreTrainedModel,
-    data: Dataset[Any],
-    collator: Any,
-    folder: Path,
-    measure: Measure,
-    on_log: Callable[[int, dict[str, float]], None],
+    method: Method,
+    context: MethodContext,
+    plan: TrainingPlan,
+    hooks: Hooks,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Train to `config.training.steps`, from the last whole checkpoint in `folder` if there is one.
+    """Train to `plan.training.steps`, from the last complete checkpoint if there is one.
 
-    model: prepared by `method`, at its start. processes: all of them call this, each with the same arguments. Returns
-    the cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters.
-    Raises ArmFailed at a NaN.
+    model: prepared by `method`, at its start. processes: all of them call this with the same arguments. Returns the
+    cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
+    ArmFailed at a NaN.
     """
-    setting.precision.hold_frozen(model)
-    method.begin(model, setting)
+    context.precision.hold_frozen(model)
+    method.begin(model, context)
     trainer = ArmTrainer(
         model=model,
-        args=training_arguments(config, learning_rate, setting.precision, folder, processes),
-        train_dataset=data,
-        data_collator=collator,
-        callbacks=[Report(on_log), *([Progress(f"{setting.arm.name} {learning_rate:g}")] if processes.first else [])],
+        args=training_arguments(plan, context, processes),
+        train_dataset=plan.rows,
+        data_collator=plan.collator,
         method=method,
-        training=config.training,
+        training=plan.training,
     )
     trainer.remove_callback(PrinterCallback)
-    meter = trainer.meter
-    every = config.training.save_every
-    trainer.add_callback(Evaluate(config.evaluation_steps, every, measure, meter, method, processes))
-    checkpoint = processes.told(last_checkpoint(folder) if processes.first else None)
+    for callback in _callbacks(method, plan, hooks, trainer.meter, processes):
+        trainer.add_callback(callback)
+    checkpoint = processes.broadcast(
+        "checkpoint to resume from", last_checkpoint(plan.checkpoints) if processes.is_main else None
+    )
     if checkpoint:
-        same_launch(Path(checkpoint))
-        meter.load(Path(checkpoint))
-        if (Path(checkpoint) / METHOD_STATE).is_file():
-            method.load_state(load_file(Path(checkpoint) / METHOD_STATE))
+        resume(Path(checkpoint), method, trainer.meter)
     gc.collect()
-    with meter.memory:
+    with trainer.meter.memory:
         trainer.train(resume_from_checkpoint=checkpoint)
-    cost = {
-        "tokens": float(meter.tokens),
-        "seconds": meter.seconds,
-        "tokens_per_s": meter.tokens / meter.seconds if meter.seconds else math.nan,
-        "peak_memory_gb": max(processes.gathered(meter.memory.peak)) / 1e9,
-        "trainable_parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
-    }
     trainer.model = trainer.optimizer = None  # the next arm needs the memory
-    return cost
+    return _cost(model, trainer.meter, processes)
 
 
-def training_arguments(
-    config: ExperimentConfig, learning_rate: float, precision: Precision, folder: Path, processes: Processes = ALONE
-) -> TrainingArguments:
-    """Trainer's arguments; evaluation, logging and saving are ours to time."""
-    training = config.training
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if precision.bf16 else "no"  # not what a launcher says
+def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Processes = ALONE) -> TrainingArguments:
+    """Return Trainer's arguments. Evaluation, logging and saving are timed by our callbacks."""
+    training, bf16 = plan.training, context.precision.bf16
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # whatever a launcher has set
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(plan.checkpoints),
         max_steps=training.steps,
-        per_device_train_batch_size=processes.part(training.batch_size),
+        per_device_train_batch_size=processes.per_process(training.batch_size),
         gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=learning_rate,
+        learning_rate=plan.learning_rate,
         warmup_steps=training.warmup_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=precision.bf16,
+        bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        seed=config.seed,
-        data_seed=config.seed,
+        seed=context.seed,
+        data_seed=context.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="no",  # Evaluate decides
+        save_strategy="no",  # `Checkpoint` decides
         report_to=[],
-        disable_tqdm=True,  # Progress has the bar
+        disable_tqdm=True,  # `Progress` has the bar
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
-        ddp_timeout=int(PATIENCE.total_seconds()),
+        ddp_timeout=int(TENSOR_TIMEOUT.total_seconds()),
     )
     # Several GPUs without a launcher would mean DataParallel: larger batches than were asked for, and slow.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
+
+
+def _callbacks(
+    method: Method, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
+) -> list[TrainerCallback]:
+    at, every = plan.evaluate_at, plan.training.save_every
+    seen = [Log(hooks.log), Progress(plan.label)] if processes.is_main else []
+    return [
+        *seen,
+        MethodStep(method),
+        Evaluate(at, hooks, method, meter, processes),
+        Checkpoint(at, every, method, meter, processes),
+    ]
+
+
+def _cost(model: PreTrainedModel, meter: Meter, processes: Processes) -> dict[str, float]:
+    return {
+        "tokens": float(meter.tokens),
+        "seconds": meter.seconds,
+        "tokens_per_s": meter.tokens / meter.seconds if meter.seconds else math.nan,
+        "peak_memory_gb": max(processes.all_gather("peak memory", meter.memory.peak)) / 1e9,
+        "trainable_parameters": float(sum(p.numel() for p in model.parameters() if p.requires_grad)),
+    }

@@ -1,4 +1,4 @@
-"""transformers' Trainer as every arm uses it: the data's order, the method's penalty, the loss by its parts."""
+"""transformers' Trainer as every arm uses it: the data's order, the method's terms of the loss, each part logged."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from experiments.training.schedules import SCHEDULES
 
 
 class ArmFailed(RuntimeError):
-    """An arm that cannot go on (NaN loss); what it has recorded stays, and the other arms run."""
+    """An arm cannot go on (NaN loss); its records stay, and the other arms run."""
 
 
 class ArmTrainer(Trainer):
-    """Trainer that keeps the data's order, adds the method's penalty, stops at a NaN and notes the loss's parts."""
+    """Trainer that keeps the data's order, weighs tokens, adds the penalty, stops at a NaN and logs the loss's parts.
+
+    Logged: `loss` (what trains), `lm_loss` (mean of -log p over the labelled tokens), `weighted_lm_loss` (with the
+    method's token weights, if it has any), `divergence`, `penalty`.
+    """
 
     def __init__(self, *args: Any, method: Method, training: TrainingConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,7 +37,7 @@ class ArmTrainer(Trainer):
         if self.is_fsdp_enabled:  # fp32 shards under autocast, as in one process; FSDP2's own policy rounds logits too
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
-            self.lm_loss = lm_loss(self.model, method.reads_logits)
+            self.lm_loss = lm_loss(self.model, method.reads_logits, method.token_weights)
         self.meter = Meter()
         self.add_callback(self.meter)
 
@@ -62,7 +66,7 @@ class ArmTrainer(Trainer):
         batch = only_label_logits(inputs)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
         autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext
-        with autocast(), self.layers.noting(), self.lm_loss():
+        with autocast(), self.layers.noting(), self.lm_loss() as computed:
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )
@@ -70,7 +74,7 @@ class ArmTrainer(Trainer):
         marked = batch if replayed is None else {**batch, "replayed": replayed}
         penalty = self.method.penalty(self.model, marked, out, total)
         scale = 1 if total is None else self.accelerator.num_processes  # DDP and FSDP average, but these parts add up
-        self._note(loss / scale, out, penalty, total)
+        self._note(loss / scale, computed.plain, out, penalty, total)
         if penalty is not None:
             loss = loss + scale * penalty
         counts = torch.stack([(~torch.isfinite(loss.detach())).long(), torch.tensor(tokens, device=loss.device)])
@@ -84,17 +88,19 @@ class ArmTrainer(Trainer):
             )
         return (loss, out) if return_outputs else loss
 
-    def _note(self, loss: Tensor, out: Any, penalty: Tensor | None, total: Any) -> None:
+    def _note(self, loss: Tensor, plain: Tensor | None, out: Any, penalty: Tensor | None, total: Any) -> None:
         """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
         divergence = getattr(out, "divergence", None)
-        parts = {"lm_loss": loss if divergence is None else out.lm_loss, "divergence": divergence, "penalty": penalty}
+        trained = loss if divergence is None else out.lm_loss
+        lm = {"lm_loss": trained} if plain is None else {"lm_loss": plain, "weighted_lm_loss": trained}
+        parts = {**lm, "divergence": divergence, "penalty": penalty}
         weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps
         for name, value in parts.items():
             if value is not None:
                 self.parts[name] = self.parts.get(name, 0.0) + weight * value.detach().float()
 
     def _over_processes(self, values: Tensor, how: str) -> Tensor:
-        """The sum or the mean of each process's values."""
+        """Sum or average the values over all processes."""
         return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values, how)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -105,20 +105,21 @@ def test_no_attention_row_outlives_its_layer(structure: str, labels: torch.Tenso
     for _ in range(2):
         model(IDS, labels=labels)
         assert not any("attention_rows" in vars(m) for m in model.modules())
-        twin = copy.deepcopy(model)
-    assert torch.equal(twin(IDS, labels=IDS).divergence, model(IDS, labels=IDS).divergence)
+        copied = copy.deepcopy(model)
+    assert torch.equal(copied(IDS, labels=IDS).divergence, model(IDS, labels=IDS).divergence)
     plain = ctrl.merge_back(model)
     assert not any(m._forward_hooks for m in plain.modules())
     assert not any("attention_rows" in vars(m) for m in plain.modules())
 
 
-def test_rows_are_released_after_an_error() -> None:
+def test_rows_and_the_state_of_the_pass_are_released_after_an_error() -> None:
     model = eager()
-    layer = ctrl.model.expanded_layers(model)[1]
+    layer = ctrl.layer.expanded_layers(model)[1]
     layer.interpolation.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         model(IDS)
     assert not any("attention_rows" in vars(m) for m in model.modules())
+    assert model.control.current is None
 
 
 def test_attention_without_weights_is_an_error_that_says_so() -> None:
@@ -145,7 +146,7 @@ def test_alpha_scaling_and_detaching() -> None:
     def alpha_gradient(**kwargs: object) -> torch.Tensor:
         model = disturbed(interpolation="dlerpin", alpha="learned", divergence_weight=100.0, **kwargs)
         model(**batch).divergence.backward()
-        gradient = ctrl.model.expanded_layers(model)[-1].interpolation.weight.grad
+        gradient = ctrl.layer.expanded_layers(model)[-1].interpolation.weight.grad
         return torch.zeros(1) if gradient is None else gradient
 
     assert alpha_gradient(scale_by_alpha=True).abs().max() > 0  # the gate can shrink its own penalty
@@ -192,7 +193,7 @@ def test_detached_pretrained_side_changes_lower_gradients_only() -> None:
     for detach in (False, True):
         model = disturbed(detach_pretrained=detach)
         model(**batch).divergence.backward()
-        low, high = ctrl.model.expanded_layers(model)
+        low, high = ctrl.layer.expanded_layers(model)
         gradients.append([layer.expanded.mlp.up_proj.weight.grad for layer in (low, high)])
     assert not torch.allclose(gradients[0][0], gradients[1][0])
     torch.testing.assert_close(gradients[0][1], gradients[1][1])
@@ -205,7 +206,7 @@ def test_a_detached_pretrained_side_still_trains_what_projects_it() -> None:
     for detach in (False, True):
         model = disturbed(interpolation="proj", detach_pretrained=detach)
         model(**batch).divergence.backward()
-        gradients.append([layer.interpolation.offset.grad for layer in ctrl.model.expanded_layers(model)])
+        gradients.append([layer.interpolation.offset.grad for layer in ctrl.layer.expanded_layers(model)])
     for plain, detached in zip(*gradients, strict=True):
         assert plain.any()
         torch.testing.assert_close(detached, plain)
@@ -219,21 +220,21 @@ def test_what_nothing_trains_is_frozen(interpolation: str, divergence: str) -> N
     model = ctrl.expand(base, ctrl.ControlConfig(layers=2, interpolation=interpolation, divergence=divergence))
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    offsets = [layer.interpolation.offset for layer in ctrl.model.expanded_layers(model)]
+    offsets = [layer.interpolation.offset for layer in ctrl.layer.expanded_layers(model)]
     assert [p.requires_grad for p in offsets] == [interpolation == "plerp" or divergence == "mse"] * 2
 
 
 def test_relaxed_norm_is_the_formula() -> None:
     model = disturbed(norm_mix=0.25)
-    norm = ctrl.model.expanded_layers(model)[0].expanded.input_layernorm
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
     x = torch.randn(2, 3, 32)
     plain = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon) * norm.weight
     torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
 
 
-def test_a_held_share_reaches_the_norms_that_take_alpha() -> None:
+def test_a_fixed_alpha_reaches_the_norms_that_take_alpha() -> None:
     model = disturbed(norm_mix="alpha", alpha_start=0.25)
-    norm = ctrl.model.expanded_layers(model)[0].expanded.input_layernorm
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
     x = torch.randn(2, 3, 32)
     before = norm(x)
     with ctrl.at_alpha(model, 1.0):

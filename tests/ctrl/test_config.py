@@ -33,13 +33,17 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("alpha_start", "0.5", r"alpha_start .* got '0\.5'"),
     ("divergence_weight", -1, r"divergence_weight must be a number >= 0, but got -1"),
     ("divergence_weight", float("inf"), r"divergence_weight .* got inf"),
-    ("margin", 2.5, r"margin is a cosine distance, a number in \[0, 2\], but got 2\.5"),
+    ("margin", 2.5, r"margin must be a cosine distance, a number in \[0, 2\], but got 2\.5"),
     ("margin", None, r"margin .* got None"),
     ("norm_mix", "alhpa", r"norm_mix must be 'alpha' or a number in \[0, 1\], but got 'alhpa'"),
     ("norm_mix", 1.5, r"norm_mix .* got 1\.5"),
     ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
     ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
-    ("layers", 0, r"layers=0: give a count >= 1 or a list of distinct layer indices, from the end where negative"),
+    (
+        "layers",
+        0,
+        r"layers=0: give a count >= 1, or a list of distinct layer indices \(negative ones count from the end\)",
+    ),
     ("layers", True, r"layers=True: give a count"),
     ("layers", "all", r"layers='all': give a count"),
     ("layers", 2.0, r"layers=2\.0: give a count"),
@@ -102,7 +106,7 @@ def test_the_ends_of_alpha_are_fixed_only(edge: float) -> None:
 def test_low_rank_copies_need_concat() -> None:
     assert ControlConfig(expanded="lora").expanded == "lora"
     for structure in ("stack", "hybrid"):
-        with pytest.raises(ConfigError, match=f"structure must be 'concat', but got '{structure}'"):
+        with pytest.raises(ConfigError, match=f"needs structure='concat'.* but got structure='{structure}'"):
             ControlConfig(expanded="lora", structure=structure)
 
 
@@ -122,7 +126,7 @@ def test_a_name_near_nothing_lists_what_is_known() -> None:
 @settings(max_examples=50, deadline=None)
 @given(configs)
 def test_json_round_trip(made: ControlConfig) -> None:
-    again = ControlConfig.from_dict(json.loads(made.to_json()))
+    again = ControlConfig.from_dict(json.loads(json.dumps(made.to_dict())))
     assert again == made
     assert hash(again) == hash(made)
 

@@ -9,7 +9,7 @@ from transformers import OlmoConfig, OlmoForCausalLM
 
 import ctrl
 from ctrl.diagnostics import Log, update_size
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.helpers.families import SHAPE, WINDOW, build, labelled, left_padded, perturb
 
@@ -24,7 +24,7 @@ def test_diagnostics_give_the_figures_and_cost_no_gradient() -> None:
     assert model.control.log is None
     rows = log.rows
     assert [(row.step, row.layer) for row in rows] == [(0, 1), (0, 3), (1, 1), (1, 3)]
-    layer = ctrl.model.expanded_layers(model)[0]
+    layer = ctrl.layer.expanded_layers(model)[0]
     change = sum((e - dict(layer.named_parameters())[n]).square().sum() for n, e in layer.expanded.named_parameters())
     size = sum(dict(layer.named_parameters())[n].square().sum() for n, _ in layer.expanded.named_parameters())
     assert rows[0].update == pytest.approx((change / size).sqrt().item(), rel=1e-5)

@@ -250,13 +250,13 @@ class TestDivergence:
 class TestCopies:
     def test_deepcopy_after_a_pass_is_equal_and_independent(self, trained: PreTrainedModel, inputs: Batch) -> None:
         loss = trained(**labelled(inputs)).loss
-        twin = copy.deepcopy(trained)
+        copied = copy.deepcopy(trained)
         before = logits(trained, inputs)
-        assert torch.equal(logits(twin, inputs), before)
-        perturb(twin, seed=5)
-        assert not torch.equal(logits(twin, inputs), before)
+        assert torch.equal(logits(copied, inputs), before)
+        perturb(copied, seed=5)
+        assert not torch.equal(logits(copied, inputs), before)
         assert torch.equal(logits(trained, inputs), before)
-        with ctrl.pretrained(twin):
+        with ctrl.pretrained(copied):
             assert torch.equal(logits(trained, inputs), before)
         loss.backward()  # the original's graph is still whole
 

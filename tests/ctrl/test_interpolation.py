@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ctrl import config
 from ctrl.errors import ConfigError
-from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation, lerp, slerp
+from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation
+from ctrl.numerics import lerp, slerp
+from ctrl.published_names import layout_of
 from tests.helpers import reference
 
 HIDDEN = 6
 NAMES = list(INTERPOLATIONS)
 SMOOTH = [name for name in NAMES if name != "moe"]  # moe's straight-through gradient is not that of its output
+MERGED = [name for name in NAMES if INTERPOLATIONS[name].merged is not None]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 quick = settings(max_examples=25, deadline=None)
 
@@ -42,13 +45,13 @@ def built(name: str, alpha_start: float = 0.5, trained: bool = False, learned: b
 
 
 def reference_parameters(module: Interpolation) -> reference.Parameters:
-    """What the module learned, by the names of the written formulas."""
-    found = {"theta": module.theta.detach().double().numpy().reshape(())}
-    weight, offset = getattr(module, "weight", None), getattr(module, "offset", None)
-    if weight is not None:
-        found["gate" if weight.shape[0] == 2 else "w"] = weight.detach().double().numpy().squeeze()
-    if offset is not None:
-        found["projection"] = np.eye(HIDDEN) + offset.detach().double().numpy()
+    """What the module learned, by the names of the written formulas; other parameters keep their own."""
+    found = {n: p.detach().double().numpy() for n, p in module.named_parameters()}
+    found["theta"] = found["theta"].reshape(())
+    if (weight := found.pop("weight", None)) is not None:
+        found["gate" if weight.shape[0] == 2 else "w"] = weight.squeeze()
+    if (offset := found.pop("offset", None)) is not None:
+        found["projection"] = np.eye(HIDDEN) + offset
     return found
 
 
@@ -75,10 +78,10 @@ class TestEveryInterpolation:
         spread = alpha.detach().expand(*a.shape[:2], 1).squeeze(-1)
         torch.testing.assert_close(spread, torch.from_numpy(shares), rtol=1e-10, atol=1e-10)
 
-    def test_a_held_share_replaces_what_was_learned(self, name: str) -> None:
+    def test_a_fixed_alpha_replaces_what_was_learned(self, name: str) -> None:
         module = built(name, 0.9, trained=True)
         a, b, h = branches()
-        module.held = torch.tensor(0.25)
+        module.fixed_alpha = torch.tensor(0.25)
         mixed, alpha = module(a, b, h)
         # the formula of lerp or slerp at a scalar alpha is what every strategy comes to
         plain = reference.mix("slerp" if name == "slerp" else "lerp", *(x.numpy() for x in (a, b, h)),
@@ -111,7 +114,7 @@ class TestEveryInterpolation:
         mixed, alpha = module(a, b, h)
         assert (mixed.shape, mixed.dtype) == (a.shape, dtype)
         assert tuple(alpha.shape) in ((), (*a.shape[:2], 1))
-        assert (module.compared(a).shape, module.compared(a).dtype) == (a.shape, dtype)
+        assert (module.project(a).shape, module.project(a).dtype) == (a.shape, dtype)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_types_are_mixed_in_fp32(self, name: str, dtype: torch.dtype) -> None:
@@ -124,7 +127,7 @@ class TestEveryInterpolation:
         mixed, _ = module(a, b, h)
         wide = copy.deepcopy(module).double()
         if name == "plerp":
-            a = module.compared(a)
+            a = module.project(a)
             torch.nn.init.zeros_(wide.get_parameter("offset"))
         want, _ = wide(a.double(), b.double(), h.double())
         assert (mixed == want.to(dtype)).double().mean() > 0.99
@@ -192,6 +195,48 @@ class TestEveryInterpolation:
         assert torch.equal(alpha, plain)
         assert mixed.dtype == torch.float32
 
+    def test_has_a_summary_of_its_own(self, name: str) -> None:
+        summary = INTERPOLATIONS[name].summary()
+        assert summary.endswith(".")
+        assert [other for other in NAMES if INTERPOLATIONS[other].summary() == summary] == [name]
+
+    def test_per_token_says_what_alpha_depends_on(self, name: str) -> None:
+        """A scalar alpha is sigmoid(theta), so nothing has to be measured; a per-token one differs between tokens."""
+        module = built(name, 0.3, trained=True)
+        a, b, h = branches(batch=4, seq=8)
+        _, alpha = module(a, b, h)
+        if module.per_token:
+            assert alpha.shape == (*a.shape[:2], 1)
+            assert len(alpha.unique()) > 1
+        else:
+            assert alpha.shape == ()
+            assert torch.equal(alpha, torch.sigmoid(module.theta).squeeze())
+
+    def test_only_a_divergence_trains_what_the_mix_does_not_depend_on(self, name: str) -> None:
+        """These parameters get no gradient from the mixed output, all others do; the divergence reaches them."""
+        module, (a, b, h) = built(name, trained=True), branches()
+        mixed, _ = module(a, b, h)
+        (mixed * h).sum().backward()
+        assert {n for n, p in module.named_parameters() if p.grad is None} == set(module.trained_by_divergence)
+        if module.trained_by_divergence:
+            (module.project(a) * h).sum().backward()
+            assert all(p.grad is not None for p in module.parameters())
+
+    def test_published_tensors_are_all_parameters_and_come_back(self, name: str) -> None:
+        module = built(name, trained=True).float()
+        published = module.published
+        if published is None:
+            with pytest.raises(ConfigError, match=f"the published layout has no interpolation '{name}'"):
+                layout_of(name)
+            return
+        assert layout_of(name) is published
+        parameters = dict(module.named_parameters())
+        assert set(published.tensors) == set(parameters)
+        assert len(set(published.tensors.values())) == len(parameters)
+        for own, value in parameters.items():
+            back = module.from_published(own, module.to_published(own, value.detach()))
+            torch.testing.assert_close(back, value.detach(), rtol=1e-5, atol=1e-6)
+
     @quick
     @given(batch=st.integers(1, 3), seq=st.integers(1, 4), seed=st.integers(0, 999), alpha=st.floats(0.01, 0.99))
     def test_tokens_do_not_see_each_other(self, name: str, batch: int, seq: int, seed: int, alpha: float) -> None:
@@ -202,6 +247,33 @@ class TestEveryInterpolation:
         for i, t in np.ndindex(batch, seq):
             alone, _ = module(*(x[i : i + 1, t : t + 1] for x in (a, b, h)))
             torch.testing.assert_close(mixed[i : i + 1, t : t + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", MERGED)
+def test_merged_weights_are_those_of_a_branch_at_the_ends(name: str, dtype: torch.dtype) -> None:
+    """Of a matrix, a vector and a single value."""
+    merged = INTERPOLATIONS[name].merged
+    assert merged is not None
+    for shape in ((5, HIDDEN), (HIDDEN,), (1,)):
+        w, e = torch.randn(2, *shape, dtype=torch.float64).to(dtype)
+        at_0, at_half, at_1 = (merged(w, e, torch.tensor(alpha, dtype=dtype)) for alpha in (0.0, 0.5, 1.0))
+        assert torch.equal(at_0, w)
+        assert torch.equal(at_1, e)
+        assert (at_half.shape, at_half.dtype) == (w.shape, dtype)
+        assert not torch.equal(at_half, w)
+
+
+def test_merged_forms_of_the_paper() -> None:
+    """Section 3.4: weights of dlerp and dlerpin, whose alpha differs between tokens, are mixed along the arc."""
+    paper = {"lerp": lerp, "slerp": slerp, "dlerp": slerp, "dlerpin": slerp}
+    assert {name: INTERPOLATIONS[name].merged for name in paper} == paper
+
+
+def test_each_published_method_names_one_interpolation() -> None:
+    """A class that inherits another's names would be loaded as that one."""
+    methods = [cls.published.method for cls in INTERPOLATIONS.values() if cls.published is not None]
+    assert len(set(methods)) == len(methods) > 0
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -328,20 +400,20 @@ class TestProjections:
         module = built(name, trained=True)
         a, _, _ = branches()
         projection = torch.from_numpy(reference_parameters(module)["projection"])
-        torch.testing.assert_close(module.compared(a).detach(), a @ projection.T)
+        torch.testing.assert_close(module.project(a).detach(), a @ projection.T)
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_half_types_lose_one_rounding_in_the_projection(self, name: str) -> None:
         module = built(name, trained=True).float()
         a, _, _ = branches(batch=8, seq=16, dtype=torch.bfloat16)
-        want = copy.deepcopy(module).double().compared(a.double())
-        assert (module.compared(a) == want.to(torch.bfloat16)).double().mean() > 0.99
+        want = copy.deepcopy(module).double().project(a.double())
+        assert (module.project(a) == want.to(torch.bfloat16)).double().mean() > 0.99
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_the_projection_starts_as_the_identity(self, name: str) -> None:
         """Reference fault 8: a random term there changed the model before training."""
         a, _, _ = branches(dtype=torch.bfloat16)
-        assert torch.equal(build_interpolation(name, HIDDEN).compared(a), a)
+        assert torch.equal(build_interpolation(name, HIDDEN).project(a), a)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -67,7 +67,7 @@ def test_the_low_rank_copies_of_a_model_of_conv1d() -> None:
 
 def test_weights_that_no_adapter_reaches_are_named() -> None:
     with pytest.warns(
-        UserWarning, match=r"in MixtralDecoderLayer these .* stay the pretrained ones: .*experts\.down_proj"
+        UserWarning, match=r"these weights of MixtralDecoderLayer stay as pretrained: .*experts\.down_proj"
     ):
         model = ctrl.expand(build("mixtral"), ctrl.ControlConfig(layers=1, expanded="lora"))
     assert all("self_attn" in name for name, p in model.named_parameters() if p.requires_grad)
@@ -80,10 +80,10 @@ def test_a_refused_low_rank_copy_leaves_the_base_as_it_was(monkeypatch: pytest.M
     """The first copy was made, and its layer frozen, before the second was refused."""
     model, made = tiny(), []
 
-    def second_fails(twin: nn.Module, rank: int) -> nn.Module:
+    def second_fails(copied: nn.Module, rank: int) -> nn.Module:
         if made:
             raise ctrl.ConfigError("refused")
-        made.append(copies_add_lora(twin, rank))
+        made.append(copies_add_lora(copied, rank))
         return made[0]
 
     copies_add_lora = copies.add_lora
@@ -102,5 +102,5 @@ def test_layers_without_a_matrix_to_adapt_are_refused_by_their_own_name() -> Non
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear | Conv1D):
                     setattr(module, name, nn.Conv1d(2, 2, 1))
-    with pytest.raises(ctrl.ConfigError, match="but LlamaDecoderLayer has none: take 'full'"):
+    with pytest.raises(ctrl.ConfigError, match="but LlamaDecoderLayer has none: use 'full'"):
         ctrl.expand(model, ctrl.ControlConfig(layers=2, expanded="lora"))

@@ -11,10 +11,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from tests.ctrl.test_trainer import tiny
 from tests.helpers.reference import sigmoid
 from tests.helpers.reference import slerp as reference_slerp
 
+MERGED = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.ones_like(IDS)
 MASK[0, :3] = 0
@@ -31,7 +33,7 @@ def disturbed(seed: int = 5, **kwargs: object) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("interpolation", ["lerp", "slerp", "dlerp", "dlerpin"])
+@pytest.mark.parametrize("interpolation", MERGED)
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 def test_merged_is_plain_saves_and_reports_its_gap(tmp_path: Path, interpolation: str, structure: str) -> None:
     model = disturbed(interpolation=interpolation, structure=structure)
@@ -49,7 +51,7 @@ def test_merged_is_plain_saves_and_reports_its_gap(tmp_path: Path, interpolation
     assert torch.equal(*generated)
 
 
-@pytest.mark.parametrize("interpolation", ["lerp", "slerp", "dlerp", "dlerpin"])
+@pytest.mark.parametrize("interpolation", MERGED)
 def test_merged_at_alpha_0_and_1_equals_the_branch(interpolation: str) -> None:
     model = disturbed(interpolation=interpolation)
     with ctrl.pretrained(model):
@@ -63,7 +65,7 @@ def test_merged_at_alpha_0_and_1_equals_the_branch(interpolation: str) -> None:
     assert torch.equal(ctrl.merge_back(at_one)(IDS).logits, copies)  # theta = inf, whatever the gate says
 
 
-def test_inside_at_alpha_the_held_share_is_merged() -> None:
+def test_inside_at_alpha_the_fixed_alpha_is_merged() -> None:
     model = disturbed(interpolation="dlerp")
     expected = ctrl.merge_back(model, alpha=0.25)(IDS).logits
     with ctrl.at_alpha(model, 0.25):
@@ -75,12 +77,12 @@ def test_inside_at_alpha_the_held_share_is_merged() -> None:
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 def test_copies_of_another_dtype_merge_into_the_base_s(structure: str) -> None:
     model = disturbed(structure=structure).bfloat16()
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         layer.expanded.float()
     merged = ctrl.merge_back(model, alpha=1.0)
     assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
     assert merged(IDS).logits.isfinite().all()
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         layer.expanded.bfloat16()
     assert torch.equal(ctrl.merge_back(model, alpha=1.0)(IDS).logits, merged(IDS).logits)
 
@@ -100,7 +102,7 @@ def test_no_attention_hooks_are_left_behind() -> None:
 def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
     for interpolation in ("lerp", "slerp"):
         model = disturbed(interpolation=interpolation, alpha_start=0.3)
-        layer = ctrl.model.expanded_layers(model)[0]
+        layer = ctrl.layer.expanded_layers(model)[0]
         a, b = layer.mlp.up_proj.weight.detach(), layer.expanded.mlp.up_proj.weight.detach()
         merged = ctrl.merge_back(model).model.layers[layer.index].mlp.up_proj.weight.detach()
         expected = 0.7 * a + 0.3 * b
@@ -113,7 +115,7 @@ def test_weights_are_lerp_elementwise_and_slerp_by_row() -> None:
 def gate_by_hand(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[float]:
     """Mean of sigmoid(w.h + theta) over all real tokens, one at a time, for each expanded layer of a dlerpin model."""
     means = []
-    for layer in ctrl.model.expanded_layers(model):
+    for layer in ctrl.layer.expanded_layers(model):
         w = layer.interpolation.weight.detach().double().numpy()[0]
         shares = []
         for batch in batches:
@@ -128,7 +130,7 @@ def gate_by_hand(model: Any, batches: list[dict[str, torch.Tensor]]) -> list[flo
 def test_measured_alpha_is_the_mean_over_tokens_and_reaches_the_weights() -> None:
     model = disturbed(interpolation="dlerpin", alpha="learned")
     with torch.no_grad():
-        for layer in ctrl.model.expanded_layers(model):
+        for layer in ctrl.layer.expanded_layers(model):
             layer.interpolation.weight.mul_(20)  # unlike shares, so that an average of averages would show
     short = {"input_ids": IDS + 40, "attention_mask": torch.zeros_like(MASK)}
     short["attention_mask"][0, -2:] = 1
@@ -147,7 +149,7 @@ def test_alpha_that_is_no_number_is_refused() -> None:
     with pytest.raises(ctrl.ConfigError, match="one per expanded layer, but got 3"):
         ctrl.merge_back(model, alpha=[0.1, 0.2, 0.3])
     for alpha in (float("nan"), [0.5, float("inf")]):
-        with pytest.raises(ctrl.ConfigError, match=r"alpha=(nan|inf) for layer [13] is no share"):
+        with pytest.raises(ctrl.ConfigError, match=r"alpha=(nan|inf) for layer [13] is not finite"):
             ctrl.merge_back(model, alpha=alpha)
     empty = [{"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}]
     for batches in ([], empty):
@@ -157,13 +159,13 @@ def test_alpha_that_is_no_number_is_refused() -> None:
 
 def test_stack_becomes_a_deeper_plain_model_with_equal_logits() -> None:
     model = disturbed(structure="stack")
-    with pytest.warns(UserWarning, match="its model is already plain"):
+    with pytest.warns(UserWarning, match="turns the copies into layers of the plain model"):
         merged = ctrl.merge_back(model)
     assert merged.config.num_hidden_layers == 6
     assert torch.equal(merged(IDS).logits, model(IDS).logits)
 
 
-@pytest.mark.parametrize("interpolation", ["plerp", "proj", "moe", "moe_soft"])
+@pytest.mark.parametrize("interpolation", [name for name in INTERPOLATIONS if name not in MERGED])
 def test_what_has_no_merged_form_is_refused(interpolation: str) -> None:
     with pytest.raises(ctrl.ConfigError, match=f"interpolation='{interpolation}' has no merged form"):
         ctrl.merge_back(disturbed(interpolation=interpolation))

@@ -75,13 +75,13 @@ def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(ctrl.ConfigError, match="model 1 and the first were not expanded from the same base"):
         ctrl.merge_models([one, other])
     two.lm_head.weight.requires_grad_(True)
-    with pytest.raises(ctrl.ConfigError, match=r"model 1 trains lm_head\.weight beside its copies"):
+    with pytest.raises(ctrl.ConfigError, match=r"model 1 trains lm_head\.weight besides its copies"):
         ctrl.merge_models([one, two])
     with pytest.raises(ctrl.ConfigError, match="one weight per model, but got 1 for 2"):
         ctrl.merge_models([one, two], [1.0])
     with pytest.raises(ctrl.ConfigError, match="finite weights, but got"):
         ctrl.merge_models([one], [float("nan")])
-    with pytest.raises(ctrl.ConfigError, match="takes structure 'concat'"):
+    with pytest.raises(ctrl.ConfigError, match="needs structure='concat'"):
         ctrl.merge_models([disturbed(structure="hybrid")])
     with pytest.raises(ctrl.ConfigError, match="has no merged form"):
         ctrl.merge_models([disturbed(interpolation="moe")])

@@ -50,7 +50,7 @@ def test_a_model_that_its_config_would_not_rebuild_is_refused(name: str, reason:
 def test_indices_that_still_fit_are_not_refused(tmp_path: Any) -> None:
     """A stacked copy behind the dense layers moves only layers that are built alike."""
     model = ctrl.expand(indexed("deepseek_v3"), ctrl.ControlConfig(layers=[2], structure="stack"))
-    with pytest.warns(UserWarning, match="already plain"):
+    with pytest.warns(UserWarning, match="turns the copies into layers of the plain model"):
         merged = ctrl.merge_back(model)
     merged.save_pretrained(tmp_path)
     again = type(merged).from_pretrained(tmp_path)

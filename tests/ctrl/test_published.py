@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.interpolation import INTERPOLATIONS
 from ctrl.published_config import control_config
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
-STRATEGIES = ["lerp", "slerp", "dlerp", "dlerpin", "moe", "proj", "plerp"]
+STRATEGIES = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
@@ -87,7 +88,7 @@ def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
     assert ctrl.describe(model)[0].alpha == pytest.approx(1 / (1 + math.exp(-0.7)))
     with ctrl.pretrained(model):
         assert torch.equal(model(IDS).logits, tiny().eval()(IDS).logits)
-    expanded = ctrl.model.expanded_layers(model)[1].expanded
+    expanded = ctrl.layer.expanded_layers(model)[1].expanded
     assert torch.equal(expanded.mlp.up_proj.weight, tensors["model.layers.3.expanded_layer.mlp.up_proj.weight"])
     for base in (tiny(), "base-folder"):
         if isinstance(base, str):
@@ -174,7 +175,11 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     shard.rename(tmp_path / "elsewhere")
     with pytest.raises(ctrl.CheckpointError, match=f"{shard.name} does not exist"):
         ctrl.load_published(tmp_path)
-    for text, fault in (("{}", "has no 'weight_map'"), ("[1]", "no JSON object, but a list"), ("{", "cannot read")):
+    for text, fault in (
+        ("{}", "has no 'weight_map'"),
+        ("[1]", "must hold a JSON object, but holds a list"),
+        ("{", "cannot read"),
+    ):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ctrl.CheckpointError, match=fault):
             ctrl.load_published(tmp_path)
@@ -209,7 +214,7 @@ def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str
     ("expansion", "fault"),
     [
         ({"num_ori_layers": 5}, "num_ori_layers=5, but its tensors and freezed_layers give 4"),
-        ({"freezed_layers": None}, r"freezed_layers must list the layers, of 0\.\.3, without a copy, but got None"),
+        ({"freezed_layers": None}, r"freezed_layers must list the layers without a copy, from 0\.\.3, but got None"),
         ({"freezed_layers": [0, 2, 9]}, r"freezed_layers must list .* got \[0, 2, 9\]"),
         ({"freezed_layers": [0, 1, 2, 3]}, r"freezed_layers must list .* got \[0, 1, 2, 3\]"),
         (
@@ -253,7 +258,7 @@ def test_a_base_of_another_depth_is_refused(tmp_path: Path) -> None:
     config = tiny().config
     config.num_hidden_layers = 5
     deeper = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: give base"):
+    with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: pass as base"):
         ctrl.load_published(tmp_path, base=deeper)
 
 

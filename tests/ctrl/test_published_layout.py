@@ -1,4 +1,4 @@
-"""The published layout, name by name, written here by hand: ctrl reads and writes with one table, so a wrong name in it
+"""The published layout, name by name, written here by hand: ctrl reads and writes with the same names, so a wrong one
 would pass every round trip."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import ctrl
 from ctrl.config import ControlConfig
-from ctrl.model import expanded_layers
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import expanded_layers
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 from tests.helpers import reference
@@ -93,6 +94,10 @@ def by_hand(folder: Path, structure: str, interpolation: str, **expansion: Any) 
     } | expansion
     (folder / "config.json").write_text(json.dumps(values))
     return tensors
+
+
+def test_every_published_interpolation_is_written_down_here() -> None:
+    assert {name for name, cls in INTERPOLATIONS.items() if cls.published is not None} == set(METHODS)
 
 
 @pytest.mark.parametrize("structure", list(STRUCTURES))

@@ -15,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 import ctrl
+from ctrl.checkpoint import read_tensors
 from ctrl.interpolation import INTERPOLATIONS
-from ctrl.saving import read_tensors
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
 
@@ -88,7 +88,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ctrl.CheckpointError, match="cut short"):
         ctrl.load(tiny(), tmp_path)
     weights.unlink()
-    with pytest.raises(ctrl.CheckpointError, match="not saved to its end"):
+    with pytest.raises(ctrl.CheckpointError, match="does not exist: the checkpoint is incomplete"):
         ctrl.load(tiny(), tmp_path)
     config = json.loads((tmp_path / "control_config.json").read_text())
     (tmp_path / "control_config.json").write_text(json.dumps(config | {"format": 99}))
@@ -104,7 +104,7 @@ def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
     meta = json.loads((tmp_path / "control_config.json").read_text())
     other = meta | {"base": meta["base"] | {"hidden_size": 4096}}
     (tmp_path / "control_config.json").write_text(json.dumps(other))
-    with pytest.raises(ctrl.CheckpointError, match="hidden_size 4096 there, 32 here"):
+    with pytest.raises(ctrl.CheckpointError, match="hidden_size is 4096 there, 32 here"):
         ctrl.load(tiny(), tmp_path)
     wider = meta | {"control": meta["control"] | {"layers": 4}}
     (tmp_path / "control_config.json").write_text(json.dumps(wider))
@@ -152,7 +152,7 @@ def test_a_refused_checkpoint_leaves_the_base_as_it_was(tmp_path: Path, fault: s
 def test_dtypes_come_back(tmp_path: Path) -> None:
     """Copies trained in fp32 over a bf16 base are neither rounded nor widened on the same base."""
     model = disturbed().bfloat16()
-    low = ctrl.model.expanded_layers(model)[0]
+    low = ctrl.layer.expanded_layers(model)[0]
     low.expanded.float().mlp.up_proj.weight.data.add_(1e-4)  # less than bf16 holds
     ctrl.save(model, tmp_path)
     again = ctrl.load(tiny().eval().bfloat16(), tmp_path)
@@ -209,7 +209,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ctrl.saving.save_file", no_space)
+    monkeypatch.setattr("ctrl.checkpoint.save_file", no_space)
     with pytest.raises(ctrl.CheckpointError, match=r"No space left on device\. Free space"):
         ctrl.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.helpers.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
@@ -123,7 +123,7 @@ def _gpt2_by_index() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (_t5, "T5ForConditionalGeneration is an encoder-decoder; expand takes decoder-only"),
+        (_t5, "T5ForConditionalGeneration is an encoder-decoder: expand needs a decoder-only"),
         (_gpt2_by_index, "scale_attn_by_inverse_layer_idx=True: .* set it to False"),
     ],
 )
@@ -174,8 +174,8 @@ def _calls_super(model: PreTrainedModel) -> None:
     [
         (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
         (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
-        (_other_names, "stack", "has no MLP down projection under a known name"),
-        (_calls_super, "concat", r"Derived\.forward calls super\(\); its layers cannot be copied"),
+        (_other_names, "stack", "has no MLP down projection with a known name"),
+        (_calls_super, "concat", r"Derived\.forward calls super\(\), so its layers cannot be copied"),
     ],
 )
 def test_layers_that_cannot_be_copied_are_refused(
@@ -228,7 +228,7 @@ def test_a_stacked_copy_that_is_not_the_identity_is_refused(
     model = noisy(make)
     kinds, modes = [type(m) for m in model.modules()], [m.training for m in model.modules()]
     attention, state = model.config._attn_implementation, torch.get_rng_state()
-    with pytest.raises(ConfigError, match=r"that of layer 1, a DogeDecoderLayer .* changes its input by up to \d"):
+    with pytest.raises(ConfigError, match=r"the copy of layer 1, a DogeDecoderLayer .* changes its input by up to \d"):
         ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
     assert [type(m) for m in model.modules()] == kinds
     assert [m.training for m in model.modules()] == modes
@@ -240,7 +240,9 @@ def test_a_stacked_copy_that_is_not_the_identity_is_refused(
 
 
 def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
-    with pytest.raises(ConfigError, match=r"norm_mix=0\.1: stacked copies are plain layers, structure 'stack' takes 0"):
+    with pytest.raises(
+        ConfigError, match=r"norm_mix=0\.1: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+    ):
         ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
     base = build("llama")
     for value in ("alpha", 0.1):
@@ -267,7 +269,7 @@ def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedMod
 
 def test_expanding_twice_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="expanded already: expand a fresh base model, or merge_back first"):
+    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
         ctrl.expand(model)
 
 
@@ -314,7 +316,7 @@ def test_a_stacked_layer_has_no_share() -> None:
 
 def test_a_share_that_is_no_number_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="alpha=nan is no share: give a number"):
+    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
         ctrl.at_alpha(model, float("nan")).__enter__()
 
 

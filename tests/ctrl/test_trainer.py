@@ -115,7 +115,7 @@ def test_without_labels_nothing_is_added() -> None:
     out = model(input_ids=sequences()[0]["input_ids"][None])
     assert out.loss is None
     assert not hasattr(out, "divergence")
-    assert model.control.terms == {}
+    assert model.control.current is None
 
 
 def test_padding_does_not_change_the_divergence() -> None:
@@ -205,8 +205,8 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert second.state.global_step == 6
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name]), name
-    weights = ctrl.saving.read_tensors(tmp_path / "parts" / "checkpoint-3" / "model.safetensors")
-    assert set(weights) == set(ctrl.saving.trained_names(whole.model))  # the checkpoint holds what trains, no more
+    weights = ctrl.checkpoint.read_tensors(tmp_path / "parts" / "checkpoint-3" / "model.safetensors")
+    assert set(weights) == set(ctrl.checkpoint.trained_names(whole.model))  # the checkpoint holds what trains, no more
 
 
 def test_evaluation_in_trainer_returns_logits_alone(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_deepcopy_after_a_forward_is_independent() -> None:
     model = expanded()
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
     out = model(**batch)
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(twin(**batch).loss, out.loss)
-    with ctrl.pretrained(twin):
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(**batch).loss, out.loss)
+    with ctrl.pretrained(copied):
         assert model.control.enabled
-        assert not twin.control.enabled
+        assert not copied.control.enabled

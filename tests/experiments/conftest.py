@@ -9,7 +9,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation.evaluate import Evaluation
 from experiments.models.base import load_base
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import make_evaluation, small_config, tiny_base
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,14 @@ def tokenizer(base: str) -> PreTrainedTokenizerBase:
     return load_base(base)[1]
 
 
+@pytest.fixture
+def plain_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    """The shipped model's tokenizer without its chat template."""
+    tokenizer = load_base(base)[1]
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def config(base: str) -> ExperimentConfig:
     return small_config(base)
@@ -34,6 +42,6 @@ def config(base: str) -> ExperimentConfig:
 
 @pytest.fixture
 def evaluation(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-    return Evaluation(
+    return make_evaluation(
         config, tokenizer, [ReasoningGym(name="chain_sum").held_out(config.evaluation.new_items, config.seed)]
     )

@@ -16,18 +16,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.config import ArmConfig, ExperimentConfig, parse_config
-from experiments.methods import Batch, Method, Setting
-from experiments.methods.base import snapshot
+from experiments.methods import Batch, Method, MethodContext
+from experiments.methods.weights import snapshot
 from experiments.models.precision import Precision
+from experiments.training.callbacks import Hooks
 from experiments.training.processes import ALONE, Processes
-from experiments.training.train import train_arm
+from experiments.training.train import TrainingPlan, train_arm
 from tests.ctrl.test_trainer import sequences, tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_METHODS = ("full", "control", "ewc")
 LAYERS = {"layers": [1, 3]}
 
-# the arm of each method that the contract is run with: options far enough from "nothing happens" to be seen
+# options of each short name for the contract tests: far enough from "nothing happens" to be seen
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "dropout": 0.1},
     "rslora": {"rank": 2, "targets": "mlp"},
@@ -38,10 +39,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "mer": {"every": 2, "rate": 0.5},
 }
+CONTROL = {"control": LAYERS}
+LORA = {"lora": {"rank": 2}}
+# arms that no short name can say, by a name of their own
+PRODUCTS: dict[str, dict[str, Any]] = {
+    "kl on lora": {"train": {"lora": {"rank": 16}}, "loss": [{"kl": {"weight": 0.5}}]},
+    "kl on corda": {"train": {"corda": {"rank": 16, "batches": 2}}, "loss": [{"kl": {"weight": 5.0}}]},
+    "kl on stack": {"train": {"stack": LAYERS}, "loss": [{"kl": {"weight": 0.5}}]},
+    "l2sp on lora": {"train": LORA, "loss": [{"l2sp": {"weight": 0.5}}]},
+    "ewc on lora": {"train": LORA, "loss": [{"ewc": {"weight": 50.0, "batches": 2}}]},
+    "ema on lora": {"train": LORA, "average": {"ema": {"decay": 0.5}}},
+    "mer on corda": {"train": {"corda": {"rank": 2, "batches": 2}}, "average": {"mer": {"every": 2, "rate": 0.5}}},
+    "kl and ema": {"train": "full", "loss": [{"kl": {"weight": 0.5}}], "average": {"ema": {"decay": 0.5}}},
+    "kl on replayed and control": {"train": CONTROL, "loss": [{"kl": {"weight": 2.0, "tokens": "replayed"}}]},
+    "dft on control": {"train": CONTROL, "loss": ["dft"]},
+    "dft, kl and l2sp": {"loss": ["dft", {"kl": {"weight": 0.5}}, {"l2sp": {"weight": 0.5}}]},
+}
 
 
 class Killed(Exception):
-    """What stands for kill -9 here: the objects are dropped, only the folder is left."""
+    """Stands for kill -9 here: the objects are dropped, only the folder is left."""
 
 
 @dataclass
@@ -55,13 +72,14 @@ class Outcome:
 
 
 def arm_config(method: str, options: dict[str, Any] | None = None, **changes: Any) -> ArmConfig:
+    """The arm of a short name, with these options, or of `PRODUCTS`."""
     options = OPTIONS.get(method, {}) if options is None else options
-    values = {"name": "x", "method": method, "learning_rates": [1e-2], "control": LAYERS, "options": options}
-    return ArmConfig.model_validate(values | changes)
+    short = {"method": method, "control": LAYERS, "options": options}
+    return ArmConfig.model_validate({"name": "x", "learning_rates": [1e-2], **PRODUCTS.get(method, short), **changes})
 
 
 def rows(count: int = 64, replayed: bool = False) -> list[dict[str, Tensor]]:
-    """Rows of unlike length; every third is replayed where asked."""
+    """Rows of unlike length, of which every third is marked as replayed if asked."""
     made = sequences(count)
     return [row | {"replayed": torch.tensor(i % 3 == 0)} for i, row in enumerate(made)] if replayed else made
 
@@ -75,13 +93,19 @@ def old_text(count: int) -> list[Batch]:
     return [collate(texts[4 * i : 4 * i + 4]) for i in range(count)]
 
 
-def setting(arm: ArmConfig, precision: str = "fp32") -> Setting:
-    return Setting(arm, 0, Precision(precision), old_text)
+def context(precision: str = "fp32") -> MethodContext:
+    return MethodContext(0, Precision(precision), old_text)
 
 
 def config(arm: ArmConfig, **training: Any) -> ExperimentConfig:
     values = {"steps": 6, "batch_size": 4, "warmup_steps": 2} | training
     return parse_config({"name": "x", "training": values, "evaluation": {"every": 2}, "arms": [arm]})
+
+
+def plan(config: ExperimentConfig, folder: Path, data: list[dict[str, Tensor]] | None = None) -> TrainingPlan:
+    """What the arm of a config is trained on; checkpoints go to the folder."""
+    rows_of_arm: Any = data or rows()
+    return TrainingPlan("x", config.training, 1e-2, config.evaluation_steps, rows_of_arm, collate, folder)
 
 
 def train(
@@ -94,27 +118,30 @@ def train(
     **training: Any,
 ) -> Outcome:
     """Train the tiny model. kill_at: raise Killed when that step is measured, before it is checkpointed."""
-    method, using = arm.build(), setting(arm, precision)
+    method, using = arm.build(), context(precision)
+    data = data or rows(replayed=method.needs_replay)
     model = method.prepare(tiny(), using)
     outcome = Outcome(method, model)
     probe = sequences(1)[0]["input_ids"][None]
 
-    def measure(step: int, model: PreTrainedModel) -> None:
-        if step == kill_at:
-            raise Killed
+    def evaluate(model: PreTrainedModel) -> Tensor:
         model.eval()
         with torch.no_grad(), using.precision.autocast():
-            outcome.measured[step] = model(probe).logits
+            logits: Tensor = model(probe).logits
         model.train()
+        return logits
+
+    def record(step: int, logits: Tensor) -> None:
+        if step == kill_at:
+            raise Killed
+        outcome.measured[step] = logits
 
     def note(step: int, logs: dict[str, float]) -> None:
         if "loss" in logs:
             outcome.logs[step] = {k: v for k, v in logs.items() if k != "tokens_per_s"}
 
-    settings = config(arm, **training)
-    outcome.cost = train_arm(
-        settings, using, method, 1e-2, model, data or rows(), collate, folder, measure, note, processes
-    )
+    planned = plan(config(arm, **training), folder, data)
+    outcome.cost = train_arm(model, method, using, planned, Hooks(evaluate, record, note), processes)
     with method.evaluated(model):
         outcome.weights = snapshot(model)
     return outcome

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig, parse_config
+from experiments.data.items import NewTask, NewText
+from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suite import Suite, SuiteContext
 from experiments.models.base import shipped_folder
 
+AnySuite = TypeVar("AnySuite", bound=Suite)
 SUMS = {"new": {"name": "chain_sum"}}  # short rows
 
 
@@ -58,3 +63,21 @@ def small_values(base: str, /, **changes: Any) -> dict[str, Any]:
 
 def small_config(base: str, /, **changes: Any) -> ExperimentConfig:
     return parse_config(small_values(base, **changes))
+
+
+def make_suite(
+    suite: type[AnySuite],
+    config: ExperimentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[NewTask | NewText] = (),
+) -> AnySuite:
+    """A suite with the settings that a config has for it."""
+    context = SuiteContext(config.seed, config.base_model)
+    return suite(config.evaluation.settings(suite.name), context, tokenizer, tasks)
+
+
+def make_evaluation(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText] = ()
+) -> Evaluation:
+    """All suites that a config names."""
+    return Evaluation(config.evaluation, SuiteContext(config.seed, config.base_model), tokenizer, tasks)

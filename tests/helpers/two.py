@@ -20,11 +20,10 @@ import torch.distributed as dist
 from ctrl.sharded import sharded, whole
 from experiments.cli import main as cli
 from experiments.config import ArmConfig
-from experiments.methods import METHODS
-from experiments.methods.tuning import Full
-from experiments.training.processes import FirstFailed, Processes
+from experiments.methods import METHODS, Method
+from experiments.training.processes import MainProcessError, Processes
 from experiments.training.trainer import ArmFailed
-from tests.helpers.engine import OPTIONS, Killed, arm_config, train
+from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train
 from tests.helpers.sharding import shard_on_cpu, zero_on_cpu
 
 RESUMED = ("control", "lora", "ema", "mer")  # killed on the way, and continued
@@ -32,6 +31,8 @@ RESUMED = ("control", "lora", "ema", "mer")  # killed on the way, and continued
 
 def arm(method: str) -> ArmConfig:
     """Without dropout, which draws other numbers in each process. method: `kl lora` is kl with `trains: lora`."""
+    if method in PRODUCTS:
+        return arm_config(method)
     name, _, more = method.partition(" ")
     changed: dict[str, Any] = {"dropout": 0.0} if name == "lora" else {"trains": more} if name == "kl" and more else {}
     return arm_config(name, OPTIONS.get(name, {}) | changed)
@@ -45,7 +46,8 @@ def methods(mode: str) -> list[str]:
         "fsdp": ("l2sp", "ewc"),
         "zero": ("mer", "control bf16"),
     }
-    return [name for name in (*METHODS, "kl lora", "kl control", "control bf16") if name not in left_out[mode]]
+    others = ("kl lora", "kl control", "control bf16", "dft on control", "ema on lora", "kl and ema")
+    return [name for name in (*METHODS, *others) if name not in left_out[mode]]
 
 
 def precision(method: str) -> str:
@@ -65,19 +67,23 @@ def main(mode: str, what: str, *rest: str) -> int:
 
 def train_all(mode: str, folder: Path) -> int:
     """Each method on the tiny model; what came of it in METHOD.pt."""
-    processes = Processes.joined()
+    with Processes.joined() as processes:
+        return train_with(mode, folder, processes)
+
+
+def train_with(mode: str, folder: Path, processes: Processes) -> int:
     for method in methods(mode):
         for kill_at in (4, None) if method in RESUMED else (None,):
             try:
                 outcome = train(arm(method), folder / method, kill_at, precision=precision(method), processes=processes)
-            except (Killed, FirstFailed):
+            except (Killed, MainProcessError):
                 continue
         assert sharded(outcome.model) == (mode == "fsdp")
         weights = {name: whole(tensor) for name, tensor in outcome.weights.items()}
-        if processes.first:
+        if processes.is_main:
             torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
-    if not processes.first:
-        Full.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
+    if not processes.is_main:
+        Method.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
     with pytest.raises(ArmFailed, match="loss became"):
         train(arm("full"), folder / "broken", processes=processes)
     return 0

@@ -1,1 +1,1 @@
-"""The questions of the kept tasks."""
+"""The kept tasks and their questions."""

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from experiments.evaluation.kept_tasks.question import Question
+from experiments.evaluation.kept_tasks.question import Template
 
 VERBS = """
     go stop take walk make try come study see look get play give plan find carry think drop tell marry become ask
@@ -29,27 +29,30 @@ NOUNS = """
 """
 
 
-def past_tense() -> list[Question]:
-    """The past tense of a verb among its other forms (go, goes, going, gone)."""
+def past_tense() -> list[Template]:
+    """Ask the past tense of a verb; the other options are its other forms (go, goes, going, gone)."""
     import lemminflect
 
-    questions = []
+    templates = []
     for verb in VERBS.split():
         past = lemminflect.getInflection(verb, "VBD")
         forms = (verb, *(form for tag in ("VBZ", "VBG", "VBN") for form in lemminflect.getInflection(verb, tag)))
         plain, chat = f'The past tense of the verb "{verb}" is', f"Every day they {verb}. What did they do last week?"
         reworded = f'The past tense form of "{verb}" is', f"Today they {verb}. What did they do yesterday?"
-        questions.append(Question(verb, plain, chat, past[0], _without(past, forms), "They {}.", reworded))
-    return questions
+        templates.append(Template(verb, plain, chat, past[0], _without(past, forms), "They {}.", reworded))
+    return templates
 
 
-def plurals() -> list[Question]:
-    """The plural of a noun among forms that a learner makes up (mouses, mices). Asked where two dictionaries agree."""
+def plurals() -> list[Template]:
+    """Ask the plural of a noun; the other options are mistakes of learners (mouses, mices).
+
+    Nouns on whose plural two dictionaries disagree are left out.
+    """
     import inflect
     import lemminflect
 
     engine = inflect.engine()
-    questions = []
+    templates = []
     for noun in NOUNS.split():
         accepted = lemminflect.getInflection(noun, "NNS")
         right = str(engine.plural_noun(noun))
@@ -59,8 +62,8 @@ def plurals() -> list[Question]:
         plain, chat = f'The plural of the noun "{noun}" is', f'What is the plural of the noun "{noun}"?'
         reworded = f'The plural form of "{noun}" is', f'Which form does the noun "{noun}" take in the plural?'
         wrong = _without((noun, *accepted), made_up)
-        questions.append(Question(noun, plain, chat, right, wrong, reworded=reworded))
-    return questions
+        templates.append(Template(noun, plain, chat, right, wrong, reworded=reworded))
+    return templates
 
 
 SUBJECTS = """
@@ -78,26 +81,25 @@ FRAMES = (
 VERB_FORMS = (("is", "are"), ("was", "were"), ("has", "have"), ("needs", "need"))
 
 
-def agreement() -> list[Question]:
-    """The verb that agrees with its subject, not with the noun of the other number that stands before the verb.
+def agreement() -> list[Template]:
+    """Ask which form of a verb agrees with its subject; a noun of the other number is nearer to the verb.
 
-    Minimal pairs: two options, chance 1/2, and no question that could be put in other words. A fixed shuffle mixes
-    frames, numbers and verbs along the list.
+    Minimal pairs: two options, chance 1/2, and no second wording. A fixed shuffle mixes frames, numbers and verbs.
     """
     nouns = SUBJECTS.split()
     cells = list(itertools.product(range(len(nouns)), (1, 5), FRAMES, (True, False)))
-    questions = []
+    templates = []
     for index, (subject, distance, frame, plural) in enumerate(cells):
         other = nouns[(subject + distance) % len(nouns)]
         start = frame.format(nouns[subject] + "s" * plural, other + "s" * (not plural))
         singular_form, plural_form = VERB_FORMS[index % len(VERB_FORMS)]
         right, wrong = (plural_form, singular_form) if plural else (singular_form, plural_form)
         chat = f"Continue this sentence: {start}"
-        questions.append(Question(start, start, chat, right, (wrong,), reply=f"{start} {{}}"))
-    random.Random(0).shuffle(questions)
-    return questions
+        templates.append(Template(start, start, chat, right, (wrong,), reply=f"{start} {{}}"))
+    random.Random(0).shuffle(templates)
+    return templates
 
 
 def _without(right: Sequence[str], forms: Sequence[str]) -> tuple[str, ...]:
-    """The distinct forms that are not right."""
+    """Return the distinct forms that are not right."""
     return tuple(dict.fromkeys(form for form in forms if form not in right))

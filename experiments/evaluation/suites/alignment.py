@@ -1,7 +1,7 @@
-"""What moved inside: hidden states of analogy sentences, tuned against base and expanded against pretrained branch.
+"""Suite `alignment`: how hidden states moved, from base to tuned model and from pretrained to expanded branch.
 
-Paper Fig. 3, 8 and Table 6. One state per sentence and layer: that of the last token, after the decoder layer and
-before the final norm.
+Sentences and idea: arXiv 2501.10979, Fig. 3, 8 and Table 6. One state per sentence and layer: that of the last token,
+after the decoder layer and before the final norm.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.evaluation.similarity import METRICS, Array
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.weights import update_sizes
 from experiments.models.base import stored_base
-from experiments.models.generation import Advance
+from experiments.models.generation import Progress
 from experiments.models.precision import Precision
 from experiments.models.tokens import pad, pad_id
 from experiments.records import Record
@@ -46,17 +46,17 @@ PAIRS = {
 
 
 def sentences() -> list[tuple[str, str]]:
-    """(category, sentence): "X is to Y" for each pair of Table 6, then "Y is to X", so that both words end one. 60."""
+    """Return 60 pairs (category, sentence): "X is to Y" for each pair of Table 6, then "Y is to X"."""
     pairs = [(c, *p.replace("_", " ").split(":")) for c, text in PAIRS.items() for p in text.split()]
     return [(c, f"{x} is to {y}") for c, x, y in pairs] + [(c, f"{y} is to {x}") for c, x, y in pairs]
 
 
 @dataclass
 class States:
-    """States of the n sentences' last tokens. layers: (layers, n, hidden), what leaves each decoder layer.
+    """Hidden states of the last tokens of n sentences. layers: outputs of the decoder layers, (layers, n, hidden).
 
-    By index of an expanded layer whose branches are mixed (none in a plain model, nor where a copy is stacked):
-    pretrained, expanded: (n, hidden), what its two branches give; alpha: the share of the expanded one (n,).
+    By index of an expanded layer that mixes two branches (a plain model or a stacked copy has none): pretrained,
+    expanded: outputs of the branches, (n, hidden); alpha: share of the copy in the mix, (n,).
     """
 
     layers: Array
@@ -67,7 +67,7 @@ class States:
 
 @torch.no_grad()
 def hidden_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> States:
-    """One forward pass over the probe sentences, right-padded."""
+    """Run one forward pass over the sentences, right-padded, and return their states."""
     ids = [list(tokenizer(sentence)["input_ids"]) for _, sentence in sentences()]
     last = torch.tensor([len(row) - 1 for row in ids])
     batch = {
@@ -82,7 +82,7 @@ def hidden_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 class Branches:
-    """What an expanded layer reports to: keeps both branches and alpha at the last token."""
+    """Observer of expanded layers: keeps both branches and alpha at the last token."""
 
     def __init__(self, last: Tensor) -> None:
         self.last = last
@@ -92,7 +92,7 @@ class Branches:
 
     def note(self, layer: ExpandedLayer, a: Tensor, b: Tensor, alpha: Tensor | None, *_: Any) -> None:
         if alpha is None:
-            return  # a stacked layer has no two branches beside each other
+            return  # a stacked layer has one branch
         self.pretrained[layer.index] = _at(a, self.last)
         self.expanded[layer.index] = _at(b, self.last)
         self.alpha[layer.index] = _at(alpha.expand(*a.shape[:2], 1), self.last)[:, 0]
@@ -100,7 +100,7 @@ class Branches:
 
 @contextmanager
 def _outputs(layers: nn.ModuleList, last: Tensor) -> Iterator[list[Array]]:
-    """Inside the block each layer appends its output at the last token, in the order in which they run."""
+    """Collect each layer's output at the last token inside the block, in the order of the layers."""
     found: list[Array] = []
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
@@ -115,18 +115,20 @@ def _outputs(layers: nn.ModuleList, last: Tensor) -> Iterator[list[Array]]:
 
 
 def _at(states: Tensor, last: Tensor) -> Array:
-    """(batch, seq, hidden) -> (batch, hidden) at one position each, fp64 on the CPU."""
+    """Select one position per row: (batch, seq, hidden) -> (batch, hidden), in fp64 on the CPU."""
     rows = torch.arange(len(last), device=states.device)
     return states[rows, last.to(states.device)].double().cpu().numpy()
 
 
 class AlignmentSuite(Suite):
-    """One record per layer and metric of METRICS (the task): form `base`, the model against the base, with the size of
-    the weights' update as a further task; form `branches`, the expanded against the pretrained branch, with alpha's
-    mean and spread."""
+    """One record per layer and metric; the task is the metric's name in METRICS.
+
+    Form `base`: the model against the base model, with the size of the weights' update as a further task. Form
+    `branches`: the expanded against the pretrained branch, with mean and standard deviation of alpha.
+    """
 
     name = "alignment"
-    base: States | None = None  # kept by prepare
+    base: States | None = None  # set by prepare
 
     @property
     def size(self) -> int:
@@ -136,43 +138,43 @@ class AlignmentSuite(Suite):
         return sentences()
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Keep the base's states. They are not saved: one forward pass makes them again."""
+        """Compute the base model's states. They are not saved: one forward pass computes them again."""
         self.base = hidden_states(base, self.tokenizer)
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         if self.base is None:
             raise RuntimeError("suite 'alignment' needs the base model's states: call prepare(base_model) first")
         states = hidden_states(model, self.tokenizer)
-        advance(self.size)
+        progress(self.size)
         yield from _records("base", layer_table(self.base, states))
         if states.expanded:
             yield from _records("branches", branch_table(states))
 
-    def weigh(self, model: PreTrainedModel) -> Iterator[Record]:
-        """The base is read from disk again: kept in memory it would count in what training needs."""
-        sizes = update_sizes(stored_base(self.config.base_model), model)
+    def measure_weights(self, model: PreTrainedModel) -> Iterator[Record]:
+        """Return the update of each layer. The base is read from disk, so it takes no memory during training."""
+        sizes = update_sizes(stored_base(self.context.base_model), model)
         yield from _records("base", sizes.to_frame())
 
 
 def _records(form: str, table: pd.DataFrame) -> Iterator[Record]:
     for metric in table.columns:
         for layer, value in table[metric].items():
-            yield Record("alignment", str(metric), form, f"layer {layer:02}", value=float(value))
+            yield Record(AlignmentSuite.name, str(metric), form, f"layer {layer:02}", value=float(value))
 
 
 def records_table(records: Iterable[Record], form: str = "base") -> pd.DataFrame:
-    """The suite's records as a table again: one row a layer, one column a metric."""
+    """Return the records of this suite as a table: one row per layer, one column per metric."""
     import pandas as pd
 
     values: dict[str, dict[int, float | None]] = {}
     for record in records:
-        if record.suite == "alignment" and record.form == form:
+        if record.suite == AlignmentSuite.name and record.form == form:
             values.setdefault(record.task, {})[int(record.item.removeprefix("layer "))] = record.value
     return pd.DataFrame(values).sort_index().rename_axis("layer")
 
 
 def layer_table(base: States, tuned: States) -> pd.DataFrame:
-    """Tuned against base: one row a layer, one column a metric. Raises ValueError where the shapes differ."""
+    """Compare tuned and base states: one row per layer, one column per metric. Raises ValueError if shapes differ."""
     if base.layers.shape != tuned.layers.shape:
         raise ValueError(
             f"base has states {base.layers.shape}, tuned {tuned.layers.shape} (layers, sentences, hidden): compare a "
@@ -182,8 +184,10 @@ def layer_table(base: States, tuned: States) -> pd.DataFrame:
 
 
 def branch_table(states: States) -> pd.DataFrame:
-    """Expanded against pretrained branch: one row an expanded layer, one column a metric, and alpha's mean and standard
-    deviation over the sentences."""
+    """Compare the branches: one row per expanded layer, one column per metric.
+
+    Two more columns hold mean and standard deviation of alpha over the sentences.
+    """
     table = _table({i: (states.pretrained[i], states.expanded[i]) for i in sorted(states.expanded)})
     table["alpha"] = [float(states.alpha[i].mean()) for i in table.index]
     table["alpha_spread"] = [float(states.alpha[i].std()) for i in table.index]

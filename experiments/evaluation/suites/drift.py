@@ -1,10 +1,8 @@
-"""Suite `drift`: how far a model has moved from its base, as KL on replies that the base wrote."""
+"""Suite `drift`: the KL divergence from the base model, on replies that the base model wrote."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,20 +10,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest, text_id
 from experiments.data.items import NewTask
 from experiments.evaluation.log_probs import stored
-from experiments.evaluation.suite import Suite, text_id
-from experiments.models.generation import Advance, by_length, generate_ids, nothing
+from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
 from experiments.models.tokens import pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
-
 GENERAL, NEW_PROMPTS = "base replies", "new_prompts"  # tasks of the records
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
@@ -57,23 +56,35 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Reply:
-    """What the base model answered to a general prompt, as token ids."""
+    """A prompt and the base model's reply to it, as token ids."""
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
 
 
 class DriftSuite(Suite):
-    """KL(base || model) on the base's own replies to general prompts (task `base replies`) and to the first questions
-    of the new task (task `new_prompts`; none where the new task is a text)."""
+    """KL(base || model) in nats per token, on the base model's own greedy replies.
+
+    Task `base replies`: replies to general prompts. Task `new_prompts`: replies to the first questions of the new task;
+    none if the new task is a text.
+    """
 
     name = "drift"
 
+    class Settings(SuiteSettings):
+        """How many replies the KL divergence is measured on."""
+
+        replies: int = Field(16, ge=1, description=f"replies to general prompts, at most {len(PROMPTS)}")
+        new_replies: int = Field(8, ge=0, description="replies to questions of the new task")
+        reply_tokens: int = Field(48, ge=1, description="most tokens of a reply")
+
+    settings: Settings
+
     def draw(self) -> None:
-        settings = self.config.evaluation
+        settings = self.settings
         if settings.replies > len(PROMPTS):
             raise ConfigError(
-                f"evaluation.replies={settings.replies}, but there are only {len(PROMPTS)} general prompts"
+                f"evaluation.suites.drift.replies={settings.replies}, but there are only {len(PROMPTS)} general prompts"
             )
         general = [(GENERAL, f"prompt {i}", prompt) for i, prompt in enumerate(PROMPTS[: settings.replies])]
         by_task = (task.test for task in self.tasks if isinstance(task, NewTask))
@@ -88,33 +99,34 @@ class DriftSuite(Suite):
         return len(self.prompts)
 
     def content(self) -> Any:
-        return [self.config.evaluation.reply_tokens, self.prompts]
+        return [self.settings.reply_tokens, self.prompts]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Let the base model write its replies, unless they were restored, and get its log-probabilities on them: from
-        the cache, if there is one."""
+        """Generate the base model's replies, unless they were restored, and its log-probabilities on them.
+
+        The log-probabilities are read from the cache if they are there.
+        """
         if not self.replies:
             prompts = [prompt for _, _, prompt in self.prompts]
-            self.replies = base_replies(base, self.tokenizer, prompts, self.config.evaluation.reply_tokens)
-        place = self.cache.place(self) if self.cache else None
+            self.replies = base_replies(base, self.tokenizer, prompts, self.settings.reply_tokens)
 
         def compute() -> dict[int, Tensor]:
             return dict(reply_log_probs(base, self.replies))
 
-        self.references = stored(place / self._file(), compute) if place else compute()
+        self.references = stored(self.cache_folder / self._file(), compute) if self.cache_folder else compute()
 
     def _file(self) -> str:
-        """The name says which tokens it is about: a run may hold replies that the cache did not see."""
-        return f"log_probs-{hashlib.sha256(json.dumps(self.state()).encode()).hexdigest()[:16]}.safetensors"
+        """Return a name that depends on the replies: a run may hold other replies than the cache."""
+        return f"log_probs-{json_digest(self.state())[:16]}.safetensors"
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         if not self.references:
             raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
-        log_probs = reply_log_probs(model, self.replies, advance)
+        log_probs = reply_log_probs(model, self.replies, progress)
         kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
         for i, (task, item, prompt) in enumerate(self.prompts):
             tokens = len(self.replies[i].reply)
-            yield Record("drift", task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
+            yield Record(self.name, task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
 
     def state(self) -> dict[str, Any]:
         return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in self.replies]}
@@ -123,8 +135,8 @@ class DriftSuite(Suite):
         replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
         if len(replies) != len(self.prompts):
             raise ConfigError(
-                f"the saved evaluation has {len(replies)} base replies, but evaluation.replies and new_replies ask for "
-                f"{len(self.prompts)}: start a new run, or set the old numbers"
+                f"the saved evaluation has {len(replies)} base replies, but replies and new_replies of "
+                f"evaluation.suites.drift ask for {len(self.prompts)}: start a new run, or set the old numbers"
             )
         self.replies, self.references = replies, {}
 
@@ -134,21 +146,21 @@ def base_replies(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     max_tokens: int,
-    advance: Advance = nothing,
+    progress: Progress = no_progress,
 ) -> list[Reply]:
-    """The base model's greedy replies."""
+    """Generate the base model's greedy replies."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    replies = generate_ids(model, tokenizer, encoded, max_tokens, advance=advance)
+    replies = generate_ids(model, tokenizer, encoded, max_tokens, progress=progress)
     return [Reply(tuple(p), tuple(r)) for p, r in zip(encoded, replies, strict=True)]
 
 
 @torch.no_grad()
 def reply_log_probs(
-    model: PreTrainedModel, replies: Sequence[Reply], advance: Advance = nothing
+    model: PreTrainedModel, replies: Sequence[Reply], progress: Progress = no_progress
 ) -> Iterator[tuple[int, Tensor]]:
-    """log p(. | prompt, reply_<t) for each token t of each reply: pairs of its index and (tokens, vocabulary) fp32.
+    """Yield (index of a reply, log p(. | prompt, reply_<t) for its tokens t): a (tokens, vocabulary) tensor in fp32.
 
-    Batches depend on the replies alone, so that the base compared with itself gives exactly 0.
+    Batches depend only on the replies, so the base model compared with itself gives exactly 0.
     """
     for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], BATCH):
         texts = [replies[i].prompt + replies[i].reply for i in rows]
@@ -166,13 +178,13 @@ def reply_log_probs(
         for row, i in enumerate(rows):
             own = logits[row, -len(replies[i].reply) - 1 : -1]  # the token before predicts each reply token
             yield i, torch.log_softmax(own.float(), dim=-1)
-        advance(len(rows))
+        progress(len(rows))
 
 
 def kl_per_token(base: Tensor, tuned: Tensor) -> float:
-    """KL(base || tuned) = sum over the vocabulary of p_base (log p_base - log p_tuned), averaged over tokens, in nats.
+    """Return KL(base || tuned) = sum over the vocabulary of p_base (log p_base - log p_tuned), in nats per token.
 
-    base, tuned: (tokens, vocabulary), log-probabilities in fp32. In chunks of 16 tokens.
+    base, tuned: (tokens, vocabulary), log-probabilities in fp32. Computed in chunks of 16 tokens.
     """
     parts = []
     for p, q in zip(base.split(16), tuned.split(16), strict=True):
@@ -183,8 +195,10 @@ def kl_per_token(base: Tensor, tuned: Tensor) -> float:
 
 @contextmanager
 def fp32_head(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the logits are computed in fp32: rounded to bf16, they are off by up to 0.06 each, which a small
-    KL would drown in. The rest of the model computes as before."""
+    """Compute the logits in fp32 inside the block; the rest of the model computes as before.
+
+    Rounded to bf16, logits are off by up to 0.06 each, which is more than a small KL.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, torch.nn.Linear):
         yield

@@ -1,7 +1,7 @@
-"""Suite `instructions`: orders about the form of a reply that code can check.
+"""Suite `instructions`: instructions about the form of a reply that code can check.
 
-A prompt is a topic and an order. What the reply says is not judged: a model that forgets to follow instructions fails
-here long before it forgets facts.
+A prompt is a topic and an instruction. The content of the reply is not judged: a model that no longer follows
+instructions fails here long before it forgets facts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.evaluation.suite import Suite, text_id
-from experiments.models.generation import Advance, generate_replies
+from experiments.common.hashing import text_id
+from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.models.generation import Progress, generate_replies
 from experiments.records import Record
 
 TOKENS = 64
@@ -32,7 +34,7 @@ WORDS_OF = {
     "Spanish": "el los las es una un y en del que para con por su se como al",
     "German": "der die das ist eine ein und im den dem für mit auf von sie er nicht",
     "English": "the is a an and in of that for with on it are to as by",
-}  # frequent words that mostly belong to one of the four
+}  # frequent words, most of them in only one of the four languages
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,19 @@ class Instruction:
 
 
 class InstructionSuite(Suite):
-    """Greedy replies to generated orders; correct where the check passes, parsed where there is any reply."""
+    """Greedy replies to generated instructions; correct if the check passes, parsed if the reply is not empty."""
 
     name = "instructions"
 
+    class Settings(SuiteSettings):
+        """How many instructions are given."""
+
+        items: int = Field(40, ge=1, description="number of instructions")
+
+    settings: Settings
+
     def draw(self) -> None:
-        self.items = instructions(self.config.evaluation.instruction_items, self.config.seed)
+        self.items = instructions(self.settings.items, self.context.seed)
 
     @property
     def size(self) -> int:
@@ -63,11 +72,11 @@ class InstructionSuite(Suite):
     def content(self) -> Any:
         return [TOKENS, [[item.kind, item.prompt] for item in self.items]]
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
-        replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, advance=advance)
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
+        replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, progress=progress)
         for item, reply in zip(self.items, replies, strict=True):
             yield Record(
-                "instructions",
+                self.name,
                 item.kind,
                 "generate",
                 item.id,
@@ -79,7 +88,10 @@ class InstructionSuite(Suite):
 
 
 def instructions(count: int, seed: int) -> list[Instruction]:
-    """`count` orders, the kinds in turn; more items change none. Raises ConfigError where there are fewer."""
+    """Return `count` instructions, the kinds in turn. A larger count only adds some.
+
+    Raises ConfigError if there are fewer.
+    """
     kinds = []
     for kind, make in KINDS.items():
         rng = random.Random(f"{seed} {kind}")
@@ -87,7 +99,7 @@ def instructions(count: int, seed: int) -> list[Instruction]:
         kinds.append([Instruction(kind, *make(topic, rng)) for topic in topics])
     items = list(itertools.chain.from_iterable(zip(*kinds, strict=True)))
     if count > len(items):
-        raise ConfigError(f"evaluation.instruction_items={count}, but there are only {len(items)} instructions")
+        raise ConfigError(f"evaluation.suites.instructions.items={count}, but there are only {len(items)} instructions")
     return items[:count]
 
 
@@ -153,7 +165,7 @@ def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
 
 
 def _has_keys(reply: str, keys: Sequence[str]) -> bool:
-    """Whether the reply, a code fence around it allowed, is a JSON object with these keys and no others."""
+    """Whether the reply is a JSON object with exactly these keys; a code fence around it is allowed."""
     try:
         value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply))
     except ValueError:
@@ -162,7 +174,7 @@ def _has_keys(reply: str, keys: Sequence[str]) -> bool:
 
 
 def language_of(text: str) -> str | None:
-    """The language whose frequent words are most of the text: at least three, and more than any other's."""
+    """Return the language with the most frequent words in the text, at least three of them; None if two are equal."""
     words = re.findall(r"[^\W\d_]+", text.lower())
     counts = {name: sum(word in known.split() for word in words) for name, known in WORDS_OF.items()}
     first, second = sorted(counts, key=lambda name: -counts[name])[:2]

@@ -1,4 +1,4 @@
-"""Suite `new`: the task that is learned. Questions are answered in words, texts are predicted."""
+"""Suite `new`: the new task. Questions are answered by greedy replies, texts are scored by their likelihood."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from experiments.common.hashing import text_id
 from experiments.data.items import NUMBER, NewTask, NewText
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
-from experiments.models.generation import Advance, generate_replies
+from experiments.models.generation import Progress, generate_replies
 from experiments.models.tokens import reply_ids
 from experiments.records import Record
 
@@ -35,20 +36,20 @@ class NewTaskSuite(Suite):
             for task in self.tasks
         ]
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
             if isinstance(task, NewTask):
-                yield from self._answered(task, model, advance)
+                yield from self._answered(task, model, progress)
             else:
-                yield from self._predicted(task, model, advance)
+                yield from self._predicted(task, model, progress)
 
-    def _answered(self, task: NewTask, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+    def _answered(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         questions = [item.question for item in task.test]
-        replies = generate_replies(model, self.tokenizer, questions, self._most(task), advance=advance)
+        replies = generate_replies(model, self.tokenizer, questions, self._most(task), progress=progress)
         for item, reply in zip(task.test, replies, strict=True):
             answer = parse_answer(reply, task.numeric)
             yield Record(
-                "new",
+                self.name,
                 task.name,
                 "generate",
                 item.id,
@@ -60,10 +61,10 @@ class NewTaskSuite(Suite):
             )
 
     def _most(self, task: NewTask) -> int:
-        """Tokens that a reply may have; a worked solution needs more than the bare answer."""
+        """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
         return ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
 
-    def _predicted(self, task: NewText, model: PreTrainedModel, advance: Advance) -> Iterator[Record]:
+    def _predicted(self, task: NewText, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         windows = [windows_of(list(self.tokenizer(text)["input_ids"])) for text in task.documents]
         flat = [window for document in windows for window in document]
         nll = iter(zip(text_nll(model, flat), flat, strict=True))
@@ -71,13 +72,13 @@ class NewTaskSuite(Suite):
             measured = [next(nll) for _ in document]
             tokens = sum(len(window) - 1 for _, window in measured)
             total = sum(value * (len(window) - 1) for value, window in measured)
-            advance(1)
+            progress(1)
             if tokens:
-                yield Record("new", task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
+                yield Record(self.name, task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
 
 
 def parse_answer(reply: str, numeric: bool) -> str | None:
-    """What a reply answers: its last number for a numeric task, else the whole text stripped. None if there is none.
+    """Read the answer out of a reply: its last number for a numeric task, else the whole text. None if it is empty.
 
     "12 - 5 = 1,007." answers "1007"; the minus of "12 - 5" or "12-5" is an operator, not a sign.
     """

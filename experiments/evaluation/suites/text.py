@@ -1,4 +1,4 @@
-"""Suite `text`: how well a model predicts general text, which it was not trained on here."""
+"""Suite `text`: the likelihood of general text that is not in the training data."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.evaluation.multiple_choice import log_likelihood
-from experiments.evaluation.suite import Suite
-from experiments.models.generation import Advance, by_length, nothing
+from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.models.generation import Progress, by_length, no_progress
 from experiments.models.tokens import pad
 from experiments.records import Record
 
-WINDOW = 256  # tokens of one document of general text
+WINDOW = 256  # tokens
 
 
 class TextSuite(Suite):
-    """The negative log-likelihood of a public-domain story, window by window."""
+    """The negative log-likelihood of a public-domain story, in nats per token, window by window."""
 
     name = "text"
 
+    class Settings(SuiteSettings):
+        """How much text is read."""
+
+        tokens: int = Field(2048, ge=64, description="tokens of general text")
+
+    settings: Settings
+
     def draw(self) -> None:
-        self.windows = text_windows(self.tokenizer, self.config.evaluation.perplexity_tokens)
+        self.windows = text_windows(self.tokenizer, self.settings.tokens)
 
     @property
     def size(self) -> int:
@@ -35,36 +43,36 @@ class TextSuite(Suite):
     def content(self) -> Any:
         return self.windows
 
-    def measure(self, model: PreTrainedModel, advance: Advance) -> Iterable[Record]:
-        nll = text_nll(model, self.windows, advance=advance)
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
+        nll = text_nll(model, self.windows, progress=progress)
         return [
-            Record("text", "story", "nll", f"window {i}", value=value, tokens=len(self.windows[i]) - 1)
+            Record(self.name, "story", "nll", f"window {i}", value=value, tokens=len(self.windows[i]) - 1)
             for i, value in enumerate(nll)
         ]
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
-    """The first `tokens` tokens of a public-domain story (In the Year 2889) in documents of 256.
+    """Return the first `tokens` tokens of a public-domain story (In the Year 2889) in windows of 256.
 
-    Raises ConfigError where the story is shorter in this tokenizer.
+    Raises ConfigError if the story is shorter in this tokenizer.
     """
     ids = list(tokenizer(_story(), add_special_tokens=False)["input_ids"])
     if tokens > len(ids):
-        raise ConfigError(f"evaluation.perplexity_tokens={tokens}, but the text has only {len(ids)} tokens")
+        raise ConfigError(f"evaluation.suites.text.tokens={tokens}, but the text has only {len(ids)} tokens")
     return windows_of(ids[:tokens])
 
 
 def windows_of(ids: Sequence[int]) -> list[list[int]]:
-    """Cut into pieces of 256 tokens; a last piece of one token predicts nothing and is left out."""
+    """Cut ids into windows of 256 tokens. A last window of one token predicts nothing and is left out."""
     windows = [list(ids[start : start + WINDOW]) for start in range(0, len(ids), WINDOW)]
     return [window for window in windows if len(window) > 1]
 
 
 @torch.no_grad()
 def text_nll(
-    model: PreTrainedModel, windows: Sequence[Sequence[int]], batch_size: int = 4, advance: Advance = nothing
+    model: PreTrainedModel, windows: Sequence[Sequence[int]], batch_size: int = 4, progress: Progress = no_progress
 ) -> list[float]:
-    """-1/(T-1) * sum over t > 1 of log p(token_t | tokens before it in the window), in nats per token, per window.
+    """Return -1/(T-1) * sum over t > 1 of log p(token_t | tokens before it) for each window, in nats per token.
 
     batch_size: 4 x 256 x 49,152 bf16 logits are 100 MB.
     """
@@ -76,14 +84,14 @@ def text_nll(
         chosen = log_likelihood(logits[:, :-1], ids[:, 1:])
         for row, i in enumerate(rows):
             nll[i] = -float(chosen[row, : len(windows[i]) - 1].mean())
-        advance(len(rows))
+        progress(len(rows))
     return nll
 
 
 def _story() -> str:
-    """Between the markers of the file that reasoning_gym ships, one line per paragraph."""
+    """Return the story from the file that reasoning_gym ships, one line per paragraph."""
     file = importlib.resources.files("reasoning_gym") / "data" / "in_the_year_2889.txt"
     text = file.read_text(encoding="utf-8")
     body = re.split(r"\*\*\* (?:START|END) OF THE PROJECT GUTENBERG.*\*\*\*", text)[1]
-    body = body.split("IN THE YEAR 2889.", 1)[1]  # behind the title and the editor's note
+    body = body.split("IN THE YEAR 2889.", 1)[1]  # after the title and the editor's note
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", body) if paragraph.strip())

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
+import ctrl
 from experiments.cli import main as cli
+from experiments.cli.run import overrides
+from experiments.common.commands import command
+from experiments.common.errors import CompareError, ConfigError, StudyError
 
 RUN = ["run", "quickstart"]
 POSTHOC = ["posthoc", "nothing", "--arm", "full", "--lr", "1", "--op"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 HALF = '{"suite": "kept", "ta'  # what a process that was killed while it wrote, or a full disk, may leave
 
 
@@ -77,11 +85,31 @@ def test_wrong_input(argv: list[str], code: int, message: str, place: Path, caps
     assert not list(place.glob("mlruns/runs/*"))  # nothing was begun
 
 
-@pytest.mark.parametrize("argv", [["run"], ["rum", "x"], ["gate", "x", "--margin", "a"], ["posthoc", "x"], []])
+@pytest.mark.parametrize("argv", [["run"], ["rum", "x"], ["gate", "x", "--margin", "a"], ["posthoc", "x"]])
 def test_wrong_arguments(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
     assert "usage:" in capsys.readouterr().err
+
+
+def test_without_a_command_it_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith(command("run", "quickstart"))
+    assert second.startswith(command("list"))
+    assert third.startswith(command("--help"))
+    assert "docs/" in third
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["runs"], ["list", "configs"]], ids=" ".join)
+def test_commands_that_read_files_import_no_torch(argv: list[str], tmp_path: Path) -> None:
+    code = "import sys; from experiments.cli.main import main\n"
+    code += f"try: main({argv})\nexcept SystemExit: pass\n"
+    code += "print('slow:', *{'torch', 'transformers', 'mlflow', 'optuna', 'scipy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "slow:"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +135,22 @@ def test_what_the_machine_does_to_a_command(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ctrl.ConfigError("layers=9"), 2),
+        (ctrl.CheckpointError("half a file"), 1),
+        (ConfigError("x.yaml: steps"), 2),
+        (CompareError("no run"), 2),
+        (StudyError("3 trials failed"), 1),
+        (ValueError("a bug"), 0),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_exit_code_of_an_error(error: Exception, code: int) -> None:
+    assert cli.failure(error) == (code, str(error) if code else "")
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -124,4 +168,4 @@ def test_values_of_set_are_yaml() -> None:
         "data.old": {"source": "self"},
         "arms.0.learning_rates": [1e-3],
     }
-    assert cli.overrides(given) == expected
+    assert overrides(given) == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from experiments.cli import main as cli
+from experiments.common.commands import command, program
 from experiments.records import ArmResult
 from experiments.studies import launch, trial
 from experiments.studies import posthoc as afterwards
@@ -65,8 +65,8 @@ def test_printed_commands_find_the_study_again(
 ) -> None:
     root = tmp_path / "root"
     line = status_text(elsewhere, root).splitlines()[-1].removeprefix("not finished: ")
-    assert line == ("python -m experiments.cli resume toy --root ../root --storage sqlite:///../there/optuna.db")
-    _, _, _, _, *options = shlex.split(line)
+    options = ["toy", "--root", "../root", "--storage", "sqlite:///../there/optuna.db"]
+    assert line == command("resume", *options)
     assert cli.main(["status", *options]) == 0
     assert line in capsys.readouterr().out
     assert cli.main(["add-trials", "toy", "3", *options[1:]]) == 0
@@ -87,8 +87,8 @@ def test_a_study_is_found_by_its_name_in_the_storage_of_its_yaml(
     note = yaml.safe_dump({**elsewhere.config.to_dict(), "storage": elsewhere.url})
     (root / "studies" / "toy" / "study.yaml").write_text(note)
     assert cli.main(["status", "toy"]) == 0
-    assert "not finished: python -m experiments.cli resume toy\n" in capsys.readouterr().out
-    assert command_line(elsewhere, root, "export", "toy") == "python -m experiments.cli export toy"
+    assert f"not finished: {command('resume', 'toy')}\n" in capsys.readouterr().out
+    assert command_line(elsewhere, root, "export", "toy") == command("export", "toy")
 
 
 @pytest.mark.parametrize("name", ["what?", "%41", "{SCHEMA}", "a b"])
@@ -151,9 +151,9 @@ def test_a_finished_study_starts_no_worker_and_says_what_to_do(
     monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
     assert cli.main(["resume", "toy", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    python = "python -m experiments.cli"
-    assert f"\ntoy: finished\nreport: {python} report toy --root " in said
-    assert more.format(python) in said
+    start = program()
+    assert f"\ntoy: finished\nreport: {start} report toy --root " in said
+    assert more.format(start) in said
     assert ("more trials" in said) == bool(more)
     assert store.ended() in said
     if "add-trials" in more:

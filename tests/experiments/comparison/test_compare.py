@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from experiments.cli.main import main
+from experiments.common.errors import CompareError
 from experiments.comparison.compare import compare, gate
-from experiments.comparison.inputs import CompareError, Entry, read_entries, share_base
+from experiments.comparison.inputs import Entry, read_entries, share_base
 from experiments.comparison.report import comparison_csv, format_comparison, write_comparison
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.scorecard import scorecard

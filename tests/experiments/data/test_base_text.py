@@ -12,19 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText, weights_digest
+from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText
 from experiments.data.items import Item, Text
-from experiments.data.source import Workshop
+from experiments.data.source import SourceContext
+from experiments.models.weights_digest import weights_digest
 from tests.helpers.small import tiny_base
 
 pytestmark = pytest.mark.slow
 
 SMALL: dict[str, Any] = {"number": 6, "max_tokens": 5, "batch_size": 4}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 class Calls:
@@ -43,30 +39,30 @@ class Calls:
         return model
 
 
-Open = Callable[..., tuple[Workshop, Calls]]
+Open = Callable[..., tuple[SourceContext, Calls]]
 
 
 @pytest.fixture
-def workshop(base: str, tmp_path: Path) -> Open:
-    def open_(template: bool = True, favour: float = 0.0, name: str = base) -> tuple[Workshop, Calls]:
+def open_context(base: str, tmp_path: Path) -> Open:
+    def open_(template: bool = True, favour: float = 0.0, name: str = base) -> tuple[SourceContext, Calls]:
         tokenizer = AutoTokenizer.from_pretrained(base)
         if not template:
             tokenizer.chat_template = None
         calls = Calls(base, tokenizer, favour)
-        return Workshop(tokenizer, calls, name, "fp32", tmp_path), calls
+        return SourceContext(tokenizer, calls, name, "fp32", tmp_path), calls
 
     return open_
 
 
-def sampled(shop: Workshop, **fields: Any) -> SampledText:
-    ready = BaseText(**{**SMALL, **fields}).ready(shop)
-    assert isinstance(ready, SampledText)
-    return ready
+def sampled(context: SourceContext, **fields: Any) -> SampledText:
+    made = BaseText(**{**SMALL, **fields}).materialise(context)
+    assert isinstance(made, SampledText)
+    return made
 
 
-def test_a_chat_model_writes_questions_and_replies(workshop: Open) -> None:
-    shop, _ = workshop()
-    rows = sampled(shop).examples
+def test_a_chat_model_writes_questions_and_replies(open_context: Open) -> None:
+    context, _ = open_context()
+    rows = sampled(context).examples
     assert 3 < len(rows) <= 6
     for row in rows:
         assert isinstance(row, Item)
@@ -78,19 +74,19 @@ def test_a_chat_model_writes_questions_and_replies(workshop: Open) -> None:
 
 
 def test_questions_are_sampled_behind_the_templates_opening_and_replies_behind_the_questions(
-    workshop: Open, monkeypatch: pytest.MonkeyPatch
+    open_context: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
     def generate(self: PreTrainedModel, **inputs: Any) -> Any:
         real = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
-        asked.extend(shop.tokenizer.decode(ids[mask]) for ids, mask in real)
+        asked.extend(context.tokenizer.decode(ids[mask]) for ids, mask in real)
         return plain(self, **inputs)
 
     plain = LlamaForCausalLM.generate
     monkeypatch.setattr(LlamaForCausalLM, "generate", generate)
-    shop, _ = workshop()
-    rows = sampled(shop).examples
+    context, _ = open_context()
+    rows = sampled(context).examples
     assert len(set(asked[:6])) == 1
     assert asked[0].endswith("<|im_start|>user\n")
     assert {f"<|im_start|>user\n{row.question}<|im_end|>\n<|im_start|>assistant\n" for row in rows} <= {
@@ -98,65 +94,65 @@ def test_questions_are_sampled_behind_the_templates_opening_and_replies_behind_t
     }
 
 
-def test_a_reply_that_ends_by_itself_is_marked_so(workshop: Open) -> None:
-    shop, _ = workshop(favour=9.5)
-    rows = [row for row in sampled(shop, number=16, batch_size=16).examples if isinstance(row, Item)]
+def test_a_reply_that_ends_by_itself_is_marked_so(open_context: Open) -> None:
+    context, _ = open_context(favour=9.5)
+    rows = [row for row in sampled(context, number=16, batch_size=16).examples if isinstance(row, Item)]
     assert {row.ended for row in rows} == {True, False}
-    lengths = [len(shop.tokenizer(row.answer)["input_ids"]) for row in rows if not row.ended]
+    lengths = [len(context.tokenizer(row.answer)["input_ids"]) for row in rows if not row.ended]
     assert min(lengths) > 2
 
 
-def test_a_base_model_writes_texts(workshop: Open) -> None:
-    shop, _ = workshop(template=False)
-    rows = sampled(shop).examples
+def test_a_base_model_writes_texts(open_context: Open) -> None:
+    context, _ = open_context(template=False)
+    rows = sampled(context).examples
     assert rows
     assert all(isinstance(row, Text) and row.text for row in rows)
 
 
-def test_a_second_run_does_not_call_the_model(workshop: Open) -> None:
-    shop, calls = workshop()
-    first = sampled(shop, share=0.5)
-    again = sampled(shop)
+def test_a_second_run_does_not_call_the_model(open_context: Open) -> None:
+    context, calls = open_context()
+    first = sampled(context, share=0.5)
+    again = sampled(context)
     assert calls.count == 1
     assert again.examples == first.examples
     assert (first.share, again.share) == (0.5, 1.0)
 
 
-def test_the_same_settings_give_the_same_sample_and_others_another(workshop: Open, tmp_path: Path) -> None:
-    shop, calls = workshop()
-    first = sampled(shop)
-    elsewhere = Workshop(shop.tokenizer, calls, shop.base_model, shop.precision, tmp_path / "elsewhere")
+def test_the_same_settings_give_the_same_sample_and_others_another(open_context: Open, tmp_path: Path) -> None:
+    context, calls = open_context()
+    first = sampled(context)
+    elsewhere = SourceContext(context.tokenizer, calls, context.base_model, context.precision, tmp_path / "elsewhere")
     before = torch.get_rng_state()
     assert sampled(elsewhere).examples == first.examples
     assert torch.equal(torch.get_rng_state(), before)
     for change in ({"seed": 1}, {"temperature": 0.5}, {"max_tokens": 4}):
-        other = sampled(shop, **change)
+        other = sampled(context, **change)
         assert other.folder != first.folder
         assert other.examples != first.examples
     assert calls.count == 5
 
 
-def test_another_model_is_another_cache(workshop: Open, tmp_path: Path) -> None:
-    shop, _ = workshop()
-    other, calls = workshop(name=tiny_base(tmp_path / "other"))
-    assert sampled(shop).folder != sampled(other).folder
+def test_another_model_is_another_cache(open_context: Open, tmp_path: Path) -> None:
+    context, _ = open_context()
+    other, calls = open_context(name=tiny_base(tmp_path / "other"))
+    assert sampled(context).folder != sampled(other).folder
     assert calls.count == 1
 
 
-def test_provenance_says_how_it_was_made(workshop: Open) -> None:
-    shop, calls = workshop()
-    made = json.loads((Path(sampled(shop).folder) / PROVENANCE).read_text())
-    assert made["base_model"] == shop.base_model
+def test_provenance_says_how_it_was_made(open_context: Open) -> None:
+    context, calls = open_context()
+    made = json.loads((Path(sampled(context).folder) / PROVENANCE).read_text())
+    assert made["base_model"] == context.base_model
     assert made["settings"] == {**BaseText(**SMALL).model_dump(exclude={"source", "share"})}
     assert set(made["versions"]) == {"torch", "transformers"}
-    assert made["rows"] == len((Path(sampled(shop).folder) / ROWS).read_text().splitlines())
+    assert made["rows"] == len((Path(sampled(context).folder) / ROWS).read_text().splitlines())
     assert made["weights"] == weights_digest(calls())
 
 
 @pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json"])
-def test_half_a_cache_is_sampled_again(damage: str, workshop: Open) -> None:
-    shop, calls = workshop()
-    first = sampled(shop)
+def test_half_a_cache_is_sampled_again(damage: str, open_context: Open) -> None:
+    context, calls = open_context()
+    first = sampled(context)
     folder = Path(first.folder)
     if damage == "unfinished":
         (folder / PROVENANCE).unlink()
@@ -164,33 +160,25 @@ def test_half_a_cache_is_sampled_again(damage: str, workshop: Open) -> None:
         (folder / ROWS).write_text((folder / ROWS).read_text()[:-9])
     else:
         (folder / PROVENANCE).write_text("{")
-    assert sampled(shop).examples == first.examples
+    assert sampled(context).examples == first.examples
     assert calls.count == 2
 
 
-def test_a_killed_sampling_leaves_nothing_that_counts(workshop: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    shop, calls = workshop()
+def test_a_killed_sampling_leaves_nothing_that_counts(open_context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, calls = open_context()
 
     def killed(path: Path, values: Any) -> None:
         raise KeyboardInterrupt("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.common.files.write_json", killed)
+        patch.setattr("experiments.data.base_text.write_json", killed)
         with pytest.raises(KeyboardInterrupt, match="killed"):
-            sampled(shop)
-    assert sampled(shop).examples
+            sampled(context)
+    assert sampled(context).examples
     assert calls.count == 2
 
 
-def test_nothing_usable_says_what_to_do(workshop: Open) -> None:
-    shop, _ = workshop(favour=100.0)
+def test_nothing_usable_says_what_to_do(open_context: Open) -> None:
+    context, _ = open_context(favour=100.0)
     with pytest.raises(ConfigError, match=r"none of 6 texts sampled from .* could be used: raise max_tokens"):
-        sampled(shop)
-
-
-def test_weights_digest_sees_one_changed_bit(base: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    before = weights_digest(model)
-    with torch.no_grad():
-        next(model.parameters()).view(-1)[0] += 1e-3
-    assert weights_digest(model) != before
+        sampled(context)

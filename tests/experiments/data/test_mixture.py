@@ -45,7 +45,7 @@ class Endless(Source):
     def label(self) -> str:
         return self.word
 
-    def epoch(self, number: int, seed: int, taken: frozenset[str]) -> Iterator[Example]:
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         return (Item(f"{self.word} {i}", "word " * (1 + i * 7 % 11)) for i in itertools.count())
 
 
@@ -142,7 +142,7 @@ class TestEpochs:
         assert set(seen[:8]) == set(seen[8:16]) == set(texts)
         assert seen[:8] != seen[8:16]
         (drawn,) = rows.drawn()
-        assert (drawn.epochs, drawn.examples, drawn.pieces, drawn.left_out) == (3, 20, 20, 0)
+        assert (drawn.epochs, drawn.examples, drawn.pieces, drawn.too_long) == (3, 20, 20, 0)
 
     def test_what_is_held_out_is_never_drawn(self, tokenizer: PreTrainedTokenizerBase) -> None:
         source = Listed(texts=tuple(f"text number {i}" for i in range(8)))
@@ -155,7 +155,7 @@ class TestEpochs:
         rows = Rows(mixture(tokenizer, chats(1.0), length=44), 30)
         (drawn,) = rows.drawn()
         assert drawn.examples == 30
-        assert drawn.left_out > 0
+        assert drawn.too_long > 0
 
     def test_only_too_long_chats_is_an_error(
         self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +166,6 @@ class TestEpochs:
 
     def test_nothing_left_is_an_error(self, tokenizer: PreTrainedTokenizerBase) -> None:
         source = Listed(texts=("a", "b"))
-        taken = frozenset(e.id for e in source.examples)
-        with pytest.raises(ConfigError, match=r"nothing is left to train on beside 2 held-out items"):
-            next(source.stream(0, taken))
+        held_out_ids = frozenset(e.id for e in source.examples)
+        with pytest.raises(ConfigError, match=r"nothing is left to train on besides 2 held-out items"):
+            next(source.stream(0, held_out_ids))

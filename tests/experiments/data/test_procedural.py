@@ -21,8 +21,8 @@ SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10
 
 def train(count: int = 40, test: int = 20, seed: int = 0, **fields: object) -> list[Item]:
     source = ReasoningGym(**SUM | fields)
-    taken = source.held_out(test, seed).ids
-    return [item for item in itertools.islice(source.epoch(0, seed, taken), count) if isinstance(item, Item)]
+    held_out_ids = source.held_out(test, seed).ids
+    return [item for item in itertools.islice(source.epoch(0, seed, held_out_ids), count) if isinstance(item, Item)]
 
 
 def held_out(count: int = 20, seed: int = 0, **fields: object) -> NewTask:
@@ -86,7 +86,7 @@ class TestReasoningGym:
             held_out(params=params)
 
     def test_too_small_a_space_says_how_many_there_are(self) -> None:
-        with pytest.raises(ConfigError, match=r"only \d+ training items were found beside the 20 held out"):
+        with pytest.raises(ConfigError, match=r"only \d+ training items were found besides the 20 held out"):
             train(300, params=SMALL)
         with pytest.raises(ConfigError, match=r"only \d+ test items were found"):
             held_out(300, params=SMALL)

@@ -16,17 +16,12 @@ from experiments.data.config import DataConfig
 from experiments.data.mixture import Rows
 from experiments.runs.data import ExperimentData
 from tests.experiments.runs.test_data import never, trained
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import small_config
 
 SUM, GCD, SPELL = ({"name": name} for name in ("chain_sum", "gcd", "spell_backward"))
 SIGNS = {"chain_sum": "arithmetic problem", "gcd": "Common Divisor", "spell_backward": "backward"}
 PYTHON = {"source": "python", "modules": ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]}
 EARLIER = {"source": "earlier"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def stream(base: str, new: list[Any], steps: int = 6, every: int = 4, **data: Any) -> ExperimentConfig:
@@ -81,8 +76,8 @@ class TestEnds:
         ("new", "data", "said"),
         [
             ([SUM], {}, "order: sequential needs two or more sources under new, but got chain_sum alone"),
-            ([SUM, GCD, SUM], {}, "but chain_sum stands more than once under new"),
-            ([SUM, GCD, EARLIER], {}, "source earlier is what stands in new already; it belongs under old"),
+            ([SUM, GCD, SUM], {}, "but chain_sum appears more than once under new"),
+            ([SUM, GCD, EARLIER], {}, "source earlier replays the tasks of new; it belongs under old"),
             ([SUM, GCD], {"order": "mixed", "old": EARLIER}, "source earlier needs stages .* set order: sequential"),
             ([SUM, GCD], {"order": "shuffled"}, r"data.order: Input should be 'mixed' or 'sequential'"),
             (

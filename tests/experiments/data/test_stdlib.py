@@ -7,14 +7,15 @@ import sys
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.items import Text, hash_id
+from experiments.common.hashing import text_id
+from experiments.data.items import Text
 from experiments.data.stdlib import PythonLibrary
 
 SOME = ("json", "email", "html", "wave", "heapq", "bisect", "queue", "sched", "ast", "copy", "csv", "dis")
 
 
-def texts(source: PythonLibrary, taken: frozenset[str] = frozenset()) -> list[Text]:
-    return [example for example in source.epoch(0, 0, taken) if isinstance(example, Text)]
+def texts(source: PythonLibrary, held_out_ids: frozenset[str] = frozenset()) -> list[Text]:
+    return [example for example in source.epoch(0, 0, held_out_ids) if isinstance(example, Text)]
 
 
 def test_the_whole_library_is_a_corpus_without_tests() -> None:
@@ -38,7 +39,7 @@ def test_the_split_is_by_module() -> None:
     for seed in range(12):
         task = source.held_out(2, seed)
         (group,) = {text.group for text in texts(source) if text.text in task.documents}
-        assert task.ids == {hash_id(group)}
+        assert task.ids == {text_id(group)}
         trained = {text.group for text in texts(source, task.ids)}
         assert trained == set(SOME) - {group}
         assert len(task.documents) == min(2, sum(text.group == group for text in texts(source)))
@@ -54,5 +55,5 @@ def test_unknown_module_names_the_nearest() -> None:
 
 
 def test_one_module_cannot_be_split() -> None:
-    with pytest.raises(ConfigError, match=r"1 module cannot be split in training and held out"):
+    with pytest.raises(ConfigError, match=r"1 module cannot be split into training and held-out data"):
         PythonLibrary(modules=("json",)).held_out(1, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import multiprocessing
@@ -11,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.items import Item, NewTask
-from experiments.evaluation.cache import BaseCache, Entry, weights_digest
+from experiments.evaluation.cache import BaseCache, CachedSuite
 from experiments.evaluation.evaluate import Baseline, Evaluation
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.evaluation.suites.text import TextSuite
@@ -24,7 +23,7 @@ from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.data import ExperimentData
 from tests.helpers.models import BF16, FP32
-from tests.helpers.small import small_config, small_values
+from tests.helpers.small import make_evaluation, make_suite, small_config, small_values
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +34,7 @@ def measure(base: str, root: Path, /, **changes: Any) -> Baseline:
     """What a run does with its base. changes: of the config's evaluation section, and `seed`."""
     model, tokenizer = load_base(base)
     config = _config(base, **changes)
-    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
     return evaluation.measure_base(model, FP32, BaseCache(root, model, tokenizer, FP32))
 
 
@@ -65,7 +64,7 @@ def test_the_second_time_nothing_is_measured(
 def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any) -> dict[str, Path | None]:
     model, tokenizer = load_base(base)
     config = _config(base, **changes)
-    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
     cache = BaseCache(root, model, tokenizer, precision)
     return {name: cache.place(suite) for name, suite in evaluation.suites.items()}
 
@@ -93,7 +92,7 @@ def test_what_is_changed_lies_elsewhere(base: str, tmp_path: Path, changes: dict
 
 def test_weights_code_and_content_count(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_base(base)
-    suite = TextSuite(small_config(base), tokenizer, [])
+    suite = make_suite(TextSuite, small_config(base), tokenizer)
     first = BaseCache(tmp_path, model, tokenizer, FP32).place(suite)
     assert first == BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32).place(suite)
     model.name_or_path = ""  # no longer as it was loaded
@@ -109,7 +108,7 @@ def test_the_room_for_replies_counts(base: str) -> None:
     config, (_, tokenizer) = small_config(base), load_base(base)
     bare = NewTask("sums", (Item("1 + 1 =", "2"),), lambda answer, entry: float(answer == entry["answer"]))
     worked = dataclasses.replace(bare, test=(Item("1 + 1 =", "2", solution="One and one are two."),))
-    first, second = (NewTaskSuite(config, tokenizer, [task]).content() for task in (bare, worked))
+    first, second = (make_suite(NewTaskSuite, config, tokenizer, [task]).content() for task in (bare, worked))
     assert first != second
 
 
@@ -121,18 +120,18 @@ def test_a_suite_without_content_is_never_cached(
 
 
 @pytest.fixture
-def entry(base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> tuple[BaseCache, Path, Entry]:
+def entry(base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> tuple[BaseCache, Path, CachedSuite]:
     cache = BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32)
-    suite = TextSuite(small_config(base), tokenizer, [])
+    suite = make_suite(TextSuite, small_config(base), tokenizer)
     record = Record("kept", "task", "plain", "é", correct=1, options=("a", "b"), scores=(-0.1, -1 / 3), prompt="0")
-    place, entry = cache.place(suite), Entry([record], {"x": [1]}, 2.5)
+    place, entry = cache.place(suite), CachedSuite([record], {"x": [1]}, 2.5)
     assert place is not None
     assert cache.read(place) is None
     cache.write(place, suite, entry)
     return cache, place, entry
 
 
-def test_an_entry_comes_back_as_it_was(entry: tuple[BaseCache, Path, Entry]) -> None:
+def test_an_entry_comes_back_as_it_was(entry: tuple[BaseCache, Path, CachedSuite]) -> None:
     cache, place, written = entry
     assert cache.read(place) == written
     key = json.loads((place / "meta.json").read_text())["key"]
@@ -142,7 +141,7 @@ def test_an_entry_comes_back_as_it_was(entry: tuple[BaseCache, Path, Entry]) -> 
 
 @pytest.mark.parametrize("file", ["records.jsonl", "state.json", "meta.json"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
-def test_a_damaged_entry_is_none(entry: tuple[BaseCache, Path, Entry], file: str, damage: str) -> None:
+def test_a_damaged_entry_is_none(entry: tuple[BaseCache, Path, CachedSuite], file: str, damage: str) -> None:
     cache, place, _ = entry
     text = (place / file).read_text()
     if damage == "gone":
@@ -165,7 +164,7 @@ def test_a_damaged_entry_is_made_again(base: str, tmp_path: Path) -> None:
 def test_base_against_itself_is_exactly_0_from_the_cache_too(base: str, filled: tuple[Path, Baseline]) -> None:
     model, tokenizer = load_base(base)
     config = small_config(base)
-    evaluation = Evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
     assert evaluation.measure_base(model, FP32, BaseCache(filled[0], model, tokenizer, FP32)).measured == []
     records = evaluation.evaluate(model, FP32, ("drift",), progress=False)
     assert [r.value for r in records] == [0.0] * 6
@@ -186,39 +185,3 @@ def test_two_processes_measure_once_between_them(base: str, tmp_path: Path) -> N
     for process in processes:
         process.join()
     assert sorted(measured) == ["kept", "text"]
-
-
-class TestWeightsDigest:
-    def test_names_values_and_dtypes_count(self, model: PreTrainedModel) -> None:
-        digest = weights_digest(model)
-        assert digest == weights_digest(copy.deepcopy(model))
-        other = copy.deepcopy(model)
-        with torch.no_grad():
-            other.model.norm.weight[3] += 1e-6
-        half = copy.deepcopy(model).to(torch.bfloat16)
-        assert len({digest, weights_digest(other), weights_digest(half)}) == 3
-
-    def test_is_looked_up_until_the_files_change(
-        self, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        known, folder = tmp_path / "weights.json", tmp_path / "model"
-        load_base(base)[0].save_pretrained(folder)
-        load_base(base)[1].save_pretrained(folder)
-        model = load_base(str(folder))[0]
-        digest = weights_digest(model, known)
-        (stamp,) = json.loads(known.read_text())
-        known.write_text(json.dumps({stamp: "looked up"}))
-        assert weights_digest(model, known) == "looked up"
-        assert weights_digest(model) == digest
-        with torch.no_grad():
-            model.model.norm.weight[0] += 1.0
-        model.save_pretrained(folder)
-        changed = weights_digest(load_base(str(folder))[0], known)
-        assert changed not in (digest, "looked up")
-        known.write_text("{")
-        assert weights_digest(load_base(str(folder))[0], known) == changed
-
-    def test_a_model_from_no_folder_is_hashed_each_time(self, model: PreTrainedModel, tmp_path: Path) -> None:
-        model.name_or_path = "owner/name"
-        assert weights_digest(model, tmp_path / "weights.json") == weights_digest(model)
-        assert not (tmp_path / "weights.json").exists()

@@ -23,6 +23,7 @@ from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
 from tests.helpers.models import BF16, FP32, sharp
+from tests.helpers.small import make_evaluation
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +135,7 @@ class TestEvaluation:
             assert torch.equal(model(ids).logits, expected)
 
     def test_drift_before_prepare(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        fresh = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        fresh = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
             fresh.evaluate(sharp(), FP32, ("drift",))
 
@@ -154,7 +155,7 @@ class TestEvaluation:
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
         task = [ReasoningGym(name="chain_sum").held_out(4, 0)]
-        first, second = Evaluation(config, tokenizer, task), Evaluation(config, tokenizer, task)
+        first, second = (make_evaluation(config, tokenizer, task) for _ in range(2))
         first.prepare(model, FP32)
         state = json.loads(json.dumps(first.state()))
         state["drift"]["replies"][0]["reply"] = [7, 8]  # what this model would never write: restored, not written anew
@@ -165,5 +166,5 @@ class TestEvaluation:
         assert second.suites["drift"].references[0].shape == (2, len(tokenizer))
 
     def test_restored_replies_of_another_config(self, evaluation: Evaluation) -> None:
-        with pytest.raises(ConfigError, match=r"has 1 base replies, but evaluation\.replies and new_replies ask for 6"):
+        with pytest.raises(ConfigError, match=r"has 1 base replies, but .* evaluation\.suites\.drift ask for 6"):
             evaluation.restore({"drift": {"replies": [{"prompt": [1], "reply": [2]}]}})

@@ -23,6 +23,7 @@ from experiments.evaluation.log_probs import PATTERN, stored
 from experiments.evaluation.suites import drift
 from experiments.records import Record
 from tests.helpers.models import FP32
+from tests.helpers.small import make_evaluation
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def told_anew() -> None:
-    log_probs._tell.cache_clear()
+    log_probs._warn.cache_clear()
 
 
 class TestFile:
@@ -129,14 +130,14 @@ class TestDrift:
     def prepared(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> Evaluation:
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         evaluation.measure_base(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         return evaluation
 
     def test_kl_of_a_moved_model_is_that_without_a_cache(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        uncached = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        uncached = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         uncached.prepare(model, FP32)
         cached = [self.prepared(config, tokenizer, model, tmp_path) for _ in range(2)]  # it writes, and then reads
         with torch.no_grad():
@@ -159,7 +160,7 @@ class TestDrift:
         monkeypatch.setattr(drift, "reply_log_probs", never)
         monkeypatch.setattr(drift, "base_replies", never)
         trial = self.prepared(config, tokenizer, model, tmp_path)
-        continued = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        continued = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         continued.restore(first.state())
         continued.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         for evaluation in (trial, continued):
@@ -173,7 +174,7 @@ class TestDrift:
         """A run may have kept replies that the cache has not, written by another version of a library."""
         state = self.prepared(config, tokenizer, model, tmp_path).state()
         state["drift"]["replies"][0]["reply"] = [7, 8]
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         evaluation.restore(state)
         evaluation.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
         suite = evaluation.suites["drift"]

@@ -10,14 +10,13 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation import multiple_choice
-from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
 from experiments.models.base import load_base
 from experiments.models.modes import evaluating
 from tests.helpers.families import EVERY, WINDOW
 from tests.helpers.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
-from tests.helpers.small import small_config
+from tests.helpers.small import make_evaluation, small_config
 
 SLOW = pytest.mark.slow
 
@@ -119,13 +118,13 @@ class TestMultipleChoice:
 
     def test_progress_counts_every_choice(self) -> None:
         seen: list[int] = []
-        score_options(sharp(), random_choices((), 7), nodes=20, advance=seen.append)
+        score_options(sharp(), random_choices((), 7), nodes=20, progress=seen.append)
         assert sum(seen) == 7
         assert len(seen) > 1
 
     def test_progress_counts_every_choice_read_row_by_row(self) -> None:
         seen: list[int] = []
-        score_options(mamba(), random_choices((), 20), advance=seen.append)
+        score_options(mamba(), random_choices((), 20), progress=seen.append)
         assert seen == [16, 4]
 
     def test_nothing_to_score(self) -> None:
@@ -140,7 +139,7 @@ class TestMultipleChoice:
     def test_equals_one_sequence_per_option_on_the_real_model(self) -> None:
         model, tokenizer = load_base("smollm2-135m-instruct")
         config = small_config("smollm2-135m-instruct")
-        evaluation = Evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(1, 0)])
+        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(1, 0)])
         for form in ("plain", "chat"):
             choices = evaluation.suites["kept"].choices[form][::3]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4

@@ -81,7 +81,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("k", [0, 39])
     def test_a_neighbourhood_that_says_nothing_is_refused(self, k: int) -> None:
-        with pytest.raises(ValueError, match=rf"k={k}: 40 sentences have a neighbourhood for k in 1..38"):
+        with pytest.raises(ValueError, match=rf"k={k}: with 40 sentences k must be in 1..38"):
             neighbours(X, Y, k)
 
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.hashing import text_id
 from experiments.config import ExperimentConfig
 from experiments.data.items import NewTask, NewText
 from experiments.data.sources import ReasoningGym
-from experiments.evaluation.evaluate import SUITES, Evaluation
-from experiments.evaluation.suite import Suite, text_id
+from experiments.evaluation.suite import Suite
+from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.records import Record
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.models import FP32
-from tests.helpers.small import small_config
+from tests.helpers.small import make_evaluation, make_suite, small_config
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 60  # more than two windows
 NOTES = NewText("notes", ("A short note.", LONG))
@@ -31,7 +31,12 @@ def sums() -> NewTask:
     return ReasoningGym(name="chain_sum").held_out(4, 0)
 
 
-SETTINGS = {"instruction_items": 10, "new_items": 4, "kept_items": 4, "replies": 2, "reply_tokens": 4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "kept": {"items": 4},
+    "instructions": {"items": 10},
+    "drift": {"replies": 2, "reply_tokens": 4},
+    "text": {"tokens": 64},
+}
 SIDES = {"lm_eval": {"new", "kept"}}  # what records say where it is not the suite's name
 
 
@@ -42,10 +47,11 @@ def lm_eval_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=list(SUITES))
 def suite(request: pytest.FixtureRequest, base: str, tokenizer: PreTrainedTokenizerBase, lm_eval_tasks: str) -> Suite:
-    section: dict[str, Any] = {**SETTINGS, "perplexity_tokens": 64, "suites": [request.param]}
+    settings: dict[str, Any] = SETTINGS.get(request.param, {})
     if request.param == "lm_eval":
-        section["lm_eval"] = {"new": ["sums"], "kept": ["colours"], "include_path": lm_eval_tasks, "limit": 2}
-    return SUITES[request.param](small_config(base, evaluation=section), tokenizer, (sums(), NOTES))
+        settings = {"new": ["sums"], "kept": ["colours"], "include_path": lm_eval_tasks, "limit": 2}
+    config = small_config(base, evaluation={"suites": {request.param: settings}})
+    return make_suite(SUITES[request.param], config, tokenizer, (sums(), NOTES))
 
 
 def measured(suite: Suite, model: PreTrainedModel) -> tuple[list[Record], list[int]]:
@@ -69,7 +75,7 @@ def test_contract(suite: Suite, model: PreTrainedModel) -> None:
 
 
 def test_content_is_json_and_always_the_same(suite: Suite, tokenizer: PreTrainedTokenizerBase) -> None:
-    again = type(suite)(suite.config, tokenizer, (sums(), NOTES))
+    again = type(suite)(suite.settings, suite.context, tokenizer, (sums(), NOTES))
     assert suite.content() is not None  # else the base would be measured in every run
     assert json.dumps(again.content()) == json.dumps(suite.content())
 
@@ -78,7 +84,7 @@ def test_content_is_json_and_always_the_same(suite: Suite, tokenizer: PreTrained
 def test_state_makes_another_process_measure_the_same(
     suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    twin = type(suite)(suite.config, tokenizer, (sums(), NOTES))
+    twin = type(suite)(suite.settings, suite.context, tokenizer, (sums(), NOTES))
     with evaluating(model, FP32):
         suite.prepare(model, FP32)
         twin.restore(json.loads(json.dumps(suite.state())))
@@ -86,32 +92,17 @@ def test_state_makes_another_process_measure_the_same(
     assert measured(twin, model)[0] == measured(suite, model)[0]
 
 
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        ({"suites": ["new", "kpt"]}, "unknown name 'kpt': did you mean 'kept'"),
-        ({"suites": ["new", "new"]}, "'new' stands more than once"),
-        ({"suites": []}, "at least 1 item"),
-        ({"kept_tasks": ["capital"]}, "unknown name 'capital': did you mean 'capitals'"),
-        ({"kept_items": "al"}, "evaluation.kept_items: must be a number of 4 or more, or all"),
-    ],
-)
-def test_wrong_names(base: str, section: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        small_config(base, evaluation=section)
-
-
 def test_only_the_named_suites_are_measured_in_their_order(
     base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = small_config(base, evaluation={"suites": ["text", "new"], "perplexity_tokens": 64})
-    records = Evaluation(config, tokenizer, [sums()]).evaluate(model, FP32, progress=False)
+    records = make_evaluation(config, tokenizer, [sums()]).evaluate(model, FP32, progress=False)
     assert [record.suite for record in records] == ["text"] + ["new"] * 4
 
 
 class TestNewTask:
     def suite(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, *tasks: NewTask | NewText) -> Suite:
-        return SUITES["new"](config, tokenizer, tasks)
+        return make_suite(SUITES["new"], config, tokenizer, tasks)
 
     def test_nll_of_a_document_is_the_mean_over_its_windows(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
@@ -150,6 +141,6 @@ class TestNewTask:
 def test_drift_asks_several_new_tasks_in_turn(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
     config = small_config(base, evaluation={"replies": 2, "new_replies": 3})
     first, second = sums(), ReasoningGym(name="basic_arithmetic").held_out(4, 0)
-    suite: Any = SUITES["drift"](config, tokenizer, (first, second, NOTES))
+    suite: Any = make_suite(SUITES["drift"], config, tokenizer, (first, second, NOTES))
     assert [task for task, _, _ in suite.prompts] == ["base replies"] * 2 + ["new_prompts"] * 3
     assert [item for _, item, _ in suite.prompts[2:]] == [first.test[0].id, second.test[0].id, first.test[1].id]

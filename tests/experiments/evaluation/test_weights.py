@@ -14,12 +14,11 @@ from ctrl.config import ControlConfig
 from ctrl.diagnostics import update_size
 from ctrl.layer import ExpandedLayer
 from ctrl.structure import decoder_layers
-from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from tests.helpers.families import perturb
-from tests.helpers.small import small_config, small_values
+from tests.helpers.small import make_evaluation, small_config, small_values
 
 
 @pytest.fixture
@@ -91,7 +90,7 @@ def test_a_run_in_bf16_measures_the_weights_as_they_are_trained(
 ) -> None:
     """A change far below bf16's rounding, in which the model is measured."""
     evaluation = small_values(base)["evaluation"] | {"suites": ["alignment"]}
-    suites, bf16 = Evaluation(small_config(base, evaluation=evaluation), tokenizer, []), Precision("bf16")
+    suites, bf16 = make_evaluation(small_config(base, evaluation=evaluation), tokenizer), Precision("bf16")
     suites.prepare(model, bf16)
     tuned = load_base(base)[0]
     with torch.no_grad():

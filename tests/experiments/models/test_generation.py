@@ -59,7 +59,7 @@ class TestGeneration:
 
     def test_every_reply_is_counted_once(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         seen: list[int] = []
-        generate_replies(model, tokenizer, ["a", "b", "c"], 14, batch_size=2, advance=seen.append)
+        generate_replies(model, tokenizer, ["a", "b", "c"], 14, batch_size=2, progress=seen.append)
         assert sum(seen) == 3
 
     def test_batches_are_sorted_and_complete(self) -> None:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from experiments.cli import main as cli
+from experiments.common.errors import ModelError
 from experiments.config import load_config
-from experiments.models.base import SHIPPED, ModelError, load_base
+from experiments.models.base import SHIPPED, load_base
 from experiments.models.base import _gguf_file as gguf_file
 from experiments.records import read_records
 from experiments.runs.run import run_folder

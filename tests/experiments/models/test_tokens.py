@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, ModelError
 from experiments.data.encoding import Encoder, Row, padded_rows
 from experiments.data.items import Item
-from experiments.models.base import ModelError, set_system
+from experiments.models.base import set_system
 from experiments.models.tokens import (
     IGNORED,
     continuation_ids,

@@ -10,16 +10,25 @@ import pytest
 import torch
 
 import ctrl
-from ctrl.model import expanded_layers
+from ctrl.layer import expanded_layers
 from experiments.cli import main as cli
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.models.base import load_base
-from experiments.posthoc.operations import OPERATIONS, Arm, dial, gate_batches, merge, plain_model, task_vectors, wise
+from experiments.posthoc.operations import (
+    OPERATIONS,
+    TrainedArm,
+    dial,
+    gate_batches,
+    merge,
+    plain_model,
+    task_vectors,
+    wise,
+)
 from experiments.posthoc.run import posthoc
 from experiments.records import read_records
-from experiments.runs.run import RunError, run_experiment
+from experiments.runs.run import run_experiment
 from experiments.runs.trained import load_trained
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small import small_config
 
 ARMS: list[dict[str, Any]] = [
     {"name": "full", "method": "full", "learning_rates": [1e-2]},
@@ -39,11 +48,6 @@ pytestmark = pytest.mark.slow  # six arms are trained for it
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
     training = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
     config = small_config(base, arms=ARMS, training=training)
@@ -52,8 +56,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
     return outcome.folder
 
 
-def arm(run: Path, name: str, **changes: Any) -> Arm:
-    return Arm(run, name, 1e-2, **changes)
+def arm(run: Path, name: str, **changes: Any) -> TrainedArm:
+    return TrainedArm(run, name, 1e-2, **changes)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments.common.commands import command
 from experiments.posthoc.run import posthoc
-from experiments.runs.run import Experiment, run_experiment
+from experiments.runs.prepared import Prepared
+from experiments.runs.run import run_experiment
 from experiments.tracking.machine import process_tags
 from experiments.tracking.run import Run
 from experiments.tracking.sync import sync
@@ -73,7 +76,7 @@ def test_one_that_broke_off_is_continued(run: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("no space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Experiment, "measure", full)
+        broken.setattr(Prepared, "measure", full)
         with pytest.raises(OSError, match="no space left"):
             posthoc(run, "control", 1e-2, "wise", [0.75], say=lambda text: None)
     before = tracked(run)[1]["control 0.01 wise 0.75"]
@@ -88,14 +91,14 @@ def test_one_that_broke_off_is_continued(run: Path, monkeypatch: pytest.MonkeyPa
 def test_one_killed_after_its_result_finishes_at_the_next_start(
     run: Path, monkeypatch: pytest.MonkeyPatch, alpha: float, reaped: bool
 ) -> None:
-    measure = Experiment.measure
+    measure = Prepared.measure
 
     def killed(*args: Any) -> None:
         measure(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(Experiment, "measure", killed)
+        dying.setattr(Prepared, "measure", killed)
         dying.setattr(Run, "close", lambda self, status: None)
         dying.setattr("experiments.tracking.tracker.process_tags", lambda: process_tags() | {"boot_id": "another"})
         with pytest.raises(KeyboardInterrupt):
@@ -107,7 +110,7 @@ def test_one_killed_after_its_result_finishes_at_the_next_start(
     before = tracked(run)[1][name]
     assert before.info.status == ("KILLED" if reaped else "RUNNING")
     assert "kl" not in before.data.metrics
-    monkeypatch.setattr(Experiment, "__init__", lambda *_: pytest.fail("nothing is left to measure"))
+    monkeypatch.setattr("experiments.posthoc.run.open_run", lambda *_: pytest.fail("nothing is left to measure"))
     [result] = posthoc(run, "control", 1e-2, "wise", [alpha])
     tracker, runs = tracked(run)
     after = runs[name]
@@ -121,7 +124,7 @@ def test_one_killed_after_its_result_finishes_at_the_next_start(
 def test_a_store_that_is_away_gets_it_by_sync(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
-        with pytest.warns(UserWarning, match="does not answer|later: python -m experiments.cli sync"):
+        with pytest.warns(UserWarning, match=f"does not answer|later: {re.escape(command('sync'))}"):
             [result] = posthoc(run, "control", 1e-2, "wise", [0.25], say=lambda text: None)
     name = "control 0.01 wise 0.25"
     saved = json.loads((run / "posthoc" / name.replace(" ", "-") / "result.json").read_text())

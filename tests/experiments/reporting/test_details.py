@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.evaluation.kept_tasks.probes import PROBES
+from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suites.kept import KeptSuite, RewordedKept
 from experiments.models.base import load_base
 from experiments.records import ArmResult, Estimate, Record, read_records
@@ -24,17 +24,12 @@ from experiments.reporting.details import (
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table
 from experiments.reporting.text import gain_name, gain_text
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import make_suite, small_config, small_values
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def answers(new: int, kept: int, of: int = 100) -> list[Record]:
@@ -118,15 +113,15 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
 
 def test_the_floor_asks_the_same_in_other_words(base: str) -> None:
     tokenizer = load_base(base)[1]
-    evaluation = small_values(base)["evaluation"] | {"kept_tasks": list(PROBES), "kept_items": 4}
+    evaluation = small_values(base)["evaluation"] | {"kept_tasks": list(KEPT_TASKS), "kept_items": 4}
     config = small_config(base, evaluation=evaluation)
-    first, again = (suite(config, tokenizer, ()) for suite in (KeptSuite, RewordedKept))
-    asked = [probe for probe in first.probes if probe.task != "agreement"]
+    first, again = (make_suite(suite, config, tokenizer) for suite in (KeptSuite, RewordedKept))
+    asked = [question for question in first.questions if question.task != "agreement"]
     assert len(asked) == 20
-    for one, other in zip(asked, again.probes, strict=True):
+    for one, other in zip(asked, again.questions, strict=True):
         assert (one.task, one.id, one.options, one.answer) == (other.task, other.id, other.options, other.answer)
-        assert one.question_plain != other.question_plain
-        assert one.question_chat != other.question_chat
+        assert one.template.plain != other.template.plain
+        assert one.template.chat != other.template.chat
     assert first.content() != again.content()  # else the cache would give one for the other
 
 

@@ -18,9 +18,9 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.reporting.page import image_bytes
 from experiments.reporting.plots.stream import stream_figure
 from experiments.reporting.stream import stream_card, stream_pictures, stream_table, task_names
-from experiments.runs.experiment import Outcome
+from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import small_config, small_values
 
 TASKS = ("chain_sum", "gcd", "spell_backward")
 NEW = [{"name": name} for name in TASKS]
@@ -164,11 +164,6 @@ def test_the_shipped_stream_has_three_tasks_and_one_arm_that_replays_them() -> N
     assert shipped.evaluation_steps == [40, 80, 120]
     assert [arm.name for arm in shipped.arms if arm.replay] == ["replay"]
     assert [source.source for source in shipped.data.old] == ["earlier"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 WORDS = {"sea": "wave tide salt ship", "sums": "one two plus equals"}  # two kinds of text, by the file's name

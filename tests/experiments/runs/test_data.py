@@ -13,19 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
-from experiments.methods import Setting
+from experiments.methods import MethodContext
 from experiments.runs.data import ExperimentData
-from experiments.training.train import train_arm
-from tests.helpers.small import small_config, tiny_base
+from experiments.training.callbacks import Hooks
+from experiments.training.train import TrainingPlan, train_arm
+from tests.helpers.small import small_config
 
 MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]
 PYTHON = {"source": "python", "modules": MODULES}
 SELF = {"source": "self", "number": 6, "max_tokens": 6}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def never() -> PreTrainedModel:
@@ -81,7 +77,7 @@ def test_no_item_is_measured_twice(base: str, tokenizer: PreTrainedTokenizerBase
     made = ExperimentData(small_config(base, data=twice, evaluation={"new_items": 48}), tokenizer, never)
     ids = [item.id for task in made.tasks if not isinstance(task, NewText) for item in task.test]
     assert 48 < len(ids) == len(set(ids))
-    with pytest.raises(ConfigError, match="every held-out item of chain_sum stands in another source of that name"):
+    with pytest.raises(ConfigError, match="every held-out item of chain_sum is in another source of that name too"):
         ExperimentData(small_config(base, data={"new": [sums, sums]}), tokenizer, never)
     (short,) = ExperimentData(small_config(base, data={"new": PYTHON, "length": 16}), tokenizer, never).tasks
     assert isinstance(short, NewText)
@@ -112,6 +108,14 @@ def test_what_was_drawn_is_what_was_asked_for(
     assert [one["kind"] for one in described] == ["reasoning_gym", "self", "python"]
     assert [one["share"] for one in described] == pytest.approx([0.7, 0.15, 0.15])
     assert all(len(one["digest"]) == 16 for one in described)
+
+
+def test_chats_that_are_too_long_are_counted_for_the_report(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    for length, some in ((64, True), (512, False)):
+        config = small_config(base, data={"length": length})
+        (drawn,) = ExperimentData(config, tokenizer, never).drawn(config.arms[0])
+        assert drawn["examples"] == 16
+        assert (drawn["too_long"] > 0) == some
 
 
 def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -210,7 +214,7 @@ def trained(
     (arm,) = (arm for arm in config.arms if arm.name == method)
     tokenizer = AutoTokenizer.from_pretrained(config.base_model)
     torch.manual_seed(0)
-    method, setting = arm.build(), Setting(arm)
+    method, setting = arm.build(), MethodContext()
     model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
     made = ExperimentData(config, tokenizer, never)
     losses: list[float] = []
@@ -220,9 +224,7 @@ def trained(
             raise KeyboardInterrupt(f"step {step}")
         losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    def measure(step: int, model: PreTrainedModel) -> None:
-        pass
-
-    rows = made.rows(arm)
-    cost = train_arm(config, setting, method, 1e-2, model, rows, made.collator, folder, measure, log)
+    steps = config.evaluation_steps
+    plan = TrainingPlan(arm.name, config.training, 1e-2, steps, made.rows(arm), made.collator, folder)
+    cost = train_arm(model, method, setting, plan, Hooks(lambda model: None, lambda step, found: None, log))
     return losses, cost

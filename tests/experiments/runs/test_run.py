@@ -19,19 +19,15 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from experiments.cli import main as cli
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.config import ExperimentConfig
-from experiments.runs import arm as arm_run
-from experiments.runs.run import RunError, run_experiment, run_folder
+from experiments.runs.arm import ArmRun, StopArm
+from experiments.runs.run import run_experiment, run_folder
+from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.small import small_config, small_values
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +90,7 @@ def test_a_run_that_fails_early_has_its_config(base: str, tmp_path: Path, monkey
     def broken(*args: Any) -> None:
         raise RuntimeError("no data today")
 
-    monkeypatch.setattr("experiments.runs.experiment.ExperimentData", broken)
+    monkeypatch.setattr("experiments.runs.prepared.ExperimentData", broken)
     with pytest.raises(RuntimeError, match="no data today"):
         run_experiment(small_config(base), tmp_path)
     tracker = Tracker(tmp_path, "small")
@@ -125,11 +121,11 @@ def test_an_arm_stopped_between_its_result_and_its_end_is_finished_by_the_next_s
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(arm_run.ArmRun, "_close", stopped)
+        patched.setattr(ArmRun, "_close", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(config, tmp_path)
     assert statuses(tmp_path) == {"small": "KILLED", "full 0.001": "KILLED"}
-    monkeypatch.setattr(arm_run, "train_arm", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.runs.arm_training.train_arm", None)  # would fail if it were called
     outcome = run_experiment(config, tmp_path)
     assert not outcome.failed
     assert statuses(tmp_path) == {"small": "FINISHED", "full 0.001": "FINISHED"}
@@ -142,7 +138,7 @@ def test_an_arm_stopped_between_its_result_and_its_end_is_finished_by_the_next_s
 def test_a_pruned_arm_keeps_no_checkpoint(base: str, tmp_path: Path) -> None:
     def observe(label: str, step: int, figures: Any) -> None:
         if step == 4:
-            raise arm_run.StopArm("not worth going on")
+            raise StopArm("not worth going on")
 
     config = small_config(base, arms=small_values(base)["arms"][:1])
     outcome = run_experiment(config, tmp_path, observe=observe)
@@ -152,7 +148,7 @@ def test_a_pruned_arm_keeps_no_checkpoint(base: str, tmp_path: Path) -> None:
 
 
 def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arm_run, "train_arm", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.runs.arm_training.train_arm", None)  # would fail if it were called
     said: list[str] = []
     outcome = run_experiment(small_config(base), store, say=said.append)
     assert len(outcome.results) == 2
@@ -173,8 +169,18 @@ def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: s
         assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
 
 
-def test_the_same_config_gives_the_same_bits(store: Path, base: str, tmp_path: Path) -> None:
+def test_the_same_config_gives_the_same_bits_and_each_evaluation_is_scored_once(
+    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[int] = []
+
+    def counted(base: Any, after: Any, *rest: Any) -> Any:
+        scored.append(len(after))
+        return scorecard(base, after, *rest)
+
+    monkeypatch.setattr("experiments.runs.prepared.scorecard", counted)
     again = run_experiment(small_config(base), tmp_path / "mlruns")
+    assert len(scored) == 1 + 2 * 2  # the base model, two arms at two steps
     first = run_folder(small_config(base), store)
     for file in ("arms/full-0.001/trained/model.safetensors", "arms/control-0.01/trained/model.safetensors"):
         one, two = load_file(first / file), load_file(again.folder / file)
@@ -342,15 +348,15 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, drawn, said = small_config(base), arm_run.ArmRun.drawn, []
+    config, drawn, said = small_config(base), ArmRun.drawn, []
 
-    def broken(self: arm_run.ArmRun) -> Any:
+    def broken(self: ArmRun) -> Any:
         if self.arm.name == "full":
             raise ValueError("twice among the records")
         return drawn(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(arm_run.ArmRun, "drawn", broken)
+        patched.setattr(ArmRun, "drawn", broken)
         first, second = run_experiment(config, tmp_path, say=said.append).results
     assert (first.status, first.reason) == ("failed", "ValueError: twice among the records")
     assert second.status == "finished"
@@ -368,10 +374,10 @@ def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
 def test_an_arm_that_cannot_be_timed_stops_no_other(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
 
-    def too_large(self: Any) -> float:
+    def too_large(arm: Any) -> float:
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
-    monkeypatch.setattr(arm_run.ArmRun, "step_seconds", too_large)
-    monkeypatch.setattr("experiments.runs.experiment.TIMED", 1)
+    monkeypatch.setattr("experiments.runs.estimate.step_seconds", too_large)
+    monkeypatch.setattr("experiments.runs.estimate.TIMED", 1)
     assert not run_experiment(small_config(base), tmp_path, say=said.append).failed
     assert "the time cannot be estimated (OutOfMemoryError: tried to allocate 80 GiB)" in said

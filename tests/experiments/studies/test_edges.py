@@ -13,8 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from experiments.common.errors import ConfigError
-from experiments.studies.config import StudyError
+from experiments.common.errors import ConfigError, StudyError
 from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
@@ -51,7 +50,7 @@ def test_the_same_picks_are_not_trained_twice(tmp_path: Path) -> None:
         runs = [{"seed": 0, "picks": picks}]
         return TrialOutcome([float(picks["training.steps"])], {"kl <= 1": picks["training.steps"] - 1.5}, runs)
 
-    assert store.work(run, quiet) == "all 10 trials are claimed"
+    assert store.work(run, quiet) == "all 10 trials are finished"
     assert len(constrained) == 2
     trials = store.trials()
     assert len(trials) == 10
@@ -73,21 +72,32 @@ def test_a_lower_budget_of_a_grid_that_has_begun_counts(tmp_path: Path) -> None:
     open_store(tmp_path)  # queues its six cells
     fewer = Store(f"sqlite:///{tmp_path / 'optuna.db'}", toy_study(budget={"trials": 2}))
     fewer.begin()
-    assert fewer.work(logging_run(tmp_path / "log"), quiet) == "all 2 trials are claimed"
+    assert fewer.work(logging_run(tmp_path / "log"), quiet) == "all 2 trials are finished"
     assert begun(tmp_path / "log") == 2
 
 
-def test_cells_that_were_added_are_not_called_claimed(tmp_path: Path) -> None:
+def test_a_study_is_finished_only_after_its_last_trial(tmp_path: Path) -> None:
+    store, said = open_store(tmp_path, budget={"trials": 2}), list[str]()
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        said.append(store.ended())
+        return TrialOutcome([value(picks)])
+
+    said.append(store.work(run, quiet))
+    assert said == ["", "all 2 trials are claimed", "all 2 trials are finished"]
+
+
+def test_cells_that_were_added_are_not_called_finished(tmp_path: Path) -> None:
     store = open_store(tmp_path, budget={"trials": 2})
     store.work(logging_run(tmp_path / "log"), quiet)
-    assert store.ended() == "all 2 trials are claimed"
+    assert store.ended() == "all 2 trials are finished"
     store.add_trials(3)
     assert store.ended() == ""
     store.work(logging_run(tmp_path / "log"), quiet)
     assert begun(tmp_path / "log") == 5
     store.add_trials(9)
     store.work(logging_run(tmp_path / "log"), quiet)
-    assert (begun(tmp_path / "log"), store.ended()) == (6, "all cells of the grid are claimed")
+    assert (begun(tmp_path / "log"), store.ended()) == (6, "all 6 cells of the grid are finished")
 
 
 def test_a_study_opened_by_name_has_its_own_heartbeat(tmp_path: Path) -> None:
@@ -142,7 +152,7 @@ def test_who_joins_leaves_the_studys_mlflow_run_to_the_one_who_began(
 ) -> None:
     """Else the first to end would mark it finished while the other trains, and a kill would go unseen."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("experiments.studies.launch.work", lambda store, root, say: "all trials are claimed")
+    monkeypatch.setattr("experiments.studies.launch.work", lambda store, root, say: "all trials are finished")
     note = tmp_path / "studies" / "toy" / "mlflow.json"
     run_study(toy_study(), tmp_path, say=quiet)
     [began] = study_runs(tmp_path)

@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from experiments.common.errors import ConfigError
-from experiments.studies.config import PRUNERS, SAMPLERS, StudyError
+from experiments.common.commands import command
+from experiments.common.errors import ConfigError, StudyError
+from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.locks import shown
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
@@ -62,7 +63,7 @@ def test_grid_with_three_workers_runs_each_cell_once(tmp_path: Path) -> None:
     assert sorted(lines) == sorted(f"{word} {n}" for word in ("begin", "end") for n in range(6))
     assert [trial.values for trial in store.trials()] == [[value(trial.picks)] for trial in store.trials()]
     assert len({tuple(trial.picks.values()) for trial in store.trials()}) == 6
-    assert store.ended() == "all cells of the grid are claimed"
+    assert store.ended() == "all 6 cells of the grid are finished"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_failure_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
         return TrialOutcome([value(picks)])
 
     store = open_store(tmp_path)
-    assert store.work(sometimes, quiet) == "all cells of the grid are claimed"
+    assert store.work(sometimes, quiet) == "all 6 cells of the grid are finished"
     failed = {t.number: t.reason for t in store.trials() if t.state == "failed"}
     assert failed == {n: f"loss became nan in {n}" for n in (0, 1, 3)}
     assert store.front() == [4]  # steps 3, rate .1
@@ -331,7 +332,7 @@ def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None
     assert "lost:    trial 0" in status_text(store, tmp_path)
     assert Store(store.url, toy_study(**store.config.to_dict() | {"retries": 0})).trials()[0].state == "failed"
     for _ in range(2):
-        assert "not finished: python -m experiments.cli resume toy" in status_text(store, tmp_path)
+        assert f"not finished: {command('resume', 'toy')}" in status_text(store, tmp_path)
         store.begin()  # marks the trial as lost, and queues it again
     store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
     assert not store.going_on()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import StudyError
 from experiments.studies.claim import STORAGE_FAULTS
-from experiments.studies.config import StudyError
 from experiments.studies.launch import UNFINISHED, keep_working
 from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed, TrialOutcome
@@ -78,7 +78,7 @@ def test_a_worker_whose_trial_was_taken_over_says_so_and_goes_on(tmp_path: Path,
                 raise TrialFailed("out of memory")
         return TrialOutcome([value(picks)])
 
-    assert store.work(run, said.append) == "all cells of the grid are claimed"
+    assert store.work(run, said.append) == "all 6 cells of the grid are finished"
     assert "trial 0 was taken over by another worker meanwhile: what this one measured does not count" in said
     assert [t.state for t in store.trials()] == ["complete"] * 6
     assert [t.attempts for t in store.trials()] == [2, 1, 1, 1, 1, 1]
@@ -144,7 +144,7 @@ def kill_self() -> None:
 def test_a_killed_worker_is_replaced_while_trials_wait(tmp_path: Path, workers: int) -> None:
     store, said = open_store(tmp_path, retries=2), list[str]()
     ended = keep_working(store, lambda: Forked(store, dying(kill_self)), workers, said.append)
-    assert ended == "all cells of the grid are claimed"
+    assert ended == "all 6 cells of the grid are finished"
     trials = store.trials()
     assert [t.state for t in trials] == [*["complete"] * 3, "failed", *["complete"] * 2]
     assert (trials[3].attempts, trials[3].reason.startswith("its process died")) == (3, True)

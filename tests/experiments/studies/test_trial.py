@@ -28,14 +28,8 @@ from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import COMPLETE
 from experiments.training.trainer import ArmTrainer
 from tests.experiments.studies.tiny import RATE, study_values, tiny_study
-from tests.helpers.small import tiny_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def test_study_runs_tracks_reports_and_exports(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 
 from experiments.cli import main as cli
+from experiments.common.commands import command
+from experiments.common.errors import TrackingError
 from experiments.tracking import delivery
 from experiments.tracking.journal import Journal
-from experiments.tracking.store import TrackingError
 from experiments.tracking.sync import download, sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.stores import Broken, artifacts, everything, models, read, serve, stop
@@ -73,7 +75,7 @@ def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
         with pytest.warns(UserWarning, match="does not answer"):
             tracker = Tracker(root, "demo")
-        unsent = pytest.warns(UserWarning, match=r"later: python -m experiments.cli sync \S*/run$")
+        unsent = pytest.warns(UserWarning, match=rf"later: {re.escape(command('sync'))} \S*/run$")
         with (
             unsent as said,
             tracker.run("demo", folder=tmp_path / "run", params={"steps": 3}) as parent,
@@ -146,7 +148,7 @@ def test_a_database_that_is_away_stops_nothing(
             tracker = Tracker(root, "demo")
         assert time.monotonic() - start < 30  # MLflow itself tries for two minutes
         assert tracker.reap() == []
-        with pytest.warns(UserWarning, match="later: python -m experiments.cli sync"):  # noqa: SIM117
+        with pytest.warns(UserWarning, match=f"later: {re.escape(command('sync'))}"):  # noqa: SIM117
             with tracker.run("demo", folder=tmp_path / "run") as run:
                 run.log_metrics({"loss": 1.0}, 1)
     assert not [warning for warning in recwarn if "training goes on" in str(warning.message)]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.errors import TrackingError
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_alive, process_tags
-from experiments.tracking.store import TrackingError
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.stores import ROOT, TRAIN, read, start_training

@@ -20,7 +20,7 @@ def test_a_run_keeps_figures_params_tags_files_and_its_parent(root: Path, tmp_pa
         parent.log_note("| arm |\n|---|\n| full |")
         with tracker.run("full 0.001", kind="arm", parent=parent.id, tags={"colour": "blue"}) as run:
             run.log_metrics({"gain": 0.25, "word": "no number"}, 20)
-            run.log_metrics_at(40, {"gain": 0.5})
+            run.log_metrics({"gain": 0.5}, step=40)
             run.log_file(tmp_path / "items.jsonl", "records")
     info = read(tracker, run)
     assert info.info.status == "FINISHED"

@@ -39,6 +39,47 @@ def test_formula_in_chunks_of_any_size(rows: int, trained: tuple[int, ...], monk
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
 
+def weighted(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Restatement: sum of sqrt(p) (-log p) with sqrt(p) as a constant; and log p."""
+    log_p = F.linear(hidden, weight, bias).log_softmax(-1)[torch.arange(len(labels)), labels]
+    return -(log_p.detach().exp().sqrt() * log_p).sum(), log_p.detach()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("trained", [(0,), (1,), (0, 1), (0, 1, 2)])
+def test_token_weights_in_chunks_of_any_size(
+    rows: int, trained: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunked_nll, "LOGITS", 20 * rows + 19)
+    values, seen = operands(7, biased=2 in trained), []
+    leaves = [values[i].requires_grad_() for i in trained]
+
+    def weights(log_p: Tensor) -> Tensor:
+        assert not log_p.requires_grad
+        seen.append(log_p)
+        return (0.5 * log_p).exp()
+
+    found = summed_nll(*values, weights)
+    expected, log_p = weighted(*values)
+    assert [len(part) for part in seen[:-1]] == [rows] * (len(seen) - 1)
+    torch.testing.assert_close(torch.cat(seen), log_p, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    pairs = zip(torch.autograd.grad(0.37 * found, leaves), torch.autograd.grad(0.37 * expected, leaves), strict=True)
+    for one, two in pairs:
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+def test_weights_of_one_or_none_change_no_bit() -> None:
+    results = []
+    for token_weights in (None, lambda log_p: None, torch.ones_like):
+        values = operands(7)
+        leaves = [x.requires_grad_() for x in values[:3]]
+        results.append((loss := summed_nll(*values, token_weights), *torch.autograd.grad(loss, leaves)))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-15, atol=1e-15)
+    assert all(torch.equal(one, two) for one, two in zip(results[0], results[1], strict=True))
+
+
 def test_no_token_costs_nothing_and_extreme_logits_stay_finite() -> None:
     none = operands(0)
     none[0].requires_grad_()

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json, write_json
 from experiments.config import parse_config
 from experiments.records import read_records
-from experiments.runs.arm import ArmRun
+from experiments.runs.arm_training import own_errors_abort
 from experiments.runs.checks import check_run
-from experiments.runs.run import RunError, open_run, run_experiment, run_folder
-from experiments.training.checkpoints import LAUNCH, same_launch
-from experiments.training.processes import ALONE, LaunchEnded, OtherLaunch, Processes, kind, leads
+from experiments.runs.run import open_run, run_experiment, run_folder
+from experiments.training.channel import AbortLaunch
+from experiments.training.checkpoints import LAUNCH, check_launch
+from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
 from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import tiny
-from tests.helpers import two
+from tests.helpers import two, waiting
 from tests.helpers.engine import train
 from tests.helpers.sharding import two_processes
 from tests.helpers.small import small_config, small_values, tiny_base
@@ -30,7 +30,7 @@ from tests.helpers.small import small_config, small_values, tiny_base
 SCRIPT = Path(two.__file__)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")
 MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
-LOGGED = ("loss", "lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
+LOGGED = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
 
 
 @pytest.mark.slow
@@ -93,24 +93,39 @@ def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path
     assert [result.status for result in again.results] == [result.status for result in one.results]
 
 
+@pytest.mark.slow
+def test_a_slow_process_is_waited_for_and_a_dead_one_is_named(tmp_path: Path) -> None:
+    """Process 0 fails, then evaluates twice, each time for twice torch's own timeout, then hangs, then dies."""
+    done = two_processes(Path(waiting.__file__), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = read_json(tmp_path / "waited.json")
+    assert found["fails"] == "process 0 failed: OSError: no space left"
+    assert found["slow"] > 4 * waiting.TENSOR_TIMEOUT.total_seconds()
+    assert "process 1 waits for 'report' from process 0, which has shown no sign of work for 0:00:02" in found["hangs"]
+    assert "process 1 waits for 'evaluation at step 2' from process 0" in found["dies"]
+
+
 def files(folder: Path) -> set[str]:
     """The files of a run, but for the journals' names, which are those of MLflow's runs."""
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "journal" not in str(p)}
 
 
 def test_a_batch_is_shared_out_evenly() -> None:
-    assert [Processes(count).part(12) for count in (1, 2, 3)] == [12, 6, 4]
+    assert [Processes(count).per_process(12) for count in (1, 2, 3)] == [12, 6, 4]
     with pytest.raises(ConfigError, match=r"training\.batch_size=12 does not divide by the 5 processes"):
-        Processes(5).part(12)
-    assert ALONE.told("x") == "x"
-    assert ALONE.gathered(1) == [1]
+        Processes(5).per_process(12)
+    assert ALONE.broadcast("letter", "x") == "x"
+    assert ALONE.all_gather("number", 1) == [1]
+    ALONE.send("message")  # to nobody
+    with pytest.raises(RuntimeError, match="a single process has nobody to receive messages from"):
+        ALONE.receive(str)
 
 
 def test_a_rank_without_a_launch_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")  # as some job schedulers set it
-    assert leads()
+    assert is_main_process()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not leads()
+    assert not is_main_process()
 
 
 def test_one_process_alone_meets_its_own_errors() -> None:
@@ -118,7 +133,7 @@ def test_one_process_alone_meets_its_own_errors() -> None:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        ALONE.lead(work)
+        ALONE.on_main("work", work)
 
 
 @pytest.mark.parametrize(
@@ -152,34 +167,30 @@ def test_the_older_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    same_launch(tmp_path)  # of an earlier version of this project, which had one process
-    write_json(tmp_path / LAUNCH, {"kind": kind()})
-    same_launch(tmp_path)
+    check_launch(tmp_path)  # of an earlier version of this project, which had one process
+    write_json(tmp_path / LAUNCH, {"kind": launch_kind()})
+    check_launch(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    same_launch(tmp_path)
+    check_launch(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(OtherLaunch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"):
-        same_launch(tmp_path)
+    with pytest.raises(LaunchMismatch, match=r"written by a launch of kind 'whole', and this one is 'fsdp' .* go on"):
+        check_launch(tmp_path)
 
 
-def test_an_error_that_others_cannot_know_ends_the_launch(tmp_path: Path) -> None:
-    def out_of_memory(*args: object) -> None:
-        raise torch.OutOfMemoryError("no memory")
-
-    def nan(*args: object) -> None:
-        raise ArmFailed("loss became nan")
-
-    def arm(count: int, work: Any) -> Any:
-        return SimpleNamespace(
-            experiment=SimpleNamespace(processes=Processes(count)), folder=tmp_path / "full-1", _optimise=work
-        )
-
-    with pytest.raises(torch.OutOfMemoryError):  # is noted as the arm's reason
-        ArmRun._together(arm(1, out_of_memory), None, None)  # type: ignore[arg-type]
-    with pytest.raises(LaunchEnded, match=r"full-1: out of GPU memory: lower training\.batch_size"):
-        ArmRun._together(arm(2, out_of_memory), None, None)  # type: ignore[arg-type]
-    with pytest.raises(ArmFailed):  # all processes meet it
-        ArmRun._together(arm(2, nan), None, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("count", "error", "raised", "reason"),
+    [
+        (1, torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),  # noted as the arm's reason
+        (2, torch.OutOfMemoryError("no memory"), AbortLaunch, r"full-1: out of GPU memory: lower training\.batch_size"),
+        (2, ArmFailed("loss became nan"), ArmFailed, "loss became nan"),  # all processes meet it
+        (2, LaunchMismatch("written by another"), LaunchMismatch, "written by another"),
+    ],
+)
+def test_an_error_that_others_cannot_know_ends_the_launch(
+    count: int, error: Exception, raised: type[Exception], reason: str
+) -> None:
+    with pytest.raises(raised, match=reason), own_errors_abort("full-1", Processes(count)):
+        raise error
 
 
 def test_bf16_is_refused_under_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config import load_config
-from experiments.methods.penalties import L2sp
+from experiments.config import ArmConfig, load_config
+from experiments.methods.losses import L2sp
 from experiments.models.precision import Precision
 from experiments.studies.load import load_study
 from experiments.training.checkpoints import COMPLETE, disk_full, last_checkpoint
@@ -20,7 +20,18 @@ from experiments.training.meter import Meter
 from experiments.training.train import training_arguments
 from experiments.training.trainer import ArmFailed
 from tests.ctrl.test_trainer import expanded, sequences, tiny
-from tests.helpers.engine import GOLDEN, GOLDEN_METHODS, Killed, arm_config, golden_curve, train
+from tests.helpers.engine import (
+    CONTROL,
+    GOLDEN,
+    GOLDEN_METHODS,
+    Killed,
+    arm_config,
+    config,
+    context,
+    golden_curve,
+    plan,
+    train,
+)
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -102,6 +113,28 @@ def test_the_loss_of_the_language_model_is_logged_where_it_is_the_whole_loss(tmp
         assert logs["lm_loss"] == pytest.approx(logs["loss"], rel=1e-4)
 
 
+def test_the_plain_loss_is_logged_next_to_the_weighted_one_that_trains(tmp_path: Path) -> None:
+    """Two micro-batches; control's divergence and a penalty next to them."""
+    terms = ["dft", {"l2sp": {"weight": 0.5}}]
+    weighted, plain = (
+        train(
+            ArmConfig.model_validate({"name": "x", "learning_rates": [1e-2], "train": CONTROL, "loss": loss}),
+            tmp_path / str(len(loss)),
+            steps=3,
+            batch_size=2,
+            gradient_accumulation=2,
+        )
+        for loss in (terms, terms[1:])
+    )
+    for logs in weighted.logs.values():
+        parts = ("weighted_lm_loss", "divergence", "penalty")
+        assert logs["loss"] == pytest.approx(sum(logs[part] for part in parts), rel=1e-4)
+        assert 0 < logs["weighted_lm_loss"] < logs["lm_loss"]
+    assert weighted.logs[1]["lm_loss"] == pytest.approx(plain.logs[1]["lm_loss"], rel=1e-6)  # the same weights still
+    assert weighted.logs[3]["lm_loss"] != pytest.approx(plain.logs[3]["lm_loss"], rel=1e-6)
+    assert "weighted_lm_loss" not in plain.logs[1]
+
+
 def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train(arm_config("control"), tmp_path / "a", steps=2)
     monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
@@ -179,6 +212,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts_and_before_the_old_one_goe
 
 def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 2))
-    arguments = training_arguments(load_config("quickstart"), 1e-3, Precision("fp32"), tmp_path)
+    arm = arm_config("full")
+    arguments = training_arguments(plan(config(arm), tmp_path), context())
     assert arguments._n_gpu == 1
     assert "save_total_limit" not in {k for k, v in vars(arguments).items() if v}

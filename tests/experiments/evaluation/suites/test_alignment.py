@@ -32,7 +32,7 @@ from experiments.models.base import load_base
 from experiments.scorecard import scorecard
 from tests.helpers.families import perturb
 from tests.helpers.models import FP32
-from tests.helpers.small import small_config, small_values
+from tests.helpers.small import make_suite, small_config, small_values
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ class TestSuite:
     def suite(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> AlignmentSuite:
         values = small_values(base)
         values["evaluation"]["suites"] = ["alignment"]
-        suite = AlignmentSuite(parse_config(values), tokenizer, [])
+        suite = make_suite(AlignmentSuite, parse_config(values), tokenizer)
         suite.prepare(model, FP32)
         return suite
 
@@ -186,14 +186,14 @@ class TestSuite:
         branches = records_table(records, "branches")
         assert list(branches.columns) == [*METRICS, "alpha", "alpha_spread"]
         pd.testing.assert_frame_equal(branches, branch_table(states))
-        weighed = list(suite.weigh(expanded))
+        weighed = list(suite.measure_weights(expanded))
         assert {(r.task, r.form) for r in weighed} == {("update", "base")}
         assert [r.value for r in weighed] == update_sizes(model, expanded).tolist()
 
     def test_the_scorecard_takes_them(
         self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
     ) -> None:
-        before, after = ([*suite.measure(m, lambda count: None), *suite.weigh(m)] for m in (model, expanded))
+        before, after = ([*suite.measure(m, lambda count: None), *suite.measure_weights(m)] for m in (model, expanded))
         card = scorecard(before, after, draws=100)
         assert card.keys() == {f"alignment_{name}" for name in (*METRICS, "update")}
         assert card["alignment_update"].value > 0
@@ -201,6 +201,6 @@ class TestSuite:
         assert card["alignment_cka"].low is None
 
     def test_before_prepare(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-        fresh = AlignmentSuite(small_config(base), tokenizer, [])
+        fresh = make_suite(AlignmentSuite, small_config(base), tokenizer)
         with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
             list(fresh.measure(model, lambda count: None))

@@ -13,7 +13,7 @@ from experiments.common.errors import ConfigError
 from experiments.evaluation.suites.drift import PROMPTS, DriftSuite, Reply, fp32_head, kl_per_token, reply_log_probs
 from experiments.evaluation.suites.text import text_nll, text_windows
 from tests.helpers.models import BF16, expanded, sharp
-from tests.helpers.small import small_config
+from tests.helpers.small import make_suite, small_config
 
 
 class TestDrift:
@@ -81,8 +81,8 @@ class TestDrift:
         assert "\n" not in text.split("\n\n")[0]
 
     def test_too_much_text_or_too_many_replies(self, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        with pytest.raises(ConfigError, match=r"perplexity_tokens=1000000, but the text has only \d+ tokens"):
+        with pytest.raises(ConfigError, match=r"suites\.text\.tokens=1000000, but the text has only \d+ tokens"):
             text_windows(tokenizer, 1_000_000)
         config = small_config(base, evaluation={"replies": 100})
-        with pytest.raises(ConfigError, match=f"replies=100, but there are only {len(PROMPTS)} general prompts"):
-            DriftSuite(config, tokenizer, [])
+        with pytest.raises(ConfigError, match=rf"drift\.replies=100, but there are only {len(PROMPTS)} general"):
+            make_suite(DriftSuite, config, tokenizer)

@@ -10,11 +10,10 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
-from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.suites.instructions import KINDS, Instruction, instructions, language_of
 from experiments.models.base import load_base
 from tests.helpers.models import FP32
-from tests.helpers.small import small_config
+from tests.helpers.small import make_evaluation, small_config
 
 GERMAN = "Der Zug ist sehr lang und die Fahrt mit ihm ist nicht teuer."
 FRENCH = "La mer est belle et les bateaux sont dans le port."
@@ -96,13 +95,13 @@ def test_same_seed_same_items_and_more_items_change_none() -> None:
 
 
 def test_too_many() -> None:
-    with pytest.raises(ConfigError, match="instruction_items=177, but there are only 176 instructions"):
+    with pytest.raises(ConfigError, match=r"instructions\.items=177, but there are only 176 instructions"):
         instructions(177, 0)
 
 
 def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_base(base)
-    evaluation = Evaluation(_config(base), tokenizer, [])
+    evaluation = make_evaluation(_config(base), tokenizer)
     items = instructions(10, 0)
     replies = [f" {good(item)}\n" if i % 2 else "" for i, item in enumerate(items)]
     monkeypatch.setattr("experiments.evaluation.suites.instructions.generate_replies", lambda *args, **kwargs: replies)
@@ -116,7 +115,7 @@ def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyP
 
 
 def _config(base: str) -> ExperimentConfig:
-    return small_config(base, evaluation={"suites": ["instructions"], "instruction_items": 10})
+    return small_config(base, evaluation={"suites": {"instructions": {"items": 10}}})
 
 
 def test_orders_do_not_depend_on_the_global_random_state() -> None:

@@ -1,4 +1,4 @@
-"""Suite `kept` in the model's own words beside its likelihoods."""
+"""Suite `kept`: free replies next to likelihoods."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig, parse_config
-from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.suites.kept import KeptSuite, named_first
 from experiments.scorecard import scorecard
 from tests.helpers.models import FP32
-from tests.helpers.small import small_values
+from tests.helpers.small import make_evaluation, make_suite, small_values
 
 OPTIONS = ("Guinea", "Guinea-Bissau", "South Africa", "Mali")
 
@@ -31,11 +30,15 @@ def test_a_reply_answers_what_it_names_first(reply: str, option: int | None) -> 
     assert named_first(reply, OPTIONS) == option
 
 
+def kept_config(base: str, generated: bool) -> ExperimentConfig:
+    values = small_values(base)
+    values["evaluation"]["suites"] = {"kept": {"items": 4, "generated": generated}}
+    return parse_config(values)
+
+
 @pytest.fixture
 def config(base: str) -> ExperimentConfig:
-    values = small_values(base)
-    values["evaluation"] |= {"suites": ["kept"], "kept_items": 4, "kept_generated": True}
-    return parse_config(values)
+    return kept_config(base, generated=True)
 
 
 def test_chats_are_answered_in_words_too(
@@ -44,20 +47,22 @@ def test_chats_are_answered_in_words_too(
     model: PreTrainedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    evaluation = Evaluation(config, tokenizer, [])
+    evaluation = make_evaluation(config, tokenizer)
     suite = evaluation.suites["kept"]
     assert isinstance(suite, KeptSuite)
-    right = [f"Well: {probe.options[probe.answer]}." for probe in suite.probes]
-    wrong = [next(o for o in probe.options if o != probe.options[probe.answer]) for probe in suite.probes]
+    right = [f"Well: {question.options[question.answer]}." for question in suite.questions]
+    wrong = [
+        next(o for o in question.options if o != question.options[question.answer]) for question in suite.questions
+    ]
     asked: list[list[str]] = []
 
-    def replies(model: object, tokenizer: object, questions: list[str], most: int, advance: object) -> list[str]:
+    def replies(model: object, tokenizer: object, questions: list[str], most: int, progress: object) -> list[str]:
         asked.append(questions)
         return [*right[:10], *wrong[10:15], "I do not know."]
 
     monkeypatch.setattr("experiments.evaluation.suites.kept.generate_replies", replies)
     records = evaluation.evaluate(model, FP32)
-    assert asked == [[probe.question_chat for probe in suite.probes]]
+    assert asked == [[question.template.chat for question in suite.questions]]
     assert suite.size == len(records) == 3 * 16
     own = [record for record in records if record.form == "generate"]
     assert [record.correct for record in own] == [1] * 10 + [0] * 6
@@ -74,13 +79,13 @@ def test_chats_are_answered_in_words_too(
 def test_what_it_generates_is_the_models_reply(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
-    own = [r for r in Evaluation(config, tokenizer, []).evaluate(model, FP32) if r.form == "generate"]
+    own = [r for r in make_evaluation(config, tokenizer).evaluate(model, FP32) if r.form == "generate"]
     assert len({(record.task, record.item) for record in own}) == 16
     assert all(record.reply is not None and record.options is None for record in own)
 
 
 def test_the_cache_does_not_give_one_for_the_other(
-    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
+    base: str, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    plain = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"kept_generated": False})})
-    assert KeptSuite(config, tokenizer, []).content() != KeptSuite(plain, tokenizer, []).content()
+    generated, plain = (make_suite(KeptSuite, one, tokenizer) for one in (config, kept_config(base, generated=False)))
+    assert generated.content() != plain.content()

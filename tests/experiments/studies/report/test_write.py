@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
+from experiments.common.commands import command
 from experiments.common.files import write_json
 from experiments.posthoc.run import result_folder
 from experiments.records import Estimate, Record, read_records
@@ -121,7 +122,7 @@ def test_report_of_an_ablation(some: tuple[Store, Path], tmp_path: Path) -> None
     assert "Rank agreement with the paper in kept accuracy, over 5 arms: Spearman " in text
     assert "lerp8-mse against full" in text
     assert "trial 1 (arm=full, rate=2): loss became nan at step 7" in text
-    assert "python -m experiments.cli report toy" in text
+    assert command("report", "toy") in text
     assert "lerp8-mse-merged is not made yet" in text
     rows = list(csv.DictReader((tmp_path / "report" / "table.csv").open()))
     assert [row["arm"] for row in rows] == list(SOME)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.models.base import load_base
-from tests.experiments.evaluation.suites.lm_eval.local import config_of
+from tests.experiments.evaluation.suites.lm_eval.local import harness
 from tests.helpers.families import perturb
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.small import tiny_base
@@ -38,4 +38,4 @@ def model(folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="package")
 def suite(folder: Path, tokenizer: PreTrainedTokenizerBase) -> HarnessSuite:
-    return HarnessSuite(config_of(folder), tokenizer, [])
+    return harness(folder, tokenizer)

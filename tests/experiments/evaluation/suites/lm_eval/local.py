@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig, parse_config
 from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
-from tests.helpers.small import small_values
+from tests.helpers.small import make_suite, small_values
 
 FP32 = Precision("fp32")
 
@@ -20,8 +20,12 @@ FP32 = Precision("fp32")
 def config_of(folder: Path, **settings: Any) -> ExperimentConfig:
     values = small_values(str(folder / "base"))
     local = {"new": ["sums"], "kept": ["colours"], "include_path": str(folder / "tasks")}
-    values["evaluation"] |= {"suites": ["lm_eval"], "lm_eval": local | settings}
+    values["evaluation"]["suites"] = {"lm_eval": local | settings}
     return parse_config(values)
+
+
+def harness(folder: Path, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> HarnessSuite:
+    return make_suite(HarnessSuite, config_of(folder, **settings), tokenizer)
 
 
 def measured(suite: HarnessSuite, model: PreTrainedModel, precision: Precision = FP32) -> list[Record]:

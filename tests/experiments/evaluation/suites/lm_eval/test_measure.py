@@ -20,7 +20,7 @@ from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.run import run_experiment
 from experiments.scorecard import scorecard
-from tests.experiments.evaluation.suites.lm_eval.local import FP32, config_of, measured
+from tests.experiments.evaluation.suites.lm_eval.local import FP32, config_of, harness, measured
 from tests.helpers.families import perturb
 from tests.helpers.lm_eval_tasks import COLOURS, THINGS
 
@@ -85,10 +85,10 @@ class TestMeasure:
         assert {(r.suite, r.task) for r in records} == {("new", "sums"), ("kept", "colours")}
         assert len({r.key for r in records}) == len(records) == 24
 
-    def test_size_is_what_advance_counts(
+    def test_size_is_what_progress_counts(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> None:
-        suite = HarnessSuite(config_of(folder, limit=3), tokenizer, [])
+        suite = harness(folder, tokenizer, limit=3)
         seen: list[int] = []
         with evaluating(model, FP32):
             records = list(suite.measure(model, seen.append))
@@ -133,8 +133,8 @@ class TestMeasure:
     def test_fewshot_reaches_the_prompt(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> None:
-        none = HarnessSuite(config_of(folder), tokenizer, [])
-        two = HarnessSuite(config_of(folder, fewshot=2), tokenizer, [])
+        none = harness(folder, tokenizer)
+        two = harness(folder, tokenizer, fewshot=2)
         assert of(measured(none, model), "colours")[0].scores != of(measured(two, model), "colours")[0].scores
         prompt = two.loaded["colours"].instances[0].arguments[0]
         assert prompt.count("The colour of") == 3
@@ -143,7 +143,7 @@ class TestMeasure:
     def test_chat_reaches_the_prompt(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> None:
-        suite = HarnessSuite(config_of(folder, chat=True, limit=1), tokenizer, [])
+        suite = harness(folder, tokenizer, chat=True, limit=1)
         measured(suite, model)
         assert "<|im_start|>user\nThe colour of blood is" in suite.loaded["colours"].instances[0].arguments[0]
 
@@ -175,7 +175,7 @@ def test_dropout_is_the_same_with_and_without_evaluations_between(suite: Harness
 
 
 def test_a_run_is_the_same_bit_for_bit_with_and_without_the_suites(folder: Path, tmp_path: Path) -> None:
-    with_suites = config_of(folder).to_dict()
+    with_suites = config_of(folder).to_flat()
     with_suites["evaluation"]["suites"] = ["lm_eval", "alignment", "new"]
     without = config_of(folder).to_dict()
     without["evaluation"] |= {"suites": ["new"], "lm_eval": None}

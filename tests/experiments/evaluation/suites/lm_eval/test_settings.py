@@ -12,9 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
-from experiments.evaluation.config import PRESETS, LmEvalConfig
-from experiments.evaluation.suites.lm_eval import HarnessSuite
-from tests.experiments.evaluation.suites.lm_eval.local import config_of
+from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings
+from tests.experiments.evaluation.suites.lm_eval.local import config_of, harness
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.small import small_values
 
@@ -26,7 +25,7 @@ class TestConfig:
         ("settings", "message"),
         [
             ({"kept": ["colour"]}, r"unknown task 'colour'.*'colours'"),
-            ({"kept": ["sums"]}, r"evaluation.lm_eval: sums cannot be new and kept"),
+            ({"kept": ["sums"]}, r"evaluation.suites.lm_eval: sums cannot be new and kept"),
             ({"include_path": "/nowhere/at/all"}, r"include_path=/nowhere/at/all: no such folder"),
         ],
     )
@@ -36,7 +35,7 @@ class TestConfig:
     ) -> None:  # fmt: skip
         monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(folder / "tasks" / "manager.py"))  # not its 16,000
         with pytest.raises(ConfigError, match=message):
-            HarnessSuite(config_of(folder, **settings), tokenizer, [])
+            harness(folder, tokenizer, **settings)
 
     def test_code_runs_only_when_asked_for(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -46,8 +45,8 @@ class TestConfig:
         task.write_text(task.read_text() + "unsafe_code: true\n")
         settings = {"include_path": str(tmp_path)}
         with pytest.raises(ConfigError, match=r"sums runs code that the model wrote, on this machine: set run_code"):
-            HarnessSuite(config_of(folder, **settings), tokenizer, [])
-        assert HarnessSuite(config_of(folder, **settings, run_code=True), tokenizer, []).size == 16
+            harness(folder, tokenizer, **settings)
+        assert harness(folder, tokenizer, **settings, run_code=True).size == 16
 
     @pytest.mark.parametrize("metrics", [["bypass"], ["bleu"]])
     def test_a_task_that_says_of_no_item_whether_it_is_right(
@@ -59,7 +58,7 @@ class TestConfig:
         task["metric_list"] = [{"metric": name} for name in metrics]
         (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task))
         with pytest.raises(ConfigError, match=rf"task sums of lm_eval gives {metrics[0]}, none of which says"):
-            HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+            harness(folder, tokenizer, include_path=str(tmp_path))
 
     def test_a_metric_that_humaneval_has_is_a_verdict(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
@@ -71,29 +70,38 @@ class TestConfig:
         metric = "metric_list:\n- metric: !function own.pass_at_k\n  aggregation: mean\n  higher_is_better: true\n"
         (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task) + metric)
         (tmp_path / "own.py").write_text("def pass_at_k(references, predictions):\n    return {'pass@1': 1.0}\n")
-        suite = HarnessSuite(config_of(folder, include_path=str(tmp_path)), tokenizer, [])
+        suite = harness(folder, tokenizer, include_path=str(tmp_path))
         assert list(suite.loaded["sums"].aggregation()) == ["pass_at_k"]
 
     def test_nothing_to_measure(self, folder: Path) -> None:
-        with pytest.raises(ConfigError, match=r"evaluation.lm_eval: needs `kept` or `new`"):
+        with pytest.raises(ConfigError, match=r"evaluation.suites.lm_eval: needs `kept` or `new`"):
             config_of(folder, new=[], kept=[])
 
-    @pytest.mark.parametrize("change", [{"lm_eval": None}, {"suites": ["new"]}])
-    def test_section_and_suite_belong_together(self, folder: Path, change: dict[str, Any]) -> None:
-        values = config_of(folder).to_dict()
-        values["evaluation"] |= change
+    def test_the_flat_section_needs_its_name_in_suites(self, folder: Path) -> None:
+        values = config_of(folder).to_flat()
+        values["evaluation"]["suites"] = ["new"]
         with pytest.raises(ConfigError, match=r"`lm_eval` needs both its section .* and its name in `suites`"):
             parse_config(values)
 
-    def test_a_suite_without_its_section(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        with pytest.raises(ConfigError, match=r"set evaluation.lm_eval, for example"):
-            HarnessSuite(parse_config(small_values(str(folder / "base"))), tokenizer, [])
+    @pytest.mark.parametrize(
+        ("evaluation", "place"),
+        [
+            ({"suites": ["lm_eval"]}, "suites.lm_eval"),
+            ({"suites": {"lm_eval": None}}, "suites.lm_eval"),
+            ({"suites": ["lm_eval"], "lm_eval": None}, "lm_eval"),
+            ({"suites": ["lm_eval"], "lm_eval": {"limit": 3}}, "lm_eval"),
+        ],
+    )
+    def test_a_suite_without_tasks(self, folder: Path, evaluation: dict[str, Any], place: str) -> None:
+        values = small_values(str(folder / "base"), evaluation=evaluation)
+        with pytest.raises(ConfigError, match=rf"evaluation.{place}: needs `kept` or `new` with at least one task"):
+            parse_config(values)
 
     def test_what_the_cache_goes_by(self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
         """Items, settings and the code of a task's functions; neither the batch size nor where a function lies."""
 
         def content(**settings: Any) -> str:
-            return json.dumps(HarnessSuite(config_of(folder, **settings), tokenizer, []).content(), sort_keys=True)
+            return json.dumps(harness(folder, tokenizer, **settings).content(), sort_keys=True)
 
         first = content()
         assert content() == first == content(batch_size=3)
@@ -116,16 +124,14 @@ class TestConfig:
         values = small_values(str(folder / "base"))
         values["evaluation"]["suites"] = ["lm_eval"]
         values["evaluation"]["lm_eval"] = {"preset": "paper_math", "limit": 7, "new": ["gsm8k"]}
-        settings = parse_config(values).evaluation.lm_eval
-        assert settings is not None
+        settings = parse_config(values).evaluation.settings("lm_eval")
         assert settings.new == ("gsm8k",)
         assert {"arc_challenge", "mmlu", "mmlu_pro"} < set(settings.kept)
         assert (settings.limit, settings.fewshot) == (7, 0)
         named: set[str] = set()
         for path in PRESETS.glob("*.yaml"):
             values["evaluation"]["lm_eval"] = {"preset": path.stem}
-            preset = parse_config(values).evaluation.lm_eval
-            assert preset is not None
+            preset = parse_config(values).evaluation.settings("lm_eval")
             named |= {*preset.new, *preset.kept}
         paper = "arc_challenge gpqa_main_zeroshot mmlu mmlu_pro gsm8k minerva_math leaderboard_math_hard humaneval mbpp"
         assert {*paper.split(), "ceval-valid", "cmmlu", "bbh"} <= named
@@ -142,5 +148,5 @@ def test_every_task_of_the_presets_exists_in_lm_eval() -> None:
     presets = sorted(PRESETS.glob("*.yaml"))
     assert len(presets) == 3
     for path in presets:
-        settings = LmEvalConfig(**yaml.safe_load(path.read_text()))
+        settings = HarnessSettings(**yaml.safe_load(path.read_text()))
         assert {*settings.new, *settings.kept} <= known, path.name

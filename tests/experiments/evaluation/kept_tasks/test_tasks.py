@@ -8,9 +8,9 @@ import dataclasses
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.evaluation.kept_tasks.probes import KEPT_TASKS, PROBES, kept_items, reworded
+from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 
-ALL = tuple(PROBES)
+ALL = tuple(KEPT_TASKS)
 FACTS = {
     "capitals": {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Canada": "Ottawa"},
     "continents": {"Kenya": "Africa", "Nepal": "Asia", "Brazil": "South America", "Cuba": "North America"},
@@ -57,10 +57,10 @@ WORDINGS = {  # plain and chat, then both in other words
 }
 
 
-class TestProbes:
-    @pytest.mark.parametrize("task", PROBES)
+class TestQuestions:
+    @pytest.mark.parametrize("task", KEPT_TASKS)
     def test_every_question_can_be_asked(self, task: str) -> None:
-        questions = PROBES[task]()
+        questions = KEPT_TASKS[task]()
         assert len(questions) >= 100
         assert len({q.id for q in questions}) == len(questions)
         for question in questions:
@@ -68,79 +68,78 @@ class TestProbes:
             assert question.right not in question.wrong
 
     def test_there_are_enough_of_them(self) -> None:
-        assert len(kept_items(ALL, "all", 0)) >= 1200
-        assert kept_items(("plurals",), "all", 0)[:50] == kept_items(("plurals",), 50, 0)
+        assert len(draw_questions(ALL, "all", 0)) >= 1200
+        assert draw_questions(("plurals",), "all", 0)[:50] == draw_questions(("plurals",), 50, 0)
 
     def test_distinct_options_with_the_right_one_marked(self) -> None:
-        right = {(task, q.id): q.right for task, builder in PROBES.items() for q in builder()}
-        for probe in kept_items(ALL, 100, seed=3):
+        right = {(task, q.id): q.right for task, builder in KEPT_TASKS.items() for q in builder()}
+        for probe in draw_questions(ALL, 100, seed=3):
             assert len(set(probe.options)) == len(probe.options) == (2 if probe.task == "agreement" else 4)
             assert probe.options[probe.answer] == right[probe.task, probe.id]
 
-    def test_same_seed_same_probes_and_more_items_change_none(self) -> None:
-        few, many = kept_items(ALL, 10, seed=0), kept_items(ALL, 50, seed=0)
-        assert few == kept_items(ALL, 10, seed=0) != kept_items(ALL, 10, seed=1)
+    def test_same_seed_same_questions_and_more_items_change_none(self) -> None:
+        few, many = draw_questions(ALL, 10, seed=0), draw_questions(ALL, 50, seed=0)
+        assert few == draw_questions(ALL, 10, seed=0) != draw_questions(ALL, 10, seed=1)
         assert set(few) < set(many)
 
     def test_the_right_option_stands_anywhere(self) -> None:
-        """Over 20 seeds and 160 probes each place has 1/4; 5 standard deviations are 0.04."""
-        places = collections.Counter(p.answer for seed in range(20) for p in kept_items(KEPT_TASKS, 40, seed))
+        """Over 20 seeds and 160 questions each place has 1/4; 5 standard deviations are 0.04."""
+        places = collections.Counter(p.answer for seed in range(20) for p in draw_questions(DEFAULT_TASKS, 40, seed))
         total = places.total()
         assert total == 20 * 160
         assert all(abs(places[i] / total - 0.25) < 0.04 for i in range(4))
 
-    @pytest.mark.parametrize("task", PROBES)
+    @pytest.mark.parametrize("task", KEPT_TASKS)
     def test_known_facts(self, task: str) -> None:
-        found = {question.id: question.right for question in PROBES[task]()}
+        found = {question.id: question.right for question in KEPT_TASKS[task]()}
         for item, right in FACTS[task].items():
             assert found[item] == right or (task == "agreement" and found[item] in right), item
 
     def test_two_currencies_that_look_alike_are_never_both_offered(self) -> None:
-        for question in PROBES["currencies"]():
+        for question in KEPT_TASKS["currencies"]():
             assert not [name for name in question.wrong if name[:3] == question.right[:3]]
-        assert "krone" not in {q.id: q.wrong for q in PROBES["currencies"]()}["Sweden"]
+        assert "krone" not in {q.id: q.wrong for q in KEPT_TASKS["currencies"]()}["Sweden"]
 
     def test_the_noun_before_the_verb_misleads(self) -> None:
         """Half of the subjects are plural, and the other noun always has the other number."""
-        questions = PROBES["agreement"]()
+        questions = KEPT_TASKS["agreement"]()
         plural = [q for q in questions if q.right in ("are", "were", "have", "need")]
         assert len(plural) == len(questions) / 2
         assert not any(q.plain.endswith("s") for q in plural)
         assert all(q.plain.endswith("s") for q in questions if q not in plural)
 
     def test_nothing_gives_the_answer_away(self) -> None:
-        for probe in kept_items(ALL, 100, seed=0):
+        for probe in draw_questions(ALL, 100, seed=0):
             if probe.task in ("capitals", "continents", "currencies"):
                 answer = probe.options[probe.answer].lower()
                 assert not set(answer.split()) & set(probe.id.lower().split()), probe
 
     def test_articles(self) -> None:
-        stems = {q.id: q.plain for q in PROBES["capitals"]()}
+        stems = {q.id: q.plain for q in KEPT_TASKS["capitals"]()}
         assert stems["The Netherlands"] == "The capital of the Netherlands is"
         assert stems["Philippines"] == "The capital of the Philippines is"
         assert stems["France"] == "The capital of France is"
 
     def test_each_wording_as_it_is_asked(self) -> None:
         """The first is what every run and cached result since the start was asked; a change of it is a new task."""
-        found = {task: {q.id: q for q in builder()} for task, builder in PROBES.items()}
+        found = {task: {q.id: q for q in builder()} for task, builder in KEPT_TASKS.items()}
         for (task, item), (plain, chat, again, chat_again) in WORDINGS.items():
             question = found[task][item]
             assert (question.plain, question.chat) == (plain, chat)
             assert question.reworded == (again, chat_again)
-        assert {task for task, _ in WORDINGS} == set(PROBES) - {"agreement"}
+        assert {task for task, _ in WORDINGS} == set(KEPT_TASKS) - {"agreement"}
 
     def test_every_task_but_agreement_has_a_second_wording(self) -> None:
-        probes = kept_items(ALL, "all", 0)
+        probes = draw_questions(ALL, "all", 0)
         again = reworded(probes)
         assert [p.id for p in again] == [p.id for p in probes if p.task != "agreement"]
-        for first, second in zip([p for p in probes if p.reworded], again, strict=True):
-            assert (
-                dataclasses.replace(second, question_plain=first.question_plain, question_chat=first.question_chat)
-                == first
-            )
-            assert second.question_plain != first.question_plain
-            assert second.question_chat != first.question_chat
+        for first, second in zip([p for p in probes if p.reworded()], again, strict=True):
+            wording = {"plain": first.template.plain, "chat": first.template.chat}
+            same = dataclasses.replace(second, template=dataclasses.replace(second.template, **wording))
+            assert same == first
+            assert second.template.plain != first.template.plain
+            assert second.template.chat != first.template.chat
 
     def test_too_many_says_how_many_there_are(self) -> None:
-        with pytest.raises(ConfigError, match=r"kept_items=1000, but the kept task 'capitals' has only \d+ items"):
-            kept_items(ALL, 1000, seed=0)
+        with pytest.raises(ConfigError, match=r"kept.items=1000, but the kept task 'capitals' has only \d+ items"):
+            draw_questions(ALL, 1000, seed=0)

@@ -1,4 +1,4 @@
-"""Methods that add a term to the loss which holds the model near its base."""
+"""Terms of the loss: distances from the base, in outputs (KL) or weights (L2-SP, EWC), and weights of tokens (DFT)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,20 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import evaluating
 from ctrl.sharded import sharded
-from experiments.methods.base import Batch, Method, Setting, share, snapshot, trainable
+from experiments.methods.base import LossTerm, MethodContext
+from experiments.methods.batches import Batch, micro_batch_fraction, single_rows
 from experiments.methods.saving import is_peft
-from experiments.methods.tuning import Control, Full, Lora, Partial, single_rows
+from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 
-TUNINGS: dict[str, type[Method]] = {"full": Full, "partial": Partial, "control": Control, "lora": Lora}
 CHUNK = 64  # tokens of the vocabulary-sized comparison at a time
 
 
-class OnTop(Method):
-    """A method that says how to train, not what: `trains` names that, with its default options."""
+class Kl(LossTerm):
+    """Penalise drift: weight * sum over tokens of KL(base || tuned) / labelled tokens of the step.
 
-    trains: Literal["full", "partial", "control", "lora"] = "full"
-
-    def prepare(self, model: PreTrainedModel, setting: Setting) -> PreTrainedModel:
-        return TUNINGS[self.trains]().prepare(model, setting)
-
-    @property
-    def places_layers(self) -> bool:
-        return self.trains in ("partial", "control")
-
-
-class Kl(OnTop):
-    """weight * sum over tokens of KL(base || tuned) / labelled tokens of the step, over the whole vocabulary in fp32.
-
-    The tokens are the labelled ones, or (`tokens: replayed`) the replayed ones of them; the others then count as 0.
+    Computed over the whole vocabulary in fp32. The tokens are the labelled ones, or (`tokens: replayed`) only the
+    replayed ones of them; the others then count as 0.
     """
 
     weight: float = Field(1.0, ge=0)
@@ -50,11 +38,11 @@ class Kl(OnTop):
     _base: Any = PrivateAttr(None)
     _precision: Any = PrivateAttr(None)
 
-    def begin(self, model: PreTrainedModel, setting: Setting) -> None:
-        self._precision = setting.precision
-        if not (isinstance(model, ControlModel) or is_peft(model)):
+    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
+        self._precision = context.precision
+        if not has_base(model):
             self._base = copy.deepcopy(model).requires_grad_(False).eval()
-            setting.precision.hold_frozen(self._base)
+            context.precision.hold_frozen(self._base)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         labelled = batch["shift_labels"] != -100
@@ -74,7 +62,7 @@ class Kl(OnTop):
         return self.tokens == "replayed"
 
     def _chosen(self, batch: Batch) -> Tensor:
-        """Which kept positions (batch, kept) are replayed; the mark is per row or per token of the input."""
+        """Return a mask (batch, kept) of the replayed positions; the data marks rows, or tokens of the input."""
         replayed = batch["replayed"]
         if replayed.dim() == 1:
             return replayed.bool()[:, None].expand_as(batch["shift_labels"])
@@ -91,9 +79,21 @@ class Kl(OnTop):
         return logits
 
 
+def has_base(model: Any) -> bool:
+    """Return whether a model, before training, computes what the base does with its copies or adapters switched off.
+
+    CorDA's adapters do not start at zero: without them a part of the base is missing.
+    """
+    if is_peft(model):
+        return not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+    return isinstance(model, ControlModel)
+
+
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
-    """sum over tokens of KL(base || tuned) from logits (tokens, vocabulary), in nats; log-softmax in fp32, in chunks
-    whose intermediate values are computed again in the backward pass."""
+    """Sum KL(base || tuned) over tokens, in nats, from logits (tokens, vocabulary).
+
+    The log-softmax is fp32, in chunks whose intermediate values are computed again in the backward pass.
+    """
     parts = [
         checkpoint(_kl, p, q, use_reentrant=False) for p, q in zip(base.split(CHUNK), tuned.split(CHUNK), strict=True)
     ]
@@ -105,48 +105,47 @@ def _kl(base: Tensor, tuned: Tensor) -> Tensor:
     return F.kl_div(q, p, log_target=True, reduction="sum")
 
 
-class L2sp(OnTop):
-    """weight / 2 * |theta - theta_0|^2 over what trains (arXiv 1802.01483); theta_0 is the start."""
+class L2sp(LossTerm):
+    """Penalise distance from the start: weight / 2 * |theta - theta_0|^2 over what trains (arXiv 1802.01483)."""
 
-    trains: Literal["full", "partial", "control"] = "full"
     weight: float = Field(0.01, ge=0)
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     reads_weights: ClassVar[bool] = True
 
-    def begin(self, model: PreTrainedModel, setting: Setting) -> None:
+    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._start = snapshot(model)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         squares = [(p - self._start[name]).square().sum() for name, p in trainable(model).items()]
-        return self.weight / 2 * torch.stack(squares).sum() * share(batch, total)
+        return self.weight / 2 * torch.stack(squares).sum() * micro_batch_fraction(batch, total)
 
 
-class Ewc(OnTop):
-    """weight / 2 * sum_i F_i (theta_i - theta_0i)^2 (arXiv 1612.00796), F the diagonal Fisher information per token.
+class Ewc(LossTerm):
+    """Penalise changes of weights that old text needs: weight / 2 * sum_i F_i (theta_i - theta_0i)^2.
 
-    F_i = sum over rows of g_i^2 / labelled tokens, g the gradient of a row's summed log-likelihood at the base, on
-    old text. On text that the base wrote, tokens are drawn from the model itself, so this estimates the Fisher
-    information proper, and half the quadratic form is the KL per token to second order.
+    EWC (arXiv 1612.00796). F is the diagonal Fisher information per token: F_i = sum over rows of g_i^2 / labelled
+    tokens, with g the gradient of a row's summed log-likelihood on old text at the start. If the base wrote that text,
+    its tokens are drawn from the model itself: this then estimates the Fisher information proper, and half the
+    quadratic form is the KL per token to second order.
     """
 
-    trains: Literal["full", "partial", "control"] = "full"
     weight: float = Field(1.0, ge=0)
     batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     reads_weights: ClassVar[bool] = True
 
-    def begin(self, model: PreTrainedModel, setting: Setting) -> None:
+    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._start = snapshot(model)
-        self._fisher = fisher(model, list(single_rows(setting.old(self.batches), model.device)), setting.precision)
+        self._fisher = fisher(model, list(single_rows(context.old(self.batches), model.device)), context.precision)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         terms = [(self._fisher[name] * (p - self._start[name]).square()).sum() for name, p in trainable(model).items()]
-        return self.weight / 2 * torch.stack(terms).sum() * share(batch, total)
+        return self.weight / 2 * torch.stack(terms).sum() * micro_batch_fraction(batch, total)
 
 
 def fisher(model: PreTrainedModel, rows: list[dict[str, Any]], precision: Precision) -> dict[str, Tensor]:
-    """The diagonal of `Ewc`, by name of what trains. rows: single sequences (1, seq) with labels."""
+    """Estimate the diagonal F of `Ewc`, by name of the trained weight. rows: single sequences (1, seq) with labels."""
     parameters, tokens = trainable(model), 0
     sums = {name: torch.zeros_like(p) for name, p in parameters.items()}
     training = model.training
@@ -164,3 +163,13 @@ def fisher(model: PreTrainedModel, rows: list[dict[str, Any]], precision: Precis
         tokens += int((labels != -100).sum())
     model.train(training)
     return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+class Dft(LossTerm):
+    """Weight each token's loss by its own probability: -p log p, with p as a constant (DFT, arXiv 2508.05629).
+
+    A token that the model finds unlikely then moves it less.
+    """
+
+    def token_weights(self, log_p: Tensor) -> Tensor:
+        return log_p.exp()

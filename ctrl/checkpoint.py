@@ -1,0 +1,123 @@
+"""Write and read the folder of `ctrl.save`: `model.safetensors` with the trained tensors, and `control_config.json`.
+
+The folder has no config.json, so from_pretrained refuses it instead of loading a plain model without the copies. The
+weights have the file name from which Trainer resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ctrl.errors import CheckpointError
+from ctrl.layer import ADDED, expanded_layers
+from ctrl.sharded import write_once
+
+CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
+FORMAT = 1
+
+
+def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
+    """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
+    folder = Path(folder)
+    names = trained_names(model)
+    state = model.state_dict() if state_dict is None else state_dict
+    base = {**base_facts(model), "expanded_layers": model.control.layers}
+    meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
+    write_once({name: state[name] for name in names}, lambda tensors: _write(folder, tensors, meta))
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `base` (facts of the base model) and `control` (the config). Raises CheckpointError if that fails."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a folder written by ctrl.save")
+    try:
+        meta = json.loads(path.read_text())
+        if meta["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
+        return {"base": meta["base"], "control": meta["control"]}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file. Raises CheckpointError if it is missing or damaged."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete, save it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
+
+
+def added_names(model: nn.Module) -> list[str]:
+    """List the state-dict names that expand added: copies and interpolations."""
+    state = model.state_dict(keep_vars=True)  # first: this makes FSDP reshard what a forward pass has gathered
+    marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
+    return [name for name, tensor in state.items() if id(tensor) in marks]
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """List the state-dict names that training may have changed: all that expand added, and what else was unfrozen."""
+    added = set(added_names(model))
+    state = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    names = []
+    for name, tensor in state.items():
+        if (name in added or tensor.requires_grad) and id(tensor) not in seen:  # tied weights once
+            seen.add(id(tensor))
+            names.append(name)
+    return names
+
+
+def base_facts(model: nn.Module) -> dict[str, Any]:
+    """Describe a base model by the facts in which the base to load onto must agree with the base that was expanded."""
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    return {
+        "name": config._name_or_path,
+        "model_type": config.model_type,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "vocab_size": text.vocab_size,
+        "dtype": str(model.dtype),
+    }
+
+
+def _added_tensors(layer: Any) -> list[Tensor]:
+    """List the tensors of copy and interpolation, without those that a low-rank copy shares with its original."""
+    parts = [layer.expanded] if layer.interpolation is None else [layer.expanded, layer.interpolation]
+    own = {id(t) for name, t in layer.named_parameters(remove_duplicate=False) if not name.startswith(ADDED)}
+    added = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    return [t for t in added if id(t) not in own]
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(meta, indent=2) + "\n"))
+    except (OSError, SafetensorError) as error:
+        size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
+        raise CheckpointError(
+            f"cannot save {size:.0f} MB to {folder}: {error}. Free space or choose another folder"
+        ) from error
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write a temporary file, then rename it: a full disk or a kill leaves the old file intact."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

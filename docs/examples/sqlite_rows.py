@@ -1,0 +1,39 @@
+"""A source of your own: questions and answers from an SQLite query."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from pathlib import Path
+from typing import Literal
+
+from experiments.common.errors import ConfigError
+from experiments.data.columns import Columns
+from experiments.data.items import Example
+from experiments.data.source import Finite, distinct
+
+
+class SqliteRows(Columns, Finite):
+    """The rows of a query. Its columns are named as in source `file`: question, answer, solution, or text."""
+
+    source: Literal["sqlite"] = "sqlite"
+    path: str
+    query: str
+
+    @property
+    def label(self) -> str:
+        return Path(self.path).stem
+
+    @functools.cached_property
+    def examples(self) -> tuple[Example, ...]:
+        if not Path(self.path).is_file():
+            raise ConfigError(f"source sqlite: {self.path} does not exist (looked in {Path.cwd()})")
+        connection = sqlite3.connect(self.path)
+        connection.row_factory = sqlite3.Row
+        try:
+            rows = [dict(row) for row in connection.execute(self.query)]
+        except sqlite3.Error as error:
+            raise ConfigError(f"source sqlite: {self.query!r} failed on {self.path}: {error}") from error
+        finally:
+            connection.close()
+        return distinct(self.table(rows, self.path))

@@ -1,0 +1,137 @@
+"""Fill the generated parts of the pages and draw the figure: `python -m docs.generate`, or `make docs`.
+
+A generated part is the text between the lines `<!-- generated: NAME ... -->` and `<!-- end -->`. NAME is a key of
+PARTS; the words after it are its arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.evaluation.kept_tasks.probes import PROBES
+from pydantic import BaseModel
+
+from ctrl import ControlConfig
+from docs.figures import method
+from docs.sections import control_table, fields_table, variants
+from experiments.cli.main import parser
+from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
+from experiments.data.config import DataConfig
+from experiments.data.sources import SOURCES
+from experiments.evaluation.config import EvaluationConfig, LmEvalConfig
+from experiments.evaluation.evaluate import SUITES
+from experiments.methods import METHODS
+from experiments.scorecard import card, names
+from experiments.studies import config as study
+from experiments.studies.space import DIMENSIONS
+from experiments.training.config import TrainingConfig
+from experiments.training.schedules import SCHEDULES
+
+HERE = Path(__file__).parent
+PART = re.compile(r"(<!-- generated: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+SECTIONS: dict[str, type[BaseModel]] = {
+    "run": ExperimentConfig,
+    "data": DataConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "lm_eval": LmEvalConfig,
+    "arms": ArmConfig,
+    "study": study.StudyConfig,
+    "objectives": study.Objective,
+    "constraints": study.Constraint,
+    "sampler": study.Sampler,
+    "pruner": study.Pruner,
+    "budget": study.Budget,
+    "report": study.ReportConfig,
+    "posthoc": study.Posthoc,
+}
+ANCHORS: dict[type, str] = {cls: name for name, cls in SECTIONS.items()} | {ControlConfig: "control"}
+ANCHORS |= dict.fromkeys(SOURCES.values(), "Sources") | dict.fromkeys(DIMENSIONS.values(), "Dimensions")
+
+
+def fields(name: str) -> str:
+    """The table of one section."""
+    return fields_table(SECTIONS[name], ANCHORS)
+
+
+def kept_tasks() -> str:
+    """The kept tasks with their number of questions."""
+    rows = [f"| `{name}` | {len(task())} | {(task.__doc__ or '').splitlines()[0]} |" for name, task in PROBES.items()]
+    return "\n".join(("| task | questions | what is asked |", "|---|---|---|", *rows))
+
+
+def figures() -> str:
+    """All figures by suite."""
+    rows = [f"| {suite} | {', '.join(f'`{name}`' for name in found)} |" for suite, found in names.FIGURES.items()]
+    formulas = "\n".join(line.removeprefix("    ") for line in (card.scorecard.__doc__ or "").strip().splitlines()[2:])
+    return "\n".join(("| needs | figures |", "|---|---|", *rows, "", "```text", formulas, "```"))
+
+
+def commands() -> str:
+    """Every command of control-llm with its arguments."""
+    top = parser()
+    actions = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help for choice in actions._choices_actions}
+    return "\n\n".join(_command(name, str(helps[name]), command) for name, command in actions.choices.items())
+
+
+def _command(name: str, text: str, command: argparse.ArgumentParser) -> str:
+    rows = [
+        f"| {_argument(action)} | {(action.help or '') % {'default': action.default}} |"
+        for action in command._actions
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
+    ]
+    table = "\n".join(("| argument | meaning |", "|---|---|", *rows)) if rows else "It takes no arguments."
+    return f"### control-llm {name}\n\n{text[0].upper()}{text[1:]}.\n\n{table}"
+
+
+def _argument(action: argparse.Action) -> str:
+    if not action.option_strings:
+        return f"`{action.metavar or action.dest}`"
+    value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+    return f"`{action.option_strings[-1]}{value}`" + (" (required)" if action.required else "")
+
+
+def config(name: str) -> str:
+    """A shipped YAML file."""
+    return f"```yaml\n{(SHIPPED / f'{name}.yaml').read_text(encoding='utf-8')}```"
+
+
+def example(name: str) -> str:
+    """A file of docs/examples."""
+    return f"```python\n{(HERE / 'examples' / name).read_text(encoding='utf-8')}```"
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "fields": fields,
+    "control": control_table,
+    "sources": lambda: variants("Source", SOURCES, ANCHORS),
+    "methods": lambda: variants("Method", METHODS, ANCHORS),
+    "suites": lambda: variants("Suite", SUITES, ANCHORS),
+    "schedules": lambda: variants("Schedule", SCHEDULES, ANCHORS),
+    "dimensions": lambda: variants("Dimension", DIMENSIONS, ANCHORS),
+    "kept_tasks": kept_tasks,
+    "figures": figures,
+    "commands": commands,
+    "config": config,
+    "example": example,
+}
+
+
+def filled(text: str) -> str:
+    """The text of a page with its generated parts made again. Raises KeyError for an unknown name."""
+    return PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]](*part[3].split())}\n\n{part[4]}", text)
+
+
+def main() -> None:
+    """Write all pages and the figure."""
+    method.draw(HERE / "figures" / "method.svg")
+    for page in sorted(HERE.glob("*.md")):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The command `list`: what a YAML can name, one line each, from the tables and the docstrings of their entries."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from experiments.cli.console import Commands, show_rows
+from experiments.common.errors import ConfigError
+from experiments.common.paths import SHIPPED
+
+Entries = Callable[[], Mapping[str, str]]
+
+
+def add(commands: Commands) -> None:
+    one = commands.add_parser("list", help="list what a YAML can name: configs, methods, sources, suites ...")
+    one.add_argument("kind", nargs="?", help=f"one of {', '.join(KINDS)} (default: all of them)")
+    one.set_defaults(command=list_command)
+
+
+def list_command(args: argparse.Namespace) -> int:
+    if args.kind is not None and args.kind not in KINDS:
+        from experiments.common.section import nearest
+
+        raise ConfigError(f"unknown kind {args.kind!r}: {nearest(args.kind, KINDS)}")
+    for i, kind in enumerate([args.kind] if args.kind else KINDS):
+        where, entries = KINDS[kind]
+        print(("\n" if i else "") + f"{kind} ({where})")
+        show_rows((), [(f"  {name}", text) for name, text in entries().items()])
+    return 0
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring or a comment, on one line."""
+    paragraph = " ".join((text or "").strip().split("\n\n")[0].split())
+    return re.split(r"(?<=[.?!])\s+(?=[A-Z`0-9])", paragraph)[0]
+
+
+def described(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the first sentence on each entry of a table: of its `meaning`, or of its docstring."""
+    return {name: first_sentence(getattr(entry, "meaning", None) or entry.__doc__) for name, entry in table.items()}
+
+
+def _files(pattern: str) -> dict[str, str]:
+    """Shipped YAML files by name, with the first sentence of the comment that they begin with."""
+    return {path.stem: first_sentence(_comment(path)) for path in sorted(SHIPPED.glob(pattern))}
+
+
+def _comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#") for line in lines[:first])
+
+
+def _methods() -> dict[str, str]:
+    from experiments.methods import METHODS
+
+    return described(METHODS)
+
+
+def _sources() -> dict[str, str]:
+    from experiments.data.sources import SOURCES
+
+    return described(SOURCES)
+
+
+def _suites() -> dict[str, str]:
+    from experiments.evaluation.suites import SUITES
+
+    return described(SUITES)
+
+
+def _kept_tasks() -> dict[str, str]:
+    from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
+
+    return described(KEPT_TASKS)
+
+
+def _interpolations() -> dict[str, str]:
+    from ctrl.interpolation import INTERPOLATIONS
+
+    return described(INTERPOLATIONS)
+
+
+def _structures() -> dict[str, str]:
+    """There is no table of them: ControlConfig's docstring has a phrase on each."""
+    from ctrl.config import ControlConfig, Structure
+
+    [field] = re.findall(r"(?s)structure: (.*?)\n\s*\w+: ", str(ControlConfig.__doc__))
+    phrases = dict(re.findall(r"`(\w+)`\s+([^`]+)", field))
+    return {name: first_sentence(phrases[name]).rstrip(",. ") for name in get_args(Structure)}
+
+
+def _divergences() -> dict[str, str]:
+    from ctrl.divergence import DIVERGENCES
+
+    return described(DIVERGENCES)
+
+
+def _schedules() -> dict[str, str]:
+    from experiments.training.schedules import SCHEDULES
+
+    return described(SCHEDULES)
+
+
+def _figures() -> dict[str, str]:
+    from experiments.scorecard.figures import FIGURES
+
+    return described(FIGURES)
+
+
+KINDS: dict[str, tuple[str, Entries]] = {  # where it is written, what there is
+    "configs": ("control-llm run NAME", lambda: _files("*.yaml")),
+    "studies": ("control-llm study NAME", lambda: _files("studies/*.yaml")),
+    "methods": ("arms: [{method: NAME}]", _methods),
+    "sources": ("data: {new: {source: NAME}}", _sources),
+    "suites": ("evaluation: {suites: [NAME]}", _suites),
+    "tasks": ("evaluation: {kept_tasks: [NAME]}", _kept_tasks),
+    "structures": ("control: {structure: NAME}", _structures),
+    "interpolations": ("control: {interpolation: NAME}", _interpolations),
+    "divergences": ("control: {divergence: NAME}", _divergences),
+    "schedules": ("training: {schedule: NAME}", _schedules),
+    "figures": ("in reports, and in a study: objectives: [{figure: NAME}]", _figures),
+}

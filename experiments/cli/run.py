@@ -1,0 +1,106 @@
+"""The commands of runs: `run`, `posthoc`, `ui` and `sync`."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.common.commands import command
+from experiments.common.errors import ConfigError
+from experiments.common.paths import default_root, short_path
+
+
+def add(commands: Commands) -> None:
+    run = commands.add_parser("run", help="run an experiment, or continue it")
+    run.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: quickstart")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field: training.steps=20"
+    )
+    run.add_argument("--fresh", action="store_true", help="delete what an earlier run of this config left")
+    run.set_defaults(command=run_command)
+    after = commands.add_parser("posthoc", help="change the trained weights of a finished arm, and measure again")
+    after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
+    after.add_argument("--arm", required=True)
+    after.add_argument("--lr", type=float, required=True)
+    after.add_argument("--op", required=True, help="wise, merge, dial or task_vectors")
+    after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
+    after.add_argument(
+        "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
+    )
+    after.set_defaults(command=posthoc_command)
+    ui = commands.add_parser("ui", help="open the MLflow UI on the store")
+    ui.set_defaults(command=ui_command)
+    sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
+    sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="for example mlruns/runs/NAME")
+    sync.set_defaults(command=sync_command)
+    for one in (run, ui, sync):
+        add_root(one)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    from experiments.config import load_config
+    from experiments.reporting.tables import format_table
+    from experiments.runs.run import run_experiment
+    from experiments.training.processes import is_main_process
+
+    quiet()
+    outcome = run_experiment(load_config(args.config, overrides(args.set)), args.root, args.fresh, say)
+    if not is_main_process():
+        return 0  # the first process says what came of it; a code of ours would end it before it has
+    print()
+    show(format_table(outcome.results))
+    for result in outcome.failed:
+        print(f"failed: {result.label}: {result.reason}", file=sys.stderr)
+    root = ["--root", args.root] if args.root else []
+    print(f"\nreport:    {short_path(outcome.report)}\nMLflow UI: {command('ui', *root)}")
+    return 1 if outcome.failed else 0
+
+
+def posthoc_command(args: argparse.Namespace) -> int:
+    from experiments.posthoc.run import posthoc
+    from experiments.reporting.tables import format_table
+
+    quiet()
+    results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, say)
+    print()
+    show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
+    return 0
+
+
+def ui_command(args: argparse.Namespace) -> int:
+    from experiments.tracking.tracker import Tracker
+
+    line = Tracker(args.root or default_root(), "Default").ui_command()
+    say(line)
+    return subprocess.run(line, shell=True, check=False).returncode  # our own command, quoted by Tracker
+
+
+def sync_command(args: argparse.Namespace) -> int:
+    from experiments.tracking.sync import sync
+
+    said = sync(args.folders, args.root or default_root())
+    for path, what in said.items():
+        print(f"{path.name}: {what}")
+    return 1 if any(what.startswith("not sent") for what in said.values()) else 0
+
+
+def overrides(pairs: list[str]) -> dict[str, object]:
+    """`training.steps=20` -> {"training.steps": 20}; values are read as YAML. Raises ConfigError."""
+    import yaml
+
+    from experiments.common.yaml_values import load_yaml
+
+    values = {}
+    for pair in pairs:
+        key, found, value = pair.partition("=")
+        if not found:
+            raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
+        try:
+            values[key] = load_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text") from error
+    return values

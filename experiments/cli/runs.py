@@ -1,0 +1,141 @@
+"""The commands `runs` and `show`: what was run below a root, how far it is, and what goes on with it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.cli.console import Commands, add_root, show, show_rows
+from experiments.common.commands import command
+from experiments.common.errors import ConfigError
+from experiments.common.files import read_json
+from experiments.common.paths import default_root, short_path
+
+HEAD = ("folder", "status", "done", "best gain", "retention", "of arm", "age")
+
+
+def add(commands: Commands) -> None:
+    runs = commands.add_parser("runs", help="list runs and studies with their status and best result")
+    runs.add_argument("--trials", action="store_true", help="the runs of studies' trials too")
+    runs.set_defaults(command=runs_command)
+    one = commands.add_parser("show", help="a run or study: config, arms, report, next command")
+    one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
+    one.set_defaults(command=show_command)
+    for parser in (runs, one):
+        add_root(parser)
+
+
+def runs_command(args: argparse.Namespace) -> int:
+    from experiments.cli.overview import age, figure, gain, read_all
+
+    root = args.root or default_root()
+    rows = []
+    for one in read_all(root, args.trials):
+        done = f"{one.done}/{'?' if one.total is None else one.total} {'trials' if one.kind == 'study' else 'arms'}"
+        best = one.best or {"scorecard": {}}
+        arm = f"{best['arm']} {best['learning_rate']:g}" if one.best else ""
+        nats = "" if "gain" in best["scorecard"] else " nats"
+        figures = [_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f")]
+        rows.append([short_path(one.folder), one.status, done, *figures, arm, age(one.updated)])
+    if rows:
+        show_rows(HEAD, rows)
+    else:
+        print(f"nothing was run below {short_path(root)} yet: {command('run', 'quickstart')}")
+    return 0
+
+
+def show_command(args: argparse.Namespace) -> int:
+    root = args.root or default_root()
+    folder = find(args.run, root)
+    if (folder / "study.yaml").is_file():
+        _show_study(folder)
+    else:
+        _show_run(folder)
+    return 0
+
+
+def find(name: str, root: Path) -> Path:
+    """Return the folder of a run or study by its path, its name, or the beginning of its name. Raises ConfigError."""
+    from experiments.cli.overview import folders, trial_runs
+
+    path = Path(name).resolve()
+    if any((path / file).is_file() for file in ("config.yaml", "study.yaml")):
+        return path
+    studies, runs = folders(root)
+    trials = [run for study in studies for run in trial_runs(study, runs)]
+    own = [*studies, *(run for run in runs if run not in trials)]
+    for candidates in (own, trials):
+        exact = [folder for folder in candidates if folder.name == name]
+        found = exact or [folder for folder in candidates if folder.name.startswith(name)]
+        if len(found) == 1:
+            return found[0].resolve()
+        if found:
+            raise ConfigError(f"{len(found)} names begin with {name!r}: {', '.join(f.name for f in found)}")
+    from experiments.common.section import nearest
+
+    known = nearest(name, [folder.name for folder in own])
+    raise ConfigError(f"no run or study {name!r} below {short_path(root)}: {known}")
+
+
+def _show_run(folder: Path) -> None:
+    from experiments.cli.overview import age, read_config, read_run
+    from experiments.records import ArmResult
+    from experiments.reporting.tables import format_table
+
+    one, config = read_run(folder), read_config(folder / "config.yaml")
+    show(f"{folder.name}: {one.status}, {one.done} of {one.total} arms, last change {age(one.updated)} ago\n")
+    for title, text in config_lines(config).items():
+        print(f"{title:<11} {text}")
+    made = [folder / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
+    made += sorted(path.parent for path in folder.glob("posthoc/*/result.json"))
+    files = [path / "result.json" for path in made]
+    results = [ArmResult.from_dict(read_json(file)) for file in files if file.is_file()]
+    if results:
+        print()
+        show(format_table(results))
+    for file in (file for file in files if not file.is_file()):
+        print(f"{file.parent.name}: no result yet")
+    report, root = folder / "report.html", folder.parent.parent
+    print(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
+    if one.status != "finished":
+        options: list[str | Path] = [] if root.resolve() == default_root().resolve() else ["--root", root]
+        print(f"go on:   {command('run', folder / 'config.yaml', *options)}")
+
+
+def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the config of a run in a few lines: title -> text."""
+    data, training, evaluation = config["data"], config["training"], config["evaluation"]
+    replay = f", {data['replay']:.0%} replay of {_sources(data['old'])}" if data.get("replay") else ""
+    return {
+        "base model": f"{config['base_model']}, precision {config['precision']}, seed {config['seed']}",
+        "new task": _sources(data["new"]) + replay,
+        "training": f"{training['steps']} steps of {training['batch_size']} rows",
+        "evaluation": f"every {evaluation['every']} steps: {', '.join(evaluation['suites'])}",
+    }
+
+
+def _sources(sources: Any) -> str:
+    """Each source with its first own field that is a text: `reasoning_gym chain_sum`."""
+    texts = [[str(v) for k, v in one.items() if k not in ("source", "share") and isinstance(v, str)] for one in sources]
+    return " + ".join(" ".join([one["source"], *text[:1]]) for one, text in zip(sources, texts, strict=True))
+
+
+def _show_study(folder: Path) -> None:
+    from experiments.studies.queue import Store
+    from experiments.studies.report.table import status_text
+    from experiments.studies.storage import command_line, noted_storage, storage_url
+
+    root = folder.parent.parent
+    store = Store(storage_url(root, noted_storage(root, folder.name)), name=folder.name)
+    if store.config.question:
+        print(f"{store.config.question}\n")
+    show(status_text(store, root))
+    report = folder / "report.html"
+    missing = f"not written yet: {command_line(store, root, 'report', folder.name)}"
+    print(f"\nreport:  {short_path(report) if report.is_file() else missing}")
+
+
+def _number(value: float | None, places: str, unit: str = "") -> str:
+    return "" if value is None else format(value, places) + unit

@@ -1,0 +1,37 @@
+"""SHA-256 digests as hex digits: ids of items, names of folders, and checks that data has not changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def sha256(text: str) -> str:
+    """Return the 64 hex digits of the text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_id(text: str) -> str:
+    """Return the first 12 digits: the same question or document has the same id in every run."""
+    return sha256(text)[:12]
+
+
+def short_digest(*texts: str) -> str:
+    """Return the first 16 digits of all texts, with a zero byte after each. Unpaired surrogates are allowed."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def json_digest(value: Any) -> str:
+    """Return the 64 hex digits of a value as JSON with sorted keys; what JSON cannot hold counts as its `str`."""
+    return sha256(json.dumps(value, sort_keys=True, default=str))
+
+
+def file_digest(path: Path) -> str:
+    """Return the 64 hex digits of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

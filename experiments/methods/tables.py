@@ -1,0 +1,31 @@
+"""The parts that a method can be made of, by their names in the YAML: the only lists of them."""
+
+from __future__ import annotations
+
+from experiments.methods.averaging import Ema, Mer, Wise
+from experiments.methods.base import Average, LossTerm, Tuning
+from experiments.methods.losses import Dft, Ewc, Kl, L2sp
+from experiments.methods.low_rank import Corda, Lora, Rslora
+from experiments.methods.tuning import Control, Full, Hybrid, Partial, Stack
+
+TUNINGS: dict[str, type[Tuning]] = {
+    "full": Full,
+    "partial": Partial,
+    "control": Control,
+    "stack": Stack,
+    "hybrid": Hybrid,
+    "lora": Lora,
+    "rslora": Rslora,
+    "corda": Corda,
+}
+LOSS_TERMS: dict[str, type[LossTerm]] = {
+    "kl": Kl,
+    "l2sp": L2sp,
+    "ewc": Ewc,
+    "dft": Dft,
+}
+AVERAGES: dict[str, type[Average]] = {
+    "ema": Ema,
+    "wise": Wise,
+    "mer": Mer,
+}

@@ -1,0 +1,50 @@
+"""Digest of a model's weights, with a file of digests that are known already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from experiments.common.files import write_json
+from experiments.common.hashing import json_digest
+
+
+def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
+    """Return the SHA-256 (64 hex digits) of all parameters and buffers with their names, dtypes and shapes.
+
+    known: a JSON file of digests that were computed before, by the paths, sizes and modification times of the weight
+    files. It is read and extended for models of a local folder. Pass it only for a model as it was loaded.
+    """
+    stamp = _stamp(model) if known else None
+    digests = _read_known(known) if known else {}
+    if stamp in digests:
+        return digests[stamp]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+    if known and stamp:
+        write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def _stamp(model: PreTrainedModel) -> str | None:
+    """Return what changes when weight files change; None if the model was not loaded from a local folder."""
+    if not model.name_or_path:
+        return None
+    folder = Path(model.name_or_path)
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    parts = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return json_digest([parts, str(model.dtype)]) if parts else None
+
+
+def _read_known(path: Path) -> dict[str, str]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

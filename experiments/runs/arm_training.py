@@ -1,0 +1,108 @@
+"""Train one arm at one learning rate, as every process of the launch does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from ctrl.sharded import sharded
+from experiments.config import ArmConfig
+from experiments.evaluation.evaluate import NotFinite
+from experiments.methods import MethodContext
+from experiments.models.base import load_base
+from experiments.runs.messages import TrainArm
+from experiments.runs.prepared import Prepared
+from experiments.training.callbacks import Hooks
+from experiments.training.channel import AbortLaunch
+from experiments.training.processes import ALONE, LaunchMismatch, MainProcessError, Processes
+from experiments.training.train import TrainingPlan, train_arm
+from experiments.training.trainer import ArmFailed
+
+KNOWN_TO_ALL = (ArmFailed, MainProcessError, NotFinite)  # every process of a launch meets these at the same place
+
+
+class ArmTraining:
+    """An arm with all that its training needs.
+
+    index: of the arm and its learning rate in the config. folder: `arms/<name>-<learning rate>/` of the run.
+    """
+
+    def __init__(
+        self, prepared: Prepared, arm: ArmConfig, learning_rate: float, index: int = 0, processes: Processes = ALONE
+    ) -> None:
+        self.prepared, self.arm, self.learning_rate = prepared, arm, learning_rate
+        self.index, self.processes = index, processes
+        self.folder = prepared.folder / "arms" / f"{arm.name}-{learning_rate:g}"
+        self.context = MethodContext(prepared.config.seed, prepared.precision, prepared.data.old_batches)
+
+    def train(self, hooks: Hooks) -> dict[str, float]:
+        """Prepare the model, train it, save what was trained, and return the cost. The main process calls the others.
+
+        Raises an error of KNOWN_TO_ALL in all processes; AbortLaunch for an error of this one among several.
+        """
+        if self.processes.is_main:
+            self.processes.send(TrainArm(self.index))
+        with own_errors_abort(self.folder.name, self.processes):
+            method = self.arm.build()
+            base = load_base(self.prepared.config.base_model)[0]
+            base_parameters = base.num_parameters()
+            model = method.prepare(base, self.context)
+            added = sum(p.numel() for p in model.parameters()) - base_parameters
+            cost = train_arm(model, method, self.context, self.plan(), hooks, self.processes)
+            with method.evaluated(model):
+                self.processes.on_main(
+                    "trained model", lambda: method.save(model, self.folder / "trained"), together=sharded(model)
+                )
+        return {**cost, "added_parameters": float(added)}
+
+    def follow(self) -> None:
+        """Train with the main process, which called for it and records; it notes an error that all of them meet."""
+
+        def evaluate(model: torch.nn.Module) -> None:
+            self.prepared.evaluate(model, progress=False)  # type: ignore[arg-type]
+
+        with suppress(*KNOWN_TO_ALL):
+            self.train(Hooks(evaluate, lambda step, found: None, lambda step, logs: None))
+
+    def plan(self) -> TrainingPlan:
+        """Return what this arm is trained on and for how long."""
+        config, data = self.prepared.config, self.prepared.data
+        return TrainingPlan(
+            f"{self.arm.name} {self.learning_rate:g}",
+            config.training,
+            self.learning_rate,
+            config.evaluation_steps,
+            data.rows(self.arm),
+            data.collator,
+            self.folder / "checkpoints",
+        )
+
+
+def arm_trainings(prepared: Prepared, processes: Processes = ALONE) -> list[ArmTraining]:
+    """Return the arms of a run at each of their learning rates, in the order of the config."""
+    pairs = [(arm, rate) for arm in prepared.config.arms for rate in arm.learning_rates]
+    return [ArmTraining(prepared, arm, rate, index, processes) for index, (arm, rate) in enumerate(pairs)]
+
+
+@contextmanager
+def own_errors_abort(name: str, processes: Processes) -> Iterator[None]:
+    """Turn an error that only this one of several processes meets into AbortLaunch. name: of the arm."""
+    try:
+        yield
+    except (*KNOWN_TO_ALL, AbortLaunch, LaunchMismatch):
+        raise
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        raise AbortLaunch(f"{name}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the text with which an arm's failure is recorded."""
+    if isinstance(error, ArmFailed | MainProcessError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
+    return f"{type(error).__name__}: {error}"

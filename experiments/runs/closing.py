@@ -1,0 +1,57 @@
+"""End a run: write its report from the records and results of all arms, and log it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from experiments.common.files import read_json
+from experiments.records import ArmResult
+from experiments.reporting.page import image_bytes
+from experiments.reporting.report import write_report
+from experiments.reporting.run_details import RunRecords
+from experiments.reporting.tables import arms_table
+from experiments.reporting.text import label
+from experiments.runs.arm import ArmRun
+from experiments.runs.outcome import Outcome
+from experiments.runs.prepared import Prepared
+from experiments.tracking.run import Run
+from experiments.tracking.tracker import Tracker
+
+REPORT_FILES = ("report.html", "report.md", "table.csv", "forgetting.png")
+
+
+def close_run(
+    prepared: Prepared, arms: Sequence[ArmRun], results: Sequence[ArmResult], run: Run, tracker: Tracker
+) -> Outcome:
+    """Write report, tables and pictures to the run's folder, log them, and return the outcome. results: of the arms."""
+    folder, command = prepared.folder, tracker.ui_command()
+    pairs = list(zip(arms, results, strict=True))
+    drawn = {arm.arm.name: arm.drawn() for arm, result in pairs if result.status == "finished"}
+    records = {label(result): arm.records.read() for arm, result in pairs}
+    details = RunRecords(prepared.config, prepared.base, results, {name: r for name, r in records.items() if r})
+    pictures = details.pictures()
+    report = write_report(
+        folder, prepared.config, prepared.base_headline, results, command,
+        details=details.tables(drawn, _posthoc_results(folder)), figures=pictures,
+        significant=details.significant_pairs(),
+    )  # fmt: skip
+    for name in (*_write_pictures(folder, pictures), *REPORT_FILES):
+        run.log_file(folder / name)
+    run.log_note(arms_table(results).markdown())
+    return Outcome(folder, list(results), report, command, tracker.run_url(run.id), prepared.base_headline)
+
+
+def _posthoc_results(folder: Path) -> list[ArmResult]:
+    """Results of operations on the trained weights, which an earlier report of this run does not have."""
+    return [ArmResult.from_dict(read_json(path)) for path in sorted(folder.glob("posthoc/*/result.json"))]
+
+
+def _write_pictures(folder: Path, pictures: Sequence[tuple[str, Figure]]) -> list[str]:
+    """Write pictures as PNG files named after their titles; return the names."""
+    names = [f"{title.lower().replace(' ', '-')}.png" for title, _ in pictures]
+    for name, (_, picture) in zip(names, pictures, strict=True):
+        (folder / name).write_bytes(image_bytes(picture, "png"))
+    return names

@@ -1,0 +1,78 @@
+"""`list` has a line of its own on every entry of every table."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.cli import main as cli
+from experiments.cli.catalogue import KINDS, described, first_sentence
+from experiments.common.errors import ConfigError
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_entry_has_its_own_line(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = KINDS[kind][1]()
+    assert len(entries) > 1
+    assert all(entries.values())
+    assert cli.main(["list", kind]) == 0
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == f"{kind} ({KINDS[kind][0]})"
+    assert [line.strip().partition("  ")[0] for line in lines] == list(entries)
+    assert [line.partition("  ")[2].partition("  ")[2].strip() for line in lines] == list(entries.values())
+
+
+@pytest.mark.parametrize("kind", ["configs", "methods", "sources", "suites", "structures", "interpolations"])
+def test_no_two_entries_are_described_alike(kind: str) -> None:
+    texts = list(KINDS[kind][1]().values())
+    assert len(set(texts)) == len(texts)
+
+
+def test_what_is_listed_can_be_named() -> None:
+    from ctrl import ControlConfig
+    from experiments.config import load_config
+    from experiments.studies.load import load_study
+
+    for name in KINDS["configs"][1]():
+        assert load_config(name).name == name
+    for name in KINDS["studies"][1]():
+        assert load_study(name).name == name
+    for name in KINDS["structures"][1]():
+        assert ControlConfig(structure=name).structure == name
+
+
+def test_all_kinds_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert [said.index(f"{kind} ({where})") for kind, (where, _) in KINDS.items()] == sorted(
+        said.index(f"{kind} ({where})") for kind, (where, _) in KINDS.items()
+    )
+    assert "\x1b" not in said
+
+
+def test_an_unknown_kind_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "interpolation"]) == ConfigError.exit_code
+    assert "unknown kind 'interpolation': did you mean 'interpolations'? known: configs, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("All weights. With `replay` it is another.", "All weights."),
+        ("A line\n    goes on (arXiv 2401.02415): x. The next.\n\n    Rest.", "A line goes on (arXiv 2401.02415): x."),
+        ("W + 0.5 * B, for example .5. `x` is.", "W + 0.5 * B, for example .5."),
+        ("Does it? Yes.", "Does it?"),
+        ("No end", "No end"),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_first_sentence(text: str | None, sentence: str) -> None:
+    assert first_sentence(text) == sentence
+
+
+def test_a_meaning_comes_before_a_docstring() -> None:
+    class Entry:
+        """Class."""
+
+        meaning = "share of answers. More."
+
+    assert described({"a": Entry}) == {"a": "share of answers."}

@@ -1,0 +1,178 @@
+"""How far runs and studies are, read from the files that they leave at each stage of their life."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.cli.overview import Overview, age, read_all, read_run
+from experiments.common.files import write_json, write_text
+from experiments.records import ArmResult, Estimate
+from experiments.scorecard.figures import GAINS
+from experiments.tracking.journal import Journal
+from experiments.tracking.machine import process_tags
+
+CONFIG = {
+    "base_model": "some-model",
+    "precision": "auto",
+    "seed": 0,
+    "data": {"new": [{"source": "reasoning_gym", "name": "chain_sum"}], "old": [], "replay": 0.0},
+    "training": {"steps": 20, "batch_size": 4},
+    "evaluation": {"every": 10, "suites": ["new", "kept"]},
+    "arms": [{"name": "full", "learning_rates": [1e-3, 1e-4]}, {"name": "control", "learning_rates": [1e-3]}],
+}
+DEAD = {"pid": "1", "pid_started": "0"}  # a process that is not that of today's id 1
+
+
+def make_run(root: Path, name: str = "demo-0123abcd", results: dict[str, dict[str, float]] | None = None) -> Path:
+    """results: the scorecard of each finished arm by `name rate`."""
+    folder = root / "runs" / name
+    write_text(folder / "config.yaml", yaml.safe_dump({"name": name, **CONFIG}))
+    for label, card in (results or {}).items():
+        add_result(folder, label, "finished", card)
+    return folder
+
+
+def add_result(folder: Path, label: str, status: Any, card: dict[str, float] | None = None) -> None:
+    arm, rate = label.split()
+    figures = {name: Estimate(value) for name, value in (card or {}).items()}
+    result = ArmResult(arm, "full", float(rate), status, scorecard=figures)
+    write_json(folder / "arms" / f"{arm}-{rate}" / "result.json", result.to_dict())
+
+
+def start(folder: Path, **tags: str) -> Journal:
+    journal = Journal.create(folder, "experiment-demo")
+    journal.append("start", name="demo", experiment="demo", parent=None, run=None, tags=process_tags() | tags)
+    return journal
+
+
+def status(folder: Path) -> str:
+    return read_run(folder).status
+
+
+def test_a_run_from_its_start_to_its_end(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    assert status(folder) == "stopped"  # nothing says that it lives
+    journal = start(folder)
+    assert status(folder) == "running"
+    add_result(folder, "full 0.001", "finished", {"gain": 0.5, "retention": 0.9})
+    add_result(folder, "full 0.0001", "finished", {"gain": 0.5, "retention": 1.0})
+    one = read_run(folder)
+    assert (one.status, one.done, one.total) == ("running", 2, 3)
+    assert one.best is not None
+    assert (one.best["arm"], one.best["learning_rate"]) == ("full", 1e-4)  # of equal gains the one that keeps more
+    journal.append("end", status="KILLED")
+    assert status(folder) == "stopped"
+    add_result(folder, "control 0.001", "failed")
+    journal.append("end", status="FAILED")
+    assert status(folder) == "failed"  # the report was not written
+    (folder / "report.html").touch()
+    assert status(folder) == "failed"  # an arm failed
+    add_result(folder, "control 0.001", "pruned")
+    assert status(folder) == "finished"
+
+
+def test_a_process_that_is_gone_or_elsewhere(tmp_path: Path) -> None:
+    assert status(_started(tmp_path, "a-00000000", **DEAD)) == "stopped"
+    assert status(_started(tmp_path, "b-00000000", host="another")) == "unknown"
+
+
+def _started(root: Path, name: str, **tags: str) -> Path:
+    folder = make_run(root, name)
+    start(folder, **tags).close()
+    return folder
+
+
+def test_the_latest_journal_counts(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    old = start(folder)
+    old.append("end", status="FAILED")
+    os.utime(old.path, (1, 1))
+    start(folder)
+    assert status(folder) == "running"
+
+
+@pytest.mark.parametrize(
+    ("cards", "best"),
+    [
+        ({"full 0.001": {"new_nll_drop": 0.2}, "full 0.0001": {"new_nll_drop": 0.4}}, "full 0.0001"),
+        ({"full 0.001": {"gain": float("nan")}, "full 0.0001": {"gain": -0.1}}, "full 0.0001"),
+        ({"full 0.001": {"retention": 1.0}}, None),
+        ({}, None),
+    ],
+)
+def test_the_best_arm(tmp_path: Path, cards: dict[str, dict[str, float]], best: str | None) -> None:
+    found = read_run(make_run(tmp_path, results=cards)).best
+    assert (found and f"{found['arm']} {found['learning_rate']:g}") == best
+
+
+def test_the_gains_are_those_of_the_scorecard() -> None:
+    from experiments.cli import overview
+
+    assert overview.GAINS == GAINS
+
+
+def make_study(root: Path, name: str, owner: dict[str, str] | None = None, **progress: Any) -> Path:
+    folder = root / "studies" / name
+    write_text(folder / "study.yaml", yaml.safe_dump({"name": name}))
+    write_json(folder / "mlflow.json", {"run_id": "1"} | ({"owner": owner} if owner else {}))
+    if progress:
+        write_json(folder / "progress.json", progress)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "progress", "expected"),
+    [
+        (process_tags(), {"trials": {"complete": 2, "running": 1}, "limit": 4, "ended": ""}, ("running", 2, 4)),
+        (None, {"trials": {"complete": 2, "lost": 1}, "limit": 4, "ended": ""}, ("stopped", 2, 4)),
+        (process_tags() | DEAD, {"trials": {"complete": 2}, "limit": None, "ended": ""}, ("stopped", 2, None)),
+        (None, {"trials": {"complete": 2, "failed": 1, "pruned": 1}, "limit": 4, "ended": "all 4"}, ("finished", 4, 4)),
+        (None, {"trials": {"failed": 3}, "limit": 9, "ended": "stopped: 3 trials in a row failed"}, ("failed", 3, 9)),
+        (None, {}, ("unknown", 1, None)),
+    ],
+    ids=["running", "stopped", "killed", "finished", "failed", "before progress was kept"],
+)  # fmt: skip
+def test_a_study(tmp_path: Path, owner: Any, progress: Any, expected: tuple[str, int, int | None]) -> None:
+    make_study(tmp_path, "table5", owner, **progress)
+    make_run(tmp_path, "table5-007-seed1-0123abcd", {"full 0.001": {"gain": 0.3}})
+    [one] = read_all(tmp_path)
+    assert (one.kind, one.status, one.done, one.total) == ("study", *expected)
+    assert one.best is not None
+    assert one.best["scorecard"]["gain"]["value"] == 0.3
+
+
+def test_runs_of_trials_are_shown_when_asked_for(tmp_path: Path) -> None:
+    make_study(tmp_path, "toy", trials={}, limit=2, ended="")
+    for name in ("toy-000-0123abcd", "toy-001-seed3-0123abcd", "toy-0123abcd", "toys-000-0123abcd"):
+        make_run(tmp_path, name)
+    assert {one.folder.name for one in read_all(tmp_path)} == {"toy", "toy-0123abcd", "toys-000-0123abcd"}
+    assert len(read_all(tmp_path, trials=True)) == 5
+
+
+def test_the_latest_comes_first_and_a_broken_folder_hides_no_other(tmp_path: Path) -> None:
+    for i, name in enumerate(("old-0123abcd", "new-0123abcd", "broken-0123abcd", "half-0123abcd")):
+        folder = make_run(tmp_path, name)
+        os.utime(folder / "config.yaml", (1_000_000_000 + i, 1_000_000_000 + i))
+    write_text(tmp_path / "runs" / "broken-0123abcd" / "config.yaml", "a: [1")
+    write_text(tmp_path / "runs" / "half-0123abcd" / "arms" / "full-1" / "result.json", '{"stat')
+    found = read_all(tmp_path)
+    assert [one.folder.name.split("-")[0] for one in found] == ["half", "broken", "new", "old"]
+    assert [one.status for one in found] == ["unreadable", "unreadable", "stopped", "stopped"]
+
+
+def test_an_empty_root(tmp_path: Path) -> None:
+    assert read_all(tmp_path / "none") == list[Overview]()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5, "5 s"), (300, "5 min"), (3 * 3600, "3 h"), (3 * 86_400, "3 d"), (-5, "0 s")]
+)
+def test_age(seconds: float, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    assert age(1_000_000 - seconds) == text

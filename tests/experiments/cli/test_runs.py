@@ -1,0 +1,137 @@
+"""`runs` and `show`: a line on each run and study, and one of them in full with the command that goes on."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main as cli
+from experiments.cli.runs import config_lines, find
+from experiments.common.commands import command
+from experiments.common.errors import ConfigError
+from tests.experiments.cli.test_overview import CONFIG, add_result, make_run, make_study
+from tests.experiments.studies.toy import open_store, value
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The default one of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").mkdir()
+    return tmp_path / "mlruns"
+
+
+def test_nothing_was_run_yet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs"]) == 0
+    assert capsys.readouterr().out == f"nothing was run below mlruns yet: {command('run', 'quickstart')}\n"
+
+
+def test_a_line_on_each(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(root, results={"full 0.001": {"gain": 0.521, "retention": 0.98}})
+    make_run(root, "texts-0123abcd", {"control 0.001": {"new_nll_drop": 0.2}})
+    make_study(root, "axes", trials={"complete": 3}, limit=16, ended="")
+    assert cli.main(["runs"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["folder", "status", "done", "best", "gain", "retention", "of", "arm", "age"]
+    cells = {line.split()[0]: line.split()[1:-2] for line in lines}
+    assert cells == {
+        "mlruns/runs/demo-0123abcd": ["stopped", "1/3", "arms", "+0.52", "0.98", "full", "0.001"],
+        "mlruns/runs/texts-0123abcd": ["stopped", "1/3", "arms", "+0.20", "nats", "control", "0.001"],
+        "mlruns/studies/axes": ["stopped", "3/16", "trials"],
+    }
+
+
+def test_show_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
+    add_result(folder, "control 0.001", "failed")
+    assert cli.main(["show", "demo"]) == 0
+    said = capsys.readouterr().out
+    assert re.match(r"demo-0123abcd: stopped, 2 of 3 arms, last change \d+ s ago\n\nbase model  some-model, ", said)
+    assert "\nnew task    reasoning_gym chain_sum\n" in said
+    assert "\nevaluation  every 10 steps: new, kept\n" in said
+    assert re.search(r"\nfull +1e-3 +\+\.50 +\.90 ", said)
+    assert re.search(r"\ncontrol +1e-3 +failed: no reason was recorded\n", said)
+    assert "\nfull-0.0001: no result yet\n" in said
+    assert said.endswith(f"\nreport:  not written yet\ngo on:   {command('run', folder / 'config.yaml')}\n")
+    add_result(folder, "full 0.0001", "finished", {"gain": 0.1, "retention": 1.0})
+    add_result(folder, "control 0.001", "finished", {"gain": 0.2, "retention": 1.0})
+    (folder / "report.html").touch()
+    assert cli.main(["show", str(folder)]) == 0
+    assert capsys.readouterr().out.endswith("\nreport:  mlruns/runs/demo-0123abcd/report.html\n")
+
+
+def test_the_command_of_another_root_names_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(root.parent / "else where")
+    assert cli.main(["show", str(folder)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("go on:   ")
+    assert shlex.split(line)[-4:] == ["run", "else where/runs/demo-0123abcd/config.yaml", "--root", "else where"]
+
+
+def test_show_a_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from experiments.studies.storage import note_progress
+    from experiments.studies.trial import TrialOutcome
+
+    store = open_store(root, question="Does it?", budget={"trials": 2})
+    make_study(root, "toy")
+    store.work(lambda number, picks, report: TrialOutcome([value(picks)]), lambda text: None)
+    note_progress(store, root)
+    assert cli.main(["show", "toy"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("Does it?\n\ntoy: 2 complete of 2\n")
+    assert "all 2 trials are finished\n" in said
+    assert said.endswith(f"\nreport:  not written yet: {command('report', 'toy')}\n")
+    assert cli.main(["runs"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["mlruns/studies/toy", "finished", "2/2", "trials"]
+    assert cli.main(["add-trials", "toy", "3"]) == 0
+    capsys.readouterr()
+    assert cli.main(["runs"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["mlruns/studies/toy", "stopped", "2/5", "trials"]
+
+
+class TestFind:
+    @pytest.fixture(autouse=True)
+    def made(self, root: Path) -> None:
+        make_study(root, "table5")
+        for name in ("table5-001-00000000", "table5-002-00000000", "demo-0123abcd", "demo-4567abcd", "other-00000000"):
+            make_run(root, name)
+
+    @pytest.mark.parametrize(
+        ("name", "found"),
+        [
+            ("other", "runs/other-00000000"),
+            ("demo-0", "runs/demo-0123abcd"),
+            ("table5", "studies/table5"),
+            ("tab", "studies/table5"),
+            ("table5-002", "runs/table5-002-00000000"),
+            ("mlruns/runs/other-00000000", "runs/other-00000000"),
+            ("mlruns/studies/table5/", "studies/table5"),
+        ],
+    )
+    def test_by_folder_name_or_beginning(self, root: Path, name: str, found: str) -> None:
+        assert find(name, root) == (root / found).resolve()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("demo", "2 names begin with 'demo': demo-0123abcd, demo-4567abcd"),
+            ("table5-00", "2 names begin with 'table5-00': table5-001-00000000, table5-002-00000000"),
+            ("tabel5", "no run or study 'tabel5' below mlruns: did you mean 'table5'"),
+        ],
+    )
+    def test_what_is_not_one(self, root: Path, name: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            find(name, root)
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="no run or study 'x' below none: known: none"):
+            find("x", tmp_path / "none")
+
+
+def test_sources_and_replay_in_a_line() -> None:
+    new = [{"source": "file", "share": 0.5, "path": "a.jsonl"}, {"source": "python", "share": 0.5, "length": 9}]
+    data = {"new": new, "old": [{"source": "self", "share": 1.0}], "replay": 0.25}
+    lines = config_lines({**CONFIG, "data": data})
+    assert lines["new task"] == "file a.jsonl + python, 25% replay of self"

@@ -1,0 +1,34 @@
+"""Digests: the values that ids and folders of earlier versions have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.common.hashing import file_digest, json_digest, sha256, short_digest, text_id
+
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4, its first example
+
+
+def test_a_text_has_the_digest_of_the_standard() -> None:
+    assert sha256("abc") == ABC
+    assert text_id("abc") == ABC[:12]
+
+
+def test_texts_do_not_run_into_each_other() -> None:
+    assert short_digest("ab", "c") != short_digest("a", "bc")
+    assert short_digest("abc") == sha256("abc\0")[:16]
+    assert len(short_digest("\ud800")) == 16  # half of a surrogate pair, as broken data may have
+
+
+def test_plain_values_count_and_the_order_of_keys_does_not() -> None:
+    assert json_digest({"b": 1, "a": [2]}) == json_digest({"a": [2], "b": 1}) == sha256('{"a": [2], "b": 1}')
+    assert json_digest({"a": Path("x")}) == json_digest({"a": "x"})
+
+
+def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_digest(tmp_path / "file") == ABC
+    with pytest.raises(FileNotFoundError, match="none"):
+        file_digest(tmp_path / "none")

@@ -1,0 +1,238 @@
+"""Loss terms: one contract for all of them, and their formulas against plain restatements."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from experiments.methods import LOSS_TERMS, TUNINGS
+from experiments.methods.base import LossTerm
+from experiments.methods.batches import single_rows
+from experiments.methods.losses import Dft, Kl, fisher, has_base, kl_sum
+from experiments.methods.parts import read_part
+from experiments.methods.weights import snapshot, trainable
+from experiments.models.precision import Precision
+from experiments.training.lm_loss import only_label_logits
+from tests.ctrl.test_trainer import sequences, tiny
+from tests.helpers.engine import CONTROL, LAYERS, arm_config, collate, context, old_text, rows, train
+
+FIELDS: dict[str, dict[str, Any]] = {"kl": {"weight": 0.5}, "l2sp": {"weight": 0.5}, "ewc": {"weight": 5.0}}
+TRAIN: dict[str, Any] = {
+    "full": "full",
+    "partial": {"partial": LAYERS},
+    "control": CONTROL,
+    "stack": {"stack": LAYERS},
+    "lora": {"lora": {"rank": 2}},
+    "corda": {"corda": {"rank": 2, "batches": 2}},
+}
+
+
+def read(name: str, **fields: Any) -> Any:
+    return read_part(LOSS_TERMS, {name: FIELDS.get(name, {}) | fields})
+
+
+def begun(term: LossTerm, train: Any = "full") -> tuple[Any, dict[str, Tensor]]:
+    """A model with references noted at its start and weights moved away from it; and the start."""
+    model: Any = read_part(TUNINGS, train).prepare(tiny(), context())
+    term.begin(model, context())
+    start = snapshot(model)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p.add_(0.05 * torch.randn_like(p))
+    return model, start
+
+
+def short(count: int = 8, replayed: bool = False) -> dict[str, Any]:
+    """A batch as the engine gives it to a penalty."""
+    batch = collate(rows(count, replayed=replayed))
+    marks = {"replayed": batch.pop("replayed")} if replayed else {}
+    return {**only_label_logits(batch), **marks}
+
+
+def penalty(term: LossTerm, model: Any, batch: dict[str, Any], total: Tensor | None = None) -> Tensor:
+    """The penalty; without logits if the term says that it does not read them."""
+    out = model(**{k: v for k, v in batch.items() if k != "replayed"})
+    if not term.reads_logits:
+        out.logits = out.logits[:, :0]
+    value = term.penalty(model, batch, out, total)
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("train", TRAIN)
+@pytest.mark.parametrize("name", LOSS_TERMS)
+def test_micro_batches_add_up_to_a_large_batch(name: str, train: str) -> None:
+    """Value and gradient of the penalty, on everything that can train; or the term weighs tokens one by one."""
+    term = read(name)
+    model, _ = begun(term, TRAIN[train])
+    model.eval()
+    if term.weighs_tokens:
+        log_p = torch.linspace(-5, -0.01, 12)
+        weights = term.token_weights(log_p)
+        assert weights.shape == log_p.shape
+        torch.testing.assert_close(torch.cat([term.token_weights(part) for part in log_p.split(5)]), weights)
+        return
+    total = (collate(sequences(8))["labels"][:, 1:] != -100).sum()
+    large, leaves = penalty(term, model, short(), total), list(trainable(model).values())
+    expected = torch.autograd.grad(large, leaves, allow_unused=True)
+    parts = [collate(sequences(8)[i : i + 2]) for i in range(0, 8, 2)]
+    values = [penalty(term, model, only_label_logits(part), total) for part in parts]
+    torch.testing.assert_close(torch.stack(values).sum(), large, rtol=1e-4, atol=1e-7)
+    found = torch.autograd.grad(torch.stack(values).sum(), leaves, allow_unused=True)
+    assert large > 0
+    assert any(g is not None and g.abs().max() > 0 for g in expected)
+    for one, two in zip(found, expected, strict=True):
+        assert (one is None) == (two is None)
+        if one is not None and two is not None:
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSS_TERMS)
+def test_a_term_adds_a_penalty_or_weighs_tokens(name: str) -> None:
+    term = read(name)
+    assert term.weighs_tokens or type(term).penalty is not LossTerm.penalty
+    assert LossTerm().token_weights(torch.zeros(3)) is None
+    assert LossTerm().penalty(None, {}, None, None) is None
+
+
+def test_l2sp_is_half_the_weighted_squared_distance() -> None:
+    term = read("l2sp", weight=0.3)
+    model, start = begun(term)
+    expected = 0.0
+    for name, p in model.named_parameters():
+        expected += float(((p.detach().double() - start[name].double()) ** 2).sum())
+    assert penalty(term, model, short()).item() == pytest.approx(0.15 * expected, rel=1e-5)
+
+
+def test_fisher_is_the_mean_square_of_gradients_row_by_row() -> None:
+    model, texts = tiny().eval(), old_text(2)
+    found = fisher(model, list(single_rows(texts, model.device)), Precision("fp32"))
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    tokens = 0
+    for batch in texts:
+        for i in range(len(batch["labels"])):
+            model.zero_grad()
+            row = {k: v[i : i + 1] for k, v in batch.items()}
+            count = int((row["labels"][:, 1:] != -100).sum())
+            (model(**row).loss * count).backward()  # the model's own loss is the mean over labelled tokens
+            tokens += count
+            for name, p in model.named_parameters():
+                assert p.grad is not None
+                expected[name] += p.grad**2
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value / tokens, rtol=1e-3, atol=1e-9)
+
+
+def test_ewc_weighs_each_parameter_by_its_fisher_information() -> None:
+    term = read("ewc", weight=3.0, batches=1)
+    model, start = begun(term)
+    base = tiny()
+    weights = fisher(base, list(single_rows(old_text(1), base.device)), Precision("fp32"))
+    terms = [float((weights[n] * (p.detach() - start[n]) ** 2).sum()) for n, p in model.named_parameters()]
+    value = penalty(term, model, short()).item()
+    assert value == pytest.approx(1.5 * sum(terms), rel=1e-5)
+    assert value > 0
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_kl_is_that_of_the_base_at_labelled_tokens(train: str) -> None:
+    batch = collate(rows(8, replayed=True))
+    replayed = batch.pop("replayed")
+    marked = short(replayed=True)
+    term = Kl(weight=0.5)
+    model, _ = begun(term, TRAIN[train])
+    model.eval()
+    value = penalty(term, model, marked)
+    with torch.no_grad():
+        p, q = (m(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits for m in (tiny(), model))
+    kl = torch.zeros(batch["labels"].shape)
+    for i in range(kl.shape[0]):
+        for t in range(kl.shape[1] - 1):
+            if batch["labels"][i, t + 1] != -100:
+                a, b = p[i, t].double().softmax(-1), q[i, t].double().softmax(-1)
+                kl[i, t] = float((a * (a / b).log()).sum())
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    assert value.item() == pytest.approx(0.5 * kl.sum().item() / count, rel=1e-3)
+    only = Kl(weight=0.5, tokens="replayed")
+    model, _ = begun(only, TRAIN[train])
+    model.eval()
+    for marks in (replayed, replayed[:, None].expand_as(batch["labels"])):  # per row, per token
+        found = penalty(only, model, {**marked, "replayed": marks})
+        assert found.item() == pytest.approx(0.5 * kl[replayed].sum().item() / count, rel=1e-3)
+        assert 0 < found < value
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_only_models_that_lost_their_base_are_copied_for_kl(train: str) -> None:
+    model = read_part(TUNINGS, TRAIN[train]).prepare(tiny(), context())
+    term = Kl()
+    term.begin(model, context())
+    assert has_base(model) == (train in ("control", "stack", "lora"))
+    assert (term._base is None) == has_base(model)
+
+
+@pytest.mark.parametrize("train", ["full", "control", "lora"])
+def test_the_base_of_kl_has_no_dropout_while_the_model_trains_with_it(train: str) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=4, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5)
+    term = Kl()
+    model = read_part(TUNINGS, TRAIN[train]).prepare(GPT2LMHeadModel(config), context()).train()
+    term.begin(model, context())
+    batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
+    torch.testing.assert_close(term._base_logits(model, batch), term._base_logits(model, batch), rtol=0, atol=0)
+    assert not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)  # its mode is back
+
+
+def test_kl_has_the_gradient_of_its_formula() -> None:
+    torch.manual_seed(0)
+    base = torch.randn(3, 7, dtype=torch.float64)
+    tuned = torch.randn(150, 7, requires_grad=True)  # three chunks
+    kl_sum(base.float()[torch.arange(150) % 3], tuned).backward()
+    assert tuned.grad is not None
+    expected = tuned.detach().softmax(-1) - base.float().softmax(-1)[torch.arange(150) % 3]
+    torch.testing.assert_close(tuned.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", ["full", "control"])
+def test_kl_on_replayed_rows_runs_in_the_engine(train: str, tmp_path: Path) -> None:
+    arm = arm_config("kl", {"weight": 2.0, "tokens": "replayed", "trains": train})
+    out = train_three(arm, tmp_path, data=rows(64, replayed=True))
+    assert out.logs[1]["penalty"] == pytest.approx(0.0, abs=1e-6)
+    assert out.logs[3]["penalty"] > 1e-5
+
+
+@pytest.mark.parametrize("train", ["full", "control", "lora"])
+def test_in_bf16_the_base_is_still_the_base(train: str, tmp_path: Path) -> None:
+    """The frozen copy holds its linear layers in bf16, as autocast would read them; the others need no copy."""
+    out = train_three(arm_config("kl", {"weight": 1.0, "trains": train}), tmp_path, precision="bf16")
+    assert out.logs[1]["penalty"] == 0.0
+    assert out.logs[3]["penalty"] > 1e-4
+    copied: Any = out.method.losses[0]._base  # type: ignore[attr-defined]
+    assert (copied is not None) == (train == "full")
+    if copied is not None:
+        assert copied.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        assert copied.model.norm.weight.dtype == torch.float32
+
+
+def train_three(*args: Any, **kwargs: Any) -> Any:
+    return train(*args, steps=3, **kwargs)
+
+
+def test_dft_is_the_gradient_of_the_probability() -> None:
+    """-sg(p) log p has the gradient of -p: a plain restatement in float64, differentiated by torch alone."""
+    torch.manual_seed(1)
+    logits = torch.randn(9, 11, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 11, (9,))
+    log_p = logits.log_softmax(-1)[torch.arange(9), labels]
+    weights = Dft().token_weights(log_p.detach())
+    torch.testing.assert_close(weights, logits.softmax(-1)[torch.arange(9), labels].detach())
+    (found,) = torch.autograd.grad((weights * -log_p).sum(), logits)
+    again = copy.deepcopy(logits.detach()).requires_grad_()
+    (expected,) = torch.autograd.grad(-again.softmax(-1)[torch.arange(9), labels].sum(), again)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,166 @@
+"""Whole methods: one contract for all short names and products through the real engine, and how their parts combine."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.methods import METHODS, Method
+from experiments.methods.base import LossTerm, Tuning
+from experiments.methods.low_rank import Corda, Lora
+from experiments.methods.saving import load_onto
+from experiments.methods.tuning import Control, Full, Partial
+from experiments.methods.weights import trainable
+from experiments.training.lm_loss import only_label_logits
+from tests.ctrl.test_trainer import sequences, tiny
+from tests.helpers.engine import LAYERS, OPTIONS, PRODUCTS, Killed, Outcome, arm_config, collate, context, train
+
+ALL = [*METHODS, *PRODUCTS]
+PARTS = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_norm")
+LAYER_PARTS = tuple(f"model.layers.{i}." for i in LAYERS["layers"])
+TRAINED: dict[type[Tuning], tuple[str, ...]] = {
+    Full: ("",),
+    Partial: LAYER_PARTS,
+    Control: tuple(part + "expanded." for part in LAYER_PARTS),
+    Lora: ("base_model.model.model.layers.",),
+}
+
+
+@functools.cache
+def whole(name: str) -> Outcome:
+    """The uninterrupted run, made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train(arm_config(name), Path(folder))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    whole.cache_clear()
+
+
+def ids() -> Tensor:
+    return collate(sequences())["input_ids"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
+def test_only_what_a_method_trains_changes(name: str) -> None:
+    method = arm_config(name).build()
+    start = method.prepare(tiny(), context())
+    before = {n: p.detach().clone() for n, p in start.named_parameters()}
+    after = dict(whole(name).model.named_parameters())
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == set(trainable(start))
+    (prefixes,) = (prefixes for cls, prefixes in TRAINED.items() if isinstance(method.tuning, cls))
+    assert all(n.startswith(prefixes) for n in changed)
+    assert {n for n in changed if "lora_" in n} == (changed if isinstance(method.tuning, Lora) else set())
+    assert any("self_attn" in n for n in changed) == (name != "rslora")  # which has `targets: mlp` here
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
+def test_resumed_equals_uninterrupted_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """Killed after the checkpoint of step 2; the objects of the second run are fresh. Also: the same run twice."""
+    with pytest.raises(Killed):
+        train(arm_config(name), tmp_path, kill_at=4)
+    again, first = train(arm_config(name), tmp_path), whole(name)
+    assert list(again.logs) == [3, 4, 5, 6]
+    assert all(again.logs[step] == first.logs[step] for step in again.logs)
+    assert all(torch.equal(again.measured[step], first.measured[step]) for step in (4, 6))
+    assert again.weights.keys() == first.weights.keys()
+    assert all(torch.equal(again.weights[n], first.weights[n]) for n in first.weights)
+    assert again.cost["tokens"] == first.cost["tokens"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
+def test_two_micro_batches_are_one_large_batch(name: str, tmp_path: Path) -> None:
+    options = {k: v for k, v in OPTIONS.get(name, {}).items() if k != "dropout"}
+    arm = arm_config(name, options)
+    large = whole(name) if options == OPTIONS.get(name, {}) else train(arm, tmp_path / "a", steps=3)
+    small = train(arm, tmp_path / "b", steps=3, batch_size=2, gradient_accumulation=2)
+    for step in (1, 2, 3):
+        logs = large.logs[step]
+        for part in PARTS:
+            if part in logs:
+                assert small.logs[step][part] == pytest.approx(logs[part], rel=1e-3, abs=1e-6), (step, part)
+    terms = arm.build().losses
+    assert ("weighted_lm_loss" in large.logs[3]) == any(term.weighs_tokens for term in terms)
+    if any(type(term).penalty is not LossTerm.penalty for term in terms):
+        assert large.logs[3]["penalty"] > 1e-4
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
+def test_what_is_saved_loads_as_what_was_measured(name: str, tmp_path: Path) -> None:
+    out = whole(name)
+    model = out.model.eval()
+    with out.method.evaluated(model), torch.no_grad():
+        out.method.save(model, tmp_path)
+        expected = model(ids()).logits
+    with torch.no_grad():
+        again = load_onto(tiny(), tmp_path).eval()(ids()).logits
+        base = tiny().eval()(ids()).logits
+    rounding = 1e-5 if isinstance(out.method.tuning, Corda) else 0.0  # saved as an adapter of the unchanged base
+    torch.testing.assert_close(again, expected, rtol=0, atol=rounding)
+    assert (expected - base).abs().max() > 1e-3
+    names = {p.name for p in tmp_path.iterdir()}
+    assert ("adapter_config.json" in names) == isinstance(out.method.tuning, Lora)
+
+
+def penalty(method: Method, model: Any, batch: dict[str, Any]) -> Tensor | None:
+    return method.penalty(model, batch, model(**batch), None)
+
+
+def test_penalties_add_up_and_token_weights_multiply() -> None:
+    batch = only_label_logits(collate(sequences()))
+    model: Any = tiny()
+    terms = {name: arm_config(name).build().losses[0] for name in ("kl", "l2sp", "dft")}
+    for term in terms.values():
+        term.begin(model, context())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    method = Method(Full(), (terms["kl"], terms["l2sp"], terms["dft"], terms["dft"]))
+    parts = [penalty(Method(Full(), (terms[name],)), model, batch) for name in ("kl", "l2sp")]
+    assert None not in parts
+    torch.testing.assert_close(penalty(method, model, batch), sum(parts))  # type: ignore[arg-type]
+    assert method.token_weights is not None
+    torch.testing.assert_close(method.token_weights(torch.tensor([0.5, 0.25]).log()), torch.tensor([0.25, 0.0625]))
+    assert (method.reads_logits, method.reads_weights, method.needs_replay) == (True, True, False)
+
+
+def test_a_method_without_additions_adds_nothing() -> None:
+    method, model = Method(Full()), tiny()
+    assert method.token_weights is None
+    assert penalty(method, model, only_label_logits(collate(sequences()))) is None
+    assert method.state() == {}
+    assert not any((method.reads_logits, method.reads_weights, method.needs_replay, method.writes_weights))
+    before = [p.detach().clone() for p in model.parameters()]
+    method.after_step(model, 1)
+    with method.evaluated(model):
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+def test_each_build_has_state_of_its_own() -> None:
+    arm = arm_config("dft, kl and l2sp")
+    one, two = arm.build(), arm.build()
+    one.begin(tiny(), context())
+    assert one.losses[1]._base is not None  # type: ignore[attr-defined]
+    assert two.losses[1]._base is None  # type: ignore[attr-defined]
+    assert arm.build().losses[2]._start == {}  # type: ignore[attr-defined]
+
+
+def test_parts_that_exclude_each_other_are_refused_with_a_reason() -> None:
+    (wise,) = (arm_config("wise").build().average,)
+    for tuning in (Lora(), Corda()):
+        with pytest.raises(ValueError, match=r"wise interpolates weights, .* use the posthoc operation 'wise'"):
+            Method(tuning, (), wise)

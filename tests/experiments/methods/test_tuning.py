@@ -1,0 +1,98 @@
+"""What trains: one contract for all tunings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ctrl import ControlConfig
+from ctrl.structure import place
+from experiments.methods import TUNINGS
+from experiments.methods.parts import read_part, write_part
+from experiments.methods.weights import trainable
+from tests.ctrl.test_trainer import sequences, tiny
+from tests.helpers.engine import CONTROL, LAYERS, collate, context
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "partial": LAYERS,
+    "control": LAYERS,
+    "stack": LAYERS,
+    "hybrid": LAYERS,
+    "lora": {"rank": 2, "dropout": 0.1},
+    "rslora": {"rank": 2, "targets": "mlp"},
+    "corda": {"rank": 2, "batches": 2},
+}
+
+
+def read(name: str) -> Any:
+    return read_part(TUNINGS, {name: FIELDS.get(name, {})})
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_a_tuning_starts_as_the_base(name: str) -> None:
+    model, base = read(name).prepare(tiny(), context()).eval(), tiny().eval()
+    ids = collate(sequences())["input_ids"]
+    rounding = 1e-5 if name == "corda" else 0.0  # moves a part of W into the adapter
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, base(ids).logits, rtol=0, atol=rounding)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_it_trains_something_and_in_the_layers_it_chooses(name: str) -> None:
+    tuning = read(name)
+    names = trainable(tuning.prepare(tiny(), context()))
+    assert names
+    if tuning.layer_choice is None:
+        assert any(".layers.0." in n for n in names)
+    else:
+        assert place(tuning.layer_choice, 4) == [1, 3]
+        assert all(".layers.1." in n or ".layers.3." in n for n in names)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_its_fields_survive_a_round_trip_and_a_wrong_one_is_named(name: str) -> None:
+    tuning = read(name)
+    written = write_part(tuning)
+    assert list(written) == [name]
+    assert read_part(TUNINGS, written) == tuning
+    assert write_part(read_part(TUNINGS, written)) == written
+    with pytest.raises(ValueError, match="wrong_field"):
+        read_part(TUNINGS, {name: {"wrong_field": 1}})
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_a_shorthand_gives_it_its_control(name: str) -> None:
+    tuning = TUNINGS[name].from_control(ControlConfig(layers=3))
+    assert tuning.in_control == (name in ("partial", "control", "stack", "hybrid"))
+    if tuning.in_control:
+        assert tuning.layer_choice == 3
+    else:
+        assert tuning == TUNINGS[name]()
+
+
+def test_the_structure_is_fixed_by_stack_and_hybrid() -> None:
+    for name in ("stack", "hybrid"):
+        assert read(name).config.structure == name
+        assert read_part(TUNINGS, {name: {"structure": name}}).config.structure == name
+    assert read_part(TUNINGS, {"control": {"structure": "hybrid"}}).config.structure == "hybrid"
+    with pytest.raises(ValueError, match="method 'stack' has structure 'stack', but structure='hybrid'"):
+        read_part(TUNINGS, {"stack": {"structure": "hybrid"}})
+
+
+def test_the_fields_of_control_are_those_of_its_config() -> None:
+    values = {"layers": [1, 3], "interpolation": "dlerp", "alpha": "learned", "divergence": "cosine"}
+    tuning = read_part(TUNINGS, {"control": values})
+    assert tuning.config == ControlConfig(**values)
+    assert write_part(tuning) == {"control": tuning.config.to_dict()}
+    assert list(CONTROL) == ["control"]
+    for wrong, message in (
+        ({"interpolatoin": "lerp"}, "unknown ControlConfig key 'interpolatoin': did you mean 'interpolation'"),
+        ({"interpolation": "lrp"}, "unknown interpolation 'lrp': did you mean 'lerp'"),
+        ({"layers": 0}, "layers=0: give a count >= 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_part(TUNINGS, {"control": wrong})
+    with pytest.raises(ValueError, match="layers='all': give a count >= 1"):
+        read_part(TUNINGS, {"partial": {"layers": "all"}})

@@ -1,0 +1,49 @@
+"""The digest of a model's weights: what changes it, and when it is looked up instead of computed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from experiments.models.base import load_base
+from experiments.models.weights_digest import weights_digest
+
+
+def test_names_values_and_dtypes_count(model: PreTrainedModel) -> None:
+    digest = weights_digest(model)
+    assert digest == weights_digest(copy.deepcopy(model))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.model.norm.weight[3] += 1e-6
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert len({digest, weights_digest(other), weights_digest(half)}) == 3
+
+
+def test_is_looked_up_until_the_files_change(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, folder = tmp_path / "weights.json", tmp_path / "model"
+    load_base(base)[0].save_pretrained(folder)
+    load_base(base)[1].save_pretrained(folder)
+    model = load_base(str(folder))[0]
+    digest = weights_digest(model, known)
+    (stamp,) = json.loads(known.read_text())
+    known.write_text(json.dumps({stamp: "looked up"}))
+    assert weights_digest(model, known) == "looked up"
+    assert weights_digest(model) == digest
+    with torch.no_grad():
+        model.model.norm.weight[0] += 1.0
+    model.save_pretrained(folder)
+    changed = weights_digest(load_base(str(folder))[0], known)
+    assert changed not in (digest, "looked up")
+    known.write_text("{")
+    assert weights_digest(load_base(str(folder))[0], known) == changed
+
+
+def test_a_model_from_no_folder_is_hashed_each_time(model: PreTrainedModel, tmp_path: Path) -> None:
+    model.name_or_path = "owner/name"
+    assert weights_digest(model, tmp_path / "weights.json") == weights_digest(model)
+    assert not (tmp_path / "weights.json").exists()

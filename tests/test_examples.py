@@ -1,0 +1,232 @@
+"""The examples of docs/extending.md keep the contracts of the built-in variants, and work in a model and in a run."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from experiments.evaluation.kept_tasks.probes import PROBES
+
+import ctrl
+from ctrl.divergence import DIVERGENCES
+from ctrl.interpolation import INTERPOLATIONS
+from experiments.common.errors import ConfigError
+from experiments.config import parse_config
+from experiments.data.source import Source
+from experiments.evaluation.similarity import METRICS
+from experiments.posthoc.operations import OPERATIONS, TrainedArm
+from experiments.runs.run import run_experiment
+from experiments.training.schedules import SCHEDULES
+from tests.ctrl import test_interpolation
+from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
+from tests.ctrl.test_interpolation import TestEveryInterpolation as InterpolationContract
+from tests.experiments.data.test_sources import TestContract as SourceContract
+from tests.experiments.evaluation.kept_tasks.test_probes import TestProbes as KeptContract
+from tests.experiments.training.test_schedules import rates
+from tests.experiments.training.test_schedules import (
+    test_every_schedule_is_continuous_and_between_0_and_1 as schedule_contract,
+)
+from tests.helpers import reference
+from tests.helpers.models import sharp
+from tests.helpers.small import small_config, small_values, tiny_base
+
+TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, PROBES, OPERATIONS, METRICS)
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load() -> Iterator[Load]:
+    """Import an example. What it registers is taken back after the test."""
+    before = [dict(table) for table in TABLES]
+
+    def imported(name: str) -> ModuleType:
+        sys.modules.pop(f"docs.examples.{name}", None)  # so that it registers again
+        return importlib.import_module(f"docs.examples.{name}")
+
+    yield imported
+    for table, values in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(values)
+
+
+def cases(contract: type) -> list[tuple[str, dict[str, Any]]]:
+    """(method, arguments) for every test of a contract class, once for each combination of its parameters."""
+    found = []
+    for name, method in vars(contract).items():
+        if not name.startswith("test_"):
+            continue
+        marks = [mark.args for mark in getattr(method, "pytestmark", []) if mark.name == "parametrize"]
+        for values in itertools.product(*(mark[1] for mark in marks)):
+            found.append((name, {mark[0]: value for mark, value in zip(marks, values, strict=True)}))
+    return found
+
+
+def labels(case: Any) -> str:
+    return str(case) if isinstance(case, str) else ",".join(map(str, case.values()))
+
+
+@pytest.mark.parametrize(("check", "arguments"), cases(InterpolationContract), ids=labels)
+def test_the_interpolation_keeps_the_contract(
+    load: Load, monkeypatch: pytest.MonkeyPatch, check: str, arguments: dict[str, Any]
+) -> None:
+    load("gap_lerp")
+    known = reference.mix_token
+
+    def mix_token(name: str, a: Any, b: Any, h: Any, p: Any) -> Any:
+        if name != "gap_lerp":
+            return known(name, a, b, h, p)
+        alpha = reference.sigmoid(float(p["theta"]) + float(p["w"]) * math.dist(a, b))
+        return reference.lerp(a, b, alpha), alpha
+
+    monkeypatch.setattr(reference, "mix_token", mix_token)
+    monkeypatch.setattr(test_interpolation, "NAMES", [*test_interpolation.NAMES, "gap_lerp"])
+    getattr(InterpolationContract(), check)("gap_lerp", **arguments)
+
+
+def test_the_interpolation_has_true_gradients_and_a_merged_form(load: Load) -> None:
+    load("gap_lerp")
+    test_interpolation.test_gradcheck("gap_lerp")
+    for dtype in test_interpolation.DTYPES:
+        test_interpolation.test_merged_weights_are_those_of_a_branch_at_the_ends("gap_lerp", dtype)
+
+
+@pytest.mark.parametrize(("check", "arguments"), cases(DivergenceContract), ids=labels)
+def test_the_divergence_keeps_the_contract(
+    load: Load, monkeypatch: pytest.MonkeyPatch, check: str, arguments: dict[str, Any]
+) -> None:
+    load("huber")
+    known = reference.divergence_token
+
+    def divergence_token(name: str, a: Any, b: Any, margin: float = 0.0) -> float:
+        if name != "huber":
+            return known(name, a, b, margin)
+        gaps = [abs(float(y - x)) for x, y in zip(a, b, strict=True)]
+        return sum(gap**2 / 2 if gap <= 1 else gap - 1 / 2 for gap in gaps) / len(gaps)
+
+    monkeypatch.setattr(reference, "divergence_token", divergence_token)
+    getattr(DivergenceContract(), check)("huber", **arguments)
+
+
+def test_a_model_trains_with_both_and_comes_back(load: Load, tmp_path: Path) -> None:
+    load("gap_lerp")
+    load("huber")
+    base = sharp()
+    ids = torch.arange(3, 15).view(2, 6)
+    with torch.no_grad():
+        start = base(input_ids=ids).logits
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2, interpolation="gap_lerp", divergence="huber"))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, start)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = model(input_ids=ids, labels=ids)
+        out.loss.backward()
+        optimizer.step()
+    assert out.divergence > 0
+    ctrl.save(model, tmp_path / "saved")
+    again = ctrl.load(sharp(), tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    merged = ctrl.merge_back(model, batches=[{"input_ids": ids}])
+    assert (
+        ctrl.merge_gap(model, merged, [{"input_ids": ids}]).kl < ctrl.merge_gap(model, sharp(), [{"input_ids": ids}]).kl
+    )
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "faq.db"
+    connection = sqlite3.connect(path)
+    connection.execute("create table faq (question text, answer text)")
+    rows = [(f"What is {i} + {i}?", str(2 * i)) for i in range(40)]
+    connection.executemany("insert into faq values (?, ?)", rows)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def rows_of(load: Load, path: Path, query: str = "select question, answer from faq") -> Source:
+    source: Source = load("sqlite_rows").SqliteRows(path=str(path), query=query)
+    return source
+
+
+@pytest.mark.parametrize("check", [name for name, _ in cases(SourceContract)])
+def test_the_source_keeps_the_contract(load: Load, database: Path, check: str) -> None:
+    getattr(SourceContract(), check)(rows_of(load, database))
+
+
+def test_the_source_names_what_is_wrong(load: Load, database: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'select missing from faq' failed on .*: no such column: missing"):
+        rows_of(load, database, "select missing from faq").held_out(1, 0)
+    with pytest.raises(ConfigError, match="row 1 has no column 'answer': did you mean 'answers'"):
+        rows_of(load, database, "select question, answer as answers from faq").held_out(1, 0)
+    with pytest.raises(ConfigError, match=r"elsewhere\.db does not exist"):
+        rows_of(load, database.with_name("elsewhere.db")).held_out(1, 0)
+
+
+def test_the_schedule_keeps_the_contract_and_its_values_are_those_by_hand(load: Load) -> None:
+    load("half_life")
+    schedule_contract("half_life")
+    assert rates("half_life") == pytest.approx([0.0, 0.25, 0.5, 0.75] + [2 ** (-i / 4) for i in range(17)])
+    values = small_values("base", training={"steps": 4, "schedule": "half_life", "warmup_steps": 1})
+    assert parse_config(values).training.schedule == "half_life"
+
+
+def test_the_kept_task_keeps_the_contract(load: Load) -> None:
+    questions = load("times_table").times_table()
+    contract = KeptContract()
+    contract.test_every_question_can_be_asked("times table")
+    contract.test_distinct_options_with_the_right_one_marked()
+    contract.test_same_seed_same_probes_and_more_items_change_none()
+    assert {q.id: q.right for q in questions}["7 x 8"] == "56"
+    for question in questions:
+        a, b = map(int, question.id.split(" x "))
+        assert question.right == str(a * b)
+        assert question.reworded is not None
+        assert question.reworded[0] != question.plain
+
+
+def test_the_metric_is_its_definition(load: Load) -> None:
+    ratio = load("length_ratio").length_ratio
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    y = x * np.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    assert ratio(x, x) == pytest.approx(1.0)
+    assert ratio(x, y) == pytest.approx(3.0)
+    assert METRICS["length_ratio"] is ratio
+
+
+@pytest.mark.slow
+def test_the_operation_keeps_the_largest_changes(load: Load, tmp_path: Path) -> None:
+    trim = load("trim").trim
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
+    training = {"steps": 2, "batch_size": 4, "warmup_steps": 0}
+    outcome = run_experiment(
+        small_config(tiny_base(tmp_path / "base"), arms=arms, training=training),
+        tmp_path / "mlruns",
+        say=lambda _: None,
+    )
+    arm = TrainedArm(outcome.folder, "full", 1e-2)
+    start, end = (dict(model.named_parameters()) for model in (arm.base(), arm.trained()))
+    for share in (0.0, 0.25, 1.0):
+        trimmed = dict(trim(arm, share)[0].named_parameters())
+        for name, p in trimmed.items():
+            change, kept = (end[name] - start[name]).abs(), p != start[name]
+            assert torch.equal(p[kept], end[name][kept])
+            if share == 0.25 and (change > 0).all():
+                assert kept.sum() == round(0.25 * p.numel())
+                assert change[kept].min() >= change[~kept].max()
+            elif share in (0.0, 1.0):
+                assert torch.equal(p, end[name] if share else start[name])
+    with pytest.raises(ConfigError, match="--alphas"):
+        trim(arm, None)
