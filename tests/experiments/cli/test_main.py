@@ -151,6 +151,16 @@ def test_exit_code_of_an_error(error: Exception, code: int) -> None:
     assert cli.failure(error) == (code, str(error) if code else "")
 
 
+def test_a_reader_that_closes_the_pipe_gets_no_error() -> None:
+    code = "import sys; from experiments.cli.main import main; sys.exit(main(['list', 'figures']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `head` does, here before the first line
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object) -> None:
         raise ZeroDivisionError("a bug")
