@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 import math
 from pathlib import Path
 
@@ -12,79 +9,69 @@ from experiments.common.files import write_text
 from experiments.comparison.compare import Comparison
 from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
-from experiments.reporting.page import image_bytes, page_environment
+from experiments.reporting.page import inline_svg, write_page
+from experiments.reporting.table import Row, Table
 from experiments.reporting.text import figure_text, with_interval
 from experiments.scorecard.figures import FIGURES
 
-Table = list[list[str]]  # the first row is the head
+TITLE = "Runs on their common items"
+CSV = ("kind", "run", "figure", "value", "low", "high", "p", "p_holm")
 
 
 def figures_table(comparison: Comparison) -> Table:
-    """One row a run, one column a figure."""
+    """Show one row a run, one column a figure."""
     names = comparison.figures()
-    rows = [["run", *(FIGURES[name].title for name in names)]]
-    for entry, card in comparison.cards.items():
-        rows.append([entry, *(figure_text(card, name) for name in names)])
-    return rows
+    rows = tuple((run, *(figure_text(card, name) for name in names)) for run, card in comparison.cards.items())
+    hints = {FIGURES[name].title: FIGURES[name].meaning for name in names}
+    return Table("Figures", ("run", *(FIGURES[name].title for name in names)), rows, hints=hints)
 
 
 def differences_table(comparison: Comparison) -> Table:
-    """One row a run and figure: the difference to the reference, its p and Holm's."""
-    rows = [[f"less {comparison.reference}", "figure", "difference", "p", "p (Holm)"]]
-    for d in comparison.differences:
-        text = with_interval(d.value, True, (3, 2, 2))
-        rows.append([d.name, FIGURES[d.figure].title, text, _p(d.p), _p(d.p_holm)])
-    return rows
+    """Show one row a run and figure: the difference to the reference, its p and Holm's."""
+    head = (f"less {comparison.reference}", "figure", "difference", "p", "p (Holm)")
+    rows = tuple(
+        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), _p(d.p), _p(d.p_holm))
+        for d in comparison.differences
+    )
+    return Table(f"Differences to {comparison.reference}", head, rows)
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """For the terminal."""
-    parts = [_aligned(figures_table(comparison))]
-    if comparison.differences:
-        parts.append(_aligned(differences_table(comparison)))
-    return "\n\n".join([*parts, "\n".join(_remarks(comparison))])
+    """Write the comparison for a terminal."""
+    return "\n\n".join([*(table.text() for table in _tables(comparison)), "\n".join(_remarks(comparison))])
 
 
 def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> Path:
-    """Write compare.md (compare.html, which needs no other file, where `page`), compare.png and compare.csv into the
-    folder `out`. Returns the text's path."""
+    """Write compare.md, compare.png and compare.csv into the folder `out`. Returns the path of the text.
+
+    page: compare.html, which needs no other file, instead of compare.md.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    figure = comparison_figure(comparison, "Runs on their common items")
+    figure = comparison_figure(comparison, TITLE)
     figure.savefig(out / "compare.png", dpi=160)
     write_text(out / "compare.csv", comparison_csv(comparison))
-    if page:
-        path, text = out / "compare.html", _html(comparison, image_bytes(figure, "svg"))
-    else:
-        path, text = out / "compare.md", _markdown(comparison)
-    write_text(path, text)
-    return path
+    return write_page(
+        out / ("compare.html" if page else "compare.md"),
+        "compare",
+        question=TITLE,
+        tables=_tables(comparison),
+        image=inline_svg(figure) if page else "",
+        figures=[FIGURES[name] for name in comparison.figures()],
+        remarks=_remarks(comparison),
+    )
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """kind (figure or difference), run, figure, value, low, high, p, p_holm; every figure of every card."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["kind", "run", "figure", "value", "low", "high", "p", "p_holm"])
+    """Write every figure of every card, and the differences, as CSV: kind is `figure` or `difference`."""
+    rows: list[Row] = []
     for run, card in comparison.cards.items():
-        writer.writerows(["figure", run, name, *_numbers(value), None, None] for name, value in card.items())
-    for d in comparison.differences:
-        writer.writerow(["difference", d.name, d.figure, *_numbers(d.value), d.p, d.p_holm])
-    return text.getvalue()
+        rows += [("figure", run, name, *_numbers(value), None, None) for name, value in card.items()]
+    rows += [("difference", d.name, d.figure, *_numbers(d.value), d.p, d.p_holm) for d in comparison.differences]
+    return Table("", CSV, tuple(rows)).csv()
 
 
-def _markdown(comparison: Comparison) -> str:
-    parts = ["# Runs on their common items", _pipes(figures_table(comparison)), "![figures](compare.png)"]
-    if comparison.differences:
-        parts += [f"## Differences to {comparison.reference}", _pipes(differences_table(comparison))]
-    return "\n\n".join([*parts, "\n".join(f"- {remark}" for remark in _remarks(comparison))]) + "\n"
-
-
-def _html(comparison: Comparison, svg: bytes) -> str:
-    tables = [("", figures_table(comparison))]
-    if comparison.differences:
-        tables.append((f"Differences to {comparison.reference}", differences_table(comparison)))
-    template = page_environment().get_template("compare.html.j2")
-    return template.render(tables=tables, image=base64.b64encode(svg).decode(), remarks=_remarks(comparison))
+def _tables(comparison: Comparison) -> list[Table]:
+    return [figures_table(comparison), *([differences_table(comparison)] if comparison.differences else [])]
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -102,17 +89,6 @@ def _remarks(comparison: Comparison) -> list[str]:
             "Brackets: 95 % intervals; differences are paired by question; Holm's p is over the runs of one figure."
         )
     return [*remarks, *comparison.notes]
-
-
-def _aligned(rows: Table) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def _pipes(rows: Table) -> str:
-    cells = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
 
 
 def _numbers(value: Estimate) -> tuple[float, float | None, float | None]:

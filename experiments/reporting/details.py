@@ -1,16 +1,16 @@
-"""What a report shows besides its main table: trajectories, further figures, data really drawn, costs, operations."""
+"""The further tables of a report: trajectories, further figures, data really drawn, costs, operations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.records import ArmResult, Record
 from experiments.reporting.plots.alignment import alignment_figure
+from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label, with_interval
 from experiments.scorecard import stability_gap
 from experiments.scorecard.bootstrap import estimate, harmonic
@@ -26,24 +26,10 @@ ALIGNMENT = (  # forms of the suite's records: title in the report, title of the
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """Cells as text. note: how to read it, one line below the table."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    def markdown(self) -> str:
-        lines = [self.head, ("---",) * len(self.head), *self.rows]
-        return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
-
-
 def trajectory_table(
     base: Sequence[Record], arms: Mapping[str, Mapping[int, Sequence[Record]]], draws: int, seed: int = 0
 ) -> Table | None:
-    """Figures of each arm's whole trajectory; None where no arm has both suites.
+    """Show the figures of each arm's whole trajectory; None if no arm has both suites.
 
     arms: records by step, by arm. The matched gain is the highest that all arms reach that gain anything (`gained`).
     """
@@ -84,7 +70,7 @@ def _gap(path: Trajectory) -> tuple[str, str]:
 
 
 def further_table(results: Sequence[ArmResult]) -> Table | None:
-    """Figures that only some runs measure, those that are there."""
+    """Show the figures that only some runs measure; None if there are none."""
     arms = [r for r in results if r.scorecard]
     names = [figure.name for figure in shown("further") if any(figure.name in r.scorecard for r in arms)]
     if not names:
@@ -106,7 +92,7 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
 
 
 def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
-    """drawn: by arm, what `ExperimentData.drawn` gives. A stream has a column for the stage."""
+    """Show the data that each arm was trained on. drawn: by arm, from `ExperimentData.drawn`; a stream has stages."""
     staged = any(part["stage"] > 1 for parts in drawn.values() for part in parts)
     rows = tuple(
         (
@@ -125,12 +111,13 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
     head = ("arm", *(["stage"] if staged else []), "source", "kind", "share", "asked for", "tokens", "epochs")
     whole = "the stage's" if staged else "all"
     note = (
-        f"Share: of {whole} tokens really trained on, beside the share asked for. Epochs: times the source was begun."
+        f"Share: of {whole} tokens really trained on, next to the share asked for. Epochs: times the source was begun."
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
 
 def cost_table(results: Sequence[ArmResult]) -> Table | None:
+    """Show the costs that the main table does not have; None without any."""
     costs = [f for f in FIGURES.values() if f.suite == "cost" and not f.tables]
     titles = {name: f.title for f in costs if any((name := f.name.removeprefix("cost/")) in r.cost for r in results)}
     rows = tuple((label(r), *(_count(r.cost.get(name)) for name in titles)) for r in results if r.cost)
@@ -143,7 +130,7 @@ def _count(value: float | None) -> str:
 
 
 def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
-    """Operations on trained weights, measured as the arms were (`experiments.posthoc`)."""
+    """Show operations on trained weights, measured as the arms were (`experiments.posthoc`)."""
     if not results:
         return None
     name = gain_name(results)
@@ -161,8 +148,11 @@ def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
 
 
 def alignment_pictures(last: Mapping[str, Sequence[Record]]) -> list[tuple[str, Figure]]:
-    """Heat maps by layer, where suite `alignment` was measured: of hidden states and weights against the base's, and of
-    the two branches of expanded layers. last: each arm's last records."""
+    """Draw heat maps by layer from the records of suite `alignment`; none if it was not measured.
+
+    One of hidden states and weights against the base's, one of the two branches of expanded layers. last: by arm, the
+    records of its last evaluation.
+    """
     from experiments.evaluation.suites.alignment import records_table
 
     pictures = []

@@ -1,4 +1,4 @@
-"""What the report of a run shows besides its main table, from the item records of all its arms."""
+"""The further tables and pictures of a run's report, from the item records of all its arms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.details import (
-    Table,
     alignment_pictures,
     cost_table,
     data_table,
@@ -21,6 +20,7 @@ from experiments.reporting.details import (
     trajectory_table,
 )
 from experiments.reporting.stream import stream_pictures, stream_table
+from experiments.reporting.table import Table
 from experiments.reporting.text import label
 from experiments.scorecard import SignificantPairs, significant_pairs
 
@@ -31,7 +31,7 @@ def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """records: of each evaluation by step, by label of the arm; arms without any are not in it."""
+    """The item records of a run. records: by label of the arm and by step; arms without any are left out."""
 
     config: ExperimentConfig
     base: Sequence[Record]
@@ -51,7 +51,7 @@ class RunRecords:
         )
 
     def tables(self, drawn: Mapping[str, Sequence[Mapping[str, Any]]], afterwards: Sequence[ArmResult]) -> list[Table]:
-        """drawn: by arm, the data that it was trained on. afterwards: results of operations on trained weights."""
+        """Make the further tables. drawn: the data of each arm. afterwards: operations on trained weights."""
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         tables = [
             stream_table(self.config, self.results),
@@ -64,5 +64,5 @@ class RunRecords:
         return [table for table in tables if table]
 
     def pictures(self) -> list[tuple[str, Figure]]:
-        """With their titles."""
+        """Draw the further pictures, with their titles."""
         return stream_pictures(self.config, self.base, self.records) + alignment_pictures(self.last)

@@ -1,4 +1,4 @@
-"""What a run on a stream of tasks shows besides: the figures of each arm in a table, and the matrix R as a picture."""
+"""The report of a stream of tasks: the figures of each arm in a table, and the matrix R as a picture."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate, Record
-from experiments.reporting.details import Table
 from experiments.reporting.plots.stream import stream_figure
+from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, label
 from experiments.scorecard import stream, stream_matrix
 from experiments.scorecard.figures import FIGURES
 
 Checkpoints: TypeAlias = Mapping[int, Sequence[Record]]  # records by step
 SHOWN = [figure for figure in FIGURES.values() if figure.suite == "stream"]
-DRAWN = 100  # resamples where only the observed scores are wanted
+DRAWN = 100  # resamples, if only the observed scores are wanted
 NOTE = (
     "R[t, j]: score on task j after stage t ({score}). "
     + " ".join(f"{figure.title}: {figure.meaning}." for figure in SHOWN)
@@ -27,24 +27,24 @@ SCORES = {False: "accuracy", True: "-NLL of held-out texts, nats per token"}
 
 
 def task_names(config: ExperimentConfig) -> list[str]:
-    """The tasks of a stream in the order of learning; empty where the run is none, or does not measure its tasks."""
+    """List the tasks of a stream in the order of learning; none if the run is no stream or does not measure them."""
     is_stream = config.data.sequential and "new" in config.evaluation.suites
     return [source.label for source in config.data.new] if is_stream else []
 
 
 def stage_steps(config: ExperimentConfig) -> dict[str, int]:
-    """The last step of each task's stage, in the order of learning; empty where the run is no stream."""
+    """Find the last step of each task's stage, in the order of learning; none if the run is no stream."""
     return dict(zip(task_names(config), _ends(config), strict=False))
 
 
 def stream_card(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> dict[str, Estimate]:
-    """`scorecard.stream` of an arm; nothing where the run is no stream, or the arm has not come to its end."""
+    """Compute `scorecard.stream` of an arm; no figures if the run is no stream or the arm has not reached its end."""
     stages = _stages(config, base, checkpoints)
     return stream(stages, task_names(config), config.evaluation.bootstrap, config.seed) if stages else {}
 
 
 def stream_table(config: ExperimentConfig, results: Sequence[ArmResult]) -> Table | None:
-    """The figures of the arms that have them; None where the run is no stream."""
+    """Show the figures of the arms that have them; None if the run is no stream."""
     tasks, arms = task_names(config), [r for r in results if {figure.name for figure in SHOWN} <= r.scorecard.keys()]
     if not tasks or not arms:
         return None
@@ -58,7 +58,7 @@ def stream_table(config: ExperimentConfig, results: Sequence[ArmResult]) -> Tabl
 def stream_pictures(
     config: ExperimentConfig, base: Sequence[Record], arms: Mapping[str, Checkpoints]
 ) -> list[tuple[str, Figure]]:
-    """The matrix R of each arm that came to the end of the stream. arms: records by step, by arm."""
+    """Draw the matrix R of each arm that reached the end of the stream. arms: records by step, by arm."""
     tasks = task_names(config)
     found = {name: _stages(config, base, checkpoints) for name, checkpoints in arms.items()}
     matrices = {n: stream_matrix(stages, tasks, DRAWN)[..., 0] for n, stages in found.items() if stages}
@@ -72,8 +72,10 @@ def _ends(config: ExperimentConfig) -> tuple[int, ...]:
 
 
 def _stages(config: ExperimentConfig, base: Sequence[Record], checkpoints: Checkpoints) -> list[list[Record]]:
-    """Records of suite `new`: the base's, then those at the end of each stage; empty unless all are there and have one
-    scale."""
+    """Select the records of suite `new`: the base's, then those at the end of each stage.
+
+    None unless all stages were measured, on one scale.
+    """
     ends = _ends(config)
     if not task_names(config) or not set(ends) <= checkpoints.keys():
         return []

@@ -1,93 +1,104 @@
-"""The tables of arms: for the terminal, in Markdown and as CSV."""
+"""The tables of arms: figures and costs, retention by kept task, and all of it as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.text import figure_text, gain_name, rate_text
+from experiments.reporting.summary import tied_best
+from experiments.reporting.table import Cell, Row, Table
+from experiments.reporting.text import figure_text, gain_name, label, rate_text, with_interval
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES, shown
+from experiments.scorecard.pairwise import SignificantPairs
 
 WIDTH = 100  # columns of a terminal
+COSTS = tuple(figure for figure in shown("run") if figure.suite == "cost")
+BY_TASK = FIGURES["retention/TASK"]
 
 
 def columns_of(results: Sequence[ArmResult]) -> tuple[Figure, ...]:
     """List the figures in the table of these arms: the gain that they have, of answers or of texts, then the others."""
-    return (FIGURES[gain_name(results)], *(figure for figure in shown("run") if figure.suite != "cost"))
+    return (FIGURES[gain_name(results)], *(figure for figure in shown("run") if figure not in COSTS))
+
+
+def arms_table(
+    results: Sequence[ArmResult],
+    significant: SignificantPairs | None = None,
+    columns: Sequence[Figure] | None = None,
+    costs: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    """Make the main table: arm, learning rate, figures, costs. A failed arm shows its reason instead.
+
+    significant: see `tied_best`, which marks the best. columns: the figures (default: `columns_of`). costs: further
+    numbers, a cell per arm by title, before speed and memory.
+    """
+    columns = columns_of(results) if columns is None else columns
+    more = costs or {}
+    best = {figure.name: tied_best(results, figure.name, significant) for figure in columns}
+    head = ("arm", "lr", *(figure.title for figure in columns), *more, *(figure.title for figure in COSTS))
+    marks = {(i, j + 2): 'class="best"' for i, result in enumerate(results) for j, figure in enumerate(columns)
+             if any(result is tied for tied in best[figure.name])}  # fmt: skip
+    rows = tuple(_row(result, columns, [cells[i] for cells in more.values()]) for i, result in enumerate(results))
+    hints = {figure.title: figure.meaning for figure in (*columns, *COSTS)}
+    return Table("Figures", head, rows, "", len(more) + len(COSTS), hints, marks)
 
 
 def format_table(results: Sequence[ArmResult]) -> str:
-    """The terminal's table, at most 100 columns wide unless names are long. A failed arm shows its reason."""
-    columns = columns_of(results)
-    head = ["arm", "lr", *(column.title for column in columns), "tok/s", "GB"]
-    rows = [_cells(result, columns) for result in results if result.status == "finished"]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    names = [(r.arm, rate_text(r.learning_rate)) for r in results]
-    widths[:2] = [max([w, *(len(name[i]) for name in names)]) for i, w in enumerate(widths[:2])]
-    between = 2 if sum(widths) + 2 * (len(widths) - 1) <= WIDTH else 1
-
-    def line(cells: Sequence[str]) -> str:
-        left, right = cells[:-2], cells[-2:]
-        padded = [c.ljust(w) for c, w in zip(left, widths, strict=False)]
-        padded += [c.rjust(w) for c, w in zip(right, widths[-2:], strict=True)]
-        return (" " * between).join(padded).rstrip()
-
-    lines = [line(head), "-" * (sum(widths) + between * (len(widths) - 1))]
-    for result in results:
-        if result.status == "finished":
-            lines.append(line(_cells(result, columns)))
-        else:
-            arm, rate = result.arm.ljust(widths[0]), rate_text(result.learning_rate).ljust(widths[1])
-            lines.append(_cut(f"{arm}{' ' * between}{rate}{' ' * between}{failure_text(result)}", WIDTH))
-    return "\n".join(lines)
+    """Write the main table for a terminal, at most 100 columns wide unless names are long."""
+    return arms_table(results).text(WIDTH)
 
 
-def markdown_table(results: Sequence[ArmResult]) -> str:
-    """The same table in Markdown, for report.md and the note of an MLflow run."""
-    columns = columns_of(results)
-    head = ["arm", "learning rate", *(column.title for column in columns), "tokens/s", "memory, GB"]
-    rows = [head]
-    for result in results:
-        cells = _cells(result, columns)
-        if result.status == "failed":
-            cells = [*cells[:2], failure_text(result), *[""] * (len(head) - 3)]
-        rows.append([plain(cell) for cell in cells])
-    return markdown_rows(rows)
+def kept_tasks(results: Sequence[ArmResult]) -> list[str]:
+    """List the kept tasks that have a retention of their own, in the order of the scorecard."""
+    names = dict.fromkeys(name for r in results for name in r.scorecard if name.startswith(BY_TASK.prefix))
+    return [name.removeprefix(BY_TASK.prefix) for name in names]
 
 
-def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first row is the head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in lines)
+def retention_table(results: Sequence[ArmResult]) -> Table | None:
+    """Make the table of retention by kept task, tinted in HTML; None if no task has a retention of its own."""
+    names = [BY_TASK.prefix + task for task in kept_tasks(results)]
+    arms = [r for r in results if r.status != "failed" and r.scorecard]
+    if not names:
+        return None
+    rows = tuple(
+        (label(r), *(with_interval(r.scorecard.get(name), BY_TASK.signed, BY_TASK.places) for name in names))
+        for r in arms
+    )
+    marks = {(i, j + 1): f'style="background: {tint(r.scorecard[name].value)}"'
+             for i, r in enumerate(arms) for j, name in enumerate(names) if name in r.scorecard}  # fmt: skip
+    head = ("arm", *(task.replace("_", " ") for task in kept_tasks(results)))
+    note = "Orange: less is kept than the base model had; white: as much; blue: more."
+    return Table("Retention by kept task", head, rows, note, marks=marks)
+
+
+def tint(retention: float) -> str:
+    """Choose the background of a cell: white at 1, orange if less is kept, blue if more; full at .5 and 1.5."""
+    if not math.isfinite(retention):
+        return "#f1f3f5"
+    strength = min(1.0, abs(retention - 1) / 0.5)
+    full = (230, 126, 34) if retention < 1 else (52, 120, 190)
+    mixed = (round(255 + (c - 255) * 0.75 * strength) for c in full)
+    return "#" + "".join(f"{c:02x}" for c in mixed)
 
 
 def table_csv(base: Mapping[str, Estimate], results: Sequence[ArmResult]) -> str:
-    """Every figure of every arm: name, name_low, name_high; costs as cost_name. The base model is the first row."""
-    rows: list[dict[str, Any]] = [{"arm": "base", **flat_figures(base)}]
+    """Write every figure of every arm: NAME, NAME_low, NAME_high, and costs as cost_NAME. The first row is the base."""
+    rows: list[dict[str, Cell]] = [{"arm": "base", **flat_figures(base)}]
     for r in results:
-        named = {"arm": r.arm, "method": r.method, "learning_rate": r.learning_rate, "status": r.status}
-        costs = {f"cost_{name}": value for name, value in r.cost.items()}
-        rows.append({**named, "reason": r.reason, "steps": r.steps, **flat_figures(r.scorecard), **costs})
-    names = dict.fromkeys(name for row in [*rows[1:], rows[0]] for name in row)
-    return csv_text(rows, list(names))
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Rows as CSV with a head of these names; what a row lacks is left empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+        named: dict[str, Cell] = {
+            "arm": r.arm,
+            "method": r.method,
+            "learning_rate": r.learning_rate,
+            "status": r.status,
+        }
+        rows.append({**named, "reason": r.reason, "steps": r.steps, **flat_figures(r.scorecard), **flat_costs(r)})
+    return Table.of(rows, dict.fromkeys(name for row in [*rows[1:], rows[0]] for name in row)).csv()
 
 
 def flat_figures(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
-    """Columns of a table: NAME, NAME_low, NAME_high for each figure."""
+    """Spread figures over the columns NAME, NAME_low, NAME_high."""
     return {
         f"{name}{end}": value
         for name, e in figures.items()
@@ -95,31 +106,26 @@ def flat_figures(figures: Mapping[str, Estimate]) -> dict[str, float | None]:
     }
 
 
-def _cells(result: ArmResult, columns: Sequence[Figure]) -> list[str]:
-    figures = [figure_text(result.scorecard, column.name) for column in columns]
-    return [result.arm, rate_text(result.learning_rate), *figures, *cost_cells(result)]
-
-
-def cost_cells(result: ArmResult) -> list[str]:
-    """Tokens per second and GB of memory."""
-    speed, memory = result.cost.get("tokens_per_s"), result.cost.get("peak_memory_gb")
-    return [
-        f"{speed:.0f}" if speed is not None and math.isfinite(speed) else "-",
-        f"{memory:.1f}" if memory is not None and math.isfinite(memory) else "-",
-    ]
+def flat_costs(result: ArmResult) -> dict[str, float]:
+    """Spread costs over the columns cost_NAME."""
+    return {f"cost_{name}": value for name, value in result.cost.items()}
 
 
 def failure_text(result: ArmResult) -> str:
-    """Why and when an arm failed."""
+    """Say why and when an arm failed."""
     after = f" after step {result.steps}" if result.steps else ""
     return f"failed{after}: {result.reason or 'no reason was recorded'}"
 
 
-def plain(text: str) -> str:
-    """On one line."""
-    return " ".join(text.split())
+def cost_text(result: ArmResult, figure: Figure) -> str:
+    """Write a cost with the decimals of its figure; `-` if it is not known."""
+    value = result.cost.get(figure.name.removeprefix("cost/"))
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{figure.places[-1]}f}"
 
 
-def _cut(text: str, width: int) -> str:
-    text = text if "\n" not in text else text.split("\n", 1)[0] + " ..."
-    return text if len(text) <= width else text[: width - 3] + "..."
+def _row(result: ArmResult, columns: Sequence[Figure], more: Sequence[str]) -> Row:
+    named = (result.arm, rate_text(result.learning_rate))
+    if result.status == "failed":
+        return (*named, failure_text(result))
+    figures = (figure_text(result.scorecard, figure.name) for figure in columns)
+    return (*named, *figures, *more, *(cost_text(result, figure) for figure in COSTS))

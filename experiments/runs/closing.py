@@ -12,7 +12,7 @@ from experiments.records import ArmResult
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
@@ -40,7 +40,7 @@ def close_run(
     )  # fmt: skip
     for name in (*_write_pictures(folder, pictures), *REPORT_FILES):
         run.log_file(folder / name)
-    run.log_note(markdown_table(results))
+    run.log_note(arms_table(results).markdown())
     return Outcome(folder, list(results), report, command, tracker.run_url(run.id), prepared.base_headline)
 
 

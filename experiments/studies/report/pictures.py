@@ -1,16 +1,17 @@
-"""The pictures of a study's report, each with its file's name, its title and what it shows."""
+"""The pictures of a study's report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
 
 from experiments.records import Record, read_records
 from experiments.reporting.details import alignment_pictures
+from experiments.reporting.page import inline_svg
 from experiments.reporting.plots.forgetting import forgetting_figure
 from experiments.reporting.text import gain_name
 from experiments.studies.report.optuna_plots import progress_figure, slice_figures
@@ -25,13 +26,25 @@ if TYPE_CHECKING:
 
 MOST = 20  # arms in one picture
 FEW = 8  # of trials that are called by what they picked; more are called by their numbers
-Picture = tuple[str, str, str, Figure]  # file name, title, what it shows
+
+
+class Picture(NamedTuple):
+    """A figure with the name of its file, its title and one sentence on what it shows."""
+
+    name: str
+    title: str
+    text: str
+    figure: Figure
+
+    @property
+    def image(self) -> str:
+        return inline_svg(self.figure)
 
 
 def pictures(
     store: Store, arms: Sequence[ReportRow], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
 ) -> list[Picture]:
-    """What there is to draw, in the order of the report. paper: the table beside the paper's, for its ranks."""
+    """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
     return [*_of_arms(store, arms), *_of_trials(store, trials, paper), *_of_layers(arms, root)]
 
 
@@ -49,33 +62,36 @@ def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:
     items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
     over_steps = trajectory_figure(trained[:MOST], gain_name([arm.result for arm in trained]))
     return [
-        ("forgetting", "What is gained, what is kept", "Up and right is better." + numbers + _first(arms), figure),
-        ("trajectories", "Over the steps", f"Grey: the base model. {items}{numbers}{_first(arms)}", over_steps),
+        Picture(
+            "forgetting", "What is gained, what is kept", "Up and right is better." + numbers + _first(arms), figure
+        ),
+        Picture("trajectories", "Over the steps", f"Grey: the base model. {items}{numbers}{_first(arms)}", over_steps),
     ]
 
 
 def _of_trials(store: Store, trials: Sequence[Trial], paper: pd.DataFrame | None) -> list[Picture]:
-    study, found = store.config, []
+    study = store.config
+    found: list[Picture] = []
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
-        found.append(("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
+        found.append(Picture("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
     if paper is not None and len(paper) > 1:
         text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
-        found.append(("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
+        found.append(Picture("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
     if importances := store.importances():
         text = "How much of an objective's variance over the trials each dimension explains."
-        found.append(("importances", "What matters", text, importance_figure(importances)))
+        found.append(Picture("importances", "What matters", text, importance_figure(importances)))
     text = "Each point is a trial, the darker the later; grey ones break a constraint."
     for i, (objective, figure) in enumerate(slice_figures(store.study, study.objectives)):
-        found.append((f"slice-{i}", f"Trials by dimension: {objective.figure}", text, figure))
+        found.append(Picture(f"slice-{i}", f"Trials by dimension: {objective.figure}", text, figure))
     progress = None if study.sampler.name == "grid" else progress_figure(store.study, study.objectives)
     if progress:  # a grid goes through its cells in their order: nothing progresses
-        found.append(("progress", "What the search found", "The best of the trials so far.", progress))
+        found.append(Picture("progress", "What the search found", "The best of the trials so far.", progress))
     return found
 
 
 def _of_layers(arms: Sequence[ReportRow], root: Path) -> list[Picture]:
-    """How far the hidden states of each arm's first seed moved, where the study measures suite `alignment`."""
+    """Draw how far the hidden states of each arm's first seed moved, if the study measures suite `alignment`."""
     last: dict[str, list[Record]] = {}
     for arm in [arm for arm in arms if arm.records][:MOST]:
         last[arm.name] = read_records(record_files(arm.runs[0], root)[1])
@@ -83,7 +99,7 @@ def _of_layers(arms: Sequence[ReportRow], root: Path) -> list[Picture]:
         arms[0].runs[0]["seed"] if arms else ""
     )
     return [
-        (f"alignment-{i}" if i else "alignment", title, text + _first(arms), figure)
+        Picture(f"alignment-{i}" if i else "alignment", title, text + _first(arms), figure)
         for i, (title, figure) in enumerate(alignment_pictures(last))
     ]
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_text
-from experiments.reporting.page import image_bytes, inline_svg, page_environment
-from experiments.reporting.summary import summary, tied_best
-from experiments.reporting.tables import columns_of, csv_text, flat_figures, markdown_rows, markdown_table
+from experiments.records import ArmResult
+from experiments.reporting.page import image_bytes, write_page
+from experiments.reporting.summary import summary
+from experiments.reporting.table import Table
+from experiments.reporting.tables import COSTS, arms_table, columns_of, flat_costs, flat_figures
+from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
@@ -28,6 +31,8 @@ from experiments.studies.storage import command_line, public_yaml, study_folder
 from experiments.studies.trials import Trial, died
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from experiments.studies.queue import Store
 
 
@@ -36,27 +41,22 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     study, trials = store.config, store.trials()
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
-    results = [arm.result for arm in arms]
+    results, significant = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
-    significant = significant_arms(arms, root)
     words = summary(results, significant, len(study.seeds))
     words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
-    shown = columns_of(results)
-    shown = (*shown[:2], FIGURES["kept_accuracy"], *shown[2:])
-    drawn, notes = pictures(store, arms, trials, root, paper), _notes(store, arms, trials, root)
+    drawn = pictures(store, arms, trials, root, paper)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
         words += said
-        drawn += [
-            (f"law-{i}", f"The mixture law of {name}", "Loss against the share of new text; the lines are fits.", law)
-            for i, (name, law) in enumerate(laws.items())
-        ]
+        text = "Loss against the share of new text; the lines are fits."
+        drawn += [Picture(f"law-{i}", f"The mixture law of {n}", text, law) for i, (n, law) in enumerate(laws.items())]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, _, _, figure in drawn:
-        (folder / f"{name}.png").write_bytes(image_bytes(figure, "png"))
+    for picture in drawn:
+        (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
-    if folder.resolve() != study_folder(root, study.name).resolve():  # there it lies, with the storage's password
+    if folder.resolve() != study_folder(root, study.name).resolve():  # its own YAML holds the storage's password
         write_text(folder / "study.yaml", public_yaml(study))
     values = {
         "study": study,
@@ -64,27 +64,46 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "setup": _setup(store),
         "tiles": _tiles(store, arms, trials),
         "words": words,
-        "arms": arms,
-        "paper": paper,
+        "pictures": drawn,
+        "paper": None if paper is None else _paper(paper),
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
-        "notes": notes,
+        "notes": _notes(store, arms, trials, root),
         "reading": _reading(store, arms),
         "commands": _commands(store, root, folder),
+        "yaml": public_yaml(study),
+        "date": f"{datetime.now():%d %B %Y, %H:%M}",
+        **_arms(arms, results, significant),
     }
-    write_text(folder / "report.md", _markdown(values, drawn, results))
-    environment = page_environment()
-    environment.filters |= {"trainable": _trainable, "minutes": _minutes}
-    figures = [(n, title, text, inline_svg(f)) for n, title, text, f in drawn]
-    text = environment.get_template("study.html.j2").render(
-        **values,
-        figures=figures,
-        columns=shown,
-        best={column.name: tied_best(results, column.name, significant) for column in shown},
-        yaml=public_yaml(study),
-        date=f"{datetime.now():%d %B %Y, %H:%M}",
+    write_page(folder / "report.md", "study", **values)
+    return write_page(folder / "report.html", "study", **values)
+
+
+def _arms(
+    arms: Sequence[ReportRow], results: Sequence[ArmResult], significant: SignificantPairs | None
+) -> dict[str, Any]:
+    """The table of arms as in a run's report, and one with kept accuracy and more costs for the HTML page."""
+    gain, retention, *others = columns_of(results)
+    columns = (gain, retention, FIGURES["kept_accuracy"], *others)
+    costs = {"trainable, M": [_millions(arm) for arm in arms]}
+    costs["minutes"] = [f"{arm.trial.seconds / 60:.1f}" for arm in arms]
+    return {
+        "table": arms_table(results),
+        "arms": arms_table(results, significant, columns, costs),
+        "columns": (*columns, *COSTS),
+    }
+
+
+def _paper(table: pd.DataFrame) -> Table:
+    """Our figures next to the paper's, from `compared`."""
+    cells = table.round(1).astype(str)
+    head = ("arm", *(str(name).replace("_", " ") for name in table.columns))
+    note = (
+        "Accuracies in %: new = the new task (paper: mean of MathHard and GSM8K), kept = the kept tasks (paper: mean "
+        "of GPQA and MMLU), average = the mean of the two. Ranks: 1 is the highest. The paper's figures are of "
+        "Llama-3.1-8B on OpenMath2: compare orders, not values."
     )
-    write_text(folder / "report.html", text)
-    return folder / "report.html"
+    rows = tuple((str(name), *row) for name, row in zip(cells.index, cells.itertuples(index=False), strict=True))
+    return Table("Next to the paper", head, rows, note, numbers=len(table.columns))
 
 
 def _setup(store: Store) -> str:
@@ -168,45 +187,16 @@ def _at_once(store: Store) -> int:
     return max((sum(a <= start < b for a, b in ended) for start, _ in ended), default=1)
 
 
-def _markdown(values: dict[str, Any], drawn: Sequence[Picture], results: Sequence[Any]) -> str:
-    parts = [
-        f"# {values['question']}",
-        values["setup"] + ".",
-        *values["words"],
-        markdown_table(results),
-        values["reading"],
-    ]
-    if values["paper"] is not None:
-        table = values["paper"].round(1).reset_index(names="arm")
-        rows = [list(table.columns), *table.astype(str).values.tolist()]
-        parts += ["## Beside the paper", markdown_rows(rows)]
-    parts += [f"## {title}\n\n![{title}]({name}.png)\n\n{text}" for name, title, text, _ in drawn]
-    if values["failed"]:
-        parts += [
-            "## Trials that failed",
-            "\n".join(f"- {name}: {' '.join(r.split())}" for name, r in values["failed"]),
-        ]
-    if values["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in values["notes"])]
-    parts += ["## Again", "```bash\n" + "\n".join(values["commands"]) + "\n```"]
-    return "\n\n".join(parts) + "\n"
-
-
 def _csv(arms: Sequence[ReportRow]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
          "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds,
-         **flat_figures(a.result.scorecard),
-         **{f"cost_{name}": value for name, value in a.result.cost.items()}}
+         **flat_figures(a.result.scorecard), **flat_costs(a.result)}
         for a in arms
     ]  # fmt: skip
-    return csv_text(rows, list(dict.fromkeys(n for row in rows for n in row)))
+    return Table.of(rows).csv()
 
 
-def _trainable(arm: ReportRow) -> str:
+def _millions(arm: ReportRow) -> str:
     value = arm.result.cost.get("trainable_parameters", math.nan)
     return f"{value / 1e6:.1f}" if math.isfinite(value) else "-"
-
-
-def _minutes(arm: ReportRow) -> str:
-    return f"{arm.trial.seconds / 60:.1f}"

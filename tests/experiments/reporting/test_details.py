@@ -22,7 +22,7 @@ from experiments.reporting.details import (
     trajectory_table,
 )
 from experiments.reporting.summary import summary
-from experiments.reporting.tables import format_table, markdown_table
+from experiments.reporting.tables import arms_table, format_table
 from experiments.reporting.text import gain_name, gain_text
 from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
@@ -104,7 +104,7 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
     assert gain_name(results) == "new_nll_drop"
     assert gain_text(results[0].scorecard, "new_nll_drop") == "+.20 [.19,.21] nats per token"
     assert "gain, nats" in format_table(results).splitlines()[0]
-    assert "+.20 [.19,.21]" in markdown_table(results)
+    assert "+.20 [.19,.21]" in arms_table(results).markdown()
     assert summary(results)[0] == (
         "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, ahead of all other arms."
     )

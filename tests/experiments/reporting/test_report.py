@@ -11,10 +11,9 @@ import pytest
 
 from experiments.config import ExperimentConfig, parse_config
 from experiments.records import ArmResult
-from experiments.reporting.page import tint
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import summary
-from experiments.reporting.tables import format_table, markdown_table
+from experiments.reporting.tables import arms_table, format_table, tint
 from tests.helpers.arms import BASE, six, synthetic, twelve, untrained
 from tests.helpers.small import SUMS
 
@@ -104,7 +103,7 @@ def test_any_number_of_arms_and_any_gap_in_them_makes_a_report(
     for result in results:
         assert result.arm in page.text
         assert result.arm in table
-        assert result.arm in markdown_table(results)
+        assert result.arm in arms_table(results).markdown()
 
 
 def test_a_report_is_replaced_when_it_is_made_again(tmp_path: Path, config: ExperimentConfig) -> None:

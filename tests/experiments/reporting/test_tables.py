@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 
-from experiments.reporting.tables import format_table, markdown_rows, table_csv
-from tests.helpers.arms import BASE, six, untrained
+from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
+from experiments.scorecard.figures import FIGURES
+from tests.helpers.arms import BASE, TASKS, six, untrained
 
 
 def test_the_terminal_table_fits_and_shows_intervals() -> None:
@@ -31,5 +32,21 @@ def test_the_csv_holds_every_figure_of_every_arm() -> None:
     assert rows[-1]["gain"] == ""
 
 
-def test_a_bar_in_a_cell_does_not_split_it() -> None:
-    assert markdown_rows([["a|b", "c"], ["1", "2"]]) == "| a\\|b | c |\n| --- | --- |\n| 1 | 2 |"
+def test_the_best_arms_are_marked_and_a_failed_one_says_why() -> None:
+    table = arms_table([*six(), untrained()])
+    assert table.rows[-1] == ("broken", "1e-3", "failed: OutOfMemoryError: <no memory>\nsecond line")
+    column = table.head.index("retention")
+    assert [row for row, other in table.marks if other == column] == [4, 5]  # both learning rates of control
+    wide = arms_table(six(), columns=[FIGURES["retention"]], costs={"minutes": list("abcdef")})
+    assert wide.head == ("arm", "lr", "retention", "minutes", "tok/s", "GB")
+    assert wide.rows[1] == ("full", "1e-4", ".88 [.85,.91]", "b", "612", "2.3")
+
+
+def test_retention_by_task_is_tinted() -> None:
+    table = retention_table([*six(), untrained()])
+    assert table is not None
+    assert table.head == ("arm", *(task.replace("_", " ") for task in TASKS))
+    assert len(table.rows) == 6
+    assert all(mark.startswith('style="background: #') for mark in table.marks.values())
+    assert len(table.marks) == 6 * len(TASKS)
+    assert retention_table([untrained()]) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.reporting.summary import summary
-from experiments.reporting.tables import markdown_table
+from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.studies.report.plots import trajectory_figure
 from experiments.studies.selection import ReportRow, arm_name, choose
@@ -38,7 +38,7 @@ def test_a_searched_learning_rate_is_said_once(arms: list[ReportRow]) -> None:
     assert [arm.result.arm for arm in arms[1:6]] == ["full"] * 2 + ["lerp8"] * 3
     twice = ["full (trial 0) 1", "full (trial 6) 1"]
     assert [arm.name for arm in (arms[0], arms[6])] == [label(arm.result) for arm in (arms[0], arms[6])] == twice
-    said = " ".join(summary([arm.result for arm in arms])) + markdown_table([arm.result for arm in arms])
+    said = " ".join(summary([arm.result for arm in arms])) + arms_table([arm.result for arm in arms]).markdown()
     assert "lerp8 1 " in said
     assert "rate=" not in said
     legend = trajectory_figure(arms[1:6]).legends[0]

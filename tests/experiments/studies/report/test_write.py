@@ -311,6 +311,6 @@ def test_the_gain_of_texts_is_drawn(some: tuple[Store, Path]) -> None:
     arm = choose(store.config, store.trials(), root)[0]
     points = [{"step": p["step"], "new_nll_drop": Estimate(0.1 * p["step"])} for p in arm.result.trajectory]
     figure = trajectory_figure([replace(arm, result=replace(arm.result, trajectory=points))], "new_nll_drop")
-    assert figure.axes[0].get_title(loc="left") == "gain on the new texts, nats per token"
+    assert figure.axes[0].get_title(loc="left").startswith("gain, nats: negative log-likelihood of the new texts")
     assert list(figure.axes[0].lines[-1].get_ydata()) == pytest.approx([0, 2, 4])
     assert len(figure.legends) == 1
