@@ -49,7 +49,7 @@ def welcome(args: argparse.Namespace) -> int:
     """Say what to do first, for a call without a command."""
     lines = {
         command("run", "quickstart"): "a first run: three methods, and what each forgets",
-        command("list"): "what a config can name: methods, sources, suites ...",
+        command("list"): "the names that a config can contain",
         command("--help"): "all commands; README.md and docs/ explain them",
     }
     width = max(map(len, lines))
