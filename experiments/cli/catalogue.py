@@ -56,9 +56,9 @@ def _comment(path: Path) -> str:
 
 
 def _methods() -> dict[str, str]:
-    from experiments.methods import METHODS
+    from experiments.methods.tables import AVERAGES, LOSS_TERMS, TUNINGS
 
-    return described(METHODS)
+    return described({**TUNINGS, **LOSS_TERMS, **AVERAGES})
 
 
 def _sources() -> dict[str, str]:
@@ -115,7 +115,7 @@ def _figures() -> dict[str, str]:
 KINDS: dict[str, tuple[str, Entries]] = {  # where it is written, what there is
     "configs": ("control-llm run NAME", lambda: _files("*.yaml")),
     "studies": ("control-llm study NAME", lambda: _files("studies/*.yaml")),
-    "methods": ("arms: [{method: NAME}]", _methods),
+    "methods": ("arms: [{method: NAME}], or its parts train, loss, average", _methods),
     "sources": ("data: {new: {source: NAME}}", _sources),
     "suites": ("evaluation: {suites: [NAME]}", _suites),
     "tasks": ("evaluation: {kept_tasks: [NAME]}", _kept_tasks),

@@ -7,29 +7,29 @@ from pathlib import Path
 
 from experiments.cli.console import Commands, show
 
-NEW = "lm_eval's tasks that were learned (patterns: 'gsm8k*'); the others count as kept"
+NEW = "tasks of lm_eval that were learned (patterns: 'gsm8k*'); the others are kept tasks"
 
 
 def add(commands: Commands) -> None:
-    compare = commands.add_parser("compare", help="any runs side by side, paired on their common items")
+    compare = commands.add_parser("compare", help="compare runs, paired on their common items")
     compare.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folder, folder:arm-lr, study export, lm_eval samples"
     )
-    compare.add_argument("--base", help="a RUN measured before training, for runs that have no base of their own")
+    compare.add_argument("--base", help="a RUN measured before training, for runs without a base of their own")
     compare.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
     compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
     compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
     compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
     compare.set_defaults(command=compare_command)
-    gate = commands.add_parser("gate", help="exit with 0 only if forgetting is inside the margin")
+    gate = commands.add_parser("gate", help="exit with 0 only if forgetting is below the margin")
     gate.add_argument("run", metavar="RUN")
     gate.add_argument(
         "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
     )
     gate.add_argument("--arm", help="one arm alone: arm-lr (default: all)")
-    gate.add_argument("--base", help="a RUN measured before training, where the run has no base of its own")
+    gate.add_argument("--base", help="a RUN measured before training, if the run has no base of its own")
     gate.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
-    gate.add_argument("--each-task", action="store_true", help="every kept task must be inside the margin by itself")
+    gate.add_argument("--each-task", action="store_true", help="each kept task alone must be below the margin")
     gate.set_defaults(command=gate_command)
 
 

@@ -16,7 +16,7 @@ STYLES = (  # pattern, style of its matches on a terminal
     (r"\A[^\n]+(?=\n-{9,})", "bold"),  # the head of a table
     (r"(?m)^-{9,}$", "dim"),
     (r"\[[-+.,\d]+\]", "dim"),  # intervals
-    (r"(?m)^ *(\S+ +){0,2}(failed|stopped|error)\b.*", "red"),
+    (r"(?m)^ *(\S+ +){0,2}(failed|stopped|error|FAIL)\b.*", "red"),
 )
 
 

@@ -1,7 +1,7 @@
 """The command line: `control-llm COMMAND`, or `python -m experiments.cli COMMAND`; `--help` lists the commands.
 
-Exit code 0: all went well, 1: an arm, the job or the gate failed, 2: wrong input, 130: stopped with Ctrl-C.
-A study that ended answers 0 even if trials failed, for these are among its results; one that stopped answers 1.
+Exit codes. 0: success; 1: an arm, the command or the gate failed; 2: wrong input; 130: stopped with Ctrl-C.
+A study that ended returns 0 even if trials failed, because failures are results; a study that stopped returns 1.
 Modules of the bench are imported by the commands that need them, so that the others answer at once.
 """
 
@@ -63,5 +63,5 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, ConfigError | CheckpointError):
         return 2 if isinstance(error, ConfigError) else 1, str(error)
     if fault := storage_fault(error):
-        return 1, f"the database failed: {fault}; nothing recorded is lost, the same command goes on"
+        return 1, f"the database failed: {fault}; nothing recorded is lost, and the same command continues"
     return 0, ""

@@ -12,7 +12,7 @@ from experiments.common.paths import default_root
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
-REPORT = (".html", ".md", ".png", ".csv")  # a report's files that MLflow gets; the study's YAML it has
+REPORT = (".html", ".md", ".png", ".csv")  # files of a report that are sent to MLflow; it has the YAML already
 
 
 def add(commands: Commands) -> None:
@@ -22,20 +22,20 @@ def add(commands: Commands) -> None:
     study.add_argument("--profile", help="one of the study's profiles: gpu")
     study.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers
     study.set_defaults(command=study_command)
-    resume = commands.add_parser("resume", help="go on with a study by its name, without its YAML")
+    resume = commands.add_parser("resume", help="continue a study by its name, without its YAML")
     resume.add_argument("study")
     resume.add_argument("--workers", type=int, default=1)
     resume.set_defaults(command=resume_command)
-    status = commands.add_parser("status", help="how far a study is")
+    status = commands.add_parser("status", help="print the state of a study: trials that run, failed and are best")
     status.add_argument("study")
     status.set_defaults(command=status_command)
     more = commands.add_parser("add-trials", help="raise a study's budget")
     more.add_argument("study")
     more.add_argument("count", type=int)
     more.set_defaults(command=add_trials_command)
-    export = commands.add_parser("export", help="all trials with their scorecards, as CSV, Parquet or JSON")
+    export = commands.add_parser("export", help="write all trials with their scorecards as CSV, Parquet or JSON")
     export.add_argument("study")
-    export.add_argument("file", type=Path, help="its ending tells the format: .csv, .parquet, .json")
+    export.add_argument("file", type=Path, help="the format is that of its ending: .csv, .parquet, .json")
     export.set_defaults(command=export_command)
     report = commands.add_parser("report", help="write a study's report")
     report.add_argument("study")
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):
         add_root(command)
-        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db among the results)")
+        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db in the root)")
 
 
 def study_command(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def study_command(args: argparse.Namespace) -> int:
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
-    show(_afterwards(run_study(config, root, args.workers, args.storage, say), root))
+    show(_end_text(run_study(config, root, args.workers, args.storage, say), root))
     return 0
 
 
@@ -69,7 +69,7 @@ def resume_command(args: argparse.Namespace) -> int:
 
     quiet()
     store = _store(args)
-    show(_afterwards(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
+    show(_end_text(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
     return 0
 
 
@@ -110,7 +110,7 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def attach(name: str, root: Path, folder: Path) -> str:
-    """Put a report's files beside the study's MLflow run, below `report`. Returns why that was not possible."""
+    """Add a report's files to the study's MLflow run, in the folder `report`. Returns why that was not possible."""
     from experiments.common.files import read_json
     from experiments.studies.storage import study_folder
     from experiments.tracking.store import last_line
@@ -125,17 +125,17 @@ def attach(name: str, root: Path, folder: Path) -> str:
             if path.suffix in REPORT:
                 client.log_artifact(run_id, str(path), "report")
     except Exception as error:
-        return f"MLflow did not take the report, the files are complete: {last_line(error)}"
+        return f"the report is complete, but MLflow did not accept its files: {last_line(error)}"
     return ""
 
 
-def _afterwards(store: Store, root: Path) -> str:
-    """What can be done with a study that has ended."""
+def _end_text(store: Store, root: Path) -> str:
+    """Return the end message of a study, with the commands that can follow."""
     from experiments.studies.space import grid
     from experiments.studies.storage import command_line
 
     config, budget = store.config, store.config.budget
-    lines = ["", f"{config.name}: " + ("trials still run elsewhere" if store.going_on() else "finished")]
+    lines = ["", f"{config.name}: " + ("trials still run on another machine" if store.going_on() else "finished")]
     lines.append(f"report: {command_line(store, root, 'report', config.name)}")
     whole = config.sampler.name == "grid" and store.limit() == len(grid(config.search))
     if budget.trials is not None and not whole:
@@ -146,7 +146,7 @@ def _afterwards(store: Store, root: Path) -> str:
 
 
 def _store(args: argparse.Namespace) -> Store:
-    """The study of that name, which must exist."""
+    """Open the study of that name. Raises StudyError if there is none."""
     from experiments.studies.queue import Store
     from experiments.studies.storage import noted_storage, storage_url
 

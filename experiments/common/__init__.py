@@ -1,1 +1,1 @@
-"""What every room uses, and what knows of none: YAML sections, files."""
+"""Used by all rooms, and using none: YAML sections, files, paths, commands, errors."""

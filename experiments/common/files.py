@@ -15,18 +15,20 @@ os.umask(UMASK)
 
 
 def json_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1. `str.splitlines` would also cut at U+2028 and others,
-    which JSON strings may hold."""
+    """Yield the lines that are not blank, with their numbers from 1.
+
+    `str.splitlines` would also split at U+2028 and others, which JSON strings may contain.
+    """
     return ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, flush to disk, then rename: a power cut leaves the old file or the new one."""
+    """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(handle, 0o666 & ~UMASK)  # mkstemp's files are for their owner alone
+            os.fchmod(handle, 0o666 & ~UMASK)  # only the owner may read files of mkstemp
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -38,9 +40,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
+    """Write values as indented JSON, with `write_text`."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; empty where there is no file."""
+    """Read what `write_json` wrote; an empty dict if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

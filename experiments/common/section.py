@@ -1,4 +1,4 @@
-"""What every section of a YAML file is made of: frozen, typed, no undeclared key, faults with the nearest name."""
+"""Base class of the sections of a YAML file: frozen, typed, without undeclared keys; faults name the nearest key."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and no key that is not declared."""
+    """Base of all sections: frozen, and every key is declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:
-    """What pydantic found, one fault a line. keys_at: the declared keys of the section at a place."""
-    # entries that are wrong are not counted, so a list of wrong ones is called too short besides
+    """Write the faults that pydantic found, one per line. keys_at: returns the declared keys at a place."""
+    # pydantic does not count wrong entries, so it calls a list of them too short as well
     faults = [fault for fault in error.errors() if fault["type"] != "too_short" or not fault["input"]]
     return "\n".join(f"  {_describe(fault, keys_at)}" for fault in faults)
 

@@ -1,4 +1,4 @@
-"""The plain values of a YAML file: read, and one field of them set by its dotted key."""
+"""Read the plain values of a YAML file, and set one of its fields by a dotted key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments.common.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """1e-3 is a number, as in YAML 1.2 and in Python; PyYAML wants 1.0e-3 and would read a text."""
+    """Read 1e-3 as a number, as YAML 1.2 and Python do. PyYAML would read a text, and a number only from 1.0e-3."""
 
 
 _Loader.add_implicit_resolver(
@@ -21,14 +21,14 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str) -> Any:
-    """The values of a YAML text. Raises yaml.YAMLError."""
+    """Return the values of a YAML text. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)
 
 
 def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:
-    """The mapping in a file given by its path or, below the folder `shipped`, by name; and where it was found.
+    """Read a file by its path, or by its name in the folder `shipped`. Returns the path and the mapping in the file.
 
-    Raises ConfigError, which names the shipped ones where there is no such file.
+    Raises ConfigError. If there is no such file, it lists the names of the shipped ones.
     """
     path, own = Path(path), shipped / f"{path}.yaml"
     path = own if own.is_file() and not path.is_file() else path
@@ -40,12 +40,12 @@ def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[st
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping at the top, but holds {type(values).__name__}")
+        raise ConfigError(f"{path} must contain a mapping at the top, but contains {type(values).__name__}")
     return path, values
 
 
 def set_field(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set one field in place. Numbers in the key count the entries of a list: `arms.0.method`."""
+    """Set one field in place. A number in the key is an index into a list: `arms.0.method`."""
     *parents, last = dotted.split(".")
     place: Any = values
     for key in parents:
@@ -57,5 +57,7 @@ def set_field(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _index(entries: list[Any], key: str, dotted: str) -> int:
     if not key.isdecimal() or int(key) >= len(entries):
-        raise ConfigError(f"cannot set {dotted!r}: {key!r} stands for an entry of a list of {len(entries)}, from 0 on")
+        raise ConfigError(
+            f"cannot set {dotted!r}: {key!r} is no index into a list of {len(entries)} entries: give a number from 0 on"
+        )
     return int(key)

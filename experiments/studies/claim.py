@@ -1,6 +1,6 @@
-"""One claimed trial: its heartbeat, its run, and how it ends in Optuna's storage.
+"""Run one claimed trial: send its heartbeat, and write its end to Optuna's storage.
 
-Optuna's own loop (`Study.optimize`) knows no trial that another machine took over, and no storage that fails.
+Optuna's own loop (`Study.optimize`) does not handle a trial that another machine took over, or a storage that fails.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from experiments.studies.space import Scalar
-from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
+from experiments.studies.trial import ShouldPrune, TrialFailed, TrialOutcome, TrialPruned
 
 STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 ACTIVE: set[int] = set()  # ids of the trials that this process runs
 Say = Callable[[str], None]
-Report = Callable[[int, float], bool]
-Run = Callable[[int, dict[str, Scalar], Report | None], TrialOutcome]
-End = tuple[TrialState, list[float] | None, dict[str, Any]]  # with values, and what is noted on the trial
+RunTrial = Callable[[int, dict[str, Scalar], ShouldPrune | None], TrialOutcome]
+End = tuple[TrialState, list[float] | None, dict[str, Any]]  # state, values of the objectives, user attributes
 
 
 @contextlib.contextmanager
 def heartbeat(storage: optuna.storages.RDBStorage, trial: optuna.Trial, seconds: float) -> Iterator[None]:
-    """Optuna's, but it outlives a write that fails. The trial is among ACTIVE meanwhile."""
+    """Write the trial's heartbeat every few seconds, until the block ends. A write that fails is skipped.
+
+    Optuna's own heartbeat ends at the first such write. Inside the block the trial is in ACTIVE.
+    """
     ended = threading.Event()
 
     def beat() -> None:
@@ -49,29 +51,34 @@ def heartbeat(storage: optuna.storages.RDBStorage, trial: optuna.Trial, seconds:
         thread.join()
 
 
-def run_claimed(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: Run, prunes: bool, say: Say) -> None:
-    """Run a trial and tell the storage how it ended. number: of its first attempt. Raises what run raises, except
-    TrialFailed and TrialPruned; the attempt then counts as stopped from outside, where that can still be noted."""
+def run_claimed(
+    trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: RunTrial, prunes: bool, say: Say
+) -> None:
+    """Run a trial, and write to the storage how it ended. number: of its first attempt.
+
+    Raises what `run` raises, except TrialFailed and TrialPruned. The attempt then counts as stopped from outside, if
+    the storage still accepts that note.
+    """
     say(f"trial {number}: " + ", ".join(f"{key}={pick}" for key, pick in picks.items()))
     try:
         _end(trial, *_result(trial, number, picks, run, prunes, say))
-    except UpdateFinishedTrialError:  # this machine was silent for too long
-        say(f"trial {number} was taken over by another worker meanwhile: what this one measured does not count")
+    except UpdateFinishedTrialError:  # no heartbeat of this machine arrived for too long
+        say(f"trial {number} was taken over by another worker: the results of this one do not count")
     except BaseException:
-        with contextlib.suppress(UpdateFinishedTrialError, *STORAGE_FAULTS):  # the first error is the one to tell
+        with contextlib.suppress(UpdateFinishedTrialError, *STORAGE_FAULTS):  # the first error is the one to report
             _end(trial, TrialState.FAIL, None, {"interrupted": trial.number})
         raise
 
 
-def _result(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: Run, prunes: bool, say: Say) -> End:
-    def report(step: int, value: float) -> bool:
-        with contextlib.suppress(UpdateFinishedTrialError, *STORAGE_FAULTS):  # not pruned here, then
+def _result(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: RunTrial, prunes: bool, say: Say) -> End:
+    def should_prune(step: int, value: float) -> bool:
+        with contextlib.suppress(UpdateFinishedTrialError, *STORAGE_FAULTS):
             trial.report(value, step)
             return trial.should_prune()
-        return False
+        return False  # without the storage no trial is pruned
 
     try:
-        outcome = run(number, picks, report if prunes else None)
+        outcome = run(number, picks, should_prune if prunes else None)
     except TrialPruned as pruned:
         return TrialState.PRUNED, None, {"runs": pruned.outcome.runs, "pruned": str(pruned)}
     except TrialFailed as failure:

@@ -1,4 +1,4 @@
-"""The typed YAML of a study: a base run, what is searched, what counts, and how long."""
+"""The typed YAML of a study: a base experiment, the search space, the objectives, the budget."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ NOT_IDENTITY = {"question", "budget", "storage", "retries", "failures", "heartbe
 
 
 class Objective(Section):
-    """A figure of the scorecard, of the cost (`cost/seconds`), or a sum (`gain + retention`); averaged over seeds."""
+    """A figure to optimise, averaged over seeds: of the scorecard, of the cost (`cost/seconds`), or a sum of figures
+    (`gain + retention`)."""
 
     figure: str
     direction: Literal["maximize", "minimize"]
 
     @property
     def better(self) -> str:
-        """For the axis of a picture."""
+        """Return the direction in words, for the axis of a picture."""
         return "higher is better" if self.direction == "maximize" else "lower is better"
 
 
 class Constraint(Section):
-    """A trial is feasible where min <= figure <= max."""
+    """A bound on a figure: a trial is feasible if min <= figure <= max."""
 
     figure: str
     min: float | None = None
@@ -46,34 +47,41 @@ class Constraint(Section):
 
 
 class Named(Section):
-    """A sampler or a pruner: its name here, and the arguments of Optuna's class of that name."""
+    """A sampler or pruner: its name, and the arguments of Optuna's class as options."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Sampler(Named):
+    """How the next trial's picks are drawn."""
+
     name: Literal["grid", "random", "tpe", "nsga2", "gp"] = "tpe"
     seed: int = Field(0, ge=0)
 
 
 class Pruner(Named):
+    """How a trial is chosen that is stopped before its end."""
+
     name: Literal["median", "percentile", "halving", "hyperband", "threshold"] = "median"
 
 
 class Budget(Section):
-    """trials: how many, retried ones counted once. hours: of trials, added up over all workers. A grid needs none."""
+    """The end of a study. trials: how many, a retried one counts once. hours: of trials, added up over all workers.
+
+    A grid needs no budget.
+    """
 
     trials: int | None = Field(None, ge=1)
     hours: float | None = Field(None, gt=0)
 
 
 class ReportConfig(Section):
-    """What the report makes of the trials.
+    """What the report computes from the trials.
 
-    select: the dimension whose best value is chosen per arm, on held-out items that the table does not use.
-    paper: name of a table of published figures to compare with. law: the dimension that is the replayed share;
-    epsilon: nats per token that the loss of general text may rise at the ratio that the law calls critical.
+    select: the dimension whose best value is chosen per arm, on items that the table does not use. paper: the name of
+    a table of published figures to compare with. law: the dimension that sets the share of replay. epsilon: the rise
+    of the loss on general text, in nats per token, at the law's critical ratio.
     """
 
     select: str | None = None
@@ -83,9 +91,9 @@ class ReportConfig(Section):
 
 
 class Posthoc(Section):
-    """What is done to the weights of an arm's chosen trial after the last trial: a further row of the report.
+    """An operation on the trained weights of an arm's chosen trial, after the last trial. It adds a row to the report.
 
-    arm: its name in the report. op, alpha: see `experiments.posthoc`. name: of the row; default: arm-op.
+    arm: its name in the report. op, alpha: see `experiments.posthoc`. name: name of the row; default: arm-op-alpha.
     """
 
     arm: str
@@ -96,7 +104,9 @@ class Posthoc(Section):
     @model_validator(mode="after")
     def _share(self) -> Posthoc:
         if self.op != "merge" and self.alpha is None:
-            raise ValueError(f"{self.op} of {self.arm!r} needs alpha, the trained share: for example 0.5")
+            raise ValueError(
+                f"{self.op} of {self.arm!r} needs alpha, the share of the trained weights: for example 0.5"
+            )
         return self
 
     @property
@@ -105,7 +115,8 @@ class Posthoc(Section):
 
 
 class StudyConfig(Section):
-    """A whole study. base: a run's YAML by name or path, or its values; overrides: changes of it for all trials."""
+    """A whole study. base: the YAML of an experiment by name or path, or its values. overrides: its changes for all
+    trials."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     question: str = ""
@@ -118,14 +129,16 @@ class StudyConfig(Section):
     sampler: Sampler = Sampler()
     pruner: Pruner | None = None
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0,), min_length=1, description="each is a run of its own; a trial is their mean"
+        (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
     )
     budget: Budget = Budget()
-    retries: int = Field(2, ge=0, description="how often a trial whose process died is continued")
-    failures: int = Field(3, ge=1, description="so many failed trials in a row stop the study")
-    heartbeat: int = Field(60, ge=1, description="seconds; a worker silent for twice as long counts as dead")
-    storage: str | None = Field(None, description="an RDB URL; default: optuna.db among the results")
-    posthoc: tuple[Posthoc, ...] = Field((), description="done when the last trial has ended")
+    retries: int = Field(2, ge=0, description="how often a trial is continued after its process died")
+    failures: int = Field(3, ge=1, description="number of failed trials in a row that stops the study")
+    heartbeat: int = Field(
+        60, ge=1, description="seconds; a worker counts as dead after twice as long without a sign of life"
+    )
+    storage: str | None = Field(None, description="a database URL; default: optuna.db in the root of the results")
+    posthoc: tuple[Posthoc, ...] = Field((), description="operations after the last trial")
     report: ReportConfig = ReportConfig()
 
     @field_validator("sampler", "pruner", mode="before")
@@ -152,10 +165,10 @@ class StudyConfig(Section):
             raise ValueError("pruning needs a single objective: leave out pruner, or all objectives but one")
         late = [part for part in parts(self.objectives[0].figure) if part.startswith(("stream_", "cost/"))]
         if self.pruner and late:
-            raise ValueError(f"pruning needs a figure of every evaluation, but {late[0]!r} is known at the end alone")
+            raise ValueError(f"pruning needs a figure of every evaluation, but {late[0]!r} is known only at the end")
         if self.sampler.name == "grid":
             if len(grid(self.search)) > MAX_CELLS:
-                raise ValueError(f"the grid has more than {MAX_CELLS} cells: take another sampler")
+                raise ValueError(f"the grid has more than {MAX_CELLS} cells: choose another sampler")
         elif self.budget.trials is None and self.budget.hours is None:
             raise ValueError(f"sampler {self.sampler.name!r} never ends: give budget.trials or budget.hours")
         self._own_fields()
@@ -172,7 +185,7 @@ class StudyConfig(Section):
         return self
 
     def _own_fields(self) -> None:
-        """Refuse what would be set twice: by two dimensions, or by a dimension and the study itself."""
+        """Raise ValueError for a field that two dimensions set, or that the study itself sets."""
         paths = [getattr(d, "path", None) or key for key, d in self.search.items() if d.kind != "arms"]
         twice = [path for path in paths if paths.count(path) > 1]
         if twice:
@@ -185,7 +198,7 @@ class StudyConfig(Section):
             raise ValueError("name is not searched or overridden: runs are named by study, trial and seed")
 
     def values(self, picks: dict[str, Scalar]) -> dict[str, Any]:
-        """The plain config of a trial with these picks."""
+        """Return the plain config of a trial with these picks."""
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
         for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
@@ -193,7 +206,7 @@ class StudyConfig(Section):
         return values
 
     def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:
-        """The experiment of one trial and seed. The name holds the number, so each trial has folders of its own."""
+        """Return the experiment of one trial and seed. Its name contains the number: each trial has its own folders."""
         several = f"-seed{seed}" if len(self.seeds) > 1 else ""
         values = {**self.values(picks), "name": f"{self.name}-{number:03d}{several}", "seed": seed}
         return parse_config(values, f"trial {number} of {self.name}")
@@ -202,11 +215,11 @@ class StudyConfig(Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> str:
-        """Hex digits that change whenever trials would no longer be comparable."""
+        """Return hex digits that change whenever trials would no longer be comparable."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
         return json_digest(kept)[:12]
 
 
 def parts(figure: str) -> list[str]:
-    """The names that a figure lists between plus signs."""
+    """Return the names of a sum of figures: `gain + retention` -> ["gain", "retention"]."""
     return [part.strip() for part in figure.split("+")]

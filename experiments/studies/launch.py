@@ -1,7 +1,7 @@
-"""Start a study, or join it: workers on this machine, the study's MLflow run around them.
+"""Start a study or join it: start workers on this machine, inside the study's MLflow run.
 
-Each worker is a process of its own that takes trials from the storage until none is left. Another machine joins with
-the same command and the same storage.
+Each worker is a process that claims trials from the storage until none is left. Another machine joins with the same
+command and the same storage.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from experiments.common.paths import default_root
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.optimizers import check_options
-from experiments.studies.posthoc import run_posthoc
+from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.space import Scalar
 from experiments.studies.storage import STORAGE, note_progress, public_yaml, storage_url, study_folder
-from experiments.studies.trial import Report, TrialOutcome, run_trial
+from experiments.studies.trial import ShouldPrune, TrialOutcome, run_trial
 from experiments.tracking.machine import process_state, process_tags
 from experiments.tracking.tracker import Tracker
 
-UNFINISHED = "workers ended before the trials did: the same command goes on"
-POLL = 0.1  # seconds between two looks at the workers
+UNFINISHED = "workers ended before the trials did: the same command continues"
+POLL = 0.1  # seconds between two checks of the workers
 Say = Callable[[str], None]
 
 
@@ -45,10 +45,10 @@ def run_study(
     storage: str | None = None,
     say: Say = print,
 ) -> Store:
-    """Run what is left of a study. Raises ConfigError and StudyError; see Store for results.
+    """Run the trials of a study that are left. Results: `Store.trials`. Raises ConfigError and StudyError.
 
-    workers: processes, which are replaced when they are killed; None: all trials run in this process. storage: an RDB
-    URL instead of the study's own or `optuna.db` in root.
+    workers: number of processes; one that is killed is replaced. None: all trials run in this process. storage: a
+    database URL in place of the study's own, or of `optuna.db` in root.
     """
     if workers is not None and workers < 1:
         raise StudyError(f"workers must be at least 1, but got {workers}")
@@ -62,7 +62,7 @@ def run_study(
     tracker = Tracker(root, config.name)
     tracker.reap()
     with _study_run(tracker, config, folder) as run:
-        if not (ended := store.ended()):  # else workers would find nothing to claim
+        if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
         note_progress(store, root)
@@ -71,18 +71,18 @@ def run_study(
         say(f"{config.name}: {ended}; " + ", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
         if ended.startswith("stopped"):
             run.fail(ended)
-            raise StudyError(f"{ended}\nThe same command goes on with the other trials.")
+            raise StudyError(f"{ended}\nThe same command continues with the other trials.")
         if ended == UNFINISHED:
             run.fail(ended)
             raise StudyError(ended)
-        run_posthoc(config, store.trials(), root, say)
+        apply_posthoc(config, store.trials(), root, say)
     return store
 
 
 @contextlib.contextmanager
 def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[Any]:
-    """The study's MLflow run. Who joins a process that works on the study here has a run of no effect: the study has
-    one, and ends it once."""
+    """Open the study's MLflow run. If another process on this machine has it open, yield one without effect: a study
+    has one run, which ends once."""
     note = folder / "mlflow.json"
     owner = read_json(note).get("owner", {})
     if process_state(owner) and owner["pid"] != str(os.getpid()):
@@ -104,21 +104,21 @@ class _NoRun:
 
 
 def work(store: Store, root: Path, say: Say) -> str:
-    """Take trials until none is left; returns why it ended."""
+    """Claim and run trials until none is left. Returns the reason of the end."""
     parent = _mlflow_run(study_folder(root, store.config.name))
 
-    def run(number: int, picks: dict[str, Scalar], report: Report | None) -> TrialOutcome:
+    def run(number: int, picks: dict[str, Scalar], should_prune: ShouldPrune | None) -> TrialOutcome:
         note_progress(store, root)
-        return run_trial(store.config, number, picks, root, parent, report, say)
+        return run_trial(store.config, number, picks, root, parent, should_prune, say)
 
     return store.work(run, say)
 
 
 def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say = print) -> str:
-    """Start workers and replace those that a signal ends in the middle of a trial, until none is left to claim.
+    """Start workers, and replace each that a signal ends during a trial, until no trial is left to claim.
 
-    start: returns a worker, as a Popen. One that ends by itself, with an exit code, has said why, and is not replaced.
-    Returns why the study ended, or UNFINISHED.
+    start: returns a worker, with the methods of a Popen. A worker that ends with an exit code has written the reason,
+    and is not replaced. Returns the reason of the study's end, or UNFINISHED.
     """
     running, unclean = [start() for _ in range(workers)], False
     try:
@@ -132,25 +132,25 @@ def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say 
                 running.append(start())
             else:
                 unclean |= ended.returncode != 0
-    except BaseException:  # Ctrl-C has reached the workers too; SIGTERM has not
+    except BaseException:  # Ctrl-C reaches the workers too; SIGTERM does not
         for worker in running:
             worker.terminate()
         for worker in running:
             worker.wait()
         raise
-    lost = unclean and store.going_on()  # with all well it is another machine that goes on
+    lost = unclean and store.going_on()  # if no worker failed, another machine runs the rest
     return UNFINISHED if lost else store.ended() or UNFINISHED
 
 
 def _replaces(store: Store, worker: Any, say: Say) -> bool:
-    """Note how a worker ended, and tell whether another one should take its place."""
+    """Write to the storage how a worker ended. Returns whether to start another one in its place."""
     code = worker.returncode
     try:
         again = store.worker_died(worker.pid, code) and code < 0 and not store.ended()
     except STORAGE_FAULTS:
         again = False
     if code > 0:
-        say(f"a worker ended with exit code {code}; its message stands above")
+        say(f"a worker ended with exit code {code}; its message is above")
     else:
         say(f"a worker was ended by {signal.Signals(-code).name}" + ("; another one takes its place" if again else ""))
     return again
@@ -166,7 +166,7 @@ def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -
 
 
 def _before(store: Store) -> str:
-    """How many trials there are already, and how many there will be."""
+    """Return how many trials are done, and of how many."""
     trials, limit = store.trials(), store.limit()
     done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)
     return f"{done} of {limit} trials done" if limit is not None else f"{done} trials done"

@@ -1,4 +1,4 @@
-"""Read a study's YAML, and try every override on the base before anything runs, so that a wrong path is found early."""
+"""Read a study's YAML, and check every override on the base before anything runs: a wrong path is found early."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from experiments.studies.space import DIMENSIONS, Scalar, probes
 def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
     """Read a study's YAML, or a shipped one by name (`table5`), with its base inlined. Raises ConfigError.
 
-    profile: one of the study's `profiles`, whose overrides come on top; the study's name then ends in it.
+    profile: a name in the study's `profiles`. Its overrides are applied last, and the study's name ends in it.
     """
     path, values = read_yaml(path, SHIPPED / "studies", "study")
     return parse_study(values, profile, str(path))
 
 
 def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
-    """Check plain values and every override on the base. Raises ConfigError with all faults of a section."""
+    """Check plain values, and every override on the base. Raises ConfigError with all faults of a section."""
     try:
         study = StudyConfig.model_validate(values)
     except ValidationError as error:
@@ -62,7 +62,7 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
 
 
 def _keys_at(place: Place) -> list[str]:
-    """The declared keys of the section that a fault's place points into."""
+    """Return the declared keys of the section at a place in the YAML."""
     if place[:1] == ("search",):
         return list(DIMENSIONS[str(place[2])].model_fields)
     if not place:

@@ -1,4 +1,5 @@
-"""The storage's address, and one claim at a time: a file's lock for SQLite, an advisory lock for PostgreSQL."""
+"""The URL of a study's storage, and a lock on it for one claim at a time: a lock file for SQLite, an advisory lock for
+PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ LOCKED = ("sqlite", "postgresql")  # dialects under which a claim is exclusive
 
 @contextlib.contextmanager
 def claim_lock(url: str, engine: sqlalchemy.Engine) -> Iterator[None]:
-    """Held by one process at a time; it ends with the process.
+    """Hold the storage's lock. One process at a time has it, and it is released when the process dies.
 
-    Other databases have none: two workers may then exceed the budget by a trial, and lose nothing.
+    Other databases have no lock: two workers may then run one trial more than the budget. Nothing is lost.
     """
     if engine.dialect.name != "postgresql":
         with file_lock(url):
@@ -33,7 +34,7 @@ def claim_lock(url: str, engine: sqlalchemy.Engine) -> Iterator[None]:
 
 
 def file_lock(url: str) -> Any:
-    """A lock beside the file of an SQLite storage, whose folder is made; nothing for others."""
+    """Return a lock file next to the file of an SQLite storage, and make its folder. No lock for other databases."""
     path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
     if not path or path == ":memory:":
         return contextlib.nullcontext()
@@ -42,17 +43,17 @@ def file_lock(url: str) -> Any:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """SQLite waits a minute for another process's write; a server's connection is tested before its use."""
+    """Return the engine's options: SQLite waits a minute for other writers; a server's connection is tested first."""
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a file of any name: `?` and `%` mean something else in a URL."""
+    """Return the URL of a file. Its name may contain any character: `?` and `%` are escaped."""
     return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()
 
 
 def storage_fault(error: BaseException) -> str:
-    """What the database said, on one line, where an error is one of the storage's; else empty."""
+    """Return the database's message on one line if the error is one of the storage, else an empty text."""
     for fault in (error, error.__cause__):  # Optuna wraps most of them
         if isinstance(fault, sqlalchemy.exc.SQLAlchemyError):
             return str(fault).splitlines()[0]
@@ -60,5 +61,5 @@ def storage_fault(error: BaseException) -> str:
 
 
 def shown(url: str | sqlalchemy.URL) -> str:
-    """The storage's URL without its password."""
+    """Return the storage's URL without its password."""
     return sqlalchemy.make_url(url).render_as_string(hide_password=True)

@@ -1,4 +1,4 @@
-"""Optuna's samplers, pruners and importances, by the names that a study's YAML has for them."""
+"""Make Optuna's samplers and pruners from their names in a study's YAML, and compute importances."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.common.section import nearest
 from experiments.studies.config import StudyConfig
 
 SAMPLERS: dict[str, Any] = {
-    "grid": optuna.samplers.RandomSampler,  # never asked: all cells are queued when the study is made
+    "grid": optuna.samplers.RandomSampler,  # not used: all cells are queued when the study is created
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
     "nsga2": optuna.samplers.NSGAIISampler,
@@ -29,7 +29,7 @@ PRUNERS: dict[str, Any] = {
 
 
 def check_options(config: StudyConfig) -> None:
-    """Raises ConfigError where the sampler or the pruner does not take its options."""
+    """Raise ConfigError if the sampler or the pruner does not accept its options."""
     for kind, build, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         named = getattr(config, kind)
         if named is None:
@@ -45,16 +45,17 @@ def check_options(config: StudyConfig) -> None:
 
 
 def sampler(config: StudyConfig, number: int = 0) -> Any:
-    """A sampler of its own per trial: reproducible, and different in workers that start together."""
+    """Make the sampler of one trial. Its seed depends on the number: workers that start together draw differently."""
     return SAMPLERS[config.sampler.name](seed=config.sampler.seed + number, **config.sampler.options)
 
 
 def pruner(config: StudyConfig) -> Any:
+    """Make the study's pruner; without one in the YAML, the one that never prunes."""
     return PRUNERS[config.pruner.name](**config.pruner.options) if config.pruner else optuna.pruners.NopPruner()
 
 
 def importances(study: optuna.Study, config: StudyConfig) -> dict[str, dict[str, float]]:
-    """Objective -> dimension -> share of the objective's variance (fANOVA). Empty below four complete trials."""
+    """Return objective -> dimension -> share of the objective's variance (fANOVA). Empty below four complete trials."""
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
     found: dict[str, dict[str, float]] = {}
     for i, objective in enumerate(config.objectives):

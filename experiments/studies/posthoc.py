@@ -1,6 +1,6 @@
-"""What a study does to trained weights after its last trial: `posthoc:` of its YAML.
+"""Apply a study's `posthoc` operations to trained weights, after its last trial.
 
-The result of each operation lies beside the run it was made from, where `experiments.posthoc` finds it again.
+The result of each operation is in the folder of its run, where `experiments.posthoc` finds it again.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from typing import Any
 from experiments.common.errors import ConfigError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
 from experiments.studies.config import Posthoc, StudyConfig
-from experiments.studies.selection import Arm, called, choose, reported
+from experiments.studies.selection import ReportRow, choose, has_name, report_row
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
 
-def run_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Callable[[str], None] = print) -> None:
-    """Of a study that has ended: do what is missing to the chosen trial of each arm; one that cannot be done is told,
-    and left out. While another machine runs a trial nothing is done: the choice may change."""
+def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Callable[[str], None] = print) -> None:
+    """Apply to the chosen trial of each arm the operations that are missing. One that fails is reported and skipped.
+
+    Does nothing while another machine runs a trial, because the choice may change.
+    """
     if not study.posthoc or any(trial.state == "running" for trial in trials):
         return
     chosen = choose(study, trials, root)
     for item in study.posthoc:
-        arm = next((arm for arm in chosen if called(arm, item.arm)), None)
+        arm = next((arm for arm in chosen if has_name(arm, item.arm)), None)
         if arm is None:
             say(f"{item.label}: arm {item.arm!r} has no complete trial")
             continue
@@ -39,20 +41,20 @@ def run_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Ca
             say(f"{item.label}: {error}")
 
 
-def posthoc_arms(study: StudyConfig, arms: Sequence[Arm], root: Path) -> list[Arm]:
-    """The rows of the operations that were done, each with the items of the arm that it was made from."""
+def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> list[ReportRow]:
+    """Return the report's rows of the operations that were applied, each on the same items as the row of its arm."""
     found = []
     for item in study.posthoc:
-        for arm in (arm for arm in arms if called(arm, item.arm)):
+        for arm in (arm for arm in arms if has_name(arm, item.arm)):
             runs = [_after(item, run, root) for run in arm.runs]
             known = [run for run in runs if run is not None]
             if len(known) == len(runs):
-                found.append(reported(item.label, arm.trial, known, arm.candidates, arm.halves, root))
+                found.append(report_row(item.label, arm.trial, known, arm.candidates, arm.halves, root))
     return found
 
 
 def _after(item: Posthoc, run: dict[str, Any], root: Path) -> dict[str, Any] | None:
-    """The run with the operation's result instead of its own; None where it was not done."""
+    """Return the run with the operation's result in place of its own, None if the operation was not applied."""
     expected = replace(result_of(run), operation=operation_name(item.op, item.alpha))
     path = result_folder(root / run["folder"], expected) / "result.json"
     return {**run, "result": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None

@@ -1,10 +1,9 @@
-"""Optuna's storage as a queue: claims, retries of dead trials, budgets.
+"""Use Optuna's storage as a queue of trials: claims, retries of dead trials, budgets.
 
-A trial is claimed under a lock of the storage. Who holds the lock also clears up: a running trial whose process is
-gone is marked failed and queued again with the same picks, so that it continues in its own folders. Whether it is gone
-is looked up on its own machine, however long its heartbeat (Optuna's) has been silent; trials of other machines count
-as dead when it stops. Nothing here depends on the last write of a process that was killed: whatever it left half done
-is found and finished by the next claim.
+A worker claims a trial while it holds the storage's lock. It then also cleans up: a running trial whose process is gone
+is marked as failed and queued again with the same picks, so that it continues in its own folders. A process of the same
+machine is looked up, whatever its heartbeat says; a trial of another machine is dead when its heartbeat (Optuna's)
+stops. Nothing depends on the last write of a killed process: the next claim completes what it left.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from optuna.trial import TrialState
 from experiments.common.errors import ConfigError, StudyError
 from experiments.common.section import nearest
 from experiments.studies import optimizers
-from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, Run, heartbeat, run_claimed
+from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, run_claimed
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import parse_study
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
@@ -33,14 +32,14 @@ from experiments.studies.trial import repeated
 from experiments.studies.trials import Trial, continued, died, failed, failures_in_a_row, lineages, origin, trial_row
 from experiments.tracking.machine import process_state, process_tags
 
-GOING_ON = ("running", "lost", "stopped")  # states of a trial that has not ended, and that nobody need queue
+GOING_ON = ("running", "lost", "stopped")  # states of a trial that has begun and not ended
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class Store:
-    """A study in an RDB storage. Made where it does not exist and a config is given; raises StudyError otherwise."""
+    """A study in a database. Created if it does not exist and a config is given; without a config: StudyError."""
 
     def __init__(self, url: str, config: StudyConfig | None = None, name: str = "") -> None:
         self.url = url
@@ -73,7 +72,7 @@ class Store:
         self.config = config
 
     def begin(self) -> None:
-        """Keep the config with the study, queue a grid's cells, and forget earlier failures in a row."""
+        """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row."""
         with self.lock():
             known = self.study.user_attrs.get("config")
             if known and parse_study(known).identity() != self.config.identity():
@@ -85,8 +84,8 @@ class Store:
             ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
             self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
 
-    def work(self, run: Run, say: Callable[[str], None] = print) -> str:
-        """Run trials until none is left to claim. Returns why it ended. Raises StudyError where the storage fails."""
+    def work(self, run: RunTrial, say: Callable[[str], None] = print) -> str:
+        """Run trials until none is left to claim. Returns why it ended. Raises StudyError if the storage fails."""
         try:
             while True:
                 with contextlib.ExitStack() as heart, contextlib.ExitStack() as claim:
@@ -101,15 +100,15 @@ class Store:
                     claim.close()
                     number = origin(self._attempts()[trial.number])
                     same = next((t for t in self.trials() if t.state == "complete" and t.picks == picks), None)
-                    if same:  # samplers that breed ask for the same again: nothing is trained twice
+                    if same:  # some samplers draw the same picks again: nothing is trained twice
                         trial.set_user_attr("repeats", same.number)
-                        say(f"trial {number} repeats trial {same.number} and takes over its values")
-                    does = repeated(same) if same else run
-                    run_claimed(trial, number, picks, does, self.config.pruner is not None, say)
+                        say(f"trial {number} has the picks of trial {same.number}, and takes its values")
+                    action = repeated(same) if same else run
+                    run_claimed(trial, number, picks, action, self.config.pruner is not None, say)
         except STORAGE_FAULTS as error:
             raise StudyError(
                 f"the storage {shown(self.url)} failed: {storage_fault(error) or error}\n"
-                "Nothing that was recorded is lost: the same command goes on when it answers again."
+                "Nothing that was recorded is lost: the same command continues when the storage answers again."
             ) from error
 
     def ended(self, trials: list[Any] | None = None) -> str:
@@ -137,11 +136,11 @@ class Store:
         return f"all {limit} {'cells of the grid' if whole else 'trials'} are {'finished' if finished else 'claimed'}"
 
     def going_on(self) -> bool:
-        """Whether a trial runs, or was lost with its process and will be continued by the next start."""
+        """Whether a trial runs, or was interrupted and will be continued by the next start."""
         return any(trial.state in GOING_ON for trial in self.trials())
 
     def limit(self) -> int | None:
-        """Trials of the budget, with those that were added."""
+        """Return the number of trials in the budget, with those that were added. None: no such limit."""
         added, budget = self.study.user_attrs.get("added", 0), self.config.budget.trials
         if self.config.sampler.name == "grid":
             cells = len(grid(self.config.search))
@@ -149,34 +148,34 @@ class Store:
         return None if budget is None else budget + added
 
     def add_trials(self, count: int) -> int:
-        """Raise the budget by count; returns the number of trials that it is then."""
+        """Raise the budget by `count` trials. Returns the new budget."""
         if count < 1:
             raise ConfigError(f"the number of trials to add must be at least 1, but got {count}")
         if self.config.budget.trials is None:
             raise StudyError(
-                f"study {self.config.name!r} has no budget of trials: it is a whole grid, or has hours only"
+                f"study {self.config.name!r} has no budget of trials to raise: it is a whole grid, or has only hours"
             )
         with self.lock():
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0
 
     def trials(self) -> list[Trial]:
-        """All trials, each once however often it was continued, by number."""
+        """Return all trials by number. A trial that was continued is one trial."""
         groups, silent = sorted(lineages(self._attempts()).items()), self._silent()
         return [trial_row(a, self.config.retries, self._gone(a[-1], silent)) for _, a in groups]
 
     def front(self) -> list[int]:
-        """Numbers of the best feasible trial, or of those of the Pareto front."""
+        """Return the number of the best feasible trial, or the numbers of the Pareto front."""
         return sorted(origin(trial) for trial in self.study.best_trials)
 
     def importances(self) -> dict[str, dict[str, float]]:
-        """Objective -> dimension -> share of the objective's variance. Empty below four complete trials."""
+        """Return objective -> dimension -> share of its variance. Empty below four complete trials."""
         return optimizers.importances(self.study, self.config)
 
     def worker_died(self, pid: int, code: int) -> bool:
-        """Note on the trial of a worker of this machine how the worker ended; returns whether it had one.
+        """Write to the trial of a worker on this machine how the worker ended. Returns whether it had a trial.
 
-        code: as of subprocess: minus the signal's number, or an exit code: it stopped by itself, which is no death.
+        code: as in subprocess: minus the number of a signal, or an exit code, with which the worker stopped by itself.
         """
         with self.lock():
             lost = [t for t in self._attempts() if t.state == TrialState.RUNNING or died(t)]
@@ -185,29 +184,32 @@ class Store:
             owned = list(itertools.compress(lost, gone))
             for trial in owned:
                 note = ("ended_by", signal.Signals(-code).name) if code < 0 else ("interrupted", trial.number)
-                with contextlib.suppress(UpdateFinishedTrialError):  # another worker was quicker to see it
+                with contextlib.suppress(UpdateFinishedTrialError):  # another worker noticed it first
                     self.storage.set_trial_user_attr(trial._trial_id, *note)
             self._tidy()
         return bool(owned)
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Held while a trial is claimed."""
+        """Return the lock that is held while a trial is claimed."""
         return claim_lock(self.url, self.storage.engine)
 
     def _ask(self, number: int) -> optuna.Trial:
         self.study.sampler = optimizers.sampler(self.config, number)
         self.study.pruner = optimizers.pruner(self.config)
-        with warnings.catch_warnings():  # it asks for study.optimize, which cannot tell whose fault an end is
+        with warnings.catch_warnings():  # it recommends study.optimize, which does not know why a trial ended
             warnings.filterwarnings("ignore", "Heartbeat of storage")
             return self.study.ask()
 
     def _tidy(self) -> list[Any]:
-        """Under the lock: fail trials whose process is gone, queue them again, queue missing cells of a grid."""
+        """Mark trials whose process is gone as failed, queue them again, and queue missing cells of a grid.
+
+        The caller holds the lock. Returns all attempts.
+        """
         trials, silent = self._attempts(), self._silent()
         for trial in (t for t in trials if t.state == TrialState.RUNNING):
-            # Without an owner it was claimed by a process that died before its lock ended.
+            # A trial without an owner: its process died while it held the lock.
             if self._gone(trial, silent) or (self._exclusive and "owner" not in trial.user_attrs):
-                with contextlib.suppress(UpdateFinishedTrialError):  # ended by another machine meanwhile
+                with contextlib.suppress(UpdateFinishedTrialError):  # another machine ended it
                     self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         for attempts in lineages(self._attempts()).values():
             if continued(attempts, self.config.retries):
@@ -221,7 +223,7 @@ class Store:
         return self._attempts()
 
     def _queue_again(self, trial: Any) -> None:
-        """With the same picks, under the key that Optuna's own retries use."""
+        """Queue the trial with the same picks. Its history has the key of Optuna's own retries."""
         history = [*trial.system_attrs.get("retry_history", ()), trial.number]
         self.study.add_trial(
             optuna.create_trial(
@@ -233,12 +235,12 @@ class Store:
         )
 
     def _gone(self, trial: Any, silent: set[int]) -> bool:
-        """Whether a trial is RUNNING without its process; where that cannot be looked up, its heartbeat tells."""
+        """Whether a trial is RUNNING, but its process is not. On another machine the heartbeat decides."""
         if trial.state != TrialState.RUNNING:
             return False
         owner = trial.user_attrs.get("owner", {})
         alive = process_state(owner)
-        if alive and owner["pid"] == str(os.getpid()):  # a notebook lives on when its storage has failed
+        if alive and owner["pid"] == str(os.getpid()):  # a notebook's process goes on after its storage failed
             alive = trial._trial_id in ACTIVE
         return trial._trial_id in silent if alive is None else not alive
 

@@ -1,8 +1,8 @@
-"""One row per arm of a study: its best variant, chosen on half of the items and reported on the other half.
+"""Make the rows of a study's report: the best variant of each arm, chosen on half of the items, measured on the rest.
 
-Choosing the best of several learning rates on the items that are then reported would flatter every arm, and those
-with more learning rates most. So items are split by the parity of a hash of their id: even ones choose, odd ones are
-reported. Both forms of a question fall into the same half.
+If the items that choose the best learning rate were also reported, every arm would look too good, and an arm with more
+learning rates more so. So items are split by the parity of a hash of their id: even ones choose, odd ones are reported.
+Both forms of a question are in the same half.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LEAST_DRAWS = 100  # where only values count
 
 
 @dataclass
-class Arm:
-    """The chosen trial of an arm, with its figures as they are reported.
+class ReportRow:
+    """The chosen trial of an arm, with the figures that the report shows.
 
-    name: tells it from all others; `#7 lerp layers=4`, with its trial's number, where arms have no names. Where the
-    learning rate is searched and not selected it ends with that, and result.arm leaves it to `label`. runs: one per
-    seed. records: whether their item records are on this machine. halves: whether result is of the items that did not
-    choose.
+    name: different for each row. Arms without names have the number of their trial: `#7 lerp layers=4`. A learning rate
+    that is searched and not selected is at the end of the name, and not in result.arm: `label` adds it. runs: one per
+    seed. candidates: trials from which this one was chosen. records: whether the item records are on this machine.
+    halves: whether `result` is measured on the items that did not choose.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Arm:
     halves: bool
 
 
-def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]:
-    """One Arm per combination of picks other than `report.select`, in the order of their trials.
+def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[ReportRow]:
+    """Return one row per combination of picks other than `report.select`, in the order of their trials.
 
-    Without `report.select` every complete trial is an arm, with the figures of all items. Where item records are not
-    on this machine, choice and figures are those of all items, and `halves` is False.
+    Without `report.select` every complete trial is a row, measured on all items. If item records are not on this
+    machine, all items choose and are reported, and `halves` is False.
     """
     groups: dict[tuple[object, ...], list[Trial]] = {}
     keys = [key for key in study.search if key != study.report.select]
@@ -63,7 +63,7 @@ def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]
     nameless = not study.report.select and not any(dimension.kind == "arms" for dimension in study.search.values())
     arms = []
     for (name, rate), group in zip(names, groups.values(), strict=True):
-        if nameless:  # told apart by numbers alone: the trial's number is the shortest of them
+        if nameless:  # the trial's number is the shortest name
             arms.append(_best(study, f"#{group[0].number} {name}{rate}", group, root))
             continue
         numbered = name if names.count((name, rate)) == 1 else f"{name} (trial {group[0].number})"
@@ -73,50 +73,52 @@ def choose(study: StudyConfig, trials: Sequence[Trial], root: Path) -> list[Arm]
 
 
 def arm_name(study: StudyConfig, trial: Trial, without: str | None = None) -> str:
-    """The picks that tell arms apart: a named arm and a word by themselves, other dimensions as name=value, the
-    learning rate last and as `label` writes it.
+    """Return the picks of a trial as a name: named arms and words as they are, numbers as dimension=value.
 
-    without: a further dimension to leave out. Where no dimension is left, all trials are of the base's one arm.
+    The learning rate is last, as `label` writes it. without: a further dimension to leave out. Without any dimension it
+    is the name of the base's arm.
     """
     return "".join(_names(study, trial, without))
 
 
 def _names(study: StudyConfig, trial: Trial, without: str | None = None) -> tuple[str, str]:
-    """`arm_name` in two parts: all but the learning rate, and that with a space before it where it is searched."""
+    """Return `arm_name` in two parts: without the learning rate, and the rate after a space if it is searched."""
     keys = [key for key in study.search if key not in (study.report.select, without)]
     rates = [key for key in keys if sets_rate(key, study.search[key])]
     named = [str(trial.picks[key]) for key in keys if study.search[key].kind == "arms"]
     others = [key for key in keys if study.search[key].kind != "arms" and key not in rates]
     picks = {key: _pick(trial.picks[key]) for key in others}
-    spoken = {key for key in others if isinstance(trial.picks[key], str)}  # a word says by itself what it is
+    spoken = {key for key in others if isinstance(trial.picks[key], str)}  # a word needs no name of its dimension
     words = [*named, *(p if key in spoken else f"{key.split('.')[-1]}={p}" for key, p in picks.items())]
     result = result_of(trial.runs[0])
     return " ".join(words) or result.arm, f" {rate_text(result.learning_rate)}" if rates else ""
 
 
-def called(arm: Arm, name: str) -> bool:
-    """Whether a study's YAML means this arm: by its name, with or without the trial's number."""
+def has_name(arm: ReportRow, name: str) -> bool:
+    """Whether `name` in a study's YAML is this row's, with or without the trial's number."""
     return name in (arm.name, re.sub(r"^#\d+ ", "", arm.name))
 
 
 def even(record: Record) -> bool:
-    """Whether an item belongs to the half that chooses. The same for all runs, forms and machines."""
+    """Whether an item is in the half that chooses. It is the same in all runs and forms, and on all machines."""
     return int(sha256(f"{record.suite}/{record.task}/{record.item}")[:2], 16) % 2 == 0
 
 
-def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: int, halves: bool, root: Path) -> Arm:
-    """An arm with the figures of its runs: of the reported half of the items, or of all.
+def report_row(
+    name: str, trial: Trial, runs: list[dict[str, Any]], candidates: int, halves: bool, root: Path
+) -> ReportRow:
+    """Make a row with the figures of its runs, measured on the reported half of the items, or on all of them.
 
-    With several seeds they are means whose intervals resample seeds and questions (`over_seeds`); those of figures that
-    `over_seeds` does not have, and all of them where the records are not here, are of questions alone. The trajectory
-    is of the same items.
+    With several seeds, figures are means. Their intervals resample seeds and questions (`over_seeds`); those of figures
+    that `over_seeds` does not have, and all intervals without item records, resample only questions. The trajectory is
+    measured on the same items.
     """
     records = has_records(runs, root)
     own = [result_of(run) for run in runs]
     if halves:
         own = [replace(r, trajectory=half_trajectory(run, root)) for r, run in zip(own, runs, strict=True)]
     result = mean_result(own)
-    if halves or records:  # from the items, so that old runs have the intervals of today's code
+    if halves or records:  # computed again from the items: old runs get the intervals of today's code
         measured = [half_records(run, root, False if halves else None) for run in runs]
         card = mean_card([scorecard(base, after, DRAWS) for base, after in measured])
         card |= over_seeds(measured, DRAWS) if len(runs) > 1 else {}
@@ -124,12 +126,14 @@ def reported(name: str, trial: Trial, runs: list[dict[str, Any]], candidates: in
         last = {name: card.get(name, value) for name, value in last.items()}
         kept = {} if halves else result.scorecard  # figures that need more than the last records: those of a stream
         result = replace(result, scorecard=kept | card, trajectory=[*before, last] if last else [])
-    return Arm(name, trial, runs, replace(result, arm=name), candidates, records, halves)
+    return ReportRow(name, trial, runs, replace(result, arm=name), candidates, records, halves)
 
 
-def arms_apart(arms: Sequence[Arm], root: Path) -> SignificantPairs | None:
-    """Which arms differ, by name, on the items that their figures are of; None where some records are not here, or
-    where the arms' figures are of other items."""
+def significant_arms(arms: Sequence[ReportRow], root: Path) -> SignificantPairs | None:
+    """Return the pairs of arms that differ significantly on the items of their figures, by name.
+
+    None if item records are missing, or if the arms were measured on different items.
+    """
     if not all(arm.records for arm in arms) or len({arm.halves for arm in arms}) > 1:
         return None
     measured = {
@@ -141,7 +145,8 @@ def arms_apart(arms: Sequence[Arm], root: Path) -> SignificantPairs | None:
 
 
 def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
-    """Item records of the base and of the run after its last step: those that choose, those reported, or all (None)."""
+    """Return the item records of the base and of the run's last step: of the half that chooses, or of the reported
+    half (choosing=False), or all (None)."""
     base, after = (read_records(path) for path in record_files(run, root))
     if choosing is None:
         return base, after
@@ -149,7 +154,7 @@ def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tupl
 
 
 def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
-    """The run's trajectory on the reported half of the items; a step without records is left out."""
+    """Return the run's trajectory on the reported half of the items. A step without records is left out."""
     points, before = [], half_records(run, root, False)[0]
     for point in result_of(run).trajectory:
         after = record_files(run, root, point["step"])[1]
@@ -162,7 +167,7 @@ def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
 
 
 def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tuple[Path, Path]:
-    """The base's item records and the run's, after its last step or another."""
+    """Return the files of the base's item records and of the run's at a step (default: the last)."""
     result, folder = result_of(run), root / str(run["folder"])
     own = folder / "arms" / f"{result.arm}-{result.learning_rate:g}"
     own = result_folder(folder, result) if result.operation else own
@@ -174,7 +179,7 @@ def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
 
 
 def mean_result(results: Sequence[ArmResult]) -> ArmResult:
-    """The mean over seeds. Interval ends are means too: those of items, which the mean over seeds makes no wider."""
+    """Return the mean over seeds. The ends of intervals are means too, so the intervals are of items alone."""
     first = results[0]
     cost = {name: math.fsum(r.cost.get(name, math.nan) for r in results) / len(results) for name in first.cost}
     trajectory = []
@@ -184,7 +189,7 @@ def mean_result(results: Sequence[ArmResult]) -> ArmResult:
     return replace(first, scorecard=mean_card([r.scorecard for r in results]), cost=cost, trajectory=trajectory)
 
 
-def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
+def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> ReportRow:
     objective = study.objectives[0]
     sign = 1 if objective.direction == "maximize" else -1
     split = study.report.select is not None and all(has_records(trial.runs, root) for trial in group)
@@ -200,13 +205,13 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Arm:
             return -math.inf
 
     if len(group) == 1:
-        return reported(name, group[0], group[0].runs, 1, split, root)
+        return report_row(name, group[0], group[0].runs, 1, split, root)
     scores = [score(trial, split) for trial in group]
     if split and max(scores) == -math.inf:  # no half has this figure (those of a stream): all items choose
         split, scores = False, [score(trial, False) for trial in group]
     feasible = [trial.feasible for trial in group]
     trial = group[max(range(len(group)), key=lambda i: (feasible[i], scores[i]))]
-    return reported(name, trial, trial.runs, len(group), split, root)
+    return report_row(name, trial, trial.runs, len(group), split, root)
 
 
 def _pick(pick: object) -> str:

@@ -1,6 +1,6 @@
-"""What a study searches: one class per kind of dimension, each over one field of the config or over named changes.
+"""The search space of a study: one class per kind of dimension, over one field of the config or over named changes.
 
-A dimension picks a plain value (what Optuna stores) and says which dotted keys of the config that value sets.
+A dimension draws a plain value, its pick (Optuna stores it), and returns the dotted keys of the config that it sets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RATE = re.compile(r"arms\.\d+\.learning_rates(\.\d+)?")
 
 
 class Choice(Section):
-    """One of a list of values, in no order: the explicit grid of a number, or any names, lists and sections."""
+    """One value of a list, without an order: numbers, names, lists or sections."""
 
     kind: Literal["choice"] = "choice"
     path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
@@ -38,7 +38,7 @@ class Choice(Section):
         return [value if isinstance(value, Scalar) else _text(value) for value in self.values]
 
     def probes(self) -> list[Scalar]:
-        """Picks that stand for all others when overrides are checked."""
+        """Return the picks with which overrides are checked before the study starts."""
         return self.points()
 
     def suggest(self, trial: Any, key: str) -> Scalar:
@@ -49,7 +49,7 @@ class Choice(Section):
 
 
 class Arms(Section):
-    """One of several named partial configs: name -> dotted keys and their values. Sets `arms.0.name` as well."""
+    """One of several named arms: name -> dotted keys and their values. Sets `arms.0.name` too."""
 
     kind: Literal["arms"] = "arms"
     arms: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -68,7 +68,7 @@ class Arms(Section):
 
 
 class Number(Section):
-    """A range with both ends included. log: drawn evenly in the logarithm. step: only low, low + step, ..."""
+    """A range that includes both ends. log: uniform in the logarithm. step: only low, low + step, ..."""
 
     path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
 
@@ -82,7 +82,7 @@ class Number(Section):
         if log and low <= 0:
             raise ValueError(f"log needs low > 0, but got {low}")
         if log and getattr(self, "step", None) not in (None, 1):
-            raise ValueError("log and step exclude each other: list the values with kind choice")
+            raise ValueError("log and step cannot be combined: list the values with kind choice")
         return self
 
     def probes(self) -> list[Scalar]:
@@ -118,7 +118,7 @@ class Float(Number):
     log: bool = False
 
     def points(self) -> list[Scalar]:
-        """Only with a step; a range of reals is no grid."""
+        """Return the points of a grid; none without a step."""
         if self.step is None:
             return []
         steps = range(int((self.high - self.low) / self.step + 1e-9) + 1)
@@ -138,12 +138,12 @@ DIMENSIONS: dict[str, type[Choice | Arms | Int | Float]] = {
 
 
 def sets_rate(key: str, dimension: Choice | Arms | Int | Float) -> bool:
-    """Whether a dimension is the learning rate of the arm."""
+    """Whether a dimension sets the arm's learning rate."""
     return dimension.kind != "arms" and bool(RATE.fullmatch(dimension.path or key))
 
 
 def grid(search: Mapping[str, Choice | Arms | Int | Float]) -> list[dict[str, Scalar]]:
-    """Every combination, the last dimension fastest. Raises ValueError where a dimension has no finite points."""
+    """Return all combinations; the last dimension varies fastest. Raises ValueError if a dimension has no points."""
     endless = [key for key, dimension in search.items() if not dimension.points()]
     if endless:
         raise ValueError(f"a grid needs points, but {', '.join(endless)} has none: give a step, or kind choice")
@@ -152,13 +152,13 @@ def grid(search: Mapping[str, Choice | Arms | Int | Float]) -> list[dict[str, Sc
 
 
 def overrides(search: Mapping[str, Choice | Arms | Int | Float], picks: Mapping[str, Scalar]) -> dict[str, Any]:
-    """The dotted keys that a trial sets. Named arms come first, so that a single field is set on top of them."""
+    """Return the dotted keys that a trial sets. Named arms come first: other dimensions may change a field of them."""
     named = sorted(search, key=lambda key: search[key].kind != "arms")
     return {dotted: value for key in named for dotted, value in search[key].overrides(key, picks[key]).items()}
 
 
 def probes(search: Mapping[str, Choice | Arms | Int | Float]) -> Iterator[dict[str, Scalar]]:
-    """Picks that set each dimension to each of its probes at least once, with the others at their first."""
+    """Yield picks that set each dimension to each of its probes once, while the others have their first probe."""
     first = {key: dimension.probes()[0] for key, dimension in search.items()}
     yield first
     for key, dimension in search.items():

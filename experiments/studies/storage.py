@@ -1,4 +1,4 @@
-"""Where a study's parts lie, and whole commands that find them again."""
+"""The folder and the storage URL of a study, and the commands that open it again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 PROGRESS = "progress.json"
-STORAGE = "STUDY_STORAGE"  # a command line is read by all users of a machine, and the URL may hold a password
+STORAGE = "STUDY_STORAGE"  # all users of a machine can read a command line, and the URL may contain a password
 
 
 def study_folder(root: Path, name: str) -> Path:
@@ -30,9 +30,11 @@ def study_folder(root: Path, name: str) -> Path:
 
 
 def storage_url(root: Path, storage: str | None) -> str:
-    """The storage asked for, or that of the environment's STUDY_STORAGE, or `optuna.db` in root. Raises StudyError for
-    what is no URL, and for a SQLite file in a folder that is not there: a mistyped path would otherwise begin a second,
-    empty study."""
+    """Return `storage`, or the URL in the environment's STUDY_STORAGE, or that of `optuna.db` in root.
+
+    Raises StudyError for a text that is no URL, and for a SQLite file in a folder that does not exist: a mistyped path
+    would otherwise start a second, empty study.
+    """
     storage = storage or os.environ.get(STORAGE)
     try:
         url = sqlalchemy.make_url(storage) if storage else None
@@ -44,7 +46,7 @@ def storage_url(root: Path, storage: str | None) -> str:
     if storage and url is not None and storage.startswith("sqlite:///"):
         folder = Path(url.database or "").parent
         if not folder.is_dir():
-            raise StudyError(f"--storage {storage}: there is no folder {folder}; make it, or correct the path")
+            raise StudyError(f"--storage {storage}: there is no folder {folder}; create it, or correct the path")
     return storage or sqlite_url(root.resolve() / "optuna.db")
 
 
@@ -57,13 +59,13 @@ def note_progress(store: Store, root: Path) -> None:
 
 
 def public_yaml(config: StudyConfig) -> str:
-    """The study's YAML without its storage's password, for what leaves this folder: reports, MLflow."""
+    """Return the study's YAML without the password of its storage, for reports and MLflow."""
     storage = shown(config.storage) if config.storage else None
     return str(yaml.safe_dump(config.to_dict() | {"storage": storage}, sort_keys=False))
 
 
 def noted_storage(root: Path, name: str) -> str | None:
-    """The `storage` of a study that was started here, from the YAML that its start left; None where there is none."""
+    """Return the `storage` in the YAML that a study's start left in its folder; None if there is none."""
     try:
         values = yaml.safe_load((study_folder(root, name) / "study.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""One trial: an experiment of one arm per seed, tracked under the study, and its figures averaged over the seeds."""
+"""Run one trial: an experiment of one arm per seed, tracked below the study; its figures are means over the seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_json, write_json
 from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
-from experiments.runs.arm import StopArm
+from experiments.runs.arm import Observer, StopArm
 from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from experiments.scorecard import mean_card
@@ -23,11 +23,11 @@ from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
 from experiments.tracking.tracker import Tracker
 
-Report = Callable[[int, float], bool]  # gets a step and the objective there; True: the trial is not worth going on
+ShouldPrune = Callable[[int, float], bool]  # gets a step and the first objective there; True ends the trial
 
 
 class TrialFailed(RuntimeError):
-    """A trial that has no values; the message is the reason. runs: what it measured before. The study goes on."""
+    """A trial has no values; the message is the reason. runs: its runs so far, see `run_record`. The study goes on."""
 
     def __init__(self, reason: str | None, runs: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class TrialFailed(RuntimeError):
 
 
 class TrialPruned(Exception):
-    """A trial that the pruner stopped. `outcome` holds what was measured until then."""
+    """The pruner stopped a trial. outcome: what was measured until then."""
 
     def __init__(self, outcome: TrialOutcome, reason: str) -> None:
         super().__init__(reason)
@@ -57,17 +57,17 @@ def run_trial(
     picks: dict[str, Scalar],
     root: Path,
     parent: str | None,
-    report: Report | None = None,
+    should_prune: ShouldPrune | None = None,
     say: Callable[[str], None] = print,
 ) -> TrialOutcome:
-    """Run or continue a trial. number: of its first attempt, so that a later one finds its folders and checkpoints.
+    """Run or continue a trial. number: of its first attempt; a later attempt continues in the same folders.
 
-    parent: id of the study's MLflow run. report: for a pruner; gets the first objective after each evaluation, at
-    steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
+    parent: id of the study's MLflow run. should_prune: the pruner; called with the first objective after each
+    evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
     note = trial_folder(study, root, number) / "mlflow.json"
     saved = read_json(note)
-    if saved.get("picks") != picks:  # of a study of the same name whose storage is gone
+    if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
     outcome, pruned = TrialOutcome(), ""
     with Tracker(root, study.name).run(
@@ -76,12 +76,12 @@ def run_trial(
         write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
-                config = study.run_config(picks, number, seed)  # picks may be right one by one, but not together
+                config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
                 if i == 0:
                     run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
-                observe = _observer(study, report, i * config.training.steps) if report else None
+                observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
                 done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
-            except (RunError, TrackingError):  # of the machine, not of the trial
+            except (RunError, TrackingError):  # a fault of the machine, not of the trial
                 raise
             except Exception as error:
                 raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error
@@ -101,7 +101,7 @@ def run_trial(
             except TrialFailed as failed:
                 raise TrialFailed(str(failed), outcome.runs) from failed
             named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
-            means = mean_card([result_of(run).scorecard for run in outcome.runs])  # sorts a study's trials in MLflow
+            means = mean_card([result_of(run).scorecard for run in outcome.runs])  # MLflow can sort the trials by them
             feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
             run.log_metrics({**{name: e.value for name, e in means.items()}, **named, **feasible})
     if pruned:
@@ -110,7 +110,7 @@ def run_trial(
 
 
 def repeated(trial: Trial) -> Callable[..., TrialOutcome]:
-    """In the place of `run_trial`: what a complete trial with the same picks found."""
+    """Return a function to call in place of `run_trial`: it returns the outcome of a trial with the same picks."""
     return lambda *_: TrialOutcome(trial.values or [], trial.constraints, trial.runs)
 
 
@@ -119,7 +119,7 @@ def trial_folder(study: StudyConfig, root: Path, number: int) -> Path:
 
 
 def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
-    """What the study's storage keeps of a run, so that a report needs no other file: plain JSON."""
+    """Return what the study's storage keeps of a run, as plain JSON: a report needs no other file."""
     result, folder = outcome.results[0], outcome.folder.resolve()
     folder = folder.relative_to(root.resolve()) if folder.is_relative_to(root.resolve()) else folder
     return {"seed": seed, "folder": str(folder), "result": result.to_dict()}
@@ -130,9 +130,9 @@ def result_of(run: Mapping[str, Any]) -> ArmResult:
 
 
 def figure(result: ArmResult, name: str) -> float:
-    """A scorecard figure, `cost/NAME`, or a sum of such (`new_accuracy + kept_accuracy`).
+    """Return a figure of the scorecard, `cost/NAME`, or a sum of them (`new_accuracy + kept_accuracy`).
 
-    Raises TrialFailed, with the nearest name, where there is none, and where the value is no number.
+    Raises TrialFailed if it was not measured, with the nearest name, or if its value is not finite.
     """
     figures = {**result.scorecard, **{f"cost/{key}": Estimate(value) for key, value in result.cost.items()}}
     value = sum_of(figures, name)
@@ -142,7 +142,7 @@ def figure(result: ArmResult, name: str) -> float:
 
 
 def sum_of(figures: Mapping[str, Estimate], name: str) -> float:
-    """The values of the figures that `name` lists between plus signs, added up."""
+    """Return the sum of the figures in `name`. Raises TrialFailed for one that was not measured."""
     names = parts(name)
     for part in names:
         if part not in figures:
@@ -164,12 +164,13 @@ def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
             outcome.constraints[f"{bound.figure} <= {bound.max:g}"] = mean(bound.figure) - bound.max
 
 
-def _observer(study: StudyConfig, report: Report, before: int) -> Callable[[str, int, dict[str, Estimate]], None]:
+def _observer(study: StudyConfig, should_prune: ShouldPrune, before: int) -> Observer:
+    """before: steps of the seeds that have run."""
     name = study.objectives[0].figure
 
     def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:
         value = sum_of(figures, name)
-        if math.isfinite(value) and report(before + step, value):
+        if math.isfinite(value) and should_prune(before + step, value):
             raise StopArm(f"pruned at step {step}: {name} was {value:.4g}")
 
     return observe

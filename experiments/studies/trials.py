@@ -1,7 +1,7 @@
-"""What Optuna's trials mean here: attempts of one trial, told apart from trials that failed by themselves.
+"""Read Optuna's trials as attempts: several of them can be one trial, continued after its process died.
 
-Optuna has no state for "its process died": such a trial is FAIL like one that raised. One that raised has a `reason`
-among its user attributes; one that died has none, and its next attempt names it in its history.
+Optuna has no state for "its process died": the trial is FAIL, like one that raised an error. One that raised has a
+`reason` in its user attributes. One that died has none, and its next attempt has its number in the history.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from experiments.studies.space import Scalar
 class Trial:
     """A trial with all its attempts. number: of the first one.
 
-    state: waiting, running, complete, pruned, failed; lost (its process is gone) or stopped (by hand, or by its
-    machine), which the next start continues. seconds: of the attempts that ended by themselves. runs: one per seed, see
-    `experiments.studies.trial.run_record`. constraints: satisfied at 0 or below. repeats: the trial with the same picks
-    whose runs and values these are.
+    state: waiting, running, complete, pruned, failed, lost (its process is gone) or stopped (by hand, or by a fault of
+    the machine). The next start continues trials that are lost or stopped. seconds: of the attempts that ended by
+    themselves. runs: one per seed, see `experiments.studies.trial.run_record`. constraints: satisfied at 0 or below.
+    repeats: number of the trial with the same picks, whose runs and values these are.
     """
 
     number: int
@@ -38,13 +38,13 @@ class Trial:
 
 
 def origin(trial: Any) -> int:
-    """Number of the first attempt; each attempt after it keeps the numbers of those before."""
+    """Return the number of the first attempt. Each later attempt has the numbers of those before it."""
     history = trial.system_attrs.get("retry_history") or [trial.number]
     return int(history[0])
 
 
 def lineages(trials: Sequence[Any]) -> dict[int, list[Any]]:
-    """Attempts of the same trial, in order, by the number of the first."""
+    """Group attempts by trial: number of the first attempt -> its attempts in order."""
     found: dict[int, list[Any]] = {}
     for trial in trials:
         found.setdefault(origin(trial), []).append(trial)
@@ -52,34 +52,34 @@ def lineages(trials: Sequence[Any]) -> dict[int, list[Any]]:
 
 
 def died(trial: Any) -> bool:
-    """Its process was killed or stopped."""
+    """Whether the attempt ended because its process was killed or stopped."""
     return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
 
 
 def interrupted(trial: Any) -> bool:
-    """Stopped with Ctrl-C or SIGTERM, or by a fault of the machine, such as a full disk."""
+    """Whether the attempt was stopped with Ctrl-C or SIGTERM, or by a fault of the machine, such as a full disk."""
     return bool(trial.user_attrs.get("interrupted") == trial.number)
 
 
 def deaths(attempts: Sequence[Any]) -> int:
-    """Attempts whose process was lost while they ran. One without an owner had not begun."""
+    """Count the attempts whose process died while they ran. An attempt without an owner had not begun."""
     return sum(died(t) and "owner" in t.user_attrs and not interrupted(t) for t in attempts)
 
 
 def continued(attempts: Sequence[Any], retries: int) -> bool:
-    """Whether the last attempt was lost, and the trial is to be tried again."""
+    """Whether the last attempt died, and the trial will be tried again."""
     return died(attempts[-1]) and deaths(attempts) <= retries
 
 
 def failed(attempts: Sequence[Any], retries: int) -> bool:
-    """Ended without values: with a reason, or as often lost as it may be."""
+    """Whether the trial ended without values: with a reason, or because it died too often."""
     return attempts[-1].state.name == "FAIL" and not continued(attempts, retries)
 
 
 def failures_in_a_row(trials: Sequence[Any], retries: int, forgiven: Collection[int]) -> list[list[Any]]:
-    """Of the trials that have ended, latest first, those that failed, up to the first that did not.
+    """Return the trials that failed since the last one that did not, the latest first.
 
-    forgiven: numbers of last attempts that are left out: they ended before the study was last started.
+    forgiven: numbers of last attempts that do not count: they ended before the study was last started.
     """
     groups = (attempts for attempts in lineages(trials).values() if attempts[-1].state.is_finished())
     ended = [a for a in groups if not continued(a, retries) and a[-1].number not in forgiven]
@@ -88,7 +88,7 @@ def failures_in_a_row(trials: Sequence[Any], retries: int, forgiven: Collection[
 
 
 def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Trial:
-    """gone: the last attempt is still RUNNING in the storage, but its process is not."""
+    """Make a Trial of its attempts. gone: the last one is RUNNING in the storage, but its process is gone."""
     last = attempts[-1]
     complete = last.state.name == "COMPLETE"
     return Trial(

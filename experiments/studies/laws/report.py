@@ -16,7 +16,7 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.laws.mixture import HORIZONS, MixtureLaw, TooFewRatios, fit
 from experiments.studies.laws.plot import LOSS, plot_law
 from experiments.studies.laws.power import STEEPEST
-from experiments.studies.selection import Arm, arm_name, record_files
+from experiments.studies.selection import ReportRow, arm_name, record_files
 from experiments.studies.trial import result_of
 
 COLUMNS = ["arm", "run", "ratio", "step", "tokens", "loss_new", "loss_kept", "base_kept", "nats"]
@@ -27,7 +27,7 @@ LEVEL = ("constant", "constant_with_warmup")  # schedules at which an evaluation
 
 
 def mixture_laws(
-    study: StudyConfig, arms: Sequence[Arm], root: Path, draws: int = 1_000
+    study: StudyConfig, arms: Sequence[ReportRow], root: Path, draws: int = 1_000
 ) -> tuple[list[str], dict[str, Figure]]:
     """A sentence and a picture per arm, fitted over the replayed shares `report.law`; one law never spans two arms."""
     sentences: list[str] = []
@@ -46,7 +46,7 @@ def mixture_laws(
     return sentences, pictures
 
 
-def law_table(study: StudyConfig, arms: Sequence[Arm], root: Path) -> pd.DataFrame:
+def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.DataFrame:
     """A row per run and evaluation whose item records are here; of a run whose learning rate falls the last evaluation
     alone. Columns: arm, run, ratio (share of new tokens, 1 - replay), step, tokens, loss_new, loss_kept, base_kept,
     nats.

@@ -19,7 +19,7 @@ from experiments.records import Estimate
 from experiments.reporting.summary import overlap
 from experiments.reporting.text import with_interval
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import Arm, arm_name, mean_result
+from experiments.studies.selection import ReportRow, arm_name, mean_result
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
@@ -55,7 +55,7 @@ def paper_table() -> pd.DataFrame:
     return pd.DataFrame({"new": new, "kept": kept, "average": (new + kept) / 2})
 
 
-def compared(arms: Sequence[Arm]) -> pd.DataFrame:
+def compared(arms: Sequence[ReportRow]) -> pd.DataFrame:
     """Rows by arm in both tables: our and the paper's new, kept and average (%), and their ranks, 1 the highest."""
     paper, rows = paper_table(), {}
     for arm in arms:
@@ -96,7 +96,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (rx * ry).sum(axis=1) / np.sqrt((rx**2).sum(axis=1) * (ry**2).sum(axis=1))
 
 
-def sentences(arms: Sequence[Arm]) -> list[str]:
+def sentences(arms: Sequence[ReportRow]) -> list[str]:
     """What agrees with the paper and what does not."""
     table = compared(arms)
     words = {"new": "new-task accuracy", "kept": "kept accuracy", "average": "the average of both"}
@@ -119,7 +119,7 @@ def at_each(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     done = [t for t in trials if t.state == "complete" and t.runs and select in t.picks]
     for pick in dict.fromkeys(t.picks[str(select)] for t in done):
         arms = [
-            Arm(arm_name(study, t), t, t.runs, mean_result([result_of(run) for run in t.runs]), 1, False, False)
+            ReportRow(arm_name(study, t), t, t.runs, mean_result([result_of(run) for run in t.runs]), 1, False, False)
             for t in done
             if t.picks[str(select)] == pick
         ]
@@ -141,7 +141,7 @@ def _verdict(rho: Estimate) -> str:
     return ": no agreement beyond the interval."
 
 
-def _pairs(arms: Sequence[Arm], table: pd.DataFrame) -> list[str]:
+def _pairs(arms: Sequence[ReportRow], table: pd.DataFrame) -> list[str]:
     ours = {arm.name: arm.result.scorecard["kept_accuracy"] for arm in arms if arm.name in table.index}
     groups: dict[str, list[str]] = {"agree": [], "unclear": [], "differ": []}
     for more, less in PAIRS:

@@ -16,7 +16,7 @@ from experiments.reporting.plots.forgetting import forgetting_figure
 from experiments.reporting.text import gain_name
 from experiments.studies.report.optuna_plots import progress_figure, slice_figures
 from experiments.studies.report.plots import importance_figure, pareto_figure, rank_figure, trajectory_figure
-from experiments.studies.selection import Arm, record_files
+from experiments.studies.selection import ReportRow, record_files
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class Picture(NamedTuple):
 
 
 def pictures(
-    store: Store, arms: Sequence[Arm], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
+    store: Store, arms: Sequence[ReportRow], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
 ) -> list[Picture]:
     """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
     return [*_of_arms(store, arms), *_of_trials(store, trials, paper), *_of_layers(arms, root)]
 
 
-def _of_arms(store: Store, arms: Sequence[Arm]) -> list[Picture]:
+def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:
     if not arms:
         return []
     study, some = store.config, list(arms[:MOST])
@@ -90,7 +90,7 @@ def _of_trials(store: Store, trials: Sequence[Trial], paper: pd.DataFrame | None
     return found
 
 
-def _of_layers(arms: Sequence[Arm], root: Path) -> list[Picture]:
+def _of_layers(arms: Sequence[ReportRow], root: Path) -> list[Picture]:
     """Draw how far the hidden states of each arm's first seed moved, if the study measures suite `alignment`."""
     last: dict[str, list[Record]] = {}
     for arm in [arm for arm in arms if arm.records][:MOST]:
@@ -104,10 +104,10 @@ def _of_layers(arms: Sequence[Arm], root: Path) -> list[Picture]:
     ]
 
 
-def _by_number(arm: Arm) -> Arm:
+def _by_number(arm: ReportRow) -> ReportRow:
     name = arm.name.split(" ")[0]
     return replace(arm, name=name, result=replace(arm.result, arm=name))
 
 
-def _first(arms: Sequence[Arm]) -> str:
+def _first(arms: Sequence[ReportRow]) -> str:
     return f" The first {MOST} of {len(arms)} arms." if len(arms) > MOST else ""

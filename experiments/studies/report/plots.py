@@ -17,14 +17,14 @@ from matplotlib.ticker import MaxNLocator
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
-from experiments.studies.selection import Arm
+from experiments.studies.selection import ReportRow
 from experiments.studies.trials import Trial
 
 SOFT = "#5b6470"
 DASHES = ((), (5, 2), (1.2, 1.4))
 
 
-def trajectory_figure(arms: Sequence[Arm], gain: str = "gain") -> Figure:
+def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
     """Gain (a figure's name) and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
@@ -125,7 +125,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _line(axes: Axes, arm: Arm, name: str, i: int) -> None:
+def _line(axes: Axes, arm: ReportRow, name: str, i: int) -> None:
     points = [(p["step"], p[name].value) for p in arm.result.trajectory if name in p and math.isfinite(p[name].value)]
     if not points:
         return

@@ -17,7 +17,7 @@ from experiments.scorecard import gained, hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
-from experiments.studies.selection import Arm, even, record_files
+from experiments.studies.selection import ReportRow, even, record_files
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
@@ -28,7 +28,7 @@ MOST = 24  # arms that a sentence lists
 DRAWS = 10_000
 
 
-def matched_gain(arms: Sequence[Arm], root: Path) -> str:
+def matched_gain(arms: Sequence[ReportRow], root: Path) -> str:
     """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
 
     On the reported half of the items; of arms that were evaluated at least twice in training. Arms that never gain by
@@ -53,7 +53,7 @@ def matched_gain(arms: Sequence[Arm], root: Path) -> str:
     )
 
 
-def trajectories(arm: Arm, root: Path) -> list[Trajectory]:
+def trajectories(arm: ReportRow, root: Path) -> list[Trajectory]:
     """One per seed, from the item records of each evaluation; empty where one is missing, measured no gain,
     or where there is but one evaluation."""
     found = []

@@ -21,12 +21,12 @@ from experiments.reporting.tables import COSTS, arms_table, columns_of, flat_cos
 from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.laws.report import mixture_laws
-from experiments.studies.posthoc import posthoc_arms
+from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
 from experiments.studies.report.table import picks_text
-from experiments.studies.selection import Arm, arms_apart, choose
+from experiments.studies.selection import ReportRow, choose, significant_arms
 from experiments.studies.storage import command_line, public_yaml, study_folder
 from experiments.studies.trials import Trial, died
 
@@ -40,8 +40,8 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
     study, trials = store.config, store.trials()
     arms = choose(study, trials, root)
-    arms += posthoc_arms(study, arms, root)
-    results, significant = [arm.result for arm in arms], arms_apart(arms, root)
+    arms += posthoc_rows(study, arms, root)
+    results, significant = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
     words = summary(results, significant, len(study.seeds))
     words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
@@ -78,7 +78,9 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     return write_page(folder / "report.html", "study", **values)
 
 
-def _arms(arms: Sequence[Arm], results: Sequence[ArmResult], significant: SignificantPairs | None) -> dict[str, Any]:
+def _arms(
+    arms: Sequence[ReportRow], results: Sequence[ArmResult], significant: SignificantPairs | None
+) -> dict[str, Any]:
     """The table of arms as in a run's report, and one with kept accuracy and more costs for the HTML page."""
     gain, retention, *others = columns_of(results)
     columns = (gain, retention, FIGURES["kept_accuracy"], *others)
@@ -117,7 +119,7 @@ def _setup(store: Store) -> str:
     return ", ".join(filter(None, [models, lengths, seeds, f"sampler {study.sampler.name}"]))
 
 
-def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str, str]]:
+def _tiles(store: Store, arms: list[ReportRow], trials: list[Trial]) -> list[tuple[str, str]]:
     counts, hours = Counter(t.state for t in trials), sum(t.seconds for t in trials) / 3600
     return [
         (
@@ -130,7 +132,7 @@ def _tiles(store: Store, arms: list[Arm], trials: list[Trial]) -> list[tuple[str
     ]
 
 
-def _reading(store: Store, arms: list[Arm]) -> str:
+def _reading(store: Store, arms: list[ReportRow]) -> str:
     study = store.config
     words = "Brackets: 95 % intervals over questions."
     if len(study.seeds) > 1:
@@ -144,7 +146,7 @@ def _reading(store: Store, arms: list[Arm]) -> str:
     return words
 
 
-def _notes(store: Store, arms: list[Arm], trials: list[Trial], root: Path) -> list[str]:
+def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path) -> list[str]:
     study, notes = store.config, []
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
@@ -185,7 +187,7 @@ def _at_once(store: Store) -> int:
     return max((sum(a <= start < b for a, b in ended) for start, _ in ended), default=1)
 
 
-def _csv(arms: Sequence[Arm]) -> str:
+def _csv(arms: Sequence[ReportRow]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
          "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds,
@@ -195,6 +197,6 @@ def _csv(arms: Sequence[Arm]) -> str:
     return Table.of(rows).csv()
 
 
-def _millions(arm: Arm) -> str:
+def _millions(arm: ReportRow) -> str:
     value = arm.result.cost.get("trainable_parameters", math.nan)
     return f"{value / 1e6:.1f}" if math.isfinite(value) else "-"

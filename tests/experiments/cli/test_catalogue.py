@@ -30,12 +30,14 @@ def test_no_two_entries_are_described_alike(kind: str) -> None:
 def test_what_is_listed_can_be_named() -> None:
     from ctrl import ControlConfig
     from experiments.config import load_config
+    from experiments.methods import METHODS
     from experiments.studies.load import load_study
 
     for name in KINDS["configs"][1]():
         assert load_config(name).name == name
     for name in KINDS["studies"][1]():
         assert load_study(name).name == name
+    assert set(KINDS["methods"][1]()) == set(METHODS)
     for name in KINDS["structures"][1]():
         assert ControlConfig(structure=name).structure == name
 

@@ -16,7 +16,7 @@ from experiments.records import ArmResult
 from experiments.studies import launch, trial
 from experiments.studies import posthoc as afterwards
 from experiments.studies.launch import run_study
-from experiments.studies.posthoc import run_posthoc
+from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.table import frame, status_text
 from experiments.studies.report.write import _commands, _setup
@@ -123,7 +123,7 @@ def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
     assert store.ended().startswith("the budget of 1e-09 hours is spent (")
     assert chosen == [6]
     assert "arm-merge: arm 'arm' has no complete trial" in said
-    run_posthoc(config, [*store.trials()[:5], running(store)], tmp_path, said.append)
+    apply_posthoc(config, [*store.trials()[:5], running(store)], tmp_path, said.append)
     assert chosen == [6]  # another machine still runs a trial
     more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "merge"}])
     assert [t.state for t in run_study(more, tmp_path, say=said.append).trials()] == ["complete"] * 6

@@ -340,7 +340,7 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is not YAML" in capsys.readouterr().err
     (tmp_path / "list.yaml").write_text("- 1")
     assert cli.main(["run", str(tmp_path / "list.yaml")]) == 2
-    assert "must hold a mapping" in capsys.readouterr().err
+    assert "must contain a mapping" in capsys.readouterr().err
     assert cli.main(["run", "quickstart", "--set", "training.steps"]) == 2
     assert "--set takes KEY=VALUE" in capsys.readouterr().err
 

@@ -113,7 +113,7 @@ def test_choices_may_be_sections_and_lists() -> None:
         ),
         (
             {"objectives": [{"figure": "stream_op", "direction": "maximize"}], "pruner": "median"},
-            "but 'stream_op' is known at the end alone",
+            "but 'stream_op' is known only at the end",
         ),
         (
             {"objectives": [{"figure": "stream_op", "direction": "maximize"}]},
@@ -138,8 +138,8 @@ def test_a_list_of_wrong_entries_is_not_called_too_short() -> None:
         ({"training.stps": {"kind": "int", "low": 1, "high": 2}}, "training.stps: unknown key; did you mean 'steps'"),
         ({"arms.0.control.interpolatoin": {"kind": "choice", "values": ["lerp"]}}, "interpolatoin"),
         ({"arms.0.control.interpolation": {"kind": "choice", "values": ["lerp", "lrp"]}}, "did you mean 'lerp'"),
-        ({"arms.1.method": {"kind": "choice", "values": ["full"]}}, "'1' stands for an entry of a list of 1"),
-        ({"arms.x.method": {"kind": "choice", "values": ["full"]}}, "'x' stands for an entry of a list of 1"),
+        ({"arms.1.method": {"kind": "choice", "values": ["full"]}}, "'1' is no index into a list of 1"),
+        ({"arms.x.method": {"kind": "choice", "values": ["full"]}}, "'x' is no index into a list of 1"),
         ({"training.steps.x": {"kind": "choice", "values": [1]}}, "'steps' is not a section"),
         ({"training.steps": {"kind": "int", "low": 0, "high": 2}}, "with training.steps=0:\n  training.steps: "),
         ({"arm": {"kind": "arms", "arms": {"a": {"arms.0.method": "full"}, "b": {"arms.0.method": "ful"}}}}, "arm=b"),
@@ -177,7 +177,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not YAML"):
         load_study(tmp_path / "s.yaml")
     (tmp_path / "s.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="must hold a mapping"):
+    with pytest.raises(ConfigError, match="must contain a mapping"):
         load_study(tmp_path / "s.yaml")
 
 

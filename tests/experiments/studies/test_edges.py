@@ -137,7 +137,7 @@ def test_workers_get_the_storage_through_the_environment(tmp_path: Path, monkeyp
             return 0
 
     monkeypatch.setattr("experiments.studies.launch.subprocess", SimpleNamespace(Popen=Ends))
-    monkeypatch.setattr("experiments.studies.launch.run_posthoc", lambda *args: None)
+    monkeypatch.setattr("experiments.studies.launch.apply_posthoc", lambda *args: None)
     url = f"sqlite:///{tmp_path / 'own.db'}"
     with pytest.raises(StudyError, match="ended before the trials did"):
         run_study(toy_study(), tmp_path, workers=1, storage=url, say=quiet)

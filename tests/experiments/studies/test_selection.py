@@ -12,7 +12,7 @@ from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.studies.report.plots import trajectory_figure
-from experiments.studies.selection import Arm, arm_name, choose
+from experiments.studies.selection import ReportRow, arm_name, choose
 from experiments.studies.trials import Trial
 from tests.experiments.studies.toy import toy_study
 from tests.helpers.studies import TABLE5, synthetic_store
@@ -22,7 +22,7 @@ TWO = {name: TABLE5[name] for name in ("full", "lerp8")}
 
 
 @pytest.fixture
-def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
+def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ReportRow]:
     """Of a study whose rates all stay rows, as `baselines`."""
     monkeypatch.setattr("tests.helpers.studies.FAILS", None)
     store = synthetic_store(tmp_path, TWO, report={})
@@ -31,7 +31,7 @@ def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Arm]:
     return choose(store.config, [*trials, again], tmp_path)
 
 
-def test_a_searched_learning_rate_is_said_once(arms: list[Arm]) -> None:
+def test_a_searched_learning_rate_is_said_once(arms: list[ReportRow]) -> None:
     names = ["full 2", "full 3", "lerp8 1", "lerp8 2", "lerp8 3"]
     assert [arm.name for arm in arms[1:6]] == names
     assert [label(arm.result) for arm in arms[1:6]] == names

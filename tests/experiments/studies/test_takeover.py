@@ -79,7 +79,7 @@ def test_a_worker_whose_trial_was_taken_over_says_so_and_goes_on(tmp_path: Path,
         return TrialOutcome([value(picks)])
 
     assert store.work(run, said.append) == "all 6 cells of the grid are finished"
-    assert "trial 0 was taken over by another worker meanwhile: what this one measured does not count" in said
+    assert "trial 0 was taken over by another worker: the results of this one do not count" in said
     assert [t.state for t in store.trials()] == ["complete"] * 6
     assert [t.attempts for t in store.trials()] == [2, 1, 1, 1, 1, 1]
 
@@ -165,7 +165,7 @@ def test_trials_that_always_kill_their_worker_count_as_failures_in_a_row(tmp_pat
 def test_a_worker_that_ends_by_itself_is_not_replaced_and_its_trial_has_not_died(tmp_path: Path) -> None:
     store, said = open_store(tmp_path, retries=0), list[str]()
     assert keep_working(store, lambda: Forked(store, dying(lambda: os._exit(1))), 1, said.append) == UNFINISHED
-    assert said == ["a worker ended with exit code 1; its message stands above"]
+    assert said == ["a worker ended with exit code 1; its message is above"]
     keep_working(store, lambda: Forked(store, dying(print)), 1, said.append)
     assert [(t.state, t.attempts) for t in store.trials()] == [("complete", 2 if n == 3 else 1) for n in range(6)]
 

@@ -23,13 +23,13 @@ from experiments.scorecard import scorecard
 from experiments.studies.config import Objective
 from experiments.studies.laws.mixture import fit
 from experiments.studies.laws.report import law_sentence, law_table, mixture_laws
-from experiments.studies.posthoc import posthoc_arms
+from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import agreement, at_each, compared, paper_table, spearman
 from experiments.studies.report.plots import trajectory_figure
 from experiments.studies.report.readings import matched_gain, pareto_volume
 from experiments.studies.report.write import write_study_report
-from experiments.studies.selection import Arm, called, choose, even, record_files, reported
+from experiments.studies.selection import ReportRow, choose, even, has_name, record_files, report_row
 from experiments.studies.trial import result_of
 from tests.helpers.studies import TABLE5, synthetic_store
 
@@ -81,8 +81,8 @@ def test_seeds_widen_the_interval_of_their_mean(some: tuple[Store, Path]) -> Non
     store, root = some
     first, last = (next(t for t in store.trials() if t.picks == {"arm": "partial", "rate": r}) for r in (1.0, 3.0))
     runs = [first.runs[0], {**last.runs[0], "seed": 1}]
-    alone = [reported("x", first, [run], 1, False, root).result.scorecard["gain"] for run in runs]
-    both = reported("x", first, runs, 1, False, root).result.scorecard
+    alone = [report_row("x", first, [run], 1, False, root).result.scorecard["gain"] for run in runs]
+    both = report_row("x", first, runs, 1, False, root).result.scorecard
     assert both["gain"].value == pytest.approx(sum(e.value for e in alone) / 2)
     assert width(both["gain"]) > max(width(e) for e in alone)
     assert both["mcnemar_p"].low is None  # not resampled over seeds: the mean
@@ -92,7 +92,7 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported."""
     store, root = some
     arms = choose(store.config, store.trials(), root)
-    assert posthoc_arms(store.config, arms, root) == []
+    assert posthoc_rows(store.config, arms, root) == []
     chosen = next(arm for arm in arms if arm.name == "lerp8-mse")
     here = tmp_path / "root"
     shutil.copytree(root / "runs", here / "runs")
@@ -101,7 +101,7 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     folder = result_folder(here / run["folder"], result)
     write_json(folder / "result.json", result.to_dict())
     shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
-    [row] = posthoc_arms(store.config, arms, here)
+    [row] = posthoc_rows(store.config, arms, here)
     assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
     assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
     base = odd(here / run["folder"] / "base" / "items.jsonl")
@@ -227,7 +227,7 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert mixture_laws(store.config, few, tmp_path)[0][0].startswith("No mixture law of full: a mixture law needs")
 
 
-def nothing_learned(arm: Arm, root: Path) -> dict[str, Any]:
+def nothing_learned(arm: ReportRow, root: Path) -> dict[str, Any]:
     """The arm's run again, with the base's answers after each step."""
     run = {**arm.runs[0], "folder": "runs/idle"}
     shutil.copytree(root / arm.runs[0]["folder"], root / "runs" / "idle", dirs_exist_ok=True)
@@ -297,9 +297,9 @@ def test_arms_are_told_apart_by_their_picks(tmp_path: Path) -> None:
     names = [arm.name for arm in choose(store.config, trials, tmp_path)]
     assert names == ["#0 decay=0.123", "#1 decay=0.123", "#2 decay=0.2"]
     row = choose(store.config, trials, tmp_path)[2]
-    assert called(row, "decay=0.2")  # as `posthoc` of the study's YAML names it, before there is a trial
-    assert called(row, "#2 decay=0.2")
-    assert not called(row, "decay=0.123")
+    assert has_name(row, "decay=0.2")  # as `posthoc` of the study's YAML names it, before there is a trial
+    assert has_name(row, "#2 decay=0.2")
+    assert not has_name(row, "decay=0.123")
     assert label(row.result) == "#2 decay=0.2"
     chosen = store.config.model_copy(update={"report": store.config.report.model_copy(update={"select": "decay"})})
     (only,) = choose(chosen, trials, tmp_path)  # no other dimension: one arm, and its best decay
