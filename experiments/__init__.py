@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.cli.console import quiet
     from experiments.common.errors import BenchError, ConfigError
     from experiments.comparison.compare import compare, gate
-    from experiments.comparison.inputs import read_entries
+    from experiments.comparison.inputs import read_runs
     from experiments.comparison.plot import comparison_figure
     from experiments.comparison.report import format_comparison, write_comparison
     from experiments.config import ExperimentConfig, load_config, parse_config

@@ -128,7 +128,7 @@ def test_what_the_machine_does_to_a_command(
     def fails(*args: object) -> None:
         raise fault
 
-    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    monkeypatch.setattr("experiments.comparison.inputs.read_runs", fails)
     assert cli.main(["compare", "x"]) == code
     said = capsys.readouterr().err
     assert message in said
@@ -165,7 +165,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def fails(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    monkeypatch.setattr("experiments.comparison.inputs.read_runs", fails)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main(["compare", "x"])
 
