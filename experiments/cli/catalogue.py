@@ -16,7 +16,7 @@ Entries = Callable[[], Mapping[str, str]]
 
 
 def add(commands: Commands) -> None:
-    one = commands.add_parser("list", help="list the names that a YAML can contain: methods, sources, suites ...")
+    one = commands.add_parser("list", help="list the names that a YAML can contain: methods, suites and others")
     one.add_argument("kind", nargs="?", help=f"one of {', '.join(KINDS)} (default: all of them)")
     one.set_defaults(command=list_command)
 
