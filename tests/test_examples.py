@@ -6,6 +6,7 @@ import importlib
 import itertools
 import math
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,24 +25,38 @@ from experiments.config import parse_config
 from experiments.data.source import Source
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.similarity import METRICS
+from experiments.evaluation.suite import SuiteContext
+from experiments.evaluation.suites import SUITES
+from experiments.methods import AVERAGES, LOSS_TERMS, TUNINGS
+from experiments.models.base import load_base
 from experiments.posthoc.operations import OPERATIONS, TrainedArm
+from experiments.records import Record
 from experiments.runs.run import run_experiment
+from experiments.scorecard import scorecard
+from experiments.scorecard.figures import FIGURES
 from experiments.training.schedules import SCHEDULES
 from tests.ctrl import test_interpolation
 from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
 from tests.ctrl.test_interpolation import TestEveryInterpolation as InterpolationContract
 from tests.experiments.data.test_sources import TestContract as SourceContract
+from tests.experiments.evaluation import test_suites
 from tests.experiments.evaluation.kept_tasks import test_tasks
 from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
+from tests.experiments.methods import test_averaging, test_losses, test_method, test_tuning
+from tests.experiments.scorecard import test_figures
 from tests.experiments.training.test_schedules import rates
 from tests.experiments.training.test_schedules import (
     test_every_schedule_is_continuous_and_between_0_and_1 as schedule_contract,
 )
-from tests.helpers import reference
+from tests.helpers import engine, reference
 from tests.helpers.models import sharp
 from tests.helpers.small import small_config, small_values, tiny_base
 
-TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS)
+TABLES: tuple[dict[str, Any], ...] = (
+    INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS, TUNINGS, LOSS_TERMS, AVERAGES, SUITES,
+    FIGURES,
+)  # fmt: skip
+ROOT = Path(__file__).parents[1]
 Load = Callable[[str], ModuleType]
 
 
@@ -198,6 +213,132 @@ def test_the_kept_task_keeps_the_contract(load: Load, monkeypatch: pytest.Monkey
         assert question.right == str(a * b)
         assert question.reworded is not None
         assert question.reworded[0] != question.plain
+
+
+PARTS: dict[str, dict[str, Any]] = {  # file of an example -> an arm that uses it, for the contract of whole methods
+    "one_part": {"train": {"one_part": {}}},
+    "focal": {"train": engine.CONTROL, "loss": [{"focal": {"gamma": 1.0}}]},
+    "to_zero": {"loss": [{"to_zero": {"weight": 0.5}}]},
+    "swa": {"average": {"swa": {"every": 2}}},
+}
+
+
+def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> None:
+    load("one_part")
+    test_tuning.test_a_tuning_starts_as_the_base("one_part")
+    test_tuning.test_it_trains_something_and_in_the_layers_it_chooses("one_part")
+    test_tuning.test_its_fields_survive_a_round_trip_and_a_wrong_one_is_named("one_part")
+    test_tuning.test_a_shorthand_gives_it_its_control("one_part")
+    model = TUNINGS["one_part"].model_validate({"part": "mlp"}).prepare(sharp(), engine.context())
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if ".mlp." in name
+    }
+    with pytest.raises(ConfigError, match="no layer of the model has a part 'self_attn'"):
+        TUNINGS["one_part"]().prepare(torch.nn.Linear(2, 2), engine.context())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["focal", "to_zero"])
+@pytest.mark.parametrize("train", test_losses.TRAIN)
+def test_the_loss_terms_keep_the_contract(load: Load, name: str, train: str) -> None:
+    load(name)
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens(name)
+    test_losses.test_micro_batches_add_up_to_a_large_batch(name, train)
+
+
+def test_the_loss_terms_are_their_formulas(load: Load) -> None:
+    p = torch.tensor([0.1, 0.5, 0.9])
+    weights = load("focal").Focal(gamma=2.0).token_weights(p.log())
+    torch.testing.assert_close(weights, torch.tensor([0.81, 0.25, 0.01]))
+    term = load("to_zero").ToZero(weight=3.0)
+    model, _ = test_losses.begun(term)
+    squares = sum(float(p.detach().double().square().sum()) for p in model.parameters())
+    assert test_losses.penalty(term, model, test_losses.short()).item() == pytest.approx(1.5 * squares, rel=1e-5)
+
+
+@pytest.mark.parametrize("train", test_averaging.TRAIN)
+def test_the_average_keeps_the_contract(load: Load, train: str) -> None:
+    load("swa")
+    test_averaging.test_a_fresh_object_with_the_state_goes_on_the_same_way("swa", train)
+    test_averaging.test_training_goes_on_with_the_same_bits_after_an_evaluation("swa", train)
+    test_averaging.test_only_those_that_say_so_write_weights("swa")
+
+
+def test_the_average_is_the_mean_of_every_second_step(load: Load) -> None:
+    load("swa")
+    average = test_averaging.read("swa", every=2)
+    model, seen = test_averaging.walk(average, 5)
+    for name, value in test_averaging.evaluated(average, model).items():
+        torch.testing.assert_close(value, (seen[2][name] + seen[4][name]) / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_a_method_of_each_part_keeps_the_contract_of_whole_methods(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    example, case = load(name), f"example {name}"
+    monkeypatch.setitem(engine.PRODUCTS, case, PARTS[name])
+    if name == "one_part":
+        monkeypatch.setitem(test_method.TRAINED, example.OnePart, ("model.layers.",))
+    test_method.test_only_what_a_method_trains_changes(case)
+    test_method.test_resumed_equals_uninterrupted_bit_for_bit(case, tmp_path / "resumed")
+    test_method.test_two_micro_batches_are_one_large_batch(case, tmp_path / "batches")
+    test_method.test_what_is_saved_loads_as_what_was_measured(case, tmp_path / "saved")
+    test_method.whole.cache_clear()
+
+
+def test_the_suite_keeps_the_contract(load: Load, tmp_path: Path) -> None:
+    example = load("repetition")
+    model, tokenizer = load_base(tiny_base(tmp_path))
+    settings = example.RepetitionSuite.Settings(replies=3, tokens=8)
+    suite = example.RepetitionSuite(settings, SuiteContext(0, str(tmp_path)), tokenizer, ())
+    test_suites.test_contract(suite, model)
+    test_suites.test_content_is_json_and_always_the_same(suite, tokenizer)
+    test_suites.test_state_makes_another_process_measure_the_same(suite, model, tokenizer)
+    assert example.repeated("The cat and the dog and the bird") == pytest.approx(3 / 8)
+    assert example.repeated(" ") == 0
+
+
+def test_the_figure_is_its_formula_and_a_row_like_the_others(load: Load) -> None:
+    load("repetition")
+    test_figures.test_a_row_says_all_about_its_figure(FIGURES["repetition_rise"])
+    test_figures.test_titles_tell_figures_apart()
+    values = {"a": (0.1, 0.4), "b": (0.2, 0.3), "c": (0.5, 0.7)}
+    base, after = (
+        [Record("repetition", "general", "generate", item, value=pair[i]) for item, pair in values.items()]
+        for i in (0, 1)
+    )
+    card = scorecard(base, after, 100)
+    found = card["repetition_rise"]
+    assert card.keys() == {"repetition_rise"}
+    assert found.value == pytest.approx(0.2)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 0.2 < found.high
+    assert scorecard(base, base, 100)["repetition_rise"].value == FIGURES["repetition_rise"].unchanged
+
+
+@pytest.mark.slow
+def test_a_script_runs_the_suite_and_reports_its_figure(tmp_path: Path) -> None:
+    """A process of its own, because the section `evaluation` reads the table of suites once."""
+    script = """
+import sys
+import docs.examples.repetition
+import experiments
+from tests.helpers.small import small_config, tiny_base
+from pathlib import Path
+suites = {"new": {}, "repetition": {"replies": 3, "tokens": 8}}
+arms = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
+evaluation = {"every": 2, "new_items": 4, "bootstrap": 100, "suites": suites}
+config = small_config(tiny_base(Path(sys.argv[1]) / "base"), arms=arms, evaluation=evaluation)
+experiments.run_experiment(config, Path(sys.argv[1]) / "mlruns", say=lambda _: None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    [report] = tmp_path.glob("mlruns/runs/*/report.md")
+    assert "rise of repetition" in report.read_text()
 
 
 def test_the_metric_is_its_definition(load: Load) -> None:

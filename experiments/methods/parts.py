@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from experiments.common.section import nearest
 from experiments.methods.base import Average, LossTerm, Tuning
 from experiments.methods.tables import AVERAGES, LOSS_TERMS, TUNINGS
 
-PARTS: dict[str, type[BaseModel]] = {**TUNINGS, **LOSS_TERMS, **AVERAGES}
+PARTS: Mapping[str, type[BaseModel]] = ChainMap[str, Any](AVERAGES, LOSS_TERMS, TUNINGS)  # with those added later
 
 
 def read_part(table: Mapping[str, type[BaseModel]], value: Any) -> Any:
