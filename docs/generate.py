@@ -11,20 +11,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.evaluation.kept_tasks.probes import PROBES
 from pydantic import BaseModel
 
 from ctrl import ControlConfig
 from docs.figures import method
-from docs.sections import control_table, fields_table, variants
+from docs.sections import control_table, fields_table, variant, variants
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
-from experiments.evaluation.config import EvaluationConfig, LmEvalConfig
-from experiments.evaluation.evaluate import SUITES
-from experiments.methods import METHODS
-from experiments.scorecard import card, names
+from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
+from experiments.evaluation.suites import SUITES
+from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
+from experiments.methods.base import Average, LossTerm, Tuning
+from experiments.methods.tuning import Control
+from experiments.reporting.figures_page import figures_markdown
 from experiments.studies import config as study
 from experiments.studies.space import DIMENSIONS
 from experiments.training.config import TrainingConfig
@@ -37,7 +39,6 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
-    "lm_eval": LmEvalConfig,
     "arms": ArmConfig,
     "study": study.StudyConfig,
     "objectives": study.Objective,
@@ -49,6 +50,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "posthoc": study.Posthoc,
 }
 ANCHORS: dict[type, str] = {cls: name for name, cls in SECTIONS.items()} | {ControlConfig: "control"}
+ANCHORS |= {Tuning: "What trains", LossTerm: "Loss terms", Average: "Averages of weights"}
 ANCHORS |= dict.fromkeys(SOURCES.values(), "Sources") | dict.fromkeys(DIMENSIONS.values(), "Dimensions")
 
 
@@ -59,15 +61,41 @@ def fields(name: str) -> str:
 
 def kept_tasks() -> str:
     """The kept tasks with their number of questions."""
-    rows = [f"| `{name}` | {len(task())} | {(task.__doc__ or '').splitlines()[0]} |" for name, task in PROBES.items()]
-    return "\n".join(("| task | questions | what is asked |", "|---|---|---|", *rows))
+    rows = [f"| `{name}` | {len(task())} | {first_line(task)} |" for name, task in KEPT_TASKS.items()]
+    return "\n".join(("| task | questions | contents |", "|---|---|---|", *rows))
 
 
-def figures() -> str:
-    """All figures by suite."""
-    rows = [f"| {suite} | {', '.join(f'`{name}`' for name in found)} |" for suite, found in names.FIGURES.items()]
-    formulas = "\n".join(line.removeprefix("    ") for line in (card.scorecard.__doc__ or "").strip().splitlines()[2:])
-    return "\n".join(("| needs | figures |", "|---|---|", *rows, "", "```text", formulas, "```"))
+def suites() -> str:
+    """Every suite with its settings."""
+    return "\n\n".join(variant("Suite", name, suite, ANCHORS, suite.Settings) for name, suite in SUITES.items())
+
+
+def tunings() -> str:
+    """What can train. The fields of Control LLM have a section of their own."""
+    parts = []
+    for name, cls in TUNINGS.items():
+        own = issubclass(cls, Control)
+        parts.append(variant("Tuning", name, cls, ANCHORS, None if own else cls))
+        if own:
+            parts.append("Fields: those of [control](#control).")
+    return "\n\n".join(parts)
+
+
+def shorthands() -> str:
+    """The short names of methods."""
+    kinds = {"train": TUNINGS, "loss": LOSS_TERMS, "average": AVERAGES}
+    rows = []
+    for name in METHODS:
+        kind = next(kind for kind, table in kinds.items() if name in table)
+        options = "`control`" if kind == "train" and TUNINGS[name].in_control else "`options`"
+        also = "" if kind == "train" else " and `trains`, the name of what trains"
+        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | {options}{also} |")
+    return "\n".join(("| method | stands for | its fields are in |", "|---|---|---|", *rows))
+
+
+def first_line(value: object) -> str:
+    """The first line of a docstring."""
+    return (value.__doc__ or "").splitlines()[0]
 
 
 def commands() -> str:
@@ -109,12 +137,15 @@ PARTS: dict[str, Callable[..., str]] = {
     "fields": fields,
     "control": control_table,
     "sources": lambda: variants("Source", SOURCES, ANCHORS),
-    "methods": lambda: variants("Method", METHODS, ANCHORS),
-    "suites": lambda: variants("Suite", SUITES, ANCHORS),
+    "tunings": tunings,
+    "loss_terms": lambda: variants("Loss term", LOSS_TERMS, ANCHORS),
+    "averages": lambda: variants("Average", AVERAGES, ANCHORS),
+    "shorthands": shorthands,
+    "suites": suites,
     "schedules": lambda: variants("Schedule", SCHEDULES, ANCHORS),
     "dimensions": lambda: variants("Dimension", DIMENSIONS, ANCHORS),
     "kept_tasks": kept_tasks,
-    "figures": figures,
+    "figures": figures_markdown,
     "commands": commands,
     "config": config,
     "example": example,

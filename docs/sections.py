@@ -55,15 +55,16 @@ def meaning(cls: type[BaseModel], name: str) -> str:
 
 def variants(kind: str, table: Mapping[str, Any], anchors: Mapping[type, str]) -> str:
     """One heading per class or function of a table, with its docstring, its file and its fields."""
-    return "\n\n".join(_variant(kind, name, value, anchors) for name, value in table.items())
+    return "\n\n".join(variant(kind, name, value, anchors, value) for name, value in table.items())
 
 
-def _variant(kind: str, name: str, value: Any, anchors: Mapping[type, str]) -> str:
+def variant(kind: str, name: str, value: Any, anchors: Mapping[type, str], fields: Any) -> str:
+    """One of them. fields: the class that has its fields, if there is one."""
     file = Path(inspect.getsourcefile(value) or "").relative_to(ROOT)
     text = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", inspect.getdoc(value) or "")
     parts = [f"### {kind} `{name}`", text, f"Code: `{value.__name__}` in [{file}](../{file})."]
-    if isinstance(value, type) and issubclass(value, BaseModel):
-        parts.append(fields_table(value, anchors))
+    if isinstance(fields, type) and issubclass(fields, BaseModel):
+        parts.append(fields_table(fields, anchors))
     return "\n\n".join(filter(None, parts))
 
 

@@ -24,7 +24,7 @@ from docs.figures import method
 from docs.generate import PART, filled
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, parse_config
-from experiments.evaluation.evaluate import SUITES
+from experiments.evaluation.suites import SUITES
 from experiments.posthoc.operations import OPERATIONS
 from experiments.records import Estimate
 from experiments.reporting.text import with_interval

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments.evaluation.kept_tasks.probes import PROBES
 
 import ctrl
 from ctrl.divergence import DIVERGENCES
@@ -23,6 +22,7 @@ from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
 from experiments.data.source import Source
+from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.similarity import METRICS
 from experiments.posthoc.operations import OPERATIONS, TrainedArm
 from experiments.runs.run import run_experiment
@@ -31,7 +31,8 @@ from tests.ctrl import test_interpolation
 from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
 from tests.ctrl.test_interpolation import TestEveryInterpolation as InterpolationContract
 from tests.experiments.data.test_sources import TestContract as SourceContract
-from tests.experiments.evaluation.kept_tasks.test_probes import TestProbes as KeptContract
+from tests.experiments.evaluation.kept_tasks import test_tasks
+from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
 from tests.experiments.training.test_schedules import rates
 from tests.experiments.training.test_schedules import (
     test_every_schedule_is_continuous_and_between_0_and_1 as schedule_contract,
@@ -40,7 +41,7 @@ from tests.helpers import reference
 from tests.helpers.models import sharp
 from tests.helpers.small import small_config, small_values, tiny_base
 
-TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, PROBES, OPERATIONS, METRICS)
+TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS)
 Load = Callable[[str], ModuleType]
 
 
@@ -183,12 +184,14 @@ def test_the_schedule_keeps_the_contract_and_its_values_are_those_by_hand(load: 
     assert parse_config(values).training.schedule == "half_life"
 
 
-def test_the_kept_task_keeps_the_contract(load: Load) -> None:
+def test_the_kept_task_keeps_the_contract(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = load("times_table").times_table()
+    monkeypatch.setattr(test_tasks, "ALL", tuple(KEPT_TASKS))
     contract = KeptContract()
     contract.test_every_question_can_be_asked("times table")
+    contract.test_every_task_but_agreement_has_a_second_wording()
     contract.test_distinct_options_with_the_right_one_marked()
-    contract.test_same_seed_same_probes_and_more_items_change_none()
+    contract.test_same_seed_same_questions_and_more_items_change_none()
     assert {q.id: q.right for q in questions}["7 x 8"] == "56"
     for question in questions:
         a, b = map(int, question.id.split(" x "))

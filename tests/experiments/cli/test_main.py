@@ -12,7 +12,6 @@ from sqlalchemy.exc import OperationalError
 
 import ctrl
 from experiments.cli import main as cli
-from experiments.cli.run import overrides
 from experiments.common.commands import command
 from experiments.common.errors import CompareError, ConfigError, StudyError
 
@@ -168,14 +167,3 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("experiments.comparison.inputs.read_runs", fails)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main(["compare", "x"])
-
-
-def test_values_of_set_are_yaml() -> None:
-    given = ["training.steps=20", "name=x", "data.old={source: self}", "arms.0.learning_rates=[1.0e-3]"]
-    expected = {
-        "training.steps": 20,
-        "name": "x",
-        "data.old": {"source": "self"},
-        "arms.0.learning_rates": [1e-3],
-    }
-    assert overrides(given) == expected
