@@ -25,7 +25,12 @@ from experiments.data.source import Source
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.similarity import METRICS
 from experiments.posthoc.operations import OPERATIONS, TrainedArm
+from experiments.records import ArmResult, Record
+from experiments.reporting.details import further_table
 from experiments.runs.run import run_experiment
+from experiments.scorecard import scorecard
+from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.names import figure_names
 from experiments.training.schedules import SCHEDULES
 from tests.ctrl import test_interpolation
 from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
@@ -39,9 +44,10 @@ from tests.experiments.training.test_schedules import (
 )
 from tests.helpers import reference
 from tests.helpers.models import sharp
+from tests.helpers.simulated import kept
 from tests.helpers.small import small_config, small_values, tiny_base
 
-TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS)
+TABLES: tuple[dict[str, Any], ...] = (INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS, FIGURES)
 Load = Callable[[str], ModuleType]
 
 
@@ -207,6 +213,20 @@ def test_the_metric_is_its_definition(load: Load) -> None:
     assert ratio(x, x) == pytest.approx(1.0)
     assert ratio(x, y) == pytest.approx(3.0)
     assert METRICS["length_ratio"] is ratio
+    layers = [Record("alignment", "length_ratio", "base", f"layer {i}", value=v) for i, v in enumerate((2.0, 4.0))]
+    assert scorecard([], layers, 100)["alignment_length_ratio"].value == 3.0
+
+
+def test_the_figure_is_on_the_scorecard_and_in_the_tables(load: Load) -> None:
+    load("net_flips")
+    base, after = ([kept(i, choice) for i, choice in enumerate(row)] for row in ((0, 0, 1, 1, 1), (1, 0, 0, 0, 0)))
+    card = scorecard(base, after, 100)
+    assert card["net_flips"].value == pytest.approx((3 - 1) / 5)
+    assert card["net_flips"].low is not None
+    assert "net_flips" in figure_names(("kept",))
+    table = further_table([ArmResult("full", "full", 1e-3, "finished", scorecard=card)])
+    assert table is not None
+    assert dict(zip(table.head, table.rows[0], strict=True))["net flips"].startswith("+.40 [")
 
 
 @pytest.mark.slow
