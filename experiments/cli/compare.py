@@ -49,7 +49,7 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def gate_command(args: argparse.Namespace) -> int:
-    from experiments.comparison.compare import by_task, gate
+    from experiments.comparison.gate import by_task, gate
     from experiments.comparison.inputs import read_runs
 
     runs = read_runs([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from experiments.common.errors import CompareError
 from experiments.common.section import nearest
 from experiments.comparison.inputs import ComparedRun
 from experiments.records import Estimate, Record
-from experiments.reporting.text import figure_text
 from experiments.scorecard.bootstrap import Array, estimate, harmonic
-from experiments.scorecard.card import drawn_figures, estimated, scorecard
+from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.figures import GAINS, shown
-from experiments.scorecard.inference import holm, non_inferior
+from experiments.scorecard.inference import holm
 from experiments.scorecard.pairing import Key
 from experiments.scorecard.pairwise import Answers, net_correct, paired_p
 from experiments.scorecard.sample import Sample
@@ -192,46 +189,6 @@ def _whole_trajectories(
     if idle := [name for name in paths if "area" not in figures[name]]:
         result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
     return figures
-
-
-def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
-    """Test for non-inferiority: passed only if the run finished and its bound of forgetting is below the margin.
-
-    Returns (passed, one line). Raises CompareError if the run or its base has no records of kept tasks, or for a margin
-    that is not between 0 and 1.
-    """
-    if run.fault:
-        return False, f"FAIL  {run.name}: {run.fault}"
-    try:
-        card = scorecard(run.base, run.after, draws, seed)
-        if "forgetting" not in card:
-            raise CompareError(f"{run.name} has no records of kept tasks: the gate has nothing to judge")
-        bound = card["forgetting_bound"].value
-        passed = non_inferior(bound, margin)
-    except ValueError as error:
-        raise CompareError(str(error)) from error
-    text = figure_text(card, "forgetting")
-    sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
-    tasks = sorted({record.task for record in run.after if record.suite == "kept"})
-    of = (
-        f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
-    )
-    verdict = "pass" if passed else "FAIL"
-    return passed, f"{verdict}  {run.name}: forgetting{of} {text}, bound {bound:.4f} {sign} {margin:g}"
-
-
-def by_task(run: ComparedRun) -> list[ComparedRun]:
-    """Cut the last checkpoint to each kept task alone, for a gate on each: a mean over tasks can hide one."""
-    kept = [record for record in run.after if record.suite == "kept"]
-    return [
-        replace(
-            run,
-            name=f"{run.name}, {task}",
-            base=[r for r in run.base if r.suite == "kept" and r.task == task],
-            checkpoints={1: [r for r in kept if r.task == task]},
-        )
-        for task in sorted({record.task for record in kept})
-    ]
 
 
 def _content(record: Record) -> tuple[object, ...]:

@@ -16,7 +16,8 @@ import pytest
 
 from experiments.cli.main import main
 from experiments.common.errors import CompareError
-from experiments.comparison.compare import compare, gate
+from experiments.comparison.compare import compare
+from experiments.comparison.gate import gate
 from experiments.comparison.inputs import ComparedRun, read_runs, share_base
 from experiments.comparison.report import comparison_csv, format_comparison, write_comparison
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
