@@ -128,3 +128,32 @@ def fused_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def accelerated(**settings: Any) -> Callable[..., Any]:
     """accelerate's `prepare` on this CPU, for `own_loop`."""
     return Accelerator(cpu=True, **settings).prepare
+
+
+def logits_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross entropy of the logits, though the model gets the labels and computes its own loss."""
+    logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def grpo_trainer(model: Any, folder: Path, **settings: Any) -> Any:
+    """TRL's GRPOTrainer. Its sampling is replaced: the completions are those of `sequences`, with fixed advantages."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    defaults = {"bf16": False, "gradient_checkpointing": False, "num_generations": 2, "max_completion_length": 12}
+    args = trl.GRPOConfig(str(folder), **{**COMMON, **defaults, **settings})
+    trainer = trl.GRPOTrainer(
+        model,
+        lambda completions, **_: [0.0] * len(completions),
+        args,
+        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in preferences()] * 4),
+        processing_class=tokenizer(),
+    )
+    ids, mask = (whole_batch()[name] for name in ("input_ids", "attention_mask"))
+    trainer._generate_and_score_completions = lambda _: {
+        "prompt_ids": ids[:, :5], "prompt_mask": mask[:, :5], "completion_ids": ids[:, 5:],
+        "completion_mask": mask[:, 5:], "advantages": torch.linspace(-1, 1, len(ids)),
+        "num_items_in_batch": mask[:, 5:].sum(),
+    }  # fmt: skip
+    return trainer
