@@ -5,6 +5,7 @@ Trainer(model, ...).train()                                # the loss contains t
 ctrl.save(model, "my-expansion")                           # write only the trained tensors
 """
 
+from ctrl.collect import attach, collect_divergence
 from ctrl.config import ControlConfig
 from ctrl.diagnostics import diagnostics
 from ctrl.errors import CheckpointError, ConfigError
@@ -21,6 +22,8 @@ __all__ = [
     "ControlConfig",
     "MergeGap",
     "at_alpha",
+    "attach",
+    "collect_divergence",
     "describe",
     "diagnostics",
     "expand",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import warnings
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from ctrl.checkpoint import write_checkpoint
-from ctrl.divergence import additive_mean, masked_mean, real_tokens
+from ctrl.control import Control, ForwardPass, mean_divergence
 from ctrl.errors import ConfigError
-from ctrl.layer import Control, ExpandedLayer, ForwardPass, expanded_layers
+from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
@@ -33,68 +32,52 @@ class ControlModel(nn.Module):
         """Compute loss = lm_loss + divergence_weight * divergence if labels are given, else run the base class only.
 
         divergence: mean over expanded layers of the mean over real tokens. With num_items_in_batch (Trainer) both
-        parts are sums over sequences, so accumulated gradients equal those of one large batch.
+        parts are sums over sequences, so accumulated gradients equal those of one large batch. Inside
+        `ctrl.collect_divergence` the loss is the LM loss, since the caller adds the divergence.
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        divergences: dict[int, Tensor] | None = {}
-        if kwargs.get("labels") is None or not control.enabled:
-            divergences = None
-            self._warn_of_no_divergence()
-        control.current = ForwardPass(kwargs.get("attention_mask"), divergences)
+        current = ForwardPass(kwargs.get("attention_mask"), kwargs.get("labels"))
+        collected = control.thread.collected is not None
+        own_loss = control.enabled and current.labels is not None and not collected
+        if own_loss:
+            current.divergences = {}
+        elif self.training and torch.is_grad_enabled() and not collected:
+            control.warn_of_loss_without("without labels")
+        control.begin(current)
         try:
             out = base(self, **kwargs)
         finally:
-            control.current = None
-        if divergences is None:
-            return out
-        divergence = self._divergence(out[0], list(divergences.values()), kwargs)
-        return _with_divergence(out, divergence, control.config.divergence_weight)
+            control.end()
+        return self._with_divergence(out, current, kwargs.get("num_items_in_batch")) if own_loss else out
 
-    def _divergence(self, lm_loss: Tensor, terms: list[Tensor], kwargs: dict[str, Any]) -> Tensor:
-        """Average over layers and tokens. terms: the divergence per token (batch, seq) of each expanded layer."""
-        if not terms or self.control.config.divergence == "none":
-            return lm_loss.new_zeros((), dtype=torch.float32)
-        if lm_loss.requires_grad and not any(d.requires_grad for d in terms) and self._checkpoints_copies():
-            raise RuntimeError(
-                "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
-                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-            )
-        labels, total = kwargs["labels"], kwargs.get("num_items_in_batch")
-        mask = real_tokens(kwargs.get("attention_mask"), terms[0].shape[1])
-        if self.control.config.divergence_tokens == "labels":
-            labelled = labels != -100
-            mask = labelled if mask is None else labelled & mask.to(labels.device)
-        if total is None:
-            means = [masked_mean(d, mask) for d in terms]
-        else:
-            items = (labels[..., 1:] != -100).sum(-1)
-            means = [additive_mean(d, mask, items, total) for d in terms]
-        return torch.stack([mean.to(lm_loss.device) for mean in means]).mean()
+    def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
+        """Add the divergence of the pass to its loss."""
+        config, lm_loss = self.control.config, out[0]
+        check_gradients(self, current)
+        divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, total)
+        if divergence is None and not self.control.compares:
+            divergence = lm_loss.new_zeros((), dtype=torch.float32)
+        if divergence is None or config.divergence_weight == 0:
+            return _output(out, lm_loss, divergence)
+        self._watch(getattr(out, "logits", None), divergence)
+        return _output(out, lm_loss + config.divergence_weight * divergence, divergence)
 
-    def _checkpoints_copies(self) -> bool:
-        """Return whether gradient checkpointing runs a trainable parallel copy again in the backward pass."""
-        layers = [m for m in self.modules() if isinstance(m, ExpandedLayer) and m.interpolation is not None]
-        again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
-        return any(p.requires_grad for layer in again for p in layer.expanded.parameters())
-
-    def _warn_of_no_divergence(self) -> None:
-        """Warn once of a training pass without labels. Trainer may have kept them for a loss of its own, which then
-        lacks the divergence without an error."""
+    def _watch(self, logits: Tensor | None, divergence: Tensor) -> None:
+        """Warn if a backward pass reaches the logits and not the divergence: the loss is not that of the output."""
         control = self.control
-        config = control.config
-        wanted = config.divergence != "none" and config.divergence_weight > 0 and config.structure != "stack"
-        training = self.training and torch.is_grad_enabled() and control.enabled
-        if control.warned or not wanted or not training or torch.compiler.is_compiling():
+        reached: list[bool] = []
+        if control.warned or torch.compiler.is_compiling() or logits is None:
             return
-        control.warned = True
-        warnings.warn(
-            f"a training pass without labels leaves out divergence={config.divergence!r}: the model adds it only to "
-            "the loss that it computes itself (Trainer does not pass the labels on with label_smoothing_factor or "
-            "compute_loss_func). Pass the labels to the model; add divergence_weight * output.divergence to a loss of "
-            "your own. If you want no divergence, expand with divergence='none'",
-            stacklevel=3,
-        )
+        if not (self.training and logits.requires_grad and divergence.requires_grad):
+            return
+
+        def check() -> None:
+            if not reached:
+                control.warn_of_loss_without("with a loss from the logits")
+
+        divergence.register_hook(lambda _: reached.append(True))
+        logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(check))
 
     def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write the folder of `ctrl.save`. The base class's folder would load as a plain, silently different model."""
@@ -153,12 +136,26 @@ def bare_expanded(model: nn.Module) -> ControlModel:
     return expanded
 
 
-def _with_divergence(out: Any, divergence: Tensor, weight: float) -> Any:
+def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
+    """Raise RuntimeError if reentrant gradient checkpointing has dropped the gradients of the divergences."""
+    terms = [term for one in passes for term in (one.divergences or {}).values()]
+    if not terms or not torch.is_grad_enabled() or any(term.requires_grad for term in terms):
+        return
+    layers = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
+    again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
+    if any(p.requires_grad for layer in again for p in layer.expanded.parameters()):
+        raise RuntimeError(
+            "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
+            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+        )
+
+
+def _output(out: Any, loss: Tensor, divergence: Tensor | None) -> Any:
+    """Return the output with this loss, and with the fields lm_loss and divergence if it has fields."""
     if isinstance(out, tuple):  # return_dict=False
-        return (out[0] + weight * divergence, *out[1:])
+        return (loss, *out[1:])
     values = {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
-    values["loss"] = out.loss + weight * divergence
-    return _output_class(type(out))(**values, lm_loss=out.loss, divergence=divergence)
+    return _output_class(type(out))(**{**values, "loss": loss}, lm_loss=out.loss, divergence=divergence)
 
 
 def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
@@ -174,7 +171,10 @@ def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
 
 @dataclasses.dataclass
 class ControlOutput(CausalLMOutputWithPast):
-    """Output of a forward pass with labels. lm_loss: cross entropy; divergence: before its weight."""
+    """Output of a forward pass with labels. lm_loss: cross entropy; divergence: before its weight, None if that is 0.
+
+    With weight 0 nothing is computed unless `ctrl.diagnostics` is open.
+    """
 
     lm_loss: Tensor | None = None
     divergence: Tensor | None = None

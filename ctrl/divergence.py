@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, smooth_l1_loss
 
-from ctrl.numerics import unit, widen
+from ctrl.numerics import unit, wide_dtype, widen
 
 PerToken = Callable[..., Tensor]
 
 
 def none(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
     """0 for every token."""
-    return widen(a).new_zeros(a.shape[:-1])
+    return a.new_zeros(a.shape[:-1], dtype=wide_dtype(a))
 
 
 def mse(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ctrl.errors import ConfigError, unknown_name
-from ctrl.numerics import lerp, slerp, widen
+from ctrl.numerics import lerp, slerp, wide_dtype, widen
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, alpha) -> mixed
 
@@ -106,7 +106,7 @@ class Interpolation(nn.Module):
 
     def _theta(self, h: Tensor) -> Tensor:
         """Return theta as a scalar in the dtype of the arithmetic on h."""
-        return self.theta.squeeze(0).to(widen(h).dtype)
+        return self.theta.squeeze(0).to(wide_dtype(h))
 
     def local_alpha(self) -> float:
         """Return sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""

@@ -7,46 +7,37 @@ as before.
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import Cache
 
-from ctrl.config import ControlConfig
+from ctrl.cache import add_cache_slots
+from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
+RUN = "control_run"  # keyword in which a layer passes a LayerRun on to its forward
 
 
-@dataclass
-class ForwardPass:
-    """State of one forward pass of the model. There is none while gradient checkpointing runs layers again."""
+class LayerRun:
+    """What one run of a layer does. Gradient checkpointing runs the layer again with the same object.
 
-    mask: Any  # the attention mask
-    divergences: dict[int, Tensor] | None  # layer index -> divergence per token (batch, seq); None without labels
+    It is no dataclass, since FSDP copies those that it finds among a layer's arguments.
 
+    current: the pass, None if the decoder was called by itself. enabled: whether the copy runs.
+    measure: whether the divergence is computed: for its gradient, for the log alone (without one), or not.
+    """
 
-@dataclass
-class Control:
-    """Data that the model and its expanded layers share."""
-
-    config: ControlConfig
-    layers: list[int]  # indices of the expanded layers
-    total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
-    enabled: bool = True  # False inside ctrl.pretrained
-    log: Any = None  # ctrl.diagnostics' log while one is open
-    warned: bool = False  # whether the user was warned of a training pass without labels
-    current: ForwardPass | None = None  # the forward pass while it runs
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Control:
-        # the current pass holds graph tensors, which cannot be copied; log and warning belong to the original
-        return Control(self.config, list(self.layers), self.total, self.enabled)
+    def __init__(
+        self, current: ForwardPass | None, enabled: bool, measure: Literal["gradient", "value"] | None = None
+    ) -> None:
+        self.current, self.enabled, self.measure = current, enabled, measure
 
 
 class ExpandedLayer(nn.Module):
@@ -63,40 +54,62 @@ class ExpandedLayer(nn.Module):
     kind: str
     attention_handles: Sequence[RemovableHandle] = ()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **{**kwargs, RUN: self._plan()})
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        run = kwargs.pop(RUN, None) or self._plan()
         if not self.attention_handles:
-            return self._run(hidden_states, *args, **kwargs)
+            return self._run(run, hidden_states, *args, **kwargs)
         try:
-            return self._run(hidden_states, *args, **kwargs)
+            return self._run(run, hidden_states, *args, **kwargs)
         finally:
             drop_rows(self)
 
-    def _run(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        control = self.control
-        if control.enabled:
-            add_cache_slots(control, args, kwargs)
+    def _plan(self) -> LayerRun:
+        """Decide what this run of the layer does; warn if a training pass would lose its divergence."""
+        control, current = self.control, self.control.current
+        again = current is None and _in_backward()  # run again by a checkpoint around the whole layer
+        if current is None and not again and self.training and torch.is_grad_enabled():
+            control.warn_of_loss_without("that runs the decoder without the model's forward")
+        if not control.enabled or self.interpolation is None or control.config.divergence == "none":
+            return LayerRun(current, control.enabled)
+        added = current is not None and current.divergences is not None
+        if control.adds and (added or (again and self.training)):
+            return LayerRun(current, True, "gradient")
+        logged = control.log is not None and current is not None and (added or self.training)
+        return LayerRun(current, True, "value" if logged else None)
+
+    def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if run.enabled:
+            add_cache_slots(self.control, args, kwargs)
         out = super().forward(hidden_states, *args, **kwargs)
-        if not control.enabled:
+        if not run.enabled:
             return out
         a = _hidden(out)
         if self.interpolation is None:
             b = _hidden(self.expanded(a, *args, **kwargs))
-            self._note(a, b, None, None)
+            self._note(run, a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
-        # always in training, so that a checkpointed layer computes the same again in the backward pass
-        collected = control.current.divergences if control.current is not None else None
-        per_token = self._divergence(a, b, alpha) if self.training or collected is not None else None
-        if collected is not None and per_token is not None:
-            collected[self.index] = per_token
-        self._note(a, b, alpha, per_token)
+        self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
         return _with_hidden(out, mixed)
 
-    def _note(self, *figures: Any) -> None:
+    def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
+        """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""
+        if run.measure is None:
+            return None
+        with nullcontext() if run.measure == "gradient" else torch.no_grad():
+            per_token = self._divergence(a, b, alpha)
+        if run.current is not None and run.current.running and run.current.divergences is not None:
+            run.current.divergences[self.index] = per_token
+        return per_token
+
+    def _note(self, run: LayerRun, *figures: Any) -> None:
         control = self.control
-        if control.log is not None and control.current is not None:
-            control.log.note(self, *figures, control.current.mask)
+        if control.log is not None and run.current is not None and run.current.running:
+            control.log.note(self, *figures, run.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""
@@ -155,32 +168,9 @@ def drop_rows(layer: nn.Module) -> None:
         module.__dict__.pop("attention_rows", None)
 
 
-def add_cache_slots(control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Append cache layers for the copies after those of the base model, each of the same kind as its original's.
-
-    In the slot of its original a copy would overwrite keys, and generation would be wrong without an error.
-    """
-    cache = next((v for v in (*kwargs.values(), *args) if isinstance(v, Cache)), None)
-    if cache is None or len(cache.layers) >= control.total + len(control.layers):
-        return
-    if getattr(cache, "layer_class_to_replicate", None) is not None:
-        return  # this cache appends layers by itself, all of one kind
-    for j, original in enumerate(control.layers):
-        if len(cache.layers) == control.total + j:
-            cache.layers.append(_empty_like(cache.layers[original]))
-
-
-def _empty_like(layer: Any) -> Any:
-    filled = layer.get_seq_length() if hasattr(layer, "get_seq_length") else any(layer.has_previous_state.values())
-    if int(filled) > 0:
-        raise ValueError(
-            "past_key_values was filled while the expanded layers did not run (by the base model, or inside "
-            "ctrl.pretrained): pass a new cache"
-        )
-    empty = copy.deepcopy(layer)
-    if getattr(empty, "is_initialized", False):
-        empty.reset()
-    return empty
+def _in_backward() -> bool:
+    """Return whether this thread is in a backward pass, where checkpoints run layers again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _hidden(out: Any) -> Tensor:

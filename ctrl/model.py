@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
+from ctrl.control import Control
 from ctrl.control_model import IGNORED, ControlModel, control_class, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import Control, expanded_class, expanded_layers, keep_rows
+from ctrl.layer import expanded_class, expanded_layers, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of arithmetic on x: fp32 for half types, else its own."""
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
 def widen(x: Tensor) -> Tensor:
     """Convert half types to fp32; leave other types unchanged."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.to(wide_dtype(x))
 
 
 def unit(x: Tensor) -> Tensor:

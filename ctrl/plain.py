@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 from typing import Any
 
 import torch
@@ -48,10 +49,23 @@ def strip(model: Any) -> None:
             handle.remove()
         for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
             delattr(layer, name)
-        layer.__class__ = class_before(layer, ExpandedLayer)
+        become(layer, class_before(layer, ExpandedLayer))
     model.config.__dict__.pop(IGNORED, None)
     del model.control
-    model.__class__ = class_before(model, ControlModel)
+    become(model, class_before(model, ControlModel))
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Give the module another class, and drop the forward that a trainer has set on the instance.
+
+    accelerate's autocast and TRL's fused head set one, which runs the forward of the class, or of the model, before.
+    Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
+    """
+    module.__class__ = cls
+    for name in ("forward", "_original_forward", "_old_forward"):
+        vars(module).pop(name, None)
+    if (hook := vars(module).get("_hf_hook")) is not None:
+        importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)
 
 
 def source_layers(model: Any) -> list[int]:
@@ -124,7 +138,8 @@ def _traits(layer: nn.Module) -> dict[str, Any]:
 def _as_original(copied: nn.Module, layer: nn.Module) -> nn.Module:
     """Give a copy the classes and dtypes of its original."""
     for module in copied.modules():
-        module.__class__ = original_class(module)
+        if (original := original_class(module)) is not type(module):
+            become(module, original)
     originals = dict(layer.named_parameters())
     for name, parameter in copied.named_parameters():
         parameter.data = parameter.data.to(originals[name].dtype)

@@ -1,0 +1,157 @@
+"""Add the divergence to a loss that the model does not compute itself.
+
+The model adds the divergence to its own loss. TRL's trainers, Liger, or a loop with a loss of its own run the decoder
+and the head themselves, or use the logits alone: `attach` changes such a trainer, `collect_divergence` is for loops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ctrl.control import ForwardPass, mean_divergence
+from ctrl.control_model import ControlModel, check_gradients, require_expanded
+from ctrl.errors import ConfigError
+
+AnyTrainer = TypeVar("AnyTrainer")
+
+
+class Collected:
+    """The divergence of the passes inside `collect_divergence`."""
+
+    def __init__(self, model: ControlModel) -> None:
+        self.model = model
+        self.passes: list[ForwardPass] = []
+        self._gradients = torch.is_grad_enabled()
+
+    def add(self, current: ForwardPass) -> None:
+        """Keep a pass. Those without gradients (of a reference, say) do not count if the block has gradients."""
+        if torch.is_grad_enabled() == self._gradients:
+            current.divergences = {}
+            self.passes.append(current)
+
+    def divergence(self, labels: Tensor | None = None, total: Tensor | int | None = None) -> Tensor:
+        """Return the mean over expanded layers of the mean over the tokens of all passes; 0 if none was measured.
+
+        labels: (batch, seq), for `divergence_tokens="labels"` or a total, if the model did not get them.
+        total: labelled tokens of all micro-batches of the optimiser step. Micro-batches then add up, as in Trainer.
+        """
+        check_gradients(self.model, *self.passes)
+        for one in self.passes:
+            one.labels = labels if one.labels is None else one.labels
+        device = next(self.model.parameters()).device
+        tokens = self.model.control.config.divergence_tokens
+        found = mean_divergence(self.passes, tokens, device, total)
+        return torch.zeros((), device=device) if found is None else found
+
+    def weighted(self, labels: Tensor | None = None, total: Tensor | int | None = None) -> Tensor:
+        """Return divergence_weight * divergence, the term of the loss. See `divergence`."""
+        return self.model.control.config.divergence_weight * self.divergence(labels, total)
+
+
+@contextlib.contextmanager
+def collect_divergence(model: nn.Module) -> Iterator[Collected]:
+    """Collect the divergence of all passes of this thread inside the block, for a loss of your own.
+
+        with ctrl.collect_divergence(model) as collected:
+            loss = my_loss(model.base_model(input_ids).last_hidden_state)
+        loss = loss + collected.weighted()
+
+    Inside the block the model's own loss is the LM loss alone, so that nothing counts twice. Raises ConfigError for a
+    plain model.
+    """
+    expanded = require_expanded(model)
+    thread, collected = expanded.control.thread, Collected(expanded)
+    causal: Any = expanded
+    decoders = dict.fromkeys((causal.base_model, causal.get_decoder()))
+    hooks = [hook for decoder in decoders if decoder is not causal for hook in _as_passes(decoder, expanded)]
+    before, thread.collected = thread.collected, collected
+    try:
+        yield collected
+    finally:
+        thread.collected = before
+        for hook in hooks:
+            hook.remove()
+
+
+def attach(trainer: AnyTrainer) -> AnyTrainer:
+    """Make the loss of a trainer (transformers, TRL) contain the divergence, however it runs the model; return it.
+
+        trainer = ctrl.attach(SFTTrainer(model, ...))
+        trainer.train()
+
+    Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
+    `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
+    accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
+    without `compute_loss`, and nn.DataParallel.
+    """
+    changed: Any = trainer
+    require_expanded(changed.model)
+    if not callable(getattr(changed, "compute_loss", None)):
+        raise ConfigError(
+            f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
+        )
+    if changed.args.n_gpu > 1:
+        raise ConfigError("ctrl.attach does not work with nn.DataParallel: start one process per GPU with torchrun")
+    if not hasattr(changed.compute_loss, "without_divergence"):
+        changed.compute_loss = _with_divergence(changed, changed.compute_loss)
+    return trainer
+
+
+def _with_divergence(trainer: Any, compute: Any) -> Any:
+    """Wrap `compute_loss`."""
+
+    @functools.wraps(compute)
+    def compute_loss(
+        model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        labels = inputs.get("labels") if isinstance(inputs, Mapping) else None  # before Trainer takes them out
+        kwargs |= {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
+        with collect_divergence(model) as collected:
+            result = compute(model, inputs, **kwargs)
+        loss, *outputs = result if return_outputs else (result,)
+        loss = loss + _scaled(trainer, collected, labels, num_items_in_batch).to(loss.device)
+        return (loss, *outputs) if return_outputs else loss
+
+    compute_loss.without_divergence = compute  # type: ignore[attr-defined]
+    return compute_loss
+
+
+def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Tensor | int | None) -> Tensor:
+    """Return the weighted divergence, scaled as the trainer scales its loss for accumulation and processes."""
+    scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if scaled is None:
+        scaled = (trainer.model_accepts_loss_kwargs and total is not None) or trainer.compute_loss_func is not None
+    if not scaled:  # Trainer divides the loss, a mean, by the number of micro-batches
+        return collected.weighted(labels)
+    if total is None or labels is None:
+        steps = trainer.current_gradient_accumulation_steps if collected.model.training else 1
+        return collected.weighted(labels) / steps
+    averaged = trainer.args.average_tokens_across_devices  # then the total counts the tokens of all processes
+    return collected.weighted(labels, total) * (trainer.accelerator.num_processes if averaged else 1)
+
+
+def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHandle]:
+    """Add hooks that make a call of the decoder a pass, unless the model itself runs one in this thread."""
+    control, names = expanded.control, tuple(inspect.signature(type(decoder).forward).parameters)[1:]
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if control.current is None and control.thread.collected is not None:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            control.begin(ForwardPass(given.get("attention_mask"), decoder=module))
+
+    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if control.current is not None and control.current.decoder is module:
+            control.end()
+
+    return [
+        decoder.register_forward_pre_hook(begin, with_kwargs=True),
+        decoder.register_forward_hook(end, always_call=True),
+    ]

@@ -1,0 +1,147 @@
+"""Hold the state that the model and its expanded layers share: settings, and the forward pass that a thread runs.
+
+A pass is never kept on a module or in `Control` itself: several threads may run one model (nn.DataParallel does).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl.config import ControlConfig
+from ctrl.divergence import additive_mean, masked_mean, real_tokens
+from ctrl.errors import ConfigError
+from ctrl.structure import branch_kinds
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass of the model, or of its decoder alone, in one thread.
+
+    mask: the attention mask. labels: (batch, seq), if the model got them.
+    divergences: layer index -> divergence per token (batch, seq); None if nobody adds them to a loss.
+    running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
+    decoder: the module whose call this is; None if it is the model's own forward.
+    """
+
+    mask: Any
+    labels: Tensor | None = None
+    divergences: dict[int, Tensor] | None = None
+    running: bool = True
+    decoder: Any = None
+
+    def counted(self, tokens: str, seq: int) -> Tensor | None:
+        """Return which tokens count, (batch, seq); None for all. tokens: `divergence_tokens` of the config."""
+        mask = real_tokens(self.mask, seq)
+        if tokens == "real":
+            return mask
+        if self.labels is None:
+            raise ConfigError(
+                "divergence_tokens='labels' needs labels (batch, seq), but neither the model nor the trainer's inputs "
+                "have them: expand with divergence_tokens='real'"
+            )
+        labelled = self.labels != -100
+        return labelled if mask is None else labelled & mask.to(labelled.device)
+
+
+class _OfThread(threading.local):
+    """Each thread sees its own values."""
+
+    current: ForwardPass | None = None  # the pass while it runs
+    collected: Any = None  # ctrl.collect's Collected inside `ctrl.collect_divergence`
+
+
+@dataclass
+class Control:
+    """Data that the model and its expanded layers share."""
+
+    config: ControlConfig
+    layers: list[int]  # indices of the expanded layers
+    total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
+    enabled: bool = True  # False inside ctrl.pretrained
+    log: Any = None  # ctrl.diagnostics' log while one is open
+    warned: bool = False  # whether the user was warned of a training pass without its divergence
+    thread: _OfThread = field(default_factory=_OfThread, repr=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Control:
+        # passes hold graph tensors, which cannot be copied; log and warning belong to the original
+        return Control(self.config, list(self.layers), self.total, self.enabled)
+
+    @property
+    def current(self) -> ForwardPass | None:
+        """The forward pass that this thread runs."""
+        return self.thread.current
+
+    @property
+    def compares(self) -> bool:
+        """Whether any expanded layer has a divergence: one that mixes two branches, if the config names one."""
+        return self.config.divergence != "none" and "concat" in branch_kinds(self.config, len(self.layers))
+
+    @property
+    def adds(self) -> bool:
+        """Whether the loss contains a divergence."""
+        return self.compares and self.config.divergence_weight > 0
+
+    def begin(self, current: ForwardPass) -> None:
+        """Start a pass of this thread, which keeps its divergences inside `ctrl.collect_divergence`."""
+        self.thread.current = current
+        if self.thread.collected is not None and self.enabled:
+            self.thread.collected.add(current)
+
+    def end(self) -> None:
+        """End this thread's pass."""
+        if self.thread.current is not None:
+            self.thread.current.running = False
+        self.thread.current = None
+
+    def warn_of_loss_without(self, cause: str) -> None:
+        """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
+        if self.warned or not (self.adds and self.enabled) or torch.compiler.is_compiling():
+            return
+        self.warned = True
+        warnings.warn(
+            f"a training pass {cause} leaves out divergence={self.config.divergence!r}: the model adds it only to the "
+            "loss that it computes itself (Trainer does not pass the labels on with label_smoothing_factor or "
+            "compute_loss_func; TRL's trainers and Liger run the decoder and the head themselves). With a trainer of "
+            "transformers or TRL call ctrl.attach(trainer) before trainer.train(). In a loop of your own: Pass the "
+            "labels to the model and use its loss, or add what ctrl.collect_divergence collects. If you want no "
+            "divergence, expand with divergence='none'",
+            stacklevel=4,
+        )
+
+
+def mean_divergence(
+    passes: Sequence[ForwardPass], tokens: str, device: torch.device, total: Tensor | int | None = None
+) -> Tensor | None:
+    """Average the divergence over tokens, then over layers; None if no layer has measured it.
+
+    tokens: `divergence_tokens` of the config. total: labelled tokens of all micro-batches of the optimiser step
+    (Trainer's num_items_in_batch); the result is then a sum over sequences, see `additive_mean`.
+    """
+    by_layer: dict[int, list[Tensor]] = {}
+    for one in passes:
+        for index, per_token in (one.divergences or {}).items():
+            by_layer.setdefault(index, []).append(per_token)
+    means = [_over_passes(terms, passes, tokens, total).to(device) for terms in by_layer.values()]
+    return torch.stack(means).mean() if means else None
+
+
+def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
+    """Average one layer's divergence over all tokens of all passes."""
+    masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
+    if total is not None:
+        items = [(one.labels[..., 1:] != -100).sum(-1) for one in passes]  # type: ignore[index]  # given with a total
+        parts = [additive_mean(d, mask, n, total) for d, mask, n in zip(terms, masks, items, strict=True)]
+        return torch.stack(parts).sum()
+    means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])
+    if len(means) == 1:
+        return means[0]
+    sizes = [d.new_tensor(d.numel()) if m is None else m.sum().to(d) for d, m in zip(terms, masks, strict=True)]
+    weights = torch.stack(sizes)
+    return (means * weights).sum() / weights.sum().clamp_min(1)

@@ -1,0 +1,357 @@
+"""No training loses its divergence without a word, and what attach or collect_divergence add is what is missing."""
+
+from __future__ import annotations
+
+import copy
+import types
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+
+import ctrl
+from tests.ctrl.test_merge import BATCHES, IDS
+from tests.ctrl.test_trainer import expanded, tiny
+from tests.helpers.trainers import (
+    accelerated,
+    dpo_trainer,
+    fuse_head,
+    fused_loss,
+    grpo_trainer,
+    head_loss,
+    hf_trainer,
+    logits_loss,
+    own_loop,
+    own_loss,
+    sft_trainer,
+    whole_batch,
+)
+
+LOST = "leaves out divergence='mse'.* call ctrl.attach"
+LOSSES: dict[str, Callable[[Any, Any], torch.Tensor]] = {"head": head_loss, "fused": fused_loss, "logits": logits_loss}
+TRAINERS: dict[str, Callable[[Any, Path], Any]] = {
+    "SFT": sft_trainer,
+    "SFT, packed": lambda model, folder: sft_trainer(model, folder, packing=True, max_length=32, eval_packing=False),
+    "DPO": lambda model, folder: dpo_trainer(model, folder, tiny()),
+    "GRPO": grpo_trainer,
+    "label smoothing": lambda model, folder: hf_trainer(model, folder, label_smoothing_factor=0.1),
+}
+NO_DIVERGENCE: list[dict[str, Any]] = [
+    {"divergence": "none"},
+    {"divergence_weight": 0.0},
+    {"structure": "stack"},
+    {"structure": "hybrid", "layers": 1},  # the first copy is stacked
+]
+
+
+def fused() -> Any:
+    model = expanded()
+    fuse_head(model)
+    return model
+
+
+def lost(seen: list[warnings.WarningMessage]) -> list[str]:
+    return [str(w.message) for w in seen if "leaves out divergence" in str(w.message)]
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def losses(trainer: Any) -> list[float]:
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loop_that_loses_the_divergence_is_told_once(loss: str) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        own_loop(fused().train(), LOSSES[loss])
+    (message,) = lost(seen)
+    assert "call ctrl.attach(trainer) before trainer.train()" in message
+    assert "ctrl.collect_divergence" in message
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        TRAINERS[trainer](expanded(), tmp_path).train()
+    assert len(lost(seen)) == 1
+
+
+@pytest.mark.parametrize("values", [*NO_DIVERGENCE, {}])
+def test_nothing_is_missed_where_nothing_is_lost(values: dict[str, Any], tmp_path: Path) -> None:
+    """Without a divergence whatever runs is complete; with one, the model's own loss and passes without gradients."""
+    config = ctrl.ControlConfig(**{"layers": 2, **values})
+    model = ctrl.expand(tiny(), config).train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*leaves out divergence")
+        if values:
+            head_loss(model, whole_batch()).backward()
+        with torch.no_grad():
+            head_loss(model, whole_batch())
+        with ctrl.pretrained(model):
+            head_loss(model, whole_batch())
+        head_loss(model.eval(), whole_batch())
+        own_loop(model.train(), own_loss)
+        assert (model(**whole_batch()).divergence is None) == ("divergence_weight" in values)
+        own_loop(model, own_loss, accelerated())
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        own_loop(model, own_loss)
+        hf_trainer(model, tmp_path).train()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_collected_in_a_loop_it_trains_as_the_model_s_own_loss(loss: str) -> None:
+    def whole(model: Any, batch: Any) -> torch.Tensor:
+        with ctrl.collect_divergence(model) as collected:
+            value = LOSSES[loss](model, batch)
+        return value + collected.weighted()
+
+    model, own = fused().train(), expanded().train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*leaves out divergence")
+        found = own_loop(model, whole)
+    assert found == pytest.approx(own_loop(own, own_loss), rel=1e-6)
+    assert found != pytest.approx(own_loop(fused().train(), LOSSES[loss]), rel=1e-3)
+    expected = weights(own)
+    for name, weight in weights(model).items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_inside_the_block_the_model_s_loss_is_the_lm_loss() -> None:
+    model = expanded()
+    out = model(**whole_batch())
+    with ctrl.collect_divergence(model) as collected:
+        inner = model(**whole_batch())
+    assert torch.equal(inner.loss, out.lm_loss)
+    assert torch.equal(collected.divergence(), out.divergence)
+    assert torch.equal(inner.loss + collected.weighted(), out.loss)
+    assert torch.equal(model(**whole_batch()).loss, out.loss)  # and after it as before
+
+
+def test_several_passes_are_averaged_over_all_their_tokens() -> None:
+    model, batch = expanded(), whole_batch()
+    labelled = (batch["labels"][:, 1:] != -100).sum()
+    for total in (None, labelled):
+        with ctrl.collect_divergence(model) as whole:
+            head_loss(model, batch)
+        with ctrl.collect_divergence(model) as parts:
+            for rows in (slice(3), slice(3, 8)):
+                head_loss(model, {name: value[rows] for name, value in batch.items()})
+        labels = [batch["labels"], batch["labels"][:3]]
+        if total is not None:
+            whole.passes[0].labels = labels[0]
+            for one, rows in zip(parts.passes, (slice(3), slice(3, 8)), strict=True):
+                one.labels = batch["labels"][rows]
+        torch.testing.assert_close(parts.divergence(total=total), whole.divergence(total=total))
+
+
+def test_reference_passes_do_not_count() -> None:
+    """Without gradients, or by the base model: as DPO and GRPO compute their reference."""
+    model, batch = expanded(), whole_batch()
+    with ctrl.collect_divergence(model) as collected:
+        head_loss(model, batch)
+        with torch.no_grad():
+            model(input_ids=IDS)
+            head_loss(model, {**batch, "input_ids": batch["input_ids"].flip(0)})
+        with ctrl.pretrained(model):
+            model(input_ids=IDS)
+    assert torch.equal(collected.divergence(), model(**batch).divergence)
+    with torch.no_grad(), ctrl.collect_divergence(model) as evaluated:
+        head_loss(model, batch)
+    assert torch.equal(evaluated.divergence(), model(**batch).divergence)
+    with ctrl.collect_divergence(model) as empty:
+        pass
+    assert empty.weighted() == 0
+
+
+def test_nothing_is_left_behind() -> None:
+    model = expanded()
+    broken = model.model.norm.register_forward_hook(lambda *_: 1 / 0)
+    with ctrl.collect_divergence(model), pytest.raises(ZeroDivisionError, match="division"):
+        head_loss(model, whole_batch())
+    broken.remove()
+    assert model.control.current is None
+    assert model.control.thread.collected is None
+    assert not model.model._forward_hooks
+    assert not model.model._forward_pre_hooks
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("tokens", ["real", "labels"])
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
+def test_attached_sft_trains_as_trainer_does(tokens: Any, batch: int, accumulation: int, tmp_path: Path) -> None:
+    """Losses and weights of transformers' Trainer; so do both stay the same under accumulation."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    own = expanded(divergence_tokens=tokens)
+    expected = losses(hf_trainer(own, tmp_path / "own"))
+    model = expanded(divergence_tokens=tokens)
+    assert losses(ctrl.attach(sft_trainer(model, tmp_path / "sft", **sizes))) == pytest.approx(expected, rel=2e-6)
+    close = weights(own)
+    for name, weight in weights(model).items():
+        torch.testing.assert_close(weight, close[name], rtol=1e-3, atol=1e-5, msg=name)  # AdamW divides by tiny numbers
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True}, {"bf16": True}])
+@pytest.mark.parametrize("trainer", ["SFT", "SFT, packed"])
+def test_attached_sft_has_the_model_s_own_loss(trainer: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    packed = {"packing": True, "max_length": 32} if "packed" in trainer else {}
+    made = ctrl.attach(sft_trainer(expanded().train(), tmp_path, **packed, **settings))
+    (batch, *_) = made.get_train_dataloader()
+    inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    model = expanded().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.get("bf16", False)):
+        expected = model(**inputs, use_cache=False).loss  # a cache would let packed documents see each other
+        found = made.compute_loss(made.model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-3 if settings.get("bf16") else 1e-6, atol=0, check_dtype=False)
+    for loss in (expected, found):
+        loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients
+    for name, p in made.model.named_parameters():
+        if name in gradients:
+            close = {"rtol": 0.1, "atol": 1e-3} if settings.get("bf16") else {"rtol": 1e-4, "atol": 1e-7}
+            torch.testing.assert_close(p.grad, gradients[name], **close, msg=name)
+
+
+def test_completions_alone_are_trained_and_all_real_tokens_held(tmp_path: Path) -> None:
+    row = {"input_ids": [*range(3, 15)], "completion_mask": [0] * 5 + [1] * 7}
+    made = ctrl.attach(sft_trainer(expanded().train(), tmp_path, [row] * 8, completion_only_loss=True))
+    (batch, *_) = made.get_train_dataloader()
+    assert (batch["labels"] == -100).sum() == 5 * 8
+    torch.testing.assert_close(made.compute_loss(made.model, batch), expanded().train()(**batch).loss)
+
+
+@pytest.mark.parametrize("trainer", ["DPO", "GRPO"])
+def test_attached_preference_training_adds_the_weighted_divergence(trainer: str, tmp_path: Path) -> None:
+    """The mean over the real tokens of prompts and answers, the padding left out."""
+    made = TRAINERS[trainer](expanded().train(), tmp_path)
+    made.current_gradient_accumulation_steps = 1
+    (batch, *_) = made.get_train_dataloader()
+    batch = made._prepare_inputs(batch)
+    if trainer == "GRPO":
+        ids, mask = (
+            torch.cat([batch[f"{part}_{name}"] for part in ("prompt", "completion")], 1) for name in ("ids", "mask")
+        )
+    else:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert not mask.all()
+    before = made.compute_loss(made.model, dict(batch))
+    after = ctrl.attach(made).compute_loss(made.model, dict(batch))
+    expected = expanded().train()(input_ids=ids, attention_mask=mask, labels=ids).divergence
+    torch.testing.assert_close(after - before, 5 * expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("trainer", ["DPO", "GRPO"])
+def test_the_divergence_of_preference_training_does_not_grow_with_accumulation(trainer: str, tmp_path: Path) -> None:
+    """Equal micro-batches: their mean divergence, not their sum, whoever divides by their number."""
+
+    def moved(batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+        model = expanded()
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        if trainer == "DPO":
+            made = dpo_trainer(model, tmp_path / str(batch), tiny(), **sizes)
+        else:
+            made = grpo_trainer(model, tmp_path / str(batch), **sizes)
+        made.compute_loss = types.MethodType(lambda self, model, inputs, **_: 0.0 * head_of(model, inputs), made)
+        gradients: dict[str, torch.Tensor] = {}
+        made.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0)
+        made.optimizer.register_step_pre_hook(
+            lambda *_: gradients.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+        ctrl.attach(made).train()
+        return gradients
+
+    def head_of(model: Any, inputs: Any) -> torch.Tensor:
+        return model(input_ids=IDS, attention_mask=BATCHES[0]["attention_mask"]).logits.sum()
+
+    once, four = moved(4, 1), moved(2, 2)
+    assert any(gradient.abs().max() > 0 for gradient in once.values())
+    for name, gradient in once.items():
+        torch.testing.assert_close(four[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}])
+def test_attach_leaves_a_trainer_that_uses_the_model_s_loss_as_it_is(settings: dict[str, Any], tmp_path: Path) -> None:
+    own, attached = expanded(), expanded()
+    expected = losses(hf_trainer(own, tmp_path / "own", **settings))
+    trainer = ctrl.attach(ctrl.attach(hf_trainer(attached, tmp_path / "attached", **settings)))  # twice is once
+    assert losses(trainer) == pytest.approx(expected, rel=1e-6)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(
+        hf_trainer(own, tmp_path / "eval").evaluate(trainer.train_dataset)["eval_loss"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("own", [{"label_smoothing_factor": 0.1}, {}])
+def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) -> None:
+    """label_smoothing_factor and compute_loss_func: the loss without a divergence plus the model's own divergence."""
+
+    def trainer(folder: str) -> Any:
+        made = hf_trainer(expanded().train(), tmp_path / folder, **own)
+        if not own:
+            made.compute_loss_func = lambda out, labels, num_items_in_batch: out.logits.square().mean()
+        return made
+
+    batch = whole_batch()
+    total = (batch["labels"][:, 1:] != -100).sum()
+    plain, attached = trainer("plain"), ctrl.attach(trainer("attached"))
+    before, after = (t.compute_loss(t.model, dict(batch), num_items_in_batch=total) for t in (plain, attached))
+    expected = expanded().train()(**batch, num_items_in_batch=total).divergence
+    torch.testing.assert_close(after - before, 5 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ctrl.ConfigError, match="is not expanded"):
+        ctrl.attach(hf_trainer(tiny(), tmp_path))
+    with pytest.raises(ctrl.ConfigError, match=r"SimpleNamespace has no compute_loss: use ctrl\.collect_divergence"):
+        ctrl.attach(types.SimpleNamespace(model=expanded()))
+    trainer = hf_trainer(expanded(), tmp_path)
+    trainer.args._n_gpu = 2
+    with pytest.raises(ctrl.ConfigError, match=r"does not work with nn\.DataParallel: start one process per GPU"):
+        ctrl.attach(trainer)
+
+
+def test_labels_that_nobody_has_are_missed_with_a_reason() -> None:
+    model = expanded(divergence_tokens="labels")
+    with ctrl.collect_divergence(model) as collected:
+        head_loss(model, whole_batch())
+    with pytest.raises(ctrl.ConfigError, match="divergence_tokens='labels' needs labels"):
+        collected.divergence()
+    assert torch.equal(collected.divergence(whole_batch()["labels"]), model(**whole_batch()).divergence)
+
+
+def test_reentrant_checkpointing_is_refused_while_collecting() -> None:
+    model = expanded().train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with ctrl.collect_divergence(model) as collected:
+        head_loss(model, whole_batch())
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        collected.weighted()
+
+
+@pytest.mark.parametrize("loss", ["own", "head"])
+def test_a_checkpoint_around_the_layer_gives_the_same_gradients(loss: str) -> None:
+    """torch's CheckpointWrapper (accelerate's FSDP uses it) calls the layer again without the pass."""
+    compute = own_loss if loss == "own" else head_loss
+    plain, wrapped = expanded().train(), expanded().train()
+    wrapped.config.use_cache = False  # the second call would write to the cache again
+    layers = wrapped.model.layers
+    for index, layer in enumerate(layers):
+        layers[index] = CheckpointWrapper(layer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*leaves out divergence")
+        for model in (plain, wrapped):
+            compute(model, whole_batch()).backward()
+    pairs = list(zip(plain.parameters(), wrapped.parameters(), strict=True))
+    assert any(p.grad is not None for p, _ in pairs)
+    for p, q in pairs:
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad)
