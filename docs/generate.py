@@ -113,7 +113,7 @@ def _command(name: str, text: str, command: argparse.ArgumentParser) -> str:
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
     ]
     table = "\n".join(("| argument | meaning |", "|---|---|", *rows)) if rows else "It takes no arguments."
-    return f"### control-llm {name}\n\n{text[0].upper()}{text[1:]}.\n\n{table}"
+    return f"### control-llm {name}\n\n{text[0].upper()}{text[1:].rstrip(' .')}.\n\n{table}"
 
 
 def _argument(action: argparse.Action) -> str:
