@@ -21,7 +21,7 @@ import torch
 from experiments.cli.run import overrides
 from experiments.config import load_config
 from experiments.evaluation.cache import BaseCache
-from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
 from experiments.models.precision import Precision, device
@@ -49,10 +49,9 @@ def main() -> None:
         cache = BaseCache(Path(folder), model, tokenizer, precision)
         for name in ("prepare", "prepare again"):  # the second time from the cache, as another process would
             context = SuiteContext(config.seed, config.base_model)
-            evaluation = Evaluation(config.evaluation, context, tokenizer, tasks)
-            evaluation.restore(state)
+            suites = Suites.drawn(config.evaluation, context, tokenizer, tasks)
             wall, cpu = time.perf_counter(), time.process_time()
-            evaluation.prepare(model, precision, cache)
+            evaluation = suites.prepare(model, precision, cache, state)
             print(f"{name:>14} {time.perf_counter() - wall:7.2f} s wall {time.process_time() - cpu:7.2f} s CPU")
             state = evaluation.state()
     if args.trained:
@@ -69,7 +68,7 @@ def main() -> None:
         print(f"{name:>14} {least[0]:7.2f} s wall {least[1]:7.2f} s CPU")
         accuracies(records)
         if name == "kept" and config.evaluation.has_floor:
-            flips(records, evaluation.reworded().evaluate(model, precision, progress=False))
+            flips(records, suites.reworded().prepare(model, precision).evaluate(model, precision, progress=False))
     print(f"{'total':>14} {totals[0]:7.2f} s wall {totals[1]:7.2f} s CPU")
 
 

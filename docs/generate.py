@@ -87,9 +87,8 @@ def shorthands() -> str:
     rows = []
     for name in METHODS:
         kind = next(kind for kind, table in kinds.items() if name in table)
-        options = "`control`" if kind == "train" and TUNINGS[name].in_control else "`options`"
-        also = "" if kind == "train" else " and `trains`, the name of what trains"
-        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | {options}{also} |")
+        place = "control" if kind == "train" and TUNINGS[name].in_control else "options"
+        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | `{place}` |")
     return "\n".join(("| method | stands for | its fields are in |", "|---|---|---|", *rows))
 
 

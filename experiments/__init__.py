@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so does _homes
     from experiments.cli.console import quiet
     from experiments.common.errors import BenchError, ConfigError
-    from experiments.comparison.compare import compare, gate
-    from experiments.comparison.inputs import read_entries
+    from experiments.comparison.compare import compare
+    from experiments.comparison.gate import gate
+    from experiments.comparison.inputs import read_runs
     from experiments.comparison.plot import comparison_figure
     from experiments.comparison.report import format_comparison, write_comparison
     from experiments.config import ExperimentConfig, load_config, parse_config

@@ -50,7 +50,7 @@ from experiments import (
     load_config,
     load_trained,
     quiet,
-    read_entries,
+    read_runs,
     replies_at,
     run_experiment,
     run_posthoc,
@@ -94,8 +94,8 @@ outcomes = [
 # `control` (p below .05 after Holm's correction over the arms); hollow: this many questions cannot tell them apart.
 
 # %%
-entries = read_entries([str(outcome.folder) for outcome in outcomes])
-comparison = compare(entries, draws=2_000)
+runs = read_runs([str(outcome.folder) for outcome in outcomes])
+comparison = compare(runs, draws=2_000)
 buffer = io.BytesIO()
 comparison_figure(comparison, "What each part is worth").savefig(buffer, dpi=70)
 display(Image(buffer.getvalue()))

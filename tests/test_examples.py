@@ -30,10 +30,12 @@ from experiments.evaluation.suites import SUITES
 from experiments.methods import AVERAGES, LOSS_TERMS, TUNINGS
 from experiments.models.base import load_base
 from experiments.posthoc.operations import OPERATIONS, TrainedArm
-from experiments.records import Record
+from experiments.records import ArmResult, Record
+from experiments.reporting.details import further_table
 from experiments.runs.run import run_experiment
 from experiments.scorecard import scorecard
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.names import figure_names
 from experiments.training.schedules import SCHEDULES
 from tests.ctrl import test_interpolation
 from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
@@ -50,6 +52,7 @@ from tests.experiments.training.test_schedules import (
 )
 from tests.helpers import engine, reference
 from tests.helpers.models import sharp
+from tests.helpers.simulated import kept
 from tests.helpers.small import small_config, small_values, tiny_base
 
 TABLES: tuple[dict[str, Any], ...] = (
@@ -299,6 +302,18 @@ def test_the_suite_keeps_the_contract(load: Load, tmp_path: Path) -> None:
     assert example.repeated(" ") == 0
 
 
+def test_the_figure_is_on_the_scorecard_and_in_the_tables(load: Load) -> None:
+    load("net_flips")
+    base, after = ([kept(i, choice) for i, choice in enumerate(row)] for row in ((0, 0, 1, 1, 1), (1, 0, 0, 0, 0)))
+    card = scorecard(base, after, 100)
+    assert card["net_flips"].value == pytest.approx((3 - 1) / 5)
+    assert card["net_flips"].low is not None
+    assert "net_flips" in figure_names(("kept",))
+    table = further_table([ArmResult("full", "full", 1e-3, "finished", scorecard=card)])
+    assert table is not None
+    assert dict(zip(table.head, table.rows[0], strict=True))["net flips"].startswith("+.40 [")
+
+
 def test_the_figure_is_its_formula_and_a_row_like_the_others(load: Load) -> None:
     load("repetition")
     test_figures.test_a_row_says_all_about_its_figure(FIGURES["repetition_rise"])
@@ -348,6 +363,8 @@ def test_the_metric_is_its_definition(load: Load) -> None:
     assert ratio(x, x) == pytest.approx(1.0)
     assert ratio(x, y) == pytest.approx(3.0)
     assert METRICS["length_ratio"] is ratio
+    layers = [Record("alignment", "length_ratio", "base", f"layer {i}", value=v) for i, v in enumerate((2.0, 4.0))]
+    assert scorecard([], layers, 100)["alignment_length_ratio"].value == 3.0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The command `list`: what a YAML can name, one line each, from the tables and the docstrings of their entries."""
+"""The command `list`: the names that a YAML can contain, with a line each from the tables and their docstrings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Entries = Callable[[], Mapping[str, str]]
 
 
 def add(commands: Commands) -> None:
-    one = commands.add_parser("list", help="list what a YAML can name: configs, methods, sources, suites ...")
+    one = commands.add_parser("list", help="list the names that a YAML can contain: methods, suites and others")
     one.add_argument("kind", nargs="?", help=f"one of {', '.join(KINDS)} (default: all of them)")
     one.set_defaults(command=list_command)
 
@@ -45,7 +45,7 @@ def described(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _files(pattern: str) -> dict[str, str]:
-    """Shipped YAML files by name, with the first sentence of the comment that they begin with."""
+    """Return the shipped YAML files by name, with the first sentence of the comment at their top."""
     return {path.stem: first_sentence(_comment(path)) for path in sorted(SHIPPED.glob(pattern))}
 
 
@@ -86,7 +86,7 @@ def _interpolations() -> dict[str, str]:
 
 
 def _structures() -> dict[str, str]:
-    """There is no table of them: ControlConfig's docstring has a phrase on each."""
+    """Read the docstring of ControlConfig, which has a phrase on each structure: there is no table of them."""
     from ctrl.config import ControlConfig, Structure
 
     [field] = re.findall(r"(?s)structure: (.*?)\n\s*\w+: ", str(ControlConfig.__doc__))

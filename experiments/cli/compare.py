@@ -35,10 +35,10 @@ def add(commands: Commands) -> None:
 
 def compare_command(args: argparse.Namespace) -> int:
     from experiments.comparison.compare import compare
-    from experiments.comparison.inputs import read_entries
+    from experiments.comparison.inputs import read_runs
     from experiments.comparison.report import format_comparison, write_comparison
 
-    comparison = compare(read_entries(args.runs, args.base, args.new), args.reference, args.draws)
+    comparison = compare(read_runs(args.runs, args.base, args.new), args.reference, args.draws)
     show(format_comparison(comparison))
     if args.out:
         page = args.out.suffix == ".html"
@@ -49,11 +49,11 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def gate_command(args: argparse.Namespace) -> int:
-    from experiments.comparison.compare import by_task, gate
-    from experiments.comparison.inputs import read_entries
+    from experiments.comparison.gate import by_task, gate
+    from experiments.comparison.inputs import read_runs
 
-    entries = read_entries([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)
-    parts = [part for entry in entries for part in ([entry, *by_task(entry)] if args.each_task else [entry])]
+    runs = read_runs([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)
+    parts = [part for run in runs for part in ([run, *by_task(run)] if args.each_task else [run])]
     verdicts = [gate(part, args.margin) for part in parts]
     show("\n".join(line for _, line in verdicts))
     return 0 if all(passed for passed, _ in verdicts) else 1

@@ -1,4 +1,4 @@
-"""What commands write to the terminal, and what libraries must not write there."""
+"""Write to the terminal: lines above a progress bar, tables, errors; and silence the libraries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write what a command found, a table for example."""
+    """Write the result of a command, for example a table."""
     print(styled(text, sys.stdout))
 
 
@@ -78,7 +78,7 @@ def _cell(text: Any) -> Any:
 
 
 def stop(code: int, message: str) -> int:
-    """Write why a command ends, and return its exit code."""
+    """Write the reason why a command ends, and return its exit code."""
     print(styled(f"error: {message}" if code != 130 else message, sys.stderr), file=sys.stderr)
     return code
 

@@ -8,6 +8,7 @@ Modules of the bench are imported by the commands that need them, so that the ot
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from experiments.cli import catalogue, compare, run, runs, study
@@ -20,7 +21,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     quiet_warnings()
     try:
-        return int(args.command(args))
+        code = int(args.command(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `control-llm list | head`: the reader has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
+        return 1
     except KeyboardInterrupt:
         return stop(130, "stopped; the same command continues where this one stopped")
     except Exception as error:
@@ -43,7 +49,7 @@ def welcome(args: argparse.Namespace) -> int:
     """Say what to do first, for a call without a command."""
     lines = {
         command("run", "quickstart"): "a first run: three methods, and what each forgets",
-        command("list"): "what a config can name: methods, sources, suites ...",
+        command("list"): "the names that a config can contain",
         command("--help"): "all commands; README.md and docs/ explain them",
     }
     width = max(map(len, lines))

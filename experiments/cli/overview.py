@@ -1,4 +1,4 @@
-"""Read what runs and studies left in their folders: how far each is, and its best result. Plain files, no torch."""
+"""Read the progress and the best result of runs and studies from the files in their folders, without torch."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Overview:
 def read_all(root: Path, trials: bool = False) -> list[Overview]:
     """Return the studies and runs below a root, the latest first. trials: the runs of studies' trials too."""
     studies, runs = folders(root)
-    own = [run for study in studies for run in trial_runs(study, runs)]
+    own = {run for study in studies for run in trial_runs(study, runs)}
     found = [_readable("study", study, partial(read_study, study, trial_runs(study, runs))) for study in studies]
     found += [_readable("run", run, partial(read_run, run)) for run in runs if trials or run not in own]
     return sorted(found, key=lambda one: one.updated, reverse=True)
 
 
 def _readable(kind: str, folder: Path, read: Callable[[], Overview]) -> Overview:
-    """A folder that is broken must not hide the others."""
+    """Read a folder; one that is broken must not hide the others."""
     try:
         return read()
-    except (ConfigError, KeyError, TypeError, ValueError):
+    except (ConfigError, OSError, KeyError, TypeError, ValueError):
         return Overview(kind, folder, "unreadable", 0, None, None, _updated(folder))
 
 
@@ -70,6 +70,7 @@ def trial_runs(study: Path, runs: Iterable[Path]) -> list[Path]:
 
 
 def read_run(folder: Path) -> Overview:
+    """Raises ConfigError, KeyError, TypeError or ValueError if a file in the folder is broken."""
     results = [read_json(path) for path in folder.glob("arms/*/result.json")]
     total = sum(len(arm["learning_rates"]) for arm in read_config(folder / "config.yaml")["arms"])
     whole = len(results) >= total and (folder / "report.html").is_file()
@@ -79,15 +80,19 @@ def read_run(folder: Path) -> Overview:
 
 
 def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
-    """runs: of its trials."""
+    """runs: of its trials. Raises as `read_run`."""
     results = [read_json(path) for run in runs for path in run.glob("arms/*/result.json")]
     progress = read_json(folder / "progress.json")
     counts, ended = progress.get("trials", {}), progress.get("ended", "")
     done = sum(counts.get(state, 0) for state in ("complete", "pruned", "failed")) if progress else len(results)
-    alive = process_state(read_json(folder / "mlflow.json").get("owner", {}))
-    status = "running" if alive else "unknown" if not progress else "stopped"
-    if ended and not alive:
+    owner = read_json(folder / "mlflow.json").get("owner")
+    alive = process_state(owner) if owner else False
+    if alive:
+        status = "running"
+    elif ended:
         status = "failed" if ended.startswith("stopped") else "finished"
+    else:
+        status = "unknown" if alive is None or not progress else "stopped"
     return Overview("study", folder, status, done, progress.get("limit"), best(results), _updated(folder, runs))
 
 
@@ -129,7 +134,7 @@ def age(updated: float) -> str:
 
 
 def _process(folder: Path) -> str:
-    """What became of the process of a run that is not whole."""
+    """Return the status of a run that is not whole, from the last event of its journal and its process."""
     journal = max(map(Journal, folder.glob(PATTERN)), key=lambda j: j.path.stat().st_mtime, default=None)
     events = [e for e, _ in journal.read() if e["event"] in ("start", "end")] if journal else []
     if not events:
@@ -141,6 +146,14 @@ def _process(folder: Path) -> str:
 
 
 def _updated(folder: Path, runs: Iterable[Path] = ()) -> float:
-    """When something was last written, as far as it is a sign of progress."""
+    """Return when one of the files that are signs of progress was last written."""
     patterns = ("*.yaml", "*.json", "report.html", PATTERN, "arms/*/*")
-    return max(path.stat().st_mtime for one in (folder, *runs) for pattern in patterns for path in one.glob(pattern))
+    files = [path for one in (folder, *runs) for pattern in patterns for path in one.glob(pattern)]
+    return max(map(_written, files), default=0.0)
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # a temporary file of a run that is going on
+        return 0.0

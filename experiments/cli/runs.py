@@ -1,4 +1,4 @@
-"""The commands `runs` and `show`: what was run below a root, how far it is, and what goes on with it."""
+"""The commands `runs` and `show`: list runs and studies, and show one with the command that continues it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ HEAD = ("folder", "status", "done", "best gain", "retention", "of arm", "age")
 
 def add(commands: Commands) -> None:
     runs = commands.add_parser("runs", help="list runs and studies with their status and best result")
-    runs.add_argument("--trials", action="store_true", help="the runs of studies' trials too")
+    runs.add_argument("--trials", action="store_true", help="list the runs of studies' trials too")
     runs.set_defaults(command=runs_command)
-    one = commands.add_parser("show", help="a run or study: config, arms, report, next command")
+    one = commands.add_parser("show", help="show a run or study: config, arms, report, next command")
     one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
     one.set_defaults(command=show_command)
     for parser in (runs, one):
@@ -117,7 +117,7 @@ def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sources(sources: Any) -> str:
-    """Each source with its first own field that is a text: `reasoning_gym chain_sum`."""
+    """Write each source with its first own field that is a text: `reasoning_gym chain_sum`."""
     texts = [[str(v) for k, v in one.items() if k not in ("source", "share") and isinstance(v, str)] for one in sources]
     return " + ".join(" ".join([one["source"], *text[:1]]) for one, text in zip(sources, texts, strict=True))
 

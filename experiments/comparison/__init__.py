@@ -1,1 +1,1 @@
-"""Any runs side by side on their common items, and the gate that lets only a run without forgetting pass."""
+"""Compare any runs on their common items; the gate passes only a run without forgetting."""

@@ -1,21 +1,18 @@
-"""Any runs side by side: their figures, and their differences on the items that all of them answered."""
+"""Compare any runs: their figures, and their differences on the items that all of them answered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from experiments.common.errors import CompareError
 from experiments.common.section import nearest
-from experiments.comparison.inputs import Entry
+from experiments.comparison.inputs import ComparedRun
 from experiments.records import Estimate, Record
-from experiments.reporting.text import figure_text
 from experiments.scorecard.bootstrap import Array, estimate, harmonic
-from experiments.scorecard.card import drawn_figures, estimated, scorecard
+from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.figures import GAINS, shown
-from experiments.scorecard.inference import holm, non_inferior
+from experiments.scorecard.inference import holm
 from experiments.scorecard.pairing import Key
 from experiments.scorecard.pairwise import Answers, net_correct, paired_p
 from experiments.scorecard.sample import Sample
@@ -27,7 +24,7 @@ COMPARED = tuple(figure.name for figure in shown("compare"))
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of an entry less that of the reference, draw by draw. p: `paired_p`; p_holm: over the entries."""
+    """A figure of a run less that of the reference, draw by draw. p: `paired_p`; p_holm: adjusted over the runs."""
 
     name: str
     figure: str
@@ -38,7 +35,8 @@ class Difference:
 
 @dataclass
 class Comparison:
-    """cards: figures by entry. items: common items by suite. matched_gain: where retention_matched is read off."""
+    """The result of `compare`. cards: figures by run. items: number of common items by suite. matched_gain: the gain at
+    which retention_matched is read; None if no run gains."""
 
     reference: str
     cards: dict[str, dict[str, Estimate]]
@@ -48,31 +46,33 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     def figures(self) -> list[str]:
-        """Those that an entry has, in the order of the tables."""
+        """List the figures that a run has, in the order of the tables."""
         return [name for name in COMPARED if any(name in card for card in self.cards.values())]
 
 
-def compare(entries: Sequence[Entry], reference: str | None = None, draws: int = 10_000, seed: int = 0) -> Comparison:
-    """Entries beside each other; those with records are cut to their common items and compared in pairs.
+def compare(
+    runs: Sequence[ComparedRun], reference: str | None = None, draws: int = 10_000, seed: int = 0
+) -> Comparison:
+    """Compare runs on the items that they have in common, each with the reference.
 
-    reference: the entry that the others are compared with; default: the first. Holm's family is one figure over all
-    entries. Raises CompareError for fewer than two entries, an unknown reference, or records that do not pair.
+    reference: the run that the others are compared with; default: the first. Holm's family is one figure over all
+    runs. Raises CompareError for fewer than two runs, an unknown reference, or records that do not pair.
     """
-    names = [entry.name for entry in entries]
-    if len(entries) < 2 or len(set(names)) < len(names):
+    names = [run.name for run in runs]
+    if len(runs) < 2 or len(set(names)) < len(names):
         raise CompareError(
             f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}"
         )
     reference = reference or names[0]
     if reference not in names:
         raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
-    known = {entry.name: entry for entry in entries if entry.after}
-    result = Comparison(reference, {entry.name: dict(entry.figures) for entry in entries})
-    for entry in entries:
-        if entry.fault:
-            result.notes.append(f"{entry.name}: {entry.fault}")
-        if not entry.after:
-            result.notes.append(f"{entry.name} has no item records here, so it is not in the differences")
+    known = {run.name: run for run in runs if run.after}
+    result = Comparison(reference, {run.name: dict(run.figures) for run in runs})
+    for run in runs:
+        if run.fault:
+            result.notes.append(f"{run.name}: {run.fault}")
+        if not run.after:
+            result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
     if known:
         try:
             _measure(result, common_items(list(known.values()), result), draws, seed)
@@ -81,12 +81,12 @@ def compare(entries: Sequence[Entry], reference: str | None = None, draws: int =
     return result
 
 
-def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
-    """The entries cut to the items that all of them have, with the same content; says how many were left out.
+def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[ComparedRun]:
+    """Cut the runs to the items that all of them have with the same content; note how many were left out.
 
     A suite with no common item is cut from all, with a note.
     """
-    sides = [records for entry in entries for records in (entry.base, *entry.checkpoints.values())]
+    sides = [records for run in runs for records in (run.base, *run.checkpoints.values())]
     content = [{record.key: _content(record) for record in records} for records in sides]
     needs = [set(c) for c, records in zip(content, sides, strict=True) if any(r.suite != "drift" for r in records)]
     shared = set.intersection(*needs) if needs else set()
@@ -103,37 +103,37 @@ def common_items(entries: Sequence[Entry], result: Comparison) -> list[Entry]:
             )
     found = [
         replace(e, base=_cut(e.base, shared), checkpoints={s: _cut(r, shared) for s, r in e.checkpoints.items()})
-        for e in entries
+        for e in runs
     ]
-    if any(_digest(entry.base) != _digest(found[0].base) for entry in found):
+    if any(_digest(run.base) != _digest(found[0].base) for run in found):
         result.notes.append("the base models answer differently: each run is measured from its own base")
     return found
 
 
-def _measure(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> None:
+def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int) -> None:
     drawn: dict[str, dict[str, Array]] = {}
-    for entry in entries:
-        sample = Sample(entry.base, entry.after, draws, seed)
-        drawn[entry.name] = drawn_figures(sample)
-        result.cards[entry.name] = estimated(sample, drawn[entry.name])
+    for run in runs:
+        sample = Sample(run.base, run.after, draws, seed)
+        drawn[run.name] = drawn_figures(sample)
+        result.cards[run.name] = estimated(sample, drawn[run.name])
     more = (
         _harmonic(drawn, result.reference),
-        _streams(result, entries, draws, seed),
-        _whole_trajectories(result, entries, draws, seed),
+        _streams(result, runs, draws, seed),
+        _whole_trajectories(result, runs, draws, seed),
     )
     for of_steps in more:
         for name, figures in of_steps.items():
             result.cards[name] |= {figure: estimate(values) for figure, values in figures.items()}
             drawn[name] |= figures
     if result.reference in drawn:
-        answers = {entry.name: net_correct([(entry.base, entry.after)]) for entry in entries}
+        answers = {run.name: net_correct([(run.base, run.after)]) for run in runs}
         result.differences = differences(drawn, answers, result.reference)
 
 
 def differences(
     drawn: Mapping[str, Mapping[str, Array]], answers: Mapping[str, Answers], reference: str
 ) -> list[Difference]:
-    """Every figure of every other entry less the reference's, with `paired_p` and Holm's over the entries."""
+    """Subtract the reference's figures from those of every other run, with `paired_p` and Holm's p over the runs."""
     found = []
     for figure in COMPARED:
         if figure not in drawn[reference]:
@@ -147,7 +147,7 @@ def differences(
 
 
 def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:
-    """average_harmonic by entry: of its retention and its gain over the reference's; none where that gained nothing."""
+    """Compute average_harmonic by run, with the gain of the reference; none if the reference gained nothing."""
     of_reference = drawn.get(reference, {})
     gain = next((name for name in GAINS if name in of_reference), None)
     if gain is None or not of_reference[gain][0] > 0:
@@ -159,79 +159,40 @@ def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[
     }
 
 
-def _streams(result: Comparison, entries: Sequence[Entry], draws: int, seed: int) -> dict[str, dict[str, Array]]:
-    """`stream_figures` by entry that came to the end of its stream; none where the streams are of other tasks."""
-    found = {e.name: e for e in entries if e.stages and set(e.stages.values()) <= e.checkpoints.keys()}
+def _streams(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int) -> dict[str, dict[str, Array]]:
+    """Compute `stream_figures` of each run that reached the end of its stream; none if the streams differ in tasks."""
+    found = {e.name: e for e in runs if e.stages and set(e.stages.values()) <= e.checkpoints.keys()}
     if len({tuple(e.stages) for e in found.values()}) > 1:
         result.notes.append("the streams are of other tasks, or in another order: their figures are not compared")
         return {}
     try:
-        return {name: stream_figures(_matrix(entry, draws, seed)) for name, entry in found.items()}
+        return {name: stream_figures(_matrix(run, draws, seed)) for name, run in found.items()}
     except ValueError as error:
         result.notes.append(f"no figures of the stream: {error}")
         return {}
 
 
-def _matrix(entry: Entry, draws: int, seed: int) -> Array:
-    sides = (entry.base, *(entry.checkpoints[step] for step in entry.stages.values()))
-    return stream_matrix([[r for r in side if r.suite == "new"] for side in sides], list(entry.stages), draws, seed)
+def _matrix(run: ComparedRun, draws: int, seed: int) -> Array:
+    sides = (run.base, *(run.checkpoints[step] for step in run.stages.values()))
+    return stream_matrix([[r for r in side if r.suite == "new"] for side in sides], list(run.stages), draws, seed)
 
 
 def _whole_trajectories(
-    result: Comparison, entries: Sequence[Entry], draws: int, seed: int
+    result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int
 ) -> dict[str, dict[str, Array]]:
-    """`trajectory_figures` by entry; none where a suite is missing."""
-    gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in entries}
-    if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in entries):
+    """Compute `trajectory_figures` by run; none if a suite is missing."""
+    gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in runs}
+    if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in runs):
         return {}
-    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in entries}
+    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in runs}
     result.matched_gain, figures = trajectory_figures(paths)
     if idle := [name for name in paths if "area" not in figures[name]]:
         result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
     return figures
 
 
-def gate(entry: Entry, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
-    """(passed, one line): passed only if the arm finished and the upper 95 % bound of its forgetting is below margin.
-
-    Raises CompareError where the arm or its base has no records of kept tasks, or the margin is none.
-    """
-    if entry.fault:
-        return False, f"FAIL  {entry.name}: {entry.fault}"
-    try:
-        card = scorecard(entry.base, entry.after, draws, seed)
-        if "forgetting" not in card:
-            raise CompareError(f"{entry.name} has no records of kept tasks: the gate has nothing to judge")
-        bound = card["forgetting_bound"].value
-        passed = non_inferior(bound, margin)
-    except ValueError as error:
-        raise CompareError(str(error)) from error
-    text = figure_text(card, "forgetting")
-    sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
-    tasks = sorted({record.task for record in entry.after if record.suite == "kept"})
-    of = (
-        f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
-    )
-    verdict = "pass" if passed else "FAIL"
-    return passed, f"{verdict}  {entry.name}: forgetting{of} {text}, bound {bound:.4f} {sign} {margin:g}"
-
-
-def by_task(entry: Entry) -> list[Entry]:
-    """The entry's last checkpoint cut to each kept task alone, for a gate on each: a mean over tasks can hide one."""
-    kept = [record for record in entry.after if record.suite == "kept"]
-    return [
-        replace(
-            entry,
-            name=f"{entry.name}, {task}",
-            base=[r for r in entry.base if r.suite == "kept" and r.task == task],
-            checkpoints={1: [r for r in kept if r.task == task]},
-        )
-        for task in sorted({record.task for record in kept})
-    ]
-
-
 def _content(record: Record) -> tuple[object, ...]:
-    """What must be equal for two records of one key to be of one item: its tokens, options and question."""
+    """Return what two records of one key must have in common to be of one item: tokens, options and question."""
     prompt = getattr(record, "prompt", None)
     return (record.tokens if record.form in ("nll", "kl") else None, tuple(sorted(record.options or ())), prompt)
 

@@ -1,4 +1,4 @@
-"""What can be compared: arms of run folders, trials of a study's export, folders of lm_eval samples."""
+"""Read what is compared: arms of run folders, trials of a study's export, folders of lm_eval samples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TABLES = (".csv", ".parquet", ".json")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One model to compare.
+class ComparedRun:
+    """One model to compare: an arm, a trial of a study, or a model that lm_eval measured.
 
-    base: records of the model before training; empty where they are not known. checkpoints: records by step. figures:
-    only where there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of
-    each task's stage, in the order of learning. fault: why it did not finish.
+    base: records of the model before training; empty if they are not known. checkpoints: records by step. figures: only
+    if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
+    task's stage, in the order of learning. fault: why it did not finish.
     """
 
     name: str
@@ -39,124 +39,126 @@ class Entry:
         return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
 
 
-def read_entries(runs: Sequence[str], base: str | None = None, new: Sequence[str] = ()) -> list[Entry]:
-    """All entries of RUN..., names made different. base: a run whose records entries without a base are measured from.
+def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str] = ()) -> list[ComparedRun]:
+    """Read all runs of these sources, with different names. base: a source to measure runs without a base from.
 
-    A RUN is a run folder (all its arms, and what `posthoc` made of them), `folder:arm-lr` or the arm's own folder, a
-    study's export (CSV, Parquet or JSON), or a folder of lm_eval samples. Without `base`, the first RUN that has no
-    base of its own becomes that of the others, and is no entry itself. new: patterns of lm_eval's tasks that were
-    learned (`gsm8k*`); all others count as kept. Raises CompareError.
+    A source is a run folder (all its arms, and the results of `posthoc`), `folder:arm-lr` or the arm's own folder, a
+    study's export (CSV, Parquet or JSON), or a folder of lm_eval samples. Without `base`, the first run that has no
+    base of its own becomes the base of the others, and is not compared itself. new: patterns of lm_eval's tasks that
+    were learned (`gsm8k*`); all others count as kept. Raises CompareError.
     """
-    found = [(run, entry) for run in runs for entry in _entries(run, new)]
-    several = len({run for run, _ in found}) > 1
-    names = [entry.name for _, entry in found]
-    entries = []
-    for run, entry in found:
-        clash = several and names.count(entry.name) > 1
-        entries.append(replace(entry, name=f"{Path(run.partition(':')[0]).name}:{entry.name}") if clash else entry)
+    found = [(source, run) for source in sources for run in _runs(source, new)]
+    several = len({source for source, _ in found}) > 1
+    names = [run.name for _, run in found]
+    runs = []
+    for source, run in found:
+        clash = several and names.count(run.name) > 1
+        runs.append(replace(run, name=f"{Path(source.partition(':')[0]).name}:{run.name}") if clash else run)
     if base is None:
-        return share_base(entries)
-    source = _entries(base, new)[0]
-    records = source.base or source.after
+        return share_base(runs)
+    before = _runs(base, new)[0]
+    records = before.base or before.after
     if not records:
         raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
-    return share_base(entries, records)
+    return share_base(runs, records)
 
 
-def share_base(entries: Sequence[Entry], base: Sequence[Record] = ()) -> list[Entry]:
-    """Give `base` to the entries that have records but no base; without it, the first of these becomes the base of the
-    others and leaves the list. Raises CompareError where that leaves none to measure."""
-    bare = [entry for entry in entries if entry.checkpoints and not entry.base]
+def share_base(runs: Sequence[ComparedRun], base: Sequence[Record] = ()) -> list[ComparedRun]:
+    """Give `base` to the runs that have records but no base; without `base`, the first of these becomes it.
+
+    That run leaves the list. Raises CompareError if no other is left to be measured.
+    """
+    bare = [run for run in runs if run.checkpoints and not run.base]
     if bare and not base:
         if len(bare) == 1:
             raise CompareError(f"{bare[0].name} has no base to be measured from: name it with --base, or as first RUN")
         base = bare[0].after
-        entries = [entry for entry in entries if entry is not bare[0]]
-    return [replace(e, base=base) if e.checkpoints and not e.base else e for e in entries]
+        runs = [run for run in runs if run is not bare[0]]
+    return [replace(run, base=base) if run.checkpoints and not run.base else run for run in runs]
 
 
-def _entries(run: str, new: Sequence[str] = ()) -> list[Entry]:
-    path = Path(run)
+def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
+    path = Path(source)
     if path.suffix in TABLES and path.is_file():
         return _export(path)
     if path.is_dir():
         path = path.resolve()  # "." has no name
         above = path.parent.parent
         if path.parent.name in ("arms", "posthoc") and (above / "base" / "items.jsonl").is_file():
-            return [entry for entry in _arms(above) if entry.name == path.name]
+            return [run for run in _arms(above) if run.name == path.name]
         return _arms(path) if (path / "base" / "items.jsonl").is_file() else [_samples(path, new)]
-    folder, colon, arm = run.rpartition(":")
+    folder, colon, arm = source.rpartition(":")
     if colon and Path(folder).is_dir():
-        arms = {entry.name: entry for entry in _arms(Path(folder))}
+        arms = {run.name: run for run in _arms(Path(folder))}
         if arm not in arms:
             raise CompareError(f"{folder} has no arm {arm!r}: {nearest(arm, arms)}")
         return [arms[arm]]
     raise CompareError(
-        f"{run!r} is no run: name a run folder (mlruns/runs/...), `folder:arm-lr`, a study's export "
+        f"{source!r} is no run: name a run folder (mlruns/runs/...), `folder:arm-lr`, a study's export "
         f"({', '.join(TABLES)}), or a folder of lm_eval samples"
     )
 
 
-def _arms(folder: Path) -> list[Entry]:
+def _arms(folder: Path) -> list[ComparedRun]:
     items = folder / "base" / "items.jsonl"
     if not items.is_file():
         raise CompareError(f"{folder} is no run folder: it has no {items.relative_to(folder)}")
     try:
         base = read_records(items)
         stages = _stages(folder)
-        entries = [
-            replace(_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
-        ]
-        entries += [_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
+        runs = [replace(_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()]
+        runs += [_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
     except ValueError as error:
         raise CompareError(str(error)) from error
-    if not entries:
+    if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    return entries
+    return runs
 
 
 def _stages(folder: Path) -> dict[str, int]:
-    """Of the run's config; none where the run is no stream, or its config is that of another version."""
+    """Find the last step of each stage; none if the run is no stream, or its config is of another version."""
     try:
         return stage_steps(load_config(folder / "config.yaml"))
     except ConfigError:
         return {}
 
 
-def _arm(folder: Path, base: Sequence[Record]) -> Entry:
+def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     steps = {int(file.stem.removeprefix("items-")): file for file in folder.glob("items-*.jsonl")}
     result = folder / "result.json"
     fault = "it has not finished"
     if result.is_file():
         values = json.loads(result.read_text(encoding="utf-8"))
         fault = "" if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
-    return Entry(folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None)
+    return ComparedRun(
+        folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None
+    )
 
 
-def _samples(folder: Path, new: Sequence[str]) -> Entry:
+def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:
     try:
         from experiments.evaluation.lm_eval_samples import read_samples
     except ImportError as error:
         raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
     try:
-        return Entry(folder.name, checkpoints={1: read_samples(folder, new)})
+        return ComparedRun(folder.name, checkpoints={1: read_samples(folder, new)})
     except ValueError as error:
         raise CompareError(f"{folder} is neither a run folder nor one of lm_eval samples: {error}") from error
 
 
-def _export(path: Path) -> list[Entry]:
-    """Rows of a study's export: by their run folder where it is found, else by the figures in the table."""
+def _export(path: Path) -> list[ComparedRun]:
+    """Read the rows of a study's export: from the run folder if it is here, else the figures of the table."""
     try:
         rows = _json_rows(path) if path.suffix == ".json" else _table_rows(path)
     except (KeyError, TypeError, ValueError) as error:
         raise CompareError(f"{path} is no export of a study ({type(error).__name__}: {error})") from error
     try:
-        entries = [_row(path, **row) for row in rows]
+        runs = [_row(path, **row) for row in rows]
     except ValueError as error:
         raise CompareError(str(error)) from error
-    if not entries:
+    if not runs:
         raise CompareError(f"{path} has no trial with figures: wait until one has finished")
-    return entries
+    return runs
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
@@ -201,14 +203,14 @@ def _cell(row: Mapping[Any, Any], name: str) -> Estimate:
 
 
 def _empty(cell: Any) -> bool:
-    """CSV has NaN in an empty cell, Parquet may have None."""
+    """Whether a cell is empty: CSV has NaN there, Parquet may have None."""
     return cell is None or cell != cell
 
 
-def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[str, Estimate]) -> Entry:
+def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[str, Estimate]) -> ComparedRun:
     for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
         arms = root / str(folder) / "arms" / arm
         if arms.is_dir():
             found = _arm(arms, read_records(root / str(folder) / "base" / "items.jsonl"))
             return replace(found, name=name, stages=_stages(root / str(folder)))
-    return Entry(name, figures=figures)
+    return ComparedRun(name, figures=figures)

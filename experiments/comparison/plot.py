@@ -15,13 +15,13 @@ from experiments.records import Estimate
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels in a row
 
 
 def comparison_figure(comparison: Comparison, title: str) -> Figure:
-    """Filled: told apart from the reference (Holm's p below .05); hollow: not; the reference itself is a square.
+    """Draw one panel a figure. Filled: differs significantly from the reference (Holm's p below .05); hollow: does not.
 
-    The dotted line is the base model. A run without a figure has an empty row in its panel.
+    The reference is a square, the dotted line the base model. A run without a figure has an empty row in its panel.
     """
     names, figures = list(comparison.cards), comparison.figures()
     across = max(1, min(COLUMNS, len(figures)))
@@ -50,11 +50,11 @@ def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
     unchanged = FIGURES[name].unchanged
     if unchanged is not None:
         axes.axvline(unchanged, color="#9aa1ab", linewidth=1, linestyle=":", zorder=0)
-    for row, (entry, card) in enumerate(comparison.cards.items()):
+    for row, (run, card) in enumerate(comparison.cards.items()):
         if name in card and math.isfinite(card[name].value):
-            reference = entry == comparison.reference
+            reference = run == comparison.reference
             marker = "s" if reference else MARKERS[0]
-            _point(axes, row, card[name], colours[row % 10], marker, reference or entry in significant)
+            _point(axes, row, card[name], colours[row % 10], marker, reference or run in significant)
     axes.set_title(FIGURES[name].title, fontsize=10, loc="left")
     axes.tick_params(axis="x", labelsize=9)
     axes.locator_params(axis="x", nbins=4)

@@ -38,7 +38,7 @@ class EvaluationConfig(Section):
     )
     new_items: int = Field(128, ge=1, description="held-out items of each new source")
     bootstrap: int = Field(10_000, ge=100, description="resamples for the intervals of figures")
-    _settings: dict[str, SuiteSettings] = PrivateAttr(default_factory=dict)  # if not measured: only what is no default
+    _settings: dict[str, SuiteSettings] = PrivateAttr(default_factory=dict)  # of suites measured, or not the default
 
     def settings(self, suite: str) -> Any:
         """Return the settings of a suite, measured or not: an instance of its class `Settings`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -38,38 +37,58 @@ class Baseline:
     measured: list[str]
 
 
-class Evaluation:
-    """The suites of `evaluation.suites`, in that order. Call `prepare` with the base model before `evaluate`."""
+class Suites:
+    """The suites of `evaluation.suites` in that order, with their items drawn. `prepare` makes an Evaluation."""
 
-    def __init__(
-        self,
+    def __init__(self, suites: Mapping[str, Suite]) -> None:
+        self.suites = dict(suites)
+
+    @classmethod
+    def drawn(
+        cls,
         config: EvaluationConfig,
         context: SuiteContext,
         tokenizer: PreTrainedTokenizerBase,
         tasks: Sequence[NewTask | NewText],
-    ) -> None:
-        """tasks: what the new task is measured on. Raises ConfigError if a suite asks for more items than there are."""
-        self.suites = {name: SUITES[name](config.settings(name), context, tokenizer, tasks) for name in config.suites}
+    ) -> Suites:
+        """Draw the items of all suites of a config. tasks: what the new task is measured on.
 
-    def reworded(self) -> Evaluation:
+        Raises ConfigError if a suite asks for more items than there are.
+        """
+        return cls({name: SUITES[name](config.settings(name), context, tokenizer, tasks) for name in config.suites})
+
+    def reworded(self) -> Suites:
         """Return the suites that have a second wording, in that wording: for the A/A floor of the base model."""
-        again = copy.copy(self)
-        again.suites = {name: other for name, suite in self.suites.items() if (other := suite.reworded())}
-        return again
+        return Suites({name: other for name, suite in self.suites.items() if (other := suite.reworded())})
 
-    def prepare(self, base: PreTrainedModel, precision: Precision, cache: BaseCache | None = None) -> None:
-        """Let each suite compute, or read from the cache, what it compares other models with."""
+    def prepare(
+        self,
+        base: PreTrainedModel,
+        precision: Precision,
+        cache: BaseCache | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """Let each suite compute, or read from the cache, what it compares other models with.
+
+        state: `Evaluation.state` of an earlier process. Raises ConfigError if it belongs to another config.
+        """
+        for name, suite in self.suites.items():
+            if name in (state or {}):
+                suite.restore((state or {})[name])
         with evaluating(base, precision):
             for suite in self.suites.values():
                 suite.cache_folder = cache.place(suite) if cache else None
                 suite.prepare(base, precision)
+        return Evaluation(self.suites)
 
-    def measure_base(self, base: PreTrainedModel, precision: Precision, cache: BaseCache) -> Baseline:
+    def measure_base(
+        self, base: PreTrainedModel, precision: Precision, cache: BaseCache
+    ) -> tuple[Evaluation, Baseline]:
         """Prepare, and measure the base model with the suites that the cache does not have. Raises as `evaluate`."""
         pairs = [self._cached(suite, base, precision, cache) for suite in self.suites.values()]
         records = [record for found, _ in pairs for record in found.records]
         measured = [name for name, (_, new) in zip(self.suites, pairs, strict=True) if new]
-        return Baseline(records, sum(found.seconds for found, _ in pairs), measured)
+        return Evaluation(self.suites), Baseline(records, sum(found.seconds for found, _ in pairs), measured)
 
     def _cached(
         self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache
@@ -85,21 +104,22 @@ class Evaluation:
             if found:
                 return found, False
             start = time.perf_counter()
-            records = self.evaluate(base, precision, (suite.name,))
+            records = Evaluation({suite.name: suite}).evaluate(base, precision)
             found = CachedSuite(records, suite.state(), time.perf_counter() - start)
             if place:
                 cache.write(place, suite, found)
             return found, True
 
+
+class Evaluation:
+    """Suites that are prepared on the base model, so that they can measure any model. Made by `Suites`."""
+
+    def __init__(self, suites: Mapping[str, Suite]) -> None:
+        self.suites = dict(suites)
+
     def state(self) -> dict[str, Any]:
         """Return the state of each suite as plain JSON, for a process that resumes the run."""
         return {name: suite.state() for name, suite in self.suites.items()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the state of an earlier process. Raises ConfigError if it belongs to another config."""
-        for name, suite in self.suites.items():
-            if name in state:
-                suite.restore(state[name])
 
     def evaluate(
         self,
@@ -111,7 +131,7 @@ class Evaluation:
         """Measure all suites, or those named, and return one record per item and form. progress: show a bar.
 
         The modes of the model and all random states are as before afterwards. Raises ConfigError for a suite that is
-        not among those of the run, NotFinite if logits are not finite, RuntimeError if `prepare` was not called.
+        not among those of the run, and NotFinite if logits are not finite.
         """
         chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
         # disable=None: no progress bar if stderr is not a terminal

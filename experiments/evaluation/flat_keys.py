@@ -24,10 +24,10 @@ FLAT: dict[str, tuple[str, ...]] = {  # flat key: suite and field, or the suite 
 }
 DEFAULT_SUITES = ("new", "kept", "drift", "text")
 
-Settings = dict[str, Any]  # plain settings by suite
+PlainSettings = dict[str, Any]  # by suite
 
 
-def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
+def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], PlainSettings]:
     """Return the section without settings of suites, `suites` as a list of names, and the settings that are given.
 
     A flat key replaces the field of its suite. Values of a wrong type are returned as they are.
@@ -43,7 +43,7 @@ def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
     return fields, settings
 
 
-def join(fields: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def join(fields: Mapping[str, Any], settings: PlainSettings) -> dict[str, Any]:
     """Return the section from the two parts that `split` gives. Settings of suites not measured become flat keys."""
     names = fields["suites"]
     if not isinstance(names, list):
@@ -83,7 +83,7 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     return join(fields, settings)
 
 
-def _named(suites: Any) -> tuple[Any, Settings]:
+def _named(suites: Any) -> tuple[Any, PlainSettings]:
     """Return the names of suites and the settings given with them. A value of a wrong type is returned as it is."""
     if isinstance(suites, dict):
         return list(suites), {name: _copy(given) for name, given in suites.items()}

@@ -1,4 +1,4 @@
-"""Keep what was trained, and load it onto the base again."""
+"""Save what was trained, and load it onto the base again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 
 
 def is_peft(model: Any) -> bool:
-    """Whether PEFT wraps the model; answered without importing it."""
+    """Return whether PEFT wraps the model, without importing PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
 
 
 def save_trained(model: PreTrainedModel, folder: Path) -> Path:
-    """ctrl's own format, PEFT's, the whole model, or (partial) the tensors that train.
+    """Write what was trained: in ctrl's format, in PEFT's, the whole model, or (partial) only the tensors that train.
 
-    Of a model in shards every process calls it, and the first one writes.
+    If the model is sharded, every process calls it, and rank 0 writes.
     """
     if isinstance(model, ControlModel):
         return save(model, folder)
@@ -48,7 +48,7 @@ def save_trained(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model that `save_trained` kept, on a fresh base model, which is changed."""
+    """Load what `save_trained` wrote onto a fresh base model, which is changed, and return the model."""
     if (folder / CONFIG_FILE).is_file():
         return ctrl.load(base, folder)
     if (folder / ADAPTER_CONFIG).is_file():

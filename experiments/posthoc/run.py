@@ -46,10 +46,7 @@ def posthoc(
     run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
-    trained = run / "arms" / f"{arm}-{learning_rate:g}" / "result.json"
-    if not trained.is_file():
-        found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
-        raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
+    trained = _result_file(run, arm, learning_rate)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
@@ -68,6 +65,15 @@ def posthoc(
         results.append(ArmResult.from_dict(read_json(folder / "result.json")))
         end_tracked(run, results[-1], folder, options)
     return results
+
+
+def _result_file(run: Path, arm: str, learning_rate: float) -> Path:
+    """Return the file with an arm's result. Raises RunError, which names the finished arms."""
+    path = run / "arms" / f"{arm}-{learning_rate:g}" / "result.json"
+    if not path.is_file():
+        found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
+        raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
+    return path
 
 
 def _opened(run: Path, say: Callable[[str], None], study: str | None) -> tuple[Prepared, Tracker]:

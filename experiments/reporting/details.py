@@ -94,6 +94,7 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
 def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None:
     """Show the data that each arm was trained on. drawn: by arm, from `ExperimentData.drawn`; a stream has stages."""
     staged = any(part["stage"] > 1 for parts in drawn.values() for part in parts)
+    cut = any(_too_long(part) for parts in drawn.values() for part in parts)
     rows = tuple(
         (
             arm,
@@ -104,16 +105,24 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
             f"{part['asked']:.1%}",
             f"{part['tokens']:,}",
             f"{part['epochs']:.3g}",
+            *([f"{_too_long(part):,} of {_too_long(part) + part['examples']:,}"] if cut else []),
         )
         for arm, parts in drawn.items()
         for part in parts
     )
-    head = ("arm", *(["stage"] if staged else []), "source", "kind", "share", "asked for", "tokens", "epochs")
+    columns = ("source", "kind", "share", "asked for", "tokens", "epochs")
+    head = ("arm", *(["stage"] if staged else []), *columns, *(["too long"] if cut else []))
     whole = "the stage's" if staged else "all"
     note = (
         f"Share: of {whole} tokens really trained on, next to the share asked for. Epochs: times the source was begun."
+        + (" Too long: chats left out because they are longer than data.length." if cut else "")
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
+
+
+def _too_long(part: Mapping[str, Any]) -> int:
+    """How many chats were left out; data.json of earlier versions calls them left_out."""
+    return int(part.get("too_long", part.get("left_out", 0)))
 
 
 def cost_table(results: Sequence[ArmResult]) -> Table | None:

@@ -14,7 +14,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.cache import BaseCache
-from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
@@ -94,12 +94,12 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     data = ExperimentData(config, tokenizer, writer, root / "cache")
     _check_sources(folder, data)
     context = SuiteContext(config.seed, config.base_model)
-    evaluation = Evaluation(config.evaluation, context, tokenizer, data.tasks)
+    suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     cache = BaseCache(root, model, tokenizer, precision)
-    base, seconds = _measured_base(evaluation, model, precision, cache, folder / "base", say)
+    evaluation, base, seconds = _measured_base(suites, model, precision, cache, folder / "base", say)
     floor: list[Record] = []
     if config.evaluation.has_floor:
-        floor = _measured_floor(evaluation, model, precision, cache, folder / "base" / "reworded.jsonl")
+        floor = _measured_floor(suites, model, precision, cache, folder / "base" / "reworded.jsonl")
     return Prepared(config, folder, precision, tokenizer, data, evaluation, base, floor, seconds)
 
 
@@ -124,31 +124,31 @@ def _check_sources(folder: Path, data: ExperimentData) -> None:
 
 
 def _measured_base(
-    evaluation: Evaluation,
+    suites: Suites,
     model: PreTrainedModel,
     precision: Precision,
     cache: BaseCache,
     folder: Path,
     say: Callable[[str], None],
-) -> tuple[list[Record], float]:
-    """Return the base model's records and the seconds that they took; prepare the suites for other models."""
+) -> tuple[Evaluation, list[Record], float]:
+    """Return the prepared suites, the base model's records and the seconds that these took."""
     state, items, timing = (folder / name for name in ("state.json", "items.jsonl", "timing.json"))
     if items.is_file() and state.is_file():
-        evaluation.restore(read_json(state))
-        evaluation.prepare(model, precision, cache)
+        evaluation = suites.prepare(model, precision, cache, read_json(state))
     else:
         say("measuring the base model (results of earlier runs are reused) ...")
-        measured = evaluation.measure_base(model, precision, cache)
+        evaluation, measured = suites.measure_base(model, precision, cache)
         write_json(state, evaluation.state())
         write_json(timing, {"seconds": measured.seconds, "measured": measured.measured})
         write_records(items, measured.records)
-    return read_records(items), read_json(timing)["seconds"]
+    return evaluation, read_records(items), read_json(timing)["seconds"]
 
 
 def _measured_floor(
-    evaluation: Evaluation, model: PreTrainedModel, precision: Precision, cache: BaseCache, path: Path
+    suites: Suites, model: PreTrainedModel, precision: Precision, cache: BaseCache, path: Path
 ) -> list[Record]:
     """Return the base model's answers to the kept questions in other words."""
     if not path.is_file():
-        write_records(path, evaluation.reworded().measure_base(model, precision, cache).records)
+        _, measured = suites.reworded().measure_base(model, precision, cache)
+        write_records(path, measured.records)
     return read_records(path)

@@ -84,13 +84,15 @@ def small_sample_factor(units: int, strata: int = 1) -> float:
 
 
 def ratio(top: Array, bottom: Array) -> Array:
-    """Divide top by bottom; NaN where the bottom is not positive: a ratio to nothing says nothing."""
+    """Divide top by bottom; NaN if bottom is not positive: a ratio to nothing says nothing."""
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
 
 
 def harmonic(first: Array, second: Array) -> Array:
-    """Harmonic mean 2 x y / (x + y); 0 where one of them is 0 or below: nothing gained makes up for no loss, nor the
-    reverse. NaN stays NaN."""
+    """Harmonic mean 2 x y / (x + y); 0 if one of them is not positive: no gain makes up for a loss, nor the reverse.
+
+    NaN stays NaN.
+    """
     first, second = np.maximum(first, 0), np.maximum(second, 0)
     total = first + second
     return np.divide(2 * first * second, total, out=np.zeros_like(first), where=(total > 0) | np.isnan(total))

@@ -235,11 +235,8 @@ _COMPARISON = (  # computed by `trajectory`, over the evaluations of an arm and 
 )
 # fmt: on
 
-FIGURES: dict[str, Figure] = {
-    figure.name: figure
-    for rows in (_NEW, _KEPT, _DRIFT, _FORMAT, _STREAM, _FLOOR, _ALIGNMENT, _COSTS, _COMPARISON)
-    for figure in rows
-}
+_ROWS = (*_NEW, *_KEPT, *_DRIFT, *_FORMAT, *_STREAM, *_FLOOR, *_ALIGNMENT, *_COSTS, *_COMPARISON)
+FIGURES: dict[str, Figure] = {figure.name: figure for figure in _ROWS}
 
 
 def shown(table: str) -> tuple[Figure, ...]:

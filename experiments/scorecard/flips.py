@@ -18,7 +18,7 @@ Sums: TypeAlias = dict[tuple[Stratum, str], Array]  # (stratum, form) -> (1 + dr
 def counts(before: tuple[int, str | None], after: tuple[int, str | None], k: int) -> list[float]:
     """Return the COUNTS of one answer. before, after: (correct, text of the chosen option); k: options, 0 if none.
 
-    lost: right -> wrong; won: wrong -> right. chance 1/k, guess 1/(k-1). chosen: 1 where both choices are known; of
+    lost: right -> wrong; won: wrong -> right. chance 1/k, guess 1/(k-1). chosen: 1 if both choices are known; of
     these, flipped: right -> wrong, or wrong -> another wrong one; and eligible: those with k >= 3, of which corrected
     = k/(k-1) * (lost - moved/(k-2)), moved: wrong -> another wrong one.
     """

@@ -13,7 +13,7 @@ from experiments.records import Estimate
 
 
 def wilson(rate: float, n: int) -> Estimate:
-    """A rate with Wilson's 95 % interval for n independent trials."""
+    """Give a rate Wilson's 95 % interval for n independent trials."""
     low, high = proportion_confint(rate * n, n, alpha=0.05, method="wilson")
     return Estimate(rate, max(0.0, float(low)), min(1.0, float(high)))
 
@@ -32,7 +32,7 @@ def paired_error(nfr: float, pfr: float, n: int) -> float:
 
 
 def flip_bound(nfr: float, pfr: float, n: int) -> float:
-    """Upper end of a 95 % interval of NFR - PFR for n questions that does not collapse where few or none flipped.
+    """Upper end of a 95 % interval of NFR - PFR for n questions, which does not collapse if few or none flipped.
 
     NFR - PFR + sqrt((u - NFR)^2 + (PFR - l)^2), u: upper Wilson bound of NFR, l: lower one of PFR: the method of
     variance estimates recovery (Zou & Donner 2008, doi:10.1002/sim.3095), the two rates taken as uncorrelated.
@@ -44,7 +44,7 @@ def flip_bound(nfr: float, pfr: float, n: int) -> float:
 
 
 def forgetting_bound(forgetting: Estimate, nfr: float, pfr: float, n: int) -> float:
-    """Upper 95 % bound of forgetting: the bootstrap's, or `flip_bound` where that is higher.
+    """Upper 95 % bound of forgetting: the higher of the bootstrap's and `flip_bound`.
 
     With no flip at all the bootstrap cannot vary and its bound is 0 for any n; that would pass any margin.
     """
@@ -53,7 +53,7 @@ def forgetting_bound(forgetting: Estimate, nfr: float, pfr: float, n: int) -> fl
 
 
 def non_inferior(bound: float, margin: float) -> bool:
-    """`No forgetting` within a margin: only if the upper 95 % bound of forgetting lies below it. NaN does not pass.
+    """Whether there is no forgetting within a margin: its upper 95 % bound is below the margin. NaN does not pass.
 
     Raises ValueError for a margin that is not between 0 and 1.
     """

@@ -45,7 +45,7 @@ def by_key(records: Iterable[Record], side: str) -> dict[Key, Record]:
     found: dict[Key, Record] = {}
     for record in records:
         if record.key in found:
-            raise ValueError(f"{'/'.join(record.key)} stands twice among the {side} records: evaluate once per item")
+            raise ValueError(f"{'/'.join(record.key)} occurs twice among the {side} records: evaluate once per item")
         found[record.key] = record
     return found
 

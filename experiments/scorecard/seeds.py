@@ -17,7 +17,7 @@ Measured: TypeAlias = tuple[Sequence[Record], Sequence[Record]]  # base, after
 
 
 def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> dict[str, Estimate]:
-    """Mean over training seeds of every figure that all of them have, with a hierarchical interval.
+    """Average every figure that all training seeds have, with a hierarchical interval.
 
     runs: (base, after) of each training seed; at least 2, and 3 for a claim. In each draw the items are resampled (the
     same ones for all seeds, which answer the same questions), then the mean over seeds gets an error of a mean of S

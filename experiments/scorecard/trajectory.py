@@ -20,7 +20,7 @@ from experiments.scorecard.sample import Sample
 
 @dataclass(frozen=True)
 class Trajectory:
-    """steps (points,), step 0 included; gain, retention, forgetting: (points, 1 + draws)."""
+    """The course of one arm. steps: (points,), step 0 included; gain, retention, forgetting: (points, 1 + draws)."""
 
     steps: tuple[int, ...]
     gain: Array

@@ -29,7 +29,7 @@ from experiments.studies.load import parse_study
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.space import grid
 from experiments.studies.trial import repeated
-from experiments.studies.trials import Trial, continued, died, failed, failures_in_a_row, lineages, origin, trial_row
+from experiments.studies.trials import Trial, continued, died, failed, lineages, origin, stopped_by, trial_row, used_up
 from experiments.tracking.machine import process_state, process_tags
 
 GOING_ON = ("running", "lost", "stopped")  # states of a trial that has begun and not ended
@@ -114,26 +114,18 @@ class Store:
     def ended(self, trials: list[Any] | None = None) -> str:
         """Return why there is nothing to claim; empty while there is something."""
         trials = self._attempts() if trials is None else trials
-        row = failures_in_a_row(trials, self.config.retries, self.study.user_attrs.get("forgiven", ()))
-        if len(row) >= self.config.failures:
-            last = trial_row(row[0], self.config.retries)
-            return f"stopped: {len(row)} trials in a row failed, the last with: {last.reason}"
+        forgiven = self.study.user_attrs.get("forgiven", ())
+        if stopped := stopped_by(trials, self.config.failures, self.config.retries, forgiven):
+            return stopped
         budget = self.config.budget
         hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
         if budget.hours is not None and hours >= budget.hours:
             return f"the budget of {budget.hours:g} hours is spent ({hours:.2f})"
-        return self._all_claimed(list(lineages(trials).values()))
-
-    def _all_claimed(self, groups: list[list[Any]]) -> str:
-        """groups: the attempts of each trial."""
         limit = self.limit()
-        waiting = [attempts for attempts in groups if attempts[-1].state == TrialState.WAITING]
-        begun = [attempts for attempts in groups if attempts not in waiting or len(attempts) > 1]
-        if limit is None or len(begun) < limit or any(attempts in waiting for attempts in begun):
+        if not (state := used_up(trials, limit, self.config.retries)):
             return ""
-        finished = all(a[-1].state.is_finished() and not continued(a, self.config.retries) for a in begun)
         whole = self.config.sampler.name == "grid" and limit == len(grid(self.config.search))
-        return f"all {limit} {'cells of the grid' if whole else 'trials'} are {'finished' if finished else 'claimed'}"
+        return f"all {limit} {'cells of the grid' if whole else 'trials'} are {state}"
 
     def going_on(self) -> bool:
         """Whether a trial runs, or was interrupted and will be continued by the next start."""

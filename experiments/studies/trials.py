@@ -87,6 +87,25 @@ def failures_in_a_row(trials: Sequence[Any], retries: int, forgiven: Collection[
     return list(itertools.takewhile(lambda a: failed(a, retries), ended))
 
 
+def stopped_by(trials: Sequence[Any], failures: int, retries: int, forgiven: Collection[int]) -> str:
+    """Return the reason to stop if so many trials in a row failed, else an empty text."""
+    row = failures_in_a_row(trials, retries, forgiven)
+    if len(row) < failures:
+        return ""
+    return f"stopped: {len(row)} trials in a row failed, the last with: {trial_row(row[0], retries).reason}"
+
+
+def used_up(trials: Sequence[Any], limit: int | None, retries: int) -> str:
+    """Return `finished` if as many trials as the limit have ended, `claimed` if some still run, else an empty text."""
+    groups = lineages(trials).values()
+    waiting = [attempts for attempts in groups if attempts[-1].state.name == "WAITING"]
+    begun = [attempts for attempts in groups if attempts not in waiting or len(attempts) > 1]
+    if limit is None or len(begun) < limit or any(attempts in waiting for attempts in begun):
+        return ""
+    ended = all(a[-1].state.is_finished() and not continued(a, retries) for a in begun)
+    return "finished" if ended else "claimed"
+
+
 def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Trial:
     """Make a Trial of its attempts. gone: the last one is RUNNING in the storage, but its process is gone."""
     last = attempts[-1]

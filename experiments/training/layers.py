@@ -1,4 +1,4 @@
-"""Divergence and alpha of each expanded layer, step by step, for the log."""
+"""Log the divergence and alpha of each expanded layer, step by step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIGURES = ("divergence", "alpha")
 
 
 class LayerFigures:
-    """Means over the passes of one optimiser step; nothing for models that are not expanded."""
+    """Collect means over the passes of one optimiser step; nothing if the model is not expanded."""
 
     def __init__(self, model: Any) -> None:
         self.control = model.control if isinstance(model, ControlModel) else None
@@ -22,7 +22,7 @@ class LayerFigures:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note the passes inside the block. Evaluation runs outside of it."""
+        """Note the passes inside the block; evaluation runs outside of it."""
         if self.control is None:
             yield
             return
@@ -33,7 +33,7 @@ class LayerFigures:
             self.control.log = before
 
     def take(self) -> dict[str, float]:
-        """`divergence/layer_07`, `alpha/layer_07` since the last call."""
+        """Return the means since the last call: `divergence/layer_07`, `alpha/layer_07` ..."""
         figures = {
             f"{name}/layer_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
         }

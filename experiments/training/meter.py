@@ -1,4 +1,4 @@
-"""What training costs: tokens, seconds and peak memory of the optimiser steps alone."""
+"""Measure the cost of training: tokens, seconds and peak memory of the optimiser steps alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METER = "meter.json"
 
 
 class PeakMemory:
-    """Bytes at the peak of optimiser steps: of the GPU where there is one, else of the process (sampled resident set).
+    """Measure the peak memory of optimiser steps in bytes: of the GPU if there is one, else of the process (sampled).
 
     Evaluation needs the same memory for every method, so the sampling pauses outside of steps.
     """
@@ -40,9 +40,9 @@ class PeakMemory:
         self._thread.join()
 
     def forget(self) -> None:
-        """What earlier work (loading, an evaluation) left to the allocator shall not count.
+        """Do not count memory that earlier work (loading, an evaluation) left to the allocator.
 
-        Not at every step: pages given back must be faulted in again, which made steps a third slower.
+        Not called at every step: pages that were given back must be faulted in again, which made steps a third slower.
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -66,7 +66,7 @@ class PeakMemory:
 
 
 class Meter(TrainerCallback):
-    """Tokens, seconds and peak memory of optimiser steps alone; evaluation and checkpoints are not training.
+    """Count tokens, seconds and peak memory of optimiser steps alone; evaluation and checkpoints are not training.
 
     Kept in each checkpoint, so that a resumed arm reports the cost of all its steps.
     """
@@ -77,7 +77,7 @@ class Meter(TrainerCallback):
         self._last = (0, 0.0)
 
     def rates(self) -> dict[str, float]:
-        """tokens_seen: of all steps so far; tokens_per_s: of the steps since the last call."""
+        """Return tokens_seen (all steps so far) and tokens_per_s (the steps since the last call)."""
         tokens, seconds = self.tokens - self._last[0], self.seconds - self._last[1]
         self._last = (self.tokens, self.seconds)
         return {"tokens_seen": float(self.tokens), "tokens_per_s": tokens / seconds} if seconds > 0 else {}
@@ -102,6 +102,6 @@ class Meter(TrainerCallback):
 
 
 def real_tokens(inputs: dict[str, Any]) -> int:
-    """Tokens of a batch without its padding; a packed batch has no mask and no padding."""
+    """Count the tokens of a batch without its padding; a packed batch has no mask and no padding."""
     mask = inputs.get("attention_mask")
     return inputs["input_ids"].numel() if mask is None else int(mask.sum())

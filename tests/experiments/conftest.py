@@ -7,9 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
-from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.evaluate import Suites
 from experiments.models.base import load_base
-from tests.helpers.small import make_evaluation, small_config, tiny_base
+from tests.helpers.small import draw_suites, small_config, tiny_base
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def config(base: str) -> ExperimentConfig:
 
 
 @pytest.fixture
-def evaluation(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
-    return make_evaluation(
+def suites(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> Suites:
+    return draw_suites(
         config, tokenizer, [ReasoningGym(name="chain_sum").held_out(config.evaluation.new_items, config.seed)]
     )

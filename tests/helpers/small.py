@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from experiments.config import ExperimentConfig, parse_config
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import Suite, SuiteContext
 from experiments.models.base import shipped_folder
 
@@ -76,8 +76,8 @@ def make_suite(
     return suite(config.evaluation.settings(suite.name), context, tokenizer, tasks)
 
 
-def make_evaluation(
+def draw_suites(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[NewTask | NewText] = ()
-) -> Evaluation:
-    """All suites that a config names."""
-    return Evaluation(config.evaluation, SuiteContext(config.seed, config.base_model), tokenizer, tasks)
+) -> Suites:
+    """All suites that a config names, with their items drawn."""
+    return Suites.drawn(config.evaluation, SuiteContext(config.seed, config.base_model), tokenizer, tasks)

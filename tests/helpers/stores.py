@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import sys, time
 from pathlib import Path
-from experiments.tracking.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 with Tracker(Path(sys.argv[1]), "demo").run("demo") as run:
     run.log_metrics({"loss": 2.0}, 1)
     print(run.id, flush=True)

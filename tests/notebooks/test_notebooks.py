@@ -33,7 +33,9 @@ SMALL = {
         "reply_tokens": 2,
     },
     "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4},
+    "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
 }
+WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
 
 
 def name(path: Path) -> str:
@@ -78,14 +80,15 @@ def test_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     before = set(root.glob("runs/*/report.html"))
-    parameters = {**SMALL[path.stem], "root": str(root)}
+    parameters = dict(SMALL[path.stem]) if path.stem in WITHOUT_RUNS else {**SMALL[path.stem], "root": str(root)}
     executed = papermill.execute_notebook(
         path, tmp_path / path.name, parameters=parameters, cwd=path.parent, progress_bar=False, kernel_name="python3"
     )
     text = json.dumps(executed)
-    assert "arm" in text
     assert "image/png" in text
-    assert set(root.glob("runs/*/report.html")) - before
+    if path.stem not in WITHOUT_RUNS:
+        assert "arm" in text
+        assert set(root.glob("runs/*/report.html")) - before
 
 
 def test_there_are_notebooks_and_each_has_small_values() -> None:

@@ -13,5 +13,13 @@ from experiments.evaluation.suites.text import TextSuite
 
 SUITES: dict[str, type[Suite]] = {
     suite.name: suite
-    for suite in (NewTaskSuite, KeptSuite, InstructionSuite, DriftSuite, TextSuite, AlignmentSuite, HarnessSuite)
+    for suite in (
+        NewTaskSuite,
+        KeptSuite,
+        InstructionSuite,
+        DriftSuite,
+        TextSuite,
+        AlignmentSuite,
+        HarnessSuite,
+    )
 }

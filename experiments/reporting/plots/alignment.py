@@ -37,10 +37,10 @@ GREY = "#5b6470"
 
 
 def alignment_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """One panel a metric: a row an arm, a column a layer, the darker the further away. 9 inches wide.
+    """Draw one panel a metric: a row an arm, a column a layer, the darker the further away. 9 inches wide.
 
     tables: by arm; the index is the layer, the columns are metrics. A layer that an arm's table lacks stays blank.
-    Each row ends in its mean over layers. Raises ValueError where there is nothing to draw.
+    Each row ends in its mean over layers. Raises ValueError if there is nothing to draw.
     """
     if not tables or all(table.empty for table in tables.values()):
         raise ValueError("no arm has a table with a layer in it: measure suite `alignment`, or give layer tables")
@@ -89,7 +89,7 @@ def _heat(axes: Axes, tables: Mapping[str, pd.DataFrame], metric: str) -> None:
 
 
 def _limits(values: Array, far: bool) -> tuple[float, float]:
-    """Similarities end at 1, distances start at 0; a range of nothing is widened, so that noise has no colour."""
+    """Limit the colours: similarities end at 1, distances start at 0; a tiny range is widened."""
     found = values[np.isfinite(values)]
     if far:
         return 0.0, max(1e-3, float(found.max(initial=0.0)))
@@ -97,7 +97,7 @@ def _limits(values: Array, far: bool) -> tuple[float, float]:
 
 
 def projection_figure(base: States, tuned: Mapping[str, States], layers: Sequence[int], title: str) -> Figure:
-    """The paper's sentences "X is to Y" on the base's two principal axes: one row an arm, one column a layer.
+    """Draw the paper's sentences "X is to Y" on the base's two principal axes: one row an arm, one column a layer.
 
     Hollow: base; filled: tuned, joined to it by a line. Colour and marker tell the category.
     Raises ValueError for a layer that the model does not have.

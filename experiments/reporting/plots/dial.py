@@ -17,9 +17,9 @@ SHOWN = (FIGURES["gain"], FIGURES["retention"])
 
 
 def dial_figure(results: Sequence[ArmResult], title: str) -> Figure:
-    """results: of operations named `dial ALPHA` on one arm. Bars: 95 % intervals; dotted: the base model.
+    """Draw gain and retention against alpha. Bars: 95 % intervals; dotted: the base model.
 
-    Raises ValueError where a result is of another operation.
+    results: of operations named `dial ALPHA` on one arm. Raises ValueError for a result of another operation.
     """
     points = sorted((_alpha(result), result.scorecard) for result in results)
     figure = Figure(figsize=(8, 3.4), layout="constrained")

@@ -43,14 +43,17 @@ class Look:
 
 
 def points(result: ArmResult) -> list[tuple[Estimate, Estimate]]:
-    """(gain, retention) at each evaluation after step 0, those that are numbers. The gain: `summary.gain_name`."""
+    """List (gain, retention) of each evaluation after step 0, if both are numbers. The gain: `text.gain_name`."""
     name = gain_name([result])
     pairs = [(p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
     return [(g, r) for g, r in pairs if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
 
 
 def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
-    """8 x 5.6 inches. A failed arm ends in a cross and has no error bars; an arm without evaluations is left out."""
+    """Draw retention against gain, 8 x 5.6 inches.
+
+    A failed arm ends in a cross and has no bars; an arm without evaluations is left out.
+    """
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -73,7 +76,7 @@ def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
 
 
 def looks(results: Sequence[ArmResult]) -> list[Look]:
-    """One look per result, by order of the arms' names and of the learning rates, highest first."""
+    """Choose a look for each result, by the order of the arms' names and of the learning rates, highest first."""
     arms = list(dict.fromkeys(result.arm for result in results))
     rates = sorted({result.learning_rate for result in results}, reverse=True)
     palette = sns.color_palette("colorblind", 10)
@@ -116,7 +119,7 @@ def _draw_arm(axes: Axes, result: ArmResult, look: Look) -> None:
 
 
 def _legend(axes: Axes, drawn: list[tuple[ArmResult, Look]]) -> None:
-    """What line style and fill mean; arms carry their names at the ends of their lines."""
+    """Explain line style and fill; arms have their names at the ends of their lines."""
     rates = {result.learning_rate: look for result, look in drawn}
     handles = [
         Line2D([], [], color="#5b6470", linestyle=look.line, marker="o", label=rate_text(rate),
@@ -131,7 +134,7 @@ def _legend(axes: Axes, drawn: list[tuple[ArmResult, Look]]) -> None:
 
 
 def _label_ends(figure: Figure, axes: Axes, drawn: list[tuple[ArmResult, Look]]) -> None:
-    """Names beside the last points, each where it hides least: names placed before, points, bars, lines.
+    """Write the names next to the last points, each where it hides least of the other names, points, bars and lines.
 
     The most crowded ends are placed first, while there is room.
     """
@@ -157,7 +160,7 @@ def _label_ends(figure: Figure, axes: Axes, drawn: list[tuple[ArmResult, Look]])
 
 
 def _move(axes: Axes, text: Any, end: Array, centre: Array, size: Array, colour: Any) -> None:
-    """Put the name at its place in data coordinates, with a hair line to its point where they are apart."""
+    """Put the name at its place in data coordinates, with a thin line to its point if they are far apart."""
     to_data = axes.transData.inverted().transform
     text.xy, text.xycoords, text.xyann = to_data(centre), "data", (0, 0)
     near = np.clip(end, centre - size / 2, centre + size / 2)
@@ -191,7 +194,7 @@ def _places(end: Array, size: Array) -> Iterator[Array]:
 
 
 def _obstacles(axes: Axes, result: ArmResult) -> Array:
-    """Pixels that a name should not cover: the line and the bars of an arm and, counted double, its last marker."""
+    """List pixels that a name should not cover: the line and bars of an arm and, counted double, its last marker."""
     path = points(result)
     corners = [START, *((g.value, r.value) for g, r in path)]
     segments = list(itertools.pairwise(corners))
@@ -208,7 +211,7 @@ def _obstacles(axes: Axes, result: ArmResult) -> Array:
 
 
 def _lines(axes: Axes) -> Array:
-    """The reference lines and the name of the base model."""
+    """List the pixels of the reference lines and of the name of the base model."""
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
     lines = [_between(axes, (x0, 1), (x1, 1)), _between(axes, (0, y0), (0, y1))]
     base = axes.transData.transform(START)
@@ -217,6 +220,6 @@ def _lines(axes: Axes) -> Array:
 
 
 def _between(axes: Axes, first: tuple[float, float], second: tuple[float, float]) -> Array:
-    """A point about every 4 pixels of a segment: (n, 2)."""
+    """List points about every 4 pixels of a segment: (n, 2)."""
     a, b = axes.transData.transform([first, second])
     return np.linspace(a, b, max(2, int(np.hypot(*(b - a)) / 4)))

@@ -16,13 +16,13 @@ from experiments.reporting.plots.style import STYLE
 from experiments.reporting.text import format_number
 from experiments.scorecard.bootstrap import Array
 
-COLUMNS = 3  # arms beside each other
+COLUMNS = 3  # arms in a row
 DARK = "#1d2430"
 SHADES = sns.light_palette("#4c8ec8", as_cmap=True)  # light enough at its end for dark numbers, also in grey print
 
 
 def stream_figure(matrices: Mapping[str, Array], tasks: Sequence[str], title: str) -> Figure:
-    """One panel an arm: a row a stage (the base model first), a column a task; a frame where a task was just learned.
+    """Draw one panel an arm: a row a stage (the base model first), a column a task, framed when just learned.
 
     matrices: by arm, (T + 1, T), `scorecard.stream_matrix`'s first draw. One scale for all arms, the darker the better.
     Raises ValueError without an arm.
@@ -65,7 +65,7 @@ def _heat(axes: Axes, name: str, matrix: Array, tasks: Sequence[str], limits: tu
 
 
 def _limits(values: Array) -> tuple[float, float]:
-    """Accuracies from 0 to the highest, which is .1 at least; texts from the lowest to the highest."""
+    """Limit the colours: accuracies from 0 to the highest, at least .1; texts from the lowest to the highest."""
     if values.min() < 0:
         return float(values.min()), float(values.max())
     return 0.0, max(0.1, float(values.max()))

@@ -1,9 +1,8 @@
-"""The data-mixture law: loss as a power of the share of new-domain tokens and of the tokens trained, and the largest
-share that is safe.
+"""The data-mixture law: loss as a power of the share of new-domain tokens and of the tokens trained.
 
-L(R, T) = a R^s T^t + b, one fit per loss; R in (0, 1]: share of new-domain tokens, T: tokens trained. Where the runs
-share fewer than 4 values of T, three to fit t and one to see whether it predicts, the longest T alone is fitted and
-t = 0, which leaves L(R) = a R^s + b (arXiv 2407.17467).
+L(R, T) = a R^s T^t + b, one fit per loss; R in (0, 1]: share of new-domain tokens, T: tokens trained. The law gives the
+largest share that is safe. If the runs share fewer than 4 values of T (three to fit t and one to see whether it
+predicts), only the longest T is fitted and t = 0, which leaves L(R) = a R^s + b (arXiv 2407.17467).
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class TooFewRatios(ValueError):
 
 @dataclass(frozen=True)
 class Missed:
-    """By how much fits missed what they had not seen.
+    """The errors of fits on data that they had not seen.
 
-    rms: root mean square over the runs, its interval resamples them. largest: of all. plain: the rms of a prediction
-    that knows no law: the mean of the other ratios' runs at that T, or the run's own loss at the T before.
+    rms: root mean square over the runs, which its interval resamples. largest: of all. plain: the rms of a prediction
+    without a law: the mean of the other ratios' runs at that T, or the run's own loss at the T before.
     """
 
     rms: Estimate
@@ -42,13 +41,13 @@ class Missed:
 
 @dataclass(frozen=True)
 class MixtureLaw:
-    """What `fit` found. new, kept: the laws; new_draws, kept_draws: those of resampled residuals.
+    """The result of `fit`. new, kept: the laws; new_draws, kept_draws: the laws of resampled residuals.
 
-    table: the rows that were fitted. horizons: how many T the runs share; t was fitted where they are 4 or more.
+    table: the rows that were fitted. horizons: how many T the runs share; t was fitted if they are 4 or more.
     critical_ratio: the largest R whose kept loss at `tokens` (the longest T) stays within epsilon of base_kept, with
-    its 95 % interval; NaN where none does. errors: on what was held out, by `ratio new`, `ratio kept` (each ratio left
-    out in turn) and, where t was fitted, `horizon new`, `horizon kept` (the longest T left out). foretold: the laws
-    without the longest T, by `new` and `kept`; empty where t was not fitted.
+    its 95 % interval; NaN if none does. errors: on what was held out, by `ratio new`, `ratio kept` (each ratio left
+    out in turn) and, if t was fitted, `horizon new`, `horizon kept` (the longest T left out). predicted: the laws
+    without the longest T, by `new` and `kept`; empty if t was not fitted.
     """
 
     table: pd.DataFrame
@@ -62,18 +61,18 @@ class MixtureLaw:
     horizons: int
     critical_ratio: Estimate
     errors: dict[str, Missed]
-    foretold: dict[str, PowerLaw]
+    predicted: dict[str, PowerLaw]
 
     def draws(self, kind: str) -> tuple[PowerLaw, ...]:
         return self.new_draws if kind == "new" else self.kept_draws
 
     def band(self, kind: str, ratios: Array) -> tuple[Array, Array]:
-        """The 95 % band of a law at the longest T. kind: `new` or `kept`."""
+        """Compute the 95 % band of a law at the longest T. kind: `new` or `kept`."""
         low, high = np.percentile([law(ratios, self.tokens) for law in self.draws(kind)], [2.5, 97.5], axis=0)
         return low, high
 
     def exponent(self, kind: str, name: str) -> Estimate:
-        """The exponent `s` (of R) or `t` (of T) of a law with its 95 % interval."""
+        """Estimate the exponent `s` (of R) or `t` (of T) of a law with its 95 % interval."""
         law = self.new if kind == "new" else self.kept
         return estimate(np.array([getattr(each, name) for each in (law, *self.draws(kind))]))
 
@@ -110,17 +109,17 @@ def fit(
     found = np.array([law.largest_ratio(most, tokens) for law in kept_draws])
     critical = _interval(kept.largest_ratio(most, tokens), np.nan_to_num(found, nan=0.0))
     errors = {f"ratio {kind}": _without_each_ratio(used, kind, rng) for kind in KINDS}
-    foretold = {}
+    predicted = {}
     if horizons >= HORIZONS:
-        foretold = {kind: _law(used[used["tokens"] < tokens], kind) for kind in KINDS}
-        errors |= {f"horizon {kind}": _at_longest(used, foretold[kind], kind, rng) for kind in KINDS}
+        predicted = {kind: _law(used[used["tokens"] < tokens], kind) for kind in KINDS}
+        errors |= {f"horizon {kind}": _at_longest(used, predicted[kind], kind, rng) for kind in KINDS}
     return MixtureLaw(
-        used, new, kept, new_draws, kept_draws, base_kept, epsilon, tokens, horizons, critical, errors, foretold
+        used, new, kept, new_draws, kept_draws, base_kept, epsilon, tokens, horizons, critical, errors, predicted
     )
 
 
 def _fitted(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The rows to fit, one run after the other and each by T, and how many T the runs share."""
+    """Select the rows to fit, sorted by run and T, and count the T that all runs share."""
     used = table[(table["tokens"] > 0) & (table["ratio"] > 0)].copy()
     if "run" not in used:
         order = used.groupby(["ratio", "tokens"]).cumcount().astype(str)
@@ -138,7 +137,7 @@ def _fitted(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def _interval(value: float, found: Array) -> Estimate:
-    """A draw in which no ratio is safe counts as 0."""
+    """Give the critical ratio its interval; a draw without a safe ratio counts as 0."""
     if not np.isfinite(value):
         return Estimate(float("nan"))
     low, high = np.percentile(found, [2.5, 97.5])
@@ -151,7 +150,7 @@ def _law(table: pd.DataFrame, kind: str, starts: tuple[tuple[float, float], ...]
 
 
 def _residuals(table: pd.DataFrame, law: PowerLaw, kind: str) -> Array:
-    """Measured less fitted: (runs, horizons)."""
+    """Subtract the fit from the measured losses: (runs, horizons)."""
     values = table[f"loss_{kind}"] - law(table["ratio"].to_numpy(), table["tokens"].to_numpy())
     return values.to_numpy().reshape(table["run"].nunique(), -1)
 
@@ -159,9 +158,11 @@ def _residuals(table: pd.DataFrame, law: PowerLaw, kind: str) -> Array:
 def _with_draws(
     table: pd.DataFrame, kind: str, draws: int, rng: np.random.Generator
 ) -> tuple[PowerLaw, tuple[PowerLaw, ...]]:
-    """The law and those of the bootstrap: residuals drawn anew around the fitted values, a run's at all T together,
-    since they go the same way. Widened by sqrt(n / (n - 3)) for the parameters that n runs fix at each T. Each is
-    refitted from the law found."""
+    """Fit the law, and the laws of a bootstrap of residuals around the fitted values.
+
+    The residuals of a run at all T are drawn together, since they go the same way. They are widened by
+    sqrt(n / (n - 3)) for the parameters that n runs fix at each T. Each fit starts from the law.
+    """
     law = _law(table, kind)
     residuals = _residuals(table, law, kind)
     runs = len(residuals)

@@ -19,10 +19,10 @@ LOSS = "loss, nats per token"
 
 
 def plot_law(law: MixtureLaw, new_loss: str = LOSS) -> Figure:
-    """Two panels, the kept loss in nats per token. Lines: the law at each horizon, the longest with its 95 % band;
-    dotted: the longest horizon as the fit without it foretells it.
+    """Draw both losses over the share of new tokens. Lines: the law at each horizon, the longest with its 95 % band.
 
-    new_loss: what the loss on the new domain is, if it is not in nats.
+    Dotted: the longest horizon as the fit without it predicts it. new_loss: label of the loss on the new domain, if it
+    is not in nats.
     """
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.4, 4.2), layout="constrained")
@@ -47,9 +47,9 @@ def _panel(axes: Axes, law: MixtureLaw, kind: str, unit: str) -> None:
         axes.plot(ratios, curve(ratios, tokens), color=colour, linewidth=1.5)
         marker = MARKERS[i % len(MARKERS)]
         axes.plot(rows["ratio"], rows[f"loss_{kind}"], marker, color=colour, markersize=5.5, label=_count(tokens))
-    if law.foretold:
-        axes.plot(ratios, law.foretold[kind](ratios, law.tokens), color=colours[-1], linestyle=":", linewidth=1.8,
-                  label="the longest, foretold")  # fmt: skip
+    if law.predicted:
+        axes.plot(ratios, law.predicted[kind](ratios, law.tokens), color=colours[-1], linestyle=":", linewidth=1.8,
+                  label="the longest, predicted")  # fmt: skip
     axes.set_title(_title(law, kind), fontsize=9.5, loc="left")
     axes.set_xlabel("R, share of new-domain tokens")
     axes.set_ylabel(unit)
@@ -57,10 +57,10 @@ def _panel(axes: Axes, law: MixtureLaw, kind: str, unit: str) -> None:
 
 
 def _title(law: MixtureLaw, kind: str) -> str:
-    """The formula, its exponents with their intervals, and what it missed of what was held out."""
+    """Write the formula, its exponents with their intervals, and its errors on held-out data."""
     curve = law.new if kind == "new" else law.kept
-    power = f"R^{curve.s:.2f}" + (f" (T/{_count(curve.unit)})^{curve.t:.2f}" if law.foretold else "")
-    names = "st" if law.foretold else "s"
+    power = f"R^{curve.s:.2f}" + (f" (T/{_count(curve.unit)})^{curve.t:.2f}" if law.predicted else "")
+    names = "st" if law.predicted else "s"
     exponents = ", ".join(f"{name} {with_interval(law.exponent(kind, name))}" for name in names)
     held = [(what, law.errors.get(f"{name} {kind}")) for what, name in (("R", "ratio"), ("T", "horizon"))]
     missed = ", ".join(f"{what} {with_interval(m.rms, places=(3, 2, 2))}" for what, m in held if m)

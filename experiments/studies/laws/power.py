@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 Array = NDArray[np.float64]
 STEEPEST = 6.0  # bound of |s| and |t|
-FLATTEST = 0.05  # of |s|: below it R^s is a constant and a and b cannot be told apart
+FLATTEST = 0.05  # of |s|: below it R^s is nearly constant, and a and b cannot be separated
 STARTS = (-1.5, -0.4, 0.4, 1.0, 2.5)
 
 
@@ -33,13 +33,13 @@ class PowerLaw:
         return np.asarray(self.a * np.asarray(ratio, dtype=np.float64) ** self.s * scale + self.b)
 
     def largest_ratio(self, most: float, tokens: float) -> float:
-        """The largest R in [0, 1] with loss(R, tokens) <= most; NaN where no ratio is that low."""
+        """Find the largest R in [0, 1] with loss(R, tokens) <= most; NaN if no ratio is that low."""
         if self(1.0, tokens) <= most:
             return 1.0
         scale = self.a * (tokens / self.unit) ** self.t
         if scale * self.s <= 0:  # the loss falls with R and is still too high at R = 1
             return float("nan")
-        power = (most - self.b) / scale  # R^s may be at most this where s > 0, at least this where s < 0
+        power = (most - self.b) / scale  # R^s may be at most this if s > 0, at least this if s < 0
         if power <= 0:
             return float("nan") if self.s > 0 else 1.0
         return float(min(1.0, power ** (1 / self.s)))
@@ -48,7 +48,7 @@ class PowerLaw:
 def power_law(
     ratio: Array, tokens: Array, loss: Array, starts: tuple[tuple[float, float], ...] | None = None
 ) -> PowerLaw:
-    """Least squares fit of a R^s (T/max T)^t + b; t is 0 for fewer than 3 different T. All arrays (n,).
+    """Fit a R^s (T/max T)^t + b by least squares; t is 0 for fewer than 3 different T. All arrays (n,).
 
     starts: (s, t) to search from. |s| is between 0.05 and 6: the search is done once for rising and once for falling.
     """
@@ -57,7 +57,7 @@ def power_law(
     logs = np.log(ratio), np.log(tokens / unit)
 
     def solve(power: Array) -> tuple[float, float, Array]:
-        """The straight line loss = a x + b in x = R^s (T/unit)^t, and its residuals."""
+        """Fit the straight line loss = a x + b in x = R^s (T/unit)^t; returns a, b and the residuals."""
         x = np.exp(power[0] * logs[0] + (power[1] * logs[1] if horizon else 0.0))
         top = x.max()
         away = x / top - (x / top).mean()

@@ -29,7 +29,7 @@ LEVEL = ("constant", "constant_with_warmup")  # schedules at which an evaluation
 def mixture_laws(
     study: StudyConfig, arms: Sequence[ReportRow], root: Path, draws: int = 1_000
 ) -> tuple[list[str], dict[str, Figure]]:
-    """A sentence and a picture per arm, fitted over the replayed shares `report.law`; one law never spans two arms."""
+    """Fit each arm over the replayed shares `report.law`: a sentence and a picture per arm; no law spans two arms."""
     sentences: list[str] = []
     pictures: dict[str, Figure] = {}
     for name, table in law_table(study, arms, root).groupby("arm", sort=False):
@@ -47,12 +47,13 @@ def mixture_laws(
 
 
 def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.DataFrame:
-    """A row per run and evaluation whose item records are here; of a run whose learning rate falls the last evaluation
-    alone. Columns: arm, run, ratio (share of new tokens, 1 - replay), step, tokens, loss_new, loss_kept, base_kept,
-    nats.
+    """Make a row per run and evaluation whose item records are here.
+
+    Of a run whose learning rate falls, only the last evaluation counts. Columns: arm, run, ratio (share of new tokens,
+    1 - replay), step, tokens, loss_new, loss_kept, base_kept, nats.
 
     tokens: trained until then, by the steps' share of all. loss_kept, base_kept: of the general text, then and before
-    training, nats per token. loss_new: of the new task's text, nats per token; where it has questions instead, whose
+    training, nats per token. loss_new: of the new task's text, nats per token; if it has questions instead, whose
     answers have no likelihood, the share of wrong answers, and nats is False.
     """
     rows = []
@@ -84,14 +85,14 @@ def losses(base: Path, after: Path) -> tuple[float, float, float, bool]:
 
 
 def nll(records: Sequence[Record], suite: str) -> float:
-    """Mean negative log-likelihood of a suite's texts, weighted by tokens; NaN where it has none."""
+    """Average the negative log-likelihood of a suite's texts, weighted by tokens; NaN without any."""
     used = [(r.value, r.tokens) for r in records if r.suite == suite and r.form == "nll"]
     known = [(value, tokens) for value, tokens in used if value is not None and tokens]
     return math.fsum(v * t for v, t in known) / sum(t for _, t in known) if known else math.nan
 
 
 def law_sentence(name: str, law: MixtureLaw, nats: bool) -> str:
-    """How much replay the law asks for, what it costs on the new task, and how far it can be trusted."""
+    """Say how much replay the law asks for, what it costs on the new task, and how far it can be trusted."""
     low, high = law.table["ratio"].min(), law.table["ratio"].max()
     within = f"within {law.epsilon:g} nats per token of the base's"
     critical = law.critical_ratio
@@ -116,7 +117,7 @@ def law_sentence(name: str, law: MixtureLaw, nats: bool) -> str:
 
 
 def _horizon(law: MixtureLaw) -> str:
-    if not law.foretold:
+    if not law.predicted:
         return (
             f"The law has no term in tokens: that takes {HORIZONS} evaluations of each run at a constant learning "
             f"rate, and here is {law.horizons}."
@@ -129,7 +130,7 @@ def _horizon(law: MixtureLaw) -> str:
 
 
 def _missed(law: MixtureLaw, what: str, plain: str) -> str:
-    """Errors on what was held out beside those of a prediction without a law, and where the law is the better one."""
+    """Compare the errors on held-out data with those of a prediction without a law."""
     missed = {title: law.errors[f"{what} {kind}"] for kind, title in TITLES.items()}
     texts = [
         f"{with_interval(m.rms, places=PLACES)}{' nats' if title == TITLES['kept'] else ''} "

@@ -28,7 +28,7 @@ LEAST = 2  # complete trials that make a picture
 
 
 def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[tuple[Objective, Figure]]:
-    """For each objective a figure with a panel per dimension: its value against the dimension's, a point per trial.
+    """Draw for each objective a panel per dimension: the objective against the dimension's value, a point per trial.
 
     Darker points are later trials, grey ones break a constraint. Empty below two complete trials.
     """
@@ -54,8 +54,11 @@ def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[
 
 
 def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Figure | None:
-    """One objective: each trial's value and the best so far. Two: the hypervolume of the front after each trial,
-    measured from the worst value of each objective. None for more objectives, and below two complete trials."""
+    """Draw the progress over trials. None for more than two objectives, and below two complete trials.
+
+    One objective: each trial's value and the best so far. Two: the hypervolume of the front after each trial, measured
+    from the worst value of each objective.
+    """
     done = [trial for trial in _complete(study) if _feasible(trial)]
     if len(done) < LEAST or len(objectives) > 2:
         return None
@@ -82,7 +85,7 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Fig
 
 @contextlib.contextmanager
 def _pyplot() -> Iterator[None]:
-    """Settings and open figures of pyplot stay as they are: Optuna changes the first and adds to the second."""
+    """Keep the settings and open figures of pyplot: Optuna changes the first and adds to the second."""
     from matplotlib import pyplot
 
     before = set(pyplot.get_fignums())
@@ -96,7 +99,7 @@ def _pyplot() -> Iterator[None]:
 
 
 def _own(panels: Sequence[Axes], width: float, height: float) -> Figure:
-    """The panels' figure, freed from pyplot, with this project's colours in place of Optuna's grey ground."""
+    """Free the panels' figure from pyplot, with this project's colours instead of Optuna's grey ground."""
     figure: Any = panels[0].figure
     FigureCanvasAgg(figure)
     figure.set_size_inches(width, height)
@@ -116,7 +119,7 @@ def _own(panels: Sequence[Axes], width: float, height: float) -> Figure:
 
 
 def _turned(axes: Axes) -> None:
-    """Categories as Optuna writes them are Python's repr; long or many ones are turned."""
+    """Write categories without quotes, which Optuna leaves; turn long or many ones."""
     labels = [text.get_text() for text in axes.get_xticklabels()]
     if not any(label.startswith("'") for label in labels):
         return

@@ -1,7 +1,7 @@
-"""Our table beside the paper's (Control LLM, arXiv 2501.10979): ranks, their agreement, and sentences on both.
+"""Our table next to the paper's (Control LLM, arXiv 2501.10979): ranks, their agreement, and sentences on both.
 
 The paper's figures are facts to compare with: `paper_table5.csv` holds four columns of its tables 5 and 1 (full
-tuning stands in both). Model, task and scale differ, so orders of arms are compared, never values.
+tuning is in both). Model, task and scale differ, so orders of arms are compared, never values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
 TABLE = Path(__file__).parent / "paper_table5.csv"
-PAIRS = (  # what the paper's tables show, as "kept abilities: the first keeps more than the second"
+PAIRS = (  # in the paper's tables the first keeps more of its abilities than the second
     ("lerp8-mse", "full"),
     ("partial", "full"),
     ("stack", "full"),
@@ -49,14 +49,14 @@ class Agreement:
 
 
 def paper_table() -> pd.DataFrame:
-    """Rows by arm: new = mean of MathHard and GSM8K, kept = mean of GPQA and MMLU, average = mean of all four (%)."""
+    """Read the paper's rows: new = mean of MathHard and GSM8K, kept = mean of GPQA and MMLU, average = of all (%)."""
     table = pd.read_csv(TABLE).set_index("arm")
     new, kept = table[["math_hard", "gsm8k"]].mean(axis=1), table[["gpqa", "mmlu"]].mean(axis=1)
     return pd.DataFrame({"new": new, "kept": kept, "average": (new + kept) / 2})
 
 
 def compared(arms: Sequence[ReportRow]) -> pd.DataFrame:
-    """Rows by arm in both tables: our and the paper's new, kept and average (%), and their ranks, 1 the highest."""
+    """Join the arms of both tables: our and the paper's new, kept and average (%), and their ranks, 1 the highest."""
     paper, rows = paper_table(), {}
     for arm in arms:
         card = arm.result.scorecard
@@ -71,7 +71,7 @@ def compared(arms: Sequence[ReportRow]) -> pd.DataFrame:
 
 
 def agreement(table: pd.DataFrame, seed: int = 0) -> list[Agreement]:
-    """Rank agreement of each column. No interval below five arms; none at all below three."""
+    """Compute the rank agreement of each column. No interval below five arms; none at all below three."""
     if len(table) < 3:
         return []
     rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def agreement(table: pd.DataFrame, seed: int = 0) -> list[Agreement]:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of the ranks, row by row: (rows, n) -> (rows,). NaN where a row is constant."""
+    """Pearson's correlation of the ranks, row by row: (rows, n) -> (rows,). NaN if a row is constant."""
     rx, ry = (rankdata(values, axis=1) for values in (x, y))
     rx, ry = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (rx, ry))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,7 +97,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def sentences(arms: Sequence[ReportRow]) -> list[str]:
-    """What agrees with the paper and what does not."""
+    """Say what agrees with the paper and what does not."""
     table = compared(arms)
     words = {"new": "new-task accuracy", "kept": "kept accuracy", "average": "the average of both"}
     said = [
@@ -106,14 +106,14 @@ def sentences(arms: Sequence[ReportRow]) -> list[str]:
         + (_verdict(a.rho) if a.rho.low is not None else "")
         for a in agreement(table)
     ]
-    return said + _pairs(arms, table) + _moved(table)
+    return said + _pairs(arms, table, ("agree", "unclear", "differ")) + _moved(table)
 
 
 def at_each(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
-    """Kept accuracy against the paper's with every arm at the same pick of `report.select`, one sentence per pick.
+    """Compare kept accuracy with the paper's, every arm at the same pick of `report.select`: a sentence per pick.
 
-    On all items, since nothing is chosen there. An arm at its best learning rate may forget as little as any other; at
-    one rate for all, who breaks first shows.
+    Of all items, since nothing is chosen. At its best learning rate an arm may forget as little as any other; one rate
+    for all shows which arms break first.
     """
     select, said = study.report.select, []
     done = [t for t in trials if t.state == "complete" and t.runs and select in t.picks]
@@ -126,10 +126,9 @@ def at_each(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
         table = compared(arms)
         rho = next((a.rho for a in agreement(table) if a.column == "kept"), None)
         if rho is not None and rho.low is not None:
-            apart = [text for text in _pairs(arms, table) if "cannot be told" not in text]
             at = f"{pick:g}" if isinstance(pick, float) else pick
             text = f"With all {len(table)} arms at {select}={at}: Spearman in kept accuracy {with_interval(rho)}"
-            said.append(" ".join([text + _verdict(rho), *apart]))
+            said.append(" ".join([text + _verdict(rho), *_pairs(arms, table, ("agree", "differ"))]))
     return said
 
 
@@ -141,24 +140,25 @@ def _verdict(rho: Estimate) -> str:
     return ": no agreement beyond the interval."
 
 
-def _pairs(arms: Sequence[ReportRow], table: pd.DataFrame) -> list[str]:
+def _pairs(arms: Sequence[ReportRow], table: pd.DataFrame, kinds: Sequence[str]) -> list[str]:
+    """List the pairs of the paper that agree here, differ, or are unclear: a sentence for each kind that has some."""
     ours = {arm.name: arm.result.scorecard["kept_accuracy"] for arm in arms if arm.name in table.index}
     groups: dict[str, list[str]] = {"agree": [], "unclear": [], "differ": []}
     for more, less in PAIRS:
         if more in ours and less in ours:
-            apart = not overlap(ours[more], ours[less])
+            unclear = overlap(ours[more], ours[less])
             same = (ours[more].value > ours[less].value) == (table.paper_kept[more] > table.paper_kept[less])
-            groups["unclear" if not apart else "agree" if same else "differ"].append(f"{more} against {less}")
+            groups["unclear" if unclear else "agree" if same else "differ"].append(f"{more} against {less}")
     titles = {
         "agree": "Who keeps more, as in the paper and outside the intervals",
         "unclear": "Who keeps more cannot be told here, the intervals overlap",
         "differ": "Who keeps more is the other way round than in the paper, outside the intervals",
     }
-    return [f"{titles[kind]}: {', '.join(names)}." for kind, names in groups.items() if names]
+    return [f"{titles[kind]}: {', '.join(groups[kind])}." for kind in kinds if groups[kind]]
 
 
 def _moved(table: pd.DataFrame) -> list[str]:
-    """Arms whose rank in kept accuracy differs by more than a quarter of the table."""
+    """List the arms whose rank in kept accuracy differs by more than a quarter of the table."""
     if len(table) < 4:
         return []
     change = table.our_kept_rank - table.paper_kept_rank

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,6 +46,12 @@ def pictures(
 ) -> list[Picture]:
     """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
     return [*_of_arms(store, arms), *_of_trials(store, trials, paper), *_of_layers(arms, root)]
+
+
+def law_pictures(laws: Mapping[str, Figure]) -> list[Picture]:
+    """Name the pictures of the mixture laws. laws: by arm."""
+    text = "Loss against the share of new text; the lines are fits."
+    return [Picture(f"law-{i}", f"The mixture law of {arm}", text, law) for i, (arm, law) in enumerate(laws.items())]
 
 
 def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:

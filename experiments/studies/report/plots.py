@@ -1,4 +1,4 @@
-"""The pictures of a study: trajectories of the arms, the Pareto front, importances, and ranks beside the paper's."""
+"""The pictures of a study: trajectories of the arms, the Pareto front, importances, and ranks next to the paper's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DASHES = ((), (5, 2), (1.2, 1.4))
 
 
 def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
-    """Gain (a figure's name) and kept accuracy over steps, a line per arm, told apart by colour, marker and dashes."""
+    """Draw gain (a figure's name) and kept accuracy over steps; each arm has its colour, marker and dashes."""
     figure = _figure(10, 4.6)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
@@ -51,7 +51,7 @@ def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
 
 
 def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective]) -> Figure:
-    """All trials by the first two objectives; those of the front joined and numbered, infeasible ones as crosses."""
+    """Draw all trials by the first two objectives: the front joined and numbered, infeasible ones as crosses."""
     figure = _figure(7.5, 5)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         axes = figure.subplots()
@@ -78,7 +78,7 @@ def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Seq
 
 
 def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Share of each objective's variance that a dimension explains alone, as bars."""
+    """Draw the share of each objective's variance that a dimension explains alone, as bars."""
     rows = [
         {"dimension": key.split(".")[-1], "objective": objective, "share": share}
         for objective, shares in importances.items()
@@ -96,7 +96,7 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def rank_figure(table: pd.DataFrame) -> Figure:
-    """A row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
+    """Draw a row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
     figure = _figure(10, 1.6 + 0.26 * len(table))
     colour = sns.color_palette("colorblind")[0]
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):

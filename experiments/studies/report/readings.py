@@ -1,6 +1,6 @@
 """Further readings of a study for its report: retention at a common gain, hypervolume of the Pareto front.
 
-Each returns a sentence, empty where it does not apply.
+Each returns a sentence, which is empty if it does not apply.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DRAWS = 10_000
 
 
 def matched_gain(arms: Sequence[ReportRow], root: Path) -> str:
-    """Each arm's retention where its trajectory first reaches the highest gain that all arms reach, with its interval.
+    """Say each arm's retention at the highest gain that all arms reach, with its interval.
 
-    On the reported half of the items; of arms that were evaluated at least twice in training. Arms that never gain by
+    Of the reported half of the items, for arms that were evaluated at least twice in training. Arms that never gain by
     more than their interval would set that gain to next to nothing: they are named and left out. Needs item records.
     """
     drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
@@ -54,8 +54,10 @@ def matched_gain(arms: Sequence[ReportRow], root: Path) -> str:
 
 
 def trajectories(arm: ReportRow, root: Path) -> list[Trajectory]:
-    """One per seed, from the item records of each evaluation; empty where one is missing, measured no gain,
-    or where there is but one evaluation."""
+    """Draw a trajectory per seed from the item records of each evaluation.
+
+    None if records are missing or measured no gain, or after a single evaluation.
+    """
     found = []
     for run in arm.runs:
         steps = [int(point["step"]) for point in result_of(run).trajectory if point["step"]]
@@ -75,7 +77,7 @@ def trajectories(arm: ReportRow, root: Path) -> list[Trajectory]:
 
 
 def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
-    """Area that the trials dominate, with two objectives; the reference is the worst value of each over the trials."""
+    """Say the area that the trials dominate, with two objectives, above the worst value of each."""
     objectives = store.config.objectives
     points = np.array([t.values for t in trials if t.values and t.feasible])
     if len(objectives) != 2 or len(points) < 2:

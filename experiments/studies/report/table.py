@@ -1,4 +1,4 @@
-"""A study's trials as a table: what `status` prints and `export` writes."""
+"""A study's trials as a table: the commands `status` and `export`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMATS = (".csv", ".parquet", ".json")
 
 
 def frame(store: Store) -> pd.DataFrame:
-    """One row per trial and seed, one for a trial without runs.
+    """Make a row per trial and seed, one for a trial without runs.
 
     Columns: trial, state, feasible, repeats (the trial whose values these are), attempts, seconds, reason; `pick/NAME`;
     `objective/FIGURE`; seed, folder, arm, method, learning_rate, steps; each figure of the scorecard as NAME, NAME_low,
@@ -55,7 +55,7 @@ def export(store: Store, path: Path) -> int:
 
 
 def status_text(store: Store, root: Path) -> str:
-    """A line on the whole, one per trial that runs, waits for the next start or failed, and the best so far."""
+    """Write a line on the whole, one per trial that runs, waits for the next start or failed, and the best so far."""
     config, trials = store.config, store.trials()
     counts, limit = Counter(trial.state for trial in trials), store.limit()
     of = f" of {limit}" if limit is not None else ""
@@ -78,7 +78,7 @@ def status_text(store: Store, root: Path) -> str:
 
 
 def _no_nan(value: Any) -> Any:
-    """JSON has no word for what is not a number: null, as for a figure that is missing."""
+    """Replace what is not a number by None: JSON has no word for it."""
     if isinstance(value, dict):
         return {key: _no_nan(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

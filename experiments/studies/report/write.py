@@ -23,7 +23,7 @@ from experiments.scorecard.figures import FIGURES
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
-from experiments.studies.report.pictures import Picture, pictures
+from experiments.studies.report.pictures import Picture, law_pictures, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
 from experiments.studies.report.table import picks_text
 from experiments.studies.selection import ReportRow, choose, significant_arms
@@ -43,21 +43,14 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     arms += posthoc_rows(study, arms, root)
     results, significant = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
+    drawn = pictures(store, arms, trials, root, paper)
     words = summary(results, significant, len(study.seeds))
     words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
-    drawn = pictures(store, arms, trials, root, paper)
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
-        words += said
-        text = "Loss against the share of new text; the lines are fits."
-        drawn += [Picture(f"law-{i}", f"The mixture law of {n}", text, law) for i, (n, law) in enumerate(laws.items())]
-    folder.mkdir(parents=True, exist_ok=True)
-    for picture in drawn:
-        (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
-    write_text(folder / "table.csv", _csv(arms))
-    if folder.resolve() != study_folder(root, study.name).resolve():  # its own YAML holds the storage's password
-        write_text(folder / "study.yaml", public_yaml(study))
+        words, drawn = words + said, drawn + law_pictures(laws)
+    _write_files(store, root, folder, arms, drawn)
     values = {
         "study": study,
         "question": study.question or f"What does {study.name} show?",
@@ -78,10 +71,20 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     return write_page(folder / "report.html", "study", **values)
 
 
+def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRow], drawn: Sequence[Picture]) -> None:
+    """Write the pictures, table.csv and, in a folder of its own, the study's YAML without the storage's password."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in drawn:
+        (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
+    write_text(folder / "table.csv", _csv(arms))
+    if folder.resolve() != study_folder(root, store.config.name).resolve():
+        write_text(folder / "study.yaml", public_yaml(store.config))
+
+
 def _arms(
     arms: Sequence[ReportRow], results: Sequence[ArmResult], significant: SignificantPairs | None
 ) -> dict[str, Any]:
-    """The table of arms as in a run's report, and one with kept accuracy and more costs for the HTML page."""
+    """Make the table of arms as in a run's report, and one with kept accuracy and more costs for the HTML page."""
     gain, retention, *others = columns_of(results)
     columns = (gain, retention, FIGURES["kept_accuracy"], *others)
     costs = {"trainable, M": [_millions(arm) for arm in arms]}
@@ -94,7 +97,7 @@ def _arms(
 
 
 def _paper(table: pd.DataFrame) -> Table:
-    """Our figures next to the paper's, from `compared`."""
+    """Show our figures next to the paper's, from `compared`."""
     cells = table.round(1).astype(str)
     head = ("arm", *(str(name).replace("_", " ") for name in table.columns))
     note = (
@@ -181,7 +184,7 @@ def _commands(store: Store, root: Path, folder: Path) -> list[str]:
 
 
 def _at_once(store: Store) -> int:
-    """Most attempts that ran at a time: the workers there were. Of one that died nobody knows when it ended."""
+    """Count the most attempts that ran at a time: the workers. Nobody knows when one that died ended."""
     spans = [(t.datetime_start, t.datetime_complete) for t in store.study.trials if not died(t)]
     ended = [(start, end) for start, end in spans if start and end]
     return max((sum(a <= start < b for a, b in ended) for start, _ in ended), default=1)

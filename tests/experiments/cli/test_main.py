@@ -12,7 +12,6 @@ from sqlalchemy.exc import OperationalError
 
 import ctrl
 from experiments.cli import main as cli
-from experiments.cli.run import overrides
 from experiments.common.commands import command
 from experiments.common.errors import CompareError, ConfigError, StudyError
 
@@ -128,7 +127,7 @@ def test_what_the_machine_does_to_a_command(
     def fails(*args: object) -> None:
         raise fault
 
-    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    monkeypatch.setattr("experiments.comparison.inputs.read_runs", fails)
     assert cli.main(["compare", "x"]) == code
     said = capsys.readouterr().err
     assert message in said
@@ -151,21 +150,20 @@ def test_exit_code_of_an_error(error: Exception, code: int) -> None:
     assert cli.failure(error) == (code, str(error) if code else "")
 
 
+def test_a_reader_that_closes_the_pipe_gets_no_error() -> None:
+    code = "import sys; from experiments.cli.main import main; sys.exit(main(['list', 'figures']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `head` does, here before the first line
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("experiments.comparison.inputs.read_entries", fails)
+    monkeypatch.setattr("experiments.comparison.inputs.read_runs", fails)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main(["compare", "x"])
-
-
-def test_values_of_set_are_yaml() -> None:
-    given = ["training.steps=20", "name=x", "data.old={source: self}", "arms.0.learning_rates=[1.0e-3]"]
-    expected = {
-        "training.steps": 20,
-        "name": "x",
-        "data.old": {"source": "self"},
-        "arms.0.learning_rates": [1e-3],
-    }
-    assert overrides(given) == expected

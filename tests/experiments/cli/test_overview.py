@@ -134,9 +134,10 @@ def make_study(root: Path, name: str, owner: dict[str, str] | None = None, **pro
         (process_tags() | DEAD, {"trials": {"complete": 2}, "limit": None, "ended": ""}, ("stopped", 2, None)),
         (None, {"trials": {"complete": 2, "failed": 1, "pruned": 1}, "limit": 4, "ended": "all 4"}, ("finished", 4, 4)),
         (None, {"trials": {"failed": 3}, "limit": 9, "ended": "stopped: 3 trials in a row failed"}, ("failed", 3, 9)),
+        (process_tags() | {"host": "x"}, {"trials": {}, "limit": 4, "ended": ""}, ("unknown", 0, 4)),
         (None, {}, ("unknown", 1, None)),
     ],
-    ids=["running", "stopped", "killed", "finished", "failed", "before progress was kept"],
+    ids=["running", "stopped", "killed", "finished", "failed", "elsewhere", "before progress was kept"],
 )  # fmt: skip
 def test_a_study(tmp_path: Path, owner: Any, progress: Any, expected: tuple[str, int, int | None]) -> None:
     make_study(tmp_path, "table5", owner, **progress)

@@ -1,4 +1,4 @@
-"""`runs` and `show`: a line on each run and study, and one of them in full with the command that goes on."""
+"""`runs` and `show`: a line on each run and study, and one of them in full with the command that continues it."""
 
 from __future__ import annotations
 

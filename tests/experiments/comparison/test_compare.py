@@ -16,8 +16,9 @@ import pytest
 
 from experiments.cli.main import main
 from experiments.common.errors import CompareError
-from experiments.comparison.compare import compare, gate
-from experiments.comparison.inputs import Entry, read_entries, share_base
+from experiments.comparison.compare import compare
+from experiments.comparison.gate import gate
+from experiments.comparison.inputs import ComparedRun, read_runs, share_base
 from experiments.comparison.report import comparison_csv, format_comparison, write_comparison
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.scorecard import scorecard
@@ -32,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(run: Path) -> None:
-    result = compare(read_entries([str(run)]), reference="control-0.001", draws=1000)
+    result = compare(read_runs([str(run)]), reference="control-0.001", draws=1000)
     found = {d.figure: d for d in result.differences if d.name == "full-0.001"}
     assert found["retention"].value.value == pytest.approx(-0.3, abs=0.08)
     assert found["retention"].p_holm < 0.01
@@ -43,7 +44,7 @@ def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(ru
 
 
 def test_a_difference_is_that_of_the_cards(run: Path) -> None:
-    result = compare(read_entries([str(run)]), draws=2000)
+    result = compare(read_runs([str(run)]), draws=2000)
     (name, other) = result.cards
     assert name == result.reference
     (difference,) = (d for d in result.differences if d.figure == "gain")
@@ -53,7 +54,7 @@ def test_a_difference_is_that_of_the_cards(run: Path) -> None:
 
 
 def test_the_harmonic_average_is_of_retention_and_of_the_gain_over_the_references(run: Path) -> None:
-    result = compare(read_entries([str(run)]), reference="control-0.001", draws=500)
+    result = compare(read_runs([str(run)]), reference="control-0.001", draws=500)
     gain = result.cards["control-0.001"]["gain"].value
     for name, card in result.cards.items():
         expected = scorecard(*_records(run, name), draws=500, gain_reference=gain)["average_harmonic"]
@@ -68,7 +69,7 @@ def test_few_questions_that_differ_have_the_exact_p() -> None:
     base = base_records(np.random.default_rng(0), 64)
     lost = [i for i, r in enumerate(base) if r.suite == "kept" and r.correct][:7]
     after = [dataclasses.replace(r, correct=0, choice=1) if i in lost else r for i, r in enumerate(base)]
-    result = compare([Entry("x", base, {1: base}), Entry("y", base, {1: after})])
+    result = compare([ComparedRun("x", base, {1: base}), ComparedRun("y", base, {1: after})])
     (difference,) = (d for d in result.differences if d.figure == "retention")
     assert difference.p == pytest.approx(2 * 0.5**7)
 
@@ -76,14 +77,14 @@ def test_few_questions_that_differ_have_the_exact_p() -> None:
 def test_a_difference_of_runs_that_mostly_agree_is_narrower_than_unpaired(run: Path) -> None:
     base, after = _records(run, "full-0.001")
     other = [dataclasses.replace(r, correct=0) if r.suite == "new" and int(r.item) < 20 else r for r in after]
-    result = compare([Entry("x", base, {1: after}), Entry("y", base, {1: other})], draws=1000)
+    result = compare([ComparedRun("x", base, {1: after}), ComparedRun("y", base, {1: other})], draws=1000)
     (difference,) = (d for d in result.differences if d.figure == "gain")
     widths = [(e.high or 0) - (e.low or 0) for e in (difference.value, *(result.cards[n]["gain"] for n in "xy"))]
     assert 0 < widths[0] < 0.7 * math.hypot(*widths[1:])  # hypot: of independent samples
 
 
 def test_an_entry_that_learns_nothing_does_not_take_the_matched_figures_from_the_others(run: Path) -> None:
-    entries = read_entries([str(run)])
+    entries = read_runs([str(run)])
     idle = dataclasses.replace(entries[0], name="idle", checkpoints={20: entries[0].base})
     with_it, without = (compare(e, "control-0.001", draws=500) for e in ([*entries, idle], entries))
     for name in ARMS:
@@ -104,7 +105,7 @@ def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path:
     changed = [dataclasses.replace(r, options=("x", *r.options[1:])) if r.item == "7" and r.options else r
                for r in read_records(base)]  # fmt: skip
     write_records(base, changed)
-    entries = read_entries([f"{run}:full-0.001", str(small)])
+    entries = read_runs([f"{run}:full-0.001", str(small)])
     assert [e.name for e in entries] == ["sums-1:full-0.001", "sums-2:full-0.001"]
     result = compare(entries, draws=200)
     assert result.items == {"kept": 299, "new": 150}
@@ -113,7 +114,7 @@ def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path:
 
 
 def test_runs_with_nothing_in_common_are_named_and_not_compared(run: Path) -> None:
-    first, second = read_entries([str(run)])
+    first, second = read_runs([str(run)])
     moved = [dataclasses.replace(r, item=f"other {r.item}") for r in second.after]
     base = [dataclasses.replace(r, item=f"other {r.item}") for r in second.base]
     result = compare([first, dataclasses.replace(second, base=base, checkpoints={20: moved})], draws=200)
@@ -125,11 +126,11 @@ def test_runs_with_nothing_in_common_are_named_and_not_compared(run: Path) -> No
 def test_a_run_without_a_base_is_measured_from_the_first_such_run(run: Path) -> None:
     """As folders of lm_eval samples are: the model before, then the models after."""
     base, after = _records(run, "full-0.001")
-    bare = [Entry("before", checkpoints={1: base}), Entry("x", checkpoints={1: after})]
+    bare = [ComparedRun("before", checkpoints={1: base}), ComparedRun("x", checkpoints={1: after})]
     (measured,) = share_base(bare)
     assert (measured.name, measured.base, measured.after) == ("x", base, after)
     assert [e.base for e in share_base(bare, after)] == [after, after]
-    own = Entry("own", base, {1: after})
+    own = ComparedRun("own", base, {1: after})
     assert share_base([own]) == [own]
     with pytest.raises(CompareError, match="x has no base to be measured from"):
         share_base(bare[1:])
@@ -137,7 +138,7 @@ def test_a_run_without_a_base_is_measured_from_the_first_such_run(run: Path) -> 
 
 def test_equal_runs_do_not_differ(run: Path) -> None:
     base, after = _records(run, "full-0.001")
-    result = compare([Entry("x", base, {1: after}), Entry("y", base, {1: after})], draws=200)
+    result = compare([ComparedRun("x", base, {1: after}), ComparedRun("y", base, {1: after})], draws=200)
     (retention,) = (d for d in result.differences if d.figure == "retention")
     assert (retention.value.low, retention.value.high, retention.p) == (0, 0, 1)
 
@@ -160,7 +161,7 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
         pd.DataFrame(rows).to_csv(path, index=False)
     else:
         pd.DataFrame(rows).to_parquet(path, index=False)
-    here, gone = read_entries([str(path)])
+    here, gone = read_runs([str(path)])
     assert (here.name, gone.name) == ("trial 0 full-0.001 seed 0", "trial 1 full-0.001 seed 1")
     assert len(here.after) == 600
     assert dict(gone.figures) == card
@@ -168,7 +169,7 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
     assert any("trial 1 full-0.001 seed 1 has no item records here" in note for note in notes)
     (run / "config.yaml").write_text("no: config\n")  # of another version: no stream is known, all else is
     with pytest.raises(CompareError, match=r"--base .*nowhere.* has no item records here"):
-        read_entries([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
+        read_runs([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
 
 
 def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path) -> Path:
@@ -185,7 +186,7 @@ def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path
 @pytest.mark.parametrize("page", [True, False])
 @pytest.mark.slow
 def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bool) -> None:
-    result = compare(read_entries([str(run)]), draws=200)
+    result = compare(read_runs([str(run)]), draws=200)
     path = write_comparison(result, tmp_path, page)
     text = path.read_text(encoding="utf-8")
     assert path.name == ("compare.html" if page else "compare.md")
@@ -266,7 +267,7 @@ def test_a_learned_task_of_lm_eval_does_not_pay_for_a_forgotten_one(
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         "pass  after", "pass  after, arc", "FAIL  after, mmlu",
     ]  # fmt: skip
-    (entry,) = read_entries([str(after)], str(before), ["gsm*"])
+    (entry,) = read_runs([str(after)], str(before), ["gsm*"])
     assert scorecard(entry.base, entry.after, 100)["gain"].value == pytest.approx(0.7, abs=0.1)
 
 
@@ -285,24 +286,24 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
     made = here / "posthoc" / "full-0.001-wise-0.5"
     shutil.copytree(here / "arms" / "full-0.001", made)
     (made / "items-10.jsonl").unlink()
-    assert [e.name for e in read_entries([str(here)])] == [*sorted(ARMS), made.name]
+    assert [e.name for e in read_runs([str(here)])] == [*sorted(ARMS), made.name]
     for named in (str(made), f"{here}:{made.name}"):
-        (entry,) = read_entries([named])
+        (entry,) = read_runs([named])
         assert (entry.name, entry.after) == (made.name, _records(run, "full-0.001")[1])
         assert entry.base == _records(run, "full-0.001")[0]
-    (arm,) = read_entries([str(here / "arms" / "control-0.001")])
+    (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"
 
 
 def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
-    first, second = read_entries([str(run)])
+    first, second = read_runs([str(run)])
     kl = [[Record("drift", "base replies", "kl", str(i), value=0.1, tokens=n) for i in range(9)] for n in (48, 8)]
     pair = [dataclasses.replace(e, checkpoints={20: [*e.after, *k]}) for e, k in zip((first, second), kl, strict=True)]
     result = compare(pair, draws=200)
     assert not any(d.figure == "kl" for d in result.differences)
     assert any("suite drift: 0 items are common" in note for note in result.notes)
     cut = [e for e in first.base if e.item != "0"], {20: [r for r in first.after if r.item != "0"]}
-    notes = compare([first, Entry("cut", *cut)], draws=200).notes
+    notes = compare([first, ComparedRun("cut", *cut)], draws=200).notes
     assert not any("base models answer differently" in note for note in notes)  # of the same base, fewer items
 
 
@@ -311,7 +312,7 @@ def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -
     (folder / "arms" / "half-0.001" / "result.json").unlink()
     failed = {"status": "failed", "reason": "loss became nan"}
     (folder / "arms" / "full-0.001" / "result.json").write_text(json.dumps(failed), encoding="utf-8")
-    lines = [gate(entry, 0.5) for entry in read_entries([str(folder)])]
+    lines = [gate(entry, 0.5) for entry in read_runs([str(folder)])]
     assert lines[0] == (False, "FAIL  full-0.001: failed: loss became nan")
     assert lines[1] == (False, "FAIL  half-0.001: it has not finished")
 
@@ -319,4 +320,4 @@ def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -
 def test_the_gate_needs_kept_records() -> None:
     base = [r for r in base_records(np.random.default_rng(0), 40) if r.suite == "new"]
     with pytest.raises(CompareError, match="has no records of kept tasks"):
-        gate(Entry("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)
+        gate(ComparedRun("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)

@@ -23,7 +23,7 @@ from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.data import ExperimentData
 from tests.helpers.models import BF16, FP32
-from tests.helpers.small import make_evaluation, make_suite, small_config, small_values
+from tests.helpers.small import draw_suites, make_suite, small_config, small_values
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +34,8 @@ def measure(base: str, root: Path, /, **changes: Any) -> Baseline:
     """What a run does with its base. changes: of the config's evaluation section, and `seed`."""
     model, tokenizer = load_base(base)
     config = _config(base, **changes)
-    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
-    return evaluation.measure_base(model, FP32, BaseCache(root, model, tokenizer, FP32))
+    suites = draw_suites(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    return suites.measure_base(model, FP32, BaseCache(root, model, tokenizer, FP32))[1]
 
 
 def _config(base: str, /, seed: int = 0, **changes: Any) -> ExperimentConfig:
@@ -64,9 +64,9 @@ def test_the_second_time_nothing_is_measured(
 def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any) -> dict[str, Path | None]:
     model, tokenizer = load_base(base)
     config = _config(base, **changes)
-    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    suites = draw_suites(config, tokenizer, ExperimentData(config, tokenizer).tasks)
     cache = BaseCache(root, model, tokenizer, precision)
-    return {name: cache.place(suite) for name, suite in evaluation.suites.items()}
+    return {name: cache.place(suite) for name, suite in suites.suites.items()}
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,9 @@ def test_a_damaged_entry_is_made_again(base: str, tmp_path: Path) -> None:
 def test_base_against_itself_is_exactly_0_from_the_cache_too(base: str, filled: tuple[Path, Baseline]) -> None:
     model, tokenizer = load_base(base)
     config = small_config(base)
-    evaluation = make_evaluation(config, tokenizer, ExperimentData(config, tokenizer).tasks)
-    assert evaluation.measure_base(model, FP32, BaseCache(filled[0], model, tokenizer, FP32)).measured == []
+    suites = draw_suites(config, tokenizer, ExperimentData(config, tokenizer).tasks)
+    evaluation, baseline = suites.measure_base(model, FP32, BaseCache(filled[0], model, tokenizer, FP32))
+    assert baseline.measured == []
     records = evaluation.evaluate(model, FP32, ("drift",), progress=False)
     assert [r.value for r in records] == [0.0] * 6
     assert records == [r for r in filled[1].records if r.suite == "drift"]

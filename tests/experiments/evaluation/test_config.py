@@ -12,7 +12,7 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.yaml_values import load_yaml, set_field
-from experiments.config import ExperimentConfig, load_config, parse_config, set_value
+from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import FLAT
 from experiments.evaluation.suites import SUITES
@@ -110,64 +110,6 @@ def test_each_fault_is_named_where_it_was_written(section: dict[str, Any], fault
     assert len(lines) == len(faults)
     for fault in faults:
         assert any(line.startswith(f"  evaluation.{fault}") for line in lines), lines
-
-
-class TestSetValue:
-    """One field of plain values, by its dotted key."""
-
-    @pytest.mark.parametrize("evaluation", [{}, {"replies": 9}, {"suites": {"new": {}, "drift": {"replies": 9}}}])
-    @pytest.mark.parametrize("key", ["replies", "suites.drift.replies"])
-    def test_both_keys_of_a_setting_work_on_both_forms(self, evaluation: dict[str, Any], key: str) -> None:
-        values: dict[str, Any] = {"name": "x", "evaluation": evaluation, "arms": ARMS}
-        set_value(values, f"evaluation.{key}", 4)
-        config = parse_config(values).evaluation
-        assert config.settings("drift").replies == 4
-        assert config.suites == config_of(evaluation).evaluation.suites
-
-    def test_a_list_of_suites_leaves_their_settings_and_a_mapping_replaces_them(self) -> None:
-        values = config_of({"suites": {"text": {"tokens": 99}, "drift": {"replies": 5}}}).to_dict()
-        set_value(values, "evaluation.suites", ["new", "drift"])
-        config = parse_config(values).evaluation
-        assert config.suites == ("new", "drift")
-        assert config.settings("drift").replies == 5
-        assert config.settings("text").tokens == 99
-        set_value(values, "evaluation.suites", {"drift": {"new_replies": 0}})
-        config = parse_config(values).evaluation
-        assert config.suites == ("drift",)
-        assert (config.settings("drift").replies, config.settings("drift").new_replies) == (16, 0)
-
-    def test_the_section_of_a_suite_adds_it_and_a_flat_key_does_not(self) -> None:
-        values = config_of({"suites": ["new"]}).to_dict()
-        set_value(values, "evaluation.instruction_items", 8)
-        assert parse_config(values).evaluation.suites == ("new",)
-        set_value(values, "evaluation.suites.instructions", {})
-        config = parse_config(values).evaluation
-        assert config.suites == ("new", "instructions")
-        assert config.settings("instructions").items == 40
-
-    def test_other_keys_and_other_sections(self) -> None:
-        values: dict[str, Any] = {"name": "x", "evaluation": None, "arms": ARMS}
-        for key in ("evaluation.every", "training.steps", "evaluation.lm_eval.limit"):
-            set_value(values, key, 7)
-        assert values["training"] == {"steps": 7}
-        assert values["evaluation"]["every"] == values["evaluation"]["lm_eval"]["limit"] == 7
-
-    @pytest.mark.parametrize(
-        ("key", "value", "message"),
-        [
-            ("evaluation.suites.drft.replies", 3, r"evaluation.suites: unknown name 'drft': did you mean 'drift'"),
-            (
-                "evaluation.suites.drift.replies.x",
-                3,
-                r"cannot set 'evaluation.suites.drift.replies.x': 'replies'",
-            ),
-            ("evaluation.every.x", 3, r"cannot set 'evaluation.every.x': 'every' is not a section"),
-            ("evaluation.suites", "new", r"evaluation.suites: Input should be a valid tuple \(got 'new'\)"),
-        ],
-    )
-    def test_faults(self, key: str, value: Any, message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
-            load_config("quickstart", {key: value})
 
 
 FLAT_VALUES: dict[str, st.SearchStrategy[Any]] = {

@@ -18,19 +18,20 @@ import ctrl
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
-from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.evaluate import Suites
+from experiments.models.generation import no_progress
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
 from tests.helpers.models import BF16, FP32, sharp
-from tests.helpers.small import make_evaluation
+from tests.helpers.small import draw_suites
 
 pytestmark = pytest.mark.slow
 
 
 class TestEvaluation:
-    def test_one_record_per_item_and_form(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
-        evaluation.prepare(model, FP32)
+    def test_one_record_per_item_and_form(self, suites: Suites, model: PreTrainedModel) -> None:
+        evaluation = suites.prepare(model, FP32)
         records = evaluation.evaluate(model, FP32, progress=False)
         counts = collections.Counter((r.suite, r.form) for r in records)
         assert counts == {
@@ -50,12 +51,12 @@ class TestEvaluation:
                 assert record.options is not None
                 assert len(record.options) == len(record.scores) == 4
 
-    def test_evaluating_again_gives_the_same(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
-        evaluation.prepare(model, BF16)
+    def test_evaluating_again_gives_the_same(self, suites: Suites, model: PreTrainedModel) -> None:
+        evaluation = suites.prepare(model, BF16)
         assert evaluation.evaluate(model, BF16, progress=False) == evaluation.evaluate(model, BF16, progress=False)
 
-    def test_parts_alone(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
-        evaluation.prepare(model, FP32)
+    def test_parts_alone(self, suites: Suites, model: PreTrainedModel) -> None:
+        evaluation = suites.prepare(model, FP32)
         together = evaluation.evaluate(model, FP32, progress=False)
         alone: list[Record] = []
         for part in evaluation.suites:
@@ -65,8 +66,9 @@ class TestEvaluation:
         assert alone == together
 
     def test_correct_replies_count(
-        self, evaluation: Evaluation, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+        self, suites: Suites, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        evaluation = suites.prepare(model, FP32)
         first, second, *_ = evaluation.suites["new"].tasks[0].test
         replies = [f"It is {first.answer}.", str(int(second.answer) + 1), "No idea", ""]
         monkeypatch.setattr("experiments.evaluation.suites.new_task.generate_replies", lambda *args, **kwargs: replies)
@@ -74,8 +76,8 @@ class TestEvaluation:
         assert [(r.correct, r.parsed) for r in records] == [(1, True), (0, True), (0, False), (0, False)]
         assert [r.reply for r in records] == replies
 
-    def test_a_changed_model_has_moved(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
-        evaluation.prepare(model, FP32)
+    def test_a_changed_model_has_moved(self, suites: Suites, model: PreTrainedModel) -> None:
+        evaluation = suites.prepare(model, FP32)
         before = evaluation.evaluate(model, FP32, ("drift", "text"), progress=False)
         with torch.no_grad():
             model.model.layers[1].mlp.down_proj.weight.normal_()
@@ -83,8 +85,8 @@ class TestEvaluation:
         assert all(r.value is not None and r.value > 1e-6 for r in after if r.suite == "drift")
         assert [r.value for r in before if r.suite == "text"] != [r.value for r in after if r.suite == "text"]
 
-    def test_an_expanded_model_starts_where_the_base_is(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
-        evaluation.prepare(model, FP32)
+    def test_an_expanded_model_starts_where_the_base_is(self, suites: Suites, model: PreTrainedModel) -> None:
+        evaluation = suites.prepare(model, FP32)
         twin = ctrl.expand(copy.deepcopy(model), ctrl.ControlConfig(layers=2))
         records = evaluation.evaluate(twin, FP32, ("kept", "drift"), progress=False)
         base = evaluation.evaluate(model, FP32, ("kept", "drift"), progress=False)
@@ -92,8 +94,8 @@ class TestEvaluation:
         assert all(abs(r.value or 0) < 1e-6 for r in records if r.suite == "drift")
 
     @pytest.mark.parametrize("precision", [FP32, BF16], ids=["fp32", "bf16"])
-    def test_leaves_no_trace(self, evaluation: Evaluation, model: PreTrainedModel, precision: Precision) -> None:
-        evaluation.prepare(model, precision)
+    def test_leaves_no_trace(self, suites: Suites, model: PreTrainedModel, precision: Precision) -> None:
+        evaluation = suites.prepare(model, precision)
         model.train()
         model.model.layers[0].eval()
         modes = [module.training for module in model.modules()]
@@ -135,36 +137,34 @@ class TestEvaluation:
             assert torch.equal(model(ids).logits, expected)
 
     def test_drift_before_prepare(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        fresh = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        fresh = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)]).suites["drift"]
         with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
-            fresh.evaluate(sharp(), FP32, ("drift",))
+            list(fresh.measure(sharp(), no_progress))
 
     @pytest.mark.parametrize("part", ["kept", "drift", "text"])
-    def test_a_broken_model_is_no_result(self, evaluation: Evaluation, model: PreTrainedModel, part: str) -> None:
-        evaluation.prepare(model, FP32)
+    def test_a_broken_model_is_no_result(self, suites: Suites, model: PreTrainedModel, part: str) -> None:
+        evaluation = suites.prepare(model, FP32)
         with torch.no_grad():
             model.model.norm.weight.fill_(math.nan)
         with pytest.raises(RuntimeError, match="logits are not finite"):
             evaluation.evaluate(model, FP32, (part,), progress=False)
 
-    def test_unknown_suite(self, evaluation: Evaluation, model: PreTrainedModel) -> None:
+    def test_unknown_suite(self, suites: Suites, model: PreTrainedModel) -> None:
         with pytest.raises(ConfigError, match="unknown suite 'kep': did you mean 'kept'"):
-            evaluation.evaluate(model, FP32, ("kep",))
+            suites.prepare(model, FP32).evaluate(model, FP32, ("kep",))
 
     def test_restored_replies_are_used(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
         task = [ReasoningGym(name="chain_sum").held_out(4, 0)]
-        first, second = (make_evaluation(config, tokenizer, task) for _ in range(2))
-        first.prepare(model, FP32)
+        first = draw_suites(config, tokenizer, task).prepare(model, FP32)
         state = json.loads(json.dumps(first.state()))
         state["drift"]["replies"][0]["reply"] = [7, 8]  # what this model would never write: restored, not written anew
-        second.restore(state)
-        second.prepare(model, FP32)
+        second = draw_suites(config, tokenizer, task).prepare(model, FP32, state=state)
         assert second.suites["drift"].replies[0].reply == (7, 8)
         assert second.suites["drift"].replies[1] == first.suites["drift"].replies[1]
         assert second.suites["drift"].references[0].shape == (2, len(tokenizer))
 
-    def test_restored_replies_of_another_config(self, evaluation: Evaluation) -> None:
+    def test_restored_replies_of_another_config(self, suites: Suites, model: PreTrainedModel) -> None:
         with pytest.raises(ConfigError, match=r"has 1 base replies, but .* evaluation\.suites\.drift ask for 6"):
-            evaluation.restore({"drift": {"replies": [{"prompt": [1], "reply": [2]}]}})
+            suites.prepare(model, FP32, state={"drift": {"replies": [{"prompt": [1], "reply": [2]}]}})

@@ -23,7 +23,7 @@ from experiments.evaluation.log_probs import PATTERN, stored
 from experiments.evaluation.suites import drift
 from experiments.records import Record
 from tests.helpers.models import FP32
-from tests.helpers.small import make_evaluation
+from tests.helpers.small import draw_suites
 
 pytestmark = pytest.mark.slow
 
@@ -130,15 +130,14 @@ class TestDrift:
     def prepared(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> Evaluation:
-        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
-        evaluation.measure_base(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
-        return evaluation
+        suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        return suites.measure_base(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))[0]
 
     def test_kl_of_a_moved_model_is_that_without_a_cache(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, tmp_path: Path
     ) -> None:
-        uncached = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
-        uncached.prepare(model, FP32)
+        suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        uncached = suites.prepare(model, FP32)
         cached = [self.prepared(config, tokenizer, model, tmp_path) for _ in range(2)]  # it writes, and then reads
         with torch.no_grad():
             model.model.layers[1].mlp.down_proj.weight.normal_()
@@ -160,9 +159,8 @@ class TestDrift:
         monkeypatch.setattr(drift, "reply_log_probs", never)
         monkeypatch.setattr(drift, "base_replies", never)
         trial = self.prepared(config, tokenizer, model, tmp_path)
-        continued = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
-        continued.restore(first.state())
-        continued.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
+        suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        continued = suites.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32), first.state())
         for evaluation in (trial, continued):
             suite = evaluation.suites["drift"]
             assert isinstance(suite, drift.DriftSuite)
@@ -174,9 +172,8 @@ class TestDrift:
         """A run may have kept replies that the cache has not, written by another version of a library."""
         state = self.prepared(config, tokenizer, model, tmp_path).state()
         state["drift"]["replies"][0]["reply"] = [7, 8]
-        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
-        evaluation.restore(state)
-        evaluation.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32))
+        suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
+        evaluation = suites.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32), state)
         suite = evaluation.suites["drift"]
         assert isinstance(suite, drift.DriftSuite)
         assert suite.references[0].shape == (2, len(tokenizer))

@@ -16,7 +16,7 @@ from experiments.models.base import load_base
 from experiments.models.modes import evaluating
 from tests.helpers.families import EVERY, WINDOW
 from tests.helpers.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
-from tests.helpers.small import make_evaluation, small_config
+from tests.helpers.small import draw_suites, small_config
 
 SLOW = pytest.mark.slow
 
@@ -139,9 +139,9 @@ class TestMultipleChoice:
     def test_equals_one_sequence_per_option_on_the_real_model(self) -> None:
         model, tokenizer = load_base("smollm2-135m-instruct")
         config = small_config("smollm2-135m-instruct")
-        evaluation = make_evaluation(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(1, 0)])
+        suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(1, 0)])
         for form in ("plain", "chat"):
-            choices = evaluation.suites["kept"].choices[form][::3]
+            choices = suites.suites["kept"].choices[form][::3]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4
 
 

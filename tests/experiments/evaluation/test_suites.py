@@ -20,7 +20,7 @@ from experiments.models.modes import evaluating
 from experiments.records import Record
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.models import FP32
-from tests.helpers.small import make_evaluation, make_suite, small_config
+from tests.helpers.small import draw_suites, make_suite, small_config
 
 LONG = "The quick brown fox jumps over the lazy dog. " * 60  # more than two windows
 NOTES = NewText("notes", ("A short note.", LONG))
@@ -96,7 +96,8 @@ def test_only_the_named_suites_are_measured_in_their_order(
     base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     config = small_config(base, evaluation={"suites": ["text", "new"], "perplexity_tokens": 64})
-    records = make_evaluation(config, tokenizer, [sums()]).evaluate(model, FP32, progress=False)
+    evaluation = draw_suites(config, tokenizer, [sums()]).prepare(model, FP32)
+    records = evaluation.evaluate(model, FP32, progress=False)
     assert [record.suite for record in records] == ["text"] + ["new"] * 4
 
 

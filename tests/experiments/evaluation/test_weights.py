@@ -18,7 +18,7 @@ from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from tests.helpers.families import perturb
-from tests.helpers.small import make_evaluation, small_config, small_values
+from tests.helpers.small import draw_suites, small_config, small_values
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def test_a_run_in_bf16_measures_the_weights_as_they_are_trained(
 ) -> None:
     """A change far below bf16's rounding, in which the model is measured."""
     evaluation = small_values(base)["evaluation"] | {"suites": ["alignment"]}
-    suites, bf16 = make_evaluation(small_config(base, evaluation=evaluation), tokenizer), Precision("bf16")
-    suites.prepare(model, bf16)
+    suites, bf16 = draw_suites(small_config(base, evaluation=evaluation), tokenizer), Precision("bf16")
+    prepared = suites.prepare(model, bf16)
     tuned = load_base(base)[0]
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.mul_(1.0001)
-    found = [r.value for r in suites.evaluate(tuned, bf16) if r.task == "update"]
+    found = [r.value for r in prepared.evaluate(tuned, bf16) if r.task == "update"]
     assert found == pytest.approx([1e-4] * 3, rel=0.01)

@@ -73,6 +73,25 @@ def test_without_gain_nothing_is_matched_and_without_kept_tasks_there_is_no_tabl
     assert trajectory_table(answers(2, 8), {}, draws=100) is None
 
 
+@pytest.mark.parametrize("key", ["too_long", "left_out"])  # the second in data.json of earlier versions
+def test_chats_that_are_too_long_are_counted_in_the_table_of_the_data(key: str) -> None:
+    part = {
+        "name": "f",
+        "replayed": False,
+        "share": 1,
+        "asked": 1,
+        "tokens": 9,
+        "epochs": 1,
+        "stage": 1,
+        "examples": 16,
+    }
+    cut, whole = (data_table({"full": [{**part, key: count}]}) for count in (62, 0))
+    assert cut is not None
+    assert whole is not None
+    assert (cut.head[-1], cut.rows[0][-1]) == ("too long", "62 of 78")
+    assert "too long" not in whole.head
+
+
 def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     bare = ArmResult("bare", "full", 1e-3, "finished")
     assert further_table([bare]) is cost_table([bare]) is posthoc_table([]) is data_table({}) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import Entry, read_entries
+from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.comparison.report import format_comparison
 from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
@@ -90,9 +90,9 @@ def test_there_are_no_figures_before_the_end_without_the_suite_or_for_mixed_data
     assert stream_card(config(), [*BASE, *texts], uneven) == {}
 
 
-def entry(name: str, last: tuple[int, ...], tasks: tuple[str, ...] = TASKS) -> Entry:
+def entry(name: str, last: tuple[int, ...], tasks: tuple[str, ...] = TASKS) -> ComparedRun:
     checkpoints = {step: [*records, *KEPT] for step, records in CHECKPOINTS.items()} | {6: [*answers(last), *KEPT]}
-    return Entry(name, [*BASE, *KEPT], checkpoints, stages=dict(zip(tasks, ENDS, strict=True)))
+    return ComparedRun(name, [*BASE, *KEPT], checkpoints, stages=dict(zip(tasks, ENDS, strict=True)))
 
 
 def test_streams_are_compared_by_question() -> None:
@@ -210,7 +210,7 @@ def test_a_run_measures_each_task_after_each_stage_and_shows_it_in_its_report(ba
     for expected in ("Stream of tasks", "Tasks after each stage", "<th>stage</th>", "-NLL of held-out texts"):
         assert expected in page, expected
     assert "stream_bwt" in (outcome.folder / "table.csv").read_text().splitlines()[0]
-    entries = read_entries([str(outcome.folder)])
+    entries = read_runs([str(outcome.folder)])
     assert [one.stages for one in entries] == [{"sea": 2, "sums": 5}] * 2
     cards = compare(entries, draws=100).cards
     assert [cards[f"{r.arm}-0.01"]["stream_f"].value for r in outcome.results] == pytest.approx(

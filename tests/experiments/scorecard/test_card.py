@@ -282,7 +282,7 @@ def test_faults_name_the_record() -> None:
         scorecard(base, after[:1])
     with pytest.raises(ValueError, match="no partner among the base records for kept/t/chat/1"):
         pair_records(base[1:], after)
-    with pytest.raises(ValueError, match="kept/t/chat/1 stands twice among the base records"):
+    with pytest.raises(ValueError, match="kept/t/chat/1 occurs twice among the base records"):
         scorecard([*base, base[0]], after)
     with pytest.raises(ValueError, match="kept/t/chat/2 has no 'correct'"):
         scorecard(base, [after[0], dataclasses.replace(after[1], correct=None)])
@@ -292,5 +292,5 @@ def test_faults_name_the_record() -> None:
     with pytest.raises(ValueError, match="text/prose/nll/a covers 5 tokens in base and 6 in after"):
         scorecard([text], [dataclasses.replace(text, tokens=6)])
     drift = Record("drift", "replies", "kl", "a", value=1.0, tokens=5)
-    with pytest.raises(ValueError, match="drift/replies/kl/a stands twice"):
+    with pytest.raises(ValueError, match="drift/replies/kl/a occurs twice"):
         scorecard([], [drift, drift])

@@ -57,6 +57,7 @@ def test_every_figure_is_in_the_table_and_every_row_is_computed() -> None:
     members = {"FORM": FORMS, "TASK": sorted(tasks)}
     rows = {name for figure in FIGURES.values() if figure.suite not in ELSEWHERE for name in figure.names(members)}
     assert computed() == rows
+    assert {f"alignment_{metric}" for metric in (*METRICS, "update")} <= rows
     assert all(name == figure.name for name, figure in FIGURES.items())
 
 

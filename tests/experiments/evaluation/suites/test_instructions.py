@@ -13,7 +13,7 @@ from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.instructions import KINDS, Instruction, instructions, language_of
 from experiments.models.base import load_base
 from tests.helpers.models import FP32
-from tests.helpers.small import make_evaluation, small_config
+from tests.helpers.small import draw_suites, small_config
 
 GERMAN = "Der Zug ist sehr lang und die Fahrt mit ihm ist nicht teuer."
 FRENCH = "La mer est belle et les bateaux sont dans le port."
@@ -101,7 +101,7 @@ def test_too_many() -> None:
 
 def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_base(base)
-    evaluation = make_evaluation(_config(base), tokenizer)
+    evaluation = draw_suites(_config(base), tokenizer).prepare(model, FP32)
     items = instructions(10, 0)
     replies = [f" {good(item)}\n" if i % 2 else "" for i, item in enumerate(items)]
     monkeypatch.setattr("experiments.evaluation.suites.instructions.generate_replies", lambda *args, **kwargs: replies)

@@ -9,7 +9,7 @@ from experiments.config import ExperimentConfig, parse_config
 from experiments.evaluation.suites.kept import KeptSuite, named_first
 from experiments.scorecard import scorecard
 from tests.helpers.models import FP32
-from tests.helpers.small import make_evaluation, make_suite, small_values
+from tests.helpers.small import draw_suites, make_suite, small_values
 
 OPTIONS = ("Guinea", "Guinea-Bissau", "South Africa", "Mali")
 
@@ -47,7 +47,8 @@ def test_chats_are_answered_in_words_too(
     model: PreTrainedModel,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    evaluation = make_evaluation(config, tokenizer)
+    suites = draw_suites(config, tokenizer)
+    evaluation = suites.prepare(model, FP32)
     suite = evaluation.suites["kept"]
     assert isinstance(suite, KeptSuite)
     right = [f"Well: {question.options[question.answer]}." for question in suite.questions]
@@ -72,14 +73,14 @@ def test_chats_are_answered_in_words_too(
     assert card["kept_parse_failures"].value == 1 / 16
     likelihoods = [record.correct or 0 for record in records if record.form != "generate"]
     assert card["kept_accuracy_likelihood"].value == sum(likelihoods) / 32
-    (again,) = evaluation.reworded().suites.values()
+    (again,) = suites.reworded().suites.values()
     assert again.size == 2 * 16
 
 
 def test_what_it_generates_is_the_models_reply(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
-    own = [r for r in make_evaluation(config, tokenizer).evaluate(model, FP32) if r.form == "generate"]
+    own = [r for r in draw_suites(config, tokenizer).prepare(model, FP32).evaluate(model, FP32) if r.form == "generate"]
     assert len({(record.task, record.item) for record in own}) == 16
     assert all(record.reply is not None and record.options is None for record in own)
 

@@ -50,11 +50,11 @@ def test_few_horizons_leave_the_longest_alone(count: int) -> None:
     """Not mixed, as if they were one: the law is that of the longest T."""
     few = fit(table(horizons=(1e6, 2e6, 4e6)[-count:]), base_kept=2.5, draws=3)
     one = fit(table(horizons=(4e6,)), base_kept=2.5, draws=3)
-    assert (few.kept, few.new, few.foretold) == (one.kept, one.new, {})
+    assert (few.kept, few.new, few.predicted) == (one.kept, one.new, {})
     assert (few.horizons, one.horizons) == (count, 1)
 
 
-def test_the_longest_horizon_is_foretold_by_a_law_that_holds_alone() -> None:
+def test_the_longest_horizon_is_predicted_by_a_law_that_holds_alone() -> None:
     law = fit(table(noise=0.002), base_kept=2.5, draws=20)
     missed = law.errors["horizon kept"]
     assert missed.rms.high is not None

@@ -38,7 +38,7 @@ def test_evaluations_on_the_way_give_the_law_its_tokens(store: Store, tmp_path: 
     assert "(general text; .026 by the one before)" in said  # .14 R^2 / 4, rms over five R
     legend = pictures["stack"].axes[0].get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["25k", "50k", "75k", "100k", "the longest, foretold"]
+    assert [text.get_text() for text in legend.get_texts()] == ["25k", "50k", "75k", "100k", "the longest, predicted"]
 
 
 @pytest.mark.slow

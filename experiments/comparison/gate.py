@@ -1,0 +1,53 @@
+"""The gate: a run passes only if its forgetting is below a margin, by non-inferiority."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from experiments.common.errors import CompareError
+from experiments.comparison.inputs import ComparedRun
+from experiments.reporting.text import figure_text
+from experiments.scorecard.card import scorecard
+from experiments.scorecard.inference import non_inferior
+
+
+def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
+    """Test for non-inferiority: passed only if the run finished and its bound of forgetting is below the margin.
+
+    Returns (passed, one line). Raises CompareError if the run or its base has no records of kept tasks, or for a margin
+    that is not between 0 and 1.
+    """
+    if run.fault:
+        return False, f"FAIL  {run.name}: {run.fault}"
+    try:
+        card = scorecard(run.base, run.after, draws, seed)
+        if "forgetting" not in card:
+            raise CompareError(f"{run.name} has no records of kept tasks: the gate has nothing to judge")
+        bound = card["forgetting_bound"].value
+        passed = non_inferior(bound, margin)
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    text = figure_text(card, "forgetting")
+    sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
+    tasks = sorted({record.task for record in run.after if record.suite == "kept"})
+    of = (
+        f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
+    )
+    verdict = "pass" if passed else "FAIL"
+    return passed, f"{verdict}  {run.name}: forgetting{of} {text}, bound {bound:.4f} {sign} {margin:g}"
+
+
+def by_task(run: ComparedRun) -> list[ComparedRun]:
+    """Cut the last checkpoint to each kept task alone, for a gate on each: a mean over tasks can hide one."""
+    kept = [record for record in run.after if record.suite == "kept"]
+    return [
+        replace(
+            run,
+            name=f"{run.name}, {task}",
+            base=[r for r in run.base if r.suite == "kept" and r.task == task],
+            checkpoints={1: [r for r in kept if r.task == task]},
+        )
+        for task in sorted({record.task for record in kept})
+    ]

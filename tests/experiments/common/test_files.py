@@ -1,0 +1,36 @@
+"""Files are replaced as a whole; JSON lines keep every character of a string."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments.common.files import UMASK, json_lines, read_json, write_json, write_text
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new folder" / "note.txt"
+    write_text(path, "old")
+    assert path.stat().st_mode & 0o777 == 0o666 & ~UMASK
+
+    def fails(*args: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="no space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]  # no temporary file
+
+
+def test_json(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none.json") == {}
+    write_json(tmp_path / "a.json", {"é": [1, None]})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "é": [\n    1,\n    null\n  ]\n}\n'
+    assert read_json(tmp_path / "a.json") == {"é": [1, None]}
+
+
+def test_lines_end_at_newlines_alone() -> None:
+    assert list(json_lines('{"a": "x\u2028y"}\n\n  \n{"b": 1}')) == [(1, '{"a": "x\u2028y"}'), (4, '{"b": 1}')]

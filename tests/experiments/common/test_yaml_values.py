@@ -1,0 +1,51 @@
+"""Plain values of YAML: numbers, files by path or name, and one field set by its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.common.yaml_values import load_yaml, read_yaml, set_field
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("-2E+1", -20.0), ("1.0e-3", 1e-3), ("'1e-3'", "1e-3")])
+def test_numbers_as_in_python(text: str, value: Any) -> None:
+    assert load_yaml(text) == value
+
+
+def test_a_file_by_path_or_by_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "shipped"
+    (shipped / "more").mkdir(parents=True)
+    (shipped / "a.yaml").write_text("x: 1")
+    (shipped / "more" / "b.yaml").write_text("x: 2")
+    monkeypatch.chdir(tmp_path)
+    assert read_yaml("a", shipped, "config") == (shipped / "a.yaml", {"x": 1})
+    assert read_yaml("more/b", shipped, "config")[1] == {"x": 2}
+    (tmp_path / "a").write_text("x: 3")
+    assert read_yaml("a", shipped, "config")[1] == {"x": 3}  # a file of that path comes first
+    with pytest.raises(ConfigError, match="no config c: give a path, or a shipped name: a, more/b"):
+        read_yaml("c", shipped, "config")
+
+
+def test_set_field() -> None:
+    values: dict[str, Any] = {"arms": [{"name": "x"}], "training": {"steps": 1}}
+    set_field(values, "arms.0.name", "y")
+    set_field(values, "training.steps", 2)
+    set_field(values, "data.old.source", "self")
+    assert values == {"arms": [{"name": "y"}], "training": {"steps": 2}, "data": {"old": {"source": "self"}}}
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("arms.1.name", r"cannot set 'arms\.1\.name': '1' is no index into a list of 1 entries"),
+        ("arms.x", "'x' is no index into a list of 1 entries"),
+        ("name.x.y", "'name' is not a section"),
+    ],
+)
+def test_a_field_that_cannot_be_set(key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        set_field({"name": "n", "arms": [{}]}, key, 1)
