@@ -87,9 +87,8 @@ def shorthands() -> str:
     rows = []
     for name in METHODS:
         kind = next(kind for kind, table in kinds.items() if name in table)
-        options = "`control`" if kind == "train" and TUNINGS[name].in_control else "`options`"
-        also = "" if kind == "train" else " and `trains`, the name of what trains"
-        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | {options}{also} |")
+        place = "control" if kind == "train" and TUNINGS[name].in_control else "options"
+        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | `{place}` |")
     return "\n".join(("| method | stands for | its fields are in |", "|---|---|---|", *rows))
 
 
@@ -113,7 +112,7 @@ def _command(name: str, text: str, command: argparse.ArgumentParser) -> str:
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
     ]
     table = "\n".join(("| argument | meaning |", "|---|---|", *rows)) if rows else "It takes no arguments."
-    return f"### control-llm {name}\n\n{text[0].upper()}{text[1:]}.\n\n{table}"
+    return f"### control-llm {name}\n\n{text[0].upper()}{text[1:].rstrip(' .')}.\n\n{table}"
 
 
 def _argument(action: argparse.Action) -> str:

@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from experiments.common.errors import ConfigError
 from experiments.data.columns import Columns
 from experiments.data.items import Example
@@ -17,8 +19,8 @@ class SqliteRows(Columns, Finite):
     """The rows of a query. Its columns are named as in source `file`: question, answer, solution, or text."""
 
     source: Literal["sqlite"] = "sqlite"
-    path: str
-    query: str
+    path: str = Field(description="an SQLite database")
+    query: str = Field(description="a select whose columns are named as in source file")
 
     @property
     def label(self) -> str:

@@ -13,7 +13,8 @@ from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
 from experiments.methods.base import Average
 from tests.helpers.engine import LAYERS, OPTIONS, arm_config
 
-TUNINGS_IN_WORDS = "Input should be 'full', 'partial', 'control', 'stack', 'hybrid', 'lora', 'rslora' or 'corda'"
+*FIRST, LAST = map(repr, TUNINGS)
+TUNINGS_IN_WORDS = f"Input should be {', '.join(FIRST)} or {LAST}"
 
 
 def test_every_part_is_a_short_name() -> None:
