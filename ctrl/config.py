@@ -31,8 +31,8 @@ class ControlConfig:
         hidden states: without such a divergence they are frozen.
     alpha_start: alpha before training, in [0, 1]; 0 and 1 are excluded if alpha is learned.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
-    divergence_weight: factor of the divergence in the loss, >= 0 (the paper uses 1). With 0 none is computed, except for
-        `ctrl.diagnostics`.
+    divergence_weight: factor of the divergence in the loss, >= 0 (the paper uses 1). With 0 none is computed, except
+        for `ctrl.diagnostics`.
     margin: cosine distances below it add nothing (cosine and norm divergences).
     scale_by_alpha: multiply each token's divergence by its own alpha (the paper's adaptive variant). A learned
         alpha can then shrink its own penalty; `detach_alpha` stops that gradient.
