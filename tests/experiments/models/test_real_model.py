@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from experiments.cli import main as cli
+from experiments.cli.run import overrides
 from experiments.common.errors import ModelError
 from experiments.config import load_config
 from experiments.models.base import SHIPPED, load_base
@@ -94,7 +95,7 @@ def test_the_quickstart_with_few_steps(tmp_path: Path, capsys: pytest.CaptureFix
     sets = [word for pair in FEW for word in ("--set", pair)]
     assert cli.main(["run", "quickstart", "--root", str(root), *sets]) == 0
     printed = capsys.readouterr().out
-    config = load_config("quickstart", dict(cli.overrides(FEW)))
+    config = load_config("quickstart", dict(overrides(FEW)))
     folder = run_folder(config, root)
     for arm in config.arms:
         for rate in arm.learning_rates:
