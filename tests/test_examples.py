@@ -99,15 +99,14 @@ def test_the_interpolation_keeps_the_contract(
     load: Load, monkeypatch: pytest.MonkeyPatch, check: str, arguments: dict[str, Any]
 ) -> None:
     load("gap_lerp")
-    known = reference.mix_token
+    known = reference.alpha_token
 
-    def mix_token(name: str, a: Any, b: Any, h: Any, p: Any) -> Any:
+    def alpha_token(name: str, a: Any, b: Any, h: Any, p: Any) -> float:
         if name != "gap_lerp":
             return known(name, a, b, h, p)
-        alpha = reference.sigmoid(float(p["theta"]) + float(p["w"]) * math.dist(a, b))
-        return reference.lerp(a, b, alpha), alpha
+        return reference.sigmoid(float(p["theta"]) + float(p["w"]) * math.dist(a, b))
 
-    monkeypatch.setattr(reference, "mix_token", mix_token)
+    monkeypatch.setattr(reference, "alpha_token", alpha_token)
     monkeypatch.setattr(test_interpolation, "NAMES", [*test_interpolation.NAMES, "gap_lerp"])
     getattr(InterpolationContract(), check)("gap_lerp", **arguments)
 

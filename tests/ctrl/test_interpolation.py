@@ -83,13 +83,8 @@ class TestEveryInterpolation:
         a, b, h = branches()
         module.fixed_alpha = torch.tensor(0.25)
         mixed, alpha = module(a, b, h)
-        # the formula of lerp or slerp at a scalar alpha is what every strategy comes to
-        plain = reference.mix("slerp" if name == "slerp" else "lerp", *(x.numpy() for x in (a, b, h)),
-                              {"theta": np.array(np.log(0.25 / 0.75))})[0]  # fmt: skip
-        if name == "plerp":
-            projected = a + a @ module.offset.detach().T
-            plain = (0.75 * projected + 0.25 * b).numpy()
-        torch.testing.assert_close(mixed.detach(), torch.from_numpy(plain), rtol=1e-10, atol=1e-10)
+        want, _ = reference.mix(name, *(x.numpy() for x in (a, b, h)), reference_parameters(module), 0.25)
+        torch.testing.assert_close(mixed.detach(), torch.from_numpy(want), rtol=1e-10, atol=1e-10)
         assert alpha.item() == 0.25
 
     @pytest.mark.parametrize("dtype", DTYPES)

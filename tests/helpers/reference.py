@@ -46,30 +46,33 @@ def slerp(a: Array, b: Array, alpha: float) -> Array:
     return math.sin((1 - alpha) * w) / math.sin(w) * a + math.sin(alpha * w) / math.sin(w) * b
 
 
-def mix_token(name: str, a: Array, b: Array, h: Array, p: Parameters) -> tuple[Array, float]:
-    """The mixed hidden state of one token and its alpha."""
-    theta = float(p["theta"])
-    alpha = sigmoid(theta)
-    if name == "lerp":
-        return lerp(a, b, alpha), alpha
+def mix_token(
+    name: str, a: Array, b: Array, h: Array, p: Parameters, alpha: float | None = None
+) -> tuple[Array, float]:
+    """The mixed hidden state of one token and its alpha. alpha: replaces the one that the parameters give."""
+    alpha = alpha_token(name, a, b, h, p) if alpha is None else alpha
     if name == "slerp":
         return slerp(a, b, alpha), alpha
-    if name == "dlerp":
-        alpha = sigmoid(p["w"] @ np.concatenate([a, b]) + theta)
-        return lerp(a, b, alpha), alpha
-    if name == "dlerpin":
-        alpha = sigmoid(p["w"] @ h + theta)
-        return lerp(a, b, alpha), alpha
     if name == "plerp":
         return lerp(p["projection"] @ a, b, alpha), alpha
-    if name == "proj":
-        return lerp(a, b, alpha), alpha
+    return lerp(a, b, alpha), alpha
+
+
+def alpha_token(name: str, a: Array, b: Array, h: Array, p: Parameters) -> float:
+    """The share of b in the mix of one token."""
+    theta = float(p["theta"])
+    if name in ("lerp", "slerp", "plerp", "proj"):
+        return sigmoid(theta)
+    if name == "dlerp":
+        return sigmoid(p["w"] @ np.concatenate([a, b]) + theta)
+    if name == "dlerpin":
+        return sigmoid(p["w"] @ h + theta)
     scores = p["gate"] @ h + np.array([0.0, theta])
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     if name == "moe_soft":
-        return lerp(a, b, shares[1]), float(shares[1])
+        return float(shares[1])
     if name == "moe":
-        return (b, 1.0) if shares[1] >= shares[0] else (a, 0.0)
+        return 1.0 if shares[1] >= shares[0] else 0.0
     raise KeyError(name)
 
 
@@ -108,11 +111,11 @@ def kl(e: Array, p: Array) -> float:
 # --- a batch -----------------------------------------------------------------------------------------------------
 
 
-def mix(name: str, a: Array, b: Array, h: Array, p: Parameters) -> tuple[Array, Array]:
-    """Mixed hidden states (batch, seq, hidden) and alphas (batch, seq)."""
+def mix(name: str, a: Array, b: Array, h: Array, p: Parameters, alpha: float | None = None) -> tuple[Array, Array]:
+    """Mixed hidden states (batch, seq, hidden) and alphas (batch, seq); see `mix_token`."""
     mixed, alphas = np.empty_like(a), np.empty(a.shape[:2])
     for at in np.ndindex(*a.shape[:2]):
-        mixed[at], alphas[at] = mix_token(name, a[at], b[at], h[at], p)
+        mixed[at], alphas[at] = mix_token(name, a[at], b[at], h[at], p, alpha)
     return mixed, alphas
 
 
