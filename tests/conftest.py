@@ -11,36 +11,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two processes of tests sh
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network, and looking for one takes its time
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from tests.helpers.families import build
+from tests.helpers.longest import LONGEST
 
-# these take minutes
-LONG = (
-    "test_notebooks",
-    "test_real_model",
-    "test_trial",
-    "test_run",
-    "test_processes",
-    "test_posthoc",
-    "test_distributed",
-)
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that take minutes come first: of two processes neither shall wait for the other's last one."""
-
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem
-        return LONG.index(name) if name in LONG and item.get_closest_marker("slow") else len(LONG)
-
-    modules: dict[object, int] = {}
-    for item in items:
-        modules[item.path] = min(place(item), modules.get(item.path, len(LONG)))
-    items.sort(key=lambda item: modules[item.path])
+    """Files that take minutes come first: of two processes neither shall wait for the other's last one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    places = {TESTS / file: place for place, file in enumerate(LONGEST) if TESTS / file in slow}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

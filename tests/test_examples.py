@@ -41,7 +41,7 @@ from tests.ctrl import test_interpolation
 from tests.ctrl.test_divergence import TestEveryDivergence as DivergenceContract
 from tests.ctrl.test_interpolation import TestEveryInterpolation as InterpolationContract
 from tests.experiments.data.test_sources import TestContract as SourceContract
-from tests.experiments.evaluation import test_suites
+from tests.experiments.evaluation import test_suite
 from tests.experiments.evaluation.kept_tasks import test_tasks
 from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
 from tests.experiments.methods import test_averaging, test_losses, test_method, test_tuning
@@ -51,9 +51,9 @@ from tests.experiments.training.test_schedules import (
     test_every_schedule_is_continuous_and_between_0_and_1 as schedule_contract,
 )
 from tests.helpers import engine, reference
-from tests.helpers.models import sharp
-from tests.helpers.simulated import kept
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.option_scores import sharp
+from tests.helpers.planted_run import kept
+from tests.helpers.small_run import small_config, small_values, tiny_base
 
 TABLES: tuple[dict[str, Any], ...] = (
     INTERPOLATIONS, DIVERGENCES, SCHEDULES, KEPT_TASKS, OPERATIONS, METRICS, TUNINGS, LOSS_TERMS, AVERAGES, SUITES,
@@ -294,9 +294,9 @@ def test_the_suite_keeps_the_contract(load: Load, tmp_path: Path) -> None:
     model, tokenizer = load_base(tiny_base(tmp_path))
     settings = example.RepetitionSuite.Settings(replies=3, tokens=8)
     suite = example.RepetitionSuite(settings, SuiteContext(0, str(tmp_path)), tokenizer, ())
-    test_suites.test_contract(suite, model)
-    test_suites.test_content_is_json_and_always_the_same(suite, tokenizer)
-    test_suites.test_state_makes_another_process_measure_the_same(suite, model, tokenizer)
+    test_suite.test_contract(suite, model)
+    test_suite.test_content_is_json_and_always_the_same(suite, tokenizer)
+    test_suite.test_state_makes_another_process_measure_the_same(suite, model, tokenizer)
     assert example.repeated("The cat and the dog and the bird") == pytest.approx(3 / 8)
     assert example.repeated(" ") == 0
 
@@ -339,7 +339,7 @@ def test_a_script_runs_the_suite_and_reports_its_figure(tmp_path: Path) -> None:
 import sys
 import docs.examples.repetition
 import experiments
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small_run import small_config, tiny_base
 from pathlib import Path
 suites = {"new": {}, "repetition": {"replies": 3, "tokens": 8}}
 arms = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]

@@ -8,8 +8,8 @@ import torch
 import ctrl
 from experiments.models.precision import Precision
 from experiments.training.lm_loss import ChunkedLoss, only_label_logits, why_whole
-from tests.ctrl.test_merge import IDS, MASK
 from tests.helpers.families import build, perturb
+from tests.helpers.tiny_llama import IDS, MASK
 
 pytestmark = [
     pytest.mark.gpu,

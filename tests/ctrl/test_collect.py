@@ -14,8 +14,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 
 import ctrl
-from tests.ctrl.test_merge import BATCHES, IDS
-from tests.ctrl.test_trainer import expanded, tiny
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
 from tests.helpers.trainers import (
     accelerated,
     dpo_trainer,

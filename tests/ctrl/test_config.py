@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ctrl import config
 from ctrl.config import ControlConfig
-from ctrl.divergence import DIVERGENCES
-from ctrl.errors import ConfigError, unknown_name
-from ctrl.interpolation import INTERPOLATIONS
+from ctrl.errors import ConfigError
+from tests.helpers.control_configs import configs
 
 # argument, bad value, what the message says about it
 FAULTS: list[tuple[str, Any, str]] = [
@@ -52,24 +49,6 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("layers", [0, True], r"layers=\[0, True\]: give"),
     ("layers", [0, 1.0], r"layers=\[0, 1\.0\]: give"),
 ]
-
-numbers = st.floats(0, 1)
-configs = st.builds(
-    ControlConfig,
-    structure=st.sampled_from(get_args(config.Structure)),
-    layers=st.integers(1, 64) | st.lists(st.integers(0, 63), min_size=1, max_size=8, unique=True),
-    interpolation=st.sampled_from(list(INTERPOLATIONS)),
-    alpha=st.sampled_from(get_args(config.Alpha)),
-    alpha_start=st.floats(0.01, 0.99),
-    divergence=st.sampled_from(list(DIVERGENCES)),
-    divergence_weight=st.floats(0, 1e6),
-    margin=st.floats(0, 2),
-    scale_by_alpha=st.booleans(),
-    detach_alpha=st.booleans(),
-    detach_pretrained=st.booleans(),
-    divergence_tokens=st.sampled_from(["real", "labels"]),
-    norm_mix=numbers | st.just("alpha"),
-)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), FAULTS)
@@ -119,10 +98,6 @@ def test_unknown_keys_get_the_nearest_and_come_all_at_once() -> None:
     assert "layers" not in [line.split("'")[1] for line in str(caught.value).splitlines()]
 
 
-def test_a_name_near_nothing_lists_what_is_known() -> None:
-    assert unknown_name("method", "qqq", ["lerp", "slerp"]) == "unknown method 'qqq': known: lerp, slerp"
-
-
 @settings(max_examples=50, deadline=None)
 @given(configs)
 def test_json_round_trip(made: ControlConfig) -> None:
@@ -154,12 +129,6 @@ def test_a_list_given_cannot_change_it_later() -> None:
 def test_replace_checks_again() -> None:
     with pytest.raises(ConfigError, match="margin"):
         dataclasses.replace(ControlConfig(), margin=9)
-
-
-def test_is_a_value_error() -> None:
-    """So that callers who do not know ctrl catch it too."""
-    with pytest.raises(ValueError, match="layers=0"):
-        ControlConfig(layers=0)
 
 
 def test_the_paper_s_defaults() -> None:

@@ -10,8 +10,8 @@ from transformers import OlmoConfig, OlmoForCausalLM
 import ctrl
 from ctrl.diagnostics import Log, update_size
 from ctrl.layer import expanded_layers
-from tests.ctrl.test_merge import IDS, MASK, disturbed
 from tests.helpers.families import SHAPE, WINDOW, build, labelled, left_padded, perturb
+from tests.helpers.tiny_llama import IDS, MASK, disturbed
 
 
 def test_diagnostics_give_the_figures_and_cost_no_gradient() -> None:

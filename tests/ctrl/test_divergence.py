@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ctrl import config
 from ctrl.divergence import DIVERGENCES, additive_mean, masked_mean
 from tests.helpers import reference
+from tests.helpers.branches import HIDDEN, quick
 
-HIDDEN = 6
 NAMES = list(DIVERGENCES)
 HIDDEN_NAMES = [name for name in NAMES if name != "attention"]  # compare hidden states; attention compares rows
 COSINES = ["cosine", "cosine_smooth", "norm"]
-quick = settings(max_examples=25, deadline=None)
 masks = st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3).map(torch.tensor)
 
 

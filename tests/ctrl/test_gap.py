@@ -9,8 +9,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import ctrl
-from tests.ctrl.test_merge import BATCHES, IDS, MASK, disturbed
-from tests.ctrl.test_trainer import tiny
+from tests.helpers.tiny_llama import BATCHES, IDS, MASK, disturbed, tiny
 
 
 @torch.no_grad()

@@ -8,29 +8,15 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
-from tests.ctrl.test_trainer import tiny
 from tests.helpers.reference import sigmoid
 from tests.helpers.reference import slerp as reference_slerp
+from tests.helpers.tiny_llama import BATCHES, IDS, MASK, disturbed, tiny
 
 MERGED = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]
-IDS = torch.arange(1, 25).reshape(2, 12)
-MASK = torch.ones_like(IDS)
-MASK[0, :3] = 0
-BATCHES = [{"input_ids": IDS, "attention_mask": MASK}]
-
-
-def disturbed(seed: int = 5, **kwargs: object) -> PreTrainedModel:
-    model = ctrl.expand(tiny().eval(), ctrl.ControlConfig(**{"layers": 2, **kwargs}))  # type: ignore[arg-type]
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
 
 
 @pytest.mark.parametrize("interpolation", MERGED)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import ctrl
-from tests.ctrl.test_merge import BATCHES, IDS, disturbed
-from tests.ctrl.test_trainer import tiny
+from tests.helpers.tiny_llama import BATCHES, IDS, disturbed, tiny
 
 
 def expected_weights(parts: list[Any], weights: list[float]) -> dict[str, torch.Tensor]:

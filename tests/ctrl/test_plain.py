@@ -9,8 +9,8 @@ import torch
 import transformers as tf
 
 import ctrl
-from tests.ctrl.test_merge import IDS
 from tests.helpers.families import SHAPE
+from tests.helpers.tiny_llama import IDS
 
 MOE: dict[str, Any] = {**SHAPE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 MLA: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The published checkpoints' layout: what we write we read back, and a checkpoint made by hand means what it says."""
+"""Published checkpoints: what we write we read back, one made by hand means what it says, damage is named."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
-from ctrl.published_config import control_config
-from tests.ctrl.test_merge import IDS, disturbed
-from tests.ctrl.test_trainer import tiny
+from tests.helpers.published import by_hand
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 STRATEGIES = [name for name, cls in INTERPOLATIONS.items() if cls.published is not None]
 
@@ -46,41 +45,6 @@ def test_relaxed_norms_round_trip(tmp_path: Path, mix: float | str) -> None:
     assert not torch.equal(plain(IDS).logits, model(IDS).logits)  # the norms do differ
 
 
-def by_hand(folder: Path, **expansion: Any) -> dict[str, torch.Tensor]:
-    """A published lerp checkpoint with layers 1 and 3 of 4 expanded, written from the layout's description alone."""
-    base = tiny().eval()
-    generator = torch.Generator().manual_seed(4)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in base.state_dict().items():
-        value = value.clone()
-        parts = name.split(".")
-        if name.startswith("model.layers.") and parts[2] in ("1", "3"):
-            head, rest = ".".join(parts[:3]), ".".join(parts[3:])
-            tensors[f"{head}.pretrained_layer.{rest}"] = value
-            tensors[f"{head}.expanded_layer.{rest}"] = value + 0.05 * torch.randn(value.shape, generator=generator)
-            tensors[f"{head}.interpolation_factor"] = torch.tensor([0.7])
-        else:
-            tensors[name] = value
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    values = base.config.to_dict() | {"model_type": "causallmexpansion", "architectures": ["LlamaForCausalLMExpansion"]}
-    values["expansion"] = {
-        "expand_type": "concat",
-        "merge_method": "lerp",
-        "freezed_layers": [0, 2],
-        "expanded_from": "/a/path/on/another/machine",
-        "num_ori_layers": 4,
-        "num_exp_layers": 2,
-        "interpolation_factor": 0.7,
-        "interpolation_loss_alpha": 1.0,
-        "interpolation_loss_type": "mse",
-        "interpolation_norm_alpha": 0,
-        "freeze_interpolation_factor": True,
-    } | expansion
-    (folder / "config.json").write_text(json.dumps(values))
-    return tensors
-
-
 def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
     tensors = by_hand(tmp_path)
     model = ctrl.load_published(tmp_path).eval()
@@ -95,25 +59,6 @@ def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
             tiny().save_pretrained(tmp_path / base)
             base = str(tmp_path / base)
         assert torch.equal(ctrl.load_published(tmp_path, base=base).eval()(IDS).logits, model(IDS).logits)
-
-
-def test_values_of_the_expansion_object(tmp_path: Path) -> None:
-    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        ({"interpolation_loss_alpha": -1}, {"scale_by_alpha": True, "divergence_weight": 1.0}),
-        ({"interpolation_loss_alpha": 0}, {"divergence": "none"}),
-        ({"interpolation_loss_type": "dot"}, {"divergence": "norm"}),
-        ({"interpolation_loss_type": "cosine"}, {"divergence": "cosine_smooth"}),
-        ({"interpolation_loss_type": "attention"}, {"divergence": "attention"}),
-        ({"interpolation_norm_alpha": -1}, {"norm_mix": "alpha"}),
-        ({"interpolation_norm_alpha": 0.1}, {"norm_mix": 0.1}),
-        ({"freeze_interpolation_factor": False}, {"alpha": "learned"}),
-    ]
-    stack = {"expand_type": "stack", "freezed_layers": [0, 1, 3], "num_hidden_layers": None, "num_ori_layers": None}
-    assert control_config(stack | {"interpolation_norm_alpha": 0.1}, [1]).norm_mix == 0.0  # a plain model
-    for number, (expansion, expected) in enumerate(cases):
-        by_hand(tmp_path / str(number), **expansion)
-        config = ctrl.load_published(tmp_path / str(number)).control.config
-        assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_null_factor_means_the_expanded_branch_alone(tmp_path: Path) -> None:
@@ -211,28 +156,6 @@ def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str
 
 
 @pytest.mark.parametrize(
-    ("expansion", "fault"),
-    [
-        ({"num_ori_layers": 5}, "num_ori_layers=5, but its tensors and freezed_layers give 4"),
-        ({"freezed_layers": None}, r"freezed_layers must list the layers without a copy, from 0\.\.3, but got None"),
-        ({"freezed_layers": [0, 2, 9]}, r"freezed_layers must list .* got \[0, 2, 9\]"),
-        ({"freezed_layers": [0, 1, 2, 3]}, r"freezed_layers must list .* got \[0, 1, 2, 3\]"),
-        (
-            {"interpolation_factor": "0.7"},
-            "interpolation_factor of the expansion object must be a number or null, .*'0.7'",
-        ),
-        ({"interpolation_loss_alpha": [1]}, r"interpolation_loss_alpha of the expansion object .* got \[1\]"),
-        ({"interpolation_norm_alpha": "x"}, "interpolation_norm_alpha of the expansion object .* got 'x'"),
-        ({"merge_method": ["lerp"]}, r"unknown merge_method \['lerp'\]"),
-    ],
-)
-def test_values_that_no_expansion_gives_are_named(tmp_path: Path, expansion: dict[str, Any], fault: str) -> None:
-    by_hand(tmp_path, **expansion)
-    with pytest.raises((ctrl.ConfigError, ctrl.CheckpointError), match=fault):
-        ctrl.load_published(tmp_path)
-
-
-@pytest.mark.parametrize(
     ("expansion", "extra", "said"),
     [
         ({"interpolation_norm_alpha": -1}, "expanded_layer.input_layernorm.interpolation_factor", "-1"),
@@ -260,35 +183,3 @@ def test_a_base_of_another_depth_is_refused(tmp_path: Path) -> None:
     deeper = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: pass as base"):
         ctrl.load_published(tmp_path, base=deeper)
-
-
-@pytest.mark.parametrize(
-    ("settings", "lost"),
-    [
-        ({"divergence": "cosine"}, ["divergence='cosine' (comes back as 'cosine_smooth')"]),
-        ({"divergence": "cosine_smooth", "margin": 0.1}, ["margin=0.1 (comes back as 0.0)"]),
-        ({"divergence_tokens": "labels", "detach_pretrained": True}, ["detach_pretrained=True", "divergence_tokens="]),
-        ({"scale_by_alpha": True, "divergence_weight": 2.0}, ["divergence_weight=2.0 (comes back as 1.0)"]),
-        ({"scale_by_alpha": True, "detach_alpha": True}, ["detach_alpha=True (comes back as False)"]),
-        ({"divergence": "none", "divergence_tokens": "labels"}, []),
-        ({"divergence_weight": 0.0, "scale_by_alpha": True}, []),
-        ({"divergence": "cosine", "structure": "stack"}, []),
-        ({"divergence": "mse", "margin": 0.1, "divergence_weight": 0.5}, []),
-    ],
-)
-def test_settings_that_only_training_needs_are_left_out_with_a_warning(
-    tmp_path: Path, settings: dict[str, Any], lost: list[str], recwarn: pytest.WarningsRecorder
-) -> None:
-    model = disturbed(**settings)
-    ctrl.export_published(model, tmp_path)
-    found = [str(w.message) for w in recwarn if "published layout" in str(w.message)]
-    assert len(found) == (1 if lost else 0)
-    assert all(text in found[0] for text in lost)
-    assert torch.equal(ctrl.load_published(tmp_path).eval()(IDS).logits, model(IDS).logits)
-
-
-def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ctrl.ConfigError, match="no interpolation 'moe_soft'"):
-        ctrl.export_published(disturbed(interpolation="moe_soft"), tmp_path)
-    with pytest.raises(ctrl.ConfigError, match="expanded='lora' cannot be exported"):
-        ctrl.export_published(disturbed(expanded="lora"), tmp_path)

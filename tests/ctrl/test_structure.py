@@ -1,4 +1,4 @@
-"""Where copies go, what a model must have to be expanded, and how expand reports what it did."""
+"""Where copies go, and what a model must have to be expanded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.layer import expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 from tests.helpers.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
@@ -145,115 +144,6 @@ def test_a_refused_expansion_leaves_the_model_as_it_was(values: dict[str, Any]) 
     assert all(p.requires_grad for p in model.parameters())
 
 
-def _no_stack(model: PreTrainedModel) -> None:
-    model.config.num_hidden_layers = 7
-
-
-def _shared_keys(model: PreTrainedModel) -> None:
-    decoder_layers(model)[1].self_attn.is_kv_shared_layer = True
-
-
-def _other_names(model: PreTrainedModel) -> None:
-    for layer in decoder_layers(model):
-        layer.mlp.odd = layer.mlp.down_proj
-        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.odd(x)
-        del layer.mlp.down_proj
-
-
-def _calls_super(model: PreTrainedModel) -> None:
-    class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
-
-    for layer in decoder_layers(model):
-        layer.__class__ = Derived
-
-
-@pytest.mark.parametrize(
-    ("odd", "structure", "message"),
-    [
-        (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
-        (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
-        (_other_names, "stack", "has no MLP down projection with a known name"),
-        (_calls_super, "concat", r"Derived\.forward calls super\(\), so its layers cannot be copied"),
-    ],
-)
-def test_layers_that_cannot_be_copied_are_refused(
-    odd: Callable[[PreTrainedModel], None], structure: str, message: str
-) -> None:
-    model = build("llama")
-    odd(model)
-    before = [name for name, _ in model.named_parameters()]
-    with pytest.raises(ConfigError, match=message):
-        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
-    assert [name for name, _ in model.named_parameters()] == before
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def _gpt_oss() -> PreTrainedModel:
-    return tf.GptOssForCausalLM(
-        tf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None)
-    )
-
-
-def _doge() -> PreTrainedModel:
-    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE))
-
-
-def _doge_experts() -> PreTrainedModel:
-    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE, is_moe=True, num_experts=4, num_experts_per_tok=2))
-
-
-@torch.no_grad()
-def noisy(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    model = make()
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    return model
-
-
-def test_biases_beside_bare_expert_weights_are_zeroed_too() -> None:
-    base = noisy(_gpt_oss).eval()
-    ids = left_padded(pads=0)["input_ids"]
-    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, structure="stack"))
-    assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
-
-
-@pytest.mark.parametrize("structure", ["stack", "hybrid"])
-@pytest.mark.parametrize("make", [_doge, _doge_experts])
-def test_a_stacked_copy_that_is_not_the_identity_is_refused(
-    make: Callable[[], PreTrainedModel], structure: str
-) -> None:
-    """Doge scales its residuals; its routed experts write past the down projection."""
-    model = noisy(make)
-    kinds, modes = [type(m) for m in model.modules()], [m.training for m in model.modules()]
-    attention, state = model.config._attn_implementation, torch.get_rng_state()
-    with pytest.raises(ConfigError, match=r"the copy of layer 1, a DogeDecoderLayer .* changes its input by up to \d"):
-        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
-    assert [type(m) for m in model.modules()] == kinds
-    assert [m.training for m in model.modules()] == modes
-    assert not any(m._forward_pre_hooks for m in model.modules())
-    assert all(p.requires_grad for p in model.parameters())
-    assert model.config._attn_implementation == attention
-    assert torch.equal(torch.get_rng_state(), state)
-    ctrl.expand(model, ControlConfig(layers=2))
-
-
-def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
-    with pytest.raises(
-        ConfigError, match=r"norm_mix=0\.1: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
-    ):
-        ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
-    base = build("llama")
-    for value in ("alpha", 0.1):
-        model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid", norm_mix=value))  # type: ignore[arg-type]
-        stacked, paired = (type(layer.expanded.input_layernorm).__name__ for layer in expanded_layers(model))
-        assert (stacked, paired) == ("LlamaRMSNorm", "RelaxedLlamaRMSNorm")
-    with ctrl.pretrained(model):
-        ids = torch.tensor([[5, 6, 7]])
-        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
-
-
 @pytest.mark.parametrize("make", [_mamba, _qwen3_next])
 def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedModel]) -> None:
     """Layers without attention keep a recurrent state in their cache slot; a copy needs a slot of that kind."""
@@ -265,80 +155,3 @@ def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedMod
         for _ in range(12):
             ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(model.generate(**inputs, max_new_tokens=12, do_sample=False), ids)
-
-
-def test_expanding_twice_is_refused() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
-        ctrl.expand(model)
-
-
-@pytest.mark.parametrize("use", [ctrl.describe, ctrl.merge_back, lambda m: ctrl.pretrained(m).__enter__()])
-def test_a_plain_model_is_refused_by_name(use: Callable[[PreTrainedModel], object]) -> None:
-    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is not expanded: call ctrl\.expand\("):
-        use(build("llama"))
-
-
-def test_pretrained_is_left_after_an_error() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(KeyError, match="inside"), ctrl.pretrained(model):
-        raise KeyError("inside")
-    ids = torch.tensor([[5, 6, 7]])
-    assert model(input_ids=ids, labels=ids).divergence is not None
-
-
-def test_a_share_is_held_inside_the_block_alone() -> None:
-    base = build("llama")
-    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, interpolation="dlerp")).eval()
-    for layer in expanded_layers(model):
-        with torch.no_grad():
-            for parameter in layer.expanded.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    ids = torch.tensor([[5, 6, 7]])
-    before = model(input_ids=ids).logits
-    with ctrl.at_alpha(model, 0.0):
-        torch.testing.assert_close(model(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
-        with ctrl.at_alpha(model, 0.5):  # what alpha starts at
-            torch.testing.assert_close(model(input_ids=ids).logits, before)
-        with ctrl.at_alpha(model, 1.0):
-            assert (model(input_ids=ids).logits - before).abs().max() > 0.01
-        torch.testing.assert_close(model(input_ids=ids).logits, base(input_ids=ids).logits)
-    with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
-        raise KeyError("inside")
-    assert torch.equal(model(input_ids=ids).logits, before)
-
-
-def test_a_stacked_layer_has_no_share() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid"))
-    with pytest.raises(ConfigError, match=r"at_alpha needs layers that mix .* layers \[\d\] are stacked"):
-        ctrl.at_alpha(model, 0.5).__enter__()
-
-
-def test_a_share_that_is_no_number_is_refused() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
-        ctrl.at_alpha(model, float("nan")).__enter__()
-
-
-def test_describe_names_layers_branches_and_alpha() -> None:
-    base = build("llama")
-    one_layer = sum(p.numel() for p in base.model.layers[0].parameters())
-    rows = ctrl.describe(ctrl.expand(base, ControlConfig(structure="hybrid", layers=2, alpha_start=0.25)))
-    assert [(row.layer, row.branch, row.trainable) for row in rows] == [
-        (1, "stack", one_layer),
-        (3, "concat", one_layer),
-    ]
-    assert rows[0].alpha is None
-    assert rows[1].alpha == pytest.approx(0.25)
-    table = str(rows).splitlines()
-    assert len(table) == 4
-    assert f"{2 * one_layer:,}" in table[-1]
-    assert "0.250" in table[2]
-
-
-def test_what_an_interpolation_learns_trains_too() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=[1], interpolation="dlerp", alpha="learned"))
-    added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.numel() in (1, 2 * SHAPE["hidden_size"]))
-    assert added >= 1 + 2 * SHAPE["hidden_size"]
-    names = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad and "interpolation" in name}
-    assert names == {"theta", "weight"}

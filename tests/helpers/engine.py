@@ -22,7 +22,7 @@ from experiments.models.precision import Precision
 from experiments.training.callbacks import Hooks
 from experiments.training.processes import ALONE, Processes
 from experiments.training.train import TrainingPlan, train_arm
-from tests.ctrl.test_trainer import sequences, tiny
+from tests.helpers.tiny_llama import sequences, tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_METHODS = ("full", "control", "ewc")

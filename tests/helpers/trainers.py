@@ -1,6 +1,6 @@
 """Trainers of other libraries on tiny models: transformers' with autocast, accelerate's, TRL's, and a fused head.
 
-Each takes an expanded model and trains it in place for a few steps on `tests.ctrl.test_trainer.sequences`.
+Each takes an expanded model and trains it in place for a few steps on `tests.helpers.tiny_llama.sequences`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from tests.ctrl.test_trainer import sequences
+from tests.helpers.tiny_llama import sequences
 
 Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 STEPS = 3

@@ -1,8 +1,16 @@
-"""Fields that are set on the command line."""
+"""`run` reads values of --set as YAML, names wrong input, and makes nothing of it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.cli import main as cli
 from experiments.cli.run import overrides
+from tests.helpers.small_run import small_values
 
 
 def test_values_of_set_are_yaml() -> None:
@@ -14,3 +22,47 @@ def test_values_of_set_are_yaml() -> None:
         "arms.0.learning_rates": [1e-3],
     }
     assert overrides(given) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainig": {}}, "trainig: unknown key; did you mean 'training'"),
+        ({"training": {"stps": 3}}, "training.stps: unknown key; did you mean 'steps'"),
+        ({"arms": []}, "at least 1 item"),
+        ({"base_model": "no/such-model"}, "base_model 'no/such-model' could not be loaded"),
+        ({"base_model": __file__}, "could not be loaded"),
+        ({"data": {"new": {"name": "chain_sums"}}}, "did you mean 'chain_sum'"),
+        ({"arms": [{"name": "x", "method": "ful", "learning_rates": [1]}]}, "did you mean 'full'"),
+        (
+            {"arms": [{"name": "x", "method": "control", "learning_rates": [1], "control": {"layers": 9}}]},
+            "arm 'x': layers=9: the model has 3 layers, give a count in 1..3",
+        ),
+        (
+            {"arms": [{"name": "x", "method": "control", "learning_rates": [1], "control": {"interpolation": "lrp"}}]},
+            "unknown interpolation 'lrp': did you mean 'lerp'",
+        ),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_made(
+    base: str, tmp_path: Path, change: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values(base, **change)))
+    code = cli.main(["run", str(tmp_path / "config.yaml"), "--root", str(tmp_path / "mlruns")])
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(tmp_path / "nothing.yaml")]) == 2
+    assert "no config file" in capsys.readouterr().err
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    assert cli.main(["run", str(tmp_path / "broken.yaml")]) == 2
+    assert "is not YAML" in capsys.readouterr().err
+    (tmp_path / "list.yaml").write_text("- 1")
+    assert cli.main(["run", str(tmp_path / "list.yaml")]) == 2
+    assert "must contain a mapping" in capsys.readouterr().err
+    assert cli.main(["run", "quickstart", "--set", "training.steps"]) == 2
+    assert "--set takes KEY=VALUE" in capsys.readouterr().err

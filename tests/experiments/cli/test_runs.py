@@ -12,8 +12,8 @@ from experiments.cli import main as cli
 from experiments.cli.runs import config_lines, find
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
-from tests.experiments.cli.test_overview import CONFIG, add_result, make_run, make_study
-from tests.experiments.studies.toy import open_store, value
+from tests.helpers.run_folders import CONFIG, add_result, make_run, make_study
+from tests.helpers.toy_study import open_store, value
 
 
 @pytest.fixture

@@ -1,9 +1,7 @@
-"""What commands print can be run as it stands; places of any name; what follows the last trial."""
+"""Commands of studies that are printed can be run as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +10,14 @@ import yaml
 
 from experiments.cli import main as cli
 from experiments.common.commands import command, program
-from experiments.records import ArmResult
-from experiments.studies import launch, trial
-from experiments.studies import posthoc as afterwards
-from experiments.studies.launch import run_study
-from experiments.studies.posthoc import apply_posthoc
+from experiments.studies import launch
 from experiments.studies.queue import Store
-from experiments.studies.report.table import frame, status_text
-from experiments.studies.report.write import _commands, _setup
-from experiments.studies.storage import command_line, storage_url
-from experiments.studies.trial import TrialOutcome, run_trial
-from tests.experiments.studies.toy import open_store, toy_study
+from experiments.studies.report.table import status_text
+from experiments.studies.report.write import _commands
+from experiments.studies.storage import command_line
+from tests.helpers.toy_study import RANGE, NoTracker, open_store, run_at_rate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
-RANGE = {"rate": {"kind": "float", "path": "arms.0.learning_rates.0", "low": 1e-4, "high": 1e-1}}
-
-
-def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-    return TrialOutcome([picks["rate"]])
-
-
-class NoTracker:
-    """MLflow needs seconds to make its store, and is not what is tested here."""
-
-    id = "none"
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    @contextmanager
-    def run(self, *_: object, **__: object) -> Iterator[NoTracker]:
-        yield self
-
-    def reap(self, *_: object) -> None:
-        pass
-
-    log_metrics = log_file = log_text = set_tags = fail = reap
 
 
 @pytest.fixture
@@ -91,44 +61,6 @@ def test_a_study_is_found_by_its_name_in_the_storage_of_its_yaml(
     assert command_line(elsewhere, root, "export", "toy") == command("export", "toy")
 
 
-@pytest.mark.parametrize("name", ["what?", "%41", "{SCHEMA}", "a b"])
-def test_the_storage_lies_in_a_root_of_any_name(tmp_path: Path, name: str) -> None:
-    root = tmp_path / name
-    Store(storage_url(root, None), toy_study()).begin()
-    assert (root / "optuna.db").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_a_trial_without_picks_is_shown_and_left_out_of_the_setup(tmp_path: Path) -> None:
-    """It was asked for, and its worker has not drawn its picks yet."""
-    store = open_store(tmp_path, search=RANGE, sampler="random", budget={"trials": 3})
-    with pytest.warns(UserWarning, match="Heartbeat"):
-        store.study.ask()
-    assert _setup(store).endswith("1 seed per trial, sampler random")
-    assert "running: trial 0 ()" in status_text(store, tmp_path)
-    assert list(frame(store).state) == ["running"]
-
-
-def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = []
-    monkeypatch.setattr(afterwards, "choose", lambda study, trials, root: chosen.append(len(trials)) or [])
-    monkeypatch.setattr(launch, "run_trial", lambda study, number, picks, *_: run(number, picks, None))
-    monkeypatch.setattr(launch, "Tracker", NoTracker)
-    config = toy_study(budget={"hours": 1e-9}, posthoc=[{"arm": "arm", "op": "merge"}])
-    said: list[str] = []
-    store = run_study(config, tmp_path, say=said.append)
-    assert [t.state for t in store.trials()] == ["complete", *["waiting"] * 5]
-    assert store.ended().startswith("the budget of 1e-09 hours is spent (")
-    assert chosen == [6]
-    assert "arm-merge: arm 'arm' has no complete trial" in said
-    apply_posthoc(config, [*store.trials()[:5], running(store)], tmp_path, said.append)
-    assert chosen == [6]  # another machine still runs a trial
-    more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "merge"}])
-    assert [t.state for t in run_study(more, tmp_path, say=said.append).trials()] == ["complete"] * 6
-
-
 @pytest.mark.parametrize(
     ("changes", "more"),
     [
@@ -146,7 +78,7 @@ def test_a_finished_study_starts_no_worker_and_says_what_to_do(
     more: str,
 ) -> None:
     store = open_store(tmp_path, **changes)
-    store.work(run, print)
+    store.work(run_at_rate, print)
     monkeypatch.setattr(launch, "Tracker", NoTracker)
     monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
     assert cli.main(["resume", "toy", "--root", str(tmp_path)]) == 0
@@ -160,31 +92,3 @@ def test_a_finished_study_starts_no_worker_and_says_what_to_do(
         assert cli.main(["add-trials", "toy", "1", "--root", str(tmp_path)]) == 0
         with pytest.raises(pytest.fail.Exception, match="a worker was started"):
             cli.main(["resume", "toy", "--root", str(tmp_path)])
-
-
-def running(store: Store) -> Any:
-    [last] = store.trials()[5:]
-    last.state = "running"
-    return last
-
-
-def test_what_a_failed_trial_measured_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its second seed fails."""
-    results = [ArmResult("arm", "full", 1e-3, "finished"), ArmResult("arm", "full", 1e-3, "failed", "loss became nan")]
-
-    class Done:
-        folder = tmp_path / "runs" / "r"
-
-        def __init__(self) -> None:
-            self.results = [results.pop(0)]
-
-    monkeypatch.setattr(trial, "run_experiment", lambda *_, **__: Done())
-    monkeypatch.setattr(trial, "Tracker", NoTracker)
-    store = open_store(tmp_path, seeds=[0, 1], search=RANGE, sampler="random", budget={"trials": 1})
-    store.work(lambda number, picks, report: run_trial(store.config, number, picks, tmp_path, None), print)
-    [failed] = store.trials()
-    assert (failed.state, failed.reason) == ("failed", "seed 1: loss became nan")
-    assert [(r["seed"], r["result"]["status"]) for r in failed.runs] == [(0, "finished"), (1, "failed")]
-    table = frame(store)
-    assert list(table.seed) == [0, 1]
-    assert list(table.reason) == ["seed 1: loss became nan"] * 2

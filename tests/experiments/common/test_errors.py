@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError, field_validator
-
 from experiments.common import errors
-from experiments.common.errors import BenchError, ConfigError
-from experiments.common.section import Section
+from experiments.common.errors import BenchError
 
 CODES = {
     "ConfigError": 2,
@@ -23,18 +19,3 @@ def test_each_error_has_the_base_and_its_exit_code() -> None:
     own = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and name != "BenchError"}
     assert {name: cls.exit_code for name, cls in own.items()} == CODES
     assert all(issubclass(cls, BenchError) for cls in own.values())
-
-
-def test_pydantic_collects_config_errors() -> None:
-    class Part(Section):
-        size: int
-
-        @field_validator("size")
-        @classmethod
-        def _odd(cls, value: int) -> int:
-            if value % 2 == 0:
-                raise ConfigError(f"size must be odd, but got {value}")
-            return value
-
-    with pytest.raises(ValidationError, match="size must be odd, but got 2"):
-        Part(size=2)

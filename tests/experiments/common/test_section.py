@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
+from experiments.common.errors import ConfigError
 from experiments.common.section import Place, Section, fault_lines
 
 
@@ -36,3 +37,18 @@ def test_faults_have_their_place_and_the_nearest_key() -> None:
 def test_a_section_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Part().size = 2
+
+
+def test_pydantic_collects_config_errors() -> None:
+    class Part(Section):
+        size: int
+
+        @field_validator("size")
+        @classmethod
+        def _odd(cls, value: int) -> int:
+            if value % 2 == 0:
+                raise ConfigError(f"size must be odd, but got {value}")
+            return value
+
+    with pytest.raises(ValidationError, match="size must be odd, but got 2"):
+        Part(size=2)

@@ -16,7 +16,7 @@ from experiments.data.base_text import PROVENANCE, ROWS, BaseText, SampledText
 from experiments.data.items import Item, Text
 from experiments.data.source import SourceContext
 from experiments.models.weights_digest import weights_digest
-from tests.helpers.small import tiny_base
+from tests.helpers.small_run import tiny_base
 
 pytestmark = pytest.mark.slow
 

@@ -1,33 +1,17 @@
-"""Local files and datasets: columns, kinds of files, exact match, and one clear line for each fault."""
+"""Local files: columns, kinds of files, and one clear line for each fault."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
-from experiments.data.hub import HuggingFace
-from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
-
-ROWS = [{"ask": f"q{i}", "reply": f"a{i}", "steps": f"s{i}"} for i in range(6)]
-COLUMNS = {"question": "ask", "answer": "reply", "solution": "steps"}
-
-
-def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    if path.suffix == ".parquet":
-        pd.DataFrame(rows).to_parquet(path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    else:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from experiments.data.items import Example, Item, NewTask, NewText, Text
+from tests.helpers.question_files import COLUMNS, ROWS, write
 
 
 def examples(path: Path, **fields: Any) -> tuple[Example, ...]:
@@ -133,86 +117,3 @@ class TestFaults:
     def test_too_few_to_hold_out(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")
         self.fails(tmp_path / "a.txt", r"source a has 1 examples, but 1 are to be held out: set evaluation.new_items")
-
-
-class TestExactMatch:
-    @pytest.mark.parametrize(
-        ("said", "answer"),
-        [
-            ("Paris", "paris"),
-            ("  New\tYork. ", "new york"),
-            ("1,007", "1007"),
-            ("12.0", "12"),
-            ("9007199254740993", "9,007,199,254,740,993"),
-            ("-0", "0"),
-            ("It is in France.\nAnswer: Paris", "Paris"),
-        ],
-    )
-    def test_right(self, said: str, answer: str) -> None:
-        assert exact_match(said, {"answer": answer}) == 1.0
-
-    @pytest.mark.parametrize(
-        ("said", "answer"),
-        [
-            ("Paris, France", "Paris"),
-            ("", "Paris"),
-            ("1.007", "1007"),
-            ("9007199254740993", "9007199254740992"),
-            ("123456789012345678901234567891", "123456789012345678901234567892"),
-            ("123", "1,2,3"),  # a list
-            ("12,3", "1,23"),
-        ],
-    )
-    def test_wrong(self, said: str, answer: str) -> None:
-        assert exact_match(said, {"answer": answer}) == 0.0
-
-
-class TestDatasets:
-    @pytest.mark.parametrize("streaming", [False, True])
-    def test_a_local_folder_by_columns(self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-        data = tmp_path / "data"
-        data.mkdir()
-        write(data / "train.jsonl")
-        source = HuggingFace(name=str(data), streaming=streaming, **COLUMNS)
-        task = source.held_out(2, 0)
-        assert isinstance(task, NewTask)
-        drawn = [e for _, e in itertools.islice(source.stream(0, task.ids), 12)]
-        assert {e.question for e in drawn if isinstance(e, Item)} == {r["ask"] for r in ROWS} - {
-            i.question for i in task.test
-        }
-        assert drawn[:4] != drawn[4:8]
-        assert source.size == (None if streaming else 6)
-        with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
-            source.held_out(7, 0)
-
-    def test_a_digest_follows_the_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-        digests = []
-        for number, rows in enumerate((ROWS, ROWS[:3])):
-            write(tmp_path / str(number) / "train.jsonl", rows)
-            digests.append(
-                (
-                    LocalFile(path=str(tmp_path / str(number) / "train.jsonl"), **COLUMNS).digest(),
-                    HuggingFace(name=str(tmp_path / str(number)), **COLUMNS).digest(),
-                )
-            )
-        assert digests[0][0] != digests[1][0]
-        assert digests[0][1] != digests[1][1]
-
-    def test_wrong_columns_list_what_there_is(self, tmp_path: Path) -> None:
-        write(tmp_path / "train.jsonl")
-        with pytest.raises(ConfigError, match=r"split train has no column 'question': known: ask, reply, steps"):
-            HuggingFace(name=str(tmp_path), streaming=True).held_out(1, 0)
-
-    @pytest.mark.parametrize("fields", [{"name": "none/such"}, {"split": "tset"}])
-    def test_what_cannot_be_loaded(
-        self, fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-        write(tmp_path / "train.jsonl")
-        source = HuggingFace(**{"name": str(tmp_path), "streaming": True, **fields})
-        with pytest.raises(ConfigError, match=r"could not be loaded: .*With no network, give a local folder") as caught:
-            source.held_out(1, 0)
-        assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from experiments.data.config import DataConfig
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
 from experiments.evaluation.suites.new_task import parse_answer
-from tests.helpers.small import SUMS
+from tests.helpers.small_run import SUMS
 
 SUM = SUMS["new"]
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}  # 10 x 10 numbers, + or -: 200 questions

@@ -1,4 +1,4 @@
-"""The contract that every source of the table keeps, and what the YAML says about a wrong one."""
+"""The contract that every source of the table keeps."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import TypeAdapter
 
-from experiments.common.errors import ConfigError
-from experiments.config import parse_config
-from experiments.data.config import DataConfig
 from experiments.data.items import Example, Item, NewTask, NewText, Text
 from experiments.data.source import Source
 from experiments.data.sources import SOURCES, AnySource
-from tests.helpers.small import small_values
 
 NONE: frozenset[str] = frozenset()
 MEASURED = [name for name in SOURCES if name not in ("self", "earlier")]
@@ -106,50 +101,3 @@ def test_a_question_that_stands_twice_is_one_example(tmp_path: Path) -> None:
     path.write_text('{"question": "a?", "answer": "1"}\n' * 2 + '{"question": "b?", "answer": "2"}\n')
     examples = drawn(SOURCES["file"](path=str(path)), 2)
     assert sorted(e.question for e in examples if isinstance(e, Item)) == ["a?", "b?"]
-
-
-CHAIN = {"source": "reasoning_gym", "name": "chain_sum"}
-
-
-class TestConfig:
-    @pytest.mark.parametrize(
-        ("data", "said"),
-        [
-            ({"new": {"source": "pyton"}}, r"data.new: unknown source 'pyton': did you mean 'python'\? known: "),
-            ({"new": {"source": "python", "modles": []}}, r"modles: unknown key; did you mean 'modules'\?"),
-            ({"new": {"nme": "chain_sum"}}, r"nme: unknown key; did you mean 'name'\?"),
-            ({"new": {"source": "file"}}, r"data.new.0.file.path: Field required"),
-            (
-                {"new": [{**CHAIN, "share": 0.5}, {**CHAIN, "share": 0.4}]},
-                r"shares of new must sum to 1, but sum to 0.9",
-            ),
-            ({"old": [{**CHAIN, "share": 1}, CHAIN]}, r"shares of old must sum to 1, but sum to 2 \(1 \+ 1\)"),
-            ({"replay": 0.1}, r"replay=0.1 needs something to replay: write old:"),
-            ({"new": {"source": "self"}}, r"source self is what the base model writes already; it belongs under old"),
-            ({"regime": "pretrain"}, r"data.regime: Input should be 'sft' or 'cpt' \(got 'pretrain'\)"),
-        ],
-    )
-    def test_errors(self, data: dict[str, Any], said: str) -> None:
-        with pytest.raises(ConfigError, match=said) as caught:
-            parse_config(small_values("base", data=data))
-        assert len(str(caught.value).splitlines()) == 2  # the file, then one line
-
-    def test_one_source_or_a_list(self) -> None:
-        one = parse_config(small_values("base", data={"new": CHAIN})).data
-        assert one == parse_config(small_values("base", data={"new": [CHAIN]})).data
-        assert one != DataConfig() == parse_config(small_values("base", data={"new": {"name": "gsm_symbolic"}})).data
-
-    def test_without_shares_several_sources_are_equal(self) -> None:
-        three = parse_config(small_values("base", data={"new": [{"name": "gcd"}, CHAIN, {"name": "lcm"}]})).data
-        assert [source.share for source in three.new] == [pytest.approx(1 / 3)] * 3
-        assert parse_config(small_values("base", data={"old": [CHAIN], "replay": 0.1})).data.old[0].share == 1
-
-    def test_a_config_written_to_yaml_reads_back(self) -> None:
-        data = {
-            "regime": "cpt",
-            "new": [{**CHAIN, "share": 0.25}, {"source": "file", "path": "x.txt", "share": 0.75}],
-            "old": {"source": "self", "number": 3},
-            "replay": 0.2,
-        }
-        config = parse_config(small_values("base", data=data))
-        assert parse_config(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config

@@ -15,8 +15,8 @@ from experiments.config import ExperimentConfig
 from experiments.data.config import DataConfig
 from experiments.data.mixture import Rows
 from experiments.runs.data import ExperimentData
-from tests.experiments.runs.test_data import never, trained
-from tests.helpers.small import small_config
+from tests.helpers.run_data import never, trained
+from tests.helpers.small_run import small_config
 
 SUM, GCD, SPELL = ({"name": name} for name in ("chain_sum", "gcd", "spell_backward"))
 SIGNS = {"chain_sum": "arithmetic problem", "gcd": "Common Divisor", "spell_backward": "backward"}

@@ -22,8 +22,8 @@ from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.data import ExperimentData
-from tests.helpers.models import BF16, FP32
-from tests.helpers.small import draw_suites, make_suite, small_config, small_values
+from tests.helpers.option_scores import BF16, FP32
+from tests.helpers.small_run import draw_suites, make_suite, small_config, small_values
 
 pytestmark = pytest.mark.slow
 

@@ -1,28 +1,15 @@
-"""The section `evaluation`: its forms, its faults, and digests that stay what they were."""
+"""The section `evaluation`: its forms and its faults."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.common.yaml_values import load_yaml, set_field
-from experiments.config import ExperimentConfig, load_config, parse_config
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.flat_keys import FLAT
 from experiments.evaluation.suites import SUITES
-from experiments.evaluation.suites.text import TextSuite
-
-ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
-
-
-def config_of(evaluation: Any) -> ExperimentConfig:
-    return parse_config({"name": "x", "evaluation": evaluation, "arms": ARMS})
+from tests.helpers.one_arm import config_of
 
 
 def test_without_any_key_everything_has_its_default() -> None:
@@ -70,14 +57,6 @@ def test_suites_are_measured_in_the_order_of_the_mapping() -> None:
     assert config_of({"suites": {"text": {}, "new": {}, "kept": {}}}).evaluation.suites == ("text", "new", "kept")
 
 
-def test_settings_of_a_suite_that_is_not_measured_are_kept_as_flat_keys() -> None:
-    config = config_of({"suites": ["new"], "perplexity_tokens": 64, "kept_items": 100})
-    assert config.evaluation.settings("text").tokens == 64
-    assert config.to_dict()["evaluation"] == {
-        "every": 20, "suites": {"new": {}}, "new_items": 128, "bootstrap": 10_000, "perplexity_tokens": 64,
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("section", "faults"),
     [
@@ -110,71 +89,3 @@ def test_each_fault_is_named_where_it_was_written(section: dict[str, Any], fault
     assert len(lines) == len(faults)
     for fault in faults:
         assert any(line.startswith(f"  evaluation.{fault}") for line in lines), lines
-
-
-FLAT_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    "every": st.integers(1, 9),
-    "new_items": st.integers(1, 9),
-    "bootstrap": st.just(100),
-    "kept_tasks": st.sampled_from([["agreement"], ["plurals", "capitals"]]),
-    "kept_items": st.sampled_from([4, 100, "all"]),
-    "kept_generated": st.booleans(),
-    "aa_floor": st.booleans(),
-    "instruction_items": st.integers(39, 41),
-    "replies": st.integers(15, 17),
-    "new_replies": st.integers(0, 1),
-    "reply_tokens": st.integers(1, 3),
-    "perplexity_tokens": st.sampled_from([64, 2048]),
-    "lm_eval": st.sampled_from([{"kept": ["mmlu"], "limit": 7}, {"preset": "paper_math"}]),
-    "suites": st.lists(st.sampled_from(sorted({*SUITES} - {"lm_eval"})), unique=True, min_size=1),
-}
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.fixed_dictionaries({}, optional=FLAT_VALUES))
-def test_flat_values_come_back_from_both_forms(values: dict[str, Any]) -> None:
-    values = dict(values)
-    if "lm_eval" in values:
-        values["suites"] = [*values.get("suites", ["new"]), "lm_eval"]
-    config = config_of(values)
-    flat = config.to_flat()
-    given_ones = {key: value for key, value in values.items() if key != "lm_eval"}
-    assert given_ones.items() <= flat["evaluation"].items()
-    for plain in (config.to_dict(), flat, load_yaml(yaml.safe_dump(config.to_dict(), sort_keys=False))):
-        assert parse_config(plain) == config
-        assert parse_config(plain).digest() == config.digest()
-    for key in {*FLAT, "every"} & values.keys() - {"lm_eval"}:  # as an older study sets them
-        again = config_of({}).to_dict() if "lm_eval" not in values else config.to_dict()
-        set_field(again, f"evaluation.{key}", values[key])
-        assert parse_config(again).to_flat()["evaluation"][key] == values[key]
-
-
-def test_every_setting_of_earlier_versions_has_its_place() -> None:
-    for suite, *field in FLAT.values():
-        assert set(field) <= SUITES[suite].Settings.model_fields.keys()
-
-
-@pytest.mark.parametrize(
-    ("name", "digest"),
-    [
-        ("quickstart", "a528516a"),
-        ("cpt-python", "0c7903ed"),
-        ("stream", "f316d842"),
-    ],
-)
-def test_digests_are_those_of_earlier_versions(name: str, digest: str) -> None:
-    """They name the folders of runs: another digest would train a finished run again."""
-    assert load_config(name).digest() == digest
-
-
-def test_what_is_new_has_a_digest_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = config_of({"suites": ["new", "text"]}).to_flat()
-
-    class Settings(TextSuite.Settings):
-        story: str = Field("first", description="which story")
-
-    monkeypatch.setattr(TextSuite, "Settings", Settings)
-    config = config_of({"suites": ["new", "text"]}).evaluation
-    assert config.to_flat() == before["evaluation"]
-    monkeypatch.setattr(config, "_settings", {"text": Settings(story="second")})
-    assert config.to_flat() == before["evaluation"] | {"suites": ["new", {"text": {"story": "second"}}]}

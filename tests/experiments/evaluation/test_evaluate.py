@@ -23,8 +23,8 @@ from experiments.models.generation import no_progress
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
-from tests.helpers.models import BF16, FP32, sharp
-from tests.helpers.small import draw_suites
+from tests.helpers.option_scores import BF16, FP32, sharp
+from tests.helpers.small_run import draw_suites
 
 pytestmark = pytest.mark.slow
 

@@ -1,19 +1,20 @@
-"""One field of plain values, set by its dotted key: in either form of the section `evaluation`."""
+"""Flat keys of earlier versions and keys of suites: both set the same field, and values come back from both forms."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.common.errors import ConfigError
-from experiments.config import ExperimentConfig, load_config, parse_config, set_value
-
-ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
-
-
-def config_of(evaluation: Any) -> ExperimentConfig:
-    return parse_config({"name": "x", "evaluation": evaluation, "arms": ARMS})
+from experiments.common.yaml_values import load_yaml, set_field
+from experiments.config import load_config, parse_config, set_value
+from experiments.evaluation.flat_keys import FLAT
+from experiments.evaluation.suites import SUITES
+from tests.helpers.one_arm import ARMS, config_of
 
 
 @pytest.mark.parametrize("evaluation", [{}, {"replies": 9}, {"suites": {"new": {}, "drift": {"replies": 9}}}])
@@ -73,3 +74,53 @@ def test_other_keys_and_other_sections() -> None:
 def test_faults(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("quickstart", {key: value})
+
+
+def test_settings_of_a_suite_that_is_not_measured_are_kept_as_flat_keys() -> None:
+    config = config_of({"suites": ["new"], "perplexity_tokens": 64, "kept_items": 100})
+    assert config.evaluation.settings("text").tokens == 64
+    assert config.to_dict()["evaluation"] == {
+        "every": 20, "suites": {"new": {}}, "new_items": 128, "bootstrap": 10_000, "perplexity_tokens": 64,
+    }  # fmt: skip
+
+
+FLAT_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "every": st.integers(1, 9),
+    "new_items": st.integers(1, 9),
+    "bootstrap": st.just(100),
+    "kept_tasks": st.sampled_from([["agreement"], ["plurals", "capitals"]]),
+    "kept_items": st.sampled_from([4, 100, "all"]),
+    "kept_generated": st.booleans(),
+    "aa_floor": st.booleans(),
+    "instruction_items": st.integers(39, 41),
+    "replies": st.integers(15, 17),
+    "new_replies": st.integers(0, 1),
+    "reply_tokens": st.integers(1, 3),
+    "perplexity_tokens": st.sampled_from([64, 2048]),
+    "lm_eval": st.sampled_from([{"kept": ["mmlu"], "limit": 7}, {"preset": "paper_math"}]),
+    "suites": st.lists(st.sampled_from(sorted({*SUITES} - {"lm_eval"})), unique=True, min_size=1),
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.fixed_dictionaries({}, optional=FLAT_VALUES))
+def test_flat_values_come_back_from_both_forms(values: dict[str, Any]) -> None:
+    values = dict(values)
+    if "lm_eval" in values:
+        values["suites"] = [*values.get("suites", ["new"]), "lm_eval"]
+    config = config_of(values)
+    flat = config.to_flat()
+    given_ones = {key: value for key, value in values.items() if key != "lm_eval"}
+    assert given_ones.items() <= flat["evaluation"].items()
+    for plain in (config.to_dict(), flat, load_yaml(yaml.safe_dump(config.to_dict(), sort_keys=False))):
+        assert parse_config(plain) == config
+        assert parse_config(plain).digest() == config.digest()
+    for key in {*FLAT, "every"} & values.keys() - {"lm_eval"}:  # as an older study sets them
+        again = config_of({}).to_dict() if "lm_eval" not in values else config.to_dict()
+        set_field(again, f"evaluation.{key}", values[key])
+        assert parse_config(again).to_flat()["evaluation"][key] == values[key]
+
+
+def test_every_setting_of_earlier_versions_has_its_place() -> None:
+    for suite, *field in FLAT.values():
+        assert set(field) <= SUITES[suite].Settings.model_fields.keys()

@@ -22,8 +22,8 @@ from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.log_probs import PATTERN, stored
 from experiments.evaluation.suites import drift
 from experiments.records import Record
-from tests.helpers.models import FP32
-from tests.helpers.small import draw_suites
+from tests.helpers.option_scores import FP32
+from tests.helpers.small_run import draw_suites
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,12 @@ from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation import multiple_choice
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
+from experiments.evaluation.tree import next_log_probs, reads_trees
 from experiments.models.base import load_base
 from experiments.models.modes import evaluating
 from tests.helpers.families import EVERY, WINDOW
-from tests.helpers.models import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
-from tests.helpers.small import draw_suites, small_config
+from tests.helpers.option_scores import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
+from tests.helpers.small_run import draw_suites, small_config
 
 SLOW = pytest.mark.slow
 
@@ -143,24 +143,3 @@ class TestMultipleChoice:
         for form in ("plain", "chat"):
             choices = suites.suites["kept"].choices[form][::3]
             assert largest_gap(score_options(model.eval(), choices), naive_scores(model, choices)) < 1e-4
-
-
-class TestTree:
-    def test_nodes(self) -> None:
-        tree = Tree()
-        assert tree.add([5, 6]) == 1
-        assert tree.add([5, 7], 1) == 3
-        assert tree.add([5, 6, 5]) == 2  # there already
-        assert tree.add([6]) == 4
-        assert (tree.tokens, tree.parents, tree.depths) == ([5, 6, 5, 7, 6], [-1, 0, 1, 2, -1], [0, 1, 2, 3, 0])
-        seen = (tree.mask(torch.float32)[0, 0] == 0).int().tolist()
-        assert seen == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_mask_keeps_scores_finite(self, dtype: torch.dtype) -> None:
-        tree = Tree()
-        tree.add([1, 2])
-        mask = tree.mask(dtype)
-        assert mask.dtype == dtype
-        assert mask.isfinite().all()
-        assert mask.shape == (1, 1, 2, 2)

@@ -18,7 +18,7 @@ from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from tests.helpers.families import perturb
-from tests.helpers.small import draw_suites, small_config, small_values
+from tests.helpers.small_run import draw_suites, small_config, small_values
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from experiments.methods import AVERAGES, TUNINGS
 from experiments.methods.base import Average
 from experiments.methods.parts import read_part
 from experiments.methods.weights import snapshot, trainable
-from tests.ctrl.test_trainer import tiny
 from tests.helpers.engine import CONTROL, LAYERS, context
+from tests.helpers.tiny_llama import tiny
 
 FIELDS: dict[str, dict[str, Any]] = {"ema": {"decay": 0.5}, "mer": {"every": 2}}
 TRAIN: dict[str, Any] = {

@@ -7,8 +7,8 @@ import torch
 
 from experiments.methods.batches import micro_batch_fraction, single_rows
 from experiments.training.lm_loss import only_label_logits
-from tests.ctrl.test_trainer import sequences
 from tests.helpers.engine import collate
+from tests.helpers.tiny_llama import sequences
 
 
 def test_fractions_of_micro_batches_add_up_to_one() -> None:

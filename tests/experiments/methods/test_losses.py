@@ -19,8 +19,8 @@ from experiments.methods.parts import read_part
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 from experiments.training.lm_loss import only_label_logits
-from tests.ctrl.test_trainer import sequences, tiny
 from tests.helpers.engine import CONTROL, LAYERS, arm_config, collate, context, old_text, rows, train
+from tests.helpers.tiny_llama import sequences, tiny
 
 FIELDS: dict[str, dict[str, Any]] = {"kl": {"weight": 0.5}, "l2sp": {"weight": 0.5}, "ewc": {"weight": 5.0}}
 TRAIN: dict[str, Any] = {

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from experiments.methods.batches import single_rows
 from experiments.methods.low_rank import Corda, Lora, Rslora, linear_names
-from tests.ctrl.test_trainer import tiny
 from tests.helpers.engine import context, old_text
+from tests.helpers.tiny_llama import tiny
 
 
 def test_low_rank_scales() -> None:

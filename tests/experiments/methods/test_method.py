@@ -19,8 +19,8 @@ from experiments.methods.saving import load_onto
 from experiments.methods.tuning import Control, Full, Partial
 from experiments.methods.weights import trainable
 from experiments.training.lm_loss import only_label_logits
-from tests.ctrl.test_trainer import sequences, tiny
 from tests.helpers.engine import LAYERS, OPTIONS, PRODUCTS, Killed, Outcome, arm_config, collate, context, train
+from tests.helpers.tiny_llama import sequences, tiny
 
 ALL = [*METHODS, *PRODUCTS]
 PARTS = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_norm")

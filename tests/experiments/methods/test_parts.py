@@ -17,16 +17,11 @@ from experiments.methods.losses import Dft, Kl
 from experiments.methods.low_rank import Lora
 from experiments.methods.parts import PARTS
 from experiments.methods.tuning import Full
-from experiments.runs.checks import check_run
 from experiments.runs.run import run_experiment
 from experiments.runs.trained import load_trained
-from tests.ctrl.test_trainer import tiny
 from tests.helpers.engine import PRODUCTS
-from tests.helpers.small import small_config, tiny_base
-
-
-def arm(**values: Any) -> ArmConfig:
-    return parse_config({"name": "x", "arms": [{"name": "x", "learning_rates": [1e-3], **values}]}).arms[0]
+from tests.helpers.one_arm import arm
+from tests.helpers.small_run import small_config, tiny_base
 
 
 def test_parts_have_different_names() -> None:
@@ -116,22 +111,6 @@ def test_a_run_of_products_names_and_keeps_them(tmp_path: Path) -> None:
     assert [arm.to_dict() for arm in again.arms] == [arm.to_dict() for arm in config.arms]
     assert hasattr(load_trained(run.folder, "a", 1e-2), "peft_config")
     assert run_experiment(again, tmp_path / "runs", say=lambda text: None).folder == run.folder
-
-
-def test_an_arm_is_checked_against_its_base_model() -> None:
-    wrong = arm(train={"partial": {"layers": 9}}, loss=[{"kl": {"tokens": "replayed"}}])
-    model = tiny()
-    model.loss_function = lambda *args, **kwargs: None  # type: ignore[method-assign]
-    for made, message in (
-        (wrong, "arm 'x': its options need replayed rows"),
-        (wrong, "arm 'x': .*9"),
-        (
-            arm(loss=["dft"]),
-            r"arm 'x': method full\+dft weighs tokens, but the loss of this model is not transformers'",
-        ),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_run(parse_config({"name": "x", "arms": [made]}), model)
 
 
 @pytest.mark.parametrize(

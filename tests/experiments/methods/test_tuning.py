@@ -12,8 +12,8 @@ from ctrl.structure import place
 from experiments.methods import TUNINGS
 from experiments.methods.parts import read_part, write_part
 from experiments.methods.weights import trainable
-from tests.ctrl.test_trainer import sequences, tiny
 from tests.helpers.engine import CONTROL, LAYERS, collate, context
+from tests.helpers.tiny_llama import sequences, tiny
 
 FIELDS: dict[str, dict[str, Any]] = {
     "partial": LAYERS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.methods.weights import shard_like, snapshot, swap_weights, trainable
-from tests.ctrl.test_trainer import expanded, tiny
+from tests.helpers.tiny_llama import expanded, tiny
 
 
 def test_a_snapshot_holds_what_trains_and_does_not_follow_it() -> None:

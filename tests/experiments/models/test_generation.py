@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.evaluation.suites.new_task import parse_answer
 from experiments.models.generation import by_length, generate_ids, generate_replies
 from experiments.models.tokens import end_of_turn, prompt_ids
-from tests.helpers.models import expanded, random_choices, sharp
+from tests.helpers.option_scores import expanded, random_choices, sharp
 
 
 class TestGeneration:

@@ -14,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from experiments.cli import main as cli
 from experiments.cli.run import overrides
-from experiments.common.errors import ModelError
 from experiments.config import load_config
 from experiments.models.base import SHIPPED, load_base
-from experiments.models.base import _gguf_file as gguf_file
 from experiments.records import read_records
 from experiments.runs.run import run_folder
 from tests.helpers.families import perturb
@@ -57,15 +55,6 @@ def test_the_shipped_model_is_the_real_one(loaded: tuple[PreTrainedModel, PreTra
     inputs = prompts(tokenizer)
     out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     assert "12 + 7" in tokenizer.decode(out[0, inputs["input_ids"].shape[1] :])
-
-
-def test_a_damaged_model_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.models.base.GGUF_SHA256", "0" * 64)
-    with pytest.raises(ModelError, match=r"has SHA-256 b179c952.*expected 0000"):
-        gguf_file()
-    monkeypatch.setattr("experiments.models.base.WHEEL", "no-such-wheel")
-    with pytest.raises(ModelError, match=r"not installed: run `make setup`"):
-        gguf_file()
 
 
 @pytest.mark.slow

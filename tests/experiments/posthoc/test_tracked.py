@@ -17,7 +17,7 @@ from experiments.tracking.machine import process_tags
 from experiments.tracking.run import Run
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import small_config, tiny_base
+from tests.helpers.small_run import small_config, tiny_base
 
 pytestmark = pytest.mark.slow  # an arm is trained for it
 

@@ -21,13 +21,11 @@ from experiments.reporting.details import (
     posthoc_table,
     trajectory_table,
 )
-from experiments.reporting.summary import summary
-from experiments.reporting.tables import arms_table, format_table
-from experiments.reporting.text import gain_name, gain_text
 from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import make_suite, small_config, small_values
+from tests.helpers.invented_arms import text_result
+from tests.helpers.small_run import make_suite, small_config, small_values
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
 
@@ -36,11 +34,6 @@ def answers(new: int, kept: int, of: int = 100) -> list[Record]:
     """So many tenths right in both suites."""
     marks = (("new", new * of // 10), ("kept", kept * of // 10))
     return [Record(s, s, "generate", str(i), correct=int(i < right)) for s, right in marks for i in range(of)]  # type: ignore[arg-type]
-
-
-def text_result(arm: str, drop: float, retention: float) -> ArmResult:
-    card = {"new_nll_drop": Estimate(drop, drop - 0.01, drop + 0.01), "retention": Estimate(retention, 0.4, 1.1)}
-    return ArmResult(arm, "full", 1e-3, "finished", None, 4, [{"step": 4, **card}], card)
 
 
 def test_trajectory_figures_are_those_of_the_points() -> None:
@@ -116,18 +109,6 @@ def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     assert posthoc is not None
     assert posthoc.rows[0][:3] == ("full 1e-3", "wise 0.5", "+.10 [.09,.11] nats per token")
     assert posthoc.markdown().splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
-
-
-def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
-    results = [text_result("full", 0.2, 0.9), text_result("control", 0.1, 1.0)]
-    assert gain_name(results) == "new_nll_drop"
-    assert gain_text(results[0].scorecard, "new_nll_drop") == "+.20 [.19,.21] nats per token"
-    assert "gain, nats" in format_table(results).splitlines()[0]
-    assert "+.20 [.19,.21]" in arms_table(results).markdown()
-    assert summary(results)[0] == (
-        "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, ahead of all other arms."
-    )
-    assert summary(results[:1])[0].startswith("full 1e-3 gains +.20 [.19,.21] nats per token on the new task")
 
 
 def test_the_floor_asks_the_same_in_other_words(base: str) -> None:

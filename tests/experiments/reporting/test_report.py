@@ -14,8 +14,8 @@ from experiments.records import ArmResult
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table, tint
-from tests.helpers.arms import BASE, six, synthetic, twelve, untrained
-from tests.helpers.small import SUMS
+from tests.helpers.invented_arms import BASE, six, synthetic, twelve, untrained
+from tests.helpers.small_run import SUMS
 
 pytestmark = pytest.mark.slow
 

@@ -1,52 +1,25 @@
-"""What a run on a stream of tasks shows: figures of a matrix that is chosen here, the table, the picture, a run."""
+"""What a run on a stream of tasks shows: figures of a matrix that is chosen here, the table, a run."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.comparison.report import format_comparison
-from experiments.config import ExperimentConfig, load_config, parse_config
-from experiments.records import ArmResult, Estimate, Record, read_records, write_records
-from experiments.reporting.page import image_bytes
-from experiments.reporting.plots.stream import stream_figure
-from experiments.reporting.stream import stream_card, stream_pictures, stream_table, task_names
+from experiments.config import load_config
+from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.reporting.stream import stream_card, stream_table, task_names
 from experiments.runs.outcome import Outcome
 from experiments.runs.run import run_experiment
-from tests.helpers.small import small_config, small_values
+from tests.helpers.small_run import small_config, small_values
+from tests.helpers.stream_answers import BASE, CHECKPOINTS, ENDS, NEW, RIGHT, TASKS, answers, config
 
-TASKS = ("chain_sum", "gcd", "spell_backward")
-NEW = [{"name": name} for name in TASKS]
-# right answers of ten: row t after stage t, row 0 before; the columns are TASKS
-RIGHT = ((1, 2, 0), (8, 3, 0), (5, 9, 1), (6, 4, 7))
-ENDS = (2, 4, 6)
-
-
-def config(**changes: Any) -> ExperimentConfig:
-    values = {"data": {"new": NEW, "order": "sequential"}, "training": {"steps": 6}} | changes
-    return parse_config(small_values("base", **values))
-
-
-def answers(right: tuple[int, ...]) -> list[Record]:
-    """Ten questions a task, and one of a kept task that has the name of a new one."""
-    new = [
-        Record("new", task, "generate", f"{task} {i}", correct=int(i < count))
-        for task, count in zip(TASKS, right, strict=True)
-        for i in range(10)
-    ]
-    return [*new, Record("kept", "gcd", "chat", "other", correct=0)]
-
-
-BASE = answers(RIGHT[0])
 KEPT = [Record("kept", "capitals", "chat", f"kept {i}", correct=int(i < 6)) for i in range(8)]
-CHECKPOINTS = {step: answers(right) for step, right in zip(ENDS, RIGHT[1:], strict=True)} | {5: answers((0, 0, 0))}
 
 
 def text(task: str, name: str, nll: float, tokens: int) -> Record:
@@ -130,33 +103,6 @@ def test_the_table_shows_arms_that_came_to_the_end_and_when_stages_ended() -> No
     assert stream_table(config(data={"new": NEW}), [result(card)]) is None
 
 
-def test_the_picture_holds_the_matrix_of_each_arm() -> None:
-    arms = {"full 1e-3": CHECKPOINTS, "stopped": {2: CHECKPOINTS[2]}, "ewc 1e-3": CHECKPOINTS}
-    ((title, figure),) = stream_pictures(config(), BASE, arms)
-    assert title == "Tasks after each stage"
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["full 1e-3", "ewc 1e-3"]
-    numbers = [cell.get_text() for cell in figure.axes[0].texts]
-    assert numbers == [f"{count / 10:.2f}".removeprefix("0") for row in RIGHT for count in row]
-    rows = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    assert rows == ["base model", "chain sum", "gcd", "spell backward"]
-    frames = [patch.get_xy() for patch in figure.axes[0].patches]
-    assert frames == [(0, 1), (1, 2), (2, 3)]
-    assert image_bytes(figure, "png").startswith(b"\x89PNG")
-    assert stream_pictures(config(), BASE, {"stopped": {2: CHECKPOINTS[2]}}) == []
-
-
-@pytest.mark.parametrize("arms", [1, 3, 4])
-def test_any_number_of_arms_is_drawn_on_one_scale(arms: int) -> None:
-    low, high = np.full((3, 2), 0.01), np.full((3, 2), 0.5)
-    matrices = {f"arm {i}": high if i == arms - 1 else low for i in range(arms)}
-    figure = stream_figure(matrices, ["a", "b"], "title")
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(shown) == arms
-    assert {axes.collections[0].get_clim() for axes in shown} == {(0.0, 0.5)}
-    with pytest.raises(ValueError, match="no arm has a matrix to draw"):
-        stream_figure({}, ["a"], "title")
-
-
 def test_the_shipped_stream_has_three_tasks_and_one_arm_that_replays_them() -> None:
     shipped = load_config("stream")
     assert len(task_names(shipped)) == 3
@@ -219,11 +165,3 @@ def test_a_run_measures_each_task_after_each_stage_and_shows_it_in_its_report(ba
     again = run(base, tmp_path)  # arms are read from disk
     assert [r.scorecard for r in again.results] == [r.scorecard for r in outcome.results]
     assert "Tasks after each stage" in again.report.read_text(encoding="utf-8")
-
-
-def test_records_hold_any_text(tmp_path: Path) -> None:
-    records = [
-        Record("new", "gcd", "generate", str(i), correct=1, reply="a\u2028b\u2029c\u0085d\n\re") for i in range(2)
-    ]
-    write_records(tmp_path / "items.jsonl", records)
-    assert read_records(tmp_path / "items.jsonl") == records

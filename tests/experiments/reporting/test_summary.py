@@ -1,15 +1,10 @@
-"""Figures as text, and the sentences that follow from intervals."""
+"""The sentences that follow from intervals."""
 
 from __future__ import annotations
 
-import math
-
-import pytest
-
 from experiments.records import Estimate
 from experiments.reporting.summary import OVERLAP, PAIRED, overlap, summary, tied_best
-from experiments.reporting.text import format_number, rate_text, with_interval
-from tests.helpers.arms import six, synthetic, untrained
+from tests.helpers.invented_arms import six, synthetic, untrained
 
 
 def test_the_words_follow_from_intervals() -> None:
@@ -66,29 +61,3 @@ def test_only_arms_whose_intervals_overlap_are_tied() -> None:
     results = six()
     assert [r.label for r in tied_best(results, "kl")] == ["control 0.0003"]
     assert tied_best([untrained()], "kl") == []
-
-
-@pytest.mark.parametrize(
-    ("value", "signed", "text"),
-    [
-        (0.414, True, "+.41"), (-0.414, False, "-.41"), (0.0471, False, ".05"), (1.0, False, "1.00"),
-        (12.34, False, "12.34"), (0.0, True, ".00"), (-0.0001, True, ".00"), (math.nan, True, "n/a"),
-        (math.inf, False, "inf"), (-math.inf, False, "-inf"),
-    ],
-)  # fmt: skip
-def test_numbers_are_short_and_honest(value: float, signed: bool, text: str) -> None:
-    assert format_number(value, signed) == text
-
-
-def test_intervals_have_as_many_places_as_their_value() -> None:
-    assert with_interval(Estimate(0.412, 0.05, -0.004), True) == "+.41 [.05,.00]"
-    assert with_interval(Estimate(0.5)) == ".50"
-    assert with_interval(None) == "-"
-    nats = [with_interval(Estimate(v, v, v), places=(3, 2, 1)) for v in (0.0042, 0.0996, 0.58, 0.996, 8.47)]
-    assert nats == [".004 [.004,.004]", ".10 [.10,.10]", ".58 [.58,.58]", "1.0 [1.0,1.0]", "8.5 [8.5,8.5]"]
-
-
-def test_learning_rates_read_as_they_are_written() -> None:
-    assert [rate_text(r) for r in (1e-3, 3e-4, 2.5e-5, 0.01, 1e-10, 0.5)] == [
-        "1e-3", "3e-4", "2.5e-5", "0.01", "1e-10", "0.5",
-    ]  # fmt: skip

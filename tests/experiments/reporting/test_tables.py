@@ -7,7 +7,7 @@ import io
 
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
-from tests.helpers.arms import BASE, TASKS, six, untrained
+from tests.helpers.invented_arms import BASE, TASKS, six, untrained
 
 
 def test_the_terminal_table_fits_and_shows_intervals() -> None:

@@ -8,24 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
-from experiments.methods import MethodContext
 from experiments.runs.data import ExperimentData
-from experiments.training.callbacks import Hooks
-from experiments.training.train import TrainingPlan, train_arm
-from tests.helpers.small import small_config
+from tests.helpers.run_data import never, trained
+from tests.helpers.small_run import small_config
 
 MODULES = ["json", "email", "html", "wave", "heapq", "bisect", "queue", "sched"]
 PYTHON = {"source": "python", "modules": MODULES}
 SELF = {"source": "self", "number": 6, "max_tokens": 6}
-
-
-def never() -> PreTrainedModel:
-    raise AssertionError("the base model was asked for")
 
 
 def arms(*replay: float | None) -> list[dict[str, Any]]:
@@ -205,26 +199,3 @@ def cpt(base: str, steps: int, **data: Any) -> ExperimentConfig:
         training={"steps": steps, "batch_size": 4, "warmup_steps": 1, "save_every": 2},
         evaluation={"every": steps, "new_items": 2},
     )
-
-
-def trained(
-    config: ExperimentConfig, method: str, folder: Path, stop: int | None = None
-) -> tuple[list[float], dict[str, float]]:
-    """Losses of the steps and the cost; killed when step `stop` is logged."""
-    (arm,) = (arm for arm in config.arms if arm.name == method)
-    tokenizer = AutoTokenizer.from_pretrained(config.base_model)
-    torch.manual_seed(0)
-    method, setting = arm.build(), MethodContext()
-    model = method.prepare(AutoModelForCausalLM.from_pretrained(config.base_model), setting)
-    made = ExperimentData(config, tokenizer, never)
-    losses: list[float] = []
-
-    def log(step: int, logs: dict[str, float]) -> None:
-        if step == stop:
-            raise KeyboardInterrupt(f"step {step}")
-        losses.extend([logs["loss"]] if "loss" in logs else [])
-
-    steps = config.evaluation_steps
-    plan = TrainingPlan(arm.name, config.training, 1e-2, steps, made.rows(arm), made.collator, folder)
-    cost = train_arm(model, method, setting, plan, Hooks(lambda model: None, lambda step, found: None, log))
-    return losses, cost

@@ -1,51 +1,18 @@
-"""The scorecard against hand counts, closed formulas and simulated models whose true forgetting is known."""
+"""The scorecard against hand counts and simulated models whose true forgetting is known."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from experiments.records import Record
-from experiments.scorecard import forgetting_bound, headline_gain, mcnemar_p, pair_records, resample, scorecard, wilson
+from experiments.scorecard import forgetting_bound, headline_gain, scorecard, wilson
 from experiments.scorecard.bootstrap import small_sample_factor
-
-OPTIONS = ("a", "b", "c", "d")
-
-
-def kept(task: str, item: str, form: str, correct: int) -> Record:
-    return Record("kept", task, form, item, correct=correct, options=OPTIONS)
-
-
-def new(item: str, correct: int, parsed: bool = True) -> Record:
-    return Record("new", "sums", "generate", item, correct=correct, parsed=parsed)
-
-
-def answers(rows: dict[tuple[str, str], tuple[int, int]], form: str = "chat") -> tuple[list[Record], list[Record]]:
-    """(task, item) -> (before, after), as records."""
-    base = [kept(task, item, form, before) for (task, item), (before, _) in rows.items()]
-    after = [kept(task, item, form, later) for (task, item), (_, later) in rows.items()]
-    return base, after
-
-
-def simulate(
-    rng: np.random.Generator, n: int, lost: float, won: float, tasks: int = 3, a0: float = 0.8
-) -> tuple[list[Record], list[Record]]:
-    """n questions in two forms that share a latent draw: true forgetting is a0 * lost - (1 - a0) * won."""
-    base, after = [], []
-    for i in range(n):
-        shared = rng.random(2)
-        for form in ("chat", "plain"):
-            u = np.where(rng.random(2) < 0.6, shared, rng.random(2))  # uniform margins, correlated forms
-            before = int(u[0] < a0)
-            later = int(u[1] >= lost) if before else int(u[1] < won)
-            base.append(kept(f"task{i % tasks}", str(i), form, before))
-            after.append(kept(f"task{i % tasks}", str(i), form, later))
-    return base, after
+from tests.helpers.scored_answers import answers, kept, new, simulate
 
 
 def test_figures_match_a_hand_count() -> None:
@@ -135,21 +102,6 @@ def test_retention_of_a_task_the_base_cannot_do_is_nan() -> None:
     assert card["forgetting"].value == pytest.approx(-0.5)
 
 
-def test_bootstrap_spread_equals_the_analytic_standard_error() -> None:
-    """With one form, sd(forgetting) = sqrt((NFR + PFR - (PFR - NFR)^2) / n)."""
-    rows = {("t", str(i)): (1, 0) if i < 30 else (0, 1) if i < 40 else (1, 1) for i in range(200)}
-    base, after = answers(rows)
-    card = scorecard(base, after, draws=20_000, seed=3)
-    nfr, pfr = 30 / 200, 10 / 200
-    error = math.sqrt((nfr + pfr - (pfr - nfr) ** 2) / 200)
-    forgetting = card["forgetting"]
-    assert forgetting.low is not None
-    assert forgetting.high is not None
-    assert (forgetting.high - forgetting.low) / (2 * 1.96) == pytest.approx(error, rel=0.06)  # steps of 1/200
-    columns = {(("t", ("chat",)), str(i)): np.array([b - a], float) for (_, i), (b, a) in rows.items()}
-    assert (resample(columns, 20_000, 3)["t", ("chat",)][1:, 0] / 200).std() == pytest.approx(error, rel=0.02)
-
-
 def test_two_forms_of_one_question_are_not_two_questions() -> None:
     """Identical forms must leave the interval of one form unchanged, not shrink it by sqrt(2)."""
     rng = np.random.default_rng(0)
@@ -177,48 +129,6 @@ def test_planted_forgetting_is_found_and_none_where_none_is_planted() -> None:
     balanced = [scorecard(*simulate(rng, 150, lost=0.05, won=0.20), draws=500) for _ in range(30)]  # a0 l = (1 - a0) w
     found = sum(not card["forgetting"].low <= 0 <= card["forgetting"].high for card in balanced)  # type: ignore[operator]
     assert found <= binom.ppf(0.9999, 30, 0.06)
-
-
-def test_one_seed_resamples_the_same_questions_for_every_arm() -> None:
-    """Resampled base sums agree between two arms, so that differences between arms may be taken draw by draw."""
-    rng = np.random.default_rng(4)
-    columns = {(("t", ("chat",)), str(i)): np.array([float(i), rng.random()]) for i in range(40)}
-    other = {key: np.array([row[0], rng.random()]) for key, row in reversed(columns.items())}
-    first, second = (resample(c, 300, 7)["t", ("chat",)] for c in (columns, other))
-    assert np.array_equal(first[:, 0], second[:, 0])
-    assert not np.array_equal(first[:, 1], second[:, 1])
-    assert not np.array_equal(first, resample(columns, 300, 8)["t", ("chat",)])
-
-
-def test_strata_keep_their_size_and_do_not_disturb_each_other() -> None:
-    small = {(("t", ("chat",)), str(i)): np.ones(1) for i in range(7)}
-    more = {**small, **{(("u", ("chat",)), str(i)): np.ones(1) for i in range(20)}}
-    spread = {key: np.array([float(key[1])]) for key in small}
-    assert (resample(more, 100, 0)["u", ("chat",)] == 20).all()
-    alone = resample(spread, 100, 0)["t", ("chat",)]
-    beside = resample({**spread, (("u", ("chat",)), "x"): np.ones(1)}, 100, 0)["t", ("chat",)]
-    assert np.array_equal(alone, beside)
-    assert alone.std() > 0
-
-
-def test_mcnemar_is_the_two_sided_binomial_tail() -> None:
-    assert mcnemar_p(9, 2) == pytest.approx(2 * binom.cdf(2, 11, 0.5))
-    assert mcnemar_p(2, 9) == mcnemar_p(9, 2)
-    assert mcnemar_p(0, 0) == 1
-
-
-def test_wilson_at_the_edge_is_not_of_width_zero() -> None:
-    estimate = wilson(0.0, 20)
-    assert estimate.low == 0
-    assert estimate.high == pytest.approx(1.96**2 / (20 + 1.96**2), rel=1e-3)
-
-
-def test_ten_thousand_draws_of_2500_records_take_under_a_second() -> None:
-    base, after = simulate(np.random.default_rng(0), 1200, 0.1, 0.1, tasks=8)
-    base, after = [*base, *(new(str(i), 0) for i in range(128))], [*after, *(new(str(i), i % 2) for i in range(128))]
-    start = time.process_time()
-    scorecard(base, after, draws=10_000)
-    assert time.process_time() - start < 1.0
 
 
 def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> None:
@@ -274,23 +184,3 @@ def test_harmonic_average_is_given_with_a_reference_and_zero_without_gain() -> N
     assert "average_harmonic" not in scorecard(base + news, after + learned, 200)
     with pytest.raises(ValueError, match="gain_reference must be above 0, but got -1"):
         scorecard(base + news, after + learned, 200, gain_reference=-1)
-
-
-def test_faults_name_the_record() -> None:
-    base, after = answers({("t", "1"): (1, 1), ("t", "2"): (1, 0)})
-    with pytest.raises(ValueError, match=r"no partner among the after records for kept/t/chat/2 \(1 missing in all\)"):
-        scorecard(base, after[:1])
-    with pytest.raises(ValueError, match="no partner among the base records for kept/t/chat/1"):
-        pair_records(base[1:], after)
-    with pytest.raises(ValueError, match="kept/t/chat/1 occurs twice among the base records"):
-        scorecard([*base, base[0]], after)
-    with pytest.raises(ValueError, match="kept/t/chat/2 has no 'correct'"):
-        scorecard(base, [after[0], dataclasses.replace(after[1], correct=None)])
-    with pytest.raises(ValueError, match=r"draws must be at least 100 .* but got 10"):
-        scorecard(base, after, draws=10)
-    text = Record("text", "prose", "nll", "a", value=1.0, tokens=5)
-    with pytest.raises(ValueError, match="text/prose/nll/a covers 5 tokens in base and 6 in after"):
-        scorecard([text], [dataclasses.replace(text, tokens=6)])
-    drift = Record("drift", "replies", "kl", "a", value=1.0, tokens=5)
-    with pytest.raises(ValueError, match="drift/replies/kl/a occurs twice"):
-        scorecard([], [drift, drift])

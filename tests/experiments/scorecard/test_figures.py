@@ -19,7 +19,7 @@ from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES, FORMS, GAINS, HEADLINE, shown
 from experiments.scorecard.names import figure_names
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
-from tests.helpers.simulated import base_records, kept, new, trained
+from tests.helpers.planted_run import base_records, trained
 
 ROOM = Path(experiments.__file__).parent
 BASE = [*base_records(np.random.default_rng(0), 60), Record("text", "general", "nll", "0", value=3.0, tokens=9)]
@@ -97,18 +97,6 @@ def test_the_figures_of_runs_and_comparisons() -> None:
         "gain", "gain_normalised", "new_accuracy", "retention", "retention_adjusted", "kept_accuracy", "forgetting",
         "nfr", "pfr",
     }  # fmt: skip
-
-
-def test_a_study_may_name_what_its_suites_measure() -> None:
-    names = figure_names(("new", "kept", "drift", "text"), ("capitals",))
-    assert {"gain", "retention/capitals", "retention_chat", "kl", "perplexity_drift", "cost/seconds"} <= set(names)
-    assert not {"instructions_accuracy", "stream_bwt", "floor_nfr", "average_harmonic", "area"} & set(names)
-    base = [kept(1, 0), kept(2, 0, "facts1"), new(1, 1)]
-    assert set(scorecard(base, base, 100)) <= set(figure_names(("new", "kept"), ("facts", "facts1")))
-    assert set(aa_floor(base, base, base, 100)) == set(figure_names((), floor=True)) - set(figure_names(()))
-    assert "stream_bwt" in figure_names(("new", "kept"), stream=True)
-    assert "stream_bwt" not in figure_names(("kept",), stream=True)
-    assert {"gain", "retention/x"} <= set(figure_names(("lm_eval",), ("x",)))
 
 
 CARDS = {"card", "scorecard", "figures", "drawn", "point", "cost"}  # names of mappings from figures

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from statsmodels.stats.multitest import multipletests
 
 from experiments.records import Estimate
-from experiments.scorecard import forgetting_bound, holm, non_inferior, paired_error, wilson
+from experiments.scorecard import (
+    forgetting_bound,
+    holm,
+    mcnemar_p,
+    non_inferior,
+    paired_error,
+    wilson,
+)
 from experiments.scorecard.bootstrap import bootstrap_p
 from experiments.scorecard.inference import flip_bound
 
@@ -74,3 +82,15 @@ def test_bootstrap_p_counts_the_draws_beyond_zero() -> None:
     assert bootstrap_p(-draws) == bootstrap_p(draws)
     assert bootstrap_p(np.zeros(1000)) == 1
     assert math.isnan(bootstrap_p(np.full(1000, np.nan)))
+
+
+def test_mcnemar_is_the_two_sided_binomial_tail() -> None:
+    assert mcnemar_p(9, 2) == pytest.approx(2 * binom.cdf(2, 11, 0.5))
+    assert mcnemar_p(2, 9) == mcnemar_p(9, 2)
+    assert mcnemar_p(0, 0) == 1
+
+
+def test_wilson_at_the_edge_is_not_of_width_zero() -> None:
+    estimate = wilson(0.0, 20)
+    assert estimate.low == 0
+    assert estimate.high == pytest.approx(1.96**2 / (20 + 1.96**2), rel=1e-3)

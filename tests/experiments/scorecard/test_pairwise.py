@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from experiments.records import Record
 from experiments.scorecard import drawn_over_seeds, significant_pairs
 from experiments.scorecard.bootstrap import bootstrap_p
-from tests.helpers.simulated import base_records, kept, trained
+from tests.helpers.planted_run import base_records, kept, trained
 
 BASE = base_records(np.random.default_rng(0), 200)
 

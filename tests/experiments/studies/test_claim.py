@@ -1,12 +1,9 @@
-"""Workers that are silent, that lose their storage, that die: who ends their trial, and what it counts as."""
+"""Workers that are silent or lose their storage: who ends their trial, and what it counts as."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +11,9 @@ import pytest
 
 from experiments.common.errors import StudyError
 from experiments.studies.claim import STORAGE_FAULTS
-from experiments.studies.launch import UNFINISHED, keep_working
 from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed, TrialOutcome
-from tests.experiments.studies.toy import Forked, Run, open_store, value
+from tests.helpers.toy_study import Run, dying, open_store, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -125,58 +121,3 @@ def test_a_storage_that_fails_ends_the_worker_with_one_error(tmp_path: Path) -> 
     assert Store(store.url, store.config).trials()[0].state == "lost"  # this process lives, but has left it
     store.work(dying(print, ()), print)
     assert [t.state for t in store.trials()] == ["complete"] * 6
-
-
-def dying(how: Callable[[], None], numbers: tuple[int, ...] = (3,)) -> Run:
-    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-        if number in numbers:
-            how()
-        return TrialOutcome([value(picks)])
-
-    return run
-
-
-def kill_self() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_worker_is_replaced_while_trials_wait(tmp_path: Path, workers: int) -> None:
-    store, said = open_store(tmp_path, retries=2), list[str]()
-    ended = keep_working(store, lambda: Forked(store, dying(kill_self)), workers, said.append)
-    assert ended == "all 6 cells of the grid are finished"
-    trials = store.trials()
-    assert [t.state for t in trials] == [*["complete"] * 3, "failed", *["complete"] * 2]
-    assert (trials[3].attempts, trials[3].reason.startswith("its process died")) == (3, True)
-    if workers == 1:
-        assert trials[3].reason == "its process died (SIGKILL), 3 times"
-        replaced = "a worker was ended by SIGKILL; another one takes its place"
-        assert said == [replaced, replaced, "a worker was ended by SIGKILL"]  # a retried trial comes last
-
-
-def test_trials_that_always_kill_their_worker_count_as_failures_in_a_row(tmp_path: Path) -> None:
-    store = open_store(tmp_path, retries=0, failures=2)
-    ended = keep_working(store, lambda: Forked(store, dying(kill_self, (0, 1, 2, 3))), 1, print)
-    assert ended == "stopped: 2 trials in a row failed, the last with: its process died (SIGKILL)"
-    store.begin()
-    assert store.ended() == ""  # earlier failures are forgiven
-
-
-def test_a_worker_that_ends_by_itself_is_not_replaced_and_its_trial_has_not_died(tmp_path: Path) -> None:
-    store, said = open_store(tmp_path, retries=0), list[str]()
-    assert keep_working(store, lambda: Forked(store, dying(lambda: os._exit(1))), 1, said.append) == UNFINISHED
-    assert said == ["a worker ended with exit code 1; its message is above"]
-    keep_working(store, lambda: Forked(store, dying(print)), 1, said.append)
-    assert [(t.state, t.attempts) for t in store.trials()] == [("complete", 2 if n == 3 else 1) for n in range(6)]
-
-
-def test_a_worker_that_dies_without_a_trial_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, started = open_store(tmp_path), list[Forked]()
-    monkeypatch.setattr(Store, "work", lambda *_: kill_self())
-
-    def start() -> Forked:
-        started.append(Forked(store, dying(print)))
-        return started[-1]
-
-    assert keep_working(store, start, 2, print) == UNFINISHED
-    assert len(started) == 2

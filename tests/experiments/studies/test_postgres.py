@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.queue import Store
-from tests.experiments.studies.toy import SEARCH, kill, logging_run, start_workers, toy_study, value, wait_for
+from tests.helpers.toy_study import SEARCH, kill, logging_run, start_workers, toy_study, value, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 

@@ -1,36 +1,28 @@
-"""Claims, retries, budgets and failures of a study, with toy trials in real processes on a real storage."""
+"""Claims, budgets and failures of a study, with toy trials in real processes on a real storage."""
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from experiments.common.commands import command
-from experiments.common.errors import ConfigError, StudyError
-from experiments.studies.config import PRUNERS, SAMPLERS
-from experiments.studies.locks import shown
-from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
-from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
-from experiments.studies.optimizers import check_options
+from experiments.common.errors import ConfigError
 from experiments.studies.queue import Store
-from experiments.studies.report.table import export, status_text
-from experiments.studies.trial import TrialFailed, TrialOutcome, TrialPruned
-from tests.experiments.studies.toy import (
+from experiments.studies.trial import TrialFailed, TrialOutcome
+from tests.helpers.toy_study import (
+    RANGES,
     SEARCH,
-    fork,
+    begun,
     holds,
     kill,
     logging_run,
     open_store,
+    quiet,
     start_workers,
     toy_study,
     value,
@@ -38,20 +30,6 @@ from tests.experiments.studies.toy import (
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
-RANGES = {
-    "rate": {"kind": "float", "path": "arms.0.learning_rates.0", "low": 1e-4, "high": 1e-1, "log": True},
-    "training.steps": {"kind": "int", "low": 1, "high": 8},
-    "training.schedule": {"kind": "choice", "values": ["linear", "cosine"]},
-}
-
-
-def quiet(text: str) -> None:
-    pass
-
-
-def test_the_tables_name_the_same_variants() -> None:
-    assert tuple(OPTUNA_SAMPLERS) == SAMPLERS
-    assert tuple(OPTUNA_PRUNERS) == PRUNERS
 
 
 def test_grid_with_three_workers_runs_each_cell_once(tmp_path: Path) -> None:
@@ -64,23 +42,6 @@ def test_grid_with_three_workers_runs_each_cell_once(tmp_path: Path) -> None:
     assert [trial.values for trial in store.trials()] == [[value(trial.picks)] for trial in store.trials()]
     assert len({tuple(trial.picks.values()) for trial in store.trials()}) == 6
     assert store.ended() == "all 6 cells of the grid are finished"
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gp" else n for n in SAMPLERS if n != "grid"]
-)
-def test_every_sampler_keeps_to_budget_and_ranges(tmp_path: Path, name: str) -> None:
-    options = {"n_startup_trials": 2} if name in ("tpe", "gp") else {}
-    budget = {"trials": 4}
-    store = open_store(tmp_path, search=RANGES, sampler={"name": name, "options": options}, budget=budget)
-    store.work(lambda number, picks, report: TrialOutcome([value(picks)]), quiet)
-    trials = store.trials()
-    assert [trial.state for trial in trials] == ["complete"] * 4
-    assert all(1e-4 <= t.picks["rate"] <= 1e-1 and t.picks["training.steps"] in range(1, 9) for t in trials)
-    assert len({tuple(t.picks.values()) for t in trials}) == 4
-    again = open_store(tmp_path / "again", search=RANGES, sampler={"name": name, "options": options}, budget=budget)
-    again.work(lambda number, picks, report: TrialOutcome([value(picks)]), quiet)
-    assert [t.picks for t in again.trials()] == [t.picks for t in trials]  # the seed decides
 
 
 def test_budget_is_exact_with_workers_that_start_together(tmp_path: Path) -> None:
@@ -136,56 +97,6 @@ def test_one_killed_worker_is_taken_over_by_the_others(tmp_path: Path) -> None:
     assert sum(trial.attempts for trial in store.trials()) == 7
 
 
-def test_a_trial_that_always_kills_its_process_is_tried_k_times_more(tmp_path: Path) -> None:
-    def deadly(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return TrialOutcome([value(picks)])
-
-    store = open_store(tmp_path, retries=2)
-    for _ in range(4):
-        for worker in start_workers(store.url, store.config, deadly, 1):
-            worker.join()
-    trials = store.trials()
-    assert (trials[3].state, trials[3].attempts, trials[3].reason) == ("failed", 3, "its process died, 3 times")
-    assert [t.state for t in trials if t.number != 3] == ["complete"] * 5
-
-
-def test_a_retried_trial_has_the_picks_and_the_number_of_the_first(tmp_path: Path) -> None:
-    store = open_store(tmp_path, search=RANGES, sampler="tpe", budget={"trials": 1})
-    workers = start_workers(store.url, store.config, logging_run(tmp_path / "log", 30), 1)
-    while not (tmp_path / "log").is_file():
-        time.sleep(0.01)
-    kill(workers)
-    [before] = store.trials()
-    seen = []
-    store.work(lambda number, picks, report: seen.append((number, picks)) or TrialOutcome([1.0]), quiet)
-    assert seen == [(0, before.picks)]
-    assert [(t.number, t.state, t.attempts) for t in store.trials()] == [(0, "complete", 2)]
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_stopping_by_hand_does_not_count_as_a_death(tmp_path: Path, stop: type[BaseException]) -> None:
-    def stopped(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-        raise stop
-
-    def work() -> None:
-        with pytest.raises(stop):
-            store.work(stopped, quiet)
-        os._exit(0)
-
-    store = open_store(tmp_path, retries=0, search=RANGES, sampler="random", budget={"trials": 1})
-    for _ in range(3):
-        process = fork.Process(target=work)
-        process.start()
-        process.join()
-        assert [t.state for t in store.trials()] == ["stopped"]
-        assert "stopped: trial 0" in status_text(store, tmp_path)
-        assert "failed" not in status_text(store, tmp_path)
-    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
-    assert [(t.state, t.attempts) for t in store.trials()] == [("complete", 4)]
-
-
 def test_a_failure_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     def sometimes(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
         if number in (0, 1, 3):
@@ -199,20 +110,6 @@ def test_a_failure_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     assert store.front() == [4]  # steps 3, rate .1
 
 
-def test_failures_in_a_row_stop_the_study_until_it_is_started_again(tmp_path: Path) -> None:
-    def always(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-        raise TrialFailed("out of memory")
-
-    store = open_store(tmp_path, failures=3)
-    said = "stopped: 3 trials in a row failed, the last with: out of memory"
-    assert store.work(always, quiet) == said
-    assert [t.state for t in store.trials()] == ["failed"] * 3 + ["waiting"] * 3
-    assert Store(store.url, store.config).work(always, quiet) == said  # another worker heeds it too
-    store.begin()
-    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
-    assert [t.state for t in store.trials()] == ["failed"] * 3 + ["complete"] * 3
-
-
 def test_an_error_of_the_machine_stops_the_worker_and_keeps_the_trial(tmp_path: Path) -> None:
     def full(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
         raise OSError("no space left")
@@ -222,22 +119,6 @@ def test_an_error_of_the_machine_stops_the_worker_and_keeps_the_trial(tmp_path: 
         store.work(full, quiet)
     store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
     assert [t.state for t in store.trials()] == ["complete"] * 6
-
-
-def test_pruner_stops_what_is_worse_than_the_median(tmp_path: Path) -> None:
-    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
-        for step in range(1, 4):
-            if report(step, value(picks) * step):
-                raise TrialPruned(TrialOutcome([], {}, [{"seed": 0}]), f"at {step}")
-        return TrialOutcome([value(picks)])
-
-    pruner = {"name": "median", "options": {"n_startup_trials": 2}}
-    rising = {"training.steps": {"kind": "choice", "values": [3, 4, 1, 5]}, "rate": {"kind": "choice", "values": [0.1]}}
-    rising["rate"]["path"] = "arms.0.learning_rates.0"  # type: ignore[assignment]
-    store = open_store(tmp_path, search=rising, pruner=pruner)
-    store.work(run, quiet)
-    assert [t.state for t in store.trials()] == ["complete", "complete", "pruned", "complete"]
-    assert (store.trials()[2].reason, store.trials()[2].runs) == ("at 1", [{"seed": 0}])
 
 
 def test_several_objectives_and_constraints(tmp_path: Path) -> None:
@@ -285,64 +166,61 @@ def test_another_config_under_the_same_name_is_refused(tmp_path: Path) -> None:
     assert Store(store.url, name="toy").config.retries == 7
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sampler": {"name": "grid", "options": {"n": 1}}}, "sampler.options.n: grid has no such option"),
-        (
-            {"sampler": {"name": "tpe", "options": {"n_startup_trial": 1}}, "budget": {"trials": 1}},
-            "did you mean 'n_startup_trials'",
-        ),
-        ({"pruner": {"name": "percentile"}}, "pruner 'percentile': .*percentile"),
-    ],
-)
-def test_options_are_checked_before_anything_runs(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_options(toy_study(**change))
+def test_the_same_picks_are_not_trained_twice(tmp_path: Path) -> None:
+    """A random sampler over two values, ten trials: two are run, eight take over their values."""
+    search = {"training.steps": {"kind": "choice", "values": [1, 2]}}
+    store = open_store(tmp_path, search=search, sampler="random", budget={"trials": 10})
+    constrained: list[dict[str, Any]] = []
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        constrained.append(picks)
+        runs = [{"seed": 0, "picks": picks}]
+        return TrialOutcome([float(picks["training.steps"])], {"kl <= 1": picks["training.steps"] - 1.5}, runs)
+
+    assert store.work(run, quiet) == "all 10 trials are finished"
+    assert len(constrained) == 2
+    trials = store.trials()
+    assert len(trials) == 10
+    assert all(t.state == "complete" and t.values == [float(t.picks["training.steps"])] for t in trials)
+    assert all(t.feasible == (t.picks["training.steps"] == 1) for t in trials)
+    originals = {t.number for t in trials if t.repeats is None}
+    assert len(originals) == 2
+    assert {t.repeats for t in trials} - {None} <= originals
 
 
-def test_storages_that_are_none(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
-    with pytest.raises(StudyError, match=r"no study 'tyo' in .*did you mean 'toy'"):
-        Store(store.url, name="tyo")
-    (tmp_path / "broken.db").write_text("no database" * 100)
-    with pytest.raises(StudyError, match=r"broken.db cannot be used"):
-        Store(f"sqlite:///{tmp_path / 'broken.db'}", toy_study())
-    with pytest.raises(StudyError, match="cannot be used"):
-        Store("postgresql+psycopg://127.0.0.1:1/none", toy_study())
-    assert shown("postgresql+psycopg://me:secret@host/db") == "postgresql+psycopg://me:***@host/db"
-    with pytest.raises(StudyError, match="has no budget of trials"):
-        store.add_trials(3)
-    with pytest.raises(ConfigError, match="must be at least 1, but got -5"):
-        store.add_trials(-5)
-    Store(store.url, toy_study(name="made"))  # killed before `begin`
-    with pytest.raises(StudyError, match="study 'made' was ended before it had begun: `study CONFIG` begins it"):
-        Store(store.url, name="made")
+def test_a_lower_budget_of_a_grid_that_has_begun_counts(tmp_path: Path) -> None:
+    open_store(tmp_path)  # queues its six cells
+    fewer = Store(f"sqlite:///{tmp_path / 'optuna.db'}", toy_study(budget={"trials": 2}))
+    fewer.begin()
+    assert fewer.work(logging_run(tmp_path / "log"), quiet) == "all 2 trials are finished"
+    assert begun(tmp_path / "log") == 2
 
 
-def test_a_lost_trial_that_will_be_tried_again_is_no_end(tmp_path: Path) -> None:
-    store = open_store(tmp_path, search=RANGES, sampler="random", budget={"trials": 1})
-    workers = start_workers(store.url, store.config, logging_run(tmp_path / "log", 30), 1)
-    while not (tmp_path / "log").is_file():
-        time.sleep(0.01)
-    assert store.going_on()
-    kill(workers)
-    assert store.going_on()  # its process is gone, the next start continues it
-    assert [(t.state, t.reason) for t in store.trials()] == [("lost", "its process died")]
-    assert "lost:    trial 0" in status_text(store, tmp_path)
-    assert Store(store.url, toy_study(**store.config.to_dict() | {"retries": 0})).trials()[0].state == "failed"
-    for _ in range(2):
-        assert f"not finished: {command('resume', 'toy')}" in status_text(store, tmp_path)
-        store.begin()  # marks the trial as lost, and queues it again
-    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
-    assert not store.going_on()
-    assert "not finished" not in status_text(store, tmp_path)
+def test_a_study_is_finished_only_after_its_last_trial(tmp_path: Path) -> None:
+    store, said = open_store(tmp_path, budget={"trials": 2}), list[str]()
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        said.append(store.ended())
+        return TrialOutcome([value(picks)])
+
+    said.append(store.work(run, quiet))
+    assert said == ["", "all 2 trials are claimed", "all 2 trials are finished"]
 
 
-def test_mixed_picks_are_exported_to_every_format(tmp_path: Path) -> None:
-    layers = {"kind": "choice", "path": "arms.0.control.layers", "values": [1, [0, 2]]}
-    store = open_store(tmp_path, search={"layers": layers})
-    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
-    for ending in (".csv", ".parquet", ".json"):
-        assert export(store, tmp_path / f"out{ending}") == 2
-    assert set(pd.read_parquet(tmp_path / "out.parquet")["pick/layers"]) == {"1", "[0, 2]"}
+def test_cells_that_were_added_are_not_called_finished(tmp_path: Path) -> None:
+    store = open_store(tmp_path, budget={"trials": 2})
+    store.work(logging_run(tmp_path / "log"), quiet)
+    assert store.ended() == "all 2 trials are finished"
+    store.add_trials(3)
+    assert store.ended() == ""
+    store.work(logging_run(tmp_path / "log"), quiet)
+    assert begun(tmp_path / "log") == 5
+    store.add_trials(9)
+    store.work(logging_run(tmp_path / "log"), quiet)
+    assert (begun(tmp_path / "log"), store.ended()) == (6, "all 6 cells of the grid are finished")
+
+
+def test_a_study_opened_by_name_has_its_own_heartbeat(tmp_path: Path) -> None:
+    open_store(tmp_path, heartbeat=600)
+    storage = Store(f"sqlite:///{tmp_path / 'optuna.db'}", name="toy").storage
+    assert (storage.heartbeat_interval, storage.grace_period) == (600, 1200)

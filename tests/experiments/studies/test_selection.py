@@ -1,4 +1,4 @@
-"""What the arms of a study are called: each once, and its learning rate once."""
+"""The rows of a study's report: chosen on half of the items, measured on the rest, each with a name of its own."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from experiments.records import Estimate, read_records
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
+from experiments.scorecard import scorecard
+from experiments.studies.queue import Store
 from experiments.studies.report.plots import trajectory_figure
-from experiments.studies.selection import ReportRow, arm_name, choose
+from experiments.studies.selection import ReportRow, arm_name, choose, even, has_name, record_files, report_row
 from experiments.studies.trials import Trial
-from tests.experiments.studies.toy import toy_study
-from tests.helpers.studies import TABLE5, synthetic_store
+from tests.helpers.planted_study import SOME, TABLE5, objective, synthetic_store
+from tests.helpers.toy_study import toy_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 TWO = {name: TABLE5[name] for name in ("full", "lerp8")}
@@ -24,7 +27,7 @@ TWO = {name: TABLE5[name] for name in ("full", "lerp8")}
 @pytest.fixture
 def arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ReportRow]:
     """Of a study whose rates all stay rows, as `baselines`."""
-    monkeypatch.setattr("tests.helpers.studies.FAILS", None)
+    monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
     store = synthetic_store(tmp_path, TWO, report={})
     trials = store.trials()
     again = replace(trials[0], number=6)  # the same picks, as a sampler may draw them
@@ -60,3 +63,100 @@ def test_what_counts_as_a_learning_rate(dimension: dict[str, Any], picks: Any, n
     trial = Trial(0, "complete", {"rate": picks}, [0.0], "", 1, 0.0, True, runs)
     assert arm_name(study, trial) == name
     assert arm_name(study, trial, "rate") == "base"
+
+
+@pytest.mark.slow
+def test_a_repeated_trial_is_no_row_of_its_own(tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path, {"full": TABLE5["full"]}, report={})
+    trials = store.trials()
+    again = replace(trials[0], number=9, repeats=0)
+    assert [arm.trial.number for arm in choose(store.config, [*trials, again], tmp_path)] == [0, 2]  # 1 failed
+
+
+@pytest.mark.slow
+def test_the_best_rate_is_chosen_on_items_that_are_not_reported(some: tuple[Store, Path]) -> None:
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
+    assert [(arm.name, arm.candidates, arm.halves) for arm in arms] == [
+        (name, 2 if name == "full" else 3, True)  # one of full's three failed
+        for name in SOME
+    ]
+    cards: dict[int, dict[bool, float]] = {}
+    for trial in store.trials():
+        if trial.picks["arm"] == arms[1].name:
+            files = record_files(trial.runs[0], root)
+            for half in (True, False):
+                base, after = ([r for r in read_records(f) if even(r) == half] for f in files)
+                card = scorecard(base, after, 100)
+                cards.setdefault(trial.number, {})[half] = card["gain"].value + card["kept_accuracy"].value
+    changed = store.config.model_copy(update={"objectives": (objective("gain + kept_accuracy"),)})
+    arm = choose(changed, store.trials(), root)[1]
+    assert arm.trial.number == max(cards, key=lambda number: cards[number][True])
+    found = arm.result.scorecard
+    assert found["gain"].value + found["kept_accuracy"].value == pytest.approx(cards[arm.trial.number][False])
+
+
+@pytest.mark.slow
+def test_without_records_the_choice_is_said_to_rest_on_the_same_items(some: tuple[Store, Path]) -> None:
+    store, root = some
+    assert not any(arm.halves or arm.records for arm in choose(store.config, store.trials(), root / "elsewhere"))
+
+
+@pytest.mark.slow
+def test_seeds_widen_the_interval_of_their_mean(some: tuple[Store, Path]) -> None:
+    """Two runs of quite different accuracy as the two seeds of one trial."""
+    store, root = some
+    first, last = (next(t for t in store.trials() if t.picks == {"arm": "partial", "rate": r}) for r in (1.0, 3.0))
+    runs = [first.runs[0], {**last.runs[0], "seed": 1}]
+    alone = [report_row("x", first, [run], 1, False, root).result.scorecard["gain"] for run in runs]
+    both = report_row("x", first, runs, 1, False, root).result.scorecard
+    assert both["gain"].value == pytest.approx(sum(e.value for e in alone) / 2)
+    assert width(both["gain"]) > max(width(e) for e in alone)
+    assert both["mcnemar_p"].low is None  # not resampled over seeds: the mean
+
+
+def width(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.high - estimate.low
+
+
+@pytest.mark.slow
+def test_a_variant_that_breaks_a_constraint_is_not_chosen(some: tuple[Store, Path]) -> None:
+    store, root = some
+    trials = [replace(t, feasible=t.picks["rate"] == 3.0) for t in store.trials()]
+    arms = choose(store.config, trials, root)
+    assert {arm.trial.picks["rate"] for arm in arms} == {3.0}
+
+
+@pytest.mark.slow
+def test_an_objective_that_a_half_lacks_is_taken_of_all_items(some: tuple[Store, Path]) -> None:
+    store, root = some
+    trials = store.trials()
+    for trial in trials:
+        if trial.runs:
+            trial.runs[0]["result"]["scorecard"]["stream_op"] = {"value": float(trial.number)}
+    changed = store.config.model_copy(update={"objectives": (objective("stream_op"),)})
+    arms = choose(changed, trials, root)
+    assert all(arm.trial.number == max(t.number for t in trials if t.picks["arm"] == arm.name) for arm in arms)
+    assert not any(arm.halves for arm in arms)
+    assert all(arm.result.scorecard["stream_op"].value == arm.trial.number for arm in arms)
+
+
+@pytest.mark.slow
+def test_arms_are_told_apart_by_their_picks(tmp_path: Path) -> None:
+    rates = {"kind": "choice", "path": "training.weight_decay", "values": [0.12341, 0.12349, 0.2]}
+    store = synthetic_store(tmp_path, {"arm": (0.5, 0.5)}, {"decay": rates}, report={})
+    names = [arm.name for arm in choose(store.config, store.trials(), tmp_path)]
+    assert names == ["#0 decay=0.123", "#2 decay=0.2"]  # trial 1 failed
+    trials = [replace(t, state="complete", runs=store.trials()[0].runs) for t in store.trials()]
+    names = [arm.name for arm in choose(store.config, trials, tmp_path)]
+    assert names == ["#0 decay=0.123", "#1 decay=0.123", "#2 decay=0.2"]
+    row = choose(store.config, trials, tmp_path)[2]
+    assert has_name(row, "decay=0.2")  # as `posthoc` of the study's YAML names it, before there is a trial
+    assert has_name(row, "#2 decay=0.2")
+    assert not has_name(row, "decay=0.123")
+    assert label(row.result) == "#2 decay=0.2"
+    chosen = store.config.model_copy(update={"report": store.config.report.model_copy(update={"select": "decay"})})
+    (only,) = choose(chosen, trials, tmp_path)  # no other dimension: one arm, and its best decay
+    assert (only.name, only.candidates) == ("arm", 3)

@@ -27,7 +27,7 @@ from experiments.studies.trial import TrialFailed, figure, run_trial, sum_of
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import COMPLETE
 from experiments.training.trainer import ArmTrainer
-from tests.experiments.studies.tiny import RATE, study_values, tiny_study
+from tests.helpers.tiny_study import RATE, study_values, tiny_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 

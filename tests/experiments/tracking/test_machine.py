@@ -1,11 +1,18 @@
-"""Whose process a run is: told from machine, boot, id and start time."""
+"""A process is known by its machine, boot, id and start time; SIGTERM ends its run."""
 
 from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from experiments.tracking import machine
 from experiments.tracking.machine import process_alive, process_state, process_tags
+from experiments.tracking.tracker import Tracker
+from tests.helpers.tracking_store import start_training
 
 
 def test_two_machines_of_one_host_name_do_not_judge_each_others_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +29,25 @@ def test_two_machines_of_one_host_name_do_not_judge_each_others_processes(monkey
     monkeypatch.setattr(machine, "_machine_id", lambda: "")  # not readable here
     assert process_state(process_tags()) is True
     assert process_state(mine) is None
+
+
+@pytest.mark.slow
+def test_sigterm_kills_the_run_on_the_way_out(root: Path) -> None:
+    process, run_id = start_training(root)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    run = Tracker(root, "demo").client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {"loss": 2.0}
+
+
+def test_whether_a_process_lives_is_decided_on_its_own_host_only() -> None:
+    mine = process_tags()
+    assert process_alive(mine)
+    assert process_alive({})
+    assert process_alive({**mine, "host": "elsewhere", "pid": "1", "boot_id": "x"})
+    assert not process_alive({**mine, "boot_id": "before the restart"})
+    assert not process_alive({**mine, "pid_started": "1000"})  # its id was given to another process
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not process_alive({**mine, "pid": str(ended.pid)})

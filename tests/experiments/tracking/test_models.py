@@ -16,8 +16,8 @@ from experiments.tracking.journal import Delivered
 from experiments.tracking.run import Run
 from experiments.tracking.sync import download, sync
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small import tiny_base
-from tests.helpers.stores import artifacts, everything, models, read
+from tests.helpers.small_run import tiny_base
+from tests.helpers.tracking_store import artifacts, everything, models, read
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from experiments.tracking import delivery, system
 from experiments.tracking import tracker as tracking
 from experiments.tracking.system import Smi, gpu_metrics, system_metrics
 from experiments.tracking.tracker import Tracker
-from tests.helpers.stores import read
+from tests.helpers.tracking_store import read
 
 A, B = "11111111-aaaa-aaaa-aaaa-111111111111", "22222222-bbbb-bbbb-bbbb-222222222222"
 ANSWER = f"""cat <<'END'

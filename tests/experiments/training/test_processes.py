@@ -21,11 +21,12 @@ from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
 from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
 from experiments.training.trainer import ArmFailed
-from tests.ctrl.test_trainer import tiny
-from tests.helpers import two, waiting
+from tests.helpers import train_in_two_processes as two
+from tests.helpers import wait_in_two_processes as waiting
 from tests.helpers.engine import train
-from tests.helpers.sharding import two_processes
-from tests.helpers.small import small_config, small_values, tiny_base
+from tests.helpers.launch import two_processes
+from tests.helpers.small_run import small_config, small_values, tiny_base
+from tests.helpers.tiny_llama import tiny
 
 SCRIPT = Path(two.__file__)
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="DeepSpeed is not installed")

@@ -31,8 +31,8 @@ from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.scorecard import scorecard
 from tests.helpers.families import perturb
-from tests.helpers.models import FP32
-from tests.helpers.small import make_suite, small_config, small_values
+from tests.helpers.option_scores import FP32
+from tests.helpers.small_run import make_suite, small_config, small_values
 
 
 @pytest.fixture

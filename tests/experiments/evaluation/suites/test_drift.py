@@ -1,19 +1,23 @@
-"""KL and NLL against their definitions."""
+"""KL against its definition, and the prompts that replies are drawn to."""
 
 from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.data.sources import ReasoningGym
+from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.drift import PROMPTS, DriftSuite, Reply, fp32_head, kl_per_token, reply_log_probs
-from experiments.evaluation.suites.text import text_nll, text_windows
-from tests.helpers.models import BF16, expanded, sharp
-from tests.helpers.small import make_suite, small_config
+from experiments.evaluation.suites.text import text_windows
+from tests.helpers.new_tasks import NOTES, sums
+from tests.helpers.option_scores import BF16, expanded, sharp
+from tests.helpers.small_run import make_suite, small_config
 
 
 class TestDrift:
@@ -64,25 +68,17 @@ class TestDrift:
         assert inside.dtype == torch.float32
         torch.testing.assert_close(inside, hidden.float() @ model.lm_head.weight.T)
 
-    def test_nll_against_the_definition(self) -> None:
-        model = sharp()
-        windows = [list(range(10)), [5, 4, 3], list(range(20, 35))]
-        for window, value in zip(windows, text_nll(model, windows, batch_size=2), strict=True):
-            with torch.no_grad():
-                log_probs = model(input_ids=torch.tensor([window]), use_cache=False).logits[0].log_softmax(-1)
-            terms = [-float(log_probs[t, token]) for t, token in enumerate(window[1:])]
-            assert value == pytest.approx(sum(terms) / len(terms), abs=1e-4)
-
-    def test_text_is_the_story_in_windows(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        windows = text_windows(tokenizer, 600)
-        assert [len(window) for window in windows] == [256, 256, 88]
-        text = tokenizer.decode(windows[0])
-        assert text.startswith("Little though they seem to think of it, the people of this twenty-ninth century")
-        assert "\n" not in text.split("\n\n")[0]
-
     def test_too_much_text_or_too_many_replies(self, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ConfigError, match=r"suites\.text\.tokens=1000000, but the text has only \d+ tokens"):
             text_windows(tokenizer, 1_000_000)
         config = small_config(base, evaluation={"replies": 100})
         with pytest.raises(ConfigError, match=rf"drift\.replies=100, but there are only {len(PROMPTS)} general"):
             make_suite(DriftSuite, config, tokenizer)
+
+
+def test_drift_asks_several_new_tasks_in_turn(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = small_config(base, evaluation={"replies": 2, "new_replies": 3})
+    first, second = sums(), ReasoningGym(name="basic_arithmetic").held_out(4, 0)
+    suite: Any = make_suite(SUITES["drift"], config, tokenizer, (first, second, NOTES))
+    assert [task for task, _, _ in suite.prompts] == ["base replies"] * 2 + ["new_prompts"] * 3
+    assert [item for _, item, _ in suite.prompts[2:]] == [first.test[0].id, second.test[0].id, first.test[1].id]

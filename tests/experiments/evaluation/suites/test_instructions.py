@@ -12,8 +12,8 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.instructions import KINDS, Instruction, instructions, language_of
 from experiments.models.base import load_base
-from tests.helpers.models import FP32
-from tests.helpers.small import draw_suites, small_config
+from tests.helpers.option_scores import FP32
+from tests.helpers.small_run import draw_suites, small_config
 
 GERMAN = "Der Zug ist sehr lang und die Fahrt mit ihm ist nicht teuer."
 FRENCH = "La mer est belle et les bateaux sont dans le port."

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.config import ExperimentConfig, parse_config
 from experiments.evaluation.suites.kept import KeptSuite, named_first
 from experiments.scorecard import scorecard
-from tests.helpers.models import FP32
-from tests.helpers.small import draw_suites, make_suite, small_values
+from tests.helpers.option_scores import FP32
+from tests.helpers.small_run import draw_suites, make_suite, small_values
 
 OPTIONS = ("Guinea", "Guinea-Bissau", "South Africa", "Mali")
 

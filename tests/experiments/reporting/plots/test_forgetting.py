@@ -9,7 +9,7 @@ import pytest
 
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.plots.forgetting import forgetting_figure, looks, points
-from tests.helpers.arms import six, synthetic, twelve
+from tests.helpers.invented_arms import six, synthetic, twelve
 
 
 def test_arms_differ_in_colour_and_marker_and_rates_in_line_and_fill() -> None:

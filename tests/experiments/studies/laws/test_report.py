@@ -1,15 +1,17 @@
-"""The mixture law of a study with a term in tokens, from the records of each evaluation."""
+"""The mixture laws of a study's arms, from the records of each evaluation."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from experiments.studies.laws.report import law_table, mixture_laws
+from experiments.studies.laws.mixture import fit
+from experiments.studies.laws.report import law_sentence, law_table, mixture_laws
 from experiments.studies.queue import Store
 from experiments.studies.selection import choose
-from tests.helpers.studies import TABLE5, synthetic_store
+from tests.helpers.planted_study import TABLE5, synthetic_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
@@ -17,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Loss of general text over the base's: (0.8 - kept accuracy) R^2 T nats, T = 1 after 40 steps."""
-    monkeypatch.setattr("tests.helpers.studies.FAILS", None)
-    monkeypatch.setattr("tests.helpers.studies.STEPS", (10, 20, 30, 40))
+    monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
+    monkeypatch.setattr("tests.helpers.planted_study.STEPS", (10, 20, 30, 40))
     replay = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
     arms = {"kind": "arms", "arms": {"stack": {}}}
     return synthetic_store(tmp_path, TABLE5, {"arm": arms, "replay": replay}, report={"law": "replay"})
@@ -47,3 +49,41 @@ def test_on_the_way_of_a_falling_learning_rate_nothing_is_comparable(store: Stor
     arms = choose(store.config, store.trials(), tmp_path)
     assert list(law_table(config, arms, tmp_path).step) == [40] * 5
     assert "no term in tokens" in mixture_laws(config, arms, tmp_path, draws=2)[0][0]
+
+
+@pytest.mark.slow
+def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss over the base's: (0.8 - kept accuracy) R^2 nats, R = 1 - replay; .05 nats are what may be lost."""
+    monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
+    replay = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
+    truth = {name: TABLE5[name] for name in ("full", "stack", "lerp8-mse")}
+    arms = {"kind": "arms", "arms": {name: {} for name in truth}}
+    store = synthetic_store(tmp_path, truth, {"arm": arms, "replay": replay}, report={"law": "replay"})
+    chosen = choose(store.config, store.trials(), tmp_path)
+    table = law_table(store.config, chosen, tmp_path)
+    full = table[(table.arm == "full") & (table.step == 40)]
+    assert list(full.ratio) == pytest.approx([1, 0.95, 0.9, 0.75, 0.5])
+    assert list(full.loss_kept - full.base_kept) == pytest.approx([0.4 * r**2 for r in full.ratio])
+    assert not table.nats.any()
+    sentences, pictures = mixture_laws(store.config, chosen, tmp_path, draws=10)
+    assert list(pictures) == list(truth)
+    assert sentences[0].startswith("Mixture law of full: no replayed share up to 50% keeps the loss of general text")
+    most = 1 - (0.05 / (0.8 - truth["stack"][1])) ** 0.5
+    assert f"Mixture law of stack: replaying {most:.0%} or more" in sentences[1]
+    assert "even without replay" in sentences[2]
+    assert all("in the share of wrong answers (its answers have no likelihood here)" in said for said in sentences)
+    assert all("by .000 [.000,.000] nats (general text; " in said for said in sentences)
+    assert all("takes 4 evaluations of each run at a constant learning rate, and here is 2." in s for s in sentences)
+    assert pictures["full"].axes[0].get_ylabel() == "share of wrong answers"
+    few = [arm for arm in chosen if arm.trial.picks["replay"] in (0.0, 0.5)]
+    assert mixture_laws(store.config, few, tmp_path)[0][0].startswith("No mixture law of full: a mixture law needs")
+
+
+@pytest.mark.slow
+def test_points_that_follow_no_power_law_are_called_so() -> None:
+    ratio = [0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
+    table = pd.DataFrame({"ratio": ratio, "tokens": 1e4, "loss_new": [1 - 0.3 * r**2 for r in ratio]})
+    scattered = fit(table.assign(loss_kept=[4.22, 4.19, 4.02, 4.0, 4.07, 4.47]), 3.74, draws=20)
+    assert "The exponent of general text ended at its bound" in law_sentence("full", scattered, nats=True)
+    lawful = fit(table.assign(loss_kept=[3.7 + 0.4 * r**3 for r in ratio]), 3.74, draws=20)
+    assert "bound" not in law_sentence("full", lawful, nats=True)

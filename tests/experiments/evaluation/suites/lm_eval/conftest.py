@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.models.base import load_base
-from tests.experiments.evaluation.suites.lm_eval.local import harness
 from tests.helpers.families import perturb
+from tests.helpers.lm_eval_suite import harness
 from tests.helpers.lm_eval_tasks import write_tasks
-from tests.helpers.small import tiny_base
+from tests.helpers.small_run import tiny_base
 
 
 @pytest.fixture(scope="package")
@@ -24,14 +25,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return load_base(str(folder / "base"))[1]
+def loaded(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return load_base(str(folder / "base"))
+
+
+@pytest.fixture(scope="package")
+def tokenizer(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
+    return loaded[1]
 
 
 @pytest.fixture
-def model(folder: Path) -> PreTrainedModel:
+def model(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> PreTrainedModel:
     """Wide weights: near-uniform logits would hide an error."""
-    model = load_base(str(folder / "base"))[0]
+    model = copy.deepcopy(loaded[0])
     perturb(model, size=0.3)
     return model.eval()
 

@@ -20,8 +20,8 @@ from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.run import run_experiment
 from experiments.scorecard import scorecard
-from tests.experiments.evaluation.suites.lm_eval.local import FP32, config_of, harness, measured
 from tests.helpers.families import perturb
+from tests.helpers.lm_eval_suite import FP32, config_of, harness, measured
 from tests.helpers.lm_eval_tasks import COLOURS, THINGS
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.models.base import load_base
 from experiments.records import Record, read_records, write_records
 from experiments.scorecard import scorecard
-from tests.experiments.evaluation.suites.lm_eval.local import measured
+from tests.helpers.lm_eval_suite import measured
 
 pytestmark = pytest.mark.slow
 

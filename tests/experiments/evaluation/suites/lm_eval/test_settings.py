@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
 from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings
-from tests.experiments.evaluation.suites.lm_eval.local import config_of, harness
+from tests.helpers.lm_eval_suite import config_of, harness
 from tests.helpers.lm_eval_tasks import write_tasks
-from tests.helpers.small import small_values
+from tests.helpers.small_run import small_values
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,62 @@
+"""The folder of a saved model: trained tensors only, damage named, never half written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ctrl
+from ctrl.checkpoint import read_tensors
+from tests.helpers.tiny_llama import disturbed, tiny
+
+
+def test_holds_only_trained_tensors_and_no_pickle(tmp_path: Path) -> None:
+    model = disturbed()
+    ctrl.save(model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["control_config.json", "model.safetensors"]
+    assert all(".expanded." in n or ".interpolation." in n for n in read_tensors(tmp_path / "model.safetensors"))
+
+
+def test_low_rank_checkpoints_hold_no_pretrained_weight(tmp_path: Path) -> None:
+    ctrl.save(disturbed(expanded="lora"), tmp_path)
+    assert not [n for n in read_tensors(tmp_path / "model.safetensors") if "base_layer" in n]
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    model = disturbed()
+    with pytest.raises(ctrl.CheckpointError, match=r"no control_config\.json"):
+        ctrl.load(tiny(), tmp_path)
+    ctrl.save(model, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ctrl.CheckpointError, match="cut short"):
+        ctrl.load(tiny(), tmp_path)
+    weights.unlink()
+    with pytest.raises(ctrl.CheckpointError, match="does not exist: the checkpoint is incomplete"):
+        ctrl.load(tiny(), tmp_path)
+    config = json.loads((tmp_path / "control_config.json").read_text())
+    (tmp_path / "control_config.json").write_text(json.dumps(config | {"format": 99}))
+    with pytest.raises(ctrl.CheckpointError, match="format 99"):
+        ctrl.load(tiny(), tmp_path)
+    (tmp_path / "control_config.json").write_text("{")
+    with pytest.raises(ctrl.CheckpointError, match="not a control config"):
+        ctrl.load(tiny(), tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = disturbed()
+    ctrl.save(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def no_space(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ctrl.checkpoint.save_file", no_space)
+    with pytest.raises(ctrl.CheckpointError, match=r"No space left on device\. Free space"):
+        ctrl.save(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2

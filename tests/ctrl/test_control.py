@@ -1,0 +1,60 @@
+"""The divergence of a pass: scaled by alpha, over the tokens that count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.diagnostics import attach
+from tests.helpers import reference
+from tests.helpers.tiny_llama import IDS, MASK, disturbed, sequences
+
+
+def test_alpha_scaling_and_detaching() -> None:
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+
+    def alpha_gradient(**kwargs: object) -> torch.Tensor:
+        model = disturbed(interpolation="dlerpin", alpha="learned", divergence_weight=100.0, **kwargs)
+        model(**batch).divergence.backward()
+        gradient = ctrl.layer.expanded_layers(model)[-1].interpolation.weight.grad
+        return torch.zeros(1) if gradient is None else gradient
+
+    assert alpha_gradient(scale_by_alpha=True).abs().max() > 0  # the gate can shrink its own penalty
+    assert alpha_gradient(scale_by_alpha=True, detach_alpha=True).abs().max() == 0
+    plain, scaled = disturbed(alpha_start=0.25), disturbed(alpha_start=0.25, scale_by_alpha=True)
+    torch.testing.assert_close(scaled(**batch).divergence, 0.25 * plain(**batch).divergence)
+
+
+def divergence_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> float:
+    """From the branches: the mean over layers and chosen tokens of alpha |b - a|^2 / hidden."""
+    seen: list[float] = []
+
+    class Branches:
+        def note(self, layer: object, a: torch.Tensor, b: torch.Tensor, alpha: torch.Tensor, *_: object) -> None:
+            a, b, share = (x.detach().double().numpy() for x in (a, b, alpha.expand(*a.shape[:2], 1)))
+            per_token = share[..., 0] * reference.divergence("mse", a, b)
+            seen.append(reference.masked_mean(per_token, chosen.numpy()))
+
+    with attach(model, Branches()):  # type: ignore[arg-type]
+        model(**batch)
+    return float(np.mean(seen))
+
+
+@pytest.mark.parametrize("tokens", ["real", "labels"])
+@pytest.mark.parametrize("interpolation", ["lerp", "dlerp", "moe"])
+def test_the_divergence_is_scaled_by_each_tokens_alpha_over_the_tokens_that_count(
+    interpolation: str, tokens: str
+) -> None:
+    """Labels at padding do not make it count; with moe all real tokens do, those that are not routed with 0."""
+    labels = IDS.clone()
+    labels[:, 5:9] = -100
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": labels}
+    config = {"interpolation": interpolation, "alpha": "learned", "scale_by_alpha": True, "divergence_tokens": tokens}
+    model = disturbed(**config)
+    chosen = MASK.bool() & (labels != -100) if tokens == "labels" else MASK.bool()
+    want = divergence_of(model, batch, chosen)
+    assert want > 0
+    assert model(**batch).divergence.item() == pytest.approx(want, rel=1e-4)

@@ -1,0 +1,106 @@
+"""The divergence in the loss of an expanded model: over real tokens, under checkpointing, without labels."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import ctrl
+from tests.helpers.tiny_llama import expanded, sequences, tiny
+
+
+def test_loss_is_lm_loss_plus_weighted_mean_over_real_tokens() -> None:
+    """Layer 0 alone is expanded, so both branches see the embeddings and a is the base model's first hidden state."""
+    model = expanded(layers=[0])
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    b: list[torch.Tensor] = []
+    model.model.layers[0].expanded.register_forward_hook(lambda module, inputs, output: b.append(output))
+    out = model(**batch)
+    with ctrl.pretrained(model):
+        base = model(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    expected = (b[0] - base.hidden_states[1]).square().mean(-1)[real].mean()
+    torch.testing.assert_close(out.divergence, expected)
+    torch.testing.assert_close(out.loss, out.lm_loss + 5.0 * expected)
+    assert expected > 0
+
+
+def test_without_labels_nothing_is_added() -> None:
+    model = expanded().eval()
+    out = model(input_ids=sequences()[0]["input_ids"][None])
+    assert out.loss is None
+    assert not hasattr(out, "divergence")
+    assert model.control.current is None
+
+
+def test_padding_does_not_change_the_divergence() -> None:
+    model = expanded().eval()
+    row = sequences()[1]
+    length = int(row["attention_mask"].sum())
+    padded = model(**{k: v[None] for k, v in row.items()})
+    bare = model(**{k: v[None, :length] for k, v in row.items()})
+    torch.testing.assert_close(padded.divergence, bare.divergence)
+    left = {k: torch.cat([torch.full((3,), -100 if k == "labels" else 0), v[:length]])[None] for k, v in row.items()}
+    torch.testing.assert_close(model(**left).divergence, bare.divergence)
+
+
+def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_gradients() -> None:
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    plain, checkpointed = expanded().train(), expanded().train()
+    plain(**batch).loss.backward()
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpointed(**batch).loss.backward()
+    for (name, p), q in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        if p.requires_grad:
+            assert q.grad is not None, name
+            torch.testing.assert_close(q.grad, p.grad, msg=name)
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    checkpointed.enable_input_require_grads()
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        checkpointed(**batch)
+
+
+def test_a_loss_without_a_path_to_the_copies_is_no_fault_of_checkpointing() -> None:
+    """Nothing trains but the head, or one gate: the divergence has no gradient, and needs none."""
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    for trains in ("lm_head", "3.interpolation"):
+        model = expanded(interpolation="dlerpin", alpha="learned").train()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trains in name)
+        for _ in range(2):
+            model(**batch).loss.backward()
+            assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+            model.zero_grad()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@pytest.mark.parametrize("values", [{"divergence": "none"}, {"divergence_weight": 0.0}, {"structure": "stack"}])
+def test_where_no_divergence_is_wanted_none_is_missed(values: dict[str, Any]) -> None:
+    ids = sequences()[0]["input_ids"][None]
+    model = ctrl.expand(tiny(), ctrl.ControlConfig(**{"layers": 2, **values})).train()
+    other = expanded().train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(ids)
+        with torch.no_grad():
+            other(ids)
+        with ctrl.pretrained(other):
+            other(ids)
+        other.eval()(ids)
+    with pytest.warns(UserWarning, match="Pass the labels to the model"):
+        other.train()(ids)
+
+
+def test_deepcopy_after_a_forward_is_independent() -> None:
+    model = expanded()
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    out = model(**batch)
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(copied(**batch).loss, out.loss)
+    with ctrl.pretrained(copied):
+        assert model.control.enabled
+        assert not copied.control.enabled

@@ -1,0 +1,228 @@
+"""The copy of a layer: relaxed norms, low rank, layers that cannot be copied."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+import ctrl
+from ctrl import copies
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError
+from ctrl.layer import expanded_layers
+from ctrl.structure import decoder_layers
+from tests.helpers.families import SHAPE, build, left_padded, perturb
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
+
+
+def test_relaxed_norm_is_the_formula() -> None:
+    model = disturbed(norm_mix=0.25)
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
+    x = torch.randn(2, 3, 32)
+    plain = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon) * norm.weight
+    torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
+
+
+def test_a_fixed_alpha_reaches_the_norms_that_take_alpha() -> None:
+    model = disturbed(norm_mix="alpha", alpha_start=0.25)
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
+    x = torch.randn(2, 3, 32)
+    before = norm(x)
+    with ctrl.at_alpha(model, 1.0):
+        assert torch.equal(norm(x), x)
+    with ctrl.at_alpha(model, 0.25):
+        torch.testing.assert_close(norm(x), before)
+    assert torch.equal(norm(x), before)
+
+
+def test_low_rank_copies_start_as_the_base_and_train_alone() -> None:
+    base = tiny().eval()
+    model = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2, expanded="lora", lora_rank=2))
+    assert torch.equal(model(IDS).logits, base(IDS).logits)
+    full = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2))
+    sizes = [sum(row.trainable for row in ctrl.describe(m)) for m in (model, full)]
+    assert sizes[0] < sizes[1] / 4
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
+    assert not torch.allclose(model(IDS).logits, base(IDS).logits)
+    with ctrl.pretrained(model):
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+
+
+def test_the_low_rank_copies_of_a_model_of_conv1d() -> None:
+    """GPT-2's projections are no nn.Linear, and hold their weights transposed."""
+    base = build("gpt2")
+    model = ctrl.expand(
+        copy.deepcopy(base), ctrl.ControlConfig(layers=2, expanded="lora", lora_rank=2, alpha_start=1.0)
+    )
+    assert torch.equal(model(IDS).logits, base(IDS).logits)
+    trained = {
+        name.rpartition(".lora_")[0].rpartition(".")[2] for name, p in model.named_parameters() if p.requires_grad
+    }
+    assert trained == {"c_attn", "c_proj", "c_fc"}
+    perturb(model)
+    assert not torch.allclose(model(IDS).logits, base(IDS).logits, atol=0.01)
+    torch.testing.assert_close(ctrl.merge_back(model)(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_no_adapter_reaches_are_named() -> None:
+    with pytest.warns(
+        UserWarning, match=r"these weights of MixtralDecoderLayer stay as pretrained: .*experts\.down_proj"
+    ):
+        model = ctrl.expand(build("mixtral"), ctrl.ControlConfig(layers=1, expanded="lora"))
+    assert all("self_attn" in name for name, p in model.named_parameters() if p.requires_grad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, expanded="lora"))
+
+
+def test_a_refused_low_rank_copy_leaves_the_base_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first copy was made, and its layer frozen, before the second was refused."""
+    model, made = tiny(), []
+
+    def second_fails(copied: nn.Module, rank: int) -> nn.Module:
+        if made:
+            raise ctrl.ConfigError("refused")
+        made.append(copies_add_lora(copied, rank))
+        return made[0]
+
+    copies_add_lora = copies.add_lora
+    monkeypatch.setattr(copies, "add_lora", second_fails)
+    kinds = [type(m) for m in model.modules()]
+    with pytest.raises(ctrl.ConfigError, match="refused"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2, expanded="lora"))
+    assert [type(m) for m in model.modules()] == kinds
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_layers_without_a_matrix_to_adapt_are_refused_by_their_own_name() -> None:
+    model = tiny()
+    for layer in model.model.layers:
+        for module in layer.modules():
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear | Conv1D):
+                    setattr(module, name, nn.Conv1d(2, 2, 1))
+    with pytest.raises(ctrl.ConfigError, match="but LlamaDecoderLayer has none: use 'full'"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2, expanded="lora"))
+
+
+def _no_stack(model: PreTrainedModel) -> None:
+    model.config.num_hidden_layers = 7
+
+
+def _shared_keys(model: PreTrainedModel) -> None:
+    decoder_layers(model)[1].self_attn.is_kv_shared_layer = True
+
+
+def _other_names(model: PreTrainedModel) -> None:
+    for layer in decoder_layers(model):
+        layer.mlp.odd = layer.mlp.down_proj
+        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.odd(x)
+        del layer.mlp.down_proj
+
+
+def _calls_super(model: PreTrainedModel) -> None:
+    class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    for layer in decoder_layers(model):
+        layer.__class__ = Derived
+
+
+@pytest.mark.parametrize(
+    ("odd", "structure", "message"),
+    [
+        (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
+        (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
+        (_other_names, "stack", "has no MLP down projection with a known name"),
+        (_calls_super, "concat", r"Derived\.forward calls super\(\), so its layers cannot be copied"),
+    ],
+)
+def test_layers_that_cannot_be_copied_are_refused(
+    odd: Callable[[PreTrainedModel], None], structure: str, message: str
+) -> None:
+    model = build("llama")
+    odd(model)
+    before = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ConfigError, match=message):
+        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
+    assert [name for name, _ in model.named_parameters()] == before
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def _gpt_oss() -> PreTrainedModel:
+    return tf.GptOssForCausalLM(
+        tf.GptOssConfig(**SHAPE, head_dim=8, num_local_experts=4, num_experts_per_tok=2, rope_parameters=None)
+    )
+
+
+def _doge() -> PreTrainedModel:
+    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE))
+
+
+def _doge_experts() -> PreTrainedModel:
+    return tf.DogeForCausalLM(tf.DogeConfig(**SHAPE, is_moe=True, num_experts=4, num_experts_per_tok=2))
+
+
+@torch.no_grad()
+def noisy(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    model = make()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+def test_biases_beside_bare_expert_weights_are_zeroed_too() -> None:
+    base = noisy(_gpt_oss).eval()
+    ids = left_padded(pads=0)["input_ids"]
+    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, structure="stack"))
+    assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+@pytest.mark.parametrize("make", [_doge, _doge_experts])
+def test_a_stacked_copy_that_is_not_the_identity_is_refused(
+    make: Callable[[], PreTrainedModel], structure: str
+) -> None:
+    """Doge scales its residuals; its routed experts write past the down projection."""
+    model = noisy(make)
+    kinds, modes = [type(m) for m in model.modules()], [m.training for m in model.modules()]
+    attention, state = model.config._attn_implementation, torch.get_rng_state()
+    with pytest.raises(ConfigError, match=r"the copy of layer 1, a DogeDecoderLayer .* changes its input by up to \d"):
+        ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
+    assert [type(m) for m in model.modules()] == kinds
+    assert [m.training for m in model.modules()] == modes
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.config._attn_implementation == attention
+    assert torch.equal(torch.get_rng_state(), state)
+    ctrl.expand(model, ControlConfig(layers=2))
+
+
+def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
+    with pytest.raises(
+        ConfigError, match=r"norm_mix=0\.1: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+    ):
+        ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
+    base = build("llama")
+    for value in ("alpha", 0.1):
+        model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid", norm_mix=value))  # type: ignore[arg-type]
+        stacked, paired = (type(layer.expanded.input_layernorm).__name__ for layer in expanded_layers(model))
+        assert (stacked, paired) == ("LlamaRMSNorm", "RelaxedLlamaRMSNorm")
+    with ctrl.pretrained(model):
+        ids = torch.tensor([[5, 6, 7]])
+        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)

@@ -1,0 +1,93 @@
+"""Expand a model, switch between its branches, and describe what was done."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import ctrl
+from ctrl.config import ControlConfig
+from ctrl.errors import ConfigError
+from ctrl.layer import expanded_layers
+from tests.helpers.families import SHAPE, build
+
+
+def test_expanding_twice_is_refused() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
+        ctrl.expand(model)
+
+
+@pytest.mark.parametrize("use", [ctrl.describe, ctrl.merge_back, lambda m: ctrl.pretrained(m).__enter__()])
+def test_a_plain_model_is_refused_by_name(use: Callable[[PreTrainedModel], object]) -> None:
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM is not expanded: call ctrl\.expand\("):
+        use(build("llama"))
+
+
+def test_pretrained_is_left_after_an_error() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(KeyError, match="inside"), ctrl.pretrained(model):
+        raise KeyError("inside")
+    ids = torch.tensor([[5, 6, 7]])
+    assert model(input_ids=ids, labels=ids).divergence is not None
+
+
+def test_a_share_is_held_inside_the_block_alone() -> None:
+    base = build("llama")
+    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, interpolation="dlerp")).eval()
+    for layer in expanded_layers(model):
+        with torch.no_grad():
+            for parameter in layer.expanded.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    with ctrl.at_alpha(model, 0.0):
+        torch.testing.assert_close(model(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
+        with ctrl.at_alpha(model, 0.5):  # what alpha starts at
+            torch.testing.assert_close(model(input_ids=ids).logits, before)
+        with ctrl.at_alpha(model, 1.0):
+            assert (model(input_ids=ids).logits - before).abs().max() > 0.01
+        torch.testing.assert_close(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
+        raise KeyError("inside")
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_stacked_layer_has_no_share() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid"))
+    with pytest.raises(ConfigError, match=r"at_alpha needs layers that mix .* layers \[\d\] are stacked"):
+        ctrl.at_alpha(model, 0.5).__enter__()
+
+
+def test_a_share_that_is_no_number_is_refused() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
+        ctrl.at_alpha(model, float("nan")).__enter__()
+
+
+def test_describe_names_layers_branches_and_alpha() -> None:
+    base = build("llama")
+    one_layer = sum(p.numel() for p in base.model.layers[0].parameters())
+    rows = ctrl.describe(ctrl.expand(base, ControlConfig(structure="hybrid", layers=2, alpha_start=0.25)))
+    assert [(row.layer, row.branch, row.trainable) for row in rows] == [
+        (1, "stack", one_layer),
+        (3, "concat", one_layer),
+    ]
+    assert rows[0].alpha is None
+    assert rows[1].alpha == pytest.approx(0.25)
+    table = str(rows).splitlines()
+    assert len(table) == 4
+    assert f"{2 * one_layer:,}" in table[-1]
+    assert "0.250" in table[2]
+
+
+def test_what_an_interpolation_learns_trains_too() -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=[1], interpolation="dlerp", alpha="learned"))
+    added = sum(p.numel() for p in model.parameters() if p.requires_grad and p.numel() in (1, 2 * SHAPE["hidden_size"]))
+    assert added >= 1 + 2 * SHAPE["hidden_size"]
+    names = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad and "interpolation" in name}
+    assert names == {"theta", "weight"}

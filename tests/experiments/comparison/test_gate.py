@@ -1,0 +1,70 @@
+"""The gate stops what forgets more than a margin, what failed, and what cannot be judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.cli.main import main
+from experiments.common.errors import CompareError
+from experiments.comparison.gate import gate
+from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.scorecard import scorecard
+from tests.helpers.planted_run import base_records, samples, trained, write_run
+
+
+def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gate", str(run), "--margin", "0.02", "--arm", "control-0.001"]) == 0
+    assert capsys.readouterr().out.startswith("pass  control-0.001: forgetting of facts0, facts1 .000")
+    assert main(["gate", str(run), "--margin", "0.02"]) == 1
+    assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "FAIL"]
+    assert main(["gate", str(run), "--margin", "2"]) == 2
+    assert "margin must be" in capsys.readouterr().err
+
+
+def test_the_gate_allows_a_hundredth_where_no_margin_is_given(tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "run", {"still-0.001": (0.0, 0.4), "slips-0.001": (0.03, 0.4)}, n=1000))
+    assert main(["gate", run, "--arm", "still-0.001"]) == 0
+    assert main(["gate", run, "--arm", "slips-0.001"]) == 1
+    assert main(["gate", run, "--arm", "slips-0.001", "--margin", "0.05"]) == 0
+
+
+@pytest.mark.slow
+def test_a_learned_task_of_lm_eval_does_not_pay_for_a_forgotten_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    before = samples(tmp_path / "before", rng, {"gsm8k": 0.2, "mmlu": 0.7, "arc": 0.7})
+    after = samples(tmp_path / "after", rng, {"gsm8k": 0.9, "mmlu": 0.5, "arc": 0.9})
+    command = ["gate", str(after), "--base", str(before), "--margin", "0.06"]
+    assert main(command) == 0
+    assert "forgetting of arc, gsm8k, mmlu -" in capsys.readouterr().out  # what was judged is said
+    assert main([*command, "--new", "gsm*"]) == 0
+    assert "forgetting of arc, mmlu " in capsys.readouterr().out
+    assert main([*command, "--new", "gsm*", "--each-task"]) == 1
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "pass  after", "pass  after, arc", "FAIL  after, mmlu",
+    ]  # fmt: skip
+    (entry,) = read_runs([str(after)], str(before), ["gsm*"])
+    assert scorecard(entry.base, entry.after, 100)["gain"].value == pytest.approx(0.7, abs=0.1)
+
+
+def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", {"full-0.001": (0.0, 0.5), "half-0.001": (0.0, 0.5)}, n=40)
+    (folder / "arms" / "half-0.001" / "result.json").unlink()
+    failed = {"status": "failed", "reason": "loss became nan"}
+    (folder / "arms" / "full-0.001" / "result.json").write_text(json.dumps(failed), encoding="utf-8")
+    lines = [gate(entry, 0.5) for entry in read_runs([str(folder)])]
+    assert lines[0] == (False, "FAIL  full-0.001: failed: loss became nan")
+    assert lines[1] == (False, "FAIL  half-0.001: it has not finished")
+
+
+def test_the_gate_needs_kept_records() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 40) if r.suite == "new"]
+    with pytest.raises(CompareError, match="has no records of kept tasks"):
+        gate(ComparedRun("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)

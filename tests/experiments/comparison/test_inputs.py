@@ -1,0 +1,133 @@
+"""What can be compared: runs, studies, results of lm_eval, and what was made of an arm."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.cli.main import main
+from experiments.common.errors import CompareError
+from experiments.comparison.compare import compare
+from experiments.comparison.inputs import ComparedRun, read_runs, share_base
+from experiments.comparison.report import format_comparison
+from experiments.records import ArmResult, Estimate, Record, read_records, write_records
+from tests.helpers.planted_run import ARMS, records_of, samples, write_run
+
+
+def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path: Path) -> None:
+    small = write_run(tmp_path / "sums-2", {"full-0.001": (0.3, 0.5)}, n=300)
+    base = small / "base" / "items.jsonl"
+    changed = [dataclasses.replace(r, options=("x", *r.options[1:])) if r.item == "7" and r.options else r
+               for r in read_records(base)]  # fmt: skip
+    write_records(base, changed)
+    entries = read_runs([f"{run}:full-0.001", str(small)])
+    assert [e.name for e in entries] == ["sums-1:full-0.001", "sums-2:full-0.001"]
+    result = compare(entries, draws=200)
+    assert result.items == {"kept": 299, "new": 150}
+    assert any("suite kept: 299 items are common to all runs, of 400" in note for note in result.notes)
+    assert any("base models answer differently" in note for note in result.notes)
+
+
+def test_runs_with_nothing_in_common_are_named_and_not_compared(run: Path) -> None:
+    first, second = read_runs([str(run)])
+    moved = [dataclasses.replace(r, item=f"other {r.item}") for r in second.after]
+    base = [dataclasses.replace(r, item=f"other {r.item}") for r in second.base]
+    result = compare([first, dataclasses.replace(second, base=base, checkpoints={20: moved})], draws=200)
+    assert result.differences == []
+    assert any("suite kept: 0 items are common" in note for note in result.notes)
+    assert "suite kept: 0 items" in format_comparison(result)
+
+
+def test_a_run_without_a_base_is_measured_from_the_first_such_run(run: Path) -> None:
+    """As folders of lm_eval samples are: the model before, then the models after."""
+    base, after = records_of(run, "full-0.001")
+    bare = [ComparedRun("before", checkpoints={1: base}), ComparedRun("x", checkpoints={1: after})]
+    (measured,) = share_base(bare)
+    assert (measured.name, measured.base, measured.after) == ("x", base, after)
+    assert [e.base for e in share_base(bare, after)] == [after, after]
+    own = ComparedRun("own", base, {1: after})
+    assert share_base([own]) == [own]
+    with pytest.raises(CompareError, match="x has no base to be measured from"):
+        share_base(bare[1:])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
+def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_path: Path, ending: str) -> None:
+    card = {"gain": Estimate(0.4, 0.3, 0.5), "retention": Estimate(0.9)}
+    rows, trials = [], []
+    for number, (folder, seed) in enumerate(((str(run), 0), ("nowhere", 1))):
+        flat = {
+            f"{n}{end}": v for n, e in card.items() for end, v in (("", e.value), ("_low", e.low), ("_high", e.high))
+        }
+        rows.append({"trial": number, "seed": seed, "folder": folder, "arm": "full", "learning_rate": 0.001, **flat})
+        result = ArmResult("full", "full", 0.001, "finished", scorecard=card).to_dict()
+        trials.append({"number": number, "runs": [{"seed": seed, "folder": folder, "result": result}]})
+    path = tmp_path / f"study{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    elif ending == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    here, gone = read_runs([str(path)])
+    assert (here.name, gone.name) == ("trial 0 full-0.001 seed 0", "trial 1 full-0.001 seed 1")
+    assert len(here.after) == 600
+    assert dict(gone.figures) == card
+    notes = compare([here, gone], draws=200).notes
+    assert any("trial 1 full-0.001 seed 1 has no item records here" in note for note in notes)
+    (run / "config.yaml").write_text("no: config\n")  # of another version: no stream is known, all else is
+    with pytest.raises(CompareError, match=r"--base .*nowhere.* has no item records here"):
+        read_runs([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
+
+
+def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path) -> Path:
+    """An export of one row whose run folder is on another machine."""
+    if path.suffix == ".json":
+        to.write_text(json.dumps({"trials": [trial]}), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pd.DataFrame([row]).to_csv(to, index=False)
+    else:
+        pd.DataFrame([row]).to_parquet(to, index=False)
+    return to
+
+
+def test_items_that_were_asked_with_other_examples_do_not_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(2)
+    before, after = (samples(tmp_path / str(shots), rng, {"mmlu": 0.7}, shots) for shots in (0, 5))
+    assert main(["gate", str(after), "--base", str(before)]) == 2
+    assert "was asked in other words in base and after" in capsys.readouterr().err
+
+
+def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> None:
+    here = tmp_path / run.name
+    shutil.copytree(run, here)
+    made = here / "posthoc" / "full-0.001-wise-0.5"
+    shutil.copytree(here / "arms" / "full-0.001", made)
+    (made / "items-10.jsonl").unlink()
+    assert [e.name for e in read_runs([str(here)])] == [*sorted(ARMS), made.name]
+    for named in (str(made), f"{here}:{made.name}"):
+        (entry,) = read_runs([named])
+        assert (entry.name, entry.after) == (made.name, records_of(run, "full-0.001")[1])
+        assert entry.base == records_of(run, "full-0.001")[0]
+    (arm,) = read_runs([str(here / "arms" / "control-0.001")])
+    assert arm.name == "control-0.001"
+
+
+def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
+    first, second = read_runs([str(run)])
+    kl = [[Record("drift", "base replies", "kl", str(i), value=0.1, tokens=n) for i in range(9)] for n in (48, 8)]
+    pair = [dataclasses.replace(e, checkpoints={20: [*e.after, *k]}) for e, k in zip((first, second), kl, strict=True)]
+    result = compare(pair, draws=200)
+    assert not any(d.figure == "kl" for d in result.differences)
+    assert any("suite drift: 0 items are common" in note for note in result.notes)
+    cut = [e for e in first.base if e.item != "0"], {20: [r for r in first.after if r.item != "0"]}
+    notes = compare([first, ComparedRun("cut", *cut)], draws=200).notes
+    assert not any("base models answer differently" in note for note in notes)  # of the same base, fewer items

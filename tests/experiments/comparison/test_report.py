@@ -1,0 +1,29 @@
+"""Files of a comparison hold the figures of its table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from experiments.comparison.compare import compare
+from experiments.comparison.inputs import read_runs
+from experiments.comparison.report import comparison_csv, write_comparison
+from tests.helpers.planted_run import ARMS
+
+
+@pytest.mark.parametrize("page", [True, False])
+@pytest.mark.slow
+def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bool) -> None:
+    result = compare(read_runs([str(run)]), draws=200)
+    path = write_comparison(result, tmp_path, page)
+    text = path.read_text(encoding="utf-8")
+    assert path.name == ("compare.html" if page else "compare.md")
+    assert ("data:image/svg+xml;base64," in text) == page
+    assert all(name in text for name in ARMS)
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text(encoding="utf-8").splitlines()))
+    own = next(r for r in rows if (r["kind"], r["run"], r["figure"]) == ("figure", "full-0.001", "retention"))
+    assert float(own["value"]) == result.cards["full-0.001"]["retention"].value
+    assert comparison_csv(result).count("difference,") == len(result.differences)

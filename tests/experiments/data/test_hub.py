@@ -1,0 +1,65 @@
+"""Datasets of the Hugging Face hub, from local folders: columns, digest, faults."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.data.files import LocalFile
+from experiments.data.hub import HuggingFace
+from experiments.data.items import Item, NewTask
+from tests.helpers.question_files import COLUMNS, ROWS, write
+
+
+class TestDatasets:
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_local_folder_by_columns(self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        data = tmp_path / "data"
+        data.mkdir()
+        write(data / "train.jsonl")
+        source = HuggingFace(name=str(data), streaming=streaming, **COLUMNS)
+        task = source.held_out(2, 0)
+        assert isinstance(task, NewTask)
+        drawn = [e for _, e in itertools.islice(source.stream(0, task.ids), 12)]
+        assert {e.question for e in drawn if isinstance(e, Item)} == {r["ask"] for r in ROWS} - {
+            i.question for i in task.test
+        }
+        assert drawn[:4] != drawn[4:8]
+        assert source.size == (None if streaming else 6)
+        with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
+            source.held_out(7, 0)
+
+    def test_a_digest_follows_the_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        digests = []
+        for number, rows in enumerate((ROWS, ROWS[:3])):
+            write(tmp_path / str(number) / "train.jsonl", rows)
+            digests.append(
+                (
+                    LocalFile(path=str(tmp_path / str(number) / "train.jsonl"), **COLUMNS).digest(),
+                    HuggingFace(name=str(tmp_path / str(number)), **COLUMNS).digest(),
+                )
+            )
+        assert digests[0][0] != digests[1][0]
+        assert digests[0][1] != digests[1][1]
+
+    def test_wrong_columns_list_what_there_is(self, tmp_path: Path) -> None:
+        write(tmp_path / "train.jsonl")
+        with pytest.raises(ConfigError, match=r"split train has no column 'question': known: ask, reply, steps"):
+            HuggingFace(name=str(tmp_path), streaming=True).held_out(1, 0)
+
+    @pytest.mark.parametrize("fields", [{"name": "none/such"}, {"split": "tset"}])
+    def test_what_cannot_be_loaded(
+        self, fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+        write(tmp_path / "train.jsonl")
+        source = HuggingFace(**{"name": str(tmp_path), "streaming": True, **fields})
+        with pytest.raises(ConfigError, match=r"could not be loaded: .*With no network, give a local folder") as caught:
+            source.held_out(1, 0)
+        assert "\n" not in str(caught.value)

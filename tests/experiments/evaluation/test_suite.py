@@ -1,0 +1,80 @@
+"""The contract that every suite of the table keeps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.evaluation.suite import Suite
+from experiments.evaluation.suites import SUITES
+from experiments.models.modes import evaluating
+from tests.helpers.lm_eval_tasks import write_tasks
+from tests.helpers.new_tasks import NOTES, measured, sums
+from tests.helpers.option_scores import FP32
+from tests.helpers.small_run import draw_suites, make_suite, small_config
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "kept": {"items": 4},
+    "instructions": {"items": 10},
+    "drift": {"replies": 2, "reply_tokens": 4},
+    "text": {"tokens": 64},
+}
+SIDES = {"lm_eval": {"new", "kept"}}  # what records say where it is not the suite's name
+
+
+@pytest.fixture(scope="module")
+def lm_eval_tasks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module", params=list(SUITES))
+def suite(request: pytest.FixtureRequest, base: str, tokenizer: PreTrainedTokenizerBase, lm_eval_tasks: str) -> Suite:
+    settings: dict[str, Any] = SETTINGS.get(request.param, {})
+    if request.param == "lm_eval":
+        settings = {"new": ["sums"], "kept": ["colours"], "include_path": lm_eval_tasks, "limit": 2}
+    config = small_config(base, evaluation={"suites": {request.param: settings}})
+    return make_suite(SUITES[request.param], config, tokenizer, (sums(), NOTES))
+
+
+@pytest.mark.slow
+def test_contract(suite: Suite, model: PreTrainedModel) -> None:
+    assert SUITES[suite.name] is type(suite)
+    assert suite.version >= 1
+    with evaluating(model, FP32):
+        suite.prepare(model, FP32)
+    records, counts = measured(suite, model)
+    assert sum(counts) == suite.size  # the progress bar ends where it should
+    assert {record.suite for record in records} == SIDES.get(suite.name, {suite.name})
+    assert len({record.key for record in records}) == len(records) > 0
+    assert all((record.correct is None) != (record.value is None) for record in records)
+    assert measured(suite, model)[0] == records
+
+
+def test_content_is_json_and_always_the_same(suite: Suite, tokenizer: PreTrainedTokenizerBase) -> None:
+    again = type(suite)(suite.settings, suite.context, tokenizer, (sums(), NOTES))
+    assert suite.content() is not None  # else the base would be measured in every run
+    assert json.dumps(again.content()) == json.dumps(suite.content())
+
+
+@pytest.mark.slow
+def test_state_makes_another_process_measure_the_same(
+    suite: Suite, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    twin = type(suite)(suite.settings, suite.context, tokenizer, (sums(), NOTES))
+    with evaluating(model, FP32):
+        suite.prepare(model, FP32)
+        twin.restore(json.loads(json.dumps(suite.state())))
+        twin.prepare(model, FP32)
+    assert measured(twin, model)[0] == measured(suite, model)[0]
+
+
+def test_only_the_named_suites_are_measured_in_their_order(
+    base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = small_config(base, evaluation={"suites": ["text", "new"], "perplexity_tokens": 64})
+    evaluation = draw_suites(config, tokenizer, [sums()]).prepare(model, FP32)
+    records = evaluation.evaluate(model, FP32, progress=False)
+    assert [record.suite for record in records] == ["text"] + ["new"] * 4

@@ -1,0 +1,79 @@
+"""Operations on the arms of a run: measured as arms are, read the second time, refused in time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main as cli
+from experiments.common.errors import ConfigError, RunError
+from experiments.posthoc.operations import (
+    dial,
+    merge,
+    task_vectors,
+    wise,
+)
+from experiments.posthoc.run import posthoc
+from experiments.records import read_records
+from experiments.runs.run import run_experiment
+from tests.helpers.small_run import small_config
+from tests.helpers.trained_arms import arm
+
+pytestmark = pytest.mark.slow  # six arms are trained for it
+
+
+def test_results_are_measured_as_arms_are_and_read_the_second_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    results = posthoc(run, "full", 1e-2, "wise", [0.0, 1.0], say=said.append)
+    assert [r.label for r in results] == ["full 0.01 wise 0", "full 0.01 wise 1"]
+    for result, kl in zip(results, (0.0, None), strict=True):
+        folder = run / "posthoc" / result.label.replace(" ", "-")
+        records = read_records(folder / "items-2.jsonl")
+        assert len(records) == len(read_records(run / "base" / "items.jsonl"))
+        assert result.cost["added_parameters"] == 0
+        if kl is not None:  # at alpha 0 it is the base
+            assert result.scorecard["kl"].value == kl
+            assert records == read_records(run / "base" / "items.jsonl")
+    trained = json.loads((run / "arms" / "full-0.01" / "result.json").read_text())["scorecard"]
+    assert results[1].scorecard["kl"].value == trained["kl"]["value"] > 0
+    monkeypatch.setattr("experiments.posthoc.run.open_run", None)  # would fail if it were called
+    assert posthoc(run, "full", 1e-2, "wise", [0.0, 1.0]) == results
+
+
+def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["posthoc", str(run), "--arm", "control", "--lr", "0.01", "--op", "merge"]
+    assert cli.main(options) == 0
+    assert (run / "posthoc" / "control-0.01-merge" / "items-2.jsonl").is_file()
+    assert "merge" in capsys.readouterr().out
+    assert cli.main([*options[:-1], "wize"]) == 2
+    assert "unknown operation 'wize': did you mean 'wise'" in capsys.readouterr().err
+    assert cli.main(["posthoc", str(run), "--arm", "full", "--lr", "0.5", "--op", "wise", "--alphas", "0.5"]) == 1
+    assert "has no finished arm full at 0.5; there are: control-0.01, dlerp-0.01, ewc-0.01" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="other weights than its base"):
+        wise(arm(run, "stack"), 0.5)
+    with pytest.raises(ConfigError, match=r"--alphas 0\.25 0\.5 0\.75"):
+        wise(arm(run, "full"), None)
+    with pytest.raises(ConfigError, match="'full' is not expanded and has no adapter"):
+        merge(arm(run, "full"), None)
+    with pytest.raises(ConfigError, match="--alphas has no meaning"):
+        merge(arm(run, "lora"), 0.5)
+    for name, alpha in (("full", 0.5), ("control", None)):
+        with pytest.raises(ConfigError, match="dial needs an expanded arm"):
+            dial(arm(run, name), alpha)
+    with pytest.raises(ConfigError, match="name the folders of the others"):
+        task_vectors(arm(run, "full"), 0.5)
+    with pytest.raises(ConfigError, match="is not the folder of a trained arm"):
+        task_vectors(arm(run, "full", others=[tmp_path]), 0.5)
+    with pytest.raises(RunError, match="has no finished arm"):
+        posthoc(tmp_path, "full", 1e-2, "wise", [0.5])
+
+
+def test_methods_that_need_replay_say_so_before_anything_is_measured(base: str, tmp_path: Path) -> None:
+    arms = [{"name": "kl", "method": "kl", "learning_rates": [1e-3], "options": {"tokens": "replayed"}}]
+    with pytest.raises(ConfigError, match="arm 'kl': its options need replayed rows"):
+        run_experiment(small_config(base, arms=arms), tmp_path / "mlruns", say=lambda text: None)

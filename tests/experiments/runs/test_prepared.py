@@ -1,0 +1,44 @@
+"""What all arms share is measured once, and is prepared anew when its sources have changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig
+from experiments.runs.run import run_experiment, run_folder
+from tests.helpers.small_run import small_config, small_values
+
+pytestmark = pytest.mark.slow
+
+
+def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: str) -> None:
+    """As the trials of a study: another name, the same base, seed and evaluation."""
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    training = {"steps": 1, "batch_size": 4, "warmup_steps": 1}
+    second = small_config(base, name="second", arms=arms, training=training)
+    run_experiment(second, store)
+    folders = [run_folder(config, store) for config in (small_config(base), second)]
+    measured = [json.loads((folder / "base" / "timing.json").read_text())["measured"] for folder in folders]
+    assert measured == [["new", "kept", "drift", "text"], []]
+    for file in ("base/items.jsonl", "base/state.json"):
+        assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
+
+
+def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
+    rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
+    file = tmp_path / "sums.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def config() -> ExperimentConfig:  # read anew: a source keeps what it has read
+        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": small_values(base)["arms"][:1]}
+        return small_config(base, data={"new": {"source": "file", "path": str(file)}}, **short)
+
+    outcome = run_experiment(config(), tmp_path / "mlruns")
+    file.write_text("\n".join(json.dumps({**row, "answer": "7"}) for row in rows))
+    with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
+        run_experiment(config(), tmp_path / "mlruns")
+    assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder

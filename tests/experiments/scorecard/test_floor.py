@@ -1,0 +1,63 @@
+"""The A/A floor: flips of a base that was asked again, over guessing models whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.records import Record
+from experiments.scorecard import aa_floor
+from tests.helpers.planted_run import OPTIONS, base_records, kept, new, trained
+
+
+def reordered(records: list[Record], order: tuple[int, ...]) -> list[Record]:
+    """The same answers under another order of the options."""
+    options = tuple(OPTIONS[i] for i in order)
+    return [dataclasses.replace(r, options=options, choice=order.index(r.choice or 0)) for r in records]
+
+
+def test_the_floor_compares_texts_not_places() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
+    again = reordered(base, (2, 0, 3, 1))
+    floor = aa_floor(base, again, draws=200)
+    assert {floor[name].value for name in ("floor_nfr", "floor_pfr", "floor_nfr_mc")} == {0.0}
+
+
+def test_flips_above_the_floor_are_zero_for_a_model_that_only_flips_as_the_base_does() -> None:
+    rng = np.random.default_rng(3)
+    base = base_records(rng, 600)
+    shaky = [trained(rng, base, 0.1, 0.0) for _ in range(2)]
+    card = aa_floor(base, shaky[0], shaky[1], draws=1000)
+    assert card["floor_nfr"].value == pytest.approx(0.08, abs=0.03)
+    low, high = card["nfr_above_floor"].low, card["nfr_above_floor"].high
+    assert low is not None
+    assert high is not None
+    assert low <= 0 <= high
+    worse = aa_floor(base, shaky[0], trained(rng, base, 0.3, 0.0), draws=1000)
+    assert (worse["nfr_above_floor"].low or 0) > 0.05
+
+
+def test_the_floor_leaves_out_tasks_that_were_not_asked_again() -> None:
+    base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
+    harness = [Record("kept", "arc_challenge", "lm_eval", str(i), correct=1) for i in range(50)]
+    floor = aa_floor(base, base, draws=200)
+    assert aa_floor([*base, *harness], base, draws=200) == floor
+    worse = [dataclasses.replace(r, correct=0) for r in harness]
+    assert aa_floor([*base, *harness], base, [*base, *worse], draws=200)["nfr_above_floor"].value == 0
+
+
+def test_the_floor_may_ask_in_other_words_what_a_tuned_model_may_not() -> None:
+    base = [dataclasses.replace(r, prompt="one") for r in base_records(np.random.default_rng(0), 100)]
+    again = [dataclasses.replace(r, prompt="other", correct=0, choice=None) for r in base if r.suite == "kept"]
+    assert aa_floor(base, again, draws=200)["floor_nfr"].value > 0.5
+    with pytest.raises(ValueError, match="was asked in other words"):
+        aa_floor(base, again, again, draws=200)
+
+
+def test_the_floor_needs_kept_records_of_the_same_items() -> None:
+    with pytest.raises(ValueError, match="needs records of suite 'kept'"):
+        aa_floor([new(1, 1)], [new(1, 1)])
+    with pytest.raises(ValueError, match="no partner among the after records for kept/facts/chat/2"):
+        aa_floor([kept(1, 0), kept(2, 0)], [kept(1, 0)])

@@ -1,0 +1,60 @@
+"""Files of studies: the shipped ones can be read, a wrong override is found before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.common.errors import ConfigError
+from experiments.config import SHIPPED
+from experiments.studies.load import load_study, parse_study
+from experiments.studies.optimizers import check_options
+from tests.helpers.study_of_one_arm import ARM, values
+
+STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"training.stps": {"kind": "int", "low": 1, "high": 2}}, "training.stps: unknown key; did you mean 'steps'"),
+        ({"arms.0.control.interpolatoin": {"kind": "choice", "values": ["lerp"]}}, "interpolatoin"),
+        ({"arms.0.control.interpolation": {"kind": "choice", "values": ["lerp", "lrp"]}}, "did you mean 'lerp'"),
+        ({"arms.1.method": {"kind": "choice", "values": ["full"]}}, "'1' is no index into a list of 1"),
+        ({"arms.x.method": {"kind": "choice", "values": ["full"]}}, "'x' is no index into a list of 1"),
+        ({"training.steps.x": {"kind": "choice", "values": [1]}}, "'steps' is not a section"),
+        ({"training.steps": {"kind": "int", "low": 0, "high": 2}}, "with training.steps=0:\n  training.steps: "),
+        ({"arm": {"kind": "arms", "arms": {"a": {"arms.0.method": "full"}, "b": {"arms.0.method": "ful"}}}}, "arm=b"),
+        ({"arms": {"kind": "choice", "values": [[*ARM, {**ARM[0], "name": "b"}]]}}, "the base has 2 arms with 2"),
+    ],
+)
+def test_a_wrong_override_is_found_before_anything_runs(search: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_study(values(search=search))
+    assert message in str(caught.value)
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no study nothing: .* table5"):
+        load_study("nothing")
+    (tmp_path / "s.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_study(tmp_path / "s.yaml")
+    (tmp_path / "s.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must contain a mapping"):
+        load_study(tmp_path / "s.yaml")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study(path: Path) -> None:
+    """Every arm parses against the methods and sources that there are, in every profile."""
+    raw = yaml.safe_load(path.read_text())
+    assert path.read_text().startswith("# "), "the first line says what it shows"
+    assert raw["name"] == path.stem
+    for profile in (None, *raw.get("profiles", {})):
+        study = load_study(path, profile)
+        assert study.name == path.stem + (f"-{profile}" if profile else "")
+        check_options(study)

@@ -1,0 +1,78 @@
+"""Optuna's samplers and pruners by their names in a study's YAML: tables, options, budgets, ranges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.studies.config import PRUNERS, SAMPLERS
+from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
+from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
+from experiments.studies.optimizers import check_options
+from experiments.studies.trial import TrialOutcome, TrialPruned
+from tests.helpers.toy_study import (
+    RANGES,
+    open_store,
+    quiet,
+    toy_study,
+    value,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
+
+
+def test_the_tables_name_the_same_variants() -> None:
+    assert tuple(OPTUNA_SAMPLERS) == SAMPLERS
+    assert tuple(OPTUNA_PRUNERS) == PRUNERS
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "gp" else n for n in SAMPLERS if n != "grid"]
+)
+def test_every_sampler_keeps_to_budget_and_ranges(tmp_path: Path, name: str) -> None:
+    options = {"n_startup_trials": 2} if name in ("tpe", "gp") else {}
+    budget = {"trials": 4}
+    store = open_store(tmp_path, search=RANGES, sampler={"name": name, "options": options}, budget=budget)
+    store.work(lambda number, picks, report: TrialOutcome([value(picks)]), quiet)
+    trials = store.trials()
+    assert [trial.state for trial in trials] == ["complete"] * 4
+    assert all(1e-4 <= t.picks["rate"] <= 1e-1 and t.picks["training.steps"] in range(1, 9) for t in trials)
+    assert len({tuple(t.picks.values()) for t in trials}) == 4
+    again = open_store(tmp_path / "again", search=RANGES, sampler={"name": name, "options": options}, budget=budget)
+    again.work(lambda number, picks, report: TrialOutcome([value(picks)]), quiet)
+    assert [t.picks for t in again.trials()] == [t.picks for t in trials]  # the seed decides
+
+
+def test_pruner_stops_what_is_worse_than_the_median(tmp_path: Path) -> None:
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        for step in range(1, 4):
+            if report(step, value(picks) * step):
+                raise TrialPruned(TrialOutcome([], {}, [{"seed": 0}]), f"at {step}")
+        return TrialOutcome([value(picks)])
+
+    pruner = {"name": "median", "options": {"n_startup_trials": 2}}
+    rising = {"training.steps": {"kind": "choice", "values": [3, 4, 1, 5]}, "rate": {"kind": "choice", "values": [0.1]}}
+    rising["rate"]["path"] = "arms.0.learning_rates.0"  # type: ignore[assignment]
+    store = open_store(tmp_path, search=rising, pruner=pruner)
+    store.work(run, quiet)
+    assert [t.state for t in store.trials()] == ["complete", "complete", "pruned", "complete"]
+    assert (store.trials()[2].reason, store.trials()[2].runs) == ("at 1", [{"seed": 0}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampler": {"name": "grid", "options": {"n": 1}}}, "sampler.options.n: grid has no such option"),
+        (
+            {"sampler": {"name": "tpe", "options": {"n_startup_trial": 1}}, "budget": {"trials": 1}},
+            "did you mean 'n_startup_trials'",
+        ),
+        ({"pruner": {"name": "percentile"}}, "pruner 'percentile': .*percentile"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_options(toy_study(**change))

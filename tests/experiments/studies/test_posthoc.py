@@ -1,0 +1,44 @@
+"""Operations after the last trial are rows of the study's report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.common.files import write_json
+from experiments.posthoc.run import result_folder
+from experiments.studies.posthoc import posthoc_rows
+from experiments.studies.queue import Store
+from experiments.studies.report.paper import compared
+from experiments.studies.report.readings import matched_gain
+from experiments.studies.selection import choose
+from experiments.studies.trial import result_of
+from tests.helpers.planted_study import odd
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
+
+
+def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path], tmp_path: Path) -> None:
+    """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported."""
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
+    assert posthoc_rows(store.config, arms, root) == []
+    chosen = next(arm for arm in arms if arm.name == "lerp8-mse")
+    here = tmp_path / "root"
+    shutil.copytree(root / "runs", here / "runs")
+    [run] = chosen.runs
+    result = replace(result_of(run), operation="merge")
+    folder = result_folder(here / run["folder"], result)
+    write_json(folder / "result.json", result.to_dict())
+    shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
+    [row] = posthoc_rows(store.config, arms, here)
+    assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
+    assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
+    base = odd(here / run["folder"] / "base" / "items.jsonl")
+    right = [r.correct for r in base if r.suite == "kept" and r.correct is not None]
+    assert row.result.scorecard["kept_accuracy"].value == pytest.approx(sum(right) / len(right))
+    assert "merged" not in matched_gain([*arms, row], here)  # two points are no trajectory
+    assert "lerp8-mse-merged" in compared([*arms, row]).index

@@ -1,0 +1,118 @@
+"""What a run keeps, and the true status in which it ends, however it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking.machine import code_diff, code_tags, hardware_tags
+from experiments.tracking.run import flatten
+from experiments.tracking.tracker import Tracker
+from tests.helpers.tracking_store import artifacts, read
+
+
+def test_a_run_keeps_figures_params_tags_files_and_its_parent(root: Path, tmp_path: Path) -> None:
+    tracker = Tracker(root, "demo")
+    (tmp_path / "items.jsonl").write_text("{}\n")
+    with tracker.run("demo", params={"training": {"steps": 60}}) as parent:
+        parent.log_note("| arm |\n|---|\n| full |")
+        with tracker.run("full 0.001", kind="arm", parent=parent.id, tags={"colour": "blue"}) as run:
+            run.log_metrics({"gain": 0.25, "word": "no number"}, 20)
+            run.log_metrics({"gain": 0.5}, step=40)
+            run.log_file(tmp_path / "items.jsonl", "records")
+    info = read(tracker, run)
+    assert info.info.status == "FINISHED"
+    assert [(m.step, m.value) for m in tracker.client.get_metric_history(run.id, "gain")] == [(20, 0.25), (40, 0.5)]
+    assert list(info.data.metrics) == ["gain"]
+    assert info.data.tags.items() >= {"kind": "arm", "parent": parent.id, "colour": "blue"}.items()
+    assert artifacts(tracker, run, "records") == ["records/items.jsonl"]
+    assert read(tracker, parent).data.params == {"training.steps": "60"}
+    assert read(tracker, parent).data.tags["mlflow.note.content"].startswith("| arm |")
+    children = tracker.client.search_runs([tracker.experiment_id], f"tags.mlflow.parentRunId = '{parent.id}'")
+    assert [child.info.run_id for child in children] == [run.id]
+    assert run.faults == parent.faults == 0
+
+
+def test_artifacts_stay_in_the_store_when_the_working_directory_moves(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root.parent)
+    tracker = Tracker(Path("mlruns"), "demo")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with tracker.run("demo", kind="arm") as run:
+        run.log_text("hello", "note.txt")
+    assert [p.read_text() for p in (root / "artifacts").rglob("note.txt")] == ["hello"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_exception_fails_the_run_and_keeps_its_traceback(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with pytest.raises(ZeroDivisionError, match="division"), tracker.run("demo") as parent:  # noqa: SIM117
+        with tracker.run("arm", kind="arm", parent=parent.id) as run:
+            1 / 0  # noqa: B018
+    for each in (parent, run):
+        assert read(tracker, each).info.status == "FAILED"
+        assert read(tracker, each).data.tags["error"] == "division by zero"
+        assert "traceback.txt" in artifacts(tracker, each)
+
+
+def test_a_caught_failure_fails_its_run_alone(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo") as parent, tracker.run("arm", kind="arm", parent=parent.id) as run:
+        run.fail("loss became nan at step 3")
+    assert read(tracker, run).info.status == "FAILED"
+    assert read(tracker, run).data.tags["error"] == "loss became nan at step 3"
+    assert read(tracker, parent).info.status == "FINISHED"
+
+
+def test_ctrl_c_kills_the_run(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with pytest.raises(KeyboardInterrupt), tracker.run("demo") as run:  # noqa: PT012
+        run.log_metrics({"loss": 1.0}, 1)
+        raise KeyboardInterrupt
+    assert read(tracker, run).info.status == "KILLED"
+    assert read(tracker, run).data.metrics == {"loss": 1.0}
+
+
+def test_continuing_an_unknown_run_makes_a_new_one_and_params_stay_as_they_were(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", run_id="0" * 32, params={"steps": 60}) as run:
+        pass
+    assert run.id not in ("", "0" * 32)
+    with tracker.run("demo", run_id=run.id, params={"steps": 90, "seed": 1}) as again:
+        pass
+    assert read(tracker, again).data.params == {"steps": "60", "seed": "1"}
+    assert again.faults == 0
+
+
+def test_params_are_flattened_and_cut_to_what_the_store_takes(root: Path) -> None:
+    nested = {"arms": [{"name": "full", "lr": (1e-3, 1e-4)}], "task": {"a b?": None}, "long": "x" * 7000}
+    flat = flatten(nested)
+    assert flat["arms.0.name"] == "full"
+    assert json.loads(flat["arms.0.lr"]) == [1e-3, 1e-4]
+    assert flat["task.a b_"] == "None"
+    assert len(flat["long"]) == 6000
+    assert flat["long"].endswith("x...")
+    tracker = Tracker(root, "demo")
+    many = {f"p{i}": i for i in range(250)} | nested | {"n" * 300: 1}
+    with tracker.run("demo", kind="arm", params=many, tags={"long": "y" * 9000}) as run:
+        run.log_metrics({f"m{i}": float(i) for i in range(2500)} | {"nan": float("nan"), "odd[name]": 1.0}, 1)
+    assert run.faults == 0
+    assert len(read(tracker, run).data.params) == 255
+    assert len(read(tracker, run).data.metrics) == 2502
+
+
+def test_an_experiment_notes_code_packages_and_machine(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo") as run:
+        pass
+    tags = read(tracker, run).data.tags
+    assert tags.items() >= {**code_tags(), **hardware_tags()}.items()
+    assert tags["version/torch"]
+    assert int(tags["hardware/cores"]) >= 1
+    assert ("code/uncommitted.diff" in artifacts(tracker, run, "code")) == bool(code_diff())
+    if tags.get("code"):
+        assert len(tags["mlflow.source.git.commit"]) == 40

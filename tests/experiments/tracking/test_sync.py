@@ -1,0 +1,71 @@
+"""Sync sends what a store missed, once, and names what it cannot do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main as cli
+from experiments.common.commands import command
+from experiments.common.errors import TrackingError
+from experiments.tracking.journal import Journal
+from experiments.tracking.sync import sync
+from experiments.tracking.tracker import Tracker
+from tests.helpers.tracking_store import everything, start_training
+
+
+@pytest.mark.slow
+def test_sync_ends_a_run_whose_process_died_and_names_what_it_cannot_do(root: Path, tmp_path: Path) -> None:
+    process, run_id = start_training(root)
+    process.kill()
+    process.wait(30)
+    said = sync([root], root)
+    assert list(said.values()) == [run_id]
+    run = Tracker(root, "demo").client.get_run(run_id)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "its process died")
+    with pytest.raises(TrackingError, match="no journal in"):
+        sync([tmp_path / "nothing"], root)
+    orphan = Journal.create(tmp_path / "orphan", "arm-x")
+    orphan.append("start", name="x", experiment="demo", parent="f" * 32, run=None, tags={})
+    assert "the parent run ffff" in sync([tmp_path / "orphan"], root)[orphan.path]
+
+
+@pytest.mark.slow
+def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
+        with pytest.warns(UserWarning, match="does not answer"):
+            tracker = Tracker(root, "demo")
+        unsent = pytest.warns(UserWarning, match=rf"later: {re.escape(command('sync'))} \S*/run$")
+        with (
+            unsent as said,
+            tracker.run("demo", folder=tmp_path / "run", params={"steps": 3}) as parent,
+            tracker.run("full", kind="arm", parent=parent.id, folder=tmp_path / "run" / "arm") as arm,
+        ):
+            arm.log_metrics({"loss": 1.5, "nan": float("nan")}, 7)
+            arm.log_inputs([{"name": "chain_sum", "kind": "new", "digest": "abc", "share": 0.5}])
+            arm.log_text("hello", "notes/note.txt")
+            arm.fail("stopped")
+        assert len(said) == 1  # the folder on top, whose journals lie before those below it; sent alone they would fail
+        assert tracker.run_url(parent.id) == "http://127.0.0.1:9"
+    local = Tracker(root, "demo")
+    seen = []
+    for _ in range(2):
+        assert cli.main(["sync", str(tmp_path / "run"), "--root", str(root)]) == 0
+        seen.append(everything(local))
+        for note in (tmp_path / "run").rglob("*.delivered.json"):
+            note.unlink()  # a crash between a delivery and the note of it, at its worst
+    assert cli.main(["sync", str(tmp_path / "run"), "--root", str(root)]) == 0
+    seen.append(everything(local))
+    assert seen[0] == seen[1] == seen[2]
+    runs = {run.info.run_name: run for run in local.client.search_runs([local.experiment_id])}
+    assert runs["full"].data.tags["mlflow.parentRunId"] == runs["demo"].info.run_id
+    assert (runs["full"].info.status, runs["demo"].info.status) == ("FAILED", "FINISHED")
+    assert runs["full"].data.metrics["loss"] == 1.5
+    assert runs["full"].inputs.dataset_inputs[0].dataset.digest == "abc"
+    assert local.client.list_artifacts(runs["full"].info.run_id, "notes")[0].path == "notes/note.txt"
+    assert parent.journal.path.name in capsys.readouterr().out

@@ -1,0 +1,77 @@
+"""Which checkpoints count, when, and what a full disk looks like."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments.training.checkpoints import COMPLETE, disk_full, last_checkpoint
+from experiments.training.meter import Meter
+from tests.helpers.engine import (
+    Killed,
+    arm_config,
+    train,
+)
+
+
+def test_unfinished_and_cut_checkpoints_do_not_count(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    for step in (2, 4, 6):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"12345678")
+    for step in (2, 6):
+        (tmp_path / f"checkpoint-{step}" / COMPLETE).write_text('{"model.safetensors": 8}')
+    (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"1234")  # cut short after it was whole
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]
+
+
+def test_disk_full_is_seen_through_other_errors() -> None:
+    outer = RuntimeError("writing failed")
+    outer.__cause__ = OSError(28, "No space left on device")
+    assert disk_full(outer)
+    assert disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3153216 vs 3153104"))
+    assert not disk_full(RuntimeError("something else"))
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Meter.save
+
+    def killed(self: Meter, folder: Path) -> None:
+        if folder.name == "checkpoint-4":
+            raise Killed
+        save(self, folder)
+
+    monkeypatch.setattr(Meter, "save", killed)
+    with pytest.raises(Killed):
+        train(arm_config("full"), tmp_path, steps=6, save_every=2)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert str(last_checkpoint(tmp_path)).endswith("checkpoint-2")
+    monkeypatch.undo()
+    train(arm_config("full"), tmp_path, steps=7, save_every=2)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-6"}
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts_and_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: dict[int, bool] = {}  # inode -> whether checkpoint-4 did not count yet
+    old: list[bool] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        flushed.setdefault(os.fstat(handle).st_ino, not (tmp_path / "checkpoint-4" / COMPLETE).is_file())
+        if (tmp_path / "checkpoint-4" / COMPLETE).is_file():
+            old.append((tmp_path / "checkpoint-2").is_dir())
+
+    monkeypatch.setattr(os, "fsync", noting)
+    train(arm_config("full"), tmp_path, steps=5, save_every=2)
+    files = [path for path in (tmp_path / "checkpoint-4").rglob("*") if path.name != COMPLETE]
+    assert any(path.name == "model.safetensors" for path in files)
+    assert all(flushed[path.stat().st_ino] for path in files)
+    assert flushed[(tmp_path / "checkpoint-4").stat().st_ino]
+    assert old
+    assert all(old)  # names were flushed once more, while the old checkpoint was still there

@@ -1,0 +1,23 @@
+"""Figures of each layer are noted without changing what is trained."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.engine import (
+    arm_config,
+    train,
+)
+
+
+def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = train(arm_config("control"), tmp_path / "a", steps=2)
+    monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
+    two = train(arm_config("control"), tmp_path / "b", steps=2)
+    assert "alpha/layer_01" in one.logs[2]
+    assert "alpha/layer_01" not in two.logs[2]
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)

@@ -1,0 +1,97 @@
+"""Train in two processes: `python -m torch.distributed.run ... train_in_two_processes.py MODE WHAT ...`.
+
+MODE: ddp, fsdp or zero (DeepSpeed), accelerate's own (`tests.helpers.launch`). WHAT: `methods FOLDER`, or arguments
+of experiments.cli.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ctrl.sharded import sharded, whole
+from experiments.cli import main as cli
+from experiments.config import ArmConfig
+from experiments.methods import METHODS, Method
+from experiments.training.processes import MainProcessError, Processes
+from experiments.training.trainer import ArmFailed
+from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train
+from tests.helpers.launch import shard_on_cpu, zero_on_cpu
+
+RESUMED = ("control", "lora", "ema", "mer")  # killed on the way, and continued
+
+
+def arm(method: str) -> ArmConfig:
+    """Without dropout, which draws other numbers in each process. method: `kl lora` is kl with `trains: lora`."""
+    if method in PRODUCTS:
+        return arm_config(method)
+    name, _, more = method.partition(" ")
+    changed: dict[str, Any] = {"dropout": 0.0} if name == "lora" else {"trains": more} if name == "kl" and more else {}
+    return arm_config(name, OPTIONS.get(name, {}) | changed)
+
+
+def methods(mode: str) -> list[str]:
+    """Those that are not refused there, and some of them with other settings. DDP: those that act beside the model's
+    own pass or the optimiser; the others are a wrapped model, and shards try them harder."""
+    left_out = {
+        "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
+        "fsdp": ("l2sp", "ewc"),
+        "zero": ("mer", "control bf16"),
+    }
+    others = ("kl lora", "kl control", "control bf16", "dft on control", "ema on lora", "kl and ema")
+    return [name for name in (*METHODS, *others) if name not in left_out[mode]]
+
+
+def precision(method: str) -> str:
+    return "bf16" if method.endswith("bf16") else "fp32"
+
+
+def main(mode: str, what: str, *rest: str) -> int:
+    dist.init_process_group("gloo")
+    if mode == "fsdp":
+        shard_on_cpu()
+    if mode == "zero":
+        zero_on_cpu()
+    code = cli.main([what, *rest]) if what != "methods" else train_all(mode, Path(rest[0]))
+    dist.destroy_process_group()
+    return code
+
+
+def train_all(mode: str, folder: Path) -> int:
+    """Each method on the tiny model; what came of it in METHOD.pt."""
+    with Processes.joined() as processes:
+        return train_with(mode, folder, processes)
+
+
+def train_with(mode: str, folder: Path, processes: Processes) -> int:
+    for method in methods(mode):
+        for kill_at in (4, None) if method in RESUMED else (None,):
+            try:
+                outcome = train(arm(method), folder / method, kill_at, precision=precision(method), processes=processes)
+            except (Killed, MainProcessError):
+                continue
+        assert sharded(outcome.model) == (mode == "fsdp")
+        weights = {name: whole(tensor) for name, tensor in outcome.weights.items()}
+        if processes.is_main:
+            torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
+    if not processes.is_main:
+        Method.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
+    with pytest.raises(ArmFailed, match="loss became"):
+        train(arm("full"), folder / "broken", processes=processes)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)  # at once: the other process may be waiting for this one
