@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
+from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.structure import is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
@@ -44,8 +45,12 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
         if module is copied or isinstance(module, recorded):
             module.__class__ = plain_class(type(module))  # type: ignore[arg-type]
     if config.expanded == "lora":
-        return add_lora(copied, config.lora_rank)
-    return copied.requires_grad_(True)
+        add_lora(copied, config.lora_rank)
+        if config.copies_dtype == "fp32":
+            widen_adapters(copied)
+        return copied
+    copied.requires_grad_(True)
+    return keep_in_fp32(copied) if config.copies_dtype == "fp32" else copied
 
 
 def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
@@ -58,7 +63,7 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     return tuple({cls for cls in found if isinstance(cls, type)})
 
 
-def add_lora(copied: nn.Module, rank: int) -> nn.Module:
+def add_lora(copied: nn.Module, rank: int) -> None:
     """Put low-rank adapters on a copy that shares the frozen pretrained weights: W + B A, with B = 0 at the start.
 
     Warns of matrices that no adapter can train. Raises ConfigError if peft is missing or nothing can be adapted.
@@ -86,7 +91,6 @@ def add_lora(copied: nn.Module, rank: int) -> nn.Module:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
     )
     inject_adapter_in_model(config, copied)
-    return copied
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:

@@ -94,7 +94,9 @@ class ExpandedLayer(nn.Module):
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
-        return _with_hidden(out, mixed)
+        # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
+        # through the divergence, which needs them too
+        return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
         """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""

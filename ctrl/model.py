@@ -27,8 +27,9 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
     layers that cannot be expanded, and then leaves the model unchanged.
 
-    Parameters of interpolations are fp32 in every model, since small steps are lost in half types. FSDP needs one dtype
-    per shard, so shard the interpolations of a half-precision model separately, before their layers:
+    What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
+    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
+    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:

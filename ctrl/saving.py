@@ -104,16 +104,18 @@ def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> No
         )
 
 
-def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: str | None) -> None:
+def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | None) -> None:
     """Give the model the dtypes of the saved tensors if its base has the dtype in training, else warn of rounding."""
-    here = str(model.dtype)
+    base: Any = model.dtype
+    here = str(base)
     state = model.state_dict(keep_vars=True)
-    others = {name: tensor for name, tensor in tensors.items() if tensor.dtype != state[name].dtype}
     if trained_on == here:
-        for name, tensor in others.items():
+        for name, tensor in tensors.items():
             state[name].data = state[name].data.to(tensor.dtype)
         return
-    rounded = [n for n, t in others.items() if torch.promote_types(t.dtype, state[n].dtype) != state[n].dtype]
+    full = model.control.config.expanded == "full"  # such copies compute in the base's dtype
+    computed = {name: base if full and ".expanded." in name else state[name].dtype for name in tensors}
+    rounded = [n for n, t in tensors.items() if torch.promote_types(t.dtype, computed[n]) != computed[n]]
     if rounded:
         warnings.warn(
             f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "

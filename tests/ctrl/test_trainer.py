@@ -44,9 +44,10 @@ def sequences(count: int = 8, seed: int = 1) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def expanded(layers: int | list[int] = 2, **kwargs: Any) -> LlamaForCausalLM:
-    """Expanded and disturbed, so that the branches differ and the divergence has a gradient."""
-    model = ctrl.expand(tiny(), ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))
+def expanded(layers: int | list[int] = 2, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
+    """Expanded and disturbed, so that the branches differ and the divergence has a gradient. dtype: the base's."""
+    base: Any = tiny().to(dtype)  # type: ignore[arg-type]
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
