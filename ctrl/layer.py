@@ -7,7 +7,6 @@ as before.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctrl.cache import add_cache_slots
+from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
@@ -128,7 +128,7 @@ class ExpandedLayer(nn.Module):
         return per_token
 
 
-@functools.cache
+@made_once
 def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a subclass of cls that runs both branches. It keeps the name, which sharding plans and recorders use."""
     members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": ExpandedLayer.__doc__}

@@ -8,12 +8,13 @@ of a norm with fp32 weights in fp32. The rounding is a read, not a write: two th
 
 from __future__ import annotations
 
-import functools
 import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ctrl.classes import made_once
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -45,12 +46,12 @@ def keep_in_fp32(copied: nn.Module) -> nn.Module:
     for module in copied.modules():
         names = [name for name, p in module._parameters.items() if id(p) in half]
         if names:
-            module.__class__ = _rounding_class(type(module), tuple(names))  # type: ignore[arg-type]
+            module.__class__ = _rounding_class(type(module), tuple(names))
     for parameter in copied.parameters():
         if id(parameter) in half:
             parameter.data = parameter.data.float()
     if half:
-        copied.__class__ = _computing_class(type(copied))  # type: ignore[arg-type]
+        copied.__class__ = _computing_class(type(copied))
     return copied
 
 
@@ -61,12 +62,12 @@ def widen_adapters(copied: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-@functools.cache
+@made_once
 def _computing_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(cls.__name__, (HalfComputing, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
-@functools.cache
+@made_once
 def _rounding_class(cls: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Make a subclass of cls whose parameters of these names read as rounded while a half-precision copy runs."""
     members: dict[str, Any] = {name: property(*_access(name)) for name in names}

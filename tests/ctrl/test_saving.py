@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers as tf
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,6 +22,7 @@ from ctrl.checkpoint import read_tensors
 from ctrl.interpolation import INTERPOLATIONS
 from tests.ctrl.test_merge import IDS, disturbed
 from tests.ctrl.test_trainer import tiny
+from tests.helpers.trainers import tokenizer
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_reloaded_equals_saved(tmp_path: Path, kwargs: dict[str, object]) -> Non
 def test_holds_only_trained_tensors_and_no_pickle(tmp_path: Path) -> None:
     model = disturbed()
     ctrl.save(model, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["control_config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "control_config.json", "model.safetensors"]
     assert all(".expanded." in n or ".interpolation." in n for n in read_tensors(tmp_path / "model.safetensors"))
 
 
@@ -71,10 +75,23 @@ def test_load_takes_a_base_by_folder(tmp_path: Path) -> None:
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
-def test_from_pretrained_refuses_the_folder(tmp_path: Path) -> None:
+CONCRETE = [tf.LlamaForCausalLM, tf.Qwen2ForCausalLM, tf.GPT2LMHeadModel, tf.MambaForCausalLM, tf.BloomForCausalLM]
+CONCRETE += [tf.FalconForCausalLM, tf.Gemma3ForConditionalGeneration, tf.T5ForConditionalGeneration]
+
+
+@pytest.mark.parametrize("cls", [AutoModelForCausalLM, tf.AutoModel, tf.AutoConfig, tf.LlamaConfig, *CONCRETE])
+def test_from_pretrained_refuses_the_folder_and_says_what_to_do(tmp_path: Path, cls: Any) -> None:
+    """Llama's class once built its default of 7B random weights, where the folder had no config.json."""
     ctrl.save(disturbed(), tmp_path)
-    with pytest.raises((OSError, ValueError), match=r"config\.json|model_type"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises((ValueError, StrictDataclassError), match=r"load it with ctrl\.load\(base_model, folder\)"):
+        cls.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_in_the_folder_loads(tmp_path: Path) -> None:
+    """Trainer writes one there."""
+    ctrl.save(disturbed(), tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert tf.AutoTokenizer.from_pretrained(tmp_path)("w5 w7")["input_ids"] == [5, 7]
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -213,7 +230,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     with pytest.raises(ctrl.CheckpointError, match=r"No space left on device\. Free space"):
         ctrl.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_plain_models_are_refused(tmp_path: Path) -> None:
