@@ -1,7 +1,7 @@
 """Write and read the folder of `ctrl.save`: `model.safetensors` with the trained tensors, and `control_config.json`.
 
-The folder has no config.json, so from_pretrained refuses it instead of loading a plain model without the copies. The
-weights have the file name from which Trainer resumes.
+Its config.json is there for `from_pretrained`: it is no model's, so every class refuses the folder, with the way out in
+its message, instead of loading a plain model without the copies. The weights have the name from which Trainer resumes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from ctrl.errors import CheckpointError
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.sharded import write_once
 
-CONFIG_FILE, WEIGHTS_FILE = "control_config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
+WAY_OUT = "this folder holds a Control LLM expansion, not a model: load it with ctrl.load(base_model, folder)"
+# the Auto classes show the type; Llama's and other configs refuse text where a number or a config must be, and show it
+REFUSAL = {"model_type": f"control_llm ({WAY_OUT})"}
+REFUSAL |= dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "text_config"), WAY_OUT)
 
 
 def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -28,7 +32,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
-    base = {**base_facts(model), "expanded_layers": model.control.layers}
+    base = {**base_facts(model), "fingerprint": model.control.fingerprint, "expanded_layers": model.control.layers}
     meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
     write_once({name: state[name] for name in names}, lambda tensors: _write(folder, tensors, meta))
     return folder
@@ -105,7 +109,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(meta, indent=2) + "\n"))
+        for name, values in ((REFUSAL_FILE, REFUSAL), (CONFIG_FILE, meta)):
+            _replace(folder / name, lambda path, values=values: path.write_text(json.dumps(values, indent=2) + "\n"))
     except (OSError, SafetensorError) as error:
         size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
         raise CheckpointError(

@@ -14,6 +14,7 @@ from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
+ADDED_LATER = ("copies_dtype",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class ControlConfig:
         mask has another form (4-D, or a dict). `labels`: tokens with a label.
     expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
     lora_rank: rank of the adapters.
+    copies_dtype: type of the trained weights over a base in bf16 or fp16. `fp32`: they are fp32, read as rounded to the
+        base's type while they compute, so the start equals the base; bytes per copied parameter with AdamW: weight 4,
+        its rounded value 2 (kept for the backward pass), gradient 4, moments 8, together 18. `base`: all in the base's
+        type, 8 bytes together; at rates of 1e-5 most weights then never change, since steps are smaller than the
+        distance to the next number.
     norm_mix: c in [0, 1]; the norms of the copy become c x + (1 - c) norm(x). 0 keeps them as they are; `alpha` takes
         the layer's own alpha as c (published checkpoints call this interpolation_norm_alpha).
     """
@@ -62,6 +68,7 @@ class ControlConfig:
     norm_mix: float | Literal["alpha"] = 0.0
     expanded: Literal["full", "lora"] = "full"
     lora_rank: int = 8
+    copies_dtype: Literal["fp32", "base"] = "fp32"
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
@@ -80,8 +87,13 @@ class ControlConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values that JSON can hold (a tuple of layers becomes a list)."""
-        values = dataclasses.asdict(self)
+        """Convert to plain values that JSON can hold (a tuple of layers becomes a list).
+
+        Fields of `ADDED_LATER` are left out at their defaults: a config from before has the same values, and the bench
+        names a run by them.
+        """
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in ADDED_LATER}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in defaults or v != defaults[k]}
         values["layers"] = list(self.layers) if isinstance(self.layers, tuple) else self.layers
         return values
 
@@ -94,6 +106,7 @@ def _choice_faults(config: ControlConfig) -> list[str]:
         "divergence": tuple(DIVERGENCES),
         "divergence_tokens": ("real", "labels"),
         "expanded": ("full", "lora"),
+        "copies_dtype": ("fp32", "base"),
     }
     return [
         unknown_name(name, getattr(config, name), known)

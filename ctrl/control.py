@@ -67,11 +67,18 @@ class Control:
     enabled: bool = True  # False inside ctrl.pretrained
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
+    fingerprint: str | None = None  # of the base's weights when it was expanded
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
-        return Control(self.config, list(self.layers), self.total, self.enabled)
+        return Control(self.config, list(self.layers), self.total, self.enabled, fingerprint=self.fingerprint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, thread=_OfThread())
 
     @property
     def current(self) -> ForwardPass | None:

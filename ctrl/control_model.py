@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,12 +16,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 from ctrl.checkpoint import write_checkpoint
+from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass, mean_divergence
 from ctrl.errors import ConfigError
+from ctrl.hub import upload
 from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
+UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
 class ControlModel(nn.Module):
@@ -79,14 +84,52 @@ class ControlModel(nn.Module):
         divergence.register_hook(lambda _: reached.append(True))
         logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(check))
 
-    def save_pretrained(self, save_directory: Any, state_dict: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write the folder of `ctrl.save`. The base class's folder would load as a plain, silently different model."""
+    @property
+    def peft_config(self) -> Any:
+        """PEFT's own attribute, which it sets on a model that it puts adapters on."""
+        if "peft_config" not in vars(self):
+            raise AttributeError("peft_config")
+        return vars(self)["peft_config"]
+
+    @peft_config.setter
+    def peft_config(self, value: Any) -> None:
+        if "peft_config" not in vars(self):
+            warnings.warn(
+                "PEFT freezes the copies of this expanded model, and its save_pretrained writes adapters alone: loaded "
+                "onto the plain base these are another model. Keep the copies too: ctrl.save before get_peft_model "
+                "(then load both: ctrl.load, PeftModel.from_pretrained), or merge_and_unload() and then ctrl.save",
+                stacklevel=4,
+            )
+        vars(self)["peft_config"] = value
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        del vars(self)["peft_config"]
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        state_dict: dict[str, Any] | None = None,
+        push_to_hub: bool = False,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write the folder of `ctrl.save`. The base class's folder would load as a plain, silently different model.
+
+        push_to_hub: upload it too, to kwargs' repo_id (default: the folder's name); token, private, commit_message,
+        revision and create_pr are as in transformers. The weights are always one file: max_shard_size has no effect.
+        """
+        if unknown := [name for name in ("variant", "distributed_checkpoint") if kwargs.get(name)]:
+            raise ConfigError(f"the folder of an expansion has no {unknown[0]}: call save_pretrained without it")
         sharded = state_dict is None and any(map(is_sharded, self.state_dict().values()))  # then every process calls
-        if sharded or kwargs.get("is_main_process", True):
-            write_checkpoint(bare_expanded(self), save_directory, state_dict)
+        if sharded or is_main_process:
+            folder = write_checkpoint(bare_expanded(self), save_directory, state_dict)
+        if push_to_hub and is_main_process:
+            given = {name: kwargs[name] for name in UPLOAD if kwargs.get(name) is not None}
+            upload(folder, **{"repo_id": folder.absolute().name, **given})
 
 
-@functools.cache
+@made_once
 def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Make a subclass of cls with the divergence in its loss. It keeps the name and the forward signature, which
     Trainer, generate and FSDP read."""
@@ -119,21 +162,27 @@ def require_expanded(model: nn.Module) -> ControlModel:
 def bare_expanded(model: nn.Module) -> ControlModel:
     """Return the expanded model without its wrapper. Raises ConfigError if it holds PEFT adapters."""
     expanded = require_expanded(model)
-    found = [type(model).__name__] if type(model).__module__.partition(".")[0] == "peft" else []
     own: set[nn.Module] = set()
     if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
         own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
-    for name, module in expanded.named_modules():
-        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
-        if module not in own and any(isinstance(inner, nn.Module) for inner in wrapped):
-            found.append(name)
-    if found:
+    if (found := peft_adapter(model, own)) is not None:
         raise ConfigError(
-            f"{found[0]} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. Before "
+            f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. Before "
             "ctrl.save, which writes only what trains, call requires_grad_(True) on weights that the adapters changed "
             "outside the copies"
         )
     return expanded
+
+
+def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | None:
+    """Return the name of the first module with a PEFT adapter, or the class of PEFT's wrapper; None without any."""
+    if type(model).__module__.partition(".")[0] == "peft":
+        return type(model).__name__
+    for name, module in model.named_modules():
+        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
+        if module not in skip and any(isinstance(inner, nn.Module) for inner in wrapped):
+            return name
+    return None
 
 
 def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:

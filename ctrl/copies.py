@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ctrl.classes import made_once
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
+from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.structure import is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
@@ -42,10 +43,14 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
     copied.__dict__.pop("gradient_checkpointing", None)
     for module in copied.modules():
         if module is copied or isinstance(module, recorded):
-            module.__class__ = plain_class(type(module))  # type: ignore[arg-type]
+            module.__class__ = plain_class(type(module))
     if config.expanded == "lora":
-        return add_lora(copied, config.lora_rank)
-    return copied.requires_grad_(True)
+        add_lora(copied, config.lora_rank)
+        if config.copies_dtype == "fp32":
+            widen_adapters(copied)
+        return copied
+    copied.requires_grad_(True)
+    return keep_in_fp32(copied) if config.copies_dtype == "fp32" else copied
 
 
 def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
@@ -58,7 +63,7 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
     return tuple({cls for cls in found if isinstance(cls, type)})
 
 
-def add_lora(copied: nn.Module, rank: int) -> nn.Module:
+def add_lora(copied: nn.Module, rank: int) -> None:
     """Put low-rank adapters on a copy that shares the frozen pretrained weights: W + B A, with B = 0 at the start.
 
     Warns of matrices that no adapter can train. Raises ConfigError if peft is missing or nothing can be adapted.
@@ -86,7 +91,6 @@ def add_lora(copied: nn.Module, rank: int) -> nn.Module:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
     )
     inject_adapter_in_model(config, copied)
-    return copied
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
@@ -94,7 +98,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "plain_copy_of", type(module))
 
 
-@functools.cache
+@made_once
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class that behaves like cls but derives from nn.Module alone, so isinstance checks do not match it."""
     members: dict[str, Any] = {}
@@ -213,12 +217,12 @@ def relax_norms(copied: nn.Module, mix: float | str, interpolation: Interpolatio
         return
     for norm in copied.children():
         if "norm" in type(norm).__name__.lower():
-            norm.__class__ = _relaxed_class(type(norm))  # type: ignore[arg-type]
+            norm.__class__ = _relaxed_class(type(norm))
             norm.norm_mix = None if mix == "alpha" else float(mix)  # type: ignore[assignment]
             norm.__dict__["norm_alpha"] = interpolation if mix == "alpha" else None  # shared, not a child
 
 
-@functools.cache
+@made_once
 def _relaxed_class(cls: type[nn.Module]) -> type[nn.Module]:
     return type(f"Relaxed{cls.__name__}", (RelaxedNorm, cls), {})
 

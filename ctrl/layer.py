@@ -7,7 +7,6 @@ as before.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctrl.cache import add_cache_slots
+from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
@@ -94,7 +94,9 @@ class ExpandedLayer(nn.Module):
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
         mixed, alpha = self.interpolation(a, b, hidden_states)
         self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
-        return _with_hidden(out, mixed)
+        # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
+        # through the divergence, which needs them too
+        return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
         """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""
@@ -126,7 +128,7 @@ class ExpandedLayer(nn.Module):
         return per_token
 
 
-@functools.cache
+@made_once
 def expanded_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a subclass of cls that runs both branches. It keeps the name, which sharding plans and recorders use."""
     members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": ExpandedLayer.__doc__}

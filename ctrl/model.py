@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import IGNORED, ControlModel, control_class, require_expanded
+from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
+from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import build_interpolation
 from ctrl.layer import expanded_class, expanded_layers, keep_rows
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
@@ -27,8 +28,9 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
     layers that cannot be expanded, and then leaves the model unchanged.
 
-    Parameters of interpolations are fp32 in every model, since small steps are lost in half types. FSDP needs one dtype
-    per shard, so shard the interpolations of a half-precision model separately, before their layers:
+    What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
+    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
+    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
@@ -40,6 +42,11 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
         raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
+    if (adapter := peft_adapter(model)) is not None:
+        raise ConfigError(
+            f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
+            "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
+        )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     _check_attention(model, config)
@@ -56,11 +63,11 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         ]
         expansions = list(zip(indices, kinds, copies, strict=True))
         check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
-    control = Control(config, indices, len(layers))
+    control = Control(config, indices, len(layers), fingerprint=fingerprint(model))
     model.requires_grad_(False)
     for index, kind, copied in expansions:
         _expand_layer(layers[index], index, kind, copied, control, model)
-    model.__class__ = control_class(type(model))  # type: ignore[arg-type]
+    model.__class__ = control_class(type(model))
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
     setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
@@ -100,7 +107,7 @@ def _expand_layer(
                 interpolation.get_parameter(name).requires_grad_(False)
         relax_norms(copied, config.norm_mix, interpolation)
     copied.train(layer.training)
-    layer.__class__ = expanded_class(type(layer))  # type: ignore[arg-type]
+    layer.__class__ = expanded_class(type(layer))
     layer.expanded = copied
     layer.interpolation = interpolation  # type: ignore[assignment]
     layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]

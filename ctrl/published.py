@@ -21,6 +21,7 @@ from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
 from ctrl.control_model import IGNORED, ControlModel, bare_expanded
 from ctrl.errors import CheckpointError
+from ctrl.fingerprint import fingerprint
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.plain import source_layers
@@ -62,7 +63,9 @@ def load_published(
     layer_map = LayerMap(expansion, total)
     _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(layer_map.base_layers), folder)
     config = control_config(expansion, layer_map.originals)
-    model = _skeleton(values, base, layer_map, _dtype(tensors, config), eager=config.divergence == "attention")
+    model = _skeleton(
+        values, base, layer_map, _dtype(tensors, config, layer_map), eager=config.divergence == "attention"
+    )
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
     return model
@@ -72,8 +75,9 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     """Write an expanded model in the published layout and return the folder.
 
     Settings that only further training needs and that the layout cannot hold (it has one cosine form, no margin, ...)
-    are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs. If the
-    model is sharded over processes (FSDP2), every process must call this, as in `ctrl.save`.
+    are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs. Tensors
+    keep their dtypes: fp32 copies over a bf16 base stay fp32. If the model is sharded over processes (FSDP2), every
+    process must call this, as in `ctrl.save`.
     """
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
@@ -130,10 +134,12 @@ def _skeleton(
     return model
 
 
-def _dtype(tensors: dict[str, Tensor], config: ControlConfig) -> torch.dtype:
-    """Return the dtype of the weights, fp32 if they differ. Interpolations do not count: `expand` makes them fp32."""
+def _dtype(tensors: dict[str, Tensor], config: ControlConfig, layer_map: LayerMap) -> torch.dtype:
+    """Return the dtype of the base's weights, fp32 if they differ. Copies and interpolations have their own."""
     added = tuple(layout_of(config.interpolation).tensors.values())
-    dtypes = {t.dtype for name, t in tensors.items() if t.is_floating_point() and not name.endswith(added)}
+    own = {n: t for n, t in tensors.items() if not n.endswith(added) and ".expanded_layer." not in n}
+    base = [t for n, t in own.items() if all(i in layer_map.base_layers for i in layer_index(n))]
+    dtypes = {t.dtype for t in base if t.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
@@ -166,6 +172,7 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
         hint = _norm_hint(found["extra"], expansion)
         raise CheckpointError(f"tensors in {folder} do not fit its config: {'; '.join(faults)}{hint}")
     model.load_state_dict(state, strict=False)
+    model.control.fingerprint = fingerprint(model)  # expand saw random weights
 
 
 def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:

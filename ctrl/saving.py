@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from pathlib import Path
@@ -15,11 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctrl.checkpoint import WEIGHTS_FILE, added_names, base_facts, read_config, read_tensors, write_checkpoint
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
-from ctrl.errors import CheckpointError
+from ctrl.errors import CheckpointError, ConfigError
+from ctrl.fingerprint import fingerprint, same_base
+from ctrl.hub import local_folder
 from ctrl.model import expand
 from ctrl.plain import strip
-
-REMOTE = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -33,22 +32,31 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
     return write_checkpoint(bare_expanded(model), folder, state_dict)
 
 
-def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> PreTrainedModel:
+def load(
+    base_model: PreTrainedModel | str,
+    folder: str | os.PathLike[str],
+    allow_other_base: bool = False,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """Expand the base model and load what `save` wrote.
 
     base_model: a model, which is changed in place, or the name or folder of one.
-    folder: a folder, or its address in MLflow: `models:/<model_id>` or `runs:/<run_id>/<path>`, in the store that
-        `mlflow.set_tracking_uri` or MLFLOW_TRACKING_URI names.
+    folder: a folder, a repository of the Hugging Face Hub (`me/name`, or `me/name@revision`), or an address in MLflow:
+        `models:/<model_id>` or `runs:/<run_id>/<path>`, in the store that `mlflow.set_tracking_uri` or
+        MLFLOW_TRACKING_URI names.
+    allow_other_base: load onto a base of the same shapes whose weights are not those in training.
+    kwargs: for the base's `from_pretrained`, if it is given by name (device_map, revision, quantization_config, ...).
+        Its dtype is the one in training by default.
 
     If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
     gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,
     if the folder is no such checkpoint, is incomplete, or was trained on another base.
     """
-    folder = _here(folder)
+    folder = local_folder(folder)
     meta = read_config(folder)
     config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
-    model = AutoModelForCausalLM.from_pretrained(base_model) if isinstance(base_model, str) else base_model
-    _check_base(model, meta["base"], folder)
+    model = _base(base_model, meta["base"], config, kwargs)
+    _check_base(model, meta["base"], folder, allow_other_base)
     trainable = [p for p in model.parameters() if p.requires_grad]
     expand(model, config)
     try:
@@ -60,32 +68,47 @@ def load(base_model: PreTrainedModel | str, folder: str | os.PathLike[str]) -> P
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
+    for name in tensors.keys() - set(added_names(model)):  # trained besides the copies: the next `save` has them again
+        model.get_parameter(name).requires_grad_(True)
     return model
 
 
-def _here(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder on this disk. MLflow, no dependency of this library, is imported only for its own addresses."""
-    if not str(folder).startswith(REMOTE):
-        return Path(folder)
-    try:
-        artifacts = importlib.import_module("mlflow.artifacts")
-        return Path(artifacts.download_artifacts(str(folder)))
-    except ImportError as error:
-        raise CheckpointError(f"{folder} needs mlflow: pip install mlflow, or pass a folder") from error
-    except Exception as error:
-        raise CheckpointError(
-            f"MLflow cannot provide {folder}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
-            "sqlite:///mlruns/mlflow.db"
-        ) from error
+def _base(
+    base_model: PreTrainedModel | str, saved: dict[str, Any], config: ControlConfig, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """Return the base model; load it if it is given by name, by default as it was in training."""
+    if isinstance(base_model, str):
+        if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
+            kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
+        if config.divergence == "attention":
+            kwargs.setdefault("attn_implementation", "eager")
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_model, **kwargs)
+        return model
+    if kwargs:
+        raise ConfigError(f"load got a model and {', '.join(kwargs)}: give these when you load the model itself")
+    return base_model
 
 
-def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path) -> None:
-    """Raise CheckpointError if the model differs from the saved facts of the base."""
-    here = base_facts(model)
-    wrong = [k for k in here if k not in ("name", "dtype") and k in saved and saved[k] != here[k]]
+def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
+    """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
+    here = {**base_facts(model), "fingerprint": fingerprint(model)}
+    wrong = [k for k in here if k not in ("name", "dtype", "fingerprint") and k in saved and saved[k] != here[k]]
     if wrong:
         differences = ", ".join(f"{k} is {saved[k]} there, {here[k]} here" for k in wrong)
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
+    same, named = same_base(saved, here), saved["name"] and here["name"]
+    if same is False and not allow_other:
+        raise CheckpointError(
+            f"{folder} was trained on {saved['name']!r}, but the weights of this base, {here['name']!r}, are others "
+            "(another model of the same shapes, or another revision). Load the base in training; "
+            "allow_other_base=True puts the copies onto this one"
+        )
+    if same is None and named and saved["name"] != here["name"] and not allow_other:
+        warnings.warn(
+            f"{folder} was trained on {saved['name']!r}, this base is {here['name']!r}: whether their weights are the "
+            "same cannot be seen. If they are not, the copies do not fit",
+            stacklevel=3,
+        )
 
 
 def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
@@ -104,16 +127,18 @@ def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> No
         )
 
 
-def _agree_on_dtypes(tensors: dict[str, Tensor], model: nn.Module, trained_on: str | None) -> None:
+def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | None) -> None:
     """Give the model the dtypes of the saved tensors if its base has the dtype in training, else warn of rounding."""
-    here = str(model.dtype)
+    base: Any = model.dtype
+    here = str(base)
     state = model.state_dict(keep_vars=True)
-    others = {name: tensor for name, tensor in tensors.items() if tensor.dtype != state[name].dtype}
     if trained_on == here:
-        for name, tensor in others.items():
+        for name, tensor in tensors.items():
             state[name].data = state[name].data.to(tensor.dtype)
         return
-    rounded = [n for n, t in others.items() if torch.promote_types(t.dtype, state[n].dtype) != state[n].dtype]
+    full = model.control.config.expanded == "full"  # such copies compute in the base's dtype
+    computed = {name: base if full and ".expanded." in name else state[name].dtype for name in tensors}
+    rounded = [n for n, t in tensors.items() if torch.promote_types(t.dtype, computed[n]) != computed[n]]
     if rounded:
         warnings.warn(
             f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "

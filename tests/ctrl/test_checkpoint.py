@@ -15,7 +15,7 @@ from tests.helpers.tiny_llama import disturbed, tiny
 def test_holds_only_trained_tensors_and_no_pickle(tmp_path: Path) -> None:
     model = disturbed()
     ctrl.save(model, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["control_config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "control_config.json", "model.safetensors"]
     assert all(".expanded." in n or ".interpolation." in n for n in read_tensors(tmp_path / "model.safetensors"))
 
 
@@ -59,4 +59,4 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     with pytest.raises(ctrl.CheckpointError, match=r"No space left on device\. Free space"):
         ctrl.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3

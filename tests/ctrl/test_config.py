@@ -34,6 +34,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("margin", None, r"margin .* got None"),
     ("norm_mix", "alhpa", r"norm_mix must be 'alpha' or a number in \[0, 1\], but got 'alhpa'"),
     ("norm_mix", 1.5, r"norm_mix .* got 1\.5"),
+    ("copies_dtype", "bf16", r"unknown copies_dtype 'bf16': known: fp32, base"),
     ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
     ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
     (
@@ -107,11 +108,19 @@ def test_json_round_trip(made: ControlConfig) -> None:
 
 
 def test_the_dict_holds_every_field_and_is_the_callers_own() -> None:
-    made = ControlConfig(layers=[1, 3])
+    made = ControlConfig(layers=[1, 3], copies_dtype="base")
     values = made.to_dict()
     assert list(values) == [f.name for f in dataclasses.fields(ControlConfig)]
     values["layers"].append(5)
     assert made.layers == (1, 3)
+
+
+def test_fields_that_came_later_leave_older_configs_as_they_were() -> None:
+    """A run is named by the digest of its config: a new field with its default must not make it another run."""
+    assert list(ControlConfig().to_dict()) == [
+        "structure", "layers", "interpolation", "alpha", "alpha_start", "divergence", "divergence_weight", "margin",
+        "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens", "norm_mix", "expanded", "lora_rank",
+    ]  # fmt: skip
 
 
 def test_is_frozen() -> None:

@@ -6,11 +6,9 @@ import copy
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 import ctrl
-from tests.helpers.families import perturb
-from tests.helpers.tiny_llama import IDS, sequences, tiny
+from tests.helpers.tiny_llama import IDS, eager, sequences, tiny
 
 
 def test_attention_divergence_is_the_kl_of_the_rows() -> None:
@@ -62,13 +60,3 @@ def test_attention_without_weights_is_an_error_that_says_so() -> None:
     model(IDS)
     with pytest.raises(RuntimeError, match=r"those of LlamaDecoderLayer are None: call model\.set_attn_implementation"):
         model(IDS, labels=IDS)
-
-
-def eager(structure: str = "concat") -> PreTrainedModel:
-    """With the attention divergence, its copies disturbed."""
-    base = tiny().eval()
-    base.set_attn_implementation("eager")
-    config = ctrl.ControlConfig(layers=2, structure=structure, divergence="attention")  # type: ignore[arg-type]
-    model = ctrl.expand(base, config)
-    perturb(model)
-    return model

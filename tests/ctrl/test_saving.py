@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers as tf
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +17,7 @@ import ctrl
 from ctrl.checkpoint import read_tensors
 from ctrl.interpolation import INTERPOLATIONS
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
+from tests.helpers.trainers import tokenizer
 
 
 @pytest.mark.parametrize(
@@ -54,10 +58,23 @@ def test_load_takes_a_base_by_folder(tmp_path: Path) -> None:
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
-def test_from_pretrained_refuses_the_folder(tmp_path: Path) -> None:
+CONCRETE = [tf.LlamaForCausalLM, tf.Qwen2ForCausalLM, tf.GPT2LMHeadModel, tf.MambaForCausalLM, tf.BloomForCausalLM]
+CONCRETE += [tf.FalconForCausalLM, tf.Gemma3ForConditionalGeneration, tf.T5ForConditionalGeneration]
+
+
+@pytest.mark.parametrize("cls", [AutoModelForCausalLM, tf.AutoModel, tf.AutoConfig, tf.LlamaConfig, *CONCRETE])
+def test_from_pretrained_refuses_the_folder_and_says_what_to_do(tmp_path: Path, cls: Any) -> None:
+    """Llama's class once built its default of 7B random weights, where the folder had no config.json."""
     ctrl.save(disturbed(), tmp_path)
-    with pytest.raises((OSError, ValueError), match=r"config\.json|model_type"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises((ValueError, StrictDataclassError), match=r"load it with ctrl\.load\(base_model, folder\)"):
+        cls.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_in_the_folder_loads(tmp_path: Path) -> None:
+    """Trainer writes one there."""
+    ctrl.save(disturbed(), tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    assert tf.AutoTokenizer.from_pretrained(tmp_path)("w5 w7")["input_ids"] == [5, 7]
 
 
 def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:

@@ -26,4 +26,5 @@ configs = st.builds(
     detach_pretrained=st.booleans(),
     divergence_tokens=st.sampled_from(["real", "labels"]),
     norm_mix=st.floats(0, 1) | st.just("alpha"),
+    copies_dtype=st.sampled_from(["fp32", "base"]),
 )

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import ctrl
+from tests.helpers.families import perturb
 
 IDS = torch.arange(1, 25).reshape(2, 12)
 MASK = torch.ones_like(IDS)
@@ -44,9 +45,10 @@ def sequences(count: int = 8, seed: int = 1) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def expanded(layers: int | list[int] = 2, **kwargs: Any) -> LlamaForCausalLM:
-    """Expanded and disturbed, so that the branches differ and the divergence has a gradient."""
-    model = ctrl.expand(tiny(), ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))
+def expanded(layers: int | list[int] = 2, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
+    """Expanded and disturbed, so that the branches differ and the divergence has a gradient. dtype: the base's."""
+    base: Any = tiny().to(dtype)  # type: ignore[arg-type]
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -63,4 +65,15 @@ def disturbed(seed: int = 5, **kwargs: object) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def eager(structure: str = "concat") -> PreTrainedModel:
+    """With the attention divergence, its copies disturbed."""
+    base = tiny().eval()
+    base.set_attn_implementation("eager")
+    config = ctrl.ControlConfig(layers=2, structure=structure, divergence="attention")  # type: ignore[arg-type]
+    model = ctrl.expand(base, config)
+    with torch.no_grad():
+        perturb(model)
     return model

@@ -17,7 +17,7 @@ from tests.helpers.tiny_llama import expanded, sequences
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-half, policy = sys.argv[1] == "fsdp-bf16", sys.argv[1] == "fsdp-policy"
+half, policy, wide = (sys.argv[1] == f"fsdp-{name}" for name in ("bf16", "policy", "fp32-copies"))
 batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
 total = (batch["labels"][:, 1:] != -100).sum()
 mine = {k: v[rank::2] for k, v in batch.items()}
@@ -25,9 +25,10 @@ mine = {k: v[rank::2] for k, v in batch.items()}
 def build(interpolation):
     if policy:
         return expanded(interpolation=interpolation, alpha="learned", norm_mix="alpha")
-    if not half:
-        return expanded()
-    # what `from_pretrained(dtype=bfloat16)` and `expand` give: half-precision layers, fp32 interpolations
+    if not half:  # wide: one shard for fp32 copies, fp32 interpolations and bf16 originals, which do not train
+        dtype = torch.bfloat16 if wide else torch.float32
+        return expanded(interpolation=interpolation, alpha="learned", dtype=dtype)
+    # as with copies_dtype="base": half-precision layers, fp32 interpolations
     model = expanded(interpolation=interpolation, alpha="learned").bfloat16()
     for layer in expanded_layers(model):
         layer.interpolation.float()
@@ -65,7 +66,7 @@ if half:
     else:
         raise AssertionError("a theta that is not gathered was not missed")
 
-for interpolation in ("lerp", "dlerp", "plerp", "proj") if half else ("lerp", "dlerpin") if policy else ("lerp",):
+for interpolation in ("lerp", "dlerpin") if policy else ("lerp", "dlerp", "plerp", "proj"):
     reference, model = build(interpolation), build(interpolation)
     reference(**batch, num_items_in_batch=total).loss.backward()
     expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
@@ -76,7 +77,7 @@ for interpolation in ("lerp", "dlerp", "plerp", "proj") if half else ("lerp", "d
         if parameter.requires_grad:
             gradient = parameter.grad
             gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-            if half or policy:
+            if half or policy or wide:
                 assert expected[name].any(), name
                 apart = (gradient.float() - expected[name].float()).norm() / expected[name].float().norm()
                 assert apart < (1e-1 if policy else 5e-2), (interpolation, name, apart)  # fp32 beside bf16
@@ -156,7 +157,9 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "accelerate", "accelerate-fsdp"])
+@pytest.mark.parametrize(
+    "wrapper", ["ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "fsdp-fp32-copies", "accelerate", "accelerate-fsdp"]
+)
 def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
     """ddp and fsdp: torch's own; accelerate: what its `prepare` makes of the model, with and without its FSDP2."""
     assert run_twice(DISTRIBUTED, tmp_path, wrapper).count("gradients agree") == 2

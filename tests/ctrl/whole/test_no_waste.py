@@ -95,7 +95,9 @@ def test_half_types_are_not_cast_to_ask_for_their_dtype(interpolation: str) -> N
 
     def casts(layers: int) -> int:
         base = tiny().eval().bfloat16()
-        model = ctrl.expand(base, ctrl.ControlConfig(layers=layers, interpolation=interpolation, divergence="none"))
+        model = ctrl.expand(
+            base, ctrl.ControlConfig(layers=layers, interpolation=interpolation, divergence="none", copies_dtype="base")
+        )
         with Counted() as counted, torch.no_grad(), ctrl.pretrained(model):
             model(IDS)
         plain = counted.ops["aten._to_copy.default"]

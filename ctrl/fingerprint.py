@@ -1,0 +1,41 @@
+"""Recognise a base model by its weights, so that copies are not loaded onto another model of the same shapes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl.layer import ADDED
+from ctrl.sharded import is_sharded
+
+SAMPLE = 64  # values of each parameter, at most
+EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
+
+
+@torch.no_grad()
+def fingerprint(model: Any) -> str | None:
+    """Hash a sample of every parameter of the base, rounded to bf16. None if this process does not hold all weights.
+
+    A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
+    """
+    found = [p for name, p in model.named_parameters() if not any(f".{part}" in name for part in ADDED)]
+    if any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found):
+        return None
+    samples = [_sample(p) for p in found if p.is_floating_point()]
+    values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()
+    return hashlib.sha256(values.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
+    """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways."""
+    prints, dtypes = [saved.get("fingerprint"), here.get("fingerprint")], [saved.get("dtype"), here.get("dtype")]
+    exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
+    return prints[0] == prints[1] if all(prints) and exact else None
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    flat = parameter.detach().flatten()
+    return flat[:: -(-len(flat) // SAMPLE)].bfloat16()

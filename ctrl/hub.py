@@ -1,0 +1,56 @@
+"""Find the folder of an expansion that is on the Hugging Face Hub or in MLflow, and upload one to the Hub."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+from ctrl.checkpoint import FILES
+from ctrl.errors import CheckpointError
+
+MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
+REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def local_folder(address: str | os.PathLike[str]) -> Path:
+    """Return the folder on this disk: itself, or what MLflow or the Hub (`me/name`, `me/name@revision`) gives.
+
+    Raises CheckpointError with the reason if they do not have it.
+    """
+    text, folder = str(address), Path(address)
+    if text.startswith(MLFLOW):
+        return _from_mlflow(text)
+    if folder.exists() or isinstance(address, os.PathLike) or not (match := REPOSITORY.fullmatch(text)):
+        return folder
+    try:
+        return Path(snapshot_download(match["name"], revision=match["revision"], allow_patterns=list(FILES)))
+    except Exception as error:
+        raise CheckpointError(
+            f"there is no folder {text}, and the Hugging Face Hub does not provide such a repository: {error}"
+        ) from error
+
+
+def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None = None, **kwargs: Any) -> None:
+    """Upload the folder of an expansion. kwargs: commit_message, revision, create_pr, as `upload_folder` takes them."""
+    api = HfApi(token=token)
+    name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), **kwargs)
+
+
+def _from_mlflow(address: str) -> Path:
+    """Download an artifact. MLflow, no dependency of this library, is imported only for its own addresses."""
+    try:
+        artifacts = importlib.import_module("mlflow.artifacts")
+        return Path(artifacts.download_artifacts(address))
+    except ImportError as error:
+        raise CheckpointError(f"{address} needs mlflow: pip install mlflow, or pass a folder") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"MLflow cannot provide {address}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
+            "sqlite:///mlruns/mlflow.db"
+        ) from error

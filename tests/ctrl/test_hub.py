@@ -1,0 +1,101 @@
+"""Expansions on the Hugging Face Hub: uploaded by every way that transformers has, loaded by name and revision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+
+import ctrl
+from ctrl import hub
+from ctrl.checkpoint import FILES
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
+
+
+class FakeHub:
+    """A folder in place of the Hub: repositories and what was asked of them."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.asked = root, []
+        monkeypatch.setattr(HfApi, "create_repo", self.create)
+        monkeypatch.setattr(HfApi, "upload_folder", self.upload)
+        monkeypatch.setattr(hub, "snapshot_download", self.download)
+
+    def create(self, repo_id: str, **kwargs: Any) -> Any:
+        self.asked.append({"created": repo_id, **kwargs})
+        return type("Url", (), {"repo_id": repo_id if "/" in repo_id else f"me/{repo_id}"})
+
+    def upload(self, repo_id: str, folder_path: Path, allow_patterns: list[str], **kwargs: Any) -> None:
+        self.asked.append({"uploaded": repo_id, **kwargs})
+        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
+        for name in allow_patterns:
+            shutil.copy(folder_path / name, self.root / repo_id / name)
+
+    def download(self, repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        self.asked.append({"downloaded": repo_id, "revision": revision})
+        if not (self.root / repo_id).is_dir():
+            raise ValueError("401 Client Error: Repository Not Found")
+        return str(self.root / repo_id)
+
+
+@pytest.fixture
+def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    return FakeHub(tmp_path / "hub", monkeypatch)
+
+
+def test_save_pretrained_with_push_to_hub_uploads(repositories: FakeHub, tmp_path: Path) -> None:
+    model = disturbed()
+    model.save_pretrained(
+        tmp_path / "mine", push_to_hub=True, max_shard_size="5GB", private=True, commit_message="first"
+    )
+    assert repositories.asked == [
+        {"created": "mine", "private": True, "exist_ok": True},
+        {"uploaded": "me/mine", "commit_message": "first"},
+    ]
+    assert sorted(p.name for p in (repositories.root / "me" / "mine").iterdir()) == sorted(FILES)
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", is_main_process=False)
+    assert len(repositories.asked) == 2  # the main process uploads
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", create_pr=True)
+    assert repositories.asked[-1] == {"uploaded": "they/theirs", "create_pr": True}
+
+
+@pytest.mark.parametrize(("address", "revision"), [("me/mine", None), ("me/mine@v1.0", "v1.0")])
+def test_load_takes_a_repository_and_a_revision(
+    address: str, revision: str | None, repositories: FakeHub, tmp_path: Path
+) -> None:
+    model = disturbed()
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/mine")
+    assert torch.equal(ctrl.load(tiny().eval(), address)(IDS).logits, model(IDS).logits)
+    assert repositories.asked[-1] == {"downloaded": "me/mine", "revision": revision}
+
+
+def test_a_folder_comes_before_a_repository(
+    repositories: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ctrl.save(disturbed(), "me/mine")
+    ctrl.load(tiny(), "me/mine")
+    with pytest.raises(ctrl.CheckpointError, match=r"no control_config\.json"):
+        ctrl.load(tiny(), Path("me/other"))  # a path is never a repository
+    assert not repositories.asked
+
+
+def test_a_name_that_nobody_has_is_an_error_that_says_where_it_was_looked_for(repositories: FakeHub) -> None:
+    with pytest.raises(ctrl.CheckpointError, match=r"no folder runs/mine, and the Hugging Face Hub .* Not Found"):
+        ctrl.load(tiny(), "runs/mine")
+    assert issubclass(RepositoryNotFoundError, Exception)
+    with pytest.raises(ctrl.CheckpointError, match=r"no control_config\.json"):
+        ctrl.load(tiny(), "a/b/c")  # three parts: no repository
+
+
+@pytest.mark.parametrize("given", [{"variant": "fp16"}, {"distributed_checkpoint": True}])
+def test_what_an_expansion_cannot_do_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ctrl.ConfigError, match=f"the folder of an expansion has no {next(iter(given))}"):
+        disturbed().save_pretrained(tmp_path, **given)
+    assert not list(tmp_path.iterdir())
+    disturbed().save_pretrained(tmp_path, variant=None, max_shard_size="1MB", save_original_format=True)

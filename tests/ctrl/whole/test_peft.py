@@ -1,0 +1,96 @@
+"""PEFT on top of an expanded model, and below: copies are never lost without a word."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+
+import ctrl
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
+from tests.helpers.trainers import sft_trainer
+
+LORA = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+SAID = r"PEFT freezes the copies .* writes adapters alone.* ctrl\.save before get_peft_model"
+
+
+def on_top(way: str, model: Any, folder: Path) -> None:
+    if way == "get_peft_model":
+        get_peft_model(model, LORA)
+    elif way == "add_adapter":
+        model.add_adapter(LORA)
+    else:
+        sft_trainer_with_adapter(model, folder)
+
+
+def sft_trainer_with_adapter(model: Any, folder: Path) -> Any:
+    trl = pytest.importorskip("trl")
+    made = sft_trainer(tiny(), folder)
+    return trl.SFTTrainer(
+        model, made.args, train_dataset=made.train_dataset, processing_class=made.processing_class, peft_config=LORA
+    )
+
+
+@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter", "SFTTrainer"])
+def test_adapters_on_top_are_said_to_freeze_and_leave_out_the_copies(way: str, tmp_path: Path) -> None:
+    model = disturbed()
+    with pytest.warns(UserWarning, match=SAID):
+        on_top(way, model, tmp_path)
+    assert not any(p.requires_grad for n, p in model.named_parameters() if ".expanded." in n and "lora" not in n)
+
+
+@pytest.mark.filterwarnings("ignore:PEFT freezes")
+def test_the_two_ways_out_keep_the_copies(tmp_path: Path) -> None:
+    """Save both and load both; or merge the adapters, then save."""
+    model = disturbed()
+    ctrl.save(model, tmp_path / "copies")
+    adapted = get_peft_model(model, LORA)
+    expected = adapted(input_ids=IDS).logits
+    adapted.save_pretrained(tmp_path / "adapters")
+    again = PeftModel.from_pretrained(ctrl.load(tiny().eval(), tmp_path / "copies"), tmp_path / "adapters")
+    assert torch.equal(again(input_ids=IDS).logits, expected)
+    merged = adapted.merge_and_unload()
+    assert not hasattr(merged, "peft_config")
+    ctrl.save(merged.requires_grad_(True), tmp_path / "merged")
+    loaded = ctrl.load(tiny().eval(), tmp_path / "merged")
+    torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_adapter_is_not_said_again() -> None:
+    model = disturbed()
+    with pytest.warns(UserWarning, match=SAID):
+        adapted = get_peft_model(model, LORA)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="PEFT freezes")
+        adapted.add_adapter("second", LORA)
+    assert not hasattr(disturbed(), "peft_config")
+
+
+def prompt_tuned() -> Any:
+    return get_peft_model(tiny(), PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=2))
+
+
+def with_adapter() -> Any:
+    model = tiny()
+    model.add_adapter(LORA)
+    return model
+
+
+@pytest.mark.parametrize("base", [lambda: get_peft_model(tiny(), LORA), with_adapter, prompt_tuned])
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_expanding_a_model_with_adapters_is_refused_at_once(base: Any, expanded: Any) -> None:
+    model = base()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    with pytest.raises(ctrl.ConfigError, match=r"holds a PEFT adapter.* merge_and_unload\(\) and expand the result"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2, expanded=expanded))
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert "control" not in vars(model)
+
+
+def test_what_the_message_says_works() -> None:
+    merged: Any = get_peft_model(tiny(), LORA).merge_and_unload()
+    assert len(ctrl.describe(ctrl.expand(merged, ctrl.ControlConfig(layers=2)))) == 2
