@@ -63,11 +63,11 @@ def _resample(values: Array, stratum: Stratum, draws: int, seed: int) -> Array:
 def question_weights(rng: np.random.Generator, draws: int, m: int) -> Array:
     """Draw weights of m questions that add up to m: (draws, m).
 
-    Exponential numbers times 1 + d or 1 - d, d = 1 / sqrt(m - 3), at most .85. The variance of a weighted mean is then
+    Exponential numbers times 1 + d or 1 - d, d = 1 / sqrt(m - 3), at most .82. The variance of a weighted mean is then
     s^2 / m within 5 % from 4 questions on, s^2 the unbiased variance of the questions; exponential numbers alone give
     (m - 1) / (m + 1) of it.
     """
-    spread = min(0.85, 1 / math.sqrt(max(m - 3, 1)))
+    spread = min(0.82, 1 / math.sqrt(max(m - 3, 1)))
     signs = rng.integers(0, 2, (draws, m), dtype=np.int8)
     weights = rng.standard_exponential((draws, m)) * np.array([1 - spread, 1 + spread])[signs]
     return np.asarray(weights * (m / weights.sum(axis=1, keepdims=True)))
