@@ -118,9 +118,9 @@ class ExpandedLayer(nn.Module):
         config = self.control.config
         if config.divergence == "attention":
             a, b = (rows_of(branch) for branch in (self, self.expanded))
-        a = a.detach() if config.detach_pretrained else a  # before project, whose parameters still train
+        a = a.detach() if config.detach_pretrained else a  # before P, which still trains
         if config.divergence != "attention" and self.interpolation is not None:
-            a = self.interpolation.project(a)
+            a = self.interpolation.compared(a)
         per_token = DIVERGENCES[config.divergence](a, b, config.margin)
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha

@@ -25,8 +25,8 @@ from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
-    layers that cannot be expanded, and then leaves the model unchanged.
+    Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
+    a model or layers that cannot be expanded, and then leaves the model unchanged.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
@@ -35,9 +35,6 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
-
-    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
-    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
@@ -105,7 +102,7 @@ def _expand_layer(
         if config.divergence in ("none", "attention"):  # which compare no hidden states
             for name in interpolation.trained_by_divergence:
                 interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix, interpolation)
+        relax_norms(copied, config.norm_mix)
     copied.train(layer.training)
     layer.__class__ = expanded_class(type(layer))
     layer.expanded = copied
