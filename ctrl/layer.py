@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
 from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
@@ -59,12 +60,9 @@ class ExpandedLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = kwargs.pop(RUN, None) or self._plan()
-        if not self.attention_handles:
-            return self._run(run, hidden_states, *args, **kwargs)
-        try:
-            return self._run(run, hidden_states, *args, **kwargs)
-        finally:
-            drop_rows(self)
+        if self.attention_handles:
+            return with_rows(self._run, run, hidden_states, *args, **kwargs)
+        return self._run(run, hidden_states, *args, **kwargs)
 
     def _plan(self) -> LayerRun:
         """Decide what this run of the layer does; warn if a training pass would lose its divergence."""
@@ -144,30 +142,6 @@ def class_before(module: nn.Module, mixin: type) -> type:
     """Return the class of the module before a mixin was put in front of it."""
     classes = type(module).__mro__  # fully_shard puts classes of its own in front
     return classes[classes.index(mixin) + 1]
-
-
-def keep_rows(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook: keep an attention module's weights (batch, heads, seq, keys) for the attention divergence."""
-    rows: Any = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-    module.attention_rows = rows
-
-
-def rows_of(branch: nn.Module) -> Tensor:
-    """Return the attention weights kept in one branch: a layer without its copy, or a copy."""
-    for name, module in branch.named_modules():
-        rows: Tensor | None = module.__dict__.get("attention_rows")
-        if rows is not None and not name.startswith("expanded."):
-            return rows
-    raise RuntimeError(
-        f"divergence='attention' needs attention weights, but those of {type(branch).__name__} are None: call "
-        "model.set_attn_implementation('eager')"
-    )
-
-
-def drop_rows(layer: nn.Module) -> None:
-    """Delete the attention weights of both branches, which hold the graph of this pass."""
-    for module in layer.modules():
-        module.__dict__.pop("attention_rows", None)
 
 
 def _in_backward() -> bool:

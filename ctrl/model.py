@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
@@ -18,7 +19,7 @@ from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers, keep_rows
+from ctrl.layer import expanded_class, expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
