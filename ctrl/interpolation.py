@@ -42,7 +42,7 @@ class Interpolation(nn.Module):
     A subclass overrides `alpha` (to make it depend on the token), `mix`, `project` or `compared`, and sets the class
     attributes that differ. The first line of its docstring is its summary.
 
-    fixed_alpha: scalar () that replaces alpha inside `ctrl.at_alpha`.
+    fixed_alpha: scalar () that the layer passes to `forward` inside `ctrl.at_alpha`; None outside of it.
     per_token: alpha depends on the token and has shape (batch, seq, 1), not (). `merge_back` then needs text to measure
         its mean.
     merged: function (W_pretrained, W_expanded, alpha) with which `merge_back` mixes weights, each row of a matrix like
@@ -64,14 +64,13 @@ class Interpolation(nn.Module):
         theta = torch.tensor([alpha_start], dtype=torch.float64).logit().float()
         self.theta = nn.Parameter(theta, requires_grad=learned)
 
-    def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
-        alpha = self.effective_alpha(a, b, h)
-        return self.mix(self.project(a), b, alpha), alpha
+    def forward(self, a: Tensor, b: Tensor, h: Tensor, fixed_alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1).
 
-    def effective_alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        """Return `fixed_alpha` if it is set, else `alpha`."""
-        return self.alpha(a, b, h) if self.fixed_alpha is None else self.fixed_alpha.to(a.device)
+        fixed_alpha: scalar () that replaces alpha. It is that of the pass, which checkpointing may run again later.
+        """
+        alpha = self.alpha(a, b, h) if fixed_alpha is None else fixed_alpha.to(a.device)
+        return self.mix(self.project(a), b, alpha), alpha
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         """Compute alpha, () or (batch, seq, 1), in fp32 or wider."""

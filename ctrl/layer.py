@@ -32,13 +32,18 @@ class LayerRun:
     It is no dataclass, since FSDP copies those that it finds among a layer's arguments.
 
     current: the pass, None if the decoder was called by itself. enabled: whether the copy runs.
-    measure: whether the divergence is computed: for its gradient, for the log alone (without one), or not.
+    fixed_alpha: replaces alpha. measure: whether the divergence is computed: for its gradient, for the log alone
+    (without one), or not.
     """
 
     def __init__(
-        self, current: ForwardPass | None, enabled: bool, measure: Literal["gradient", "value"] | None = None
+        self,
+        current: ForwardPass | None,
+        enabled: bool,
+        fixed_alpha: Tensor | None = None,
+        measure: Literal["gradient", "value"] | None = None,
     ) -> None:
-        self.current, self.enabled, self.measure = current, enabled, measure
+        self.current, self.enabled, self.fixed_alpha, self.measure = current, enabled, fixed_alpha, measure
 
 
 class ExpandedLayer(nn.Module):
@@ -70,13 +75,14 @@ class ExpandedLayer(nn.Module):
         again = current is None and _in_backward()  # run again by a checkpoint around the whole layer
         if current is None and not again and self.training and torch.is_grad_enabled():
             control.warn_of_loss_without("that runs the decoder without the model's forward")
+        fixed = None if self.interpolation is None else self.interpolation.fixed_alpha
         if not control.enabled or self.interpolation is None or control.config.divergence == "none":
-            return LayerRun(current, control.enabled)
+            return LayerRun(current, control.enabled, fixed)
         added = current is not None and current.divergences is not None
         if control.adds and (added or (again and self.training)):
-            return LayerRun(current, True, "gradient")
+            return LayerRun(current, True, fixed, "gradient")
         logged = control.log is not None and current is not None and (added or self.training)
-        return LayerRun(current, True, "value" if logged else None)
+        return LayerRun(current, True, fixed, "value" if logged else None)
 
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
@@ -90,7 +96,7 @@ class ExpandedLayer(nn.Module):
             self._note(run, a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
-        mixed, alpha = self.interpolation(a, b, hidden_states)
+        mixed, alpha = self.interpolation(a, b, hidden_states, run.fixed_alpha)
         self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too

@@ -116,7 +116,12 @@ def _expand_layer(
 
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
+
+    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
+    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
+    checkpoint of your own around several layers runs them again as the model is then.
+    """
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -130,7 +135,8 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
+    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, as with
+    `ctrl.pretrained`. Raises ConfigError for a stacked layer, which mixes nothing.
     """
     layers = expanded_layers(require_expanded(model))
     before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]

@@ -74,8 +74,7 @@ class TestEveryInterpolation:
     def test_a_fixed_alpha_replaces_what_was_learned(self, name: str) -> None:
         module = built(name, 0.9, trained=True)
         a, b, h = branches()
-        module.fixed_alpha = torch.tensor(0.25)
-        mixed, alpha = module(a, b, h)
+        mixed, alpha = module(a, b, h, torch.tensor(0.25))
         want, _ = reference.mix(name, *(x.numpy() for x in (a, b, h)), reference_parameters(module), 0.25)
         torch.testing.assert_close(mixed.detach(), torch.from_numpy(want), rtol=1e-10, atol=1e-10)
         assert alpha.item() == 0.25
