@@ -24,7 +24,11 @@ class DataConfig(Section):
     system: str | None = Field(
         None, description="system turn of all chats ('' leaves it empty); default: the template's"
     )
-    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
+    length: int = Field(
+        512,
+        ge=16,
+        description="tokens of a row; cpt fills rows to it; sft leaves longer chats out and cuts longer texts",
+    )
 
     @field_validator("new", "old", mode="before")
     @classmethod

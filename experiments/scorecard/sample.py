@@ -115,7 +115,7 @@ class Sample:
         return weighted(rows, self.draws, self.seed)
 
     def divergence(self, new_prompts: bool) -> Array:
-        """KL(base || tuned), nats per token, on the prompts of the new task or on general ones."""
+        """KL(base || trained), nats per token, on the prompts of the new task or on general ones."""
         drift = [r for r in self.after if r.suite == "drift" and (r.task == NEW_PROMPTS) == new_prompts]
         rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
         return weighted(rows, self.draws, self.seed, positive=True)
