@@ -134,6 +134,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     elif batches is not None:
         alphas = measured_alphas(model, batches)
     else:
+        _warn_of_gates(model)
         alphas = [_own_alpha(layer) for layer in layers]
     if len(alphas) != len(layers):
         raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
@@ -152,6 +153,19 @@ def _own_alpha(layer: ExpandedLayer) -> float:
     if gate is None:
         return float("nan")
     return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
+
+
+def _warn_of_gates(model: Any) -> None:
+    """Warn if alpha depends on the token, since sigmoid(theta) leaves out the weights of the gate."""
+    gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
+    dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
+    if any(whole(gate.theta).isfinite().all() and whole(gate.get_parameter("weight")).any() for gate in dials):
+        warnings.warn(
+            f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
+            "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "
+            "give alpha",
+            stacklevel=4,
+        )
 
 
 def check_mergeable(model: Any) -> None:

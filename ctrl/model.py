@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
@@ -18,15 +19,15 @@ from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers, keep_rows
+from ctrl.layer import expanded_class, expanded_layers
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
-    layers that cannot be expanded, and then leaves the model unchanged.
+    Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
+    a model or layers that cannot be expanded, and then leaves the model unchanged.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
@@ -35,9 +36,6 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
-
-    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
-    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
@@ -105,7 +103,7 @@ def _expand_layer(
         if config.divergence in ("none", "attention"):  # which compare no hidden states
             for name in interpolation.trained_by_divergence:
                 interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix, interpolation)
+        relax_norms(copied, config.norm_mix)
     copied.train(layer.training)
     layer.__class__ = expanded_class(type(layer))
     layer.expanded = copied
@@ -118,7 +116,12 @@ def _expand_layer(
 
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
+
+    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
+    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
+    checkpoint of your own around several layers runs them again as the model is then.
+    """
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -132,7 +135,8 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
+    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, as with
+    `ctrl.pretrained`. Raises ConfigError for a stacked layer, which mixes nothing.
     """
     layers = expanded_layers(require_expanded(model))
     before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]

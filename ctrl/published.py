@@ -176,16 +176,15 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
 
 
 def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:
-    """Explain extra tensors that may belong to relaxed norms, which have no tensors in this layout; else return ''."""
+    """Explain extra tensors that may belong to relaxed norms; return '' if there are none."""
     own = [name for name in extra if "norm" in name or name.endswith("interpolation_factor")]
     if not own:
         return ""
     value = repr(expansion["interpolation_norm_alpha"]) if "interpolation_norm_alpha" in expansion else "missing"
     return (
-        f". interpolation_norm_alpha is {value}, and {own[0]} may belong to relaxed norms with another formula than "
-        "c x + (1 - c) norm(x), where c is a constant or, for -1, the layer's own alpha. If you know that their c is a "
-        "constant, write it into config.json as interpolation_norm_alpha and delete these tensors; otherwise the "
-        "checkpoint cannot be loaded"
+        f". interpolation_norm_alpha is {value}, but {own[0]} may belong to relaxed norms. Learned ones have one "
+        "interpolation_factor per norm of the expanded layer: write interpolation_norm_alpha -1 into config.json. "
+        "Norms of another formula than c x + (1 - c) norm(x) cannot be loaded"
     )
 
 

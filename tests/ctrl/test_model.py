@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,10 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from tests.helpers.families import SHAPE, build
+from tests.helpers.tiny_llama import expanded
+from tests.helpers.trainers import whole_batch
+
+Block = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 
 def test_expanding_twice_is_refused() -> None:
@@ -55,6 +61,48 @@ def test_a_share_is_held_inside_the_block_alone() -> None:
     with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
         raise KeyError("inside")
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def gradients(forward: Block, backward: Block, checkpointed: bool, reentrant: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a pass inside one block whose backward pass runs inside another."""
+    model = expanded(interpolation="dlerp", divergence="none" if reentrant else "mse").train()
+    model.model.embed_tokens.weight.requires_grad_(True)  # so that ctrl.pretrained has a gradient too
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    with forward(model):
+        loss = model(**whole_batch()).loss
+    with backward(model):
+        loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def as_it_is(model: Any) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def at_a_fifth(model: Any) -> contextlib.AbstractContextManager[Any]:
+    return ctrl.at_alpha(model, 0.2)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [
+        (at_a_fifth, as_it_is),
+        (as_it_is, at_a_fifth),
+        (ctrl.pretrained, as_it_is),
+        (as_it_is, ctrl.pretrained),
+        (at_a_fifth, ctrl.pretrained),
+        (ctrl.pretrained, at_a_fifth),
+    ],
+)
+def test_layers_that_run_again_in_the_backward_pass_do_what_they_did(
+    forward: Block, backward: Block, reentrant: bool
+) -> None:
+    expected = gradients(forward, forward, checkpointed=False, reentrant=reentrant)
+    found = gradients(forward, backward, checkpointed=True, reentrant=reentrant)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_stacked_layer_has_no_share() -> None:
