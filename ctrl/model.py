@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, control_class, ignore_fields, peft_adapter, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import fingerprint
@@ -30,8 +30,12 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     a model or layers that cannot be expanded, and then leaves the model unchanged.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
-    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
+    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
+    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
+    training, so that they differ by it from the start: set the config's dropout to 0.
+
+    FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
+    half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
@@ -67,8 +71,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         _expand_layer(layers[index], index, kind, copied, control, model)
     model.__class__ = control_class(type(model))
     model.control = control  # type: ignore[assignment]
-    ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
+    ignore_fields(model.config)
     return model
 
 
@@ -200,17 +203,22 @@ def describe(model: nn.Module) -> Description:
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
     """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
 
-    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    accelerate sets one for the hooks of a device_map, Trainer for autocast, TRL for its fused head.
     """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
             del module.forward  # the class's own forward, left by a hook that was removed
-    if any("forward" in vars(module) for module in (model, *layers)):
+    wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
+    if any("_hf_hook" in vars(module) for module in wrapped):
         raise ConfigError(
-            f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
-            "(accelerate.hooks.remove_hook_from_submodules)"
+            f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
+            "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+    if wrapped:
+        raise ConfigError(
+            f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
+            "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
         )
 
 
