@@ -12,7 +12,7 @@ from experiments.data.items import NUMBER, NewTask, NewText
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import reply_ids
+from experiments.models.tokens import answer_ids, asked_key, text_ids
 from experiments.records import Record
 
 ROOM = 24  # tokens that a reply may be longer than the longest answer
@@ -29,12 +29,14 @@ class NewTaskSuite(Suite):
         return sum(len(task.test) if isinstance(task, NewTask) else len(task.documents) for task in self.tasks)
 
     def content(self) -> Any:
-        return [
-            [task.name, task.numeric, self._most(task), [[item.question, item.answer] for item in task.test]]
-            if isinstance(task, NewTask)
-            else [task.name, list(task.documents)]
-            for task in self.tasks
-        ]
+        return [self._content(task) for task in self.tasks]
+
+    def _content(self, task: NewTask | NewText) -> list[Any]:
+        if isinstance(task, NewText):
+            return [task.name, [text_ids(self.tokenizer, document) for document in task.documents]]
+        pairs = [[item.question, item.answer] for item in task.test]
+        asked = asked_key(self.tokenizer, [item.question for item in task.test])
+        return [task.name, task.numeric, self._most(task), pairs, asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
@@ -62,10 +64,10 @@ class NewTaskSuite(Suite):
 
     def _most(self, task: NewTask) -> int:
         """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
-        return ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
+        return ROOM + max(len(answer_ids(self.tokenizer, item.question, item.reply, ended=False)) for item in task.test)
 
     def _predicted(self, task: NewText, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        windows = [windows_of(list(self.tokenizer(text)["input_ids"])) for text in task.documents]
+        windows = [windows_of(text_ids(self.tokenizer, text)) for text in task.documents]
         flat = [window for document in windows for window in document]
         nll = iter(zip(text_nll(model, flat), flat, strict=True))
         for text, document in zip(task.documents, windows, strict=True):
