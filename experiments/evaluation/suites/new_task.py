@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
-from experiments.data.items import NUMBER, NewTask, NewText
+from experiments.data.items import COMMAS, NUMBER, Form, NewTask, NewText
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Progress, generate_replies
@@ -36,7 +36,7 @@ class NewTaskSuite(Suite):
             return [task.name, [text_ids(self.tokenizer, document) for document in task.documents]]
         pairs = [[item.question, item.answer] for item in task.test]
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
-        return [task.name, task.numeric, self._most(task), pairs, asked]
+        return [task.name, task.form, self._most(task), pairs, asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
@@ -49,7 +49,7 @@ class NewTaskSuite(Suite):
         questions = [item.question for item in task.test]
         replies = generate_replies(model, self.tokenizer, questions, self._most(task), progress=progress)
         for item, reply in zip(task.test, replies, strict=True):
-            answer = parse_answer(reply, task.numeric)
+            answer = parse_answer(reply, task.form)
             yield Record(
                 self.name,
                 task.name,
@@ -79,12 +79,13 @@ class NewTaskSuite(Suite):
                 yield Record(self.name, task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
 
 
-def parse_answer(reply: str, numeric: bool) -> str | None:
-    """Read the answer out of a reply: its last number for a numeric task, else the whole text. None if it is empty.
+def parse_answer(reply: str, form: Form) -> str | None:
+    """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
 
-    "12 - 5 = 1,007." answers "1007"; the minus of "12 - 5" or "12-5" is an operator, not a sign.
+    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
     """
-    if not numeric:
+    if form == "text":
         return reply.strip() or None
-    numbers: list[str] = NUMBER.findall(reply.replace("\N{MINUS SIGN}", "-"))
-    return numbers[-1].replace(",", "") if numbers else None
+    pattern = NUMBER if form == "number" else COMMAS
+    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
+    return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None
