@@ -26,7 +26,7 @@ Block = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 def test_expanding_twice_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
+    with pytest.raises(ConfigError, match=r"expanded already: call ctrl\.unload, ctrl\.swap or ctrl\.merge_back first"):
         ctrl.expand(model)
 
 
