@@ -14,19 +14,22 @@ from transformers import PreTrainedModel
 from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
-from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
+from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import build_interpolation
 from ctrl.layer import expanded_class, expanded_layers, keep_rows
-from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from ctrl.probe import probe
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, is_attention, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
     Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
-    layers that cannot be expanded, and then leaves the model unchanged.
+    layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of four tokens
+    (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get no gradient
+    there, such as cross-attention and the biases that a router moves itself, stay frozen.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
@@ -49,6 +52,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
+    check_layers(layers, indices)
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
@@ -62,11 +66,12 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
         ]
         expansions = list(zip(indices, kinds, copies, strict=True))
-        check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
-    control = Control(config, indices, len(layers), fingerprint=fingerprint(model))
+        stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
+        shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
+    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
     model.requires_grad_(False)
     for index, kind, copied in expansions:
-        _expand_layer(layers[index], index, kind, copied, control, model)
+        _expand_layer(layers[index], index, kind, copied, control, shape.hidden)
     model.__class__ = control_class(type(model))
     model.control = control  # type: ignore[assignment]
     ignored = getattr(model.config, IGNORED, None) or []
@@ -93,13 +98,10 @@ def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config
     return copied
 
 
-def _expand_layer(
-    layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, model: PreTrainedModel
-) -> None:
+def _expand_layer(layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, hidden: int) -> None:
     config = control.config
     interpolation = None
     if kind == "concat":
-        hidden = model.config.get_text_config(decoder=True).hidden_size
         interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
         interpolation.to(next(layer.parameters()).device)
         if config.divergence in ("none", "attention"):  # which compare no hidden states
