@@ -14,6 +14,7 @@ from ctrl.merge import merge_back
 from ctrl.merge_many import merge_models
 from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
+from ctrl.reference import reference
 from ctrl.saving import load, save
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "merge_gap",
     "merge_models",
     "pretrained",
+    "reference",
     "save",
 ]

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ctrl.classes import made_once
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.interpolation import Interpolation
+from ctrl.numerics import lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.structure import is_attention
 
@@ -159,38 +159,34 @@ def zero_outputs(layer: nn.Module) -> None:
 
 
 class RelaxedNorm(nn.Module):
-    """Mixin in front of a norm's class: c x + (1 - c) norm(x), c = norm_mix or, if that is None, the layer's alpha."""
+    """Mixin in front of a norm's class: c x + (1 - c) norm(x).
+
+    c is norm_mix or, if that is None, learned: clamp(2 sigmoid(f) - 1, 0, 1) of the norm's own interpolation_factor f
+    (1,), as in published checkpoints. f starts at 0, so c does too.
+    """
 
     norm_mix: float | None
+    interpolation_factor: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        c: Any = self.norm_mix
-        if c is None:
-            c = _gathered(self.__dict__["norm_alpha"]).scalar_alpha().to(x.dtype)
-        return c * x + (1 - c) * super().forward(x)
+        if self.norm_mix is None:
+            c = (2 * torch.sigmoid(self.interpolation_factor.float()) - 1).clamp(0, 1)
+        else:
+            c = x.new_full((), self.norm_mix, dtype=wide_dtype(x))
+        return lerp(super().forward(x), x, c)
 
 
-def _gathered(interpolation: Interpolation) -> Interpolation:
-    """Return the interpolation. Raises ConfigError if its theta is sharded, hence not usable outside its forward."""
-    if hasattr(interpolation.theta, "full_tensor"):
-        raise ConfigError(
-            "norm_mix='alpha' reads theta in the norms of the copy, but theta is sharded there: fully_shard was called "
-            "on the interpolation itself, which is gathered only in its own forward. Shard the whole layer and keep "
-            "the model in fp32: fully_shard(layer, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)) "
-            "computes in bf16"
-        )
-    return interpolation
-
-
-def relax_norms(copied: nn.Module, mix: float | str, interpolation: Interpolation) -> None:
+def relax_norms(copied: nn.Module, mix: float | str) -> None:
     """Replace the norms of a parallel copy by relaxed ones, except those inside its attention."""
     if mix == 0.0:
         return
+    trained = next((p for p in copied.parameters() if p.requires_grad), torch.zeros(()))
     for norm in copied.children():
         if "norm" in type(norm).__name__.lower():
             norm.__class__ = _relaxed_class(type(norm))
-            norm.norm_mix = None if mix == "alpha" else float(mix)  # type: ignore[assignment]
-            norm.__dict__["norm_alpha"] = interpolation if mix == "alpha" else None  # shared, not a child
+            norm.norm_mix = None if mix == "learned" else float(mix)  # type: ignore[assignment]
+            if mix == "learned":
+                norm.interpolation_factor = nn.Parameter(trained.new_zeros(1))
 
 
 @made_once

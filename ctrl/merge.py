@@ -24,6 +24,7 @@ from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
+from ctrl.offloaded import held
 from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
 from ctrl.sharded import whole
 from ctrl.streams import alpha_of_tokens, by_token
@@ -52,7 +53,7 @@ def merge_back(
         `batches` if given, else the alpha that `at_alpha` fixes, else sigmoid(theta).
     batches: text, dicts with input_ids and attention_mask. Pass it if alpha depends on the token, since sigmoid(theta)
         is not its mean then.
-    in_place: change the given model instead of a copy of it (half the memory).
+    in_place: change the given model instead of a copy of it (half the memory). A sharded or offloaded one is copied.
     gap_on: text on which the two models are compared; the result is then (plain model, MergeGap).
 
     Weights keep the dtypes of the pretrained ones. If the model is sharded over processes (FSDP2), all processes call
@@ -135,6 +136,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     elif batches is not None:
         alphas = measured_alphas(model, batches)
     else:
+        _warn_of_gates(model)
         alphas = [_own_alpha(layer) for layer in layers]
     if len(alphas) != len(layers):
         raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
@@ -152,7 +154,21 @@ def _own_alpha(layer: ExpandedLayer) -> float:
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    theta = whole(held(gate, "theta")).float()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(theta).item()
+
+
+def _warn_of_gates(model: Any) -> None:
+    """Warn if alpha depends on the token, since sigmoid(theta) leaves out the weights of the gate."""
+    gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
+    dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
+    if any(whole(held(gate, "theta")).isfinite().all() and whole(held(gate, "weight")).any() for gate in dials):
+        warnings.warn(
+            f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
+            "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "
+            "give alpha",
+            stacklevel=4,
+        )
 
 
 def check_mergeable(model: Any) -> None:

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, control_class, ignore_fields, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers, keep_rows
+from ctrl.layer import expanded_class, expanded_layers
 from ctrl.probe import probe
 from ctrl.structure import branch_kinds, check_layers, decoder_layers, is_attention, place
 
@@ -26,21 +27,22 @@ from ctrl.structure import branch_kinds, check_layers, decoder_layers, is_attent
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
-    layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of four tokens
-    (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get no gradient
-    there, such as cross-attention and the biases that a router moves itself, stay frozen.
+    Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
+    a model or layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of
+    four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
+    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
-    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
+    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
+    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
+    training, so that they differ by it from the start: set the config's dropout to 0.
+
+    FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
+    half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
-
-    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
-    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
@@ -74,8 +76,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         _expand_layer(layers[index], index, kind, copied, control, shape.hidden)
     model.__class__ = control_class(type(model))
     model.control = control  # type: ignore[assignment]
-    ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
+    ignore_fields(model.config)
     return model
 
 
@@ -107,7 +108,7 @@ def _expand_layer(layer: nn.Module, index: int, kind: str, copied: nn.Module, co
         if config.divergence in ("none", "attention"):  # which compare no hidden states
             for name in interpolation.trained_by_divergence:
                 interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix, interpolation)
+        relax_norms(copied, config.norm_mix)
     copied.train(layer.training)
     layer.__class__ = expanded_class(type(layer))
     layer.expanded = copied
@@ -120,7 +121,12 @@ def _expand_layer(layer: nn.Module, index: int, kind: str, copied: nn.Module, co
 
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
+
+    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
+    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
+    checkpoint of your own around several layers runs them again as the model is then.
+    """
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -134,7 +140,8 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
+    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, as with
+    `ctrl.pretrained`. Raises ConfigError for a stacked layer, which mixes nothing.
     """
     layers = expanded_layers(require_expanded(model))
     before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
@@ -198,17 +205,22 @@ def describe(model: nn.Module) -> Description:
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
     """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
 
-    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    accelerate sets one for the hooks of a device_map, Trainer for autocast, TRL for its fused head.
     """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
             del module.forward  # the class's own forward, left by a hook that was removed
-    if any("forward" in vars(module) for module in (model, *layers)):
+    wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
+    if any("_hf_hook" in vars(module) for module in wrapped):
         raise ConfigError(
-            f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
-            "(accelerate.hooks.remove_hook_from_submodules)"
+            f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
+            "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+    if wrapped:
+        raise ConfigError(
+            f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
+            "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
         )
 
 

@@ -39,9 +39,9 @@ COMMAND = re.compile(r"(?:\S+=\S+ )*(?:control-llm|\S+ .*-m experiments\.cli) (.
 FRAGMENT: dict[str, Any] = {"name": "x", "arms": [{"name": "full", "method": "full", "learning_rates": [1e-4]}]}
 WORDS = (
     "arm", "run", "study", "trial", "base model", "pretrained layer", "copy", "expanded layer", "alpha", "divergence",
-    "new task", "kept tasks", "gain", "retention", "negative flip", "A/A floor", "drift", "perplexity drift", "replay",
+    "new task", "kept tasks", "gain", "retention", "negative flip", "A/A floor", "KL", "perplexity drift", "replay",
     "stage", "suite", "item", "record", "figure", "held-out", "checkpoint", "progress", "broadcast, all_gather",
-    "main process", "significant",
+    "main process", "significant", "LoRA", "EWC", "product", "trajectory", "preset", "CKA", "Pareto front", "NSGA-II",
 )  # fmt: skip
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -159,9 +159,12 @@ def test_figures_with_an_interval_are_those_of_a_committed_result(document: Path
 
 @functools.cache
 def committed_figures() -> set[str]:
-    """Every figure with its interval in the committed reports, tables and the log, as text without a plus sign."""
+    """Every figure with its interval in committed reports, tables, notebooks and the log, without a plus sign."""
     folder = ROOT / "experiments"
-    texts = [path.read_text() for path in (*folder.glob("results/*/*.md"), folder / "LOG.md")]
+    texts = [
+        path.read_text()
+        for path in (*folder.glob("results/*/*.md"), folder / "LOG.md", *(ROOT / "notebooks").glob("*.ipynb"))
+    ]
     found = {figure for text in texts for figure in re.findall(r"-?\d*\.\d+ \[[^\]\s]+\]", text)}
     for path in folder.glob("results/*/*.csv"):
         with path.open() as file:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ctrl.errors import nearest  # rooms import it from here
 
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
+
+
+def later_field(default: Any, **options: Any) -> Any:
+    """Declare a field of a later version: what is written, and so its digest, has it only if it is not the default."""
+    return Field(default, exclude_if=lambda value: value == default, **options)
 
 
 class Section(BaseModel):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.data.items import Example, Text
-from experiments.models.tokens import IGNORED, end_of_text, end_of_turn, pad, pad_id, prompt_ids, reply_ids
+from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 
 Row = dict[str, Any]
 
@@ -38,15 +38,15 @@ class Encoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
         self.tokenizer, self.regime, self.length = tokenizer, regime, length
-        self.turn_end, self.text_end = end_of_turn(tokenizer), end_of_text(tokenizer)
+        self.text_end = end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
         """Return the pieces of an example: none for a chat that is too long. Pieces of one token are left out."""
         if isinstance(example, Text):
-            ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
+            ids = [*text_ids(self.tokenizer, example.text), *[self.text_end] * example.ended]
             return self._cut(ids, replayed)
         prompt = prompt_ids(self.tokenizer, example.question)
-        answer = reply_ids(self.tokenizer, example.question, example.reply) + [self.turn_end] * example.ended
+        answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended)
         if self.regime == "cpt":
             return self._cut(prompt + answer, replayed)
         fits = len(prompt) + len(answer) <= self.length

@@ -27,7 +27,7 @@ CHUNK = 64  # tokens of the vocabulary-sized comparison at a time
 
 
 class Kl(LossTerm):
-    """Penalise drift: weight * sum over tokens of KL(base || tuned) / labelled tokens of the step.
+    """Penalise the KL to the base model: weight * sum over tokens of KL(base || trained) / labelled tokens of the step.
 
     Computed over the whole vocabulary in fp32. The tokens are the labelled ones, or (`tokens: replayed`) only the
     replayed ones of them; the others then count as 0.
@@ -90,7 +90,7 @@ def has_base(model: Any) -> bool:
 
 
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
-    """Sum KL(base || tuned) over tokens, in nats, from logits (tokens, vocabulary).
+    """Sum KL(base || trained) over tokens, in nats, from logits (tokens, vocabulary).
 
     The log-softmax is fp32, in chunks whose intermediate values are computed again in the backward pass.
     """

@@ -84,7 +84,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
-    model, tokenizer = load_base(config.base_model, config.data.system)
+    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
     check_run(config, model)
 
     def writer() -> PreTrainedModel:

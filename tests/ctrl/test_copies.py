@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -21,6 +22,7 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
+from tests.helpers import reference
 from tests.helpers.families import SHAPE, build, left_padded, perturb
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
@@ -33,16 +35,37 @@ def test_relaxed_norm_is_the_formula() -> None:
     torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
 
 
-def test_a_fixed_alpha_reaches_the_norms_that_take_alpha() -> None:
-    model = disturbed(norm_mix="alpha", alpha_start=0.25)
-    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
+@pytest.mark.parametrize("factor", [-2.0, -1e-3, 0.0, 0.7, 30.0])
+def test_a_learned_norm_is_the_published_formula(factor: float) -> None:
+    """c = clamp(2 sigmoid(f) - 1, 0, 1): a negative factor is the plain norm, a large one none."""
+    model = disturbed(norm_mix="learned")
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.post_attention_layernorm
+    with torch.no_grad():
+        norm.interpolation_factor.fill_(factor)
     x = torch.randn(2, 3, 32)
-    before = norm(x)
+    c = min(1.0, max(0.0, 2 * reference.sigmoid(factor) - 1))
+    weight = norm.weight.detach().double().numpy()
+    want = [
+        reference.relaxed_norm_token(x[at].double().numpy(), weight, c, norm.variance_epsilon)
+        for at in np.ndindex(2, 3)
+    ]
+    torch.testing.assert_close(norm(x).detach(), torch.from_numpy(np.array(want)).float().view(2, 3, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_learned_norms_start_as_the_base_and_each_learns(expanded: str, dtype: torch.dtype) -> None:
+    base: PreTrainedModel = tiny().eval().to(dtype)  # type: ignore[arg-type]
+    expected = base(IDS).logits
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2, norm_mix="learned", expanded=expanded))  # type: ignore[arg-type]
+    assert torch.equal(model(IDS).logits, expected)
+    model(IDS, labels=IDS).loss.backward()
+    factors = {n: p for n, p in model.named_parameters() if n.endswith("norm.interpolation_factor")}
+    assert len(factors) == 4  # two norms in each of two copies
+    assert all(p.grad is not None and p.grad.any() for p in factors.values())
+    assert {p.dtype for p in factors.values()} == {torch.float32}
     with ctrl.at_alpha(model, 1.0):
-        assert torch.equal(norm(x), x)
-    with ctrl.at_alpha(model, 0.25):
-        torch.testing.assert_close(norm(x), before)
-    assert torch.equal(norm(x), before)
+        assert torch.equal(model(IDS).logits, expected)  # the dial leaves the norms as they are
 
 
 def test_low_rank_copies_start_as_the_base_and_train_alone() -> None:
@@ -257,7 +280,7 @@ def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
     ):
         ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
     base = build("llama")
-    for value in ("alpha", 0.1):
+    for value in ("learned", 0.1):
         model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid", norm_mix=value))  # type: ignore[arg-type]
         stacked, paired = (type(layer.expanded.input_layernorm).__name__ for layer in expanded_layers(model))
         assert (stacked, paired) == ("LlamaRMSNorm", "RelaxedLlamaRMSNorm")

@@ -21,6 +21,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
+from experiments.models.tokens import asked_key
 from experiments.records import Record
 
 TOKENS = 64
@@ -70,7 +71,8 @@ class InstructionSuite(Suite):
         return len(self.items)
 
     def content(self) -> Any:
-        return [TOKENS, [[item.kind, item.prompt] for item in self.items]]
+        asked = asked_key(self.tokenizer, [item.prompt for item in self.items])
+        return [TOKENS, [[item.kind, item.prompt] for item in self.items], asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, progress=progress)
@@ -106,7 +108,7 @@ def instructions(count: int, seed: int) -> list[Instruction]:
 def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((1, 2))
     prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
-    return prompt, lambda reply: len(re.findall(r"[.!?]+(?=\s|$)", reply)) == count
+    return prompt, lambda reply: len(re.findall(r"(?<![.!?])[.!?]+(?=\s|$)", reply)) == count
 
 
 def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -168,7 +170,7 @@ def _has_keys(reply: str, keys: Sequence[str]) -> bool:
     """Whether the reply is a JSON object with exactly these keys; a code fence around it is allowed."""
     try:
         value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and set(value) == set(keys)
 

@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["compare", "nothing"], 2, "'nothing' is no run"),
         (["compare", "empty"], 2, "neither a run folder nor one of lm_eval samples"),
         (["compare", "half"], 2, "line 1 is not an item record"),
-        (["compare", "bare"], 2, "bare has no arms yet: run it first"),
+        (["compare", "bare"], 2, "bare has no records of its base model: base/items.jsonl is empty"),
         (["compare", "broken.json"], 2, "broken.json is no export of a study"),
         (["gate", "nothing"], 2, "'nothing' is no run"),
         (["gate", "half"], 2, "line 1 is not an item record"),

@@ -9,7 +9,10 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
+from experiments.models.tokens import IGNORED
+from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
+from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
 from tests.helpers.small_run import small_config, small_values
 
 pytestmark = pytest.mark.slow
@@ -42,3 +45,15 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
         run_experiment(config(), tmp_path / "mlruns")
     assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+
+
+def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base", byte_tokenizer(QWEN3, extra=("<think>", "</think>")))
+    config = small_config(folder, data={"template_options": {"enable_thinking": False}, "system": "Be brief."})
+    prepared = prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+    opening = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    row = prepared.data.rows(config.arms[0])[0]
+    answer = prepared.tokenizer.decode([token for token in row["labels"] if token != IGNORED])
+    assert prepared.tokenizer.decode(row["input_ids"]).endswith(f"{opening}{answer}")
+    for reply in prepared.evaluation.suites["drift"].state()["replies"]:
+        assert prepared.tokenizer.decode(reply["prompt"]).endswith(opening)
