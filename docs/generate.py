@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from ctrl import ControlConfig
 from docs.figures import method
 from docs.sections import control_table, fields_table, variant, variants
+from docs.verdicts import architectures
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
 from experiments.data.config import DataConfig
@@ -146,6 +147,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "kept_tasks": kept_tasks,
     "figures": figures_markdown,
     "commands": commands,
+    "architectures": architectures,
     "config": config,
     "example": example,
 }
