@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.hashing import json_digest
 from experiments.common.section import Section, nearest
-from experiments.config import ExperimentConfig, load_config, parse_config, set_value
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
 
 SAMPLERS = ("grid", "random", "tpe", "nsga2", "gp")
 PRUNERS = ("median", "percentile", "halving", "hyperband", "threshold")
@@ -199,6 +201,8 @@ class StudyConfig(Section):
 
     def values(self, picks: dict[str, Scalar]) -> dict[str, Any]:
         """Return the plain config of a trial with these picks."""
+        from experiments.config import load_config, set_value  # loads torch; `status` needs none
+
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
         for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
@@ -207,6 +211,8 @@ class StudyConfig(Section):
 
     def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:
         """Return the experiment of one trial and seed. Its name contains the number: each trial has its own folders."""
+        from experiments.config import parse_config
+
         several = f"-seed{seed}" if len(self.seeds) > 1 else ""
         values = {**self.values(picks), "name": f"{self.name}-{number:03d}{several}", "seed": seed}
         return parse_config(values, f"trial {number} of {self.name}")
