@@ -174,7 +174,10 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """Rows of `describe`; prints as a table."""
+    """Rows of `describe`; prints as a table. trainable, parameters: how many train in the whole model, of how many."""
+
+    trainable: int
+    parameters: int
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -182,13 +185,21 @@ class Description(list[LayerInfo]):
             alpha = "-" if row.alpha is None else f"{row.alpha:.3f}"
             rows.append(f"{row.layer:>5}  {row.branch:<7} {row.trainable:>13,}  {alpha:>6}")
         rows.append(f"{'sum':>5}  {'':<7} {sum(row.trainable for row in self):>13,}")
+        share = 100 * self.trainable / max(self.parameters, 1)
+        counts = f"trainable params: {self.trainable:,} || all params: {self.parameters:,}"
+        rows.append(f"{counts} || trainable%: {share:.4f}")
         return "\n".join(rows)
 
 
 def describe(model: nn.Module) -> Description:
-    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
-    rows = Description()
-    for layer in expanded_layers(require_expanded(model)):
+    """List the expanded layers with kind, trainable parameters and alpha; printed, with the share that trains.
+
+    Raises ConfigError for a plain model.
+    """
+    expanded, rows = require_expanded(model), Description()
+    rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
+    rows.parameters = sum(p.numel() for p in expanded.parameters())
+    for layer in expanded_layers(expanded):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))
