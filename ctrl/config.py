@@ -42,7 +42,9 @@ class ControlConfig:
     detach_pretrained: stop the gradient of the divergence into the pretrained branch, whose input depends on the
         expanded layers below it.
     divergence_tokens: tokens that count. `real`: all except padding, which a mask (batch, seq) marks; all tokens if the
-        mask has another form (4-D, or a dict). `labels`: tokens with a label.
+        mask has another form (4-D, or a dict). `labels`: tokens with a label. Under Trainer, which passes the number of
+        labelled tokens of an optimiser step, a sequence weighs as much as its share of them, as in the LM loss;
+        without that number all tokens weigh the same.
     expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
     lora_rank: rank of the adapters.
     copies_dtype: type of the trained weights over a base in bf16 or fp16. `fp32`: they are fp32, read as rounded to the

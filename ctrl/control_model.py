@@ -24,6 +24,7 @@ from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
+FIELDS = ("lm_loss", "divergence")  # of the output, next to those of the base class
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
@@ -148,6 +149,22 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(cls.__name__, (ControlModel, cls), members)
 
 
+def ignore_fields(config: Any) -> None:
+    """Make Trainer.predict return logits alone, without the fields that an expanded model adds to its output."""
+    setattr(config, IGNORED, [*(getattr(config, IGNORED, None) or []), *FIELDS])
+
+
+def heed_fields(config: Any) -> None:
+    """Undo one `ignore_fields`: other expanded models may share the config object."""
+    ignored = list(getattr(config, IGNORED, None) or [])
+    for name in FIELDS:
+        if name in ignored:
+            ignored.remove(name)
+    vars(config).pop(IGNORED, None)
+    if ignored != (getattr(config, IGNORED, None) or []):
+        setattr(config, IGNORED, ignored)
+
+
 def require_expanded(model: nn.Module) -> ControlModel:
     """Return the expanded model: the given one, or the one in a wrapper (DDP, PEFT, torch.compile).
 
@@ -213,7 +230,7 @@ def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
     They must be fields: autocast wrappers rebuild an output from its fields.
     """
     if cls not in _OUTPUTS:
-        extra = [("lm_loss", Tensor | None, None), ("divergence", Tensor | None, None)]
+        extra = [(name, Tensor | None, None) for name in FIELDS]
         _OUTPUTS[cls] = dataclasses.make_dataclass(f"Control{cls.__name__}", extra, bases=(cls,))
     return _OUTPUTS[cls]
 

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from ctrl.errors import ConfigError, unknown_name
 from ctrl.numerics import lerp, slerp, wide_dtype, widen
+from ctrl.offloaded import held
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, alpha) -> mixed
 
@@ -109,7 +110,7 @@ class Interpolation(nn.Module):
 
     def local_alpha(self) -> float:
         """Return sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
-        theta: Any = self.theta.detach()
+        theta: Any = held(self, "theta").detach()
         local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
         return torch.sigmoid(local.float()).item() if local.numel() else math.nan
 

@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 from ctrl.control_model import bare_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
+from ctrl.expansion import take_off
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
+from ctrl.offloaded import held
+from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
 from ctrl.sharded import whole
 
 Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
@@ -51,7 +53,7 @@ def merge_back(
         `batches` if given, else the alpha that `at_alpha` fixes, else sigmoid(theta).
     batches: text, dicts with input_ids and attention_mask. Pass it if alpha depends on the token, since sigmoid(theta)
         is not its mean then.
-    in_place: change the given model instead of a copy of it (half the memory).
+    in_place: change the given model instead of a copy of it (half the memory). A sharded or offloaded one is copied.
     gap_on: text on which the two models are compared; the result is then (plain model, MergeGap).
 
     Weights keep the dtypes of the pretrained ones. If the model is sharded over processes (FSDP2), all processes call
@@ -79,7 +81,7 @@ def merge_back(
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
-    strip(plain)
+    take_off(plain)
     insert(plain, stacked, sources)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
@@ -152,14 +154,15 @@ def _own_alpha(layer: ExpandedLayer) -> float:
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    theta = whole(held(gate, "theta")).float()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(theta).item()
 
 
 def _warn_of_gates(model: Any) -> None:
     """Warn if alpha depends on the token, since sigmoid(theta) leaves out the weights of the gate."""
     gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
     dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
-    if any(whole(gate.theta).isfinite().all() and whole(gate.get_parameter("weight")).any() for gate in dials):
+    if any(whole(held(gate, "theta")).isfinite().all() and whole(held(gate, "weight")).any() for gate in dials):
         warnings.warn(
             f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
             "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
+from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import fingerprint
-from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers
-from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from ctrl.interpolation import Interpolation, build_interpolation
+from ctrl.layer import expanded_layers
+from ctrl.structure import branch_kinds, decoder_layers, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
@@ -30,8 +30,12 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     a model or layers that cannot be expanded, and then leaves the model unchanged.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
-    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
+    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
+    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
+    training, so that they differ by it from the start: set the config's dropout to 0.
+
+    FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
+    half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
@@ -39,7 +43,9 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
-        raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
+        raise ConfigError(
+            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
+        )
     if (adapter := peft_adapter(model)) is not None:
         raise ConfigError(
             f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
@@ -62,13 +68,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         expansions = list(zip(indices, kinds, copies, strict=True))
         check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
     control = Control(config, indices, len(layers), fingerprint=fingerprint(model))
-    model.requires_grad_(False)
-    for index, kind, copied in expansions:
-        _expand_layer(layers[index], index, kind, copied, control, model)
-    model.__class__ = control_class(type(model))
-    model.control = control  # type: ignore[assignment]
-    ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
+    parts = [Part(index, kind, copied, _interpolation(kind, model, config)) for index, kind, copied in expansions]
+    put_on(model, Expansion(control, parts))
     return model
 
 
@@ -88,30 +89,20 @@ def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config
     copied = copy_layer(layer, slot, model, config)
     if kind == "stack":
         zero_outputs(copied)
+    else:
+        relax_norms(copied, config.norm_mix)
     return copied
 
 
-def _expand_layer(
-    layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, model: PreTrainedModel
-) -> None:
-    config = control.config
-    interpolation = None
-    if kind == "concat":
-        hidden = model.config.get_text_config(decoder=True).hidden_size
-        interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
-        interpolation.to(next(layer.parameters()).device)
-        if config.divergence in ("none", "attention"):  # which compare no hidden states
-            for name in interpolation.trained_by_divergence:
-                interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix)
-    copied.train(layer.training)
-    layer.__class__ = expanded_class(type(layer))
-    layer.expanded = copied
-    layer.interpolation = interpolation  # type: ignore[assignment]
-    layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
-    if config.divergence == "attention" and kind == "concat":
-        attentions = [module for module in layer.modules() if is_attention(module)]
-        layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
+def _interpolation(kind: str, model: PreTrainedModel, config: ControlConfig) -> Interpolation | None:
+    if kind == "stack":
+        return None
+    hidden = model.config.get_text_config(decoder=True).hidden_size
+    interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
+    if config.divergence in ("none", "attention"):  # which compare no hidden states
+        for name in interpolation.trained_by_divergence:
+            interpolation.get_parameter(name).requires_grad_(False)
+    return interpolation
 
 
 @contextlib.contextmanager
@@ -200,17 +191,22 @@ def describe(model: nn.Module) -> Description:
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
     """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
 
-    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    accelerate sets one for the hooks of a device_map, Trainer for autocast, TRL for its fused head.
     """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
             del module.forward  # the class's own forward, left by a hook that was removed
-    if any("forward" in vars(module) for module in (model, *layers)):
+    wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
+    if any("_hf_hook" in vars(module) for module in wrapped):
         raise ConfigError(
-            f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
-            "(accelerate.hooks.remove_hook_from_submodules)"
+            f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
+            "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+    if wrapped:
+        raise ConfigError(
+            f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
+            "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
         )
 
 

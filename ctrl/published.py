@@ -24,6 +24,7 @@ from ctrl.errors import CheckpointError
 from ctrl.fingerprint import fingerprint
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
+from ctrl.offloaded import in_memory
 from ctrl.plain import source_layers
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
@@ -104,7 +105,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
-    write_once(expanded.state_dict(keep_vars=True), write)
+    write_once(in_memory(expanded, expanded.state_dict(keep_vars=True)), write)
     return folder
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from transformers import PreTrainedModel
 
 import ctrl
@@ -16,15 +18,15 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from tests.helpers.families import SHAPE, build
-from tests.helpers.tiny_llama import expanded
-from tests.helpers.trainers import whole_batch
+from tests.helpers.tiny_llama import expanded, tiny
+from tests.helpers.trainers import fuse_head, hf_trainer, whole_batch
 
 Block = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 
 def test_expanding_twice_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
+    with pytest.raises(ConfigError, match=r"expanded already: call ctrl\.unload, ctrl\.swap or ctrl\.merge_back first"):
         ctrl.expand(model)
 
 
@@ -61,6 +63,35 @@ def test_a_share_is_held_inside_the_block_alone() -> None:
     with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
         raise KeyError("inside")
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_a_dispatched_model_is_refused_rather_than_left_as_it_is() -> None:
+    model = tiny()
+    add_hook_to_module(model.model.layers[1], AlignDevicesHook(execution_device="cpu"))
+    with pytest.raises(ctrl.ConfigError, match="has hooks around its forward"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2))
+    remove_hook_from_submodules(model)
+    assert len(ctrl.describe(ctrl.expand(model, ctrl.ControlConfig(layers=2)))) == 2
+
+
+def trained_in_bf16(model: Any, folder: Path) -> None:
+    hf_trainer(model, folder, bf16=True).train()
+
+
+def with_a_fused_head(model: Any, folder: Path) -> None:
+    fuse_head(model)
+
+
+@pytest.mark.parametrize("use", [trained_in_bf16, with_a_fused_head])
+def test_a_forward_that_a_trainer_has_left_is_refused_until_it_is_deleted(
+    use: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    model = tiny()
+    use(model, tmp_path)
+    with pytest.raises(ConfigError, match=r"a LlamaForCausalLM has a forward of its own.* first: del model\.forward"):
+        ctrl.expand(model, ControlConfig(layers=2))
+    del model.forward
+    assert ctrl.expand(model, ControlConfig(layers=2))(**whole_batch()).divergence is not None
 
 
 def gradients(forward: Block, backward: Block, checkpointed: bool, reentrant: bool) -> dict[str, torch.Tensor]:

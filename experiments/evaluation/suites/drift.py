@@ -21,7 +21,7 @@ from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
-from experiments.models.tokens import pad, prompt_ids
+from experiments.models.tokens import asked_key, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
@@ -99,7 +99,7 @@ class DriftSuite(Suite):
         return len(self.prompts)
 
     def content(self) -> Any:
-        return [self.settings.reply_tokens, self.prompts]
+        return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
         """Generate the base model's replies, unless they were restored, and its log-probabilities on them.
