@@ -26,6 +26,7 @@ from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
+EARLY_EXIT = "assistant_early_exit"
 FIELDS = ("lm_loss", "divergence")  # of the output, next to those of the base class
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
@@ -86,6 +87,22 @@ class ControlModel(nn.Module):
 
         divergence.register_hook(lambda _: reached.append(True))
         logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(check))
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""
+        given = [config for config in (*args, *kwargs.values(), self.generation_config) if hasattr(config, EARLY_EXIT)]
+        if kwargs.get(EARLY_EXIT) or any(getattr(config, EARLY_EXIT) for config in given):
+            self._refuse_if_enabled(f"{EARLY_EXIT} counts the layers in the cache, which has more for the copies")
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the base class's continuous batching (`generate_batch` too). Raises ConfigError unless pretrained."""
+        self._refuse_if_enabled("continuous batching (generate_batch) lays out a cache without slots for the copies")
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+
+    def _refuse_if_enabled(self, reason: str) -> None:
+        if self.control.enabled:
+            raise ConfigError(f"{reason}: generate with the plain model of ctrl.merge_back, or without it")
 
     @property
     def peft_config(self) -> Any:

@@ -22,6 +22,7 @@ from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 from ctrl.numerics import widen
+from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
 RUN = "control_run"  # keyword in which a layer passes a LayerRun on to its forward
@@ -115,10 +116,12 @@ class ExpandedLayer(nn.Module):
             run.current.divergences[self.index] = per_token
         return per_token
 
-    def _note(self, run: LayerRun, *figures: Any) -> None:
+    def _note(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None) -> None:
         control = self.control
         if control.log is not None and run.current is not None and run.current.running:
-            control.log.note(self, *figures, run.current.mask)
+            dim = control.batch_dim
+            alpha = None if alpha is None else alpha_of_tokens(alpha, dim)
+            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""
@@ -132,7 +135,7 @@ class ExpandedLayer(nn.Module):
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha
             per_token = per_token * (alpha.squeeze(-1) if alpha.dim() else alpha)
-        return per_token
+        return over_streams(per_token, self.control.batch_dim)
 
 
 @made_once
