@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.small_run import tiny_base
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "01_forgetting_in_five_minutes": {
         "steps": 2,
         "batch_size": 2,
@@ -89,7 +89,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     before = set(root.glob("runs/*/report.html"))
-    parameters: dict[str, Any] = dict(SMALL[path.stem])
+    parameters = dict(SMALL[path.stem])
     parameters |= {} if path.stem in REAL else {"base_model": small}
     parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     executed = papermill.execute_notebook(
