@@ -93,6 +93,9 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
 
     data = ExperimentData(config, tokenizer, writer, root / "cache")
     _check_sources(folder, data)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     cache = BaseCache(root, model, tokenizer, precision)
