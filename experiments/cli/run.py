@@ -102,5 +102,5 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         try:
             values[key] = load_yaml(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text") from error
+            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text ({error})") from error
     return values

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ctrl.errors import nearest  # rooms import it from here
 
+MAX_SEED = 2**32 - 1  # NumPy's seeds are 32 bits
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
 
@@ -20,7 +21,33 @@ def later_field(default: Any, **options: Any) -> Any:
 class Section(BaseModel):
     """Base of all sections: frozen, and every key is declared."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switches(cls, values: Any) -> Any:
+        """Refuse true and false for a number: pydantic would read 1 and 0."""
+        given = values if isinstance(values, dict) else {}
+        for name in cls.model_fields:
+            value = given.get(name)
+            switches = any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
+            if switches and bool not in (number_types(cls, name) or {bool}):
+                raise ValueError(f"{name}: a number is needed, not true or false")
+        return values
+
+
+def number_types(section: type[BaseModel], name: str) -> set[type]:
+    """Return the types of a field that can be a number; empty for other fields."""
+    types = set(_types(section.model_fields[name].annotation))
+    return types if types & {int, float} else set()
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    """Yield the classes in an annotation: int and str of `tuple[int | str, ...]`."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

@@ -56,7 +56,7 @@ class Columns(Source):
         return list(dict.fromkeys(name for field in fields if field for name in _names(field)))
 
     def example(self, row: Mapping[str, Any], place: str) -> Example:
-        """Convert one row. place: where it is, for errors. Raises ConfigError; BadRow for a cell that cannot be used."""
+        """Convert one row. place: where it is, for errors. Raises ConfigError; BadRow for an unusable cell."""
         missing = [name for name in self.columns if name not in row]
         if missing:
             raise ConfigError(

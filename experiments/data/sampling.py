@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import short_digest
-from experiments.common.section import Section
+from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
@@ -26,7 +26,7 @@ class Sampling(Section):
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 def sample_chats(

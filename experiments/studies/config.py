@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.hashing import json_digest
-from experiments.common.section import Section, nearest
+from experiments.common.paths import check_file_name
+from experiments.common.section import MAX_SEED, Section, nearest
 from experiments.config import ExperimentConfig, load_config, parse_config, set_value
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
 
@@ -57,7 +58,7 @@ class Sampler(Named):
     """How the next trial's picks are drawn."""
 
     name: Literal["grid", "random", "tpe", "nsga2", "gp"] = "tpe"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
 
 
 class Pruner(Named):
@@ -128,7 +129,7 @@ class StudyConfig(Section):
     constraints: tuple[Constraint, ...] = ()
     sampler: Sampler = Sampler()
     pruner: Pruner | None = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
     )
     budget: Budget = Budget()
@@ -157,6 +158,13 @@ class StudyConfig(Section):
             kind = dimension.get("kind") if isinstance(dimension, dict) else None
             if kind not in DIMENSIONS:
                 raise ValueError(f"{key}: unknown kind {kind!r}: {nearest(str(kind), DIMENSIONS)}")
+        return value
+
+    @field_validator("profiles")
+    @classmethod
+    def _profiles(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            check_file_name(name)
         return value
 
     @model_validator(mode="after")

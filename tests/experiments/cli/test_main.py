@@ -29,6 +29,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "typo.yaml").write_text("name: x\nsrch: {}\n")
+    (tmp_path / "twice.yaml").write_text("name: x\nname: y\n")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("name: x\n")
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "broken.json").write_text("{")
     for run, items in (("half", HALF), ("bare", "")):
@@ -43,6 +46,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["run", "bytes.yaml"], 2, "bytes.yaml is not YAML"),
         (["run", "empty"], 2, "no config file empty"),
+        (["run", "twice.yaml"], 2, "the key 'name' is in line 1 and again in line 2: keep one"),
+        (["study", "twice.yaml"], 2, "the key 'name' is in line 1 and again in line 2: keep one"),
+        ([*RUN, "--set", "training={steps: 1, steps: 2}"], 2, "the key 'steps' is in line 1 and again in line 1"),
+        ([*RUN, "--set", "arms.0.name=../x"], 2, "a folder gets this name"),
+        ([*RUN, "--set", "arms.0.learning_rates=[.nan]"], 2, "Input should be a finite number"),
         ([*RUN, "--set", "training.steps=["], 2, "--set training.steps=[: '[' is not YAML"),
         ([*RUN, "--set", "training.steps=x"], 2, "training.steps: Input should be a valid integer"),
         ([*RUN, "--set", "arms.9.name=x"], 2, "'9' is no index into a list of 3"),
@@ -51,7 +59,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["compare", "nothing"], 2, "'nothing' is no run"),
         (["compare", "empty"], 2, "neither a run folder nor one of lm_eval samples"),
         (["compare", "half"], 2, "line 1 is not an item record"),
-        (["compare", "bare"], 2, "bare has no arms yet: run it first"),
+        (["compare", "bare"], 2, "bare has no records of its base model: base/items.jsonl is empty"),
+        (["gate", "begun"], 2, "begun has no records of its base model: base/items.jsonl is not there"),
         (["compare", "broken.json"], 2, "broken.json is no export of a study"),
         (["gate", "nothing"], 2, "'nothing' is no run"),
         (["gate", "half"], 2, "line 1 is not an item record"),

@@ -121,6 +121,14 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
     assert arm.name == "control-0.001"
 
 
+def test_colons_in_the_names_of_arms_and_folders(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a:b", {"r=16: 50-0.001": (0.0, 0.5)}, n=40)
+    (entry,) = read_runs([f"{folder}:r=16: 50-0.001"])
+    assert entry.name == "r=16: 50-0.001"
+    with pytest.raises(CompareError, match=r"has no arm 'x': "):
+        read_runs([f"{folder}:x"])
+
+
 def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
     first, second = read_runs([str(run)])
     kl = [[Record("drift", "base replies", "kl", str(i), value=0.1, tokens=n) for i in range(9)] for n in (48, 8)]
