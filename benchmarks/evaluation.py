@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--trained", nargs=3, metavar=("RUN", "ARM", "RATE"), help="measure this model, not its base")
     args = parser.parse_args()
     config = load_config(args.config, dict(overrides(args.set)))
-    model, tokenizer = load_base(config.base_model, config.data.system)
+    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
     precision = Precision(config.precision)
     print(f"{config.base_model}, {precision.name}, {torch.get_num_threads()} threads")
     tasks = ExperimentData(config, tokenizer).tasks

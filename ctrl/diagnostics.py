@@ -142,12 +142,17 @@ def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def update_size(layer: Any) -> Tensor:
-    """Compute |W_expanded - W| / |W| over all parameters of the layer; for a low-rank copy W_expanded = W + B A."""
+    """Compute |W_expanded - W| / |W| over all parameters of the layer; for a low-rank copy W_expanded = W + B A.
+
+    NaN while the weights are offloaded.
+    """
     expanded = dict(layer.expanded.named_parameters())
     own = {n: w for n, w in layer.named_parameters() if not n.startswith(ADDED)}
     changes = [expanded[n].float() - w.float() for n, w in own.items() if n in expanded]
     if layer.control.config.expanded == "lora":
         adapters = [m for m in layer.expanded.modules() if hasattr(m, "get_delta_weight")]
         changes += [m.get_delta_weight(name).float() for m in adapters for name in m.active_adapters]
+    if any(change.is_meta for change in changes):  # offloaded
+        return torch.tensor(float("nan"))
     change, size = (sum(x.float().square().sum() for x in xs) for xs in (changes, own.values()))
     return (change / size.clamp_min(1e-30)).sqrt()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from ctrl.errors import nearest  # rooms import it from here
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 MAX_SEED = 2**32 - 1  # NumPy's seeds are 32 bits
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
@@ -23,17 +21,36 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _no_switches(cls, values: Any) -> Any:
+    def _no_switches(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
         """Refuse true and false for a number: pydantic would read 1 and 0."""
-        given = values if isinstance(values, dict) else {}
-        for name in cls.model_fields:
-            value = given.get(name)
-            switches = any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
-            if switches and bool not in (number_types(cls, name) or {bool}):
-                raise ValueError(f"{name}: a number is needed, not true or false")
-        return values
+        switches = _switches(cls, values if isinstance(values, dict) else {})
+        try:
+            made, faults = make(values), list[Any]()
+        except ValidationError as error:
+            if not switches:
+                raise
+            faults = error.errors()
+        if switches:
+            named = {fault["loc"][:1] for fault in faults}
+            more = [fault for fault in switches if fault["loc"] not in named]
+            raise ValidationError.from_exception_data(cls.__name__, [*faults, *more])
+        return made
+
+
+def _switches(section: type[BaseModel], given: dict[str, Any]) -> list[Any]:
+    """Return the faults of numbers that are given as true or false."""
+    fault = {"type": "value_error", "ctx": {"error": ValueError("a number is needed, not true or false")}}
+    return [
+        {**fault, "loc": (name,), "input": given[name]}
+        for name in given.keys() & section.model_fields.keys()
+        if _has_switch(given[name]) and bool not in (number_types(section, name) or {bool})
+    ]
+
+
+def _has_switch(value: Any) -> bool:
+    return any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
 
 
 def number_types(section: type[BaseModel], name: str) -> set[type]:
@@ -48,6 +65,13 @@ def _types(annotation: Any) -> Iterator[type]:
         yield annotation
     for part in get_args(annotation):
         yield from _types(part)
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'steps'? known: steps, ...`, without the question if no known name is similar."""
+    from ctrl.errors import nearest  # ctrl loads torch, which is needed for a message only
+
+    return nearest(name, known)
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from experiments.common.section import Section
 from experiments.data.sources import AnySource, ReasoningGym, check_shares, named, with_shares
 from experiments.data.stages import check_stream, stage_ends
+from experiments.models.template import Option
+
+GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")  # by transformers
 
 
 class DataConfig(Section):
@@ -24,13 +27,30 @@ class DataConfig(Section):
     system: str | None = Field(
         None, description="system turn of all chats ('' leaves it empty); default: the template's"
     )
-    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
+    template_options: dict[str, Option] = Field(
+        {},
+        exclude_if=lambda value: not value,  # so that configs without it keep their digests
+        description="variables of the chat template, for example {enable_thinking: false}; in all chats",
+    )
+    length: int = Field(
+        512,
+        ge=16,
+        description="tokens of a row; cpt fills rows to it; sft leaves longer chats out and cuts longer texts",
+    )
 
     @field_validator("new", "old", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         values = [value] if isinstance(value, dict) else value
         return with_shares([named(one) for one in values]) if isinstance(values, list | tuple) else values
+
+    @field_validator("template_options")
+    @classmethod
+    def _variables(cls, value: dict[str, Option]) -> dict[str, Option]:
+        for name in value:
+            if not name.isidentifier() or name in GIVEN:
+                raise ValueError(f"{name!r} is not a variable that can be set: {', '.join(GIVEN)} are given")
+        return value
 
     @model_validator(mode="after")
     def _mixture(self) -> DataConfig:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.data.items import Example, Text
-from experiments.models.tokens import IGNORED, end_of_text, end_of_turn, pad, pad_id, prompt_ids, reply_ids
+from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 
 Row = dict[str, Any]
 
@@ -33,20 +33,23 @@ class Encoder:
 
     sft: the loss of a chat is on the answer and the end of turn, that of a text on all tokens. cpt: a chat is a text
     too, as the template writes it. A text longer than `length` becomes several pieces. A longer chat in sft is left
-    out, since its answer would be cut.
+    out, since its answer would be cut. packed: whether a row of cpt may hold several documents.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int, packed: bool = True
+    ) -> None:
         self.tokenizer, self.regime, self.length = tokenizer, regime, length
-        self.turn_end, self.text_end = end_of_turn(tokenizer), end_of_text(tokenizer)
+        self.packs = packed and regime == "cpt"
+        self.text_end = end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
         """Return the pieces of an example: none for a chat that is too long. Pieces of one token are left out."""
         if isinstance(example, Text):
-            ids = [*self.tokenizer(example.text, verbose=False)["input_ids"], *[self.text_end] * example.ended]
+            ids = [*text_ids(self.tokenizer, example.text), *[self.text_end] * example.ended]
             return self._cut(ids, replayed)
         prompt = prompt_ids(self.tokenizer, example.question)
-        answer = reply_ids(self.tokenizer, example.question, example.reply) + [self.turn_end] * example.ended
+        answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended)
         if self.regime == "cpt":
             return self._cut(prompt + answer, replayed)
         fits = len(prompt) + len(answer) <= self.length

@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
 
 WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
+COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
+FINAL = "Answer:"  # begins the last line of a worked reply
+Form = Literal["text", "number", "commas"]
 Scorer = Callable[[str, dict[str, Any]], float]
 
 
@@ -44,7 +47,7 @@ class Item:
     @property
     def reply(self) -> str:
         """Text that a model is trained on: the worked solution, if there is one, and the answer as the last line."""
-        return f"{self.solution}\nAnswer: {self.answer}" if self.solution else self.answer
+        return f"{self.solution}\n{FINAL} {self.answer}" if self.solution else self.answer
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,34 @@ class NewTask:
         return frozenset(item.id for item in self.test)
 
     @functools.cached_property
-    def numeric(self) -> bool:
-        """Whether every answer is a number. Then a number is read out of each reply."""
-        return all(NUMBER.fullmatch(item.answer.strip()) for item in self.test)
+    def form(self) -> Form:
+        """Form of all answers, in which an answer is read out of each reply.
+
+        number: commas are between thousands only. commas: numbers with a decimal comma, or lists of numbers; commas are
+        part of the answer. text: anything else.
+        """
+        answers = [item.answer.strip() for item in self.test]
+        if all(WHOLE.fullmatch(answer) for answer in answers):
+            return "number"
+        return "commas" if all(COMMAS.fullmatch(answer) for answer in answers) else "text"
 
     def correct(self, answer: str | None, item: Item) -> bool:
-        """Whether the verifier gives the full score. None, an answer that could not be read, is wrong.
+        """Whether an answer is that of the item, or the verifier gives it the full score.
 
-        So is an answer that the verifier ends on with an error: it was made for answers, and a reply is any text.
+        Of a worked reply that is a text, the last line counts too. None, an answer that could not be read, is wrong. So
+        is an answer that the verifier ends on with an error: it was made for answers, and a reply is any text.
         """
         if answer is None:
             return False
+        last = answer.splitlines()[-1].removeprefix(FINAL).strip() if item.solution and answer else answer
+        return any(self._correct(one, item) for one in dict.fromkeys((answer, last)))
+
+    def _correct(self, answer: str, item: Item) -> bool:
+        wanted = item.answer.strip()
+        if answer.strip() == (wanted.replace(",", "") if self.form == "number" else wanted):
+            return True
+        if self.form == "commas" and answer.count(",") != wanted.count(","):
+            return False  # to the verifier, 1,234 and 1234 are one number
         try:
             return self.scorer(answer, item.entry) >= 1.0
         except (BenchError, MemoryError):  # of the machine
@@ -121,7 +141,7 @@ def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     """
     lines = [line for line in answer.splitlines() if line.strip()] or [""]
     wanted = _normal(str(entry["answer"]))
-    return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix("Answer:"))))
+    return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix(FINAL))))
 
 
 def _normal(text: str) -> str | Decimal:

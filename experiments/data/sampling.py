@@ -15,7 +15,16 @@ from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
-from experiments.models.tokens import end_of_text, end_of_turn, pad, pad_id, prompt_ids, user_opening
+from experiments.models.tokens import (
+    end_of_text,
+    end_of_turn,
+    pad,
+    pad_id,
+    prompt_ids,
+    reply_text,
+    text_ids,
+    user_opening,
+)
 
 
 class Sampling(Section):
@@ -23,10 +32,12 @@ class Sampling(Section):
 
     number: int = Field(256, ge=1, description="texts or chats to sample")
     max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0, le=MAX_SEED)
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: the smallest set of tokens with this probability"
+    )
+    batch_size: int = Field(32, ge=1, description="texts sampled at a time")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampling; the same for every seed of a run")
 
 
 def sample_chats(
@@ -44,7 +55,7 @@ def sample_chats(
         prompts = [prompt_ids(tokenizer, question) for question in questions]
         replies = _sample(model, tokenizer, prompts, settings, end, "replies")
     for question, reply in zip(questions, replies, strict=True):
-        if text := _text(tokenizer, reply):
+        if text := reply_text(tokenizer, reply).strip():
             yield Item(question, text, ended=reply[-1] == end)
 
 
@@ -53,7 +64,7 @@ def sample_texts(
 ) -> Iterator[Text]:
     """Sample documents after the tokenizer's start of text, or if there is none after an end of text."""
     end = end_of_text(tokenizer)
-    start = list(tokenizer("")["input_ids"]) or [end]
+    start = text_ids(tokenizer, "") or [end]
     with evaluating(model, Precision(precision)):
         documents = _sample(model, tokenizer, [start] * settings.number, settings, end, "texts")
     for document in documents:

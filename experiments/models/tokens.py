@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.models.turns import prompt_text, turns, written
 
 IGNORED = -100  # label of tokens that carry no loss
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of the beginning of a text, with the tokenizer's start of text (bos) if it has one.
+
+    Some tokenizers add an end (eos) after every text too. It is left out: more may follow.
+    """
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[: len(ids) - len(added(tokenizer)[1])]
+
+
+def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the tokens that the tokenizer adds before and after every text."""
+    own, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    start = next(i for i in range(len(whole)) if whole[i : i + len(own)] == own)
+    return whole[:start], whole[start + len(own) :]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
@@ -19,14 +38,50 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 
     Without a chat template (base models) it is `Question: ...\\nAnswer:`.
     """
-    text, plain = _prompt(tokenizer, question)
-    return list(tokenizer(text, add_special_tokens=plain)["input_ids"])
+    if not tokenizer.chat_template:
+        return text_ids(tokenizer, _plain(question))
+    return _ids(tokenizer, prompt_text(tokenizer, question))
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, reply: str, ended: bool = True) -> list[int]:
+    """Return what a model is trained to write after `prompt_ids`: the template's own text of the reply's turn.
+
+    ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off.
+    """
+    end = end_of_turn(tokenizer)
+    if not tokenizer.chat_template:
+        return continuation_ids(tokenizer, _plain(question), f" {reply}") + [end] * ended
+    text = written(tokenizer, question, reply) + _closing(tokenizer, end) * ended
+    ids = continuation_ids(tokenizer, prompt_text(tokenizer, question), text, add_special_tokens=False)
+    return ids + [end] * (ended and ids[-1:] != [end])
+
+
+def opened_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    """Return the prompt of a question and what the template writes before a reply: only the reply itself is missing."""
+    if not tokenizer.chat_template:
+        return prompt_ids(tokenizer, question)
+    return _ids(tokenizer, prompt_text(tokenizer, question) + turns(tokenizer).opening)
 
 
 def reply_ids(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> list[int]:
-    """Return the tokens of a reply after `prompt_ids`, without the end of turn."""
-    text, plain = _prompt(tokenizer, question)
-    return continuation_ids(tokenizer, text, f" {reply}" if plain else reply, add_special_tokens=plain)
+    """Return the tokens of a reply after `opened_ids`, without the end of turn."""
+    if not tokenizer.chat_template:
+        return answer_ids(tokenizer, question, reply, ended=False)
+    opening = turns(tokenizer).opening
+    text = written(tokenizer, question, reply).removeprefix(opening)
+    return continuation_ids(tokenizer, prompt_text(tokenizer, question) + opening, text, add_special_tokens=False)
+
+
+def reply_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of a reply that a model wrote, without what the template has around replies (a think block)."""
+    opening, closing = _around(tokenizer) if tokenizer.chat_template else ([], "")
+    marks = [token for token in opening if token in tokenizer.added_tokens_decoder]
+    if marks and marks[-1] in ids:
+        ids = ids[len(ids) - list(ids)[::-1].index(marks[-1]) :]
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    if opening:
+        text = text.removeprefix(str(tokenizer.decode(opening, skip_special_tokens=True))).lstrip()
+    return text.rstrip().removesuffix(closing) if closing else text
 
 
 def continuation_ids(
@@ -36,26 +91,23 @@ def continuation_ids(
 
     Both are encoded together if the boundary is between two tokens: some tokenizers add a space to a text on its own.
     """
-    before = list(tokenizer(prefix, add_special_tokens=add_special_tokens)["input_ids"])
-    whole = list(tokenizer(prefix + text, add_special_tokens=add_special_tokens)["input_ids"])
+    encode = text_ids if add_special_tokens else _ids
+    before, whole = encode(tokenizer, prefix), encode(tokenizer, prefix + text)
     if len(whole) > len(before) and whole[: len(before)] == before:
         return whole[len(before) :]
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, text)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends a reply: the one that the chat template writes after it, else the end of text.
+    """Return the token that ends a reply: the special one that the chat template writes after it, else the eos.
 
-    Raises ConfigError if there is none.
+    Added tokens that are not special (a newline) end nothing. Raises ConfigError if there is none.
     """
     if tokenizer.chat_template:
-        marker = "@@reply@@"
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": marker}]
-        tail = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition(marker)[2]
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
+        special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+        for token in _ids(tokenizer, turns(tokenizer).tail):
             if token in special:
-                return int(token)
+                return token
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no token that ends a reply: set its eos_token")
     return int(tokenizer.eos_token_id)
@@ -65,7 +117,7 @@ def user_opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that the chat template writes before a user's words: a model continues them with a question."""
     marker = "@@question@@"
     text = str(tokenizer.apply_chat_template([{"role": "user", "content": marker}], tokenize=False))
-    return list(tokenizer(text.partition(marker)[0], add_special_tokens=False)["input_ids"])
+    return _ids(tokenizer, text.partition(marker)[0])
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -92,9 +144,43 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
     return torch.tensor(filled, dtype=torch.int64)
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[str, bool]:
-    """Return the prompt's text and whether it is plain; then the tokenizer adds its own start of text."""
-    if not tokenizer.chat_template:
-        return f"Question: {question}\nAnswer:", True
-    turns = [{"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)), False
+def asked_key(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str] = ()) -> list[Any]:
+    """Return all of the tokenizer that decides the replies to some questions, as plain JSON: for the key of a cache.
+
+    These are the ids of the prompts, the end of a reply, which tokens are no text, and what is added to every text.
+    """
+    prompts = [prompt_ids(tokenizer, question) for question in questions]
+    return [prompts, end_of_turn(tokenizer), sorted(tokenizer.all_special_ids), *added(tokenizer)]
+
+
+def drop_added_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer add no end (eos) after a text any more, for code that encodes with it directly."""
+    start, end = added(tokenizer)
+    if not end:
+        return
+    names = [str(token) for token in tokenizer.convert_ids_to_tokens(start)]
+    template = " ".join([*names, "$A"])
+    tokens = list(zip(names, start, strict=True))
+    backend: Any = tokenizer
+    backend.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _plain(question: str) -> str:
+    return f"Question: {question}\nAnswer:"
+
+
+def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> str:
+    """Return what the template writes after a reply, up to the end of turn; without one, all but blanks."""
+    tail, token = turns(tokenizer).tail, str(tokenizer.convert_ids_to_tokens(end))
+    before, found, _ = tail.partition(token)
+    return before + found if found else tail.rstrip()
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], str]:
+    """Return the tokens of the template's opening of a reply, and what can be read of its closing."""
+    closing = _ids(tokenizer, _closing(tokenizer, end_of_turn(tokenizer)))
+    return _ids(tokenizer, turns(tokenizer).opening), str(tokenizer.decode(closing, skip_special_tokens=True)).strip()

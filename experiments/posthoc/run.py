@@ -1,6 +1,6 @@
 """Apply operations to the trained weights of finished arms, and measure the result as the arms were measured.
 
-    control-llm posthoc mlruns/runs/NAME-DIGEST --arm full --lr 1e-3 --op wise --alphas 0.25 0.5 0.75
+    control-llm posthoc mlruns/runs/NAME-DIGEST --arm full-0.001 --op wise --alphas 0.25 0.5 0.75
 
 Each result is in `<run>/posthoc/<label>/` (items-*.jsonl and result.json, as of an arm) and is a run in MLflow.
 """

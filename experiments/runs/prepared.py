@@ -17,6 +17,7 @@ from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
+from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.checks import check_run
@@ -84,14 +85,17 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
-    model, tokenizer = load_base(config.base_model, config.data.system)
+    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
     check_run(config, model)
 
     def writer() -> PreTrainedModel:
         say("the base model writes the text of the source `self` (once) ...")
         return model
 
-    data = ExperimentData(config, tokenizer, writer, root / "cache")
+    packed = config.data.regime != "cpt" or documents_apart(model)
+    if not packed:
+        say("documents of one row would see each other in this model: each row is one document, so steps read less")
+    data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
     for source in (*data.new, *data.old):
         for note in source.notes:

@@ -33,7 +33,7 @@ def replies(
 ) -> pd.DataFrame:
     """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
     config = load_config(folder / "config.yaml")
-    base, tokenizer = load_base(config.base_model, config.data.system)
+    base, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)

@@ -84,7 +84,7 @@ def test_a_number_that_means_nothing_is_refused(field: tuple[type[Section], str]
     several = "tuple" in str(section.model_fields[name].annotation)
     with pytest.raises(ValidationError, match=r"validation error") as caught:
         section.model_validate({name: [value] if several else value})
-    assert any(fault["loc"][:1] == (name,) or f"{name}: a number" in fault["msg"] for fault in caught.value.errors())
+    assert any(fault["loc"][:1] == (name,) for fault in caught.value.errors())
 
 
 def test_all_numbers_of_all_sections_are_tried() -> None:

@@ -26,7 +26,7 @@ from experiments.evaluation.weights import update_sizes
 from experiments.models.base import stored_base
 from experiments.models.generation import Progress
 from experiments.models.precision import Precision
-from experiments.models.tokens import pad, pad_id
+from experiments.models.tokens import pad, pad_id, text_ids
 from experiments.records import Record
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class States:
 @torch.no_grad()
 def hidden_states(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> States:
     """Run one forward pass over the sentences, right-padded, and return their states."""
-    ids = [list(tokenizer(sentence)["input_ids"]) for _, sentence in sentences()]
+    ids = [text_ids(tokenizer, sentence) for _, sentence in sentences()]
     last = torch.tensor([len(row) - 1 for row in ids])
     batch = {
         "input_ids": pad(ids, pad_id(tokenizer)).to(model.device),
@@ -135,7 +135,7 @@ class AlignmentSuite(Suite):
         return len(sentences())
 
     def content(self) -> Any:
-        return sentences()
+        return [sentences(), [text_ids(self.tokenizer, sentence) for _, sentence in sentences()]]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
         """Compute the base model's states. They are not saved: one forward pass computes them again."""

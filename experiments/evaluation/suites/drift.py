@@ -21,7 +21,7 @@ from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
-from experiments.models.tokens import pad, prompt_ids
+from experiments.models.tokens import asked_key, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
@@ -63,7 +63,7 @@ class Reply:
 
 
 class DriftSuite(Suite):
-    """KL(base || model) in nats per token, on the base model's own greedy replies.
+    """KL(base || trained) in nats per token, on the base model's own greedy replies.
 
     Task `base replies`: replies to general prompts. Task `new_prompts`: replies to the first questions of the new task;
     none if the new task is a text.
@@ -99,7 +99,7 @@ class DriftSuite(Suite):
         return len(self.prompts)
 
     def content(self) -> Any:
-        return [self.settings.reply_tokens, self.prompts]
+        return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
 
     def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
         """Generate the base model's replies, unless they were restored, and its log-probabilities on them.
@@ -182,7 +182,7 @@ def reply_log_probs(
 
 
 def kl_per_token(base: Tensor, tuned: Tensor) -> float:
-    """Return KL(base || tuned) = sum over the vocabulary of p_base (log p_base - log p_tuned), in nats per token.
+    """Return KL(base || trained) = sum over the vocabulary of p_base (log p_base - log p_trained), in nats per token.
 
     base, tuned: (tokens, vocabulary), log-probabilities in fp32. Computed in chunks of 16 tokens.
     """

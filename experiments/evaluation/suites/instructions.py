@@ -21,6 +21,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
+from experiments.models.tokens import asked_key
 from experiments.records import Record
 
 TOKENS = 64
@@ -70,7 +71,8 @@ class InstructionSuite(Suite):
         return len(self.items)
 
     def content(self) -> Any:
-        return [TOKENS, [[item.kind, item.prompt] for item in self.items]]
+        asked = asked_key(self.tokenizer, [item.prompt for item in self.items])
+        return [TOKENS, [[item.kind, item.prompt] for item in self.items], asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, progress=progress)

@@ -16,7 +16,7 @@ from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, d
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import continuation_ids, prompt_ids, reply_ids
+from experiments.models.tokens import asked_key, continuation_ids, opened_ids, reply_ids, text_ids
 from experiments.records import Record
 
 FORMS = ("plain", "chat")
@@ -83,7 +83,10 @@ class KeptSuite(Suite):
     def content(self) -> Any:
         choices = {form: [[c.prompt, c.options] for c in choices] for form, choices in self.choices.items()}
         asked = [[[q.task, q.id, q.options, q.answer] for q in self.questions], choices]
-        return [*asked, ["generate", REPLY]] if self.generated else asked
+        if not self.generated:
+            return asked
+        chats = [question.template.chat for question in self.questions]
+        return [*asked, ["generate", REPLY, asked_key(self.tokenizer, chats)]]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for form in FORMS:
@@ -116,10 +119,10 @@ def as_choice(tokenizer: PreTrainedTokenizerBase, question: Question, form: str)
     """Return the question's token ids. form: `plain` or `chat`."""
     template = question.template
     if form == "plain":
-        prompt = list(tokenizer(template.plain)["input_ids"])
+        prompt = text_ids(tokenizer, template.plain)
         options = [continuation_ids(tokenizer, template.plain, f" {option}") for option in question.options]
     else:
-        prompt = prompt_ids(tokenizer, template.chat)
+        prompt = opened_ids(tokenizer, template.chat)
         options = [reply_ids(tokenizer, template.chat, template.reply.format(option)) for option in question.options]
     return Choice(tuple(prompt), tuple(tuple(option) for option in options))
 

@@ -28,6 +28,8 @@ from experiments.common.section import nearest
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress
+from experiments.models.tokens import asked_key, drop_added_end
+from experiments.models.turns import turns
 from experiments.records import Record
 
 FEWSHOT_SEED = 1234  # lm_eval's own default
@@ -78,6 +80,7 @@ class HarnessSuite(Suite):
 
     def draw(self) -> None:
         self.tokenizer = copy.deepcopy(self.tokenizer)  # lm_eval changes its padding
+        drop_added_end(self.tokenizer)  # which lm_eval would put between a question and its answer
         new, kept = load_tasks(self.settings)
         twice = sorted(new.keys() & kept.keys())
         if twice:
@@ -107,7 +110,8 @@ class HarnessSuite(Suite):
             text = json.dumps([task.config.to_dict(keep_callable=True), *docs], default=_plain, sort_keys=True)
             tasks[name] = sha256(text)
         settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
-        return {"lm_eval": importlib.metadata.version("lm_eval"), "settings": settings, "tasks": tasks}
+        version, asked = importlib.metadata.version("lm_eval"), asked_key(self.tokenizer)
+        return {"lm_eval": version, "settings": settings, "tasks": tasks, "asked": asked}
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         """Return one record per item and filter, task by task. lm_eval computes under the autocast of the caller."""
@@ -189,4 +193,8 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
         mixed_precision_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         softmax_dtype=torch.float32,
     )
+    unwritten = turns(tokenizer).unwritten if tokenizer.chat_template else ""
+    if unwritten:  # ask as the model was trained
+        ask = wrapped.apply_chat_template
+        wrapped.apply_chat_template = lambda *args, **kwargs: ask(*args, **kwargs).removesuffix(unwritten)
     return wrapped

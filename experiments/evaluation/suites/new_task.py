@@ -8,11 +8,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
-from experiments.data.items import NUMBER, NewTask, NewText
+from experiments.data.items import COMMAS, NUMBER, Form, NewTask, NewText
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import reply_ids
+from experiments.models.tokens import answer_ids, asked_key, text_ids
 from experiments.records import Record
 
 ROOM = 24  # tokens that a reply may be longer than the longest answer
@@ -29,12 +29,14 @@ class NewTaskSuite(Suite):
         return sum(len(task.test) if isinstance(task, NewTask) else len(task.documents) for task in self.tasks)
 
     def content(self) -> Any:
-        return [
-            [task.name, task.numeric, self._most(task), [[item.question, item.answer] for item in task.test]]
-            if isinstance(task, NewTask)
-            else [task.name, list(task.documents)]
-            for task in self.tasks
-        ]
+        return [self._content(task) for task in self.tasks]
+
+    def _content(self, task: NewTask | NewText) -> list[Any]:
+        if isinstance(task, NewText):
+            return [task.name, [text_ids(self.tokenizer, document) for document in task.documents]]
+        pairs = [[item.question, item.answer] for item in task.test]
+        asked = asked_key(self.tokenizer, [item.question for item in task.test])
+        return [task.name, task.form, self._most(task), pairs, asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
@@ -47,7 +49,7 @@ class NewTaskSuite(Suite):
         questions = [item.question for item in task.test]
         replies = generate_replies(model, self.tokenizer, questions, self._most(task), progress=progress)
         for item, reply in zip(task.test, replies, strict=True):
-            answer = parse_answer(reply, task.numeric)
+            answer = parse_answer(reply, task.form)
             yield Record(
                 self.name,
                 task.name,
@@ -62,10 +64,10 @@ class NewTaskSuite(Suite):
 
     def _most(self, task: NewTask) -> int:
         """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
-        return ROOM + max(len(reply_ids(self.tokenizer, item.question, item.reply)) for item in task.test)
+        return ROOM + max(len(answer_ids(self.tokenizer, item.question, item.reply, ended=False)) for item in task.test)
 
     def _predicted(self, task: NewText, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        windows = [windows_of(list(self.tokenizer(text)["input_ids"])) for text in task.documents]
+        windows = [windows_of(text_ids(self.tokenizer, text)) for text in task.documents]
         flat = [window for document in windows for window in document]
         nll = iter(zip(text_nll(model, flat), flat, strict=True))
         for text, document in zip(task.documents, windows, strict=True):
@@ -77,12 +79,13 @@ class NewTaskSuite(Suite):
                 yield Record(self.name, task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
 
 
-def parse_answer(reply: str, numeric: bool) -> str | None:
-    """Read the answer out of a reply: its last number for a numeric task, else the whole text. None if it is empty.
+def parse_answer(reply: str, form: Form) -> str | None:
+    """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
 
-    "12 - 5 = 1,007." answers "1007"; the minus of "12 - 5" or "12-5" is an operator, not a sign.
+    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
     """
-    if not numeric:
+    if form == "text":
         return reply.strip() or None
-    numbers: list[str] = NUMBER.findall(reply.replace("\N{MINUS SIGN}", "-"))
-    return numbers[-1].replace(",", "") if numbers else None
+    pattern = NUMBER if form == "number" else COMMAS
+    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
+    return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

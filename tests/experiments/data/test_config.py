@@ -30,6 +30,8 @@ class TestConfig:
             ({"old": [{**CHAIN, "share": 1}, CHAIN]}, r"shares of old must sum to 1, but sum to 2 \(1 \+ 1\)"),
             ({"replay": 0.1}, r"replay=0.1 needs something to replay: write old:"),
             ({"new": {"source": "self"}}, r"source self is what the base model writes already; it belongs under old"),
+            ({"template_options": {"messages": "x"}}, r"'messages' is not a variable that can be set: messages, "),
+            ({"template_options": {"a b": 1}}, r"'a b' is not a variable that can be set"),
             ({"regime": "pretrain"}, r"data.regime: Input should be 'sft' or 'cpt' \(got 'pretrain'\)"),
         ],
     )
@@ -57,3 +59,11 @@ class TestConfig:
         }
         config = parse_config(small_values("base", data=data))
         assert parse_config(yaml.safe_load(yaml.safe_dump(config.to_dict(), sort_keys=False))) == config
+
+    def test_template_options_keep_their_types_and_change_the_digest(self) -> None:
+        plain = parse_config(small_values("base"))
+        assert "template_options" not in plain.to_dict()["data"]
+        chosen = parse_config(small_values("base", data={"template_options": {"enable_thinking": False, "depth": 2}}))
+        assert chosen.data.template_options == {"enable_thinking": False, "depth": 2}
+        assert chosen.to_dict()["data"]["template_options"]["enable_thinking"] is False
+        assert chosen.digest() != plain.digest()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.items import exact_match
+from experiments.data.items import Item, NewTask, Scorer, exact_match
+from experiments.evaluation.suites.new_task import parse_answer
 
 
 class TestExactMatch:
@@ -37,3 +38,46 @@ class TestExactMatch:
     )
     def test_wrong(self, said: str, answer: str) -> None:
         assert exact_match(said, {"answer": answer}) == 0.0
+
+
+class TestNewTask:
+    """A reply that is the answer is right, whatever form the answers have and whatever the verifier says."""
+
+    @pytest.mark.parametrize(
+        ("answers", "form"),
+        [
+            (["7", "-1,007", "2.50"], "number"),
+            (["3,5", "0,25", "12,75"], "commas"),  # decimal commas
+            (["1.234,5", "7"], "commas"),
+            (["1,2", "3,4", "10,20,30"], "commas"),  # lists
+            (["1, 2", "3, 4"], "text"),
+            (["Paris", "7"], "text"),
+            (["-1,-2"], "text"),
+        ],
+    )
+    @pytest.mark.parametrize("scorer", [exact_match, lambda answer, entry: 0.0], ids=["exact match", "none"])
+    def test_the_answer_itself_is_right(self, answers: list[str], form: str, scorer: Scorer) -> None:
+        task = NewTask("task", tuple(Item(f"q{i}", answer) for i, answer in enumerate(answers)), scorer)
+        assert task.form == form
+        for item, other in zip(task.test, (*task.test[1:], Item("", "8")), strict=True):
+            assert task.correct(parse_answer(item.answer, task.form), item)
+            assert task.correct(parse_answer(f" {item.answer}\n", task.form), item)
+            assert not task.correct(parse_answer(other.answer, task.form), item)
+
+    @pytest.mark.parametrize(
+        ("reply", "right"),
+        [("It is 3,5.", True), ("1,5 + 2 = 3,5", True), ("35", False), ("3.5", False), ("3,5,1", False), ("", False)],
+    )
+    def test_a_decimal_comma_in_a_sentence(self, reply: str, right: bool) -> None:
+        task = NewTask("task", (Item("q", "3,5"), Item("r", "0,25")), exact_match)
+        assert task.correct(parse_answer(reply, task.form), task.test[0]) == right
+
+    def test_a_decimal_comma_is_not_between_thousands(self) -> None:
+        task = NewTask("task", (Item("q", "1,234"), Item("r", "0,5")), exact_match)
+        assert not task.correct(parse_answer("1234", task.form), task.test[0])
+
+    def test_a_worked_reply_ends_with_its_answer(self) -> None:
+        item = Item("q", "b a", solution="Sort them.")
+        task = NewTask("task", (item,), lambda answer, entry: float(answer == entry["answer"]))
+        assert task.correct(parse_answer(item.reply, task.form), item)
+        assert not task.correct(parse_answer("Sort them.\nAnswer: a b", task.form), item)

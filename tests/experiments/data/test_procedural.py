@@ -57,7 +57,7 @@ class TestReasoningGym:
     def test_verifier_marks_answers(self) -> None:
         drawn = held_out()
         item = drawn.test[0]
-        assert drawn.numeric
+        assert drawn.form == "number"
         assert drawn.correct(item.answer, item)
         assert drawn.correct(f"{item.answer}.0", item)
         assert not drawn.correct(str(int(item.answer) + 1), item)
@@ -67,7 +67,7 @@ class TestReasoningGym:
     def test_other_generators_accept_their_own_answers(self, name: str) -> None:
         drawn = held_out(3, name=name)
         assert all(drawn.correct(item.answer, item) for item in drawn.test)
-        assert drawn.numeric == (name != "word_sorting")
+        assert drawn.form == ("text" if name == "word_sorting" else "number")
 
     def test_unknown_task_names_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match=r"unknown task 'chain_sums': did you mean 'chain_sum'"):
@@ -186,7 +186,7 @@ class TestWorkedAnswers:
             assert len(lines) > 1
             assert lines[-1] == f"Answer: {item.answer}"
             assert "####" not in item.reply
-            assert drawn.correct(parse_answer(item.reply, drawn.numeric), item)
+            assert drawn.correct(parse_answer(item.reply, drawn.form), item)
 
     def test_without_it_the_reply_is_the_answer(self) -> None:
         bare = held_out(5, name="gsm_symbolic", worked=False)

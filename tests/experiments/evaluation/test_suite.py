@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
+from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.new_tasks import NOTES, measured, sums
 from tests.helpers.option_scores import FP32
@@ -78,3 +79,18 @@ def test_only_the_named_suites_are_measured_in_their_order(
     evaluation = draw_suites(config, tokenizer, [sums()]).prepare(model, FP32)
     records = evaluation.evaluate(model, FP32, progress=False)
     assert [record.suite for record in records] == ["text"] + ["new"] * 4
+
+
+READ_ALONE = ("text",)  # suites whose tokens get no start and that ask for no replies
+
+
+@pytest.mark.parametrize("change", [{"bos": True}, {"eos": "<s>"}], ids=["a start of text", "another end of a reply"])
+def test_content_changes_with_what_the_tokenizer_does(suite: Suite, change: dict[str, Any]) -> None:
+    """Vocabulary and template are the same, so only the content can tell the two apart."""
+    if suite.name in READ_ALONE or ("eos" in change and suite.name in ("kept", "alignment")):
+        pytest.skip("reads the same tokens either way")
+    was, now = (
+        type(suite)(suite.settings, suite.context, byte_tokenizer(None, **{"eos": "</s>", **kind}), (sums(), NOTES))
+        for kind in ({}, change)
+    )
+    assert was.content() != now.content()

@@ -81,8 +81,8 @@ class TestGeneration:
         ],
     )
     def test_last_number(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, numeric=True) == answer
+        assert parse_answer(reply, "number") == answer
 
     @pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
     def test_text_answers_are_taken_whole(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, numeric=False) == answer
+        assert parse_answer(reply, "text") == answer

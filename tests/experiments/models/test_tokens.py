@@ -6,16 +6,23 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.data.items import Item
+from experiments.data.encoding import Encoder
+from experiments.data.items import Item, Text
 from experiments.models.tokens import (
     IGNORED,
+    answer_ids,
     continuation_ids,
+    drop_added_end,
     end_of_text,
     end_of_turn,
+    opened_ids,
     prompt_ids,
     reply_ids,
+    reply_text,
+    text_ids,
     user_opening,
 )
+from tests.helpers.byte_level import CHATML, QWEN3, R1, byte_tokenizer
 from tests.helpers.encoded import encode
 
 
@@ -77,3 +84,66 @@ class TestTokens:
     ) -> None:
         monkeypatch.setattr("experiments.models.tokens.DOCUMENT_ENDS", ("<|none|>",))
         assert end_of_text(plain_tokenizer) == plain_tokenizer.eos_token_id
+
+
+THINK = ("<think>", "</think>")
+
+
+class TestTemplatesText:
+    """What is trained on is the template's own text, and prompts, replies and scores are parts of it."""
+
+    @pytest.mark.parametrize("template", [CHATML, QWEN3, R1, CHATML.partition("{% if add")[0]])
+    @pytest.mark.parametrize("reply", ["4", " <4 ", "a\n\nb"])
+    def test_a_row_is_the_templates_text(self, template: str, reply: str) -> None:
+        tokenizer = byte_tokenizer(template, eos="</s>", extra=THINK)
+        row = encode(Item("2+2?", reply), tokenizer)
+        turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": reply}]
+        whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        assert row["input_ids"] == tokenizer(whole.removesuffix("\n"))["input_ids"]
+        prompt = prompt_ids(tokenizer, "2+2?")
+        assert row["input_ids"][: len(prompt)] == prompt
+        assert row["labels"] == [IGNORED] * len(prompt) + row["input_ids"][len(prompt) :]
+        scored = opened_ids(tokenizer, "2+2?") + reply_ids(tokenizer, "2+2?", reply)
+        assert row["input_ids"][: len(scored)] == scored
+        assert tokenizer.decode(scored).endswith(reply)
+
+    @pytest.mark.parametrize("template", [CHATML, QWEN3, R1, CHATML.partition("{% if add")[0]])
+    def test_a_reply_that_was_learned_reads_as_the_answer(self, template: str) -> None:
+        tokenizer = byte_tokenizer(template, eos="</s>", extra=THINK)
+        assert reply_text(tokenizer, answer_ids(tokenizer, "2+2?", "4")) == "4"
+
+    def test_a_reply_after_thinking_is_what_follows(self) -> None:
+        tokenizer = byte_tokenizer(QWEN3, extra=THINK)
+        thought = tokenizer("<think>\n2 and 2\n</think>\n\n4<|im_end|>")["input_ids"]
+        assert reply_text(tokenizer, thought) == "4"
+
+    def test_an_end_that_is_no_special_token_is_no_part_of_the_reply(self) -> None:
+        tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", "<end>"), eos="</s>", extra=("<end>",))
+        ids = answer_ids(tokenizer, "q", "4")
+        assert tokenizer.decode(ids) == "4<end></s>"
+        assert reply_text(tokenizer, ids) == "4"
+
+
+class TestAddedTokens:
+    @pytest.mark.parametrize("bos", [False, True])
+    @pytest.mark.parametrize("eos_added", [False, True])
+    def test_one_start_and_one_end(self, bos: bool, eos_added: bool) -> None:
+        tokenizer = byte_tokenizer(None, bos, eos_added, eos="</s>")
+        start = "<s>" * bos
+        assert tokenizer.decode(encode(Item("2+2?", "4"), tokenizer)["input_ids"]) == (
+            f"{start}Question: 2+2?\nAnswer: 4</s>"
+        )
+        (text,) = Encoder(tokenizer, "cpt", 64).pieces(Text("abc"))
+        assert tokenizer.decode(text.ids) == f"{start}abc</s>"
+        assert tokenizer.decode(text_ids(tokenizer, "")) == start
+        assert tokenizer.decode(text_ids(tokenizer, "a</s>")) == f"{start}a</s>"  # its own, not an added one
+        assert tokenizer.decode(continuation_ids(tokenizer, "a", "b")) == "b"
+        drop_added_end(tokenizer)
+        assert tokenizer.decode(tokenizer("ab")["input_ids"]) == f"{start}ab"
+
+    def test_an_added_token_that_is_not_special_ends_no_turn(self) -> None:
+        template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+        template = template.replace("assistant: ", "{% if add_generation_prompt %}assistant: {% endif %}")
+        tokenizer = byte_tokenizer(template, eos="</s>", extra=("\n",))
+        assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+        assert tokenizer.decode(answer_ids(tokenizer, "q", "two\n2")) == "two\n2</s>"

@@ -9,7 +9,11 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
+from experiments.models.tokens import IGNORED
+from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
+from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
 pytestmark = pytest.mark.slow
@@ -64,3 +68,24 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
         f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, row 31: column 'answer' is empty)",
         "measuring the base model (results of earlier runs are reused) ...",
     ]
+
+
+def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base", byte_tokenizer(QWEN3, extra=("<think>", "</think>")))
+    config = small_config(folder, data={"template_options": {"enable_thinking": False}, "system": "Be brief."})
+    prepared = prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+    opening = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    row = prepared.data.rows(config.arms[0])[0]
+    answer = prepared.tokenizer.decode([token for token in row["labels"] if token != IGNORED])
+    assert prepared.tokenizer.decode(row["input_ids"]).endswith(f"{opening}{answer}")
+    for reply in prepared.evaluation.suites["drift"].state()["replies"]:
+        assert prepared.tokenizer.decode(reply["prompt"]).endswith(opening)
+
+
+def test_a_base_whose_documents_see_each_other_gets_rows_of_one(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base", model=build_other("opt"))
+    config = small_config(folder, data={"regime": "cpt", "length": 32, "new": {"name": "gcd"}})
+    said: list[str] = []
+    prepared = prepare(config, tmp_path / "runs" / "small", said.append)
+    assert "each row is one document" in said[0]
+    assert "attention_mask" in prepared.data.collator([prepared.data.rows(config.arms[0])[0]])

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
-from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings
+from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings, _wrapped
+from experiments.models.tokens import prompt_ids
+from tests.helpers.byte_level import R1, byte_llama, byte_tokenizer
 from tests.helpers.lm_eval_suite import config_of, harness
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.small_run import small_values
@@ -138,6 +140,17 @@ class TestConfig:
         values["evaluation"]["lm_eval"] = {"preset": "paper_maths"}
         with pytest.raises(ConfigError, match=r"unknown preset 'paper_maths': did you mean 'paper_math'"):
             parse_config(values)
+
+
+def test_lm_eval_asks_as_the_model_was_trained(folder: Path) -> None:
+    """No end of text after a question, and no think block that whole chats do not have."""
+    tokenizer = byte_tokenizer(R1, bos=True, eos_added=True, eos="</s>")
+    suite = harness(folder, tokenizer)
+    model = _wrapped(byte_llama(len(tokenizer)), suite.tokenizer, 1)
+    assert suite.tokenizer.decode(model.tok_encode("hi")) == "<s>hi"
+    asked = model.apply_chat_template([{"role": "user", "content": "hi"}])
+    assert model.tok_encode(asked) == prompt_ids(tokenizer, "hi")
+    assert tokenizer.decode(tokenizer("hi")["input_ids"]) == "<s>hi</s>"  # the run's own stays as it is
 
 
 def test_every_task_of_the_presets_exists_in_lm_eval() -> None:

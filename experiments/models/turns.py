@@ -1,0 +1,84 @@
+"""The text of a question and its reply, as the chat template writes the two turns."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+
+QUESTION, REPLY = "@@question@@", "@@reply@@"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How a template writes a reply: `prompt + opening + reply + tail`, where prompt + unwritten is what it asks with.
+
+    unwritten: end of the generation prompt that whole chats do not have (R1 opens a think block there and drops it
+    later). opening: what whole chats have between the generation prompt and the reply (Qwen3: an empty think block).
+    """
+
+    unwritten: str
+    opening: str
+    tail: str
+
+
+def turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
+    """Return how the tokenizer's chat template writes a reply. Raises ConfigError if the two turns do not add up."""
+    return _turns(tokenizer, str(tokenizer.chat_template))
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    """Return the chat up to where a reply begins: the generation prompt, without what whole chats do not have."""
+    return _asked(tokenizer, question).removesuffix(turns(tokenizer).unwritten)
+
+
+def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> str:
+    """Return what the template writes after `prompt_text`, up to the end of the reply: its opening and the reply.
+
+    Raises ConfigError if the template writes this chat in another way than others.
+    """
+    prompt, tail = prompt_text(tokenizer, question), turns(tokenizer).tail
+    whole = _whole(tokenizer, question, reply)
+    if not whole.startswith(prompt) or not whole.endswith(tail) or len(whole) < len(prompt) + len(tail):
+        raise ConfigError(
+            f"the chat template writes the question {question[:60]!r} in another way once its reply {reply[:60]!r} "
+            "follows, so a model would be asked otherwise than it was trained: use another template, or regime: cpt "
+            "with plain texts"
+        )
+    return whole[len(prompt) : len(whole) - len(tail)]
+
+
+@functools.lru_cache(maxsize=8)
+def _turns(tokenizer: PreTrainedTokenizerBase, template: str) -> Turns:
+    """template: the tokenizer's own, to look again once it has another."""
+    asked, whole = _asked(tokenizer, QUESTION), _whole(tokenizer, QUESTION, REPLY)
+    prompt = _common_start(asked, whole)
+    after, _, tail = whole.rpartition(REPLY)
+    if QUESTION not in prompt or len(after) < len(prompt):
+        raise ConfigError(
+            "the chat template writes a question in another way once its reply follows, so a model would be asked "
+            "otherwise than it was trained: use another template"
+        )
+    return Turns(asked[len(prompt) :], after[len(prompt) :], tail)
+
+
+def _common_start(one: str, other: str) -> str:
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(char for char, _ in alike)
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    return _render(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> str:
+    return _render(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": reply}])
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

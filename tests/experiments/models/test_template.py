@@ -1,0 +1,124 @@
+"""The settled chat template: its system turn, its variables and its date, as all who use the tokenizer read them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from experiments.common.errors import ModelError
+from experiments.data.items import Item
+from experiments.models.base import load_base
+from experiments.models.template import set_template
+from experiments.models.tokens import prompt_ids
+from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
+from tests.helpers.encoded import encode
+
+
+def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(prompt_ids(tokenizer, "hi")))
+
+
+class TestSystem:
+    @pytest.fixture
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        return copy.deepcopy(tokenizer)  # the session's own stays as it is
+
+    def test_prompts_begin_with_the_given_turn(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        before = tokenizer.decode(prompt_ids(tokenizer, "Hello"))
+        set_template(tokenizer, 'Say "no".\nÄ{{1}}')
+        text = tokenizer.decode(prompt_ids(tokenizer, "Hello"))
+        assert text.startswith('<|im_start|>system\nSay "no".\nÄ{{1}}<|im_end|>\n')
+        assert text.partition("<|im_end|>")[2] == before.partition("<|im_end|>")[2]
+
+    def test_an_empty_one_leaves_it_empty_and_rows_hold_it(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        set_template(tokenizer, "")
+        row = encode(Item("2 + 3 =", "5"), tokenizer)
+        assert tokenizer.decode(row["input_ids"]).startswith(
+            "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n2 + 3 ="
+        )
+
+    def test_a_system_turn_in_the_chat_wins(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        set_template(tokenizer, "mine")
+        turns = [{"role": "system", "content": "theirs"}, {"role": "user", "content": "x"}]
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        assert "theirs" in text
+        assert "mine" not in text
+
+    def test_it_is_saved_with_the_tokenizer(self, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+        set_template(tokenizer, "mine")
+        tokenizer.save_pretrained(tmp_path)
+        assert prompt_ids(AutoTokenizer.from_pretrained(tmp_path), "x") == prompt_ids(tokenizer, "x")
+
+    def test_no_template_and_one_that_refuses(self, plain_tokenizer: PreTrainedTokenizerBase) -> None:
+        plain_tokenizer.chat_template = None
+        set_template(plain_tokenizer)
+        with pytest.raises(ModelError, match=r"data\.system='x' needs a chat template"):
+            set_template(plain_tokenizer, "x")
+        with pytest.raises(ModelError, match=r"data\.template_options=\{'a': 1\} needs a chat template"):
+            set_template(plain_tokenizer, options={"a": 1})
+        plain_tokenizer.chat_template = (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        )
+        with pytest.raises(ModelError, match=r"refuses it \(no system turns\)"):
+            set_template(plain_tokenizer, "x")
+
+
+class TestNamed:
+    @pytest.mark.parametrize("system", [None, "Be brief."])
+    def test_of_several_templates_the_default_one_is_taken(self, system: str | None) -> None:
+        named, single = byte_tokenizer({"default": CHATML, "tool_use": CHATML + "TOOLS"}), byte_tokenizer(CHATML)
+        set_template(named, system)
+        set_template(single, system)
+        assert prompt(named) == prompt(single)
+        assert system is None or prompt(named).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+    def test_none_is_the_default(self) -> None:
+        with pytest.raises(ModelError, match=r"several chat templates \(rag, tool_use\) and none is named default"):
+            set_template(byte_tokenizer({"tool_use": CHATML, "rag": CHATML}))
+
+    def test_a_loaded_base_has_one(self, tmp_path: Path) -> None:
+        folder = byte_base(tmp_path, byte_tokenizer({"default": CHATML, "tool_use": CHATML + "TOOLS"}))
+        tokenizer = load_base(folder, "Be brief.")[1]
+        system = "<|im_start|>system\nBe brief.<|im_end|>\n"
+        chat = f"{system}<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
+        assert encode(Item("hi", "yo"), tokenizer)["input_ids"] == tokenizer(chat)["input_ids"]
+
+
+class TestOptions:
+    @pytest.mark.parametrize("value", [False, 3, 0.5, 'a "b"\n{{ c }}'])
+    def test_a_variable_has_the_value_in_prompts_and_rows(self, value: bool | float | str) -> None:
+        tokenizer = byte_tokenizer("{{ shown }}|" + CHATML)
+        set_template(tokenizer, options={"shown": value})
+        assert prompt(tokenizer).startswith(f"{value}|<|im_start|>user")
+        assert tokenizer.decode(encode(Item("hi", "yo"), tokenizer)["input_ids"]).startswith(f"{value}|<|im_start|>")
+
+    def test_thinking_is_switched_off_in_the_prompt(self) -> None:
+        tokenizer = byte_tokenizer(QWEN3, extra=("<think>", "</think>"))
+        set_template(tokenizer, "Be brief.", {"enable_thinking": False})
+        assert prompt(tokenizer).startswith("<|im_start|>system\nBe brief.")
+        assert prompt(tokenizer).endswith("assistant\n<think>\n\n</think>\n\n")
+
+    def test_a_variable_that_the_template_does_not_read(self) -> None:
+        with pytest.raises(ModelError, match="reads no 'enable_thinkin': leave it out"):
+            set_template(byte_tokenizer(QWEN3), options={"enable_thinkin": False})
+
+    def test_a_value_that_the_template_refuses(self) -> None:
+        template = "{% if mode == 'x' %}{{ raise_exception('no mode x') }}{% endif %}" + CHATML
+        with pytest.raises(ModelError, match=r"template_options=\{'mode': 'x'\}.*refuses it \(no mode x\)"):
+            set_template(byte_tokenizer(template), options={"mode": "x"})
+
+
+class TestDates:
+    @pytest.mark.parametrize("call", ['strftime_now("%d %b %Y")', "strftime_now( '%d %b %Y' )"])
+    def test_a_date_is_the_same_on_all_days(self, call: str) -> None:
+        day = f"{{% if strftime_now is defined %}}{{% set day = {call} %}}{{% endif %}}{{{{ day }}}}"
+        tokenizer = byte_tokenizer(day + CHATML)
+        set_template(tokenizer)
+        assert prompt(tokenizer).startswith("26 Jul 2024<|im_start|>user")
+
+    def test_a_format_that_is_computed(self) -> None:
+        with pytest.raises(ModelError, match="each day would give other chats"):
+            set_template(byte_tokenizer("{{ strftime_now(format) }}" + CHATML))

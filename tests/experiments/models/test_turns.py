@@ -1,0 +1,52 @@
+"""The two turns of a chat: the generation prompt, the reply, and what a template writes around it."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.models.turns import Turns, prompt_text, turns, written
+from tests.helpers.byte_level import CHATML, QWEN3, R1, byte_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, Turns("", "", "<|im_end|>\n")),
+        (QWEN3, Turns("", "<think>\n\n</think>\n\n", "<|im_end|>\n")),
+        (R1, Turns("<think>\n", "", "</s>")),
+        (CHATML.partition("{% if add")[0], Turns("", "<|im_start|>assistant\n", "<|im_end|>\n")),
+    ],
+    ids=["chatml", "think block in whole chats", "think block in prompts", "no generation prompt"],
+)
+def test_what_a_template_writes_around_a_reply(template: str, expected: Turns) -> None:
+    tokenizer = byte_tokenizer(template)
+    assert turns(tokenizer) == expected
+    chat = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": " <4\n"}]
+    whole = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert prompt_text(tokenizer, "2+2?") + written(tokenizer, "2+2?", " <4\n") + expected.tail == whole
+    asked = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt_text(tokenizer, "2+2?") + expected.unwritten == asked
+
+
+def test_another_template_is_looked_at_again() -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    assert turns(tokenizer).opening == ""
+    tokenizer.chat_template = QWEN3
+    assert turns(tokenizer).opening == "<think>\n\n</think>\n\n"
+
+
+def test_a_question_that_the_reply_changes() -> None:
+    shortened = "{% if messages|length > 1 %}{{ messages[1].content }}{% else %}{{ messages[0].content }}{% endif %}"
+    with pytest.raises(ConfigError, match="writes a question in another way once its reply follows"):
+        turns(byte_tokenizer(shortened))
+
+
+def test_one_chat_that_is_written_otherwise() -> None:
+    hidden = CHATML.replace(
+        "{{ m['content'] }}", "{% if 'no' not in messages[-1]['content'] %}{{ m['content'] }}{% endif %}"
+    )
+    tokenizer = byte_tokenizer(hidden)
+    assert written(tokenizer, "hi", "yes") == "yes"
+    with pytest.raises(ConfigError, match=r"writes the question 'hi' in another way once its reply 'no' follows"):
+        written(tokenizer, "hi", "no")
