@@ -82,6 +82,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "there is no folder no/such; create it, or correct",
         ),
         (["study", "table5", "--storage", "nosuch://x"], 1, "the storage nosuch://x cannot be used"),
+        (["status", "tine"], 1, "no study 'tine': there is no database"),
+        (["add-trials", "tine", "3"], 1, "no study 'tine': there is no database"),
+        (["report", "tine"], 1, "no study 'tine': there is no database"),
+        (["report", "tine", "--out", "x.html"], 2, "--out x.html: give a folder"),
+        (["show", "tine"], 2, "no run or study 'tine'"),
         (["export", "tine", "x.csv"], 1, "no study 'tine'"),
         (["resume", "tine"], 1, "no study 'tine'"),
     ],
@@ -93,6 +98,8 @@ def test_wrong_input(argv: list[str], code: int, message: str, place: Path, caps
     assert said.startswith("error: ")
     assert message in said
     assert not list(place.glob("mlruns/runs/*"))  # nothing was begun
+    if argv[0] in ("status", "resume", "report", "export", "add-trials", "show", "compare", "gate"):
+        assert not (place / "mlruns").exists()
 
 
 @pytest.mark.parametrize("argv", [["run"], ["rum", "x"], ["gate", "x", "--margin", "a"], ["posthoc", "x"]])

@@ -117,6 +117,11 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
         (entry,) = read_runs([named])
         assert (entry.name, entry.after) == (made.name, records_of(run, "full-0.001")[1])
         assert entry.base == records_of(run, "full-0.001")[0]
+    alone = [f"{here}:full-0.001", f"{here}:control-0.001"]  # as notebook 02 names them, on its second Run All
+    assert [e.name for e in read_runs(alone)] == ["full-0.001", "control-0.001"]
+    assert compare(read_runs(alone), draws=200) == compare(
+        read_runs([f"{run}:{a.split(':')[1]}" for a in alone]), draws=200
+    )
     (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"
 
