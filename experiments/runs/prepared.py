@@ -96,6 +96,9 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     cache = BaseCache(root, model, tokenizer, precision)
