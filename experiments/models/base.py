@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
+from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
 
@@ -43,6 +44,14 @@ def load_base(
             f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
             "Face serves to this machine. With no network, give a local folder or the shipped model."
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"base_model {name!r} is an adapter of PEFT, of which only a part would be saved: merge it "
+            f"(peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER)), "
+            "save its tokenizer there too, and name that folder"
+        )
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
+        tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options)
     return model.to(device()), tokenizer  # type: ignore[arg-type]
 
