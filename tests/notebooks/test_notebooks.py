@@ -62,6 +62,13 @@ def test_defines_nothing_reusable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_arms_are_compared_by_name(path: Path) -> None:
+    """A whole run folder has the results of post-hoc operations too: a second Run All would compare them as arms."""
+    for call in re.findall(r"read_runs\((.*)\)", path.with_suffix(".py").read_text()):
+        assert re.search(r"folder\}:", call), call
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_committed_outputs_are_a_report(path: Path) -> None:
     text = path.read_text()
     assert len(text) < 300_000
