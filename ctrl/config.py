@@ -45,7 +45,8 @@ class ControlConfig:
         mask has another form (4-D, or a dict). `labels`: tokens with a label. Under Trainer, which passes the number of
         labelled tokens of an optimiser step, a sequence weighs as much as its share of them, as in the LM loss;
         without that number all tokens weigh the same.
-    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
+    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft). If the
+        base is quantised, full copies are in floats and start from the values that the quantised layers compute with.
     lora_rank: rank of the adapters.
     copies_dtype: type of the trained weights over a base in bf16 or fp16. `fp32`: they are fp32, read as rounded to the
         base's type while they compute, so the start equals the base; bytes per copied parameter with AdamW: weight 4,

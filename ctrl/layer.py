@@ -21,6 +21,7 @@ from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
+from ctrl.numerics import widen
 from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
@@ -97,8 +98,10 @@ class ExpandedLayer(nn.Module):
             self._note(run, a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
-        mixed, alpha = self.interpolation(a, b, hidden_states, run.fixed_alpha)
-        self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
+        wide_a, wide_b = widen(a), widen(b)  # once, for the mix and the divergence
+        mixed, alpha = self.interpolation(wide_a, wide_b, hidden_states, run.fixed_alpha)
+        self._note(run, a, b, alpha, self._measured(run, wide_a, wide_b, alpha))
+        mixed = mixed.to(a.dtype)
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too
         return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
