@@ -16,6 +16,7 @@ from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
 from ctrl.reference import reference
 from ctrl.saving import load, save
+from ctrl.swapping import swap, unload
 
 __all__ = [
     "CheckpointError",
@@ -37,4 +38,6 @@ __all__ = [
     "pretrained",
     "reference",
     "save",
+    "swap",
+    "unload",
 ]

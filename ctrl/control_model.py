@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ctrl.checkpoint import write_checkpoint
+from ctrl.card import CARD_FILE, card
+from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass, mean_divergence
 from ctrl.errors import ConfigError
@@ -150,6 +152,18 @@ class ControlModel(nn.Module):
         if push_to_hub and is_main_process:
             given = {name: kwargs[name] for name in UPLOAD if kwargs.get(name) is not None}
             upload(folder, **{"repo_id": folder.absolute().name, **given})
+
+    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] = (), max_shard_size: Any = None, **kwargs: Any) -> Any:
+        """Upload the folder of `ctrl.save` with its model card. max_shard_size has no effect.
+
+        tags: for the card. kwargs: token, private, commit_message, commit_description, revision and create_pr, as in
+        transformers.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = write_checkpoint(bare_expanded(self), name)
+            meta = read_config(folder)
+            (folder / CARD_FILE).write_text(card(meta["base"], meta["control"], tags or ()), encoding="utf-8")
+            return upload(folder, repo_id, **kwargs)
 
 
 @made_once

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
+from ctrl.expansion import take_off
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.offloaded import held
-from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
+from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import whole
 from ctrl.streams import alpha_of_tokens, by_token
@@ -82,7 +83,7 @@ def merge_back(
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
-    strip(plain)
+    take_off(plain)
     insert(plain, stacked, sources)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.attention_rows import keep_rows
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, control_class, ignore_fields, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
+from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import fingerprint
-from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers
+from ctrl.interpolation import Interpolation, build_interpolation
+from ctrl.layer import expanded_layers
 from ctrl.probe import probe
-from ctrl.structure import branch_kinds, check_layers, decoder_layers, is_attention, place
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
@@ -46,7 +46,9 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
-        raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
+        raise ConfigError(
+            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
+        )
     if (adapter := peft_adapter(model)) is not None:
         raise ConfigError(
             f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
@@ -71,12 +73,11 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
     control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
-    model.requires_grad_(False)
-    for index, kind, copied in expansions:
-        _expand_layer(layers[index], index, kind, copied, control, shape.hidden)
-    model.__class__ = control_class(type(model))
-    model.control = control  # type: ignore[assignment]
-    ignore_fields(model.config)
+    parts = [
+        Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+        for index, kind, copied in expansions
+    ]
+    put_on(model, Expansion(control, parts))
     return model
 
 
@@ -99,24 +100,16 @@ def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config
     return copied
 
 
-def _expand_layer(layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, hidden: int) -> None:
-    config = control.config
-    interpolation = None
-    if kind == "concat":
-        interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
-        interpolation.to(next(layer.parameters()).device)
-        if config.divergence in ("none", "attention"):  # which compare no hidden states
-            for name in interpolation.trained_by_divergence:
-                interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix)
-    copied.train(layer.training)
-    layer.__class__ = expanded_class(type(layer))
-    layer.expanded = copied
-    layer.interpolation = interpolation  # type: ignore[assignment]
-    layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
-    if config.divergence == "attention" and kind == "concat":
-        attentions = [module for module in layer.modules() if is_attention(module)]
-        layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
+def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlConfig) -> Interpolation | None:
+    """Relax the norms of a parallel copy and build its interpolation; None for a stacked copy."""
+    if kind == "stack":
+        return None
+    relax_norms(copied, config.norm_mix)
+    interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
+    if config.divergence in ("none", "attention"):  # which compare no hidden states
+        for name in interpolation.trained_by_divergence:
+            interpolation.get_parameter(name).requires_grad_(False)
+    return interpolation
 
 
 @contextlib.contextmanager
@@ -181,7 +174,10 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """Rows of `describe`; prints as a table."""
+    """Rows of `describe`; prints as a table. trainable, parameters: how many train in the whole model, of how many."""
+
+    trainable: int
+    parameters: int
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -189,13 +185,23 @@ class Description(list[LayerInfo]):
             alpha = "-" if row.alpha is None else f"{row.alpha:.3f}"
             rows.append(f"{row.layer:>5}  {row.branch:<7} {row.trainable:>13,}  {alpha:>6}")
         rows.append(f"{'sum':>5}  {'':<7} {sum(row.trainable for row in self):>13,}")
+        share = 100 * self.trainable / max(self.parameters, 1)
+        counts = f"trainable params: {self.trainable:,} || all params: {self.parameters:,}"
+        rows.append(f"{counts} || trainable%: {share:.4f}")
         return "\n".join(rows)
 
 
 def describe(model: nn.Module) -> Description:
-    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
-    rows = Description()
-    for layer in expanded_layers(require_expanded(model)):
+    """List the expanded layers with kind, trainable parameters and alpha; printed, with the share that trains.
+
+    Raises ConfigError for a plain model.
+    """
+    expanded, rows = require_expanded(model), Description()
+    rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
+    lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
+    names = expanded.named_parameters()
+    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
+    for layer in expanded_layers(expanded):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))

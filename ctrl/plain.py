@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.control_model import ControlModel, heed_fields
+from ctrl.control_model import ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_layers
+from ctrl.expansion import become
+from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
@@ -43,32 +43,6 @@ def whole_model(model: Any) -> Any:
         if layer.interpolation is not None and original.interpolation is not None:
             layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
     return gathered.train(model.training)
-
-
-def strip(model: Any) -> None:
-    """Remove in place all that expand added. The model has its base class again."""
-    for layer in expanded_layers(model):
-        for handle in layer.__dict__.pop("attention_handles", ()):
-            handle.remove()
-        for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
-            delattr(layer, name)
-        become(layer, class_before(layer, ExpandedLayer))
-    heed_fields(model.config)
-    del model.control
-    become(model, class_before(model, ControlModel))
-
-
-def become(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Give the module another class, and drop the forward that a trainer has set on the instance.
-
-    accelerate's autocast and TRL's fused head set one, which runs the forward of the class, or of the model, before.
-    Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
-    """
-    module.__class__ = cls
-    for name in ("forward", "_original_forward", "_old_forward"):
-        vars(module).pop(name, None)
-    if (hook := vars(module).get("_hf_hook")) is not None:
-        importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)
 
 
 def source_layers(model: Any) -> list[int]:

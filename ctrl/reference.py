@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
-from ctrl.plain import strip
+from ctrl.expansion import take_off
 from ctrl.sharded import sharded
 
 
@@ -33,7 +33,7 @@ def reference(model: nn.Module) -> PreTrainedModel:
     own = {id(p) for name, p in expanded.named_parameters() if p.requires_grad and name not in added}
     shared = {id(t): t for t in chain(expanded.parameters(), expanded.buffers()) if id(t) not in own}
     plain: Any = copy.deepcopy(expanded, shared)
-    strip(plain)
+    take_off(plain)
     for parameter in plain.parameters():
         if id(parameter) not in shared:
             parameter.requires_grad_(False)

@@ -15,10 +15,10 @@ from ctrl.checkpoint import WEIGHTS_FILE, added_names, base_facts, read_config, 
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
+from ctrl.expansion import take_off
 from ctrl.fingerprint import fingerprint, same_base
 from ctrl.hub import local_folder
 from ctrl.model import expand
-from ctrl.plain import strip
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -64,7 +64,7 @@ def load(
     try:
         _check_fit(tensors, model, folder)
     except CheckpointError:
-        strip(model)
+        take_off(model)
         for parameter in trainable:
             parameter.requires_grad_(True)
         raise

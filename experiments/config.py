@@ -41,9 +41,9 @@ class ArmConfig(Section):
     The way is a short name (`method`, with its `options` and `control`), or its parts (`train`, `loss`, `average`).
     """
 
-    name: str
+    name: str = Field(description="of the arm, in tables and folders")
     method: str | None = Field(None, description="short name of a way to train; or give train, loss, average")
-    learning_rates: tuple[float, ...] = Field(min_length=1)
+    learning_rates: tuple[float, ...] = Field(min_length=1, description="each is an arm of its own")
     control: ControlConfig = Field(default_factory=ControlConfig, description="what is expanded; partial: which layers")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own fields")
     replay: float | None = Field(None, ge=0, lt=1, description="this arm's data.replay, if it is not the experiment's")
@@ -118,14 +118,18 @@ class ArmConfig(Section):
 class ExperimentConfig(Section):
     """A whole experiment: one base, one task, the same data in the same order for every arm."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    base_model: str = "smollm2-135m-instruct"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = Field(0, ge=0)
-    data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its folder")
+    base_model: str = Field(
+        "smollm2-135m-instruct", description="the shipped model, a Hugging Face name, or a local folder"
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="arithmetic of the run; auto: bf16 where the machine computes it fast"
+    )
+    seed: int = Field(0, ge=0, description="of data order, held-out items, adapters and resampling")
+    data: DataConfig = Field(DataConfig(), description="what is learned and replayed")
+    training: TrainingConfig = Field(TrainingConfig(), description="steps, batches, schedule: the same for all arms")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured, and when")
+    arms: tuple[ArmConfig, ...] = Field(min_length=1, description="the ways to train")
 
     @field_validator("arms")
     @classmethod

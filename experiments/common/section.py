@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ctrl.errors import nearest  # rooms import it from here
-
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
 
@@ -21,6 +19,13 @@ class Section(BaseModel):
     """Base of all sections: frozen, and every key is declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'steps'? known: steps, ...`, without the question if no known name is similar."""
+    from ctrl.errors import nearest  # ctrl loads torch, which is needed for a message only
+
+    return nearest(name, known)
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

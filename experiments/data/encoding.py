@@ -33,11 +33,14 @@ class Encoder:
 
     sft: the loss of a chat is on the answer and the end of turn, that of a text on all tokens. cpt: a chat is a text
     too, as the template writes it. A text longer than `length` becomes several pieces. A longer chat in sft is left
-    out, since its answer would be cut.
+    out, since its answer would be cut. packed: whether a row of cpt may hold several documents.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int, packed: bool = True
+    ) -> None:
         self.tokenizer, self.regime, self.length = tokenizer, regime, length
+        self.packs = packed and regime == "cpt"
         self.text_end = end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:

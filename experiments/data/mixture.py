@@ -146,7 +146,7 @@ class Rows(Dataset[Row]):
 
     def _stage(self, number: int) -> Iterator[Row]:
         encoder, pieces = self.mixture.encoder, self.mixture.stage(number)
-        return packed_rows(pieces, encoder.length) if encoder.regime == "cpt" else padded_rows(pieces)
+        return packed_rows(pieces, encoder.length) if encoder.packs else padded_rows(pieces)
 
     def drawn(self) -> list[Drawn]:
         """Return the counts of all rows for each part. Reads to the last row if that has not been done."""

@@ -30,7 +30,8 @@ class ExperimentData:
     """The data section of a config, ready to use.
 
     tasks: held-out items of the new task. collator: makes a batch of rows. base: returns the base model; called only if
-    a source samples from it. cache: folder of sampled text. Raises ConfigError for data that cannot be read.
+    a source samples from it. cache: folder of sampled text. packed: whether the base model keeps several documents of
+    one row apart (`documents_apart`); if not, each row of cpt is one. Raises ConfigError for data that cannot be read.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class ExperimentData:
         tokenizer: PreTrainedTokenizerBase,
         base: Callable[[], PreTrainedModel] | None = None,
         cache: Path | None = None,
+        packed: bool = True,
     ) -> None:
         self.config, self.tokenizer, data = config, tokenizer, config.data
-        self.encoder = Encoder(tokenizer, data.regime, data.length)
-        self.collator: Any = PackedCollator() if data.regime == "cpt" else PaddingCollator(tokenizer)
+        self.encoder = Encoder(tokenizer, data.regime, data.length, packed)
+        self.collator: Any = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))

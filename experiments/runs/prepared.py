@@ -17,6 +17,7 @@ from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.base import load_base
+from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.checks import check_run
@@ -91,7 +92,10 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("the base model writes the text of the source `self` (once) ...")
         return model
 
-    data = ExperimentData(config, tokenizer, writer, root / "cache")
+    packed = config.data.regime != "cpt" or documents_apart(model)
+    if not packed:
+        say("documents of one row would see each other in this model: each row is one document, so steps read less")
+    data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
     context = SuiteContext(config.seed, config.base_model)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)

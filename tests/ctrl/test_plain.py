@@ -10,8 +10,7 @@ import transformers as tf
 
 import ctrl
 from tests.helpers.families import SHAPE
-from tests.helpers.tiny_llama import IDS, sequences, tiny
-from tests.helpers.trainers import hf_trainer
+from tests.helpers.tiny_llama import IDS
 
 MOE: dict[str, Any] = {**SHAPE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 MLA: dict[str, Any] = {
@@ -62,19 +61,3 @@ def test_indices_that_still_fit_are_not_refused(tmp_path: Any) -> None:
 def test_concat_moves_no_layer() -> None:
     for name in ("diffllama", "qwen3_moe", "deepseek_v3"):
         ctrl.merge_back(ctrl.expand(indexed(name), ctrl.ControlConfig(layers=2)))
-
-
-def test_models_that_share_a_config_are_stripped_one_by_one(tmp_path: Any) -> None:
-    """Trainer.predict of the one that is still expanded returns logits alone."""
-    before = list(tiny().config.keys_to_ignore_at_inference)
-    first, second = tiny(), tiny()
-    second.config = first.config
-    for model in (first, second):
-        ctrl.expand(model, ctrl.ControlConfig(layers=2))
-    for model, fields in ((first, 2), (second, 1)):
-        predicted = hf_trainer(model, tmp_path).predict(sequences()).predictions  # type: ignore[arg-type]
-        assert predicted.shape == (8, 17, 96)
-        assert model.config.keys_to_ignore_at_inference.count("divergence") == fields
-        ctrl.merge_back(model, in_place=True)
-    assert second.config.keys_to_ignore_at_inference == before
-    assert "keys_to_ignore_at_inference" not in second.config.to_dict()

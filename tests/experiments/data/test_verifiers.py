@@ -77,4 +77,4 @@ def test_the_machines_faults_are_no_answers() -> None:
         raise MemoryError("no memory")
 
     with pytest.raises(MemoryError, match="no memory"):
-        NewTask("t", (Item("q", "a"),), full).correct("a", Item("q", "a"))
+        NewTask("t", (Item("q", "a"),), full).correct("b", Item("q", "a"))

@@ -171,6 +171,22 @@ def test_the_example_of_cpt_loads() -> None:
     assert (control.interpolation, control.alpha, control.divergence) == ("dlerp", "learned", "cosine")
 
 
+def test_rows_of_one_document_where_a_row_cannot_hold_several(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = cpt(base, 4)
+    made = ExperimentData(config, tokenizer, never, packed=False)
+    rows = made.rows(config.arms[0])
+    texts = {tuple(row["input_ids"]) for row in (rows[i] for i in range(len(rows)))}
+    assert all(1 < len(text) <= 32 for text in texts)
+    assert len({len(text) for text in texts}) > 1
+    batch = made.collator([rows[i] for i in range(4)])
+    assert "position_ids" not in batch
+    assert (
+        (batch["labels"] != -100).sum()
+        == batch["attention_mask"].sum()
+        == sum(len(rows[i]["input_ids"]) for i in range(4))
+    )
+
+
 @pytest.mark.parametrize("method", ["full", "control"])
 @pytest.mark.slow
 def test_packed_training_learns_and_counts_every_token(method: str, base: str, tmp_path: Path) -> None:

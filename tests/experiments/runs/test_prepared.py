@@ -13,6 +13,7 @@ from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
 pytestmark = pytest.mark.slow
@@ -57,3 +58,12 @@ def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
     assert prepared.tokenizer.decode(row["input_ids"]).endswith(f"{opening}{answer}")
     for reply in prepared.evaluation.suites["drift"].state()["replies"]:
         assert prepared.tokenizer.decode(reply["prompt"]).endswith(opening)
+
+
+def test_a_base_whose_documents_see_each_other_gets_rows_of_one(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base", model=build_other("opt"))
+    config = small_config(folder, data={"regime": "cpt", "length": 32, "new": {"name": "gcd"}})
+    said: list[str] = []
+    prepared = prepare(config, tmp_path / "runs" / "small", said.append)
+    assert "each row is one document" in said[0]
+    assert "attention_mask" in prepared.data.collator([prepared.data.rows(config.arms[0])[0]])
