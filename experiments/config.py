@@ -69,6 +69,15 @@ class ArmConfig(Section):
     def _control(cls, value: Any) -> Any:
         return ControlConfig.from_dict(value) if isinstance(value, dict) else value
 
+    @field_validator("learning_rates")
+    @classmethod
+    def _apart(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        """Each rate has a folder, named after it with six digits."""
+        names = [f"{rate:g}" for rate in rates]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"rates must differ in six digits, but {', '.join(twice)} is there more than once")
+        return rates
+
     @field_validator("method")
     @classmethod
     def _method(cls, value: str | None) -> str | None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from experiments.common.errors import ConfigError
 from experiments.config import load_config
 from experiments.evaluation.suites.text import TextSuite
 from experiments.studies.load import load_study
-from tests.helpers.one_arm import config_of
+from tests.helpers.one_arm import arm, config_of
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,10 @@ def test_every_shipped_config_loads() -> None:
             load_study(path)
         else:
             load_config(path)
+
+
+@pytest.mark.parametrize("rates", [[1e-3, 1.0000001e-3], [1e-3, 0.001], [0.1, 1e-3, 0.1]])
+def test_rates_that_print_alike_would_share_a_folder(rates: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"rates must differ in six digits, but 0\.\d+ is there more than once"):
+        arm(method="full", learning_rates=rates)
+    assert arm(method="full", learning_rates=[1e-3, 1.00001e-3]).learning_rates == (1e-3, 1.00001e-3)
