@@ -24,7 +24,7 @@ from experiments.posthoc.tracked import end_tracked, experiment_of, measure_trac
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
 from experiments.runs.result_file import RESULT, whole_results
-from experiments.runs.run import open_run
+from experiments.runs.run import errors_explained, open_run
 from experiments.tracking.tracker import Tracker
 
 
@@ -56,15 +56,16 @@ def posthoc(
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
-        if not (folder / RESULT).is_file():
-            prepared, tracker = opened = opened or _opened(run, say, study)
-            source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
-            model, figures = _applied(operation, source, alpha)
-            result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
-            say(f"measuring {result.label} ...")
-            measure_tracked(prepared, tracker, model, result, folder, options)
-        results += whole_results([folder / RESULT])
-        end_tracked(run, results[-1], folder, options)
+        with errors_explained(run.parent.parent):
+            if not (folder / RESULT).is_file():
+                prepared, tracker = opened = opened or _opened(run, say, study)
+                source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
+                model, figures = _applied(operation, source, alpha)
+                result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
+                say(f"measuring {result.label} ...")
+                measure_tracked(prepared, tracker, model, result, folder, options)
+            results += whole_results([folder / RESULT])
+            end_tracked(run, results[-1], folder, options)
     return results
 
 

@@ -20,7 +20,7 @@ from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, write_records
 from experiments.runs.base_records import BaseFolder
-from experiments.runs.checks import check_run
+from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.runs.result_file import write_result
 from experiments.scorecard import aa_floor, scorecard
@@ -88,6 +88,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     precision, root = Precision(config.precision), folder.parents[1]
     model, tokenizer = config.load_base()
     check_run(config, model)
+    check_tokens(config, model, tokenizer)
 
     def writer() -> PreTrainedModel:
         say("the base model writes the text of the source `self` (once) ...")
@@ -98,8 +99,12 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
+    check_suites(config, model, suites)
     files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
     files.check_weights()
     evaluation, base, seconds = files.measured(say)
