@@ -111,7 +111,8 @@ def _added_tensors(layer: Any) -> list[Tensor]:
     copied = layer.expanded.named_parameters(remove_duplicate=False)
     added = [tensor for name, tensor in copied if name.replace(".base_layer", "") not in shared]
     gate = () if layer.interpolation is None else (*layer.interpolation.parameters(), *layer.interpolation.buffers())
-    return [*added, *layer.expanded.buffers(), *gate]
+    buffers = [buffer for name, buffer in layer.expanded.named_buffers() if ".base_layer." not in name]
+    return [*added, *buffers, *gate]
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -105,6 +105,11 @@ class ControlModel(nn.Module):
             raise ConfigError(f"{reason}: generate with the plain model of ctrl.merge_back, or without it")
 
     @property
+    def is_quantized(self) -> bool:
+        """False over a quantised base too: transformers' Trainer refuses such a model, but the copies are in floats."""
+        return False
+
+    @property
     def peft_config(self) -> Any:
         """PEFT's own attribute, which it sets on a model that it puts adapters on."""
         if "peft_config" not in vars(self):

@@ -19,6 +19,7 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.numerics import lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
+from ctrl.quantised import plain_linears, shared_state
 from ctrl.structure import is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
@@ -34,9 +35,10 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
     router logits would be recorded twice otherwise, and gradient checkpointing would nest.
     """
     keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
-    keep += layer.parameters() if config.expanded == "lora" else []
+    keep += [*layer.parameters(), *shared_state(layer)] if config.expanded == "lora" else []
     recorded = recorded_classes(model)
-    copied = copy.deepcopy(layer, {id(obj): obj for obj in keep})
+    floats = plain_linears(layer) if config.expanded == "full" else {}
+    copied = copy.deepcopy(layer, {**{id(obj): obj for obj in keep}, **floats})
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

@@ -198,7 +198,9 @@ def describe(model: nn.Module) -> Description:
     """
     expanded, rows = require_expanded(model), Description()
     rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
-    rows.parameters = sum(p.numel() for p in expanded.parameters())
+    lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
+    names = expanded.named_parameters()
+    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
     for layer in expanded_layers(expanded):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)

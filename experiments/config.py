@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -15,7 +15,7 @@ from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
 from experiments.common.paths import SHIPPED, check_file_name
-from experiments.common.section import MAX_SEED, Place, Section, fault_lines, nearest
+from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
@@ -28,6 +28,9 @@ from experiments.methods.parts import Averaged, Losses, Train, part_name, write_
 from experiments.methods.shorthands import from_shorthand, read_options
 from experiments.methods.tuning import Control, Full
 from experiments.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
 MAX_RATE = 1000.0  # a step of any weight by more than this is a mistyped exponent
@@ -140,6 +143,7 @@ class ExperimentConfig(Section):
     base_model: str = Field(
         "smollm2-135m-instruct", description="the shipped model, a Hugging Face name, or a local folder"
     )
+    trust_remote_code: bool = later_field(False, description="run the Python files that the base model brings along")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="arithmetic of the run; auto: bf16 where the machine computes it fast"
     )
@@ -162,6 +166,12 @@ class ExperimentConfig(Section):
     def _stages(self) -> ExperimentConfig:
         self.data.stage_ends(self.training.steps)
         return self
+
+    def load_base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
+        from experiments.models.base import load_base  # loads torch, which most commands do not need
+
+        return load_base(self.base_model, self.data.system, self.data.template_options, self.trust_remote_code)
 
     @property
     def evaluation_steps(self) -> list[int]:

@@ -19,12 +19,11 @@ from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
-from experiments.models.base import load_base
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.run import open_run
+from experiments.runs.run import errors_explained, open_run
 from experiments.tracking.tracker import Tracker
 
 
@@ -55,15 +54,16 @@ def posthoc(
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
-        if not (folder / "result.json").is_file():
-            prepared, tracker = opened = opened or _opened(run, say, study)
-            source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
-            model, figures = _applied(operation, source, alpha)
-            result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
-            say(f"measuring {result.label} ...")
-            measure_tracked(prepared, tracker, model, result, folder, options)
-        results.append(ArmResult.from_dict(read_json(folder / "result.json")))
-        end_tracked(run, results[-1], folder, options)
+        with errors_explained(run.parent.parent):
+            if not (folder / "result.json").is_file():
+                prepared, tracker = opened = opened or _opened(run, say, study)
+                source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
+                model, figures = _applied(operation, source, alpha)
+                result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
+                say(f"measuring {result.label} ...")
+                measure_tracked(prepared, tracker, model, result, folder, options)
+            results.append(ArmResult.from_dict(read_json(folder / "result.json")))
+            end_tracked(run, results[-1], folder, options)
     return results
 
 
@@ -98,7 +98,7 @@ def _applied(operation: str, arm: TrainedArm, alpha: float | None) -> tuple[PreT
 
 
 def _size(prepared: Prepared) -> int:
-    return load_base(prepared.config.base_model)[0].num_parameters()
+    return prepared.config.load_base()[0].num_parameters()
 
 
 def result_folder(run: Path, result: ArmResult) -> Path:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.common.errors import ModelError
 from experiments.common.files import read_json, write_json
+from experiments.common.machine_faults import of_the_machine
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.text import gain_name, gain_text, with_interval
@@ -23,7 +25,7 @@ from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
-from experiments.training.checkpoints import disk_full, last_checkpoint
+from experiments.training.checkpoints import last_checkpoint
 from experiments.training.processes import LaunchMismatch
 
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
@@ -130,13 +132,14 @@ class ArmRun:
 
     @contextmanager
     def _failure_noted(self, result: ArmResult, run: Run) -> Iterator[None]:
-        """Turn an error into the arm's status and reason; the first one stays. A full disk stops the whole run."""
+        """Turn an error into the arm's status and reason; the first one stays. A fault of the machine stops the run."""
         try:
             yield
         except StopArm as stop:
             result.status, result.reason = "pruned", str(stop)
         except Exception as error:
-            if disk_full(error) or isinstance(error, AbortLaunch | LaunchMismatch):
+            # the run loaded the base model before
+            if of_the_machine(error) or isinstance(error, AbortLaunch | LaunchMismatch | ModelError):
                 raise
             if not result.reason:
                 result.status, result.reason = "failed", reason(error)

@@ -16,11 +16,10 @@ from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
-from experiments.models.base import load_base
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
-from experiments.runs.checks import check_run
+from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
@@ -85,8 +84,9 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
-    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
+    model, tokenizer = config.load_base()
     check_run(config, model)
+    check_tokens(config, model, tokenizer)
 
     def writer() -> PreTrainedModel:
         say("the base model writes the text of the source `self` (once) ...")
@@ -100,8 +100,9 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
-    context = SuiteContext(config.seed, config.base_model)
+    context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
+    check_suites(config, model, suites)
     cache = BaseCache(root, model, tokenizer, precision)
     evaluation, base, seconds = _measured_base(suites, model, precision, cache, folder / "base", say)
     floor: list[Record] = []

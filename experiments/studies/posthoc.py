@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
 from experiments.studies.config import Posthoc, StudyConfig
 from experiments.studies.selection import ReportRow, choose, has_name, report_row
@@ -37,6 +37,8 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
                 result, alphas = result_of(run), None if item.alpha is None else [item.alpha]
                 folder = root / run["folder"]
                 posthoc(folder, result.arm, result.learning_rate, item.op, alphas, say=say, study=study.name)
+        except MachineError:
+            raise
         except (ConfigError, RunError) as error:
             say(f"{item.label}: {error}")
 

@@ -65,7 +65,7 @@ def run_trial(
     parent: id of the study's MLflow run. should_prune: the pruner; called with the first objective after each
     evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
-    from experiments.runs.run import run_experiment  # loads torch; `status` needs none
+    from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
     from experiments.scorecard import mean_card
 
     note = trial_folder(study, root, number) / "mlflow.json"
@@ -79,12 +79,13 @@ def run_trial(
         write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
-                config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
-                if i == 0:
-                    run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
-                observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
-                done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
-            except (RunError, TrackingError):  # a fault of the machine, not of the trial
+                with errors_explained(root):
+                    config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
+                    if i == 0:
+                        run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
+                    observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
+                    done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
+            except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise
             except Exception as error:
                 raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error

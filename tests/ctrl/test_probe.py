@@ -152,7 +152,7 @@ def test_a_probe_leaves_the_model_as_it_was() -> None:
     before, state = traits(model), torch.get_rng_state()
     ctrl.expand(model, ControlConfig(layers=2))
     assert torch.equal(torch.get_rng_state(), state)
-    ctrl.plain.strip(model)
+    ctrl.unload(model)
     after = traits(model)
     assert {k: v for k, v in after.items() if k != "trains"} == {k: v for k, v in before.items() if k != "trains"}
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
