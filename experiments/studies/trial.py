@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
 from experiments.runs.arm import Observer, StopArm
 from experiments.runs.outcome import Outcome
-from experiments.runs.run import errors_explained, run_experiment
+from experiments.runs.run import errors_explained, run_experiment, run_folder
 from experiments.scorecard import mean_card
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
 from experiments.tracking.tracker import Tracker
+from experiments.training.checkpoints import COMPLETE
 
 ShouldPrune = Callable[[int, float], bool]  # gets a step and the first objective there; True ends the trial
 
@@ -71,9 +73,13 @@ def run_trial(
         saved = {}
     outcome, pruned = TrialOutcome(), ""
     with Tracker(root, study.name).run(
-        f"trial {number}", kind="trial", parent=parent, params=picks, run_id=saved.get("run_id")
+        f"trial {number}",
+        kind="trial",
+        parent=parent,
+        params=picks,
+        run_id=saved.get("run_id"),
+        note=lambda run_id: write_json(note, {"run_id": run_id, "picks": picks}),
     ) as run:
-        write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):
@@ -117,6 +123,21 @@ def repeated(trial: Trial) -> Callable[..., TrialOutcome]:
 
 def trial_folder(study: StudyConfig, root: Path, number: int) -> Path:
     return root / "studies" / study.name / "trials" / f"{number:03d}"
+
+
+def steps_done(study: StudyConfig, root: Path, number: int, picks: dict[str, Scalar]) -> int:
+    """Return how far a trial has come in the folders of its runs: the steps of its checkpoints, over all seeds."""
+    with contextlib.suppress(Exception):  # picks that do not go together have no runs
+        folders = [run_folder(study.run_config(picks, number, seed), root) for seed in study.seeds]
+        return sum(_steps_of(folder, study.run_config(picks, number, 0).training.steps) for folder in folders)
+    return 0
+
+
+def _steps_of(run: Path, steps: int) -> int:
+    """Return the steps of a run's last checkpoint; a measured base and a result count as one more."""
+    results, whole = run.glob("arms/*/result.json"), run.glob(f"arms/*/checkpoints/checkpoint-*/{COMPLETE}")
+    reached = [int(file.parent.name.rsplit("-", 1)[1]) for file in whole] + [steps + 1 for _ in results]
+    return max(reached, default=0) + (run / "base" / "items.jsonl").is_file()
 
 
 def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:

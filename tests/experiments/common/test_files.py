@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from experiments.common.files import UMASK, json_lines, read_json, write_json, write_text
+from experiments.common.files import UMASK, json_lines, read_json, sweep, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,21 @@ def test_json(tmp_path: Path) -> None:
 
 def test_lines_end_at_newlines_alone() -> None:
     assert list(json_lines('{"a": "x\u2028y"}\n\n  \n{"b": 1}')) == [(1, '{"a": "x\u2028y"}'), (4, '{"b": 1}')]
+
+
+def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "unlink", killed)  # as kill -9: nothing is cleaned up
+    for pid, name in ((ended.pid, "dead"), (os.getpid(), "living")):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(tmp_path / "deep" / name, "half")
+    monkeypatch.undo()
+    (tmp_path / ".own.part").touch()
+    sweep(tmp_path)
+    assert sorted(path.name.split("-")[0].split(".")[1] for path in tmp_path.rglob(".*")) == ["living", "own"]
