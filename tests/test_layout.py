@@ -20,11 +20,11 @@ COVERED_BY = {
     "experiments.evaluation.kept_tasks.question": "experiments/evaluation/kept_tasks/test_tasks.py",
     "experiments.evaluation.kept_tasks.words": "experiments/evaluation/kept_tasks/test_tasks.py",
     "experiments.methods.base": "experiments/methods/test_method.py",
-    "experiments.methods.saving": "experiments/methods/test_method.py",
     "experiments.methods.tables": "experiments/methods/test_method.py",
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
+    "experiments.runs.base_records": "experiments/whole/test_damaged_files.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
     "experiments.runs.trained": "experiments/posthoc/test_operations.py",

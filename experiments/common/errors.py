@@ -29,12 +29,22 @@ class CompareError(BenchError):
     exit_code = 2
 
 
+class DamagedError(BenchError, ValueError):
+    """A file of a run that was cut, changed or replaced since it was written. The message names it and what to do."""
+
+    exit_code = 2
+
+
 class ModelError(BenchError):
     """A base model or tokenizer that cannot be used."""
 
 
 class RunError(BenchError):
     """An experiment that cannot start or go on. Nothing recorded is lost."""
+
+
+class MachineError(RunError):
+    """A fault of the machine (see `machine_faults`): it says nothing about the arm or trial, and may be gone soon."""
 
 
 class StudyError(BenchError):

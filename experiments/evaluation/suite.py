@@ -27,10 +27,14 @@ class SuiteSettings(Section):
 
 @dataclass(frozen=True)
 class SuiteContext:
-    """Facts of the run that a suite may need besides its settings. base_model: its name or folder."""
+    """Facts of the run that a suite may need besides its settings.
+
+    base_model: its name or folder. remote_code: run Python files that it brings along.
+    """
 
     seed: int
     base_model: str
+    remote_code: bool = False
 
 
 class Suite:
@@ -69,6 +73,11 @@ class Suite:
     def size(self) -> int:
         """Number of items that `measure` reports to `progress`."""
         raise NotImplementedError
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest sequence that `measure` reads or writes; 0 if the suite cuts to fit."""
+        return 0
 
     def content(self) -> Any:
         """Return the items and all settings that change a record, as plain JSON: the key of the cache.

@@ -11,21 +11,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import load_onto
-from experiments.models.base import load_base
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.runs.result_file import RESULT, check_files
 
 
 def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
-    """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms."""
+    """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms,
+    and DamagedError for other weights than the arm trained.
+    """
     config = load_config(folder / "config.yaml")
     trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
     if not trained.is_dir():
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
         raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
-    base, _ = load_base(config.base_model)
-    return load_onto(base, trained)
+    return load_arm(config.load_base()[0], trained.parent)
+
+
+def load_arm(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Load what an arm trained onto a fresh base model, which is changed. folder: of the arm. Raises DamagedError."""
+    check_files(folder / RESULT, trained=True)
+    return load_onto(base, folder / "trained")
 
 
 def replies(
@@ -33,7 +40,7 @@ def replies(
 ) -> pd.DataFrame:
     """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
     config = load_config(folder / "config.yaml")
-    base, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
+    base, tokenizer = config.load_base()
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)

@@ -21,7 +21,8 @@ from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
-from experiments.models.tokens import asked_key, pad, prompt_ids
+from experiments.models.reading import reading
+from experiments.models.tokens import asked_key, longest_chat, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
@@ -98,6 +99,10 @@ class DriftSuite(Suite):
     def size(self) -> int:
         return len(self.prompts)
 
+    @property
+    def longest(self) -> int:
+        return longest_chat(self.tokenizer, [p for _, _, p in self.prompts], self.settings.reply_tokens)
+
     def content(self) -> Any:
         return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
 
@@ -162,7 +167,8 @@ def reply_log_probs(
 
     Batches depend only on the replies, so the base model compared with itself gives exactly 0.
     """
-    for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], BATCH):
+    size = BATCH if reading(model).pads else 1
+    for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], size):
         texts = [replies[i].prompt + replies[i].reply for i in rows]
         mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
         ids = pad(texts, 0, left=True).to(model.device)
