@@ -18,6 +18,7 @@ import ctrl
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
+from experiments.posthoc.checks import check_operation
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
@@ -46,6 +47,7 @@ def posthoc(
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = _result_file(run, arm, learning_rate)
+    check_operation(operation, trained.parent, alphas or (), others)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
@@ -70,7 +72,7 @@ def posthoc(
 def _result_file(run: Path, arm: str, learning_rate: float) -> Path:
     """Return the file with an arm's result. Raises RunError, which names the finished arms."""
     path = run / "arms" / f"{arm}-{learning_rate:g}" / RESULT
-    if not path.is_file():
+    if Path(arm).name != arm or not path.is_file():
         found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
         raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
     return path

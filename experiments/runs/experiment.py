@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from experiments.common.files import read_note, write_json, write_text
+from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
@@ -27,7 +26,7 @@ from experiments.training.processes import Processes
 
 def lead(config: ExperimentConfig, folder: Path, session: Session, processes: Processes) -> Outcome:
     """Measure the base model, run all arms and write the report; announce each step to the other processes."""
-    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
     session.say(_first_line(config, processes))
     session.tracker.reap()
     with _tracked(config, folder, session) as run:

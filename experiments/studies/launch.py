@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root
+from experiments.common.yaml_values import dump_yaml
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.optimizers import check_options
@@ -57,7 +56,7 @@ def run_study(
     store = Store(storage_url(root, storage or config.storage), config)
     store.begin()
     folder = study_folder(root, config.name)
-    write_text(folder / "study.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(folder / "study.yaml", dump_yaml(config.to_dict()))
     note_progress(store, root)
     tracker = Tracker(root, config.name)
     tracker.reap()

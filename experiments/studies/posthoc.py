@@ -5,7 +5,6 @@ The result of each operation is in the folder of its run, where `experiments.pos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
+from experiments.runs.result_file import RESULT, read_result
 from experiments.studies.config import Posthoc, StudyConfig
 from experiments.studies.selection import ReportRow, choose, has_name, report_row
 from experiments.studies.trial import result_of
@@ -58,5 +58,5 @@ def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> l
 def _after(item: Posthoc, run: dict[str, Any], root: Path) -> dict[str, Any] | None:
     """Return the run with the operation's result in place of its own, None if the operation was not applied."""
     expected = replace(result_of(run), operation=operation_name(item.op, item.alpha))
-    path = result_folder(root / run["folder"], expected) / "result.json"
-    return {**run, "result": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None
+    path = result_folder(root / run["folder"], expected) / RESULT
+    return {**run, "result": read_result(path).to_dict()} if path.is_file() else None

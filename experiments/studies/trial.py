@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_note, write_json
 from experiments.common.section import nearest
+from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
@@ -82,7 +81,7 @@ def run_trial(
                 with errors_explained(root):
                     config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
                     if i == 0:
-                        run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
+                        run.log_text(dump_yaml(config.to_dict()), "config.yaml")
                     observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
                     done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
             except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial

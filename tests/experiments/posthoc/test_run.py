@@ -70,7 +70,7 @@ def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
         wise(arm(run, "stack"), 0.5)
     with pytest.raises(ConfigError, match=r"--alphas 0\.25 0\.5 0\.75"):
         wise(arm(run, "full"), None)
-    with pytest.raises(ConfigError, match="'full' is not expanded and has no adapter"):
+    with pytest.raises(ConfigError, match=r"'full-0\.01' is not expanded and has no adapter"):
         merge(arm(run, "full"), None)
     with pytest.raises(ConfigError, match="--alphas has no meaning"):
         merge(arm(run, "lora"), 0.5)
