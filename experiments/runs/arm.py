@@ -18,6 +18,7 @@ from experiments.reporting.stream import stream_card
 from experiments.reporting.text import gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
+from experiments.runs.estimate import TimeLeft
 from experiments.runs.prepared import headline
 from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import GAINS, HEADLINE
@@ -59,8 +60,11 @@ class ArmRun:
         self.result_file = self.folder / RESULT
         self.records = ArmRecords(self.prepared, self.folder)
 
-    def run(self, parent: Run) -> ArmResult:
-        """Train and evaluate, or read the result that is there. An arm that fails does not stop the others."""
+    def run(self, parent: Run, left: TimeLeft | None = None) -> ArmResult:
+        """Train and evaluate, or read the result that is there. An arm that fails does not stop the others.
+
+        left: says anew what the run still needs if steps take longer than estimated.
+        """
         result, known = self._read(), self.result_file.is_file()
         run_id = read_note(self.folder / "mlflow.json").get("run_id")
         if known and self._ended(run_id):
@@ -70,9 +74,10 @@ class ArmRun:
             if not known:
                 start = time.perf_counter()
                 self._drop_unmeasured()
-                self._say_start(result)
+                step = self._say_start(result)
+                evaluated = left.arm(self.folder.name, step) if left else lambda step: None
                 with self._failure_noted(result, run):
-                    result.cost = self.training.train(self._hooks(result, run))
+                    result.cost = self.training.train(self._hooks(result, run, evaluated))
                     self._log_model(run)
                 with self._failure_noted(result, run):
                     self._score(result, run)
@@ -120,9 +125,11 @@ class ArmRun:
         if step is not None:
             drop_checkpoints(self.folder / "checkpoints", step)
 
-    def _say_start(self, result: ArmResult) -> None:
+    def _say_start(self, result: ArmResult) -> int:
+        """Say which arm begins. Returns the step of the checkpoint that it goes on from, or 0."""
         checkpoint = last_checkpoint(self.folder / "checkpoints")
         self.session.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
+        return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
 
     def _say_end(self, result: ArmResult, seconds: float) -> None:
         if not result.reason:
@@ -130,10 +137,11 @@ class ArmRun:
             retention = with_interval(result.scorecard.get("retention"))
             self.session.say(f"  gain {gain}, retention {retention}, {seconds:.0f} s")
 
-    def _hooks(self, result: ArmResult, run: Run) -> Hooks:
+    def _hooks(self, result: ArmResult, run: Run, evaluated: Callable[[int], None]) -> Hooks:
         def record(step: int, records: list[Record]) -> None:
             figures = self.records.write(step, records)
             run.log_metrics({name: figure.value for name, figure in headline(figures).items()}, step)
+            evaluated(step)
             if self.session.observe:
                 self.session.observe(result.label, step, figures)
 
