@@ -16,8 +16,8 @@ from ctrl.layer import expanded_layers
 from ctrl.model import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
-from experiments.methods.saving import is_peft, load_onto
-from experiments.runs.trained import load_trained
+from experiments.methods.saving import is_peft
+from experiments.runs.trained import load_arm, load_trained
 
 Figures = dict[str, float]
 Batches = Sequence[dict[str, Tensor]]
@@ -76,7 +76,7 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
         theirs = _config_of(folder).base_model
         if theirs != base_model:
             raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
-        other = plain_model(load_onto(arm.base(), folder / "trained"), arm.batches)
+        other = plain_model(load_arm(arm.base(), folder), arm.batches)
         vectors.append(dict(other.named_parameters()))
     weight = 1.0 if alpha is None else alpha
     return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}

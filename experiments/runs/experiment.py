@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from experiments.common.files import read_json, write_json, write_text
+from experiments.common.files import read_note, write_json, write_text
 from experiments.config import ExperimentConfig
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
@@ -63,7 +63,7 @@ def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterat
         kind="experiment",
         parent=session.parent,
         params=config.to_dict(),
-        run_id=read_json(note).get("run_id"),
+        run_id=read_note(note).get("run_id"),
         tags={"run_folder": str(folder)},
         folder=folder,
     ) as run:
@@ -88,6 +88,6 @@ def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | No
         return say_time(missing, session.say)
     session.say("all arms are finished already; making the report again (--fresh repeats everything)")
     for arm in arms:
-        if read_json(arm.result_file)["status"] == "failed":
+        if read_note(arm.result_file).get("status") == "failed":
             session.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")
     return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.common.errors import RunError, TrackingError
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_note, write_json
 from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
@@ -69,7 +69,7 @@ def run_trial(
     from experiments.scorecard import mean_card
 
     note = trial_folder(study, root, number) / "mlflow.json"
-    saved = read_json(note)
+    saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
     outcome, pruned = TrialOutcome(), ""
