@@ -14,7 +14,9 @@ from ctrl.merge import merge_back
 from ctrl.merge_many import merge_models
 from ctrl.model import at_alpha, describe, expand, pretrained
 from ctrl.published import export_published, load_published
+from ctrl.reference import reference
 from ctrl.saving import load, save
+from ctrl.swapping import swap, unload
 
 __all__ = [
     "CheckpointError",
@@ -34,5 +36,8 @@ __all__ = [
     "merge_gap",
     "merge_models",
     "pretrained",
+    "reference",
     "save",
+    "swap",
+    "unload",
 ]

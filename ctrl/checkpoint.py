@@ -2,6 +2,7 @@
 
 Its config.json is there for `from_pretrained`: it is no model's, so every class refuses the folder, with the way out in
 its message, instead of loading a plain model without the copies. The weights have the name from which Trainer resumes.
+README.md is the model card of the Hub.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
 from ctrl.layer import ADDED, expanded_layers
+from ctrl.offloaded import in_memory
 from ctrl.sharded import write_once
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
@@ -34,7 +37,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     state = model.state_dict() if state_dict is None else state_dict
     base = {**base_facts(model), "fingerprint": model.control.fingerprint, "expanded_layers": model.control.layers}
     meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
-    write_once({name: state[name] for name in names}, lambda tensors: _write(folder, tensors, meta))
+    trained = in_memory(model, {name: state[name] for name in names})
+    write_once(trained, lambda tensors: _write(folder, tensors, meta))
     return folder
 
 
@@ -98,11 +102,17 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:
-    """List the tensors of copy and interpolation, without those that a low-rank copy shares with its original."""
-    parts = [layer.expanded] if layer.interpolation is None else [layer.expanded, layer.interpolation]
-    own = {id(t) for name, t in layer.named_parameters(remove_duplicate=False) if not name.startswith(ADDED)}
-    added = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-    return [t for t in added if id(t) not in own]
+    """List the tensors of copy and interpolation, without those that a low-rank copy shares with its original.
+
+    These are found by name: if accelerate offloads them, they are no longer one object.
+    """
+    names = [name for name, _ in layer.named_parameters(remove_duplicate=False) if not name.startswith(ADDED)]
+    shared = names if layer.control.config.expanded == "lora" else []
+    copied = layer.expanded.named_parameters(remove_duplicate=False)
+    added = [tensor for name, tensor in copied if name.replace(".base_layer", "") not in shared]
+    gate = () if layer.interpolation is None else (*layer.interpolation.parameters(), *layer.interpolation.buffers())
+    buffers = [buffer for name, buffer in layer.expanded.named_buffers() if ".base_layer." not in name]
+    return [*added, *buffers, *gate]
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -111,6 +121,9 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         for name, values in ((REFUSAL_FILE, REFUSAL), (CONFIG_FILE, meta)):
             _replace(folder / name, lambda path, values=values: path.write_text(json.dumps(values, indent=2) + "\n"))
+        if may_write(folder / CARD_FILE):
+            text = card(meta["base"], meta["control"])
+            _replace(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
         raise CheckpointError(

@@ -20,6 +20,10 @@ from ctrl.control import ForwardPass, mean_divergence
 from ctrl.control_model import ControlModel, check_gradients, require_expanded
 from ctrl.errors import ConfigError
 
+IN_THREADS = (
+    "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
+    "torchrun, or use the model's own loss"
+)
 AnyTrainer = TypeVar("AnyTrainer")
 
 
@@ -65,8 +69,10 @@ def collect_divergence(model: nn.Module) -> Iterator[Collected]:
         loss = loss + collected.weighted()
 
     Inside the block the model's own loss is the LM loss alone, so that nothing counts twice. Raises ConfigError for a
-    plain model.
+    plain model, and for nn.DataParallel, whose passes run in other threads.
     """
+    if isinstance(model, nn.DataParallel):
+        raise ConfigError(IN_THREADS)
     expanded = require_expanded(model)
     thread, collected = expanded.control.thread, Collected(expanded)
     causal: Any = expanded
@@ -99,7 +105,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
         )
     if changed.args.n_gpu > 1:
-        raise ConfigError("ctrl.attach does not work with nn.DataParallel: start one process per GPU with torchrun")
+        raise ConfigError(IN_THREADS)
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
     return trainer

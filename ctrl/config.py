@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -41,16 +42,20 @@ class ControlConfig:
     detach_pretrained: stop the gradient of the divergence into the pretrained branch, whose input depends on the
         expanded layers below it.
     divergence_tokens: tokens that count. `real`: all except padding, which a mask (batch, seq) marks; all tokens if the
-        mask has another form (4-D, or a dict). `labels`: tokens with a label.
-    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
+        mask has another form (4-D, or a dict). `labels`: tokens with a label. Under Trainer, which passes the number of
+        labelled tokens of an optimiser step, a sequence weighs as much as its share of them, as in the LM loss;
+        without that number all tokens weigh the same.
+    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft). If the
+        base is quantised, full copies are in floats and start from the values that the quantised layers compute with.
     lora_rank: rank of the adapters.
     copies_dtype: type of the trained weights over a base in bf16 or fp16. `fp32`: they are fp32, read as rounded to the
         base's type while they compute, so the start equals the base; bytes per copied parameter with AdamW: weight 4,
         its rounded value 2 (kept for the backward pass), gradient 4, moments 8, together 18. `base`: all in the base's
         type, 8 bytes together; at rates of 1e-5 most weights then never change, since steps are smaller than the
         distance to the next number.
-    norm_mix: c in [0, 1]; the norms of the copy become c x + (1 - c) norm(x). 0 keeps them as they are; `alpha` takes
-        the layer's own alpha as c (published checkpoints call this interpolation_norm_alpha).
+    norm_mix: c in [0, 1]; the norms of the copy, except those in its attention, become c x + (1 - c) norm(x). 0 keeps
+        them as they are. `learned` gives each a factor f of its own, c = clamp(2 sigmoid(f) - 1, 0, 1), which starts
+        at 0 (published checkpoints: interpolation_norm_alpha -1).
     """
 
     structure: Structure = "concat"
@@ -65,7 +70,7 @@ class ControlConfig:
     detach_alpha: bool = False
     detach_pretrained: bool = False
     divergence_tokens: Literal["real", "labels"] = "real"
-    norm_mix: float | Literal["alpha"] = 0.0
+    norm_mix: float | Literal["learned"] = 0.0
     expanded: Literal["full", "lora"] = "full"
     lora_rank: int = 8
     copies_dtype: Literal["fp32", "base"] = "fp32"
@@ -73,6 +78,13 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
+        if self.norm_mix == "alpha":
+            warnings.warn(
+                "norm_mix='alpha' is now 'learned': each relaxed norm has a factor of its own, as in published "
+                "checkpoints, in place of the layer's alpha. Write norm_mix='learned'",
+                stacklevel=3,
+            )
+            object.__setattr__(self, "norm_mix", "learned")
         faults = [*_choice_faults(self), *_number_faults(self), *_layer_faults(self.layers)]
         if faults:
             raise ConfigError("\n".join(faults))
@@ -135,8 +147,8 @@ def _number_faults(config: ControlConfig) -> list[str]:
             "expanded='lora' needs structure='concat': a low-rank copy starts equal to its original, a stacked one "
             f"must start as the identity, but got structure={config.structure!r}"
         )
-    if config.norm_mix != "alpha" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
-        faults.append(f"norm_mix must be 'alpha' or a number in [0, 1], but got {config.norm_mix!r}")
+    if config.norm_mix != "learned" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
+        faults.append(f"norm_mix must be 'learned' or a number in [0, 1], but got {config.norm_mix!r}")
     return faults
 
 

@@ -48,7 +48,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Run one forward pass without labels on the model's own device: (batch, seq, vocabulary)."""
-    device = next(model.parameters()).device
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))  # meta: offloaded
     out: Tensor = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits
     return out
 

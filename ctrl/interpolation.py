@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from ctrl.errors import ConfigError, unknown_name
 from ctrl.numerics import lerp, slerp, wide_dtype, widen
+from ctrl.offloaded import held
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, alpha) -> mixed
 
@@ -39,10 +40,10 @@ class Published:
 class Interpolation(nn.Module):
     """Base class: one alpha = sigmoid(theta) per layer. theta is a parameter of shape (1,) that trains if `learned`.
 
-    A subclass overrides `alpha` (to make it depend on the token), `mix` or `project`, and sets the class attributes
-    that differ. The first line of its docstring is its summary.
+    A subclass overrides `alpha` (to make it depend on the token), `mix`, `project` or `compared`, and sets the class
+    attributes that differ. The first line of its docstring is its summary.
 
-    fixed_alpha: scalar () that replaces alpha inside `ctrl.at_alpha`.
+    fixed_alpha: scalar () that the layer passes to `forward` inside `ctrl.at_alpha`; None outside of it.
     per_token: alpha depends on the token and has shape (batch, seq, 1), not (). `merge_back` then needs text to measure
         its mean.
     merged: function (W_pretrained, W_expanded, alpha) with which `merge_back` mixes weights, each row of a matrix like
@@ -64,18 +65,13 @@ class Interpolation(nn.Module):
         theta = torch.tensor([alpha_start], dtype=torch.float64).logit().float()
         self.theta = nn.Parameter(theta, requires_grad=learned)
 
-    def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1)."""
-        alpha = self.effective_alpha(a, b, h)
+    def forward(self, a: Tensor, b: Tensor, h: Tensor, fixed_alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mixed hidden state (batch, seq, hidden) and the alpha used, () or (batch, seq, 1).
+
+        fixed_alpha: scalar () that replaces alpha. It is that of the pass, which checkpointing may run again later.
+        """
+        alpha = self.alpha(a, b, h) if fixed_alpha is None else fixed_alpha.to(a.device)
         return self.mix(self.project(a), b, alpha), alpha
-
-    def effective_alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-        """Return `fixed_alpha` if it is set, else `alpha`."""
-        return self.alpha(a, b, h) if self.fixed_alpha is None else self.fixed_alpha.to(a.device)
-
-    def scalar_alpha(self) -> Tensor:
-        """Return alpha without a token: `fixed_alpha` () if it is set, else sigmoid(theta) (1,)."""
-        return torch.sigmoid(self.theta) if self.fixed_alpha is None else self.fixed_alpha.to(self.theta.device)
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         """Compute alpha, () or (batch, seq, 1), in fp32 or wider."""
@@ -86,7 +82,11 @@ class Interpolation(nn.Module):
         return lerp(a, b, alpha)
 
     def project(self, a: Tensor) -> Tensor:
-        """Project a before it is mixed with b and compared with b by the divergence. Base class: a itself."""
+        """Return what is mixed with b (batch, seq, hidden). Base class: a itself."""
+        return a
+
+    def compared(self, a: Tensor) -> Tensor:
+        """Return what the divergence compares with b (batch, seq, hidden). Base class: a itself."""
         return a
 
     @classmethod
@@ -110,7 +110,7 @@ class Interpolation(nn.Module):
 
     def local_alpha(self) -> float:
         """Return sigmoid(theta) as a float; NaN if this rank holds no shard of theta."""
-        theta: Any = self.theta.detach()
+        theta: Any = held(self, "theta").detach()
         local: Tensor = theta.to_local() if hasattr(theta, "to_local") else theta
         return torch.sigmoid(local.float()).item() if local.numel() else math.nan
 
@@ -166,16 +166,15 @@ class DLerpIn(Interpolation):
         return torch.sigmoid(_dot(h, self.weight.squeeze(0)) + self._theta(h))
 
 
-class PLerp(Interpolation):
-    """(1-alpha) P a + alpha b, P = I + offset. The offset is 0 at the start, so P a = a to the last bit."""
-
-    published = Published("prog", {"theta": "interpolation_factor", "offset": "lateral_connection.weight"})
+class Projection(Interpolation):
+    """Base class of those with a matrix P = I + offset. The offset is 0 at the start, so P a = a to the last bit."""
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
         self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
 
-    def project(self, a: Tensor) -> Tensor:
+    def projected(self, a: Tensor) -> Tensor:
+        """Compute P a in fp32 for half types, returned in a's dtype."""
         wide = widen(a)
         return (wide + linear(wide, self.offset.to(wide.dtype)).to(wide.dtype)).to(a.dtype)
 
@@ -191,15 +190,23 @@ class PLerp(Interpolation):
         return super().from_published(name, value)
 
 
-class Proj(PLerp):
-    """Lerp of a and b; only the divergence uses the projection: it compares P a with b, P = I + offset."""
+class PLerp(Projection):
+    """(1-alpha) P a + alpha b; the divergence compares a with b."""
+
+    published = Published("prog", {"theta": "interpolation_factor", "offset": "lateral_connection.weight"})
+
+    def project(self, a: Tensor) -> Tensor:
+        return self.projected(a)
+
+
+class Proj(Projection):
+    """Lerp of a and b; only the divergence uses the projection: it compares P a with b."""
 
     published = Published("proj", {"theta": "interpolation_factor", "offset": "linear_proj.weight"})
     trained_by_divergence = ("offset",)
 
-    def forward(self, a: Tensor, b: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.effective_alpha(a, b, h)
-        return self.mix(a, b, alpha), alpha
+    def compared(self, a: Tensor) -> Tensor:
+        return self.projected(a)
 
 
 class MoeSoft(Interpolation):

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
 from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
+from ctrl.numerics import widen
+from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
 RUN = "control_run"  # keyword in which a layer passes a LayerRun on to its forward
@@ -31,13 +34,18 @@ class LayerRun:
     It is no dataclass, since FSDP copies those that it finds among a layer's arguments.
 
     current: the pass, None if the decoder was called by itself. enabled: whether the copy runs.
-    measure: whether the divergence is computed: for its gradient, for the log alone (without one), or not.
+    fixed_alpha: replaces alpha. measure: whether the divergence is computed: for its gradient, for the log alone
+    (without one), or not.
     """
 
     def __init__(
-        self, current: ForwardPass | None, enabled: bool, measure: Literal["gradient", "value"] | None = None
+        self,
+        current: ForwardPass | None,
+        enabled: bool,
+        fixed_alpha: Tensor | None = None,
+        measure: Literal["gradient", "value"] | None = None,
     ) -> None:
-        self.current, self.enabled, self.measure = current, enabled, measure
+        self.current, self.enabled, self.fixed_alpha, self.measure = current, enabled, fixed_alpha, measure
 
 
 class ExpandedLayer(nn.Module):
@@ -59,12 +67,9 @@ class ExpandedLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         run = kwargs.pop(RUN, None) or self._plan()
-        if not self.attention_handles:
-            return self._run(run, hidden_states, *args, **kwargs)
-        try:
-            return self._run(run, hidden_states, *args, **kwargs)
-        finally:
-            drop_rows(self)
+        if self.attention_handles:
+            return with_rows(self._run, run, hidden_states, *args, **kwargs)
+        return self._run(run, hidden_states, *args, **kwargs)
 
     def _plan(self) -> LayerRun:
         """Decide what this run of the layer does; warn if a training pass would lose its divergence."""
@@ -72,13 +77,14 @@ class ExpandedLayer(nn.Module):
         again = current is None and _in_backward()  # run again by a checkpoint around the whole layer
         if current is None and not again and self.training and torch.is_grad_enabled():
             control.warn_of_loss_without("that runs the decoder without the model's forward")
+        fixed = None if self.interpolation is None else self.interpolation.fixed_alpha
         if not control.enabled or self.interpolation is None or control.config.divergence == "none":
-            return LayerRun(current, control.enabled)
+            return LayerRun(current, control.enabled, fixed)
         added = current is not None and current.divergences is not None
         if control.adds and (added or (again and self.training)):
-            return LayerRun(current, True, "gradient")
+            return LayerRun(current, True, fixed, "gradient")
         logged = control.log is not None and current is not None and (added or self.training)
-        return LayerRun(current, True, "value" if logged else None)
+        return LayerRun(current, True, fixed, "value" if logged else None)
 
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
@@ -92,8 +98,10 @@ class ExpandedLayer(nn.Module):
             self._note(run, a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
-        mixed, alpha = self.interpolation(a, b, hidden_states)
-        self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
+        wide_a, wide_b = widen(a), widen(b)  # once, for the mix and the divergence
+        mixed, alpha = self.interpolation(wide_a, wide_b, hidden_states, run.fixed_alpha)
+        self._note(run, a, b, alpha, self._measured(run, wide_a, wide_b, alpha))
+        mixed = mixed.to(a.dtype)
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too
         return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
@@ -108,24 +116,26 @@ class ExpandedLayer(nn.Module):
             run.current.divergences[self.index] = per_token
         return per_token
 
-    def _note(self, run: LayerRun, *figures: Any) -> None:
+    def _note(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None) -> None:
         control = self.control
         if control.log is not None and run.current is not None and run.current.running:
-            control.log.note(self, *figures, run.current.mask)
+            dim = control.batch_dim
+            alpha = None if alpha is None else alpha_of_tokens(alpha, dim)
+            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""
         config = self.control.config
         if config.divergence == "attention":
             a, b = (rows_of(branch) for branch in (self, self.expanded))
-        a = a.detach() if config.detach_pretrained else a  # before project, whose parameters still train
+        a = a.detach() if config.detach_pretrained else a  # before P, which still trains
         if config.divergence != "attention" and self.interpolation is not None:
-            a = self.interpolation.project(a)
+            a = self.interpolation.compared(a)
         per_token = DIVERGENCES[config.divergence](a, b, config.margin)
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha
             per_token = per_token * (alpha.squeeze(-1) if alpha.dim() else alpha)
-        return per_token
+        return over_streams(per_token, self.control.batch_dim)
 
 
 @made_once
@@ -144,30 +154,6 @@ def class_before(module: nn.Module, mixin: type) -> type:
     """Return the class of the module before a mixin was put in front of it."""
     classes = type(module).__mro__  # fully_shard puts classes of its own in front
     return classes[classes.index(mixin) + 1]
-
-
-def keep_rows(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook: keep an attention module's weights (batch, heads, seq, keys) for the attention divergence."""
-    rows: Any = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-    module.attention_rows = rows
-
-
-def rows_of(branch: nn.Module) -> Tensor:
-    """Return the attention weights kept in one branch: a layer without its copy, or a copy."""
-    for name, module in branch.named_modules():
-        rows: Tensor | None = module.__dict__.get("attention_rows")
-        if rows is not None and not name.startswith("expanded."):
-            return rows
-    raise RuntimeError(
-        f"divergence='attention' needs attention weights, but those of {type(branch).__name__} are None: call "
-        "model.set_attn_implementation('eager')"
-    )
-
-
-def drop_rows(layer: nn.Module) -> None:
-    """Delete the attention weights of both branches, which hold the graph of this pass."""
-    for module in layer.modules():
-        module.__dict__.pop("attention_rows", None)
 
 
 def _in_backward() -> bool:

@@ -17,15 +17,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.control_model import bare_expanded
+from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
+from ctrl.expansion import take_off
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
-from ctrl.plain import check_rebuilds, insert, source_layers, strip, whole_model
+from ctrl.offloaded import held
+from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
+from ctrl.quantised import refuse_quantised
 from ctrl.sharded import whole
+from ctrl.streams import alpha_of_tokens, by_token
 
 Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
@@ -51,7 +55,7 @@ def merge_back(
         `batches` if given, else the alpha that `at_alpha` fixes, else sigmoid(theta).
     batches: text, dicts with input_ids and attention_mask. Pass it if alpha depends on the token, since sigmoid(theta)
         is not its mean then.
-    in_place: change the given model instead of a copy of it (half the memory).
+    in_place: change the given model instead of a copy of it (half the memory). A sharded or offloaded one is copied.
     gap_on: text on which the two models are compared; the result is then (plain model, MergeGap).
 
     Weights keep the dtypes of the pretrained ones. If the model is sharded over processes (FSDP2), all processes call
@@ -79,7 +83,7 @@ def merge_back(
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
-    strip(plain)
+    take_off(plain)
     insert(plain, stacked, sources)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
@@ -91,13 +95,13 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
 
     Runs in eval mode. Raises ConfigError if the batches have no real token.
     """
-    layers = expanded_layers(model)
+    layers, dim = expanded_layers(model), require_expanded(model).control.batch_dim
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
     sums, counts = dict.fromkeys(gates, 0.0), dict.fromkeys(gates, 0)
     mask: Tensor | None = None
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        mixed, alpha = output
+        mixed, alpha = (by_token(output[0], dim), alpha_of_tokens(output[1], dim))
         alphas = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
         sums[gate] += float(alphas.sum())
         counts[gate] += alphas.numel()
@@ -134,6 +138,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     elif batches is not None:
         alphas = measured_alphas(model, batches)
     else:
+        _warn_of_gates(model)
         alphas = [_own_alpha(layer) for layer in layers]
     if len(alphas) != len(layers):
         raise ConfigError(f"alpha must be one number or {len(layers)}, one per expanded layer, but got {len(alphas)}")
@@ -151,11 +156,26 @@ def _own_alpha(layer: ExpandedLayer) -> float:
     gate = layer.interpolation
     if gate is None:
         return float("nan")
-    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(whole(gate.theta).float()).item()
+    theta = whole(held(gate, "theta")).float()
+    return gate.fixed_alpha.item() if gate.fixed_alpha is not None else torch.sigmoid(theta).item()
+
+
+def _warn_of_gates(model: Any) -> None:
+    """Warn if alpha depends on the token, since sigmoid(theta) leaves out the weights of the gate."""
+    gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
+    dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
+    if any(whole(held(gate, "theta")).isfinite().all() and whole(held(gate, "weight")).any() for gate in dials):
+        warnings.warn(
+            f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
+            "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "
+            "give alpha",
+            stacklevel=4,
+        )
 
 
 def check_mergeable(model: Any) -> None:
     """Raise ConfigError if a plain model cannot hold the expanded model's interpolation or norms."""
+    refuse_quantised(model, "merge_back")
     config = model.control.config
     if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
         mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]

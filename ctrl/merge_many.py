@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
+from ctrl.expansion import take_off
 from ctrl.gap import Batches, MergeGap, merge_gap
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
-from ctrl.plain import strip, whole_model
+from ctrl.plain import whole_model
 
 
 @torch.no_grad()
@@ -60,7 +61,7 @@ def merge_models(
             before = widen(start[name])
             totals[name] = totals.get(name, before) + factor * (mixed.to(before.device) - before)
     plain = copy.deepcopy(expanded[0])
-    strip(plain)
+    take_off(plain)
     for name, parameter in plain.named_parameters():
         if name in totals:
             parameter.copy_(totals[name])

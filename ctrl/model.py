@@ -13,35 +13,42 @@ from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.control import Control
-from ctrl.control_model import IGNORED, ControlModel, control_class, peft_adapter, require_expanded
-from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
+from ctrl.control_model import ControlModel, peft_adapter, require_expanded
+from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
+from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import fingerprint
-from ctrl.interpolation import build_interpolation
-from ctrl.layer import expanded_class, expanded_layers, keep_rows
-from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from ctrl.interpolation import Interpolation, build_interpolation
+from ctrl.layer import expanded_layers
+from ctrl.probe import probe
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
-    Before training the logits equal the base model's, unless norm_mix changes norms. Raises ConfigError for a model or
-    layers that cannot be expanded, and then leaves the model unchanged.
+    Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
+    a model or layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of
+    four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
+    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. FSDP needs one dtype for all that trains in a shard. With
-    copies_dtype='base' shard the interpolations of a half-precision model separately, before their layers:
+    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
+    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
+    training, so that they differ by it from the start: set the config's dropout to 0.
+
+    FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
+    half-precision model separately, before their layers:
 
         for layer in ctrl.layer.expanded_layers(model):
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
-
-    With norm_mix='alpha' the norms of the copy read theta, outside of such a shard. Then do not shard interpolations
-    separately: keep the model in fp32 and compute in bf16 with fully_shard's `mp_policy`.
     """
     config = config or ControlConfig()
     if isinstance(model, ControlModel):
-        raise ConfigError("the model is expanded already: expand a new base model, or call merge_back first")
+        raise ConfigError(
+            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
+        )
     if (adapter := peft_adapter(model)) is not None:
         raise ConfigError(
             f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
@@ -49,6 +56,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
+    check_layers(layers, indices)
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
@@ -62,15 +70,14 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
         ]
         expansions = list(zip(indices, kinds, copies, strict=True))
-        check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
-    control = Control(config, indices, len(layers), fingerprint=fingerprint(model))
-    model.requires_grad_(False)
-    for index, kind, copied in expansions:
-        _expand_layer(layers[index], index, kind, copied, control, model)
-    model.__class__ = control_class(type(model))
-    model.control = control  # type: ignore[assignment]
-    ignored = getattr(model.config, IGNORED, None) or []
-    setattr(model.config, IGNORED, [*ignored, "lm_loss", "divergence"])  # then Trainer.predict returns only logits
+        stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
+        shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
+    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
+    parts = [
+        Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+        for index, kind, copied in expansions
+    ]
+    put_on(model, Expansion(control, parts))
     return model
 
 
@@ -93,32 +100,26 @@ def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config
     return copied
 
 
-def _expand_layer(
-    layer: nn.Module, index: int, kind: str, copied: nn.Module, control: Control, model: PreTrainedModel
-) -> None:
-    config = control.config
-    interpolation = None
-    if kind == "concat":
-        hidden = model.config.get_text_config(decoder=True).hidden_size
-        interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
-        interpolation.to(next(layer.parameters()).device)
-        if config.divergence in ("none", "attention"):  # which compare no hidden states
-            for name in interpolation.trained_by_divergence:
-                interpolation.get_parameter(name).requires_grad_(False)
-        relax_norms(copied, config.norm_mix, interpolation)
-    copied.train(layer.training)
-    layer.__class__ = expanded_class(type(layer))
-    layer.expanded = copied
-    layer.interpolation = interpolation  # type: ignore[assignment]
-    layer.control, layer.index, layer.kind = control, index, kind  # type: ignore[assignment]
-    if config.divergence == "attention" and kind == "concat":
-        attentions = [module for module in layer.modules() if is_attention(module)]
-        layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]  # type: ignore[assignment]
+def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlConfig) -> Interpolation | None:
+    """Relax the norms of a parallel copy and build its interpolation; None for a stacked copy."""
+    if kind == "stack":
+        return None
+    relax_norms(copied, config.norm_mix)
+    interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
+    if config.divergence in ("none", "attention"):  # which compare no hidden states
+        for name in interpolation.trained_by_divergence:
+            interpolation.get_parameter(name).requires_grad_(False)
+    return interpolation
 
 
 @contextlib.contextmanager
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added."""
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
+
+    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
+    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
+    checkpoint of your own around several layers runs them again as the model is then.
+    """
     control = require_expanded(model).control
     before, control.enabled = control.enabled, False
     try:
@@ -132,7 +133,8 @@ def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
     """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. Raises ConfigError for a stacked layer, which mixes nothing.
+    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, as with
+    `ctrl.pretrained`. Raises ConfigError for a stacked layer, which mixes nothing.
     """
     layers = expanded_layers(require_expanded(model))
     before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
@@ -172,7 +174,10 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """Rows of `describe`; prints as a table."""
+    """Rows of `describe`; prints as a table. trainable, parameters: how many train in the whole model, of how many."""
+
+    trainable: int
+    parameters: int
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -180,13 +185,23 @@ class Description(list[LayerInfo]):
             alpha = "-" if row.alpha is None else f"{row.alpha:.3f}"
             rows.append(f"{row.layer:>5}  {row.branch:<7} {row.trainable:>13,}  {alpha:>6}")
         rows.append(f"{'sum':>5}  {'':<7} {sum(row.trainable for row in self):>13,}")
+        share = 100 * self.trainable / max(self.parameters, 1)
+        counts = f"trainable params: {self.trainable:,} || all params: {self.parameters:,}"
+        rows.append(f"{counts} || trainable%: {share:.4f}")
         return "\n".join(rows)
 
 
 def describe(model: nn.Module) -> Description:
-    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
-    rows = Description()
-    for layer in expanded_layers(require_expanded(model)):
+    """List the expanded layers with kind, trainable parameters and alpha; printed, with the share that trains.
+
+    Raises ConfigError for a plain model.
+    """
+    expanded, rows = require_expanded(model), Description()
+    rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
+    lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
+    names = expanded.named_parameters()
+    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
+    for layer in expanded_layers(expanded):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))
@@ -196,17 +211,22 @@ def describe(model: nn.Module) -> Description:
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
     """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
 
-    accelerate sets one for hooks of a device_map, Trainer for autocast.
+    accelerate sets one for the hooks of a device_map, Trainer for autocast, TRL for its fused head.
     """
     for module in (model, *layers):
         own = vars(module).get("forward")
         if getattr(own, "__func__", None) is type(module).forward:
             del module.forward  # the class's own forward, left by a hook that was removed
-    if any("forward" in vars(module) for module in (model, *layers)):
+    wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
+    if any("_hf_hook" in vars(module) for module in wrapped):
         raise ConfigError(
-            f"{type(model).__name__} has hooks around its forward (a device_map over several devices, or a prepared "
-            "model): expand it before you dispatch it or pass it to a trainer, or remove the hooks first "
-            "(accelerate.hooks.remove_hook_from_submodules)"
+            f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
+            "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"
+        )
+    if wrapped:
+        raise ConfigError(
+            f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
+            "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
         )
 
 

@@ -8,64 +8,41 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.control_model import IGNORED, ControlModel
+from ctrl.control_model import ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_layers
+from ctrl.expansion import become
+from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
+from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
 from ctrl.structure import decoder_layers, select_layers
 
 
 def whole_model(model: Any) -> Any:
-    """Return the model itself or, if it is sharded, a full copy in host memory. Then every process must call this."""
+    """Return the model itself or, if it is sharded or offloaded, a full copy in host memory.
+
+    If it is sharded, every process must call this.
+    """
     state = model.state_dict()
-    if not any(is_sharded(tensor) for tensor in state.values()):
+    if not is_offloaded(model) and not any(is_sharded(tensor) for tensor in state.values()):
         return model
+    state = in_memory(model, state | dict(model.named_buffers()))  # RoPE's frequencies are not in the state dict
     cls: Any = class_before(model, ControlModel)
     gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
     expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
-    for name, own in gathered.state_dict(keep_vars=True).items():
+    for name, own in (gathered.state_dict(keep_vars=True) | dict(gathered.named_buffers())).items():
         own.data = whole(state[name]).cpu()
-    for name, buffer in model.named_buffers():
-        gathered.get_buffer(name).data = whole(buffer).cpu()  # RoPE's frequencies are not in the state dict
     for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
         if layer.interpolation is not None and original.interpolation is not None:
             layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
     return gathered.train(model.training)
-
-
-def strip(model: Any) -> None:
-    """Remove in place all that expand added. The model has its base class again."""
-    for layer in expanded_layers(model):
-        for handle in layer.__dict__.pop("attention_handles", ()):
-            handle.remove()
-        for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
-            delattr(layer, name)
-        become(layer, class_before(layer, ExpandedLayer))
-    model.config.__dict__.pop(IGNORED, None)
-    del model.control
-    become(model, class_before(model, ControlModel))
-
-
-def become(module: nn.Module, cls: type[nn.Module]) -> None:
-    """Give the module another class, and drop the forward that a trainer has set on the instance.
-
-    accelerate's autocast and TRL's fused head set one, which runs the forward of the class, or of the model, before.
-    Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
-    """
-    module.__class__ = cls
-    for name in ("forward", "_original_forward", "_old_forward"):
-        vars(module).pop(name, None)
-    if (hook := vars(module).get("_hf_hook")) is not None:
-        importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)
 
 
 def source_layers(model: Any) -> list[int]:
@@ -108,8 +85,14 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
     deeper = copy.deepcopy(model.config)
     select_layers(deeper.get_text_config(decoder=True), sources)
     cls = class_before(model, ControlModel)
-    with torch.device("meta"):
-        here, there = (decoder_layers(cls(config)) for config in (copy.deepcopy(model.config), deeper))
+    try:
+        with torch.device("meta"):
+            here, there = (decoder_layers(cls(config)) for config in (copy.deepcopy(model.config), deeper))
+    except Exception as error:
+        raise ConfigError(
+            f"{cls.__name__} cannot be built with the stacked copies inserted ({error}): keep it expanded (ctrl.save), "
+            "or expand with structure='concat'"
+        ) from error
     for slot, source in enumerate(sources):
         old, new = _traits(here[source]), _traits(there[slot])
         wrong = [key for key in {**old, **new} if old.get(key) != new.get(key)]

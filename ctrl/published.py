@@ -24,6 +24,7 @@ from ctrl.errors import CheckpointError
 from ctrl.fingerprint import fingerprint
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
+from ctrl.offloaded import in_memory
 from ctrl.plain import source_layers
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
@@ -35,6 +36,7 @@ from ctrl.published_names import (
     published_names,
     published_value,
 )
+from ctrl.quantised import refuse_quantised
 from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 
@@ -82,6 +84,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
     check_exportable(config)
+    refuse_quantised(expanded, "export_published")
     names = published_names(expanded)
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)
@@ -104,7 +107,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 
-    write_once(expanded.state_dict(keep_vars=True), write)
+    write_once(in_memory(expanded, expanded.state_dict(keep_vars=True)), write)
     return folder
 
 
@@ -176,16 +179,15 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
 
 
 def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:
-    """Explain extra tensors that may belong to relaxed norms, which have no tensors in this layout; else return ''."""
+    """Explain extra tensors that may belong to relaxed norms; return '' if there are none."""
     own = [name for name in extra if "norm" in name or name.endswith("interpolation_factor")]
     if not own:
         return ""
     value = repr(expansion["interpolation_norm_alpha"]) if "interpolation_norm_alpha" in expansion else "missing"
     return (
-        f". interpolation_norm_alpha is {value}, and {own[0]} may belong to relaxed norms with another formula than "
-        "c x + (1 - c) norm(x), where c is a constant or, for -1, the layer's own alpha. If you know that their c is a "
-        "constant, write it into config.json as interpolation_norm_alpha and delete these tensors; otherwise the "
-        "checkpoint cannot be loaded"
+        f". interpolation_norm_alpha is {value}, but {own[0]} may belong to relaxed norms. Learned ones have one "
+        "interpolation_factor per norm of the expanded layer: write interpolation_norm_alpha -1 into config.json. "
+        "Norms of another formula than c x + (1 - c) norm(x) cannot be loaded"
     )
 
 

@@ -41,7 +41,7 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
         divergence=DIVERGENCE[loss] if weight else "none",
         divergence_weight=1.0 if weight == -1 else float(weight),
         scale_by_alpha=weight == -1,
-        norm_mix="alpha" if norm_mix == -1 else float(norm_mix),
+        norm_mix="learned" if norm_mix == -1 else float(norm_mix),
     )
 
 
@@ -68,7 +68,7 @@ def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: li
         "interpolation_factor": theta,
         "interpolation_loss_alpha": weight if _diverges(config) else 0,
         "interpolation_loss_type": back.get(config.divergence, "mse"),
-        "interpolation_norm_alpha": -1 if config.norm_mix == "alpha" else config.norm_mix,
+        "interpolation_norm_alpha": -1 if config.norm_mix == "learned" else config.norm_mix,
         "freeze_interpolation_factor": config.alpha == "fixed",
         "freeze_ori_layers": True,
         "freeze_ori_non_layers": True,

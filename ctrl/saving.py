@@ -15,10 +15,10 @@ from ctrl.checkpoint import WEIGHTS_FILE, added_names, base_facts, read_config, 
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
+from ctrl.expansion import take_off
 from ctrl.fingerprint import fingerprint, same_base
 from ctrl.hub import local_folder
 from ctrl.model import expand
-from ctrl.plain import strip
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -59,10 +59,12 @@ def load(
     _check_base(model, meta["base"], folder, allow_other_base)
     trainable = [p for p in model.parameters() if p.requires_grad]
     expand(model, config)
+    if meta["control"].get("norm_mix") == "alpha":
+        tensors |= _norm_factors(tensors, added_names(model))
     try:
         _check_fit(tensors, model, folder)
     except CheckpointError:
-        strip(model)
+        take_off(model)
         for parameter in trainable:
             parameter.requires_grad_(True)
         raise
@@ -109,6 +111,19 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,
         )
+
+
+def _norm_factors(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """Make the factors of learned norms for a folder from before they had any: their c was sigmoid(theta).
+
+    f = 2 artanh(c) gives the same c.
+    """
+    factors = {}
+    for name in names:
+        theta = tensors.get(f"{name.partition('.expanded.')[0]}.interpolation.theta")
+        if name.endswith(".interpolation_factor") and theta is not None:
+            factors[name] = 2 * torch.atanh(torch.sigmoid(theta.double())).float()
+    return factors
 
 
 def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:

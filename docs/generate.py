@@ -1,4 +1,6 @@
-"""Fill the generated parts of the pages and draw the figure: `python -m docs.generate`, or `make docs`.
+"""Fill the generated parts of the pages, draw the figure, write the lines of `control-llm list`.
+
+Run it with `python -m docs.generate`, or `make docs`.
 
 A generated part is the text between the lines `<!-- generated: NAME ... -->` and `<!-- end -->`. NAME is a key of
 PARTS; the words after it are its arguments.
@@ -16,6 +18,8 @@ from pydantic import BaseModel
 from ctrl import ControlConfig
 from docs.figures import method
 from docs.sections import control_table, fields_table, variant, variants
+from docs.verdicts import architectures
+from experiments.cli import catalogue
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
 from experiments.data.config import DataConfig
@@ -146,6 +150,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "kept_tasks": kept_tasks,
     "figures": figures_markdown,
     "commands": commands,
+    "architectures": architectures,
     "config": config,
     "example": example,
 }
@@ -157,7 +162,8 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Write all pages and the figure."""
+    """Write all pages, the figure, and the lines that `control-llm list` shows."""
+    catalogue.write()
     method.draw(HERE / "figures" / "method.svg")
     for page in sorted(HERE.glob("*.md")):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -12,16 +12,18 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, Field
 
 from ctrl.config import Structure
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
 from docs.figures import method
 from docs.generate import PART, filled
+from docs.sections import meaning
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, parse_config
 from experiments.evaluation.suites import SUITES
@@ -39,9 +41,9 @@ COMMAND = re.compile(r"(?:\S+=\S+ )*(?:control-llm|\S+ .*-m experiments\.cli) (.
 FRAGMENT: dict[str, Any] = {"name": "x", "arms": [{"name": "full", "method": "full", "learning_rates": [1e-4]}]}
 WORDS = (
     "arm", "run", "study", "trial", "base model", "pretrained layer", "copy", "expanded layer", "alpha", "divergence",
-    "new task", "kept tasks", "gain", "retention", "negative flip", "A/A floor", "drift", "perplexity drift", "replay",
+    "new task", "kept tasks", "gain", "retention", "negative flip", "A/A floor", "KL", "perplexity drift", "replay",
     "stage", "suite", "item", "record", "figure", "held-out", "checkpoint", "progress", "broadcast, all_gather",
-    "main process", "significant",
+    "main process", "significant", "LoRA", "EWC", "product", "trajectory", "preset", "CKA", "Pareto front", "NSGA-II",
 )  # fmt: skip
 
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -73,6 +75,19 @@ def test_a_part_that_is_out_of_date_is_found() -> None:
     assert "chain_sum" in filled(stale)
     with pytest.raises(KeyError, match="nothing"):
         filled("<!-- generated: nothing -->\n<!-- end -->")
+
+
+def test_a_field_keeps_the_description_of_the_one_that_it_replaces() -> None:
+    class Base(BaseModel):
+        kind: str = Field(description="kind of thing")
+        bare: int = 0
+
+    class Own(Base):
+        kind: Literal["own"] = "own"
+
+    assert meaning(Own, "kind") == "kind of thing"
+    with pytest.raises(KeyError, match=r"Own\.bare has no description: write Field"):
+        meaning(Own, "bare")
 
 
 def test_the_figure_is_up_to_date_and_small() -> None:
@@ -159,9 +174,12 @@ def test_figures_with_an_interval_are_those_of_a_committed_result(document: Path
 
 @functools.cache
 def committed_figures() -> set[str]:
-    """Every figure with its interval in the committed reports, tables and the log, as text without a plus sign."""
+    """Every figure with its interval in committed reports, tables, notebooks and the log, without a plus sign."""
     folder = ROOT / "experiments"
-    texts = [path.read_text() for path in (*folder.glob("results/*/*.md"), folder / "LOG.md")]
+    texts = [
+        path.read_text()
+        for path in (*folder.glob("results/*/*.md"), folder / "LOG.md", *(ROOT / "notebooks").glob("*.ipynb"))
+    ]
     found = {figure for text in texts for figure in re.findall(r"-?\d*\.\d+ \[[^\]\s]+\]", text)}
     for path in folder.glob("results/*/*.csv"):
         with path.open() as file:

@@ -1,4 +1,8 @@
-"""The command `list`: the names that a YAML can contain, with a line each from the tables and their docstrings."""
+"""The command `list`: the names that a YAML can contain, with a line each from the tables and their docstrings.
+
+Most tables load torch, which takes seconds. So `python -m docs.generate` writes their lines to `catalogue.json`, and
+`list` reads that file.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ from typing import Any, get_args
 
 from experiments.cli.console import Commands, show_rows
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_json, write_json
 from experiments.common.paths import SHIPPED
 
-Entries = Callable[[], Mapping[str, str]]
+FILE = Path(__file__).with_name("catalogue.json")
 
 
 def add(commands: Commands) -> None:
@@ -27,10 +32,27 @@ def list_command(args: argparse.Namespace) -> int:
 
         raise ConfigError(f"unknown kind {args.kind!r}: {nearest(args.kind, KINDS)}")
     for i, kind in enumerate([args.kind] if args.kind else KINDS):
-        where, entries = KINDS[kind]
-        print(("\n" if i else "") + f"{kind} ({where})")
-        show_rows((), [(f"  {name}", text) for name, text in entries().items()])
+        print(("\n" if i else "") + f"{kind} ({KINDS[kind]})")
+        show_rows((), [(f"  {name}", text) for name, text in entries(kind).items()])
     return 0
+
+
+def entries(kind: str) -> dict[str, str]:
+    """Return the names of a kind with a line each: of the shipped YAML files, or as `write` left them."""
+    if kind in FILES:
+        return _files(FILES[kind])
+    found: dict[str, str] = read_json(FILE)[kind]
+    return found
+
+
+def described_tables() -> dict[str, dict[str, str]]:
+    """Return the names of all tables with a line each, by kind."""
+    return {kind: table() for kind, table in TABLES.items()}
+
+
+def write() -> None:
+    """Write `described_tables` to the file that `list` reads."""
+    write_json(FILE, described_tables())
 
 
 def first_sentence(text: str | None) -> str:
@@ -112,16 +134,28 @@ def _figures() -> dict[str, str]:
     return described(FIGURES)
 
 
-KINDS: dict[str, tuple[str, Entries]] = {  # where it is written, what there is
-    "configs": ("control-llm run NAME", lambda: _files("*.yaml")),
-    "studies": ("control-llm study NAME", lambda: _files("studies/*.yaml")),
-    "methods": ("arms: [{method: NAME}], or its parts train, loss, average", _methods),
-    "sources": ("data: {new: {source: NAME}}", _sources),
-    "suites": ("evaluation: {suites: [NAME]}", _suites),
-    "tasks": ("evaluation: {kept_tasks: [NAME]}", _kept_tasks),
-    "structures": ("control: {structure: NAME}", _structures),
-    "interpolations": ("control: {interpolation: NAME}", _interpolations),
-    "divergences": ("control: {divergence: NAME}", _divergences),
-    "schedules": ("training: {schedule: NAME}", _schedules),
-    "figures": ("in reports, and in a study: objectives: [{figure: NAME}]", _figures),
+KINDS = {  # what there is -> where it is written
+    "configs": "control-llm run NAME",
+    "studies": "control-llm study NAME",
+    "methods": "arms: [{method: NAME}], or its parts train, loss, average",
+    "sources": "data: {new: {source: NAME}}",
+    "suites": "evaluation: {suites: [NAME]}",
+    "tasks": "evaluation: {kept_tasks: [NAME]}",
+    "structures": "control: {structure: NAME}",
+    "interpolations": "control: {interpolation: NAME}",
+    "divergences": "control: {divergence: NAME}",
+    "schedules": "training: {schedule: NAME}",
+    "figures": "in reports, and in a study: objectives: [{figure: NAME}]",
+}
+FILES = {"configs": "*.yaml", "studies": "studies/*.yaml"}
+TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _methods,
+    "sources": _sources,
+    "suites": _suites,
+    "tasks": _kept_tasks,
+    "structures": _structures,
+    "interpolations": _interpolations,
+    "divergences": _divergences,
+    "schedules": _schedules,
+    "figures": _figures,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,8 +25,8 @@ def add(commands: Commands) -> None:
     run.set_defaults(command=run_command)
     after = commands.add_parser("posthoc", help="change the trained weights of a finished arm, and measure again")
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
-    after.add_argument("--arm", required=True)
-    after.add_argument("--lr", type=float, required=True)
+    after.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
+    after.add_argument("--lr", type=float, help="its learning rate, if --arm is the name alone")
     after.add_argument("--op", required=True, help="wise, merge, dial or task_vectors")
     after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
     after.add_argument(
@@ -65,10 +66,19 @@ def posthoc_command(args: argparse.Namespace) -> int:
     from experiments.reporting.tables import format_table
 
     quiet()
-    results = posthoc(args.run, args.arm, args.lr, args.op, args.alphas, args.others, say)
+    arm, rate = split_arm(args.arm) if args.lr is None else (args.arm, args.lr)
+    results = posthoc(args.run, arm, rate, args.op, args.alphas, args.others, say)
     print()
     show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
     return 0
+
+
+def split_arm(text: str) -> tuple[str, float]:
+    """`control-0.0003` -> ("control", 0.0003). Raises ConfigError for a text without a learning rate."""
+    found = re.fullmatch(r"(.+?)-(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    if not found:
+        raise ConfigError(f"--arm {text!r} has no learning rate: write it at the end, for example {text}-0.0003")
+    return found[1], float(found[2])
 
 
 def ui_command(args: argparse.Namespace) -> int:

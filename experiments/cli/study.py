@@ -66,9 +66,11 @@ def study_command(args: argparse.Namespace) -> int:
 
 def resume_command(args: argparse.Namespace) -> int:
     from experiments.studies.launch import run_study
+    from experiments.studies.load import parse_study
 
     quiet()
     store = _store(args)
+    parse_study(store.config.to_dict(), source=f"study {args.study}")  # checked by an earlier version, perhaps
     show(_end_text(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
     return 0
 

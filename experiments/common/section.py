@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from ctrl.errors import nearest  # rooms import it from here
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
+
+
+def later_field(default: Any, **options: Any) -> Any:
+    """Declare a field of a later version: what is written, and so its digest, has it only if it is not the default."""
+    return Field(default, exclude_if=lambda value: value == default, **options)
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, and every key is declared."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return `did you mean 'steps'? known: steps, ...`, without the question if no known name is similar."""
+    from ctrl.errors import nearest  # ctrl loads torch, which is needed for a message only
+
+    return nearest(name, known)
 
 
 def fault_lines(error: ValidationError, keys_at: Callable[[Place], Iterable[str]]) -> str:

@@ -71,6 +71,7 @@ def compare(
     for run in runs:
         if run.fault:
             result.notes.append(f"{run.name}: {run.fault}")
+        result.notes += [f"{run.name}: left out: {reason}" for reason in run.left_out]
         if not run.after:
             result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
     if known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ class ComparedRun:
 
     base: records of the model before training; empty if they are not known. checkpoints: records by step. figures: only
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
-    task's stage, in the order of learning. fault: why it did not finish.
+    task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
+    a verdict, and why.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ComparedRun:
     figures: Mapping[str, Estimate] = field(default_factory=dict)
     stages: Mapping[str, int] = field(default_factory=dict)
     fault: str | None = None
+    left_out: Sequence[str] = ()
 
     @property
     def after(self) -> Sequence[Record]:
@@ -56,6 +58,8 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
         runs.append(replace(run, name=f"{Path(source.partition(':')[0]).name}:{run.name}") if clash else run)
     if base is None:
         return share_base(runs)
+    if any(_same(base, source) and run.checkpoints and not run.base for source, run in found):
+        raise CompareError(f"--base {base} is the run itself: name what was measured before training")
     before = _runs(base, new)[0]
     records = before.base or before.after
     if not records:
@@ -84,9 +88,9 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
     if path.is_dir():
         path = path.resolve()  # "." has no name
         above = path.parent.parent
-        if path.parent.name in ("arms", "posthoc") and (above / "base" / "items.jsonl").is_file():
+        if path.parent.name in ("arms", "posthoc") and _is_run(above):
             return [run for run in _arms(above) if run.name == path.name]
-        return _arms(path) if (path / "base" / "items.jsonl").is_file() else [_samples(path, new)]
+        return _arms(path) if _is_run(path) else [_samples(path, new)]
     folder, colon, arm = source.rpartition(":")
     if colon and Path(folder).is_dir():
         arms = {run.name: run for run in _arms(Path(folder))}
@@ -99,12 +103,13 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
     )
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "base" / "items.jsonl").is_file()
+
+
 def _arms(folder: Path) -> list[ComparedRun]:
-    items = folder / "base" / "items.jsonl"
-    if not items.is_file():
-        raise CompareError(f"{folder} is no run folder: it has no {items.relative_to(folder)}")
     try:
-        base = read_records(items)
+        base = _base(folder)
         stages = _stages(folder)
         runs = [replace(_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()]
         runs += [_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
@@ -113,6 +118,22 @@ def _arms(folder: Path) -> list[ComparedRun]:
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
     return runs
+
+
+def _base(folder: Path) -> list[Record]:
+    """Read the records of a run's base model. Raises CompareError if there are none: no arm may stand in for it."""
+    items = folder / "base" / "items.jsonl"
+    records = read_records(items) if items.is_file() else []
+    if not records:
+        state = (
+            "is empty: delete it and start the run again" if items.is_file() else "is not there: start the run first"
+        )
+        raise CompareError(f"{folder} has no records of its base model: {items.relative_to(folder)} {state}")
+    return records
+
+
+def _same(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _stages(folder: Path) -> dict[str, int]:
@@ -129,10 +150,17 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     fault = "it has not finished"
     if result.is_file():
         values = json.loads(result.read_text(encoding="utf-8"))
-        fault = "" if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
+        fault = _lacking(values, steps) if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
     return ComparedRun(
         folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None
     )
+
+
+def _lacking(result: Mapping[str, Any], steps: Collection[int]) -> str:
+    """Name the item records of a finished arm that are not there; empty if there are all."""
+    measured = {*(point["step"] for point in result.get("trajectory", ())), result.get("steps", 0)} - {0}
+    lacking = ", ".join(f"items-{step}.jsonl" for step in sorted(measured - set(steps)))
+    return f"it is damaged, {lacking} is missing: delete its folder and start the run again" if lacking else ""
 
 
 def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:
@@ -141,9 +169,10 @@ def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:
     except ImportError as error:
         raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
     try:
-        return ComparedRun(folder.name, checkpoints={1: read_samples(folder, new)})
+        records, left_out = read_samples(folder, new)
     except ValueError as error:
         raise CompareError(f"{folder} is neither a run folder nor one of lm_eval samples: {error}") from error
+    return ComparedRun(folder.name, checkpoints={1: records}, left_out=left_out)
 
 
 def _export(path: Path) -> list[ComparedRun]:
@@ -211,6 +240,6 @@ def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[s
     for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
         arms = root / str(folder) / "arms" / arm
         if arms.is_dir():
-            found = _arm(arms, read_records(root / str(folder) / "base" / "items.jsonl"))
+            found = _arm(arms, _base(root / str(folder)))
             return replace(found, name=name, stages=_stages(root / str(folder)))
     return ComparedRun(name, figures=figures)

@@ -32,7 +32,11 @@ class DataConfig(Section):
         exclude_if=lambda value: not value,  # so that configs without it keep their digests
         description="variables of the chat template, for example {enable_thinking: false}; in all chats",
     )
-    length: int = Field(512, ge=16, description="tokens of a row: cpt packs to it, sft cuts longer texts")
+    length: int = Field(
+        512,
+        ge=16,
+        description="tokens of a row; cpt fills rows to it; sft leaves longer chats out and cuts longer texts",
+    )
 
     @field_validator("new", "old", mode="before")
     @classmethod

@@ -27,7 +27,7 @@ class LocalFile(Columns, Finite):
     """
 
     source: Literal["file"] = "file"
-    path: str
+    path: str = Field(description="a file, or a folder of files")
     separator: str = Field("\n\n", description="text between the documents of a text file")
 
     @property

@@ -25,11 +25,11 @@ class HuggingFace(Columns):
     """
 
     source: Literal["huggingface"] = "huggingface"
-    name: str
+    name: str = Field(description="name of the data set, or a local folder")
     subset: str | None = Field(None, description="configuration of the dataset")
-    split: str = "train"
+    split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="commit or tag; without it, the newest, which may change")
-    streaming: bool = False
+    streaming: bool = Field(False, description="read rows as they are needed instead of downloading all")
 
     @property
     def label(self) -> str:

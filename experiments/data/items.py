@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
 
 WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
@@ -37,6 +38,11 @@ class Item:
     def id(self) -> str:
         """Id of the question: the same item has the same id in every run."""
         return text_id(self.question)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The item as the generator's verifier reads it."""
+        return {"question": self.question, "answer": self.answer, "metadata": dict(self.metadata)}
 
     @property
     def reply(self) -> str:
@@ -89,7 +95,8 @@ class NewTask:
     def correct(self, answer: str | None, item: Item) -> bool:
         """Whether an answer is that of the item, or the verifier gives it the full score.
 
-        Of a worked reply that is a text, the last line counts too. None, an answer that could not be read, is wrong.
+        Of a worked reply that is a text, the last line counts too. None, an answer that could not be read, is wrong. So
+        is an answer that the verifier ends on with an error: it was made for answers, and a reply is any text.
         """
         if answer is None:
             return False
@@ -102,8 +109,12 @@ class NewTask:
             return True
         if self.form == "commas" and answer.count(",") != wanted.count(","):
             return False  # to the verifier, 1,234 and 1234 are one number
-        entry = {"question": item.question, "answer": item.answer, "metadata": dict(item.metadata)}
-        return self.scorer(answer, entry) >= 1.0
+        try:
+            return self.scorer(answer, item.entry) >= 1.0
+        except (BenchError, MemoryError):  # of the machine
+            raise
+        except Exception:
+            return False
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from pydantic import Field
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
-from experiments.data.items import Example, Item, NewTask
+from experiments.common.section import later_field
+from experiments.data.isolated import ALLOWED, Isolated, supported
+from experiments.data.items import Example, Item, NewTask, Scorer
 from experiments.data.source import Source
+from experiments.data.verifiers import guarded, runs_replies
 
 CHUNK = 100_000  # indices drawn from one generator; some build a list of their whole size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted
@@ -31,9 +34,12 @@ class ReasoningGym(Source):
     """
 
     source: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = "gsm_symbolic"
-    params: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field("gsm_symbolic", description="generator of reasoning_gym")
+    params: dict[str, Any] = Field(default_factory=dict, description="the generator's own parameters")
     question: str | None = Field(None, description="text of a question, with {fields} of the metadata")
+    run_code: bool = later_field(
+        False, description="allow tasks whose verifier runs replies as code; it does so in a process without rights"
+    )
     worked: bool = Field(True, description="train on the worked answer, if the generator has one (gsm_symbolic)")
 
     @property
@@ -45,8 +51,8 @@ class ReasoningGym(Source):
 
     def held_out(self, count: int, seed: int) -> NewTask:
         make = _generators(self)
-        items = itertools.islice(self._distinct(make, "test", seed, frozenset()), count)
-        return NewTask(self.name, tuple(items), make("test", seed, 0).score_answer)
+        items = tuple(itertools.islice(self._distinct(make, "test", seed, frozenset()), count))
+        return NewTask(self.name, items, self._verifier(make("test", seed, 0).score_answer, items[0]))
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         return self._distinct(_generators(self), "train", seed, held_out_ids)
@@ -76,6 +82,23 @@ class ReasoningGym(Source):
                         f"the {len(held_out_ids)} held out. Widen its params, or ask for fewer steps or "
                         "evaluation.new_items"
                     )
+
+    def _verifier(self, scorer: Scorer, item: Item) -> Scorer:
+        """Return a verifier that never runs a reply as code, or does so without rights. Raises ConfigError."""
+        if not runs_replies(scorer, item.entry):
+            return guarded(scorer)
+        if not self.run_code:
+            raise ConfigError(
+                f"data, name: the verifier of {self.name} runs the model's replies as code. Choose another task, or "
+                "set run_code: true: each reply is then checked in a process without rights (Linux)"
+            )
+        isolated = Isolated(scorer)
+        if not (supported() and isolated(item.answer, item.entry) >= 1.0):
+            raise ConfigError(
+                f"data, run_code: the replies of {self.name} cannot be checked here without rights: that needs Linux "
+                f"with seccomp on {' or '.join(ALLOWED)}. Choose another task"
+            )
+        return isolated
 
     def _item(self, entry: dict[str, Any]) -> Item:
         """Return an item. Raises ConfigError if the generator has no answer, but only a verifier for any answer."""

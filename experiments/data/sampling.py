@@ -33,10 +33,12 @@ class Sampling(Section):
 
     number: int = Field(256, ge=1, description="texts or chats to sample")
     max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: the smallest set of tokens with this probability"
+    )
+    batch_size: int = Field(32, ge=1, description="texts sampled at a time")
+    seed: int = Field(0, ge=0, description="of the sampling; the same for every seed of a run")
 
 
 def sample_chats(

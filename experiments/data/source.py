@@ -38,7 +38,7 @@ class Source(Section):
     What is drawn depends only on the fields and a seed. Held-out examples are never in the training stream.
     """
 
-    source: str
+    source: str = Field(description="kind of source")
     share: float = Field(1.0, gt=0, le=1, description="share of its side (new or old) in tokens")
 
     @property

@@ -6,48 +6,57 @@ The files are written by `lm_eval --log_samples` for any model, so two such runs
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from experiments.common.files import json_lines
+from experiments.evaluation.lm_eval_files import check_whole, latest_files
 from experiments.records import Record
 
 Side = Literal["new", "kept"]
 # metrics that judge a single item; the first one that a task has is used
-RIGHT = ("acc", "exact_match", "pass@1", "pass_at_1", "acc_norm", "math_verify", "em")
-SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT.+)\.jsonl")
+RIGHT = (
+    *("acc", "exact_match", "pass@1", "pass_at_1", "acc_norm", "math_verify", "em"),
+    "prompt_level_strict_acc",  # IFEval
+)
 UNREADABLE = "[invalid]"  # result of lm_eval's filters if they find no answer
 
 
-def read_samples(path: str | Path, new: Sequence[str] = ()) -> list[Record]:
+class Samples(NamedTuple):
+    """The records of an lm_eval run. left_out: why tasks have none."""
+
+    records: list[Record]
+    left_out: list[str]
+
+
+class NoVerdict(ValueError):
+    """A task whose items are not right or wrong."""
+
+
+def read_samples(path: str | Path, new: Sequence[str] = ()) -> Samples:
     """Read the records of an lm_eval run: a `samples_<task>_<date>.jsonl` file, or a folder that contains such files.
 
     new: patterns of the tasks that count as new (`gsm8k*`); the others are kept. If a task has several files, the
-    latest is read. Raises ValueError if there is no such file, or for a line that lm_eval did not write.
+    latest is read. Tasks whose items are neither right nor wrong are left out. Raises ValueError if there is no such
+    file, if files are of several models or not whole, or for a line that lm_eval did not write.
     """
-    path = Path(path)
-    files = sorted(path.rglob("samples_*.jsonl")) if path.is_dir() else [path]
-    latest: dict[str, tuple[str, Path]] = {}
-    for file in files:
-        name = SAMPLES.fullmatch(file.name)
-        if name is None:
-            raise ValueError(f"{file} is not named samples_<task>_<date>.jsonl as `lm_eval --log_samples` names it")
-        latest[name["task"]] = max(latest.get(name["task"], ("", file)), (name["date"], file))
-    if not latest:
-        raise ValueError(f"{path} holds no samples_*.jsonl: run lm_eval with --log_samples and --output_path")
-    records = []
-    for task, (_, file) in sorted(latest.items()):
+    records, left_out = [], []
+    for task, file in latest_files(Path(path)).items():
         side: Side = "new" if any(fnmatch(task, pattern) for pattern in new) else "kept"
         try:
             samples = [json.loads(line) for _, line in json_lines(file.read_text(encoding="utf-8"))]
+            check_whole(task, file, samples)
             records += to_records(task, samples, side)
+        except NoVerdict as error:
+            left_out.append(str(error))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} does not hold lm_eval's samples ({type(error).__name__}: {error})") from error
-    return records
+    if not records:
+        raise ValueError(f"{path} has no task that can be compared: {'; '.join(left_out) or 'its files are empty'}")
+    return Samples(records, left_out)
 
 
 def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> list[Record]:
@@ -70,17 +79,17 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
 def _correct(task: str, sample: Mapping[str, Any]) -> int:
     name = next((name for name in RIGHT if name in sample["metrics"]), None)
     if name is None:
-        raise ValueError(no_verdict(task, sample["metrics"]))
+        raise NoVerdict(no_verdict(task, sample["metrics"]))
     value = float(sample[name])
     if value not in (0.0, 1.0):
-        raise ValueError(f"task {task} of lm_eval: {name}={value:g} of an item is neither 0 nor 1: leave the task out")
+        raise NoVerdict(f"task {task} of lm_eval: {name}={value:g} of an item is neither 0 nor 1")
     return int(value)
 
 
 def no_verdict(task: str, metrics: Iterable[str]) -> str:
     return (
         f"task {task} of lm_eval gives {', '.join(metrics)}, none of which says whether an item is right "
-        f"({', '.join(RIGHT)}): leave the task out"
+        f"({', '.join(RIGHT)})"
     )
 
 

@@ -27,14 +27,14 @@ CHUNK = 64  # tokens of the vocabulary-sized comparison at a time
 
 
 class Kl(LossTerm):
-    """Penalise drift: weight * sum over tokens of KL(base || tuned) / labelled tokens of the step.
+    """Penalise the KL to the base model: weight * sum over tokens of KL(base || trained) / labelled tokens of the step.
 
     Computed over the whole vocabulary in fp32. The tokens are the labelled ones, or (`tokens: replayed`) only the
     replayed ones of them; the others then count as 0.
     """
 
-    weight: float = Field(1.0, ge=0)
-    tokens: Literal["all", "replayed"] = "all"
+    weight: float = Field(1.0, ge=0, description="factor of the term")
+    tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
     _base: Any = PrivateAttr(None)
     _precision: Any = PrivateAttr(None)
 
@@ -90,7 +90,7 @@ def has_base(model: Any) -> bool:
 
 
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
-    """Sum KL(base || tuned) over tokens, in nats, from logits (tokens, vocabulary).
+    """Sum KL(base || trained) over tokens, in nats, from logits (tokens, vocabulary).
 
     The log-softmax is fp32, in chunks whose intermediate values are computed again in the backward pass.
     """
@@ -108,7 +108,7 @@ def _kl(base: Tensor, tuned: Tensor) -> Tensor:
 class L2sp(LossTerm):
     """Penalise distance from the start: weight / 2 * |theta - theta_0|^2 over what trains (arXiv 1802.01483)."""
 
-    weight: float = Field(0.01, ge=0)
+    weight: float = Field(0.01, ge=0, description="factor of the term")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     reads_weights: ClassVar[bool] = True
 
@@ -129,7 +129,7 @@ class Ewc(LossTerm):
     quadratic form is the KL per token to second order.
     """
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of the term")
     batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)

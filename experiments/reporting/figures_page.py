@@ -9,7 +9,7 @@ from experiments.scorecard.figures import FIGURES, NOTATION
 HEADINGS = {  # by suite, in the order of the page
     "new": "New task (suite `new`)",
     "kept": "Kept tasks (suite `kept`)",
-    "drift": "Drift of the predictions (suite `drift`)",
+    "drift": "KL to the base model (suite `drift`)",
     "text": "General text (suite `text`)",
     "instructions": "Instructions (suite `instructions`)",
     "alignment": "Hidden states and weights (suite `alignment`)",

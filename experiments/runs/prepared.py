@@ -16,7 +16,6 @@ from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
-from experiments.models.base import load_base
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
@@ -85,7 +84,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
-    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
+    model, tokenizer = config.load_base()
     check_run(config, model)
     check_tokens(config, model, tokenizer)
 
@@ -98,7 +97,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
-    context = SuiteContext(config.seed, config.base_model)
+    context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
     cache = BaseCache(root, model, tokenizer, precision)

@@ -15,10 +15,10 @@ from experiments.scorecard.sample import Sample, Totals
 
 FORMS = ("chat", "plain", "generate", "lm_eval")  # how a kept question is asked
 NOTATION = (
-    "a0, a: accuracy before and after training, a mean over items; N: new task; K: kept tasks; n: answers, of which "
-    "n10 went from right to wrong, n01 from wrong to right and y from one wrong option to another; k: options of a "
-    "question; c: mean of 1/k; NLL: negative log-likelihood; R[t, j]: score on task j of a stream of T tasks after "
-    "stage t."
+    "a0, a: accuracy before and after training, the share of right answers; N: new task; K: kept tasks; n: answers (a "
+    "question that is asked in two forms has two), of which n10 went from right to wrong, n01 from wrong to right and "
+    "y from one wrong option to another; k: options of a question; c: mean of 1/k; NLL: negative log-likelihood; "
+    "R[t, j]: score on task j of a stream of T tasks after stage t."
 )
 
 
@@ -98,10 +98,11 @@ _KEPT = (
     Figure("retention/TASK", "kept", "retention by task", "retention of one kept task", "a_K / a0_K", "higher",
            unchanged=1, family="TASK", members=lambda s: {task: _retention(t) for task, t in s.kept_by_task.items()}),
     Figure("average_paper", "kept", "average", "mean of the accuracies on the new task and on the kept tasks",
-           "(a_N + a_K) / 2, each weighted by items (arXiv 2501.10979, tables 1 and 2)", "higher",
+           "(a_N + a_K) / 2 (arXiv 2501.10979, tables 1 and 2)", "higher",
            draw=lambda s: (_accuracy(s.new) + _accuracy(s.kept)) / 2),
     Figure("average_macro", "kept", "macro average", "mean of the accuracies of all tasks, new and kept",
-           "mean over tasks of a", "higher", draw=lambda s: np.mean([_accuracy(t) for t in s.by_task], axis=0)),
+           "mean over tasks of a; each task counts the same", "higher",
+           draw=lambda s: np.mean([_accuracy(t) for t in s.by_task], axis=0)),
     Figure("mcnemar_p", "kept", "McNemar's p", "exact two-sided p that as many kept questions were lost as won",
            "binomial test over the questions that changed; no interval", unit="p", places=FINE,
            closed=lambda s: Estimate(mcnemar_p(*s.changed))),
@@ -110,11 +111,11 @@ _KEPT = (
            closed=_forgetting_bound),
 )
 _DRIFT = (
-    Figure("kl", "drift", "KL", "KL(base || tuned) on replies of the base model, nats per token",
-           "mean over tokens of KL(base || tuned), whole vocabulary", "lower", PER_TOKEN, NATS, unchanged=0,
+    Figure("kl", "drift", "KL", "KL(base || trained) on replies of the base model, nats per token",
+           "mean over tokens of KL(base || trained), whole vocabulary", "lower", PER_TOKEN, NATS, unchanged=0,
            tables=("run", "compare"), draw=lambda s: s.divergence(new_prompts=False)),
     Figure("kl_new", "drift", "KL, new task",
-           "KL(base || tuned) on replies to questions of the new task, nats per token",
+           "KL(base || trained) on replies to questions of the new task, nats per token",
            "as kl, on the prompts of the new task", "lower", PER_TOKEN, NATS, unchanged=0,
            tables=("further", "compare"), draw=lambda s: s.divergence(new_prompts=True)),
     Figure("perplexity_drift", "text", "ppl drift",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, Stratum, resample
 from experiments.scorecard.pairing import Pair, chosen, require
 
 COUNTS = ("n", "before", "after", "lost", "won", "chance", "guess", "chosen", "flipped", "eligible", "corrected")
+UNSEEN = 0.75  # flips of each direction that a sample may have missed: between Jeffreys' 1/2 and the exact bound's 1
 Sums: TypeAlias = dict[tuple[Stratum, str], Array]  # (stratum, form) -> (1 + draws, len(COUNTS))
 
 
@@ -58,6 +61,37 @@ def total(sums: Mapping[Any, Array]) -> dict[str, Array]:
     return dict(zip(COUNTS, np.sum(list(sums.values()), axis=0).T, strict=True))
 
 
+def with_unseen(totals: Mapping[str, Array], size: float, seed: Sequence[int]) -> dict[str, Array]:
+    """Add flips that the sample may have missed to each draw: a gamma number of mean `UNSEEN` lost, and one won.
+
+    With few flips, weights of the questions alone give intervals that are too short, and of no width without a flip. k
+    lost answers then vary as gamma(k + UNSEEN), whose ends are close to those of the exact interval of a rare count.
+    size: answers that flip together (`flip_size`). Row 0 and the base's answers stay as they are.
+    """
+    rows = len(totals["n"])
+    lost, won = np.zeros((2, rows))
+    lost[1:], won[1:] = size * np.random.default_rng([*seed]).standard_gamma(UNSEEN, (2, rows - 1))
+    return {
+        **totals,
+        "lost": totals["lost"] + lost,
+        "won": totals["won"] + won,
+        "flipped": totals["flipped"] + lost,
+        "after": (totals["after"] + won - lost).clip(0, totals["n"]),
+    }
+
+
+def flip_size(pairs: Iterable[Pair]) -> float:
+    """Estimate how many answers to one question flip together: between 1 and the number of its forms.
+
+    (sum d^2 + f^2) / (sum |d| + f) over the questions, d: answers won - lost, f: the most forms of a question. Without
+    a flip it is f.
+    """
+    net, forms = net_changes(pairs)
+    changes = np.abs(np.array(list(net.values()), dtype=float))
+    most = max(forms.values())
+    return float((np.square(changes).sum() + most**2) / (changes.sum() + most))
+
+
 def questions_in(pairs: Iterable[Pair]) -> int:
     """Count the questions: the forms of one question are one."""
     return len({(after.task, after.item) for _, after in pairs})
@@ -65,7 +99,21 @@ def questions_in(pairs: Iterable[Pair]) -> int:
 
 def changed_questions(pairs: Iterable[Pair]) -> tuple[int, int]:
     """Count the questions with more forms lost than won, and those with more won than lost."""
-    change: Counter[tuple[str, str]] = Counter()
+    net, _ = net_changes(pairs)
+    return sum(c < 0 for c in net.values()), sum(c > 0 for c in net.values())
+
+
+def net_changes(pairs: Iterable[Pair]) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
+    """Count answers won less those lost, and forms, of each question (task, item)."""
+    net: Counter[tuple[str, str]] = Counter()
+    forms: Counter[tuple[str, str]] = Counter()
     for before, after in pairs:
-        change[after.task, after.item] += require(after, "correct") - require(before, "correct")
-    return sum(c < 0 for c in change.values()), sum(c > 0 for c in change.values())
+        net[after.task, after.item] += require(after, "correct") - require(before, "correct")
+        forms[after.task, after.item] += 1
+    return net, forms
+
+
+def answers_key(*measurements: Iterable[Record]) -> int:
+    """Hash the answers of measurements: the seed of what is drawn for one arm alone. The order does not matter."""
+    answers = sorted((*r.key, r.correct) for records in measurements for r in records if r.correct is not None)
+    return zlib.crc32(repr(answers).encode())

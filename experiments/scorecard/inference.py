@@ -15,7 +15,7 @@ from experiments.records import Estimate
 def wilson(rate: float, n: int) -> Estimate:
     """Give a rate Wilson's 95 % interval for n independent trials."""
     low, high = proportion_confint(rate * n, n, alpha=0.05, method="wilson")
-    return Estimate(rate, max(0.0, float(low)), min(1.0, float(high)))
+    return Estimate(rate, min(rate, max(0.0, float(low))), max(rate, min(1.0, float(high))))
 
 
 def mcnemar_p(lost: int, won: int) -> float:

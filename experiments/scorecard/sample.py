@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
-
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, ratio, weighted
-from experiments.scorecard.flips import Sums, changed_questions, questions_in, resampled_counts, total
+from experiments.scorecard.flips import (
+    Sums,
+    answers_key,
+    changed_questions,
+    flip_size,
+    questions_in,
+    resampled_counts,
+    total,
+    with_unseen,
+)
 from experiments.scorecard.inference import wilson
 from experiments.scorecard.pairing import Pair, pair_records, require
 
@@ -29,6 +37,8 @@ class Sample:
 
     Every array is (1 + draws,), row 0 as observed. A sum is computed when a figure first asks for it; it raises
     NotMeasured if the sample has no such records. gain_reference: gain of a reference arm, for the harmonic average.
+    key: seed of what is drawn for this arm alone, the flips that the sample missed; default: a hash of its answers.
+    Measurements of one arm at several steps or seeds share one.
 
     Raises ValueError for records that do not pair (`pair_records`).
     """
@@ -40,25 +50,27 @@ class Sample:
         draws: int = 10_000,
         seed: int = 0,
         gain_reference: float | None = None,
+        key: int | None = None,
     ) -> None:
         self.pairs: dict[str, list[Pair]] = defaultdict(list)
         for pair in pair_records(base, after):
             self.pairs[pair[1].suite].append(pair)
         self.after, self.draws, self.seed = after, draws, seed
         self._gain_reference = gain_reference
+        self._key = answers_key(after) if key is None else key
         self._sums: dict[str, Sums] = {}
 
     @cached_property
     def new(self) -> Totals:
-        return total(self._counts("new"))
+        return self._total("new")
 
     @cached_property
     def kept(self) -> Totals:
-        return total(self._counts("kept"))
+        return self._total("kept")
 
     @cached_property
     def instructions(self) -> Totals:
-        return total(self._counts("instructions"))
+        return self._total("instructions")
 
     @property
     def changed(self) -> tuple[int, int]:
@@ -67,16 +79,16 @@ class Sample:
 
     @property
     def kept_by_form(self) -> dict[str, Totals]:
-        return _grouped(self._counts("kept"), lambda key: key[1])
+        return self._grouped("kept", lambda pair: pair[1].form, lambda key: key[1])
 
     @property
     def kept_by_task(self) -> dict[str, Totals]:
-        return _grouped(self._counts("kept"), _task)
+        return self._grouped("kept", _task_of, _task)
 
     @property
     def by_task(self) -> list[Totals]:
         """Those of each new and each kept task."""
-        return [totals for suite in ("new", "kept") for totals in _grouped(self._counts(suite), _task).values()]
+        return [totals for suite in ("new", "kept") for totals in self._grouped(suite, _task_of, _task).values()]
 
     @cached_property
     def guessed(self) -> Array:
@@ -103,10 +115,10 @@ class Sample:
         return weighted(rows, self.draws, self.seed)
 
     def divergence(self, new_prompts: bool) -> Array:
-        """KL(base || tuned), nats per token, on the prompts of the new task or on general ones."""
+        """KL(base || trained), nats per token, on the prompts of the new task or on general ones."""
         drift = [r for r in self.after if r.suite == "drift" and (r.task == NEW_PROMPTS) == new_prompts]
         rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
-        return np.maximum(weighted(rows, self.draws, self.seed), 0)  # widened draws may fall below
+        return weighted(rows, self.draws, self.seed, positive=True)
 
     def reply_length(self, of: Callable[[int, int], int]) -> Array:
         """Mean of `of(before, after)`: the characters of the replies to the new task's questions."""
@@ -140,6 +152,22 @@ class Sample:
     def _answered(self, suite: str) -> list[Pair]:
         return [pair for pair in self.pairs[suite] if pair[1].form != "nll"]
 
+    def _total(self, suite: str) -> Totals:
+        """Sum COUNTS of a suite, with the flips that the sample may have missed."""
+        return with_unseen(total(self._counts(suite)), flip_size(self._answered(suite)), (self.seed, self._key))
+
+    def _grouped(
+        self, suite: str, group: Callable[[Pair], str], group_of_sums: Callable[[Any], str]
+    ) -> dict[str, Totals]:
+        """Sum COUNTS by group, which pairs and keys of sums both name."""
+        sums = self._counts(suite)
+        found: dict[str, Totals] = {}
+        for name in sorted({group_of_sums(key) for key in sums}):
+            own = total({key: s for key, s in sums.items() if group_of_sums(key) == name})
+            size = flip_size(pair for pair in self._answered(suite) if group(pair) == name)
+            found[name] = with_unseen(own, size, (self.seed, self._key, zlib.crc32(name.encode())))
+        return found
+
     def _counts(self, suite: str) -> Sums:
         if suite not in self._sums:
             self._sums[suite] = resampled_counts(_some(self._answered(suite)), self.draws, self.seed)
@@ -161,6 +189,5 @@ def _task(key: Any) -> str:
     return str(key[0][0])
 
 
-def _grouped(sums: Sums, name: Callable[[Any], str]) -> dict[str, Totals]:
-    names = sorted({name(key) for key in sums})
-    return {one: total({key: s for key, s in sums.items() if name(key) == one}) for one in names}
+def _task_of(pair: Pair) -> str:
+    return pair[1].task

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.flips import answers_key
 from experiments.scorecard.sample import Sample
 
 Measured: TypeAlias = tuple[Sequence[Record], Sequence[Record]]  # base, after
@@ -34,7 +35,8 @@ def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> 
 
 def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int) -> dict[str, Array]:
     """Draw every figure that all runs have, (1 + draws,): of one run as it is, of several the mean of `over_seeds`."""
-    drawn = [drawn_figures(Sample(base, after, draws, seed)) for base, after in runs]
+    key = answers_key(*(after for _, after in runs))
+    drawn = [drawn_figures(Sample(base, after, draws, seed, key=key)) for base, after in runs]
     if len(drawn) == 1:
         return drawn[0]
     names = [name for name in drawn[0] if all(name in figures for figures in drawn)]

@@ -15,6 +15,7 @@ from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import GAINS
+from experiments.scorecard.flips import answers_key
 from experiments.scorecard.sample import Sample
 
 
@@ -37,10 +38,14 @@ def drawn_trajectory(
     """
     check_draws(draws)
     wanted = [record for record in base if record.suite in ("new", "kept")]
+    measured = {step: [r for r in records if r.suite in ("new", "kept")] for step, records in checkpoints.items()}
+    key = answers_key(*measured.values())
     points = {}
     for step in sorted({0, *checkpoints}):
-        after = wanted if step == 0 else [r for r in checkpoints[step] if r.suite in ("new", "kept")]
-        figures = drawn_figures(Sample(wanted, after, draws, seed), (*GAINS, "retention", "forgetting"))
+        after = measured[step] if step else wanted
+        figures = drawn_figures(Sample(wanted, after, draws, seed, key=key), (*GAINS, "retention", "forgetting"))
+        if step == 0:  # the base itself: nothing was missed
+            figures = {name: np.broadcast_to(values[:1], values.shape) for name, values in figures.items()}
         gain = next((figures[name] for name in GAINS if name in figures), None)
         if gain is None or "retention" not in figures:
             raise ValueError("a trajectory needs records of the suites 'new' and 'kept' at every step")

@@ -8,10 +8,9 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from experiments.common.errors import ConfigError
+from experiments.common.paths import SHIPPED
 from experiments.common.section import Place, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml
-from experiments.config import SHIPPED, load_config, parse_config
-from experiments.scorecard.names import figure_names
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import DIMENSIONS, Scalar, probes
 
@@ -27,10 +26,9 @@ def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
 
 def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
     """Check plain values, and every override on the base. Raises ConfigError with all faults of a section."""
-    try:
-        study = StudyConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
+    from experiments.config import load_config
+
+    study = stored_study(values, source)
     changes: dict[str, Any] = {"profiles": {}}
     if profile is not None:
         if profile not in study.profiles:
@@ -44,7 +42,18 @@ def parse_study(values: dict[str, Any], profile: str | None = None, source: str 
     return study
 
 
+def stored_study(values: dict[str, Any], source: str = "study") -> StudyConfig:
+    """Read plain values that `parse_study` has checked before: the overrides are not checked again."""
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
+
+
 def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
+    from experiments.config import parse_config
+    from experiments.scorecard.names import figure_names
+
     said = ", ".join(f"{key}={pick}" for key, pick in picks.items())
     config = parse_config(study.values(picks), f"{source}, with {said}")
     if len(config.arms) != 1 or len(config.arms[0].learning_rates) != 1:

@@ -25,7 +25,7 @@ from experiments.common.section import nearest
 from experiments.studies import optimizers
 from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, run_claimed
 from experiments.studies.config import StudyConfig
-from experiments.studies.load import parse_study
+from experiments.studies.load import stored_study
 from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
 from experiments.studies.space import grid
 from experiments.studies.trial import repeated
@@ -57,7 +57,7 @@ class Store:
                 self.study = optuna.load_study(study_name=name, storage=self.storage)
                 if "config" not in self.study.user_attrs:
                     raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
-                config = parse_study(self.study.user_attrs["config"], source=f"study {name}")
+                config = stored_study(self.study.user_attrs["config"], f"study {name}")
                 self.storage.heartbeat_interval = config.heartbeat
                 self.storage.grace_period = 2 * config.heartbeat
             else:
@@ -75,7 +75,7 @@ class Store:
         """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row."""
         with self.lock():
             known = self.study.user_attrs.get("config")
-            if known and parse_study(known).identity() != self.config.identity():
+            if known and stored_study(known).identity() != self.config.identity():
                 raise ConfigError(
                     f"study {self.config.name!r} in {shown(self.url)} was started from another config: give this one "
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"

@@ -14,10 +14,10 @@ from experiments.common.commands import command
 from experiments.common.errors import StudyError
 from experiments.common.files import write_json
 from experiments.common.paths import default_root
-from experiments.studies.config import StudyConfig
 from experiments.studies.locks import shown, sqlite_url
 
 if TYPE_CHECKING:
+    from experiments.studies.config import StudyConfig
     from experiments.studies.queue import Store
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,14 +14,14 @@ from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_json, write_json
 from experiments.common.section import nearest
 from experiments.records import ArmResult, Estimate
-from experiments.runs.arm import Observer, StopArm
-from experiments.runs.outcome import Outcome
-from experiments.runs.run import run_experiment
-from experiments.scorecard import mean_card
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
 from experiments.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from experiments.runs.arm import Observer
+    from experiments.runs.outcome import Outcome
 
 ShouldPrune = Callable[[int, float], bool]  # gets a step and the first objective there; True ends the trial
 
@@ -65,6 +65,9 @@ def run_trial(
     parent: id of the study's MLflow run. should_prune: the pruner; called with the first objective after each
     evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
+    from experiments.runs.run import run_experiment  # loads torch; `status` needs none
+    from experiments.scorecard import mean_card
+
     note = trial_folder(study, root, number) / "mlflow.json"
     saved = read_json(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
@@ -166,6 +169,8 @@ def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
 
 def _observer(study: StudyConfig, should_prune: ShouldPrune, before: int) -> Observer:
     """before: steps of the seeds that have run."""
+    from experiments.runs.arm import StopArm
+
     name = study.objectives[0].figure
 
     def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:

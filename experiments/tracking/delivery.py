@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from experiments.tracking.journal import Journal
 from experiments.tracking.senders import deliver
-from experiments.tracking.store import Store, last_line
+from experiments.tracking.store import TrackingStore, last_line
 
 FLUSH_SECONDS, RETRY_SECONDS = 1.0, 10.0  # between deliveries; after one that failed
 SAMPLE_SECONDS = 10.0  # between system metrics
@@ -24,7 +24,7 @@ class Delivery:
     SAMPLE_SECONDS, for system metrics.
     """
 
-    def __init__(self, store: Store, sample: Callable[[], None]) -> None:
+    def __init__(self, store: TrackingStore, sample: Callable[[], None]) -> None:
         self.store, self.sample = store, sample
         self.faults, self.message = 0, ""
         self._journals: list[Journal] = []

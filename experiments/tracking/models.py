@@ -8,12 +8,12 @@ from typing import Any
 
 from experiments.tracking.client import model_metric_entities, model_output, unknown_endpoint
 from experiments.tracking.journal import Delivered, Event, Journal
-from experiments.tracking.store import Store
+from experiments.tracking.store import TrackingStore
 
 TRAINED = "trained"  # MLflow's type of these models; name of the artifact if a store has no models
 
 
-def send_model(store: Store, journal: Journal, done: Delivered, event: Event) -> dict[str, str]:
+def send_model(store: TrackingStore, journal: Journal, done: Delivered, event: Event) -> dict[str, str]:
     """Send a `model` event to the store. Returns the model's name and id; nothing if its folder is gone.
 
     A server of MLflow 2 has no logged models: it gets the files as the artifact `trained` of the run.
@@ -31,7 +31,7 @@ def send_model(store: Store, journal: Journal, done: Delivered, event: Event) ->
     return {}
 
 
-def _send_model(store: Store, journal: Journal, done: Delivered, event: Event, folder: Path) -> dict[str, str]:
+def _send_model(store: TrackingStore, journal: Journal, done: Delivered, event: Event, folder: Path) -> dict[str, str]:
     """Create the model with its link, files and figures, unless the store has them.
 
     MLflow gives each new model an id of its own, so an existing model is looked up first: in the note of what was
@@ -53,7 +53,7 @@ def _send_model(store: Store, journal: Journal, done: Delivered, event: Event, f
     return {name: model_id}
 
 
-def find_model(store: Store, experiment_id: str, journal_id: str, name: str) -> str:
+def find_model(store: TrackingStore, experiment_id: str, journal_id: str, name: str) -> str:
     """Return the id of the model that a journal's run has under a name; empty without one."""
     wanted = f"tags.journal_id = '{journal_id}' AND name = '{name}'"
     found = store.client.search_logged_models([experiment_id], wanted)

@@ -8,12 +8,12 @@ from pathlib import Path
 from experiments.tracking.journal import PATTERN, Journal, in_order
 from experiments.tracking.machine import process_alive
 from experiments.tracking.senders import deliver
-from experiments.tracking.store import DIED, Store
+from experiments.tracking.store import DIED, TrackingStore
 
 ARTIFACTS = "artifacts"  # of the local store: many files, and no journal among them
 
 
-def reap(store: Store, root: Path, seconds: float) -> list[str]:
+def reap(store: TrackingStore, root: Path, seconds: float) -> list[str]:
     """End the runs of dead processes in the store; return the ids of those marked as KILLED.
 
     A journal below root counts more than the store. It is delivered, so that a run which ended while the store was

@@ -23,7 +23,7 @@ from experiments.tracking.client import (
 )
 from experiments.tracking.journal import Delivered, Event, Journal
 from experiments.tracking.models import send_model
-from experiments.tracking.store import DIED, Store, last_line
+from experiments.tracking.store import DIED, TrackingStore, last_line
 
 CHAIN = ("study", "trial", "experiment", "run_folder")  # tags that a run inherits from its parent
 
@@ -32,7 +32,7 @@ class RunDeleted(RuntimeError):
     """The store had the run, but somebody deleted it."""
 
 
-def deliver(store: Store, journal: Journal) -> Delivered:
+def deliver(store: TrackingStore, journal: Journal) -> Delivered:
     """Send the lines that the store does not have, and note how many arrived. Raises errors of MLflow.
 
     A run that was deleted in the store is created again from the whole journal.
@@ -44,7 +44,7 @@ def deliver(store: Store, journal: Journal) -> Delivered:
             return _deliver(store, journal, Delivered())
 
 
-def _deliver(store: Store, journal: Journal, done: Delivered) -> Delivered:
+def _deliver(store: TrackingStore, journal: Journal, done: Delivered) -> Delivered:
     for events, offset in _groups(journal.read(done.offset)):
         try:
             run_id, models = _send(store, journal, done, events)
@@ -60,7 +60,9 @@ def _deliver(store: Store, journal: Journal, done: Delivered) -> Delivered:
     return done
 
 
-def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Event]) -> tuple[str, dict[str, str]]:
+def _send(
+    store: TrackingStore, journal: Journal, done: Delivered, events: Sequence[Event]
+) -> tuple[str, dict[str, str]]:
     """Send events of one kind. Returns the run's id in the store, and its models."""
     kind, run_id = events[0]["event"], done.run_id
     if kind == "start":
@@ -76,7 +78,7 @@ def _send(store: Store, journal: Journal, done: Delivered, events: Sequence[Even
     return run_id, done.models
 
 
-def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
+def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> str:
     """Create the run, or set it to running again. Raises LookupError while its parent is not in the store."""
     client, tags = store.client, {**event["tags"], "journal_id": journal.id}
     if event["parent"]:
@@ -101,22 +103,22 @@ def _start(store: Store, journal: Journal, run_id: str, event: Event) -> str:
     return found
 
 
-def _tags(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+def _tags(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
     store.client.log_batch(run_id, tags=tag_entities(event["tags"]))
 
 
-def _params(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+def _params(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
     known = store.client.get_run(run_id).data.params  # a value that the run already has stays as it is
     new = param_entities({name: value for name, value in event["params"].items() if name not in known})
     for start in range(0, len(new), MAX_BATCH):
         store.client.log_batch(run_id, params=new[start : start + MAX_BATCH])
 
 
-def _inputs(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+def _inputs(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
     store.client.log_inputs(run_id, [dataset_entity(values) for values in event["datasets"]])
 
 
-def _artifact(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+def _artifact(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
     path, to = journal.folder / event["path"], event["to"]
     if path.is_dir():
         store.client.log_artifacts(run_id, str(path), to)
@@ -126,14 +128,16 @@ def _artifact(store: Store, journal: Journal, run_id: str, event: Event) -> None
         store.refused.append(f"{path} is gone before it could be sent")
 
 
-def _end(store: Store, journal: Journal, run_id: str, event: Event) -> None:
+def _end(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
     store.client.set_terminated(run_id, event["status"], event["time"])
     noted = journal.last("tags") or {"tags": {}}
     if store.client.get_run(run_id).data.tags.get("error") == DIED != noted["tags"].get("error"):
-        store.client.delete_tag(run_id, "error")  # set by `Store.kill` in a process that did not see this journal
+        store.client.delete_tag(
+            run_id, "error"
+        )  # set by `TrackingStore.kill` in a process that did not see this journal
 
 
-SENDERS: dict[str, Callable[[Store, Journal, str, Event], None]] = {
+SENDERS: dict[str, Callable[[TrackingStore, Journal, str, Event], None]] = {
     "tags": _tags,
     "params": _params,
     "inputs": _inputs,

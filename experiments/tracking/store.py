@@ -17,7 +17,7 @@ from experiments.tracking.machine import process_alive
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
 
 
-class Store:
+class TrackingStore:
     """A tracking store, opened on first use. uri: as in MLFLOW_TRACKING_URI. root: folder of the local store.
 
     refused: messages of lines that the store will never accept (a file that is gone, a value that is not allowed); such

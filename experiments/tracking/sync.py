@@ -13,7 +13,7 @@ from experiments.tracking.journal import journals
 from experiments.tracking.models import TRAINED, model_ids
 from experiments.tracking.reap import end_dead
 from experiments.tracking.senders import deliver
-from experiments.tracking.store import Store, last_line
+from experiments.tracking.store import TrackingStore, last_line
 
 MODEL = "models:/"  # how the UI names a logged model
 
@@ -24,7 +24,7 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
     Returns for each journal the run's id in the store, or why it was not sent. A run whose process died is ended as
     KILLED. Raises TrackingError if the store cannot be opened or the folders hold no journal.
     """
-    store = Store(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    store = TrackingStore(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
     found = {journal.path: journal for folder in folders for journal in journals(folder)}
     if not found:
         raise TrackingError(f"no journal in {', '.join(map(str, folders))}: give run folders, as mlruns/runs/NAME")
@@ -53,7 +53,7 @@ def download(source: str, root: Path, name: str = TRAINED, to: Path | None = Non
     `experiments.methods.saving.load_onto` instead of `ctrl.load`. root: the folder of the local store, not used if
     MLFLOW_TRACKING_URI is set. to: the folder to write to, a new temporary one by default.
     """
-    store = Store(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
+    store = TrackingStore(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
     folder = to or Path(tempfile.mkdtemp(prefix="artifact-"))
     if source.startswith(MODEL):
         return download_model(store.client, store.uri, source.removeprefix(MODEL), folder)

@@ -29,7 +29,7 @@ from experiments.tracking.machine import (
 from experiments.tracking.reap import reap
 from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
-from experiments.tracking.store import Store, last_line
+from experiments.tracking.store import TrackingStore, last_line
 from experiments.tracking.system import system_metrics
 
 PORT = 5000
@@ -47,7 +47,7 @@ class Tracker:
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = Path(root).resolve()
         self.remote = os.environ.get("MLFLOW_TRACKING_URI")
-        self.store = Store(self.root, self.remote)
+        self.store = TrackingStore(self.root, self.remote)
         self.uri, self.experiment = self.store.uri, experiment
         self.delivery = Delivery(self.store, self._sample)
         self._open: list[Run] = []

@@ -11,17 +11,17 @@ from experiments.training.schedules import SCHEDULES
 class TrainingConfig(Section):
     """One schedule for all arms; only the learning rate differs between them."""
 
-    steps: int = Field(60, ge=1)
+    steps: int = Field(60, ge=1, description="optimiser steps of each arm")
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
-    gradient_accumulation: int = Field(1, ge=1)
-    warmup_steps: int = Field(5, ge=0)
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
     schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
     anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
     @field_validator("schedule")

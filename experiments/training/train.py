@@ -8,7 +8,8 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from experiments.training.config import TrainingConfig
 from experiments.training.meter import Meter
 from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
 from experiments.training.trainer import ArmTrainer
+
+PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ def train_arm(
     """
     context.precision.hold_frozen(model)
     method.begin(model, context)
-    trainer = ArmTrainer(
-        model=model,
-        args=training_arguments(plan, context, processes),
-        train_dataset=plan.rows,
-        data_collator=plan.collator,
-        method=method,
-        training=plan.training,
-    )
+    with launcher_precision(context.precision.bf16):
+        trainer = ArmTrainer(
+            model=model,
+            args=training_arguments(plan, context, processes),
+            train_dataset=plan.rows,
+            data_collator=plan.collator,
+            method=method,
+            training=plan.training,
+        )
     trainer.remove_callback(PrinterCallback)
     for callback in _callbacks(method, plan, hooks, trainer.meter, processes):
         trainer.add_callback(callback)
@@ -81,10 +85,23 @@ def train_arm(
     return _cost(model, trainer.meter, processes)
 
 
+@contextmanager
+def launcher_precision(bf16: bool) -> Iterator[None]:
+    """Replace the precision that a launcher has set, and put it back: other Trainers of this process read it too."""
+    before = os.environ.get(PRECISION)
+    os.environ[PRECISION] = "bf16" if bf16 else "no"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PRECISION]
+        else:
+            os.environ[PRECISION] = before
+
+
 def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Processes = ALONE) -> TrainingArguments:
     """Return Trainer's arguments. Evaluation, logging and saving are timed by our callbacks."""
-    training, bf16 = plan.training, context.precision.bf16
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bf16 else "no"  # whatever a launcher has set
+    training = plan.training
     arguments = TrainingArguments(
         output_dir=str(plan.checkpoints),
         max_steps=training.steps,
@@ -95,7 +112,7 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=bf16,
+        bf16=context.precision.bf16,
         use_cpu=not torch.cuda.is_available(),
         seed=context.seed,
         data_seed=context.seed,

@@ -24,7 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"structure": "stack"},
     {"structure": "hybrid"},
     {"norm_mix": 0.2},
-    {"norm_mix": "alpha"},
+    {"norm_mix": "learned"},
     {"expanded": "lora"},
 ]
 

@@ -313,7 +313,7 @@ def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
         ctrl.attach(types.SimpleNamespace(model=expanded()))
     trainer = hf_trainer(expanded(), tmp_path)
     trainer.args._n_gpu = 2
-    with pytest.raises(ctrl.ConfigError, match=r"does not work with nn\.DataParallel: start one process per GPU"):
+    with pytest.raises(ctrl.ConfigError, match=r"other threads.*: start one process per GPU with torchrun"):
         ctrl.attach(trainer)
 
 
@@ -354,3 +354,12 @@ def test_a_checkpoint_around_the_layer_gives_the_same_gradients(loss: str) -> No
     for p, q in pairs:
         if p.grad is not None:
             torch.testing.assert_close(q.grad, p.grad)
+
+
+def test_passes_in_the_threads_of_data_parallel_are_not_missed() -> None:
+    wrapped = torch.nn.DataParallel(expanded())
+    with (
+        pytest.raises(ctrl.ConfigError, match=r"or use the model's own loss"),
+        ctrl.collect_divergence(wrapped),
+    ):
+        pass

@@ -32,7 +32,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("divergence_weight", float("inf"), r"divergence_weight .* got inf"),
     ("margin", 2.5, r"margin must be a cosine distance, a number in \[0, 2\], but got 2\.5"),
     ("margin", None, r"margin .* got None"),
-    ("norm_mix", "alhpa", r"norm_mix must be 'alpha' or a number in \[0, 1\], but got 'alhpa'"),
+    ("norm_mix", "learnt", r"norm_mix must be 'learned' or a number in \[0, 1\], but got 'learnt'"),
     ("norm_mix", 1.5, r"norm_mix .* got 1\.5"),
     ("copies_dtype", "bf16", r"unknown copies_dtype 'bf16': known: fp32, base"),
     ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
@@ -121,6 +121,11 @@ def test_fields_that_came_later_leave_older_configs_as_they_were() -> None:
         "structure", "layers", "interpolation", "alpha", "alpha_start", "divergence", "divergence_weight", "margin",
         "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens", "norm_mix", "expanded", "lora_rank",
     ]  # fmt: skip
+
+
+def test_the_former_name_of_learned_norms_is_taken() -> None:
+    with pytest.warns(UserWarning, match="norm_mix='alpha' is now 'learned'"):
+        assert ControlConfig(norm_mix="alpha") == ControlConfig(norm_mix="learned")  # type: ignore[arg-type]
 
 
 def test_is_frozen() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -20,6 +22,7 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
+from tests.helpers import reference
 from tests.helpers.families import SHAPE, build, left_padded, perturb
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
@@ -32,16 +35,37 @@ def test_relaxed_norm_is_the_formula() -> None:
     torch.testing.assert_close(norm(x), 0.25 * x + 0.75 * plain)
 
 
-def test_a_fixed_alpha_reaches_the_norms_that_take_alpha() -> None:
-    model = disturbed(norm_mix="alpha", alpha_start=0.25)
-    norm = ctrl.layer.expanded_layers(model)[0].expanded.input_layernorm
+@pytest.mark.parametrize("factor", [-2.0, -1e-3, 0.0, 0.7, 30.0])
+def test_a_learned_norm_is_the_published_formula(factor: float) -> None:
+    """c = clamp(2 sigmoid(f) - 1, 0, 1): a negative factor is the plain norm, a large one none."""
+    model = disturbed(norm_mix="learned")
+    norm = ctrl.layer.expanded_layers(model)[0].expanded.post_attention_layernorm
+    with torch.no_grad():
+        norm.interpolation_factor.fill_(factor)
     x = torch.randn(2, 3, 32)
-    before = norm(x)
+    c = min(1.0, max(0.0, 2 * reference.sigmoid(factor) - 1))
+    weight = norm.weight.detach().double().numpy()
+    want = [
+        reference.relaxed_norm_token(x[at].double().numpy(), weight, c, norm.variance_epsilon)
+        for at in np.ndindex(2, 3)
+    ]
+    torch.testing.assert_close(norm(x).detach(), torch.from_numpy(np.array(want)).float().view(2, 3, 32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_learned_norms_start_as_the_base_and_each_learns(expanded: str, dtype: torch.dtype) -> None:
+    base: PreTrainedModel = tiny().eval().to(dtype)  # type: ignore[arg-type]
+    expected = base(IDS).logits
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2, norm_mix="learned", expanded=expanded))  # type: ignore[arg-type]
+    assert torch.equal(model(IDS).logits, expected)
+    model(IDS, labels=IDS).loss.backward()
+    factors = {n: p for n, p in model.named_parameters() if n.endswith("norm.interpolation_factor")}
+    assert len(factors) == 4  # two norms in each of two copies
+    assert all(p.grad is not None and p.grad.any() for p in factors.values())
+    assert {p.dtype for p in factors.values()} == {torch.float32}
     with ctrl.at_alpha(model, 1.0):
-        assert torch.equal(norm(x), x)
-    with ctrl.at_alpha(model, 0.25):
-        torch.testing.assert_close(norm(x), before)
-    assert torch.equal(norm(x), before)
+        assert torch.equal(model(IDS).logits, expected)  # the dial leaves the norms as they are
 
 
 def test_low_rank_copies_start_as_the_base_and_train_alone() -> None:
@@ -136,8 +160,27 @@ def _other_names(model: PreTrainedModel) -> None:
 
 def _calls_super(model: PreTrainedModel) -> None:
     class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().forward(hidden_states, *args, **kwargs)
+
+    for layer in decoder_layers(model):
+        layer.__class__ = Derived
+
+
+def _calls_super_unseen(model: PreTrainedModel) -> None:
+    """The call is inside a decorator, where the class that it starts from cannot be replaced."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return inner
+
+    class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
+        @decorated
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, *args, **kwargs)
 
     for layer in decoder_layers(model):
         layer.__class__ = Derived
@@ -149,7 +192,7 @@ def _calls_super(model: PreTrainedModel) -> None:
         (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
         (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
         (_other_names, "stack", "has no MLP down projection with a known name"),
-        (_calls_super, "concat", r"Derived\.forward calls super\(\), so its layers cannot be copied"),
+        (_calls_super_unseen, "concat", r"a copy of layer 1, a Derived, does not run \(TypeError: super"),
     ],
 )
 def test_layers_that_cannot_be_copied_are_refused(
@@ -162,6 +205,24 @@ def test_layers_that_cannot_be_copied_are_refused(
         ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
     assert [name for name, _ in model.named_parameters()] == before
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_layer_that_calls_the_method_of_its_base_is_copied() -> None:
+    """Llama 4's and PhiMoE's routers do. The copy has another class, from which its `super()` must start."""
+    base = build("llama")
+    _calls_super(base)
+    ids = left_padded(pads=0)["input_ids"]
+    want = base(input_ids=ids).logits
+    model = ctrl.expand(base, ControlConfig(layers=[1, 3]))
+    assert torch.equal(model(input_ids=ids).logits, want)
+    copied = expanded_layers(model)[0].expanded
+    perturb(model)
+    x, positions = torch.randn(1, 3, 32), torch.arange(3)[None]
+    rotary = model.model.rotary_emb(x, positions)
+    plain = copy.deepcopy(copied)
+    plain.__class__ = copies.plain_class(type(build("llama").model.layers[1]))
+    found = copied(x, position_embeddings=rotary)
+    torch.testing.assert_close(found, 2 * plain(x, position_embeddings=rotary))
 
 
 def _gpt_oss() -> PreTrainedModel:
@@ -219,7 +280,7 @@ def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
     ):
         ctrl.expand(build("llama"), ControlConfig(layers=2, structure="stack", norm_mix=0.1))
     base = build("llama")
-    for value in ("alpha", 0.1):
+    for value in ("learned", 0.1):
         model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid", norm_mix=value))  # type: ignore[arg-type]
         stacked, paired = (type(layer.expanded.input_layernorm).__name__ for layer in expanded_layers(model))
         assert (stacked, paired) == ("LlamaRMSNorm", "RelaxedLlamaRMSNorm")

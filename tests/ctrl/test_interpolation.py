@@ -74,8 +74,7 @@ class TestEveryInterpolation:
     def test_a_fixed_alpha_replaces_what_was_learned(self, name: str) -> None:
         module = built(name, 0.9, trained=True)
         a, b, h = branches()
-        module.fixed_alpha = torch.tensor(0.25)
-        mixed, alpha = module(a, b, h)
+        mixed, alpha = module(a, b, h, torch.tensor(0.25))
         want, _ = reference.mix(name, *(x.numpy() for x in (a, b, h)), reference_parameters(module), 0.25)
         torch.testing.assert_close(mixed.detach(), torch.from_numpy(want), rtol=1e-10, atol=1e-10)
         assert alpha.item() == 0.25
@@ -102,7 +101,8 @@ class TestEveryInterpolation:
         mixed, alpha = module(a, b, h)
         assert (mixed.shape, mixed.dtype) == (a.shape, dtype)
         assert tuple(alpha.shape) in ((), (*a.shape[:2], 1))
-        assert (module.project(a).shape, module.project(a).dtype) == (a.shape, dtype)
+        for side in (module.project(a), module.compared(a)):
+            assert (side.shape, side.dtype) == (a.shape, dtype)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_types_are_mixed_in_fp32(self, name: str, dtype: torch.dtype) -> None:
@@ -207,7 +207,7 @@ class TestEveryInterpolation:
         (mixed * h).sum().backward()
         assert {n for n, p in module.named_parameters() if p.grad is None} == set(module.trained_by_divergence)
         if module.trained_by_divergence:
-            (module.project(a) * h).sum().backward()
+            (module.compared(a) * h).sum().backward()
             assert all(p.grad is not None for p in module.parameters())
 
     def test_published_tensors_are_all_parameters_and_come_back(self, name: str) -> None:
@@ -330,25 +330,31 @@ class TestMoe:
 
 
 class TestProjections:
-    @pytest.mark.parametrize("name", ["plerp", "proj"])
-    def test_the_divergence_sees_the_projection(self, name: str) -> None:
+    @pytest.mark.parametrize("name", list(INTERPOLATIONS))
+    def test_what_is_mixed_and_what_is_compared(self, name: str) -> None:
+        """plerp mixes P a and compares a; proj mixes a and compares P a; the others have no P."""
         module = built(name, trained=True)
         a, _, _ = branches()
-        projection = torch.from_numpy(reference_parameters(module)["projection"])
-        torch.testing.assert_close(module.project(a).detach(), a @ projection.T)
+        projected = a
+        if name in ("plerp", "proj"):
+            projected = a @ torch.from_numpy(reference_parameters(module)["projection"]).T
+            assert not torch.allclose(projected, a)
+        torch.testing.assert_close(module.project(a).detach(), projected if name == "plerp" else a)
+        torch.testing.assert_close(module.compared(a).detach(), projected if name == "proj" else a)
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_half_types_lose_one_rounding_in_the_projection(self, name: str) -> None:
-        module = built(name, trained=True).float()
+        module: Any = built(name, trained=True).float()
         a, _, _ = branches(batch=8, seq=16, dtype=torch.bfloat16)
-        want = copy.deepcopy(module).double().project(a.double())
-        assert (module.project(a) == want.to(torch.bfloat16)).double().mean() > 0.99
+        want = copy.deepcopy(module).double().projected(a.double())
+        assert (module.projected(a) == want.to(torch.bfloat16)).double().mean() > 0.99
 
     @pytest.mark.parametrize("name", ["plerp", "proj"])
     def test_the_projection_starts_as_the_identity(self, name: str) -> None:
         """Reference fault 8: a random term there changed the model before training."""
         a, _, _ = branches(dtype=torch.bfloat16)
-        assert torch.equal(build_interpolation(name, HIDDEN).project(a), a)
+        module: Any = build_interpolation(name, HIDDEN)
+        assert torch.equal(module.projected(a), a)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

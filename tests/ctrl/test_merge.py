@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ def test_measured_alpha_is_the_mean_over_tokens_and_reaches_the_weights() -> Non
     assert measured[0] != pytest.approx((parts[0][0] + parts[1][0]) / 2, rel=1e-3)
     given, found = ctrl.merge_back(model, alpha=measured), ctrl.merge_back(model, batches=batches)
     assert torch.equal(given(IDS).logits, found(IDS).logits)
+
+
+@pytest.mark.parametrize("interpolation", MERGED)
+def test_a_gate_whose_weights_are_left_out_is_said(interpolation: str) -> None:
+    """Without text the alpha of dlerp and dlerpin is sigmoid(theta): the reference's fault 7."""
+    model, fresh = (
+        disturbed(interpolation=interpolation),
+        ctrl.expand(tiny(), ctrl.ControlConfig(interpolation=interpolation, layers=2)),
+    )
+
+    def said(*args: Any, **kwargs: Any) -> bool:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            ctrl.merge_back(*args, **kwargs)
+        return any(f"alpha of '{interpolation}' depends on the token" in str(w.message) for w in seen)
+
+    assert said(model) == INTERPOLATIONS[interpolation].per_token
+    assert not said(model, batches=BATCHES)
+    assert not said(model, alpha=0.5)
+    with ctrl.at_alpha(model, 0.5):
+        assert not said(model)
+    assert not said(fresh)  # its weights are 0
+    assert not said(disturbed(interpolation=interpolation, alpha_start=1.0))  # 1 for every token
 
 
 def test_alpha_that_is_no_number_is_refused() -> None:

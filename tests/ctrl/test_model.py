@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 import ctrl
@@ -14,11 +19,15 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from tests.helpers.families import SHAPE, build
+from tests.helpers.tiny_llama import expanded, tiny
+from tests.helpers.trainers import fuse_head, hf_trainer, whole_batch
+
+Block = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 
 def test_expanding_twice_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="expanded already: expand a new base model, or call merge_back first"):
+    with pytest.raises(ConfigError, match=r"expanded already: call ctrl\.unload, ctrl\.swap or ctrl\.merge_back first"):
         ctrl.expand(model)
 
 
@@ -57,6 +66,77 @@ def test_a_share_is_held_inside_the_block_alone() -> None:
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
+def test_a_dispatched_model_is_refused_rather_than_left_as_it_is() -> None:
+    model = tiny()
+    add_hook_to_module(model.model.layers[1], AlignDevicesHook(execution_device="cpu"))
+    with pytest.raises(ctrl.ConfigError, match="has hooks around its forward"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2))
+    remove_hook_from_submodules(model)
+    assert len(ctrl.describe(ctrl.expand(model, ctrl.ControlConfig(layers=2)))) == 2
+
+
+def trained_in_bf16(model: Any, folder: Path) -> None:
+    hf_trainer(model, folder, bf16=True).train()
+
+
+def with_a_fused_head(model: Any, folder: Path) -> None:
+    fuse_head(model)
+
+
+@pytest.mark.parametrize("use", [trained_in_bf16, with_a_fused_head])
+def test_a_forward_that_a_trainer_has_left_is_refused_until_it_is_deleted(
+    use: Callable[[Any, Path], None], tmp_path: Path
+) -> None:
+    model = tiny()
+    use(model, tmp_path)
+    with pytest.raises(ConfigError, match=r"a LlamaForCausalLM has a forward of its own.* first: del model\.forward"):
+        ctrl.expand(model, ControlConfig(layers=2))
+    del model.forward
+    assert ctrl.expand(model, ControlConfig(layers=2))(**whole_batch()).divergence is not None
+
+
+def gradients(forward: Block, backward: Block, checkpointed: bool, reentrant: bool) -> dict[str, torch.Tensor]:
+    """Gradients of a pass inside one block whose backward pass runs inside another."""
+    model = expanded(interpolation="dlerp", divergence="none" if reentrant else "mse").train()
+    model.model.embed_tokens.weight.requires_grad_(True)  # so that ctrl.pretrained has a gradient too
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    with forward(model):
+        loss = model(**whole_batch()).loss
+    with backward(model):
+        loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def as_it_is(model: Any) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def at_a_fifth(model: Any) -> contextlib.AbstractContextManager[Any]:
+    return ctrl.at_alpha(model, 0.2)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("forward", "backward"),
+    [
+        (at_a_fifth, as_it_is),
+        (as_it_is, at_a_fifth),
+        (ctrl.pretrained, as_it_is),
+        (as_it_is, ctrl.pretrained),
+        (at_a_fifth, ctrl.pretrained),
+        (ctrl.pretrained, at_a_fifth),
+    ],
+)
+def test_layers_that_run_again_in_the_backward_pass_do_what_they_did(
+    forward: Block, backward: Block, reentrant: bool
+) -> None:
+    expected = gradients(forward, forward, checkpointed=False, reentrant=reentrant)
+    found = gradients(forward, backward, checkpointed=True, reentrant=reentrant)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 def test_a_stacked_layer_has_no_share() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid"))
     with pytest.raises(ConfigError, match=r"at_alpha needs layers that mix .* layers \[\d\] are stacked"):
@@ -80,9 +160,27 @@ def test_describe_names_layers_branches_and_alpha() -> None:
     assert rows[0].alpha is None
     assert rows[1].alpha == pytest.approx(0.25)
     table = str(rows).splitlines()
-    assert len(table) == 4
-    assert f"{2 * one_layer:,}" in table[-1]
+    assert len(table) == 5
+    assert f"{2 * one_layer:,}" in table[-2]
     assert "0.250" in table[2]
+
+
+@pytest.mark.parametrize("expanded_as", ["full", "lora"])
+def test_describe_prints_the_share_as_peft_does(expanded_as: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ctrl.expand(tiny(), ControlConfig(layers=2, expanded=expanded_as))
+    model.model.norm.weight.requires_grad_(True)
+    PeftModel.print_trainable_parameters(_Counted(model))  # type: ignore[arg-type]
+    assert str(ctrl.describe(model)).splitlines()[-1] == capsys.readouterr().out.strip()
+
+
+class _Counted:
+    """What PEFT's method asks of its model."""
+
+    get_nb_trainable_parameters = PeftModel.get_nb_trainable_parameters
+
+    def __init__(self, model: Any) -> None:
+        self.named_parameters = model.named_parameters
+        self.base_model = model
 
 
 def test_what_an_interpolation_learns_trains_too() -> None:

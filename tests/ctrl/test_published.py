@@ -36,11 +36,14 @@ def test_round_trip(tmp_path: Path, structure: str, interpolation: str, shard: s
     assert again.control.config.alpha == "learned"
 
 
-@pytest.mark.parametrize("mix", [0.25, "alpha"])
+@pytest.mark.parametrize("mix", [0.25, "learned"])
 def test_relaxed_norms_round_trip(tmp_path: Path, mix: float | str) -> None:
     model = disturbed(norm_mix=mix)
     ctrl.export_published(model, tmp_path)
     assert torch.equal(ctrl.load_published(tmp_path).eval()(IDS).logits, model(IDS).logits)
+    factors = [name for name in load_file(tmp_path / "model.safetensors") if "norm.interpolation_factor" in name]
+    assert len(factors) == (4 if mix == "learned" else 0)
+    assert all(name.split(".")[3] == "expanded_layer" for name in factors)
     plain = disturbed()
     assert not torch.equal(plain(IDS).logits, model(IDS).logits)  # the norms do differ
 
@@ -59,6 +62,14 @@ def test_a_checkpoint_written_by_hand(tmp_path: Path) -> None:
             tiny().save_pretrained(tmp_path / base)
             base = str(tmp_path / base)
         assert torch.equal(ctrl.load_published(tmp_path, base=base).eval()(IDS).logits, model(IDS).logits)
+
+
+def test_learned_norms_without_their_factors_are_refused(tmp_path: Path) -> None:
+    by_hand(tmp_path, interpolation_norm_alpha=-1)
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"4 missing \(first: model\.layers\.1\.expanded_layer\.\w+\.interpolation_factor\)"
+    ):
+        ctrl.load_published(tmp_path)
 
 
 def test_null_factor_means_the_expanded_branch_alone(tmp_path: Path) -> None:
@@ -158,7 +169,7 @@ def test_a_layer_without_tensors_is_missed(tmp_path: Path, gone: int, fault: str
 @pytest.mark.parametrize(
     ("expansion", "extra", "said"),
     [
-        ({"interpolation_norm_alpha": -1}, "expanded_layer.input_layernorm.interpolation_factor", "-1"),
+        ({"interpolation_norm_alpha": 0}, "expanded_layer.input_layernorm.interpolation_factor", "0"),
         ({"interpolation_norm_alpha": 0}, "expanded_layer.input_layernorm.alpha", "0"),
         ({}, "expanded_layer.input_layernorm.interpolation_factor", "missing"),
     ],

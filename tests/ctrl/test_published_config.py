@@ -21,7 +21,6 @@ def test_values_of_the_expansion_object(tmp_path: Path) -> None:
         ({"interpolation_loss_type": "dot"}, {"divergence": "norm"}),
         ({"interpolation_loss_type": "cosine"}, {"divergence": "cosine_smooth"}),
         ({"interpolation_loss_type": "attention"}, {"divergence": "attention"}),
-        ({"interpolation_norm_alpha": -1}, {"norm_mix": "alpha"}),
         ({"interpolation_norm_alpha": 0.1}, {"norm_mix": 0.1}),
         ({"freeze_interpolation_factor": False}, {"alpha": "learned"}),
     ]

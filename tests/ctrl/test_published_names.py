@@ -176,15 +176,29 @@ def test_stacked_layers_stand_where_the_layout_says(tmp_path: Path, structure: s
 
 @pytest.mark.parametrize("mix", [-1, 0.25])
 def test_relaxed_norms_of_a_hybrid_are_those_of_its_pairs(tmp_path: Path, mix: float) -> None:
+    """-1: each norm of the expanded layer has a factor f of its own, c = clamp(2 sigmoid(f) - 1, 0, 1)."""
     tensors = by_hand(tmp_path, "hybrid", "lerp", interpolation_norm_alpha=mix)
-    stacked, paired = expanded_layers(ctrl.load_published(tmp_path))
+    factors = {"input_layernorm": -0.4, "post_attention_layernorm": 0.9}
+    if mix == -1:
+        at = "model.layers.4.expanded_layer"
+        tensors |= {f"{at}.{name}.interpolation_factor": torch.tensor([f]) for name, f in factors.items()}
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = ctrl.load_published(tmp_path)
+    stacked, paired = expanded_layers(model)
     assert type(stacked.expanded.input_layernorm).__name__ == "LlamaRMSNorm"
-    norm: Any = paired.expanded.post_attention_layernorm
-    c = mix if mix > 0 else reference.sigmoid(float(tensors["model.layers.4.interpolation_factor"]))
     x = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(2))
-    weight = tensors["model.layers.4.expanded_layer.post_attention_layernorm.weight"].double().numpy()
-    want = reference.relaxed_norm_token(x.double().numpy(), weight, c, norm.variance_epsilon)
-    torch.testing.assert_close(norm(x).detach(), torch.from_numpy(want).float(), rtol=1e-5, atol=1e-6)
+    for name, factor in factors.items():
+        norm: Any = paired.expanded.get_submodule(name)
+        c = mix if mix > 0 else min(1.0, max(0.0, 2 * reference.sigmoid(factor) - 1))
+        assert (c == 0) == (mix == -1 and factor < 0)
+        weight = tensors[f"model.layers.4.expanded_layer.{name}.weight"].double().numpy()
+        want = reference.relaxed_norm_token(x.double().numpy(), weight, c, norm.variance_epsilon)
+        torch.testing.assert_close(norm(x).detach(), torch.from_numpy(want).float(), rtol=1e-5, atol=1e-6)
+    ctrl.export_published(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["expansion"]["interpolation_norm_alpha"] == mix
 
 
 @pytest.mark.parametrize("structure", list(STRUCTURES))

@@ -29,6 +29,7 @@ from tests.helpers.trainers import tokenizer
         {"interpolation": "dlerp", "alpha": "learned"},
         *({"interpolation": name} for name in INTERPOLATIONS),
         {"norm_mix": 0.2},
+        {"norm_mix": "learned"},
         {"expanded": "lora"},
     ],
 )
@@ -39,6 +40,29 @@ def test_reloaded_equals_saved(tmp_path: Path, kwargs: dict[str, object]) -> Non
     assert again.control.config == model.control.config
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert not torch.equal(again(IDS).logits, tiny().eval()(IDS).logits)
+
+
+def test_folders_whose_norms_had_the_layer_s_alpha_compute_as_they_did(tmp_path: Path) -> None:
+    """Before each norm had a factor: c was sigmoid(theta)."""
+    model = disturbed(norm_mix="learned", alpha_start=0.3)
+    for layer in ctrl.layer.expanded_layers(model):
+        for norm in (layer.expanded.input_layernorm, layer.expanded.post_attention_layernorm):
+            norm.norm_mix = 0.3
+    expected = model(IDS).logits
+    ctrl.save(model, tmp_path)
+    tensors = read_tensors(tmp_path / "model.safetensors")
+    save_file(
+        {n: t for n, t in tensors.items() if "norm.interpolation_factor" not in n}, tmp_path / "model.safetensors"
+    )
+    meta = json.loads((tmp_path / "control_config.json").read_text())
+    meta["control"]["norm_mix"] = "alpha"
+    (tmp_path / "control_config.json").write_text(json.dumps(meta))
+    with pytest.warns(UserWarning, match="norm_mix='alpha' is now 'learned'"):
+        again = ctrl.load(tiny().eval(), tmp_path)
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(disturbed(alpha_start=0.3)(IDS).logits, expected, rtol=1e-3)
+    ctrl.save(again, tmp_path / "now")
+    assert torch.equal(ctrl.load(tiny().eval(), tmp_path / "now")(IDS).logits, again(IDS).logits)
 
 
 def test_what_else_was_unfrozen_is_saved_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import Field
@@ -37,6 +38,17 @@ def test_what_is_new_has_a_digest_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert config.to_flat() == before["evaluation"]
     monkeypatch.setattr(config, "_settings", {"text": Settings(story="second")})
     assert config.to_flat() == before["evaluation"] | {"suites": ["new", {"text": {"story": "second"}}]}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_the_base_model_runs_only_if_the_yaml_says_so(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of({}).model_copy(update={"trust_remote_code": trusted})
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("experiments.models.base.load_base", lambda *given: calls.append(given))
+    config.load_base()
+    assert calls == [(config.base_model, None, {}, trusted)]
+    assert config.to_dict().get("trust_remote_code", False) is trusted
+    assert (config.digest() == config_of({}).digest()) is not trusted
 
 
 def test_every_shipped_config_loads() -> None:

@@ -25,6 +25,6 @@ configs = st.builds(
     detach_alpha=st.booleans(),
     detach_pretrained=st.booleans(),
     divergence_tokens=st.sampled_from(["real", "labels"]),
-    norm_mix=st.floats(0, 1) | st.just("alpha"),
+    norm_mix=st.floats(0, 1) | st.just("learned"),
     copies_dtype=st.sampled_from(["fp32", "base"]),
 )

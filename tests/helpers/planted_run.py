@@ -62,6 +62,26 @@ def records_of(run: Path, arm: str) -> tuple[list, list]:  # type: ignore[type-a
     return read_records(run / "base" / "items.jsonl"), read_records(run / "arms" / arm / "items-20.jsonl")
 
 
+def lm_eval_samples(
+    folder: Path, date: str, right: bool, task: str = "arc", n: int = 20, metric: str = "acc", results: object = None
+) -> Path:
+    """One task as lm_eval leaves it: n answers that are all right, or all wrong. results: of the JSON file of the date.
+
+    Returns the file of the samples.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"doc_id": i, "doc_hash": f"{i:04d}", "prompt_hash": f"{i:04d}", "filter": "none", "metrics": [metric],
+         metric: float(right), "arguments": [["q", " a"]], "target": "a", "filtered_resps": ["a"], "resps": [["a"]]}
+        for i in range(n)
+    ]  # fmt: skip
+    file = folder / f"samples_{task}_{date}T00-00-00.1.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    if results:
+        (folder / f"results_{date}T00-00-00.1.json").write_text(json.dumps(results), encoding="utf-8")
+    return file
+
+
 def samples(folder: Path, rng: np.random.Generator, rates: dict[str, float], shots: int = 0) -> Path:
     """What `lm_eval --log_samples` leaves of tasks with 400 items each, answered right at these rates."""
     folder.mkdir()

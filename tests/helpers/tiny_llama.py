@@ -48,6 +48,8 @@ def sequences(count: int = 8, seed: int = 1) -> list[dict[str, torch.Tensor]]:
 def expanded(layers: int | list[int] = 2, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
     """Expanded and disturbed, so that the branches differ and the divergence has a gradient. dtype: the base's."""
     base: Any = tiny().to(dtype)  # type: ignore[arg-type]
+    if kwargs.get("divergence") == "attention":
+        base.set_attn_implementation("eager")
     model = ctrl.expand(base, ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))
     torch.manual_seed(2)
     with torch.no_grad():

@@ -64,7 +64,7 @@ class Reply:
 
 
 class DriftSuite(Suite):
-    """KL(base || model) in nats per token, on the base model's own greedy replies.
+    """KL(base || trained) in nats per token, on the base model's own greedy replies.
 
     Task `base replies`: replies to general prompts. Task `new_prompts`: replies to the first questions of the new task;
     none if the new task is a text.
@@ -188,7 +188,7 @@ def reply_log_probs(
 
 
 def kl_per_token(base: Tensor, tuned: Tensor) -> float:
-    """Return KL(base || tuned) = sum over the vocabulary of p_base (log p_base - log p_tuned), in nats per token.
+    """Return KL(base || trained) = sum over the vocabulary of p_base (log p_base - log p_trained), in nats per token.
 
     base, tuned: (tokens, vocabulary), log-probabilities in fp32. Computed in chunks of 16 tokens.
     """

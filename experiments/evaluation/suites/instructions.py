@@ -112,7 +112,7 @@ def instructions(count: int, seed: int) -> list[Instruction]:
 def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((1, 2))
     prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
-    return prompt, lambda reply: len(re.findall(r"[.!?]+(?=\s|$)", reply)) == count
+    return prompt, lambda reply: len(re.findall(r"(?<![.!?])[.!?]+(?=\s|$)", reply)) == count
 
 
 def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -174,7 +174,7 @@ def _has_keys(reply: str, keys: Sequence[str]) -> bool:
     """Whether the reply is a JSON object with exactly these keys; a code fence around it is allowed."""
     try:
         value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and set(value) == set(keys)
 

@@ -89,7 +89,7 @@ class HarnessSuite(Suite):
         self.loaded = {name: _prepared(task, self.settings.fewshot) for name, task in {**new, **kept}.items()}
         for name, task in self.loaded.items():
             if not {*RIGHT, "pass_at_k"} & set(task.aggregation()):  # which is pass@1 in results
-                raise ConfigError(f"evaluation.suites.lm_eval: {no_verdict(name, task.aggregation())}")
+                raise ConfigError(f"evaluation.suites.lm_eval: {no_verdict(name, task.aggregation())}: leave it out")
 
     @functools.cached_property
     def counts(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.records import Estimate
-from experiments.scorecard.bootstrap import estimate, small_sample_factor
+from experiments.scorecard.bootstrap import estimate, question_weights, student_factor
 from experiments.studies.laws.power import Array, PowerLaw, power_law
 
 COLUMNS = ("ratio", "tokens", "loss_new", "loss_kept")
@@ -192,7 +192,7 @@ def _at_longest(table: pd.DataFrame, law: PowerLaw, kind: str, rng: np.random.Ge
 def _missed(errors: Array, plain: Array, rng: np.random.Generator, draws: int = 1_000) -> Missed:
     """Summarise errors (runs, horizons). Runs are few: the deviations of drawn mean squares are widened."""
     squares = (errors**2).mean(axis=1)
-    drawn = squares[rng.integers(len(squares), size=(draws, len(squares)))].mean(axis=1)
-    drawn = squares.mean() + small_sample_factor(len(squares)) * (drawn - squares.mean())
+    drawn = question_weights(rng, draws, len(squares)) @ squares / len(squares)
+    drawn = squares.mean() + student_factor(len(squares)) * (drawn - squares.mean())
     rms = estimate(np.sqrt(np.clip([squares.mean(), *drawn], 0, None)))
     return Missed(rms, float(np.abs(errors).max()), float(np.sqrt((plain**2).mean())))

@@ -22,12 +22,19 @@ batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", 
 total = (batch["labels"][:, 1:] != -100).sum()
 mine = {k: v[rank::2] for k, v in batch.items()}
 
+def learned_norms(model):
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.interpolation_factor"):
+            parameter.data.fill_(0.5)  # below 0 it has no gradient
+    return model
+
 def build(interpolation):
     if policy:
-        return expanded(interpolation=interpolation, alpha="learned", norm_mix="alpha")
+        return learned_norms(expanded(interpolation=interpolation, alpha="learned", norm_mix="learned"))
     if not half:  # wide: one shard for fp32 copies, fp32 interpolations and bf16 originals, which do not train
         dtype = torch.bfloat16 if wide else torch.float32
-        return expanded(interpolation=interpolation, alpha="learned", dtype=dtype)
+        settings = {"interpolation": interpolation, "alpha": "learned", "norm_mix": "learned", "dtype": dtype}
+        return learned_norms(expanded(**settings))
     # as with copies_dtype="base": half-precision layers, fp32 interpolations
     model = expanded(interpolation=interpolation, alpha="learned").bfloat16()
     for layer in expanded_layers(model):
@@ -58,16 +65,10 @@ def wrap(model):
         fully_shard(layer, **settings)
     return fully_shard(model, **settings)
 
-if half:
-    try:
-        wrap(expanded(norm_mix="alpha"))(**mine)
-    except ctrl.ConfigError as error:
-        assert "mp_policy=MixedPrecisionPolicy" in str(error)
-    else:
-        raise AssertionError("a theta that is not gathered was not missed")
-
 for interpolation in ("lerp", "dlerpin") if policy else ("lerp", "dlerp", "plerp", "proj"):
     reference, model = build(interpolation), build(interpolation)
+    if policy:
+        reference.bfloat16()  # theta's gradient is a sum that cancels: rounding alone changes it by a tenth
     reference(**batch, num_items_in_batch=total).loss.backward()
     expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     wrapped = wrap(model)  # kept: without DDP's reducer the backward pass would not average
@@ -80,7 +81,7 @@ for interpolation in ("lerp", "dlerpin") if policy else ("lerp", "dlerp", "plerp
             if half or policy or wide:
                 assert expected[name].any(), name
                 apart = (gradient.float() - expected[name].float()).norm() / expected[name].float().norm()
-                assert apart < (1e-1 if policy else 5e-2), (interpolation, name, apart)  # fp32 beside bf16
+                assert apart < 5e-2, (interpolation, name, apart)  # rounding
             else:
                 torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     assert len(expected) > 10

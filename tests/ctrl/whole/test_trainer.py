@@ -116,7 +116,7 @@ def test_compiles_without_a_graph_break() -> None:
         {"structure": "stack"},
         {"structure": "hybrid"},
         {"divergence": "norm", "scale_by_alpha": True},
-        {"norm_mix": "alpha"},
+        {"norm_mix": "learned"},
         {"expanded": "lora"},
     ],
     ids=str,

@@ -5,25 +5,31 @@ from __future__ import annotations
 import pytest
 
 from experiments.cli import main as cli
-from experiments.cli.catalogue import KINDS, described, first_sentence
+from experiments.cli.catalogue import FILE, FILES, KINDS, TABLES, described, described_tables, entries, first_sentence
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_json
+
+
+def test_the_file_of_lines_is_up_to_date() -> None:
+    assert read_json(FILE) == described_tables(), "run `python -m docs.generate`"
+    assert list(KINDS) == [*FILES, *TABLES]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_entry_has_its_own_line(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    entries = KINDS[kind][1]()
-    assert len(entries) > 1
-    assert all(entries.values())
+    found = entries(kind)
+    assert len(found) > 1
+    assert all(found.values())
     assert cli.main(["list", kind]) == 0
     title, *lines = capsys.readouterr().out.splitlines()
-    assert title == f"{kind} ({KINDS[kind][0]})"
-    assert [line.strip().partition("  ")[0] for line in lines] == list(entries)
-    assert [line.partition("  ")[2].partition("  ")[2].strip() for line in lines] == list(entries.values())
+    assert title == f"{kind} ({KINDS[kind]})"
+    assert [line.strip().partition("  ")[0] for line in lines] == list(found)
+    assert [line.partition("  ")[2].partition("  ")[2].strip() for line in lines] == list(found.values())
 
 
 @pytest.mark.parametrize("kind", ["configs", "methods", "sources", "suites", "structures", "interpolations"])
 def test_no_two_entries_are_described_alike(kind: str) -> None:
-    texts = list(KINDS[kind][1]().values())
+    texts = list(entries(kind).values())
     assert len(set(texts)) == len(texts)
 
 
@@ -33,20 +39,20 @@ def test_what_is_listed_can_be_named() -> None:
     from experiments.methods import METHODS
     from experiments.studies.load import load_study
 
-    for name in KINDS["configs"][1]():
+    for name in entries("configs"):
         assert load_config(name).name == name
-    for name in KINDS["studies"][1]():
+    for name in entries("studies"):
         assert load_study(name).name == name
-    assert set(KINDS["methods"][1]()) == set(METHODS)
-    for name in KINDS["structures"][1]():
+    assert set(entries("methods")) == set(METHODS)
+    for name in entries("structures"):
         assert ControlConfig(structure=name).structure == name
 
 
 def test_all_kinds_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
-    assert [said.index(f"{kind} ({where})") for kind, (where, _) in KINDS.items()] == sorted(
-        said.index(f"{kind} ({where})") for kind, (where, _) in KINDS.items()
+    assert [said.index(f"{kind} ({where})") for kind, where in KINDS.items()] == sorted(
+        said.index(f"{kind} ({where})") for kind, where in KINDS.items()
     )
     assert "\x1b" not in said
 

@@ -14,6 +14,8 @@ import ctrl
 from experiments.cli import main as cli
 from experiments.common.commands import command
 from experiments.common.errors import CompareError, ConfigError, StudyError
+from tests.helpers.run_folders import make_run, make_study
+from tests.helpers.toy_study import open_store
 
 RUN = ["run", "quickstart"]
 POSTHOC = ["posthoc", "nothing", "--arm", "full", "--lr", "1", "--op"]
@@ -51,7 +53,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["compare", "nothing"], 2, "'nothing' is no run"),
         (["compare", "empty"], 2, "neither a run folder nor one of lm_eval samples"),
         (["compare", "half"], 2, "line 1 is not an item record"),
-        (["compare", "bare"], 2, "bare has no arms yet: run it first"),
+        (["compare", "bare"], 2, "bare has no records of its base model: base/items.jsonl is empty"),
         (["compare", "broken.json"], 2, "broken.json is no export of a study"),
         (["gate", "nothing"], 2, "'nothing' is no run"),
         (["gate", "half"], 2, "line 1 is not an item record"),
@@ -100,15 +102,38 @@ def test_without_a_command_it_says_what_to_do_first(capsys: pytest.CaptureFixtur
     assert "docs/" in third
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["runs"], ["list", "configs"]], ids=" ".join)
-def test_commands_that_read_files_import_no_torch(argv: list[str], tmp_path: Path) -> None:
+LIBRARIES = {"torch", "transformers", "mlflow", "optuna", "scipy", "pandas"}
+READS_A_STUDY = pytest.mark.slow  # Optuna and its database take seconds
+
+
+@pytest.mark.parametrize(
+    ("argv", "needed", "said"),
+    [
+        (["--help"], set(), "usage:"),
+        ([], set(), ""),
+        (["list"], set(), "interpolations"),
+        (["runs"], set(), "demo-0123abcd"),
+        (["show", "demo"], {"scipy", "pandas"}, "+.50"),
+        pytest.param(["show", "toy"], {"optuna"}, "Does it?", marks=READS_A_STUDY),
+        pytest.param(["status", "toy"], {"optuna"}, "toy: 6 waiting of 6", marks=READS_A_STUDY),
+        pytest.param(["export", "toy", "x.csv"], {"optuna", "pandas"}, "6 trials written", marks=READS_A_STUDY),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_commands_that_read_files_import_no_torch(argv: list[str], needed: set[str], said: str, tmp_path: Path) -> None:
+    root = tmp_path / "mlruns"
+    make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
+    if "optuna" in needed:
+        make_study(root, "toy")
+        open_store(root, question="Does it?")
     code = "import sys; from experiments.cli.main import main\n"
     code += f"try: main({argv})\nexcept SystemExit: pass\n"
-    code += "print('slow:', *{'torch', 'transformers', 'mlflow', 'optuna', 'scipy'} & set(sys.modules))"
+    code += f"print('not needed:', *{LIBRARIES - needed} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=True
     )
-    assert done.stdout.splitlines()[-1] == "slow:"
+    assert said in done.stdout
+    assert done.stdout.splitlines()[-1] == "not needed:"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,27 @@ import pytest
 import yaml
 
 from experiments.cli import main as cli
-from experiments.cli.run import overrides
+from experiments.cli.run import overrides, split_arm
+from experiments.common.errors import ConfigError
 from tests.helpers.small_run import small_values
+
+
+@pytest.mark.parametrize(
+    ("text", "arm"),
+    [
+        ("control-0.0003", ("control", 3e-4)),
+        ("kl-lora-1e-05", ("kl-lora", 1e-5)),
+        ("lerp8-3e-4", ("lerp8", 3e-4)),
+        ("layers-8-1", ("layers-8", 1.0)),
+    ],
+)
+def test_an_arm_is_its_name_and_its_learning_rate(text: str, arm: tuple[str, float]) -> None:
+    assert split_arm(text) == arm
+
+
+def test_an_arm_without_a_learning_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'control' has no learning rate: .* for example control-0\.0003"):
+        split_arm("control")
 
 
 def test_values_of_set_are_yaml() -> None:

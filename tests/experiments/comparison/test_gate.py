@@ -13,7 +13,7 @@ from experiments.common.errors import CompareError
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.scorecard import scorecard
-from tests.helpers.planted_run import base_records, samples, trained, write_run
+from tests.helpers.planted_run import base_records, lm_eval_samples, samples, trained, write_run
 
 
 def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
@@ -62,6 +62,57 @@ def test_the_gate_stops_an_arm_that_failed_or_has_not_finished(tmp_path: Path) -
     lines = [gate(entry, 0.5) for entry in read_runs([str(folder)])]
     assert lines[0] == (False, "FAIL  full-0.001: failed: loss became nan")
     assert lines[1] == (False, "FAIL  half-0.001: it has not finished")
+
+
+def test_the_gate_judges_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lm_eval_samples(tmp_path / "before" / "base", "2025-01-01", True)
+    lm_eval_samples(tmp_path / "after" / "tuned", "2025-01-02", False)  # forgot everything
+    lm_eval_samples(tmp_path / "after" / "base", "2025-01-03", True)  # the same --output_path, later
+    command = ["--base", str(tmp_path / "before"), "--margin", "0.5"]
+    assert main(["gate", str(tmp_path / "after"), *command]) == 2
+    assert "several models or runs (base, tuned): name the folder of one" in capsys.readouterr().err
+    assert main(["gate", str(tmp_path / "after" / "tuned"), *command]) == 1
+    assert main(["gate", str(tmp_path / "after" / "base"), *command]) == 0
+
+
+def test_a_task_without_a_verdict_is_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        lm_eval_samples(tmp_path / folder, "2025-01-01", True)
+        lm_eval_samples(tmp_path / folder, "2025-01-01", True, "ifeval", metric="prompt_level_strict_acc")
+        lm_eval_samples(tmp_path / folder, "2025-01-01", True, "wikitext", metric="word_perplexity")
+    assert main(["gate", str(tmp_path / "b"), "--base", str(tmp_path / "a"), "--margin", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "forgetting of arc, ifeval .000" in said
+    assert "left out: task wikitext of lm_eval gives word_perplexity" in said
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "b"), "--draws", "100"]) == 2
+    assert main(["gate", str(tmp_path / "b"), "--base", str(tmp_path / "b")]) == 2
+    assert "is the run itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["emptied", "removed", "half", "last step", "middle step"])
+def test_a_damaged_run_never_passes(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its base records the first arm must not become the base of the others."""
+    run = write_run(tmp_path / "run", {"a-0.001": (0.9, 0.5), "b-0.001": (0.0, 0.5), "c-0.001": (0.0, 0.5)}, n=40)
+    (run / "config.yaml").touch()
+    assert main(["gate", str(run), "--margin", "0.5", "--arm", "b-0.001"]) == 0
+    items, arm = run / "base" / "items.jsonl", run / "arms" / "b-0.001"
+    (arm / "result.json").write_text(
+        json.dumps({"status": "finished", "steps": 20, "trajectory": [{"step": 0}, {"step": 10}]})
+    )
+    if what == "removed":
+        items.unlink()
+    elif "step" in what:
+        (arm / f"items-{20 if what == 'last step' else 10}.jsonl").unlink()
+    else:
+        lines = items.read_text().splitlines(keepends=True)
+        items.write_text("" if what == "emptied" else "".join(lines[: len(lines) // 2]))
+    capsys.readouterr()
+    assert main(["gate", str(run), "--margin", "0.5", "--arm", "b-0.001"]) == (1 if "step" in what else 2)
+    out, err = capsys.readouterr()
+    said = {"last step": "items-20.jsonl is missing", "middle step": "items-10.jsonl is missing", "half": "no partner"}
+    assert said.get(what, "has no records of its base model: base/items.jsonl") in out + err
+    if what in ("emptied", "removed"):
+        assert main(["compare", str(run), "--draws", "100"]) == 2
 
 
 def test_the_gate_needs_kept_records() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from experiments.common.errors import ConfigError
 from experiments.data.config import DataConfig
+from experiments.data.isolated import supported
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
 from experiments.evaluation.suites.new_task import parse_answer
@@ -106,24 +108,68 @@ class TestReasoningGym:
         assert few != train(23)
 
 
+RUNS_REPLIES = {
+    *("binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication", "puzzle24"),
+    *("simple_integration", "spiral_matrix", "string_insertion"),
+}
+
+
+class TestRepliesAreNeverCode:
+    def test_a_task_that_runs_them_is_refused_with_the_way_out(self) -> None:
+        with pytest.raises(ConfigError, match=r"verifier of countdown runs .* as code.*set run_code: true"):
+            held_out(2, name="countdown", params={})
+
+    @pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")
+    def test_with_the_field_they_run_without_rights(self, tmp_path: Path) -> None:
+        drawn = held_out(2, name="n_queens", params={}, run_code=True)
+        mark = tmp_path / "ran"
+        assert not drawn.correct(f"__import__('os').system('touch {mark}')", drawn.test[0])
+        assert not mark.exists()
+        assert all(drawn.correct(item.answer, item) for item in drawn.test)
+
+    def test_elsewhere_the_field_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("experiments.data.isolated.ALLOWED", {})
+        with pytest.raises(ConfigError, match=r"replies of n_queens cannot be checked here without rights"):
+            held_out(2, name="n_queens", params={}, run_code=True)
+
+    def test_the_field_is_in_the_digest_only_if_it_is_set(self) -> None:
+        assert "run_code" not in ReasoningGym(name="gcd").model_dump()
+        assert ReasoningGym(name="gcd", run_code=True).digest() != ReasoningGym(name="gcd").digest()
+
+    def test_a_verifier_that_ends_in_an_error_calls_the_reply_wrong(self) -> None:
+        drawn = held_out(2, name="prime_factorization", params={})
+        assert [drawn.correct(reply, drawn.test[0]) for reply in ("two", "", "{}", "1e999")] == [False] * 4
+        assert drawn.correct(drawn.test[0].answer, drawn.test[0])
+
+
 @pytest.mark.slow
-def test_every_generator_of_the_library() -> None:
-    """Its own answers are right; the few without any, and the one that needs others to be made of, are refused."""
+def test_every_generator_of_the_library(tmp_path: Path) -> None:
+    """Its own answers are right; the few without any, and the one that needs others to be made of, are refused.
+
+    No reply runs as code, and those that would are refused.
+    """
     from reasoning_gym.factory import DATASETS
 
-    refused = {}
+    refused, mark = {}, tmp_path / "ran"
+    payloads = [f"__import__('os').system('touch {mark}')", f"open('{mark}', 'w')", f"[open('{mark}', 'w')]"]
     names = sorted(DATASETS.keys() - {"acre"})  # which takes a minute to begin
     assert len(names) > 100
     for name in names:
         try:
-            drawn = held_out(2, name=name)
+            drawn = held_out(2, name=name, params={})
         except ConfigError as error:
             refused[name] = str(error)
-        else:
-            assert all(drawn.correct(item.answer, item) for item in drawn.test), name
+            if "as code" not in refused[name] or not supported():
+                continue
+            drawn = held_out(2, name=name, params={}, run_code=True)
+        assert all(drawn.correct(item.answer, item) for item in drawn.test), name
+        for reply in payloads:
+            drawn.correct(reply, drawn.test[0])  # some generators call any reply right
+            assert not mark.exists(), name
+    assert {name for name, said in refused.items() if "as code" in said} == RUNS_REPLIES
     without = {name for name, said in refused.items() if "gives none to learn from" in said}
     assert without == {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
-    assert refused.keys() - without == {"composite"}
+    assert refused.keys() - without - RUNS_REPLIES == {"composite"}
 
 
 class TestWorkedAnswers:

@@ -14,9 +14,9 @@ from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.tree import next_log_probs, reads_trees
 from experiments.models.base import load_base
 from experiments.models.modes import evaluating
-from tests.helpers.architectures import build_other
 from tests.helpers.families import EVERY, WINDOW
 from tests.helpers.option_scores import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import draw_suites, small_config
 
 SLOW = pytest.mark.slow

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.models.positions import embedding_rows, positions
-from tests.helpers.architectures import build_other
 from tests.helpers.byte_level import byte_llama
 from tests.helpers.families import build
+from tests.helpers.readers import build_other
 
 MOST = {"gpt2": "n_positions", "gptj": "n_positions", "codegen": "n_positions", "mpt": "max_seq_len"}
 

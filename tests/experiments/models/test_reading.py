@@ -15,10 +15,10 @@ from experiments.evaluation.suites.drift import Reply, reply_log_probs
 from experiments.models.generation import generate_ids
 from experiments.models.modes import evaluating
 from experiments.models.reading import Reading, reading, windows
-from tests.helpers.architectures import build_other
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.families import EVERY, WINDOW, build
 from tests.helpers.option_scores import BF16, largest_gap, naive_scores, random_choices, sharp
+from tests.helpers.readers import build_other
 
 SLOW = pytest.mark.slow
 START = tuple(range(20, 60))  # enough to be read once for all prompts

@@ -12,8 +12,8 @@ from experiments.config import ExperimentConfig
 from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
-from tests.helpers.architectures import build_other
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
 pytestmark = pytest.mark.slow

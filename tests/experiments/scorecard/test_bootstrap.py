@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.scorecard import resample, scorecard
+from experiments.scorecard.bootstrap import question_weights
 from tests.helpers.scored_answers import answers, new, simulate
 
 
@@ -42,7 +43,7 @@ def test_strata_keep_their_size_and_do_not_disturb_each_other() -> None:
     small = {(("t", ("chat",)), str(i)): np.ones(1) for i in range(7)}
     more = {**small, **{(("u", ("chat",)), str(i)): np.ones(1) for i in range(20)}}
     spread = {key: np.array([float(key[1])]) for key in small}
-    assert (resample(more, 100, 0)["u", ("chat",)] == 20).all()
+    assert resample(more, 100, 0)["u", ("chat",)] == pytest.approx(20)
     alone = resample(spread, 100, 0)["t", ("chat",)]
     beside = resample({**spread, (("u", ("chat",)), "x"): np.ones(1)}, 100, 0)["t", ("chat",)]
     assert np.array_equal(alone, beside)
@@ -55,3 +56,12 @@ def test_ten_thousand_draws_of_2500_records_take_under_a_second() -> None:
     start = time.process_time()
     scorecard(base, after, draws=10_000)
     assert time.process_time() - start < 1.0
+
+
+@pytest.mark.parametrize("m", [4, 5, 8, 20, 100])
+def test_weights_are_positive_and_give_a_mean_its_variance(m: int) -> None:
+    weights = question_weights(np.random.default_rng(0), 100_000, m)
+    assert weights.min() > 0
+    assert weights.sum(axis=1) == pytest.approx(m)
+    values = np.random.default_rng(1).standard_normal(m)
+    assert (weights @ values / m).var() == pytest.approx(values.var(ddof=1) / m, rel=0.06)

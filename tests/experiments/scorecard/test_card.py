@@ -11,7 +11,7 @@ from scipy.stats import binom
 
 from experiments.records import Record
 from experiments.scorecard import forgetting_bound, headline_gain, scorecard, wilson
-from experiments.scorecard.bootstrap import small_sample_factor
+from experiments.scorecard.bootstrap import student_factor
 from tests.helpers.scored_answers import answers, kept, new, simulate
 
 
@@ -82,9 +82,11 @@ def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 3.4, 10), text("b", 2.2, 30), *drift], 200)
     assert card["kl"].value == pytest.approx((0.1 * 30 + 0.5 * 10) / 40)
     assert card["perplexity_drift"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
-    # the only samples of two documents: both the first, both, both the last; then as wide as Student's, and not below 0
-    assert card["kl"].low == 0
-    assert card["kl"].high == pytest.approx(0.2 + small_sample_factor(2) * (0.5 - 0.2))
+    low, high = card["kl"].low, card["kl"].high
+    assert low is not None
+    assert high is not None
+    assert 0 < low < 0.1  # of two replies next to nothing is known
+    assert 0.2 + student_factor(2) * (0.5 - 0.2) < high
     assert set(card) == {"kl", "perplexity_drift"}
 
 
@@ -123,7 +125,10 @@ def test_planted_forgetting_is_found_and_none_where_none_is_planted() -> None:
     assert planted["mcnemar_p"].value < 0.001
     base, _ = simulate(rng, 300, lost=0.2, won=0.1)
     same = scorecard(base, base, draws=2000)
-    assert (same["forgetting"].value, same["forgetting"].low, same["forgetting"].high) == (0, 0, 0)
+    low, high = same["forgetting"].low, same["forgetting"].high
+    assert same["forgetting"].value == 0
+    assert low == pytest.approx(-high, rel=0.2)  # type: ignore[operator, arg-type]
+    assert 1.5 / 300 < high < 3.7 / 300  # type: ignore[operator]  # 3.7: the exact bound of a count of 0
     assert same["nfr"].value == 0
     assert same["nfr"].high == pytest.approx(wilson(0.0, 300).high)
     balanced = [scorecard(*simulate(rng, 150, lost=0.05, won=0.20), draws=500) for _ in range(30)]  # a0 l = (1 - a0) w
@@ -138,7 +143,8 @@ def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> N
     drift = [Record("drift", t, "kl", "1", value=v, tokens=5) for t, v in (("base replies", 0.1), ("new_prompts", 0.7))]
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 2.6, 10), text("b", 1.8, 30), *drift], 200)
     assert card["new_nll_drop"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
-    assert card["new_nll_drop"].low == pytest.approx(0.25 - small_sample_factor(2) * (0.25 - 0.2))
+    lowest = 0.25 - student_factor(2) * (0.25 - 0.2)  # all weight on the document that dropped by .2
+    assert lowest < card["new_nll_drop"].low < lowest + 0.2 * (0.25 - lowest)  # type: ignore[operator]
     assert headline_gain(card) == ("new_nll_drop", card["new_nll_drop"])
     assert (card["kl"].value, card["kl_new"].value) == pytest.approx((0.1, 0.7))
     answered = scorecard([new("1", 0)], [new("1", 1)], 200)

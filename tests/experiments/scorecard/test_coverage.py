@@ -5,13 +5,15 @@ Simulations are drawn as columns, not as records, so that 1,000 of them take sec
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate, resample, small_sample_factor, weighted
+from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate, resample, student_factor, weighted
 from experiments.scorecard.card import drawn_figures
-from experiments.scorecard.flips import COUNTS, counts
+from experiments.scorecard.flips import COUNTS, counts, with_unseen
 from experiments.scorecard.inference import forgetting_bound, holm, non_inferior
 from experiments.scorecard.sample import Sample
 
@@ -33,12 +35,12 @@ def drawn(values: Array, seed: int, draws: int = DRAWS) -> Array:
     return resample({(STRATUM, f"{i:04d}"): row for i, row in enumerate(values)}, draws, seed)[STRATUM]
 
 
-def figures_of(sums: Array) -> dict[str, Array]:
+def figures_of(sums: Array, seed: int, size: float = 1.0) -> dict[str, Array]:
     """Gain, retention and forgetting of a sample with these sums, for the new task and the kept ones."""
-    totals = dict(zip(COUNTS, sums.T, strict=True))
+    totals = with_unseen(dict(zip(COUNTS, sums.T, strict=True)), size, (seed, int(sums[0, 2])))
     sample = Sample([], [])
     sample.new = sample.kept = totals
-    return drawn_figures(sample, ("gain", "retention", "forgetting"))
+    return drawn_figures(sample, ("gain", "retention", "retention_adjusted", "forgetting"))
 
 
 def covered(found: Estimate, truth: float) -> bool:
@@ -64,11 +66,117 @@ def test_intervals_cover_the_truth_95_times_in_100() -> None:
         for worse, better in ((lost, won), (lost2, won2)):
             later = np.where(before, rng.random(150) >= worse, rng.random(150) < better)
             sums.append(drawn(CHANGES[2 * before + later], seed))
-        first, second = (figures_of(s) for s in sums)
+        first, second = (figures_of(s, seed) for s in sums)
         figures = {**first, "difference": second["retention"] - first["retention"]}
         for name, truth in truths.items():
             hits[name] += covered(estimate(figures[name]), truth)
     assert all(0.93 <= hit / RUNS <= 0.97 for hit in hits.values()), hits
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Kept tasks of one simulated model. strata: (questions, forms) of each task; together: how often the second form
+    of a question repeats the first one's answers; else it is answered independently."""
+
+    strata: tuple[tuple[int, int], ...]
+    a0: float
+    lost: float
+    won: float
+    together: float = 1.0
+
+    def draw(self, rng: np.random.Generator) -> list[Array]:
+        """Return 2 c0 + c of each answer, (questions, forms) by stratum."""
+        found = []
+        for m, forms in self.strata:
+            answers = np.stack([self._answers(rng, m) for _ in range(forms)], axis=1)
+            repeated = rng.random((m, forms)) < self.together
+            found.append(np.where(repeated, answers[:, :1], answers))
+        return found
+
+    def _answers(self, rng: np.random.Generator, m: int) -> Array:
+        before = rng.random(m) < self.a0
+        after = np.where(before, rng.random(m) >= self.lost, rng.random(m) < self.won)
+        return np.asarray(2 * before + after)
+
+
+SIX, FOUR, ONE = ((20, 1),) * 6, ((24, 1),) * 4, ((120, 1),)
+SETTINGS = {
+    "six tasks, .967": Kept(SIX, 0.8, 0.05, 0.07),
+    "six tasks, two flips": Kept(SIX, 0.8, 0.02, 0.0),
+    "six tasks, as many lost as won": Kept(SIX, 0.8, 0.025, 0.1),
+    "one task, three lost": Kept(ONE, 0.8, 0.03125, 0.0),
+    "one task, five lost": Kept(ONE, 0.8, 0.05, 0.0),
+    "one task, a fifth lost": Kept(ONE, 0.8, 0.2, 0.1),
+    "one task, half lost": Kept(ONE, 0.8, 0.5, 0.1),
+    "400 questions, 1 in 100": Kept(((400, 1),), 0.8, 0.0125, 0.0),
+    "400 questions, 5 in 100": Kept(((400, 1),), 0.8, 0.05, 0.05),
+    "two forms, together": Kept(((60, 2),), 0.8, 0.05, 0.05),
+    "two forms, half together": Kept(((40, 2),) * 2, 0.7, 0.1, 0.2333, 0.5),
+    "two forms, apart": Kept(((60, 2),), 0.8, 0.08, 0.05, 0.0),
+    "some tasks in two forms": Kept(((24, 2), (24, 2), (40, 1)), 0.7, 0.1, 0.1, 0.7),
+    "16 questions": Kept(((16, 1),), 0.7, 0.2, 0.2),
+    "32 questions": Kept(((32, 1),), 0.7, 0.2, 0.2),
+    "20 questions, weak base": Kept(((20, 1),), 0.45, 0.2, 0.1),
+    "weak base": Kept(((40, 1),) * 3, 0.4, 0.2, 0.1),
+    "strong base": Kept(((50, 1),) * 2, 0.97, 0.03, 0.3),
+    "all right before": Kept(((50, 1),) * 2, 1.0, 0.05, 0.0),
+    "four tasks, all but lost": Kept(FOUR, 0.7, 0.8, 0.05),
+    "four tasks, better than the base": Kept(FOUR, 0.6, 0.03, 0.3),
+    "tasks of unlike size": Kept(((8, 1), (16, 1), (96, 1)), 0.75, 0.08, 0.08),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_intervals_cover_where_few_answers_flip_or_questions_are_few(setting: str) -> None:
+    """Between .93 and .99, within the error of 600 runs. The classical bootstrap fails where few answers flip, since
+    most samples then have an interval without width. Adjusted retention is a ratio to almost nothing for 16
+    questions of 4 options, so it is looked at from 40 on."""
+    kept, rng, draws, runs = SETTINGS[setting], np.random.default_rng(17), 400, 600
+    after = kept.a0 * (1 - kept.lost) + (1 - kept.a0) * kept.won
+    truths = {"forgetting": kept.a0 - after, "retention": after / kept.a0}
+    if sum(m for m, _ in kept.strata) >= 40 and kept.a0 > 0.5:
+        truths["retention_adjusted"] = (after - 0.25) / (kept.a0 - 0.25)
+    hits = dict.fromkeys(truths, 0)
+    for seed in range(runs):
+        answers = kept.draw(rng)
+        sums = np.sum([drawn(CHANGES[a].sum(axis=1), seed, draws) for a in answers], axis=0)
+        change = np.concatenate([(a % 2 - a // 2).sum(axis=1) for a in answers])
+        most = max(forms for _, forms in kept.strata)
+        figures = figures_of(sums, seed, (np.square(change).sum() + most**2) / (np.abs(change).sum() + most))
+        for name, truth in truths.items():
+            hits[name] += covered(estimate(figures[name]), truth)
+    error = 2 * np.sqrt(0.05 * 0.95 / runs)
+    assert all(0.93 - error / 2 <= hit / runs <= 0.99 + error / 2 for hit in hits.values()), hits
+
+
+@pytest.mark.parametrize("n", [16, 120, 1000])
+def test_without_a_flip_the_interval_is_as_wide_as_that_of_a_rare_count(n: int) -> None:
+    """The exact 97.5 % bound of a rate seen 0 times in n is about 3.7 / n. `1.00 [1.00,1.00]` must not be printed."""
+    values = CHANGES[np.where(np.arange(n) % 5, 3, 0)]  # the same answers before and after
+    found = estimate(figures_of(drawn(values, 0, 4000), 0)["forgetting"])
+    assert found.value == 0
+    assert found.low is not None
+    assert found.high is not None
+    assert 1.5 / n < found.high < 3.7 / n
+    assert -3.7 / n < found.low < -1.5 / n
+
+
+@pytest.mark.parametrize("units", [8, 16, 32])
+@pytest.mark.parametrize(("sigma", "least"), [(0.5, 0.93), (1.0, 0.93), (1.5, 0.82)])
+def test_intervals_of_kl_cover_a_long_tail(units: int, sigma: float, least: float) -> None:
+    """The KL of replies is about log-normal. With sigma 1.5 the largest of many replies decides, and few do not show
+    it: 8 values then cover their mean 83 to 87 times in 100. Plain percentiles cover 84 times with sigma 1."""
+    rng, hits, runs = np.random.default_rng(19), 0, 600
+    for seed in range(runs):
+        rows = [
+            (Record("drift", "replies", "kl", f"{i:02d}", value=v, tokens=1), v, 1.0)
+            for i, v in enumerate(rng.lognormal(0, sigma, units))
+        ]
+        found = estimate(weighted(rows, DRAWS, seed, positive=True))
+        hits += covered(found, float(np.exp(sigma**2 / 2)))
+        assert found.low is not None
+        assert found.low > 0
+    assert least - 0.01 <= hits / runs <= 0.995, hits / runs
 
 
 @pytest.mark.parametrize("units", [4, 8, 16])
@@ -80,7 +188,7 @@ def test_intervals_of_few_texts_cover_the_truth(units: int) -> None:
         rows = [(Record("text", "story", "nll", f"{i:02d}", value=v, tokens=1), v, 1.0) for i, v in enumerate(values)]
         found = weighted(rows, DRAWS, seed)
         hits += covered(estimate(found), 0.05)
-        plain += covered(estimate(values.mean() + (found - values.mean()) / small_sample_factor(units)), 0.05)
+        plain += covered(estimate(values.mean() + (found - values.mean()) / student_factor(units)), 0.05)
     assert 0.93 <= hits / RUNS <= 0.97, hits / RUNS
     assert plain < hits
 
@@ -104,7 +212,7 @@ def test_the_gate_passes_at_most_5_in_100_models_that_forget_just_the_margin(n: 
     margin = a0 * lost - (1 - a0) * won
     assert 0 < margin < 0.02
     runs = 400
-    passed = alone = 0
+    passed = 0
     for seed in range(runs):
         values = planted(rng, n, a0, lost, won)
         sums = drawn(values, seed, 200)
@@ -113,11 +221,7 @@ def test_the_gate_passes_at_most_5_in_100_models_that_forget_just_the_margin(n: 
         assert forgetting.high is not None
         bound = forgetting_bound(forgetting, kept["lost"][0] / n, kept["won"][0] / n, n)
         passed += non_inferior(bound, margin)
-        alone += forgetting.high < margin
     assert passed / runs <= 0.05
-    assert passed <= alone
-    if won == 0:
-        assert alone / runs > 0.10
 
 
 def test_holm_keeps_the_family_error_at_5_in_100_where_single_tests_do_not() -> None:

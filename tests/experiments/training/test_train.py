@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from experiments.models.precision import Precision
 from experiments.training.lm_loss import only_label_logits
-from experiments.training.train import training_arguments
+from experiments.training.train import PRECISION, launcher_precision, training_arguments
 from tests.helpers.engine import (
     GOLDEN,
     GOLDEN_METHODS,
@@ -71,3 +72,19 @@ def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: py
     arguments = training_arguments(plan(config(arm), tmp_path), context())
     assert arguments._n_gpu == 1
     assert "save_total_limit" not in {k for k, v in vars(arguments).items() if v}
+
+
+@pytest.mark.parametrize("before", [None, "fp16"])
+def test_a_run_leaves_the_precision_of_other_trainers_alone(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Trainer made later in the same notebook would else train in bf16."""
+    monkeypatch.delenv(PRECISION, raising=False)
+    if before:
+        monkeypatch.setenv(PRECISION, before)
+    with launcher_precision(bf16=True):
+        assert os.environ[PRECISION] == "bf16"
+    assert os.environ.get(PRECISION) == before
+    with pytest.raises(ZeroDivisionError, match="division"), launcher_precision(bf16=False):
+        1 / 0  # noqa: B018
+    assert os.environ.get(PRECISION) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,7 +99,7 @@ class TestStates:
         class Letters:
             pad_token_id = 0
 
-            def __call__(self, text: str) -> dict[str, list[int]]:
+            def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
                 return {"input_ids": [2 + ord(c) % 100 for c in text[:7]]}
 
         monkeypatch.setattr("experiments.evaluation.suites.alignment.pad_id", lambda tokenizer: 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 
 import pytest
 
@@ -82,6 +83,14 @@ def test_a_code_fence_around_json_is_allowed() -> None:
 )
 def test_language(text: str, language: str | None) -> None:
     assert language_of(text) == language
+
+
+@pytest.mark.parametrize("reply", ["[" * 200_000, "." * 200_000 + "x", "{" * 50_000, "1" * 10_000])
+def test_hostile_replies_are_wrong_at_once(reply: str) -> None:
+    start = time.monotonic()
+    items = [item for item in instructions(len(KINDS), 0) if item.kind in ("json", "sentences", "numbered list")]
+    assert not any(item.check(reply) for item in items)
+    assert time.monotonic() - start < 5
 
 
 def test_same_seed_same_items_and_more_items_change_none() -> None:

@@ -76,7 +76,7 @@ def test_what_a_failed_trial_measured_is_exported(tmp_path: Path, monkeypatch: p
         def __init__(self) -> None:
             self.results = [results.pop(0)]
 
-    monkeypatch.setattr(trial, "run_experiment", lambda *_, **__: Done())
+    monkeypatch.setattr("experiments.runs.run.run_experiment", lambda *_, **__: Done())
     monkeypatch.setattr(trial, "Tracker", NoTracker)
     store = open_store(tmp_path, seeds=[0, 1], search=RANGE, sampler="random", budget={"trials": 1})
     store.work(lambda number, picks, report: run_trial(store.config, number, picks, tmp_path, None), print)

@@ -1,0 +1,51 @@
+"""Keep the attention weights of an expanded layer while it runs, for the attention divergence.
+
+Hooks keep them for the thread that runs the layer, never on a module: several threads may run one model.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class _OfThread(threading.local):
+    """Each thread sees its own value."""
+
+    rows: dict[nn.Module, Tensor | None] | None = None  # of the layer that runs; None if no layer keeps any
+
+
+_thread = _OfThread()
+
+
+def with_rows(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call `run`, in which `keep_rows` and `rows_of` work. The rows, which hold the graph of the pass, are dropped."""
+    before, _thread.rows = _thread.rows, {}
+    try:
+        return run(*args, **kwargs)
+    finally:
+        _thread.rows = before
+
+
+def keep_rows(module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook of an attention module: keep its weights (batch, heads, seq, keys)."""
+    if _thread.rows is not None:
+        _thread.rows[module] = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+
+
+def rows_of(branch: nn.Module) -> Tensor:
+    """Return the attention weights kept in one branch: a layer without its copy, or a copy.
+
+    Raises RuntimeError if the attention returned none.
+    """
+    for name, module in branch.named_modules():
+        rows = (_thread.rows or {}).get(module)
+        if rows is not None and not name.startswith("expanded."):
+            return rows
+    raise RuntimeError(
+        f"divergence='attention' needs attention weights, but those of {type(branch).__name__} are None: call "
+        "model.set_attn_implementation('eager')"
+    )

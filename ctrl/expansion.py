@@ -1,0 +1,90 @@
+"""Put the parts of an expansion on a model, and take them off: the model is then its base class again."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ctrl.attention_rows import keep_rows
+from ctrl.control import Control
+from ctrl.control_model import ControlModel, control_class, heed_fields, ignore_fields
+from ctrl.interpolation import Interpolation
+from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
+from ctrl.structure import decoder_layers, is_attention
+
+
+@dataclass(eq=False)
+class Part:
+    """The copy of one layer. index: of the layer. kind, interpolation: as in `ctrl.layer.ExpandedLayer`."""
+
+    index: int
+    kind: str
+    expanded: nn.Module
+    interpolation: Interpolation | None
+
+
+@dataclass(eq=False)
+class Expansion:
+    """All that an expanded model has and its base has not: the trained parts, with their settings."""
+
+    control: Control
+    parts: list[Part] = field(repr=False)
+
+
+def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
+    """Freeze a plain model and add the parts, on the devices of their layers."""
+    layers = decoder_layers(model)
+    model.requires_grad_(False)
+    for part in expansion.parts:
+        _add(layers[part.index], part, expansion.control)
+    become(model, control_class(type(model)))
+    model.control = expansion.control  # type: ignore[assignment]
+    ignore_fields(model.config)
+
+
+def take_off(model: Any) -> Expansion:
+    """Remove in place all that `put_on` added, and return it."""
+    parts = []
+    for layer in expanded_layers(model):
+        parts.append(Part(layer.index, layer.kind, layer.expanded, layer.interpolation))
+        for handle in layer.__dict__.pop("attention_handles", ()):
+            handle.remove()
+        for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
+            delattr(layer, name)
+        become(layer, class_before(layer, ExpandedLayer))
+    expansion = Expansion(model.control, parts)
+    del model.control
+    become(model, class_before(model, ControlModel))
+    heed_fields(model.config)
+    return expansion
+
+
+def become(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Give the module another class, and drop the forward that a trainer has set on the instance.
+
+    accelerate's autocast and TRL's fused head set one, which runs the forward of the class, or of the model, before.
+    Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
+    """
+    module.__class__ = cls
+    for name in ("forward", "_original_forward", "_old_forward"):
+        vars(module).pop(name, None)
+    if (hook := vars(module).get("_hf_hook")) is not None:
+        importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)
+
+
+def _add(layer: Any, part: Part, control: Control) -> None:
+    device = next(layer.parameters()).device
+    for module in filter(None, (part.expanded, part.interpolation)):
+        module.train(layer.training)
+        if next(module.parameters()).device != device:
+            module.to(device)
+    become(layer, expanded_class(type(layer)))
+    layer.expanded, layer.interpolation = part.expanded, part.interpolation
+    layer.control, layer.index, layer.kind = control, part.index, part.kind
+    if control.config.divergence == "attention" and part.kind == "concat":
+        attentions = [module for module in layer.modules() if is_attention(module)]
+        layer.attention_handles = [module.register_forward_hook(keep_rows) for module in attentions]

@@ -1,0 +1,80 @@
+"""Exchange the expansion of a base in place, or remove it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ctrl.control_model import ControlModel, bare_expanded
+from ctrl.errors import ConfigError
+from ctrl.expansion import Expansion, put_on, take_off
+from ctrl.fingerprint import fingerprint
+from ctrl.offloaded import is_offloaded
+from ctrl.saving import load
+from ctrl.sharded import sharded
+from ctrl.structure import decoder_layers
+
+
+def unload(model: nn.Module) -> PreTrainedModel:
+    """Remove the copies and return the base, the same object and bit for bit; all its weights train again.
+
+    Weights of the base that you unfroze and trained stay as trained. What was not saved is lost: `swap` keeps it.
+    Raises ConfigError for a sharded model.
+    """
+    plain: Any = _changeable(model)
+    take_off(plain)
+    for parameter in plain.parameters():
+        if parameter.is_floating_point():  # quantised weights cannot train
+            parameter.requires_grad_(True)
+    return plain
+
+
+def swap(
+    model: nn.Module, other: Expansion | str | os.PathLike[str], allow_other_base: bool = False
+) -> Expansion | None:
+    """Put another expansion onto the base in place, and return the one that it had (None for a plain model).
+
+        math = ctrl.swap(model, "code-folder")   # the copies of the folder run; the former ones wait in memory
+        code = ctrl.swap(model, math)            # and back, without reading a file
+
+    other: what an earlier `swap` returned, or a folder or an address as in `ctrl.load`. allow_other_base: as there.
+    Optimizers and trainers hold the former weights: make new ones. If it fails, the model keeps what it had. Raises
+    ConfigError for a sharded or offloaded model and for the expansion of another base, CheckpointError as `load` does.
+    """
+    base: Any = _changeable(model) if any(isinstance(m, ControlModel) for m in model.modules()) else model
+    former = take_off(base) if isinstance(base, ControlModel) else None
+    try:
+        if isinstance(other, Expansion):
+            _check_base(base, other, allow_other_base)
+            put_on(base, other)
+        else:
+            load(base, other, allow_other_base)
+    except Exception:
+        if former is not None:
+            put_on(base, former)
+        raise
+    return former
+
+
+def _changeable(model: nn.Module) -> ControlModel:
+    """Return the expanded model without its wrapper. Raises ConfigError if its parts cannot be taken off."""
+    expanded = bare_expanded(model)
+    if sharded(expanded) or is_offloaded(expanded):
+        raise ConfigError(
+            "the model is sharded or offloaded, so its copies cannot be taken off: exchange them before fully_shard or "
+            "a dispatch, or ctrl.load the base and the other expansion anew"
+        )
+    return expanded
+
+
+def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
+    """Raise ConfigError if the expansion was made on a base of other depth or, unless allowed, of other weights."""
+    own, found, layers = other.control.fingerprint, fingerprint(base), len(decoder_layers(base))
+    if layers != other.control.total or (own and found and own != found and not allow_other):
+        raise ConfigError(
+            "this expansion was made on another base model, or on other weights of this one: put it onto its own base "
+            "(allow_other_base=True puts it onto one of the same shapes)"
+        )

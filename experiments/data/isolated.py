@@ -1,0 +1,152 @@
+"""Check replies in processes that may open no file, no connection and no process: Linux's seccomp.
+
+A server process imports the verifier. It forks a process for each reply, which gives up its rights and checks it. So a
+reply that runs as code can change nothing outside of its own check. It can still call itself right.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import platform
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from experiments.common.errors import RunError
+
+SECONDS = 10.0  # for one reply; it is wrong if its check takes longer
+MEMORY = 4 << 30  # bytes of address space of a check
+SCORE = struct.Struct("d")
+# system calls that a check needs for memory, time and its result, by machine: (audit architecture, numbers)
+ALLOWED = {
+    # read, write, mmap, mprotect, munmap, brk, rt_sigreturn, rt_sigprocmask, sched_yield, mremap, madvise, exit,
+    # gettimeofday, futex, clock_gettime, exit_group, getrandom
+    "x86_64": (0xC000003E, (0, 1, 9, 10, 11, 12, 15, 14, 24, 25, 28, 60, 96, 202, 228, 231, 318)),
+    "aarch64": (0xC00000B7, (63, 64, 222, 226, 215, 214, 139, 135, 124, 216, 233, 93, 169, 98, 113, 94, 278)),
+}
+NO_NEW_PRIVILEGES, SECCOMP, FILTER = 38, 22, 2  # of prctl
+LOAD, IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # instructions of the filter
+ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050001, 0x80000000  # REFUSE: the call returns EPERM
+
+
+def supported() -> bool:
+    """Whether processes without rights exist here."""
+    return sys.platform == "linux" and platform.machine() in ALLOWED
+
+
+class Isolated:
+    """A verifier in a process of its own; called as the verifier itself, one reply at a time.
+
+    scorer: can be pickled. seconds: for one reply.
+    """
+
+    def __init__(self, scorer: Any, seconds: float = SECONDS) -> None:
+        self.scorer, self.seconds, self.lock = pickle.dumps(scorer), seconds, threading.Lock()
+        self.server: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, answer: str, entry: dict[str, Any]) -> float:
+        """Return the score of a reply; 0 if its check fails or takes too long."""
+        with self.lock:
+            if self.server is None or self.server.poll() is not None:
+                self.server = self._start(entry)
+            try:
+                _send(self.server.stdin, pickle.dumps((answer, entry)))
+                return float(SCORE.unpack(self.server.stdout.read(SCORE.size))[0])  # type: ignore[union-attr]
+            except (OSError, struct.error):
+                raise RunError("the process that checks replies has ended: start the run again to go on") from None
+
+    def _start(self, entry: dict[str, Any]) -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PYTHONPATH": os.pathsep.join(sys.path)},  # no tokens, no passwords
+        )
+        weakref.finalize(self, _end, server)
+        _send(server.stdin, self.scorer)
+        _send(server.stdin, pickle.dumps((entry, self.seconds)))
+        return server
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer each (answer, entry) with its score, until the requests end."""
+    scorer, (entry, seconds) = (pickle.loads(_receive(requests)) for _ in range(2))
+    with suppress(Exception):
+        scorer(str(entry["answer"]), entry)  # imports what it needs; the processes without rights cannot
+    while request := _receive(requests):
+        replies.write(SCORE.pack(_checked(scorer, seconds, *pickle.loads(request))))
+        replies.flush()
+
+
+def _checked(scorer: Any, seconds: float, answer: str, entry: dict[str, Any]) -> float:
+    """Fork, check the reply there, and return its score."""
+    result, end = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            give_up_rights(end)
+            os.write(end, SCORE.pack(scorer(answer, entry)))
+        finally:
+            os._exit(0)
+    os.close(end)
+    ready, _, _ = select.select([result], [], [], seconds)
+    score = os.read(result, SCORE.size) if ready else b""
+    os.close(result)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0
+
+
+def give_up_rights(keep: int) -> None:
+    """Close all files but `keep`, limit the memory, and refuse all system calls but ALLOWED, for ever."""
+    import resource  # not on Windows
+
+    for fd in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, 1024)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    code = ctypes.create_string_buffer(_filter())
+    program = struct.pack("HP", len(code) // 8, ctypes.addressof(code))  # struct sock_fprog
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.prctl(SECCOMP, FILTER, program):
+        raise OSError(ctypes.get_errno(), "this kernel has no seccomp filter")
+
+
+def _filter() -> bytes:
+    """Return the instructions of the filter: kill other architectures, allow the listed calls, refuse the rest."""
+    architecture, calls = ALLOWED[platform.machine()]
+    rows = [(LOAD, 0, 0, 4), (IF_EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL), (LOAD, 0, 0, 0)]
+    rows += [(IF_EQUAL, len(calls) - i, 0, number) for i, number in enumerate(calls)]
+    rows += [(RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
+    return b"".join(struct.pack("HBBI", *row) for row in rows)
+
+
+def _send(pipe: Any, message: bytes) -> None:
+    pipe.write(struct.pack("Q", len(message)) + message)
+    pipe.flush()
+
+
+def _receive(pipe: BinaryIO) -> bytes:
+    """Return the next message; empty at the end."""
+    head = pipe.read(8)
+    return pipe.read(struct.unpack("Q", head)[0]) if len(head) == 8 else b""
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.kill()
+    server.communicate()
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,66 @@
+"""The parts of an expansion, taken off a model and put on again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+import ctrl
+from ctrl.expansion import put_on, take_off
+from tests.helpers.tiny_llama import IDS, eager, expanded, sequences, tiny
+from tests.helpers.trainers import hf_trainer
+
+
+@pytest.mark.parametrize("settings", [{}, {"structure": "hybrid"}, {"divergence": "attention"}])
+def test_parts_are_put_back_as_they_were(settings: dict[str, Any]) -> None:
+    model: Any = eager() if "divergence" in settings else expanded(**settings)
+    expected, names = model.train()(IDS, labels=IDS), [name for name, _ in model.named_parameters()]
+    expansion = take_off(model)
+    assert [part.kind for part in expansion.parts][-1] == "concat"
+    assert "parts" not in repr(expansion)  # whole layers
+    for _ in range(2):  # the same parts, as often as one likes
+        put_on(model, expansion)
+        assert [name for name, _ in model.named_parameters()] == names
+        assert torch.equal(model(IDS, labels=IDS).loss, expected.loss)
+        assert take_off(model).control is expansion.control
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_parts_follow_the_mode_and_the_device_of_their_layers() -> None:
+    model: Any = expanded()
+    expansion = take_off(model)
+    put_on(model.eval().to("meta"), expansion)
+    assert not any(module.training for module in model.modules())
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_a_hook_of_accelerate_runs_the_forward_of_the_new_class() -> None:
+    model: Any = expanded().eval()
+    expected = model(IDS).logits
+    expansion = take_off(model)
+    for module in (model, *model.model.layers):
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    plain = model(IDS).logits
+    put_on(model, expansion)
+    assert torch.equal(model(IDS).logits, expected)
+    take_off(model)
+    assert torch.equal(model(IDS).logits, plain)
+
+
+def test_models_that_share_a_config_are_stripped_one_by_one(tmp_path: Any) -> None:
+    """Trainer.predict of the one that is still expanded returns logits alone."""
+    before = list(tiny().config.keys_to_ignore_at_inference)
+    first, second = tiny(), tiny()
+    second.config = first.config
+    for model in (first, second):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2))
+    for model, fields in ((first, 2), (second, 1)):
+        predicted = hf_trainer(model, tmp_path).predict(sequences()).predictions  # type: ignore[arg-type]
+        assert predicted.shape == (8, 17, 96)
+        assert model.config.keys_to_ignore_at_inference.count("divergence") == fields
+        take_off(model)
+    assert second.config.keys_to_ignore_at_inference == before
+    assert "keys_to_ignore_at_inference" not in second.config.to_dict()

@@ -1,0 +1,169 @@
+"""unload gives the base back, swap exchanges expansions in place: each is then what it was alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaForCausalLM
+
+import ctrl
+from ctrl.expansion import take_off
+from tests.helpers.families import EVERY, build, perturb
+from tests.helpers.tiny_llama import IDS, disturbed, expanded, tiny
+from tests.helpers.trainers import hf_trainer, whole_batch
+
+Use = Callable[[Any], Any]
+EXPANSIONS: list[dict[str, Any]] = [
+    {"layers": 2},
+    {"layers": [0, 1, 2], "interpolation": "dlerp", "alpha": "learned"},
+    {"structure": "hybrid"},
+    {"structure": "stack"},
+    {"expanded": "lora", "layers": [3]},
+    {"norm_mix": "learned", "divergence": "cosine"},
+    {"divergence": "attention"},
+]
+
+
+def base() -> Any:
+    model = tiny().eval()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def grown(seed: int, **settings: Any) -> Any:
+    model: Any = ctrl.expand(base(), ctrl.ControlConfig(**{"layers": 2, **settings}))
+    torch.manual_seed(seed)
+    perturb(model)
+    return model
+
+
+@pytest.mark.parametrize("settings", EXPANSIONS, ids=str)
+def test_unload_gives_the_base_back(settings: dict[str, Any]) -> None:
+    model, plain = grown(1, **settings), base()
+    assert not torch.equal(model(IDS).logits, plain(IDS).logits)
+    again = ctrl.unload(model)
+    assert again is model
+    assert type(again) is type(plain)
+    assert again.config.to_dict() == plain.config.to_dict()
+    assert [name for name, _ in again.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert all(p.requires_grad for p in again.parameters())
+    assert not any(m._forward_hooks for m in again.modules())
+    assert torch.equal(again(IDS).logits, plain(IDS).logits)
+    assert torch.equal(again.generate(IDS, max_new_tokens=4), plain.generate(IDS, max_new_tokens=4))
+    ctrl.expand(again, ctrl.ControlConfig(layers=2))  # as any base
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_is_given_back(family: str) -> None:
+    plain = build(family).eval()
+    expected = plain(input_ids=IDS).logits
+    model = ctrl.expand(plain, ctrl.ControlConfig(layers=2))
+    perturb(model)
+    assert torch.equal(ctrl.unload(model)(input_ids=IDS).logits, expected)
+
+
+def test_expansions_take_turns_on_one_base(tmp_path: Path) -> None:
+    """From folders and from memory, in any order; each trains, saves and generates as it did alone."""
+    alone = [grown(seed, **settings) for seed, settings in enumerate(EXPANSIONS)]
+    folders = [ctrl.save(model, tmp_path / str(number)) for number, model in enumerate(alone)]
+    kept: dict[int, Any] = {}
+    model, active = base(), None
+    for number in (0, 1, 2, 3, 4, 5, 6, 0, 4, 1, 6, 2):
+        former = ctrl.swap(model, kept.pop(number, folders[number]))
+        assert (former is None) == (active is None)
+        if active is not None:
+            kept[active] = former
+        active = number
+        assert torch.equal(model(IDS).logits, alone[number](IDS).logits)
+        out, expected = model.train()(**whole_batch()), alone[number].train()(**whole_batch())
+        assert torch.equal(out.loss, expected.loss)
+        tokens = [one.eval().generate(IDS, max_new_tokens=4) for one in (model, alone[number])]
+        assert torch.equal(*tokens)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert trained == {name for name, p in alone[number].named_parameters() if p.requires_grad}
+        assert str(ctrl.describe(model)) == str(ctrl.describe(alone[number]))
+    assert torch.equal(ctrl.unload(model)(IDS).logits, base()(IDS).logits)
+
+
+def test_weights_that_trained_meanwhile_are_kept(tmp_path: Path) -> None:
+    model = expanded()
+    first = ctrl.swap(model, ctrl.save(disturbed(seed=6), tmp_path / "other"))
+    hf_trainer(model, tmp_path / "out").train()
+    trained = model.eval()(IDS).logits
+    second = ctrl.swap(model, first)  # type: ignore[arg-type]
+    assert torch.equal(model(IDS).logits, expanded().eval()(IDS).logits)
+    ctrl.swap(model, second)  # type: ignore[arg-type]
+    assert torch.equal(model(IDS).logits, trained)
+
+
+def other_weights(folder: Path) -> Any:
+    return take_off(ctrl.expand(tiny(seed=1), ctrl.ControlConfig(layers=2)))
+
+
+def other_depth(folder: Path) -> Any:
+    config = tiny().config
+    config.num_hidden_layers = 6
+    return take_off(ctrl.expand(LlamaForCausalLM(config), ctrl.ControlConfig(layers=2)))
+
+
+def no_folder(folder: Path) -> Any:
+    return folder / "nothing"
+
+
+def folder_of_another_base(folder: Path) -> Any:
+    return ctrl.save(ctrl.expand(tiny(seed=1), ctrl.ControlConfig(layers=2)), folder)
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "reason"),
+    [
+        (other_weights, ctrl.ConfigError, "made on another base model, or on other weights"),
+        (other_depth, ctrl.ConfigError, "made on another base model"),
+        (no_folder, ctrl.CheckpointError, r"has no control_config\.json"),
+        (folder_of_another_base, ctrl.CheckpointError, "the weights of this base"),
+    ],
+)
+def test_what_cannot_be_put_on_leaves_the_model_as_it_was(
+    other: Callable[[Path], Any], error: type[Exception], reason: str, tmp_path: Path
+) -> None:
+    model = grown(1)
+    expected = model(IDS).logits
+    with pytest.raises(error, match=reason):
+        ctrl.swap(model, other(tmp_path))
+    assert torch.equal(model(IDS).logits, expected)
+    assert model(**whole_batch()).divergence is not None
+    if other in (other_weights, folder_of_another_base):
+        ctrl.swap(model, other(tmp_path), allow_other_base=True)
+
+
+def offloaded(model: Any) -> Any:
+    accelerate.cpu_offload(model)
+    return model
+
+
+def with_adapters(model: Any) -> Any:
+    with pytest.warns(UserWarning, match="PEFT freezes the copies"):
+        return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize("use", [ctrl.unload, lambda model: ctrl.swap(model, "folder")])
+@pytest.mark.parametrize(
+    ("wrap", "reason"),
+    [(offloaded, "is sharded or offloaded, so its copies"), (with_adapters, "holds a PEFT adapter")],
+)
+def test_what_cannot_be_taken_off_is_refused(use: Use, wrap: Use, reason: str) -> None:
+    model = wrap(grown(1))
+    with pytest.raises(ctrl.ConfigError, match=reason):
+        use(model)
+    assert len(ctrl.describe(model)) == 2
+
+
+def test_a_plain_model_has_nothing_to_unload() -> None:
+    with pytest.raises(ctrl.ConfigError, match="is not expanded"):
+        ctrl.unload(tiny())

@@ -1,0 +1,69 @@
+"""Processes without rights: what a reply that runs as code can do there, which is nothing outside."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import RunError
+from experiments.data.isolated import Isolated, supported
+from tests.helpers.hostile import ATTEMPTS, attempt, refused
+
+pytestmark = pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")
+ENTRY = {"question": "q", "answer": "import os, socket, subprocess", "metadata": {}}
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Isolated:
+    return Isolated(refused, seconds=1.0)
+
+
+@pytest.mark.parametrize("kind", ATTEMPTS)
+def test_the_system_refuses(kind: str, scorer: Isolated, tmp_path: Path) -> None:
+    assert scorer(attempt(kind, tmp_path), ENTRY) == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert scorer("1 + 1", ENTRY) == 0.0
+
+
+def test_one_check_leaves_nothing_for_the_next(scorer: Isolated) -> None:
+    assert scorer("import os; os.mine = 1", ENTRY) == 0.0
+    assert scorer("import os\nif not hasattr(os, 'mine'): raise PermissionError", ENTRY) == 1.0
+
+
+@pytest.mark.parametrize("reply", ["1 / 0", "while True: pass", "import os; os._exit(3)"])
+def test_errors_and_endless_loops_are_wrong(reply: str, scorer: Isolated) -> None:
+    start = time.monotonic()
+    assert scorer(reply, ENTRY) == 0.0
+    assert time.monotonic() - start < 10
+    assert scorer("raise PermissionError", ENTRY) == 1.0
+
+
+def test_no_secret_of_the_environment_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    reply = "import os\nif 'HF_TOKEN' not in os.environ: raise PermissionError"
+    assert Isolated(refused)(reply, ENTRY) == 1.0
+
+
+def test_a_server_that_was_killed_is_started_again() -> None:
+    scorer = Isolated(refused)
+    scorer("1", ENTRY)
+    assert scorer.server is not None
+    os.kill(scorer.server.pid, 9)
+    while scorer.server.poll() is None:
+        time.sleep(0.01)
+    assert scorer("raise PermissionError", ENTRY) == 1.0
+
+
+class Unreadable:
+    """What the server cannot read."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return (int, ("none",))
+
+
+def test_a_server_that_cannot_start_is_no_wrong_answer() -> None:
+    with pytest.raises(RunError, match="process that checks replies has ended"):
+        Isolated(Unreadable())("1", ENTRY)
