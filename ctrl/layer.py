@@ -7,13 +7,15 @@ as before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
 
 from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
@@ -89,7 +91,7 @@ class ExpandedLayer(nn.Module):
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
             add_cache_slots(self.control, args, kwargs)
-        out = super().forward(hidden_states, *args, **kwargs)
+        out = self._pretrained(super().forward, hidden_states, *args, **kwargs)
         if not run.enabled:
             return out
         a = _hidden(out)
@@ -105,6 +107,15 @@ class ExpandedLayer(nn.Module):
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too
         return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
+
+    def _pretrained(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the frozen layer; with `checkpoint_pretrained` its activations are computed again when needed."""
+        again = self.control.config.checkpoint_pretrained and self.training and torch.is_grad_enabled()
+        around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
+        if not again or around or cached:
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
         """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""

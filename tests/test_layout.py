@@ -24,6 +24,7 @@ COVERED_BY = {
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
+    "experiments.runs.base_records": "experiments/whole/test_damaged_files.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
     "experiments.runs.trained": "experiments/posthoc/test_operations.py",

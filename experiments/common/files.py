@@ -16,6 +16,11 @@ UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
 
 
+def read_text(path: Path) -> str:
+    """Read a text file that a user wrote: UTF-8, with a byte order mark at its start or without. Raises ValueError."""
+    return path.read_text(encoding="utf-8-sig")
+
+
 def json_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
+from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
+from experiments.runs.result_file import check_files
 
 TABLES = (".csv", ".parquet", ".json")
 
@@ -91,8 +93,7 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
         if path.parent.name in ("arms", "posthoc") and _is_run(above):
             return [run for run in _arms(above) if run.name == path.name]
         return _arms(path) if _is_run(path) else [_samples(path, new)]
-    folder, colon, arm = source.rpartition(":")
-    if colon and Path(folder).is_dir():
+    for folder, arm in _split(source):
         arms = {run.name: run for run in _arms(Path(folder))}
         if arm not in arms:
             raise CompareError(f"{folder} has no arm {arm!r}: {nearest(arm, arms)}")
@@ -101,6 +102,13 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
         f"{source!r} is no run: name a run folder (mlruns/runs/...), `folder:arm-lr`, a study's export "
         f"({', '.join(TABLES)}), or a folder of lm_eval samples"
     )
+
+
+def _split(source: str) -> Iterator[tuple[str, str]]:
+    """Split `folder:arm` at the colon after which there is a folder: both may have colons in their names."""
+    words = source.split(":")
+    halves = ((":".join(words[:i]), ":".join(words[i:])) for i in range(1, len(words)))
+    return ((folder, arm) for folder, arm in halves if Path(folder).is_dir())
 
 
 def _is_run(folder: Path) -> bool:
@@ -149,8 +157,11 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     result = folder / "result.json"
     fault = "it has not finished"
     if result.is_file():
-        values = json.loads(result.read_text(encoding="utf-8"))
-        fault = _lacking(values, steps) if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
+        values = read_json(result)
+        status = values.get("status", "damaged")
+        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
+        if not fault:
+            check_files(result)
     return ComparedRun(
         folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None
     )

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import short_digest
-from experiments.common.section import Section
+from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
@@ -39,7 +39,7 @@ class Sampling(Section):
         1.0, gt=0, le=1, description="nucleus sampling: the smallest set of tokens with this probability"
     )
     batch_size: int = Field(32, ge=1, description="texts sampled at a time")
-    seed: int = Field(0, ge=0, description="of the sampling; the same for every seed of a run")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampling; the same for every seed of a run")
 
 
 def sample_chats(

@@ -18,9 +18,11 @@ from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
-from experiments.records import ArmResult, Estimate, Record, read_records, write_records
+from experiments.records import ArmResult, Estimate, Record, write_records
+from experiments.runs.base_records import BaseFolder
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
+from experiments.runs.result_file import write_result
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -67,7 +69,7 @@ class Prepared:
             {"step": 0, **self.base_headline},
             {"step": result.steps, **headline(result.scorecard)},
         ]
-        write_json(folder / "result.json", result.to_dict())
+        write_result(folder, result)
 
     def inputs(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
         """Return the sources as inputs of an MLflow run: all of the experiment, or those that an arm reads."""
@@ -97,14 +99,16 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
-    cache = BaseCache(root, model, tokenizer, precision)
-    evaluation, base, seconds = _measured_base(suites, model, precision, cache, folder / "base", say)
-    floor: list[Record] = []
-    if config.evaluation.has_floor:
-        floor = _measured_floor(suites, model, precision, cache, folder / "base" / "reworded.jsonl")
+    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
+    files.check_weights()
+    evaluation, base, seconds = files.measured(say)
+    floor = files.floor() if config.evaluation.has_floor else []
     return Prepared(config, folder, precision, tokenizer, data, evaluation, base, floor, seconds)
 
 
@@ -117,7 +121,7 @@ def _check_sources(folder: Path, data: ExperimentData) -> None:
     """Raise ConfigError if a source has changed since this run began."""
     digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
     path = folder / "sources.json"
-    known = read_json(path)
+    known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
     if changed:
         raise ConfigError(
@@ -126,34 +130,3 @@ def _check_sources(folder: Path, data: ExperimentData) -> None:
         )
     if not known:
         write_json(path, digests)
-
-
-def _measured_base(
-    suites: Suites,
-    model: PreTrainedModel,
-    precision: Precision,
-    cache: BaseCache,
-    folder: Path,
-    say: Callable[[str], None],
-) -> tuple[Evaluation, list[Record], float]:
-    """Return the prepared suites, the base model's records and the seconds that these took."""
-    state, items, timing = (folder / name for name in ("state.json", "items.jsonl", "timing.json"))
-    if items.is_file() and state.is_file():
-        evaluation = suites.prepare(model, precision, cache, read_json(state))
-    else:
-        say("measuring the base model (results of earlier runs are reused) ...")
-        evaluation, measured = suites.measure_base(model, precision, cache)
-        write_json(state, evaluation.state())
-        write_json(timing, {"seconds": measured.seconds, "measured": measured.measured})
-        write_records(items, measured.records)
-    return evaluation, read_records(items), read_json(timing)["seconds"]
-
-
-def _measured_floor(
-    suites: Suites, model: PreTrainedModel, precision: Precision, cache: BaseCache, path: Path
-) -> list[Record]:
-    """Return the base model's answers to the kept questions in other words."""
-    if not path.is_file():
-        _, measured = suites.reworded().measure_base(model, precision, cache)
-        write_records(path, measured.records)
-    return read_records(path)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.hashing import json_digest
-from experiments.common.section import Section, nearest
+from experiments.common.paths import check_file_name
+from experiments.common.section import MAX_SEED, Section, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Sampler(Named):
     """How the next trial's picks are drawn."""
 
     name: Literal["grid", "random", "tpe", "nsga2", "gp"] = Field("tpe", description="kind of sampler")
-    seed: int = Field(0, ge=0, description="of the sampler")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampler")
 
 
 class Pruner(Named):
@@ -126,7 +127,7 @@ class StudyConfig(Section):
     constraints: tuple[Constraint, ...] = Field((), description="limits that make a trial feasible")
     sampler: Sampler = Field(Sampler(), description="how trials are chosen; the name alone is enough")
     pruner: Pruner | None = Field(None, description="stops bad trials early; needs a single objective")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
     )
     budget: Budget = Field(Budget(), description="when to stop; a grid needs none")
@@ -155,6 +156,13 @@ class StudyConfig(Section):
             kind = dimension.get("kind") if isinstance(dimension, dict) else None
             if kind not in DIMENSIONS:
                 raise ValueError(f"{key}: unknown kind {kind!r}: {nearest(str(kind), DIMENSIONS)}")
+        return value
+
+    @field_validator("profiles")
+    @classmethod
+    def _profiles(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            check_file_name(name)
         return value
 
     @model_validator(mode="after")

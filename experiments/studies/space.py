@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -77,8 +76,6 @@ class Number(Section):
     @model_validator(mode="after")
     def _range(self) -> Number:
         low, high, log = (getattr(self, name) for name in ("low", "high", "log"))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"low and high must be finite, but got {low} and {high}")
         if low >= high:
             raise ValueError(f"low must be below high, but got {low} and {high}")
         if log and low <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.section import Section, nearest
@@ -21,7 +23,9 @@ class TrainingConfig(Section):
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
     anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    max_grad_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="gradients are clipped to this norm; .inf: never"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
     @field_validator("schedule")
@@ -31,8 +35,23 @@ class TrainingConfig(Section):
             raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, values: Any) -> Any:
+        """Cut the default warm-up to the steps of a run that is shorter. A study's base has the default written out."""
+        default = cls.model_fields["warmup_steps"].default
+        if not isinstance(values, dict) or values.get("warmup_steps", default) != default:
+            return values
+        steps = values.get("steps")
+        return {**values, "warmup_steps": steps} if isinstance(steps, int) and 1 <= steps < default else values
+
     @model_validator(mode="after")
     def _phases(self) -> TrainingConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is more than steps={self.steps}: the learning rate would never be "
+                "reached. Lower warmup_steps"
+            )
         used = self.warmup_steps + round(self.cooldown_share * self.steps) + round(self.anneal_share * self.steps)
         if self.schedule == "infinite" and used > self.steps:
             raise ValueError(

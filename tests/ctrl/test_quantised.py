@@ -191,7 +191,7 @@ def test_trainer_trains_the_copies(tmp_path: Path) -> None:
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all(".expanded." in name for name in moved)
-    ctrl.plain.strip(model)
+    ctrl.unload(model)
     assert base.is_quantized
 
 

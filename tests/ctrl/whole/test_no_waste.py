@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ctrl
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
-from tests.helpers.tiny_llama import BATCHES, IDS, tiny
+from tests.helpers.kept import kept_at_once
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
 from tests.helpers.trainers import whole_batch
 
 REAL = [name for name in DIVERGENCES if name != "none"]
@@ -123,6 +124,12 @@ def casts_of_one_layer() -> int:
     return counted.ops["aten._to_copy.default"]
 
 
+def bf16(**settings: Any) -> Any:
+    model = expanded(dtype=torch.bfloat16, **settings)
+    model.model.embed_tokens.weight.requires_grad_(True)  # so that each F has a backward pass, not only the upper one
+    return model
+
+
 @pytest.mark.parametrize(
     ("interpolation", "divergence", "most"),
     [
@@ -141,25 +148,8 @@ def test_mix_and_divergence_share_what_they_keep(interpolation: str, divergence:
     layers = 2
     units = layers * whole_batch()["input_ids"].numel() * 32
     settings = {"interpolation": interpolation, "divergence": divergence, "copies_dtype": "base"}
-    more = kept_at_once(**settings) - kept_at_once(divergence="none", copies_dtype="base")
+    more = kept_at_once(bf16(**settings)) - kept_at_once(bf16(divergence="none", copies_dtype="base"))
     assert most * units <= more < (most + 3) * units  # and some numbers per token, which has 32 units
-
-
-def kept_at_once(**values: Any) -> int:
-    """Bytes that a training pass keeps: a storage that several operations keep counts once."""
-    base: Any = tiny().to(torch.bfloat16)  # type: ignore[arg-type]
-    model: Any = ctrl.expand(base, ctrl.ControlConfig(layers=2, **values)).train()
-    model.model.embed_tokens.weight.requires_grad_(True)  # so that each F has a backward pass, not only the upper one
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**whole_batch())
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from experiments.common.errors import ConfigError
-from experiments.common.yaml_values import load_yaml, read_yaml, set_field
+from experiments.common.yaml_values import dump_yaml, load_yaml, read_yaml, set_field
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("-2E+1", -20.0), ("1.0e-3", 1e-3), ("'1e-3'", "1e-3")])
 def test_numbers_as_in_python(text: str, value: Any) -> None:
     assert load_yaml(text) == value
+
+
+ODD = [
+    "1e-3", "-2E+1", "1.5e3", "1_0e2", "1", "1.0", "0x1f", "010", "1:30", "yes", "Off", "null", "~", "", " ", "true",
+    ".inf", "2026-01-01", "=", "<<", "- a", "a: b", "# c", "é ü 好", "a\nb\n", "\ttab", "\u2028", "'", '"', "{}", "[1]",
+    "!!int 3", "&a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_is_read_as_it_was_written(text: str) -> None:
+    values = {"name": text, text: 1, "list": [text, {"x": text}]}
+    assert load_yaml(dump_yaml(values)) == values
+
+
+def test_plain_values_are_read_as_they_were_written() -> None:
+    numbers = [1e-3, 1e-05, 1e22, -0.0, 3, 10**30, True, None, math.inf, [], {}, 0.1 + 0.2]
+    assert load_yaml(dump_yaml({"numbers": numbers})) == {"numbers": numbers}
 
 
 def test_a_file_by_path_or_by_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +69,44 @@ def test_set_field() -> None:
 def test_a_field_that_cannot_be_set(key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         set_field({"name": "n", "arms": [{}]}, key, 1)
+
+
+TWICE = {
+    "a section": (
+        "training: {steps: 4}\nname: x\ntraining: {steps: 2}\n",
+        "'training' is in line 1 and again in line 3",
+    ),
+    "a field": ("training:\n  steps: 4\n  batch_size: 2\n  steps: 2\n", "'steps' is in line 2 and again in line 4"),
+    "in a list": ("arms:\n  - name: a\n    name: b\n", "'name' is in line 2 and again in line 3"),
+    "on one line": ("x: {a: 1, a: 1}", "'a' is in line 1 and again in line 1"),
+    "with quotes": ("a: 1\n'a': 2\n", "'a' is in line 1 and again in line 2"),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_a_key_that_is_there_twice(kind: str, tmp_path: Path) -> None:
+    text, said = TWICE[kind]
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"a\.yaml is not YAML: the key {said}: keep one"):
+        read_yaml(tmp_path / "a.yaml", tmp_path, "config")
+
+
+def test_merged_keys_may_be_there_twice() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: {<<: [*a, *b]}\n"
+    assert load_yaml(text) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 3, "y": 4},
+        "d": {"x": 1, "y": 2},
+    }
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfname: x\n")
+    assert read_yaml(tmp_path / "a.yaml", tmp_path, "config")[1] == {"name": "x"}
+
+
+@pytest.mark.parametrize("text", ['a: "\\ud83d"', "a: " + "[" * 5000, "a: " + "9" * 5000])
+def test_what_python_cannot_hold_is_no_yaml(text: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=r"half of a character|recursion|digits"):
+        load_yaml(text)
