@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from filelock import FileLock
 from experiments.common.errors import TrackingError
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
+from experiments.tracking.uri import without_password
 
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
 
@@ -42,7 +42,7 @@ class TrackingStore:
     @property
     def shown(self) -> str:
         """The URI without a password, for messages."""
-        return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
+        return without_password(self.uri)
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if missing, restore it if deleted."""
@@ -106,4 +106,4 @@ class TrackingStore:
 
 def last_line(error: BaseException) -> str:
     error = getattr(error, "orig", None) or error  # SQLAlchemy's ends with the address of a help page
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return without_password((str(error).strip() or type(error).__name__).splitlines()[-1])

@@ -46,3 +46,9 @@ def test_a_damaged_note_is_named_with_the_next_step(tmp_path: Path, data: bytes)
     with pytest.raises(DamagedError, match=r": ask a friend$"):
         read_json(file, "ask a friend")
     assert read_note(file) == read_note(tmp_path / "none.json") == {}
+
+
+def test_a_private_file_is_its_owners(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_text(tmp_path / "a", "x", private=True)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
