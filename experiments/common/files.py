@@ -33,13 +33,16 @@ def json_lines(text: str) -> Iterator[tuple[int, str]]:
     return ((n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other.
+
+    private: only the owner may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            os.fchmod(handle, 0o666 & ~UMASK)  # only the owner may read files of mkstemp
+            os.fchmod(handle, 0o600 if private else 0o666 & ~UMASK)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -58,7 +58,7 @@ def run_study(
     store.progress = functools.partial(steps_done, config, root)
     store.begin()
     folder = study_folder(root, config.name)
-    write_text(folder / "study.yaml", dump_yaml(config.to_dict()))
+    write_text(folder / "study.yaml", dump_yaml(config.to_dict()), private=config.storage is not None)
     note_progress(store, root)
     tracker = Tracker(root, config.name)
     tracker.reap()

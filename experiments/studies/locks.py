@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from experiments.studies.config import StudyConfig
 
 KEY = 0x6374726C  # of PostgreSQL's advisory lock
 LOCKED = ("sqlite", "postgresql")  # dialects under which a claim is exclusive
@@ -69,3 +72,8 @@ def storage_fault(error: BaseException) -> str:
 def shown(url: str | sqlalchemy.URL) -> str:
     """Return the storage's URL without its password."""
     return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+
+
+def public_values(config: StudyConfig) -> dict[str, Any]:
+    """Return the study's plain values without the password of its storage: for what leaves this machine or its user."""
+    return config.to_dict() | {"storage": shown(config.storage) if config.storage else None}

@@ -32,6 +32,7 @@ from experiments.studies.locks import (
     claim_lock,
     engine_options,
     file_lock,
+    public_values,
     shown,
     sqlite_file,
     storage_fault,
@@ -84,6 +85,8 @@ class Store:
                 if "config" not in self.study.user_attrs:
                     raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
                 config = stored_study(self.study.user_attrs["config"], f"study {name}")
+                if config.storage:  # which is stored without its password
+                    config = config.model_copy(update={"storage": url})
                 self.storage.heartbeat_interval = config.heartbeat
                 self.storage.grace_period = 2 * config.heartbeat
             else:
@@ -107,7 +110,7 @@ class Store:
                     f"study {self.config.name!r} in {shown(self.url)} was started from another config: give this one "
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
-            self.study.set_user_attr("config", self.config.to_dict())
+            self.study.set_user_attr("config", public_values(self.config))
             ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
             self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
 

@@ -15,7 +15,7 @@ from experiments.common.errors import StudyError
 from experiments.common.files import write_json
 from experiments.common.paths import default_root
 from experiments.common.yaml_values import dump_yaml, load_yaml
-from experiments.studies.locks import shown, sqlite_url
+from experiments.studies.locks import public_values, shown, sqlite_url
 
 if TYPE_CHECKING:
     from experiments.studies.config import StudyConfig
@@ -61,8 +61,7 @@ def note_progress(store: Store, root: Path) -> None:
 
 def public_yaml(config: StudyConfig) -> str:
     """Return the study's YAML without the password of its storage, for reports and MLflow."""
-    storage = shown(config.storage) if config.storage else None
-    return dump_yaml(config.to_dict() | {"storage": storage})
+    return dump_yaml(public_values(config))
 
 
 def noted_storage(root: Path, name: str) -> str | None:

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.files import write_json
+from experiments.tracking.uri import without_password
 
 PATTERN = "journal-*.jsonl"
+PARTS = ("arms", "posthoc")  # folders of a run with a folder for each arm or operation
 Event = dict[str, Any]
 
 
@@ -122,15 +124,15 @@ class Journal:
         return bool(names) and names[-1] == "end"
 
     def delivered(self, store: str) -> Delivered:
-        return Delivered(**self._notes().get(store, {}))
+        return Delivered(**self._notes().get(without_password(store), {}))
 
     def note(self, store: str, delivered: Delivered) -> None:
-        write_json(self._notes_path, self._notes() | {store: asdict(delivered)})
+        write_json(self._notes_path, self._notes() | {without_password(store): asdict(delivered)})
 
     def missing_in(self, store: str) -> bool:
         """Whether a store lacks lines of this journal. False if only other stores have seen it: `sync` sends it."""
         notes = self._notes()
-        return (store in notes or not notes) and self.size > self.delivered(store).offset
+        return (without_password(store) in notes or not notes) and self.size > self.delivered(store).offset
 
     def known_as(self, run_id: str) -> bool:
         """Whether this is the journal of the run with an id: its own, or one that a store gave it."""
@@ -142,8 +144,9 @@ class Journal:
 
     def _notes(self) -> dict[str, dict[str, Any]]:
         try:
-            return dict(json.loads(self._notes_path.read_text(encoding="utf-8")))
-        except (FileNotFoundError, ValueError):
+            notes = json.loads(self._notes_path.read_text(encoding="utf-8"))
+            return {without_password(store): note for store, note in notes.items()}  # earlier versions kept passwords
+        except (FileNotFoundError, ValueError, AttributeError):
             return {}  # everything is delivered again, which changes nothing
 
     def _open(self) -> Any:
@@ -154,6 +157,19 @@ class Journal:
                 if read.read(1) != b"\n":  # torn by a power cut: start a new line
                     file.write(b"\n")
         return file
+
+
+def own_path(journal: Journal, name: str) -> Path | None:
+    """Return a file or folder that a line of a journal names; None if it is not the run's.
+
+    A journal of somebody else could name any file of this machine. What is the run's is in the journal's folder, or (an
+    arm, an operation) in the folder of the experiment two above. Links are not followed.
+    """
+    folder = journal.folder.resolve()
+    above = folder.parents[1] if folder.parent.name in PARTS and len(folder.parents) > 1 else folder
+    path = Path(os.path.normpath(folder / name))
+    inside = path.is_relative_to(above) and path == path.resolve()
+    return path if inside and not any(file.is_symlink() for file in path.rglob("*")) else None
 
 
 def journals(folder: Path) -> list[Journal]:

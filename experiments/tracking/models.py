@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tracking.client import model_metric_entities, model_output, unknown_endpoint
-from experiments.tracking.journal import Delivered, Event, Journal
+from experiments.tracking.journal import Delivered, Event, Journal, own_path
 from experiments.tracking.store import TrackingStore
 
 TRAINED = "trained"  # MLflow's type of these models; name of the artifact if a store has no models
@@ -18,9 +18,10 @@ def send_model(store: TrackingStore, journal: Journal, done: Delivered, event: E
 
     A server of MLflow 2 has no logged models: it gets the files as the artifact `trained` of the run.
     """
-    folder = journal.folder / event["path"]
-    if not folder.is_dir():
-        store.refused.append(f"{folder} is gone before it could be sent")
+    folder = own_path(journal, event["path"])
+    if folder is None or not folder.is_dir():
+        fault = "is outside of the run's folder, or a link" if folder is None else "is gone before it could be sent"
+        store.refused.append(f"{event['path']} {fault}")
         return {}
     try:
         return _send_model(store, journal, done, event, folder)

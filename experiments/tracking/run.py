@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -15,7 +16,8 @@ from typing import Any
 from experiments.common.commands import command
 from experiments.tracking.client import MAX_VALUE, key
 from experiments.tracking.delivery import Delivery
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Journal, own_path
+from experiments.tracking.uri import without_password
 
 CLOSE_SECONDS = 60.0  # how long a store that answers is waited for
 
@@ -117,10 +119,10 @@ class Run:
 
         The traceback of an exception that is being handled becomes the artifact `traceback.txt`.
         """
-        self.reason = reason or "no reason given"
+        self.reason = without_password(reason) or "no reason given"
         self.set_tags({"error": self.reason})
         if sys.exc_info()[0]:
-            self.log_text(traceback.format_exc(), "traceback.txt")
+            self.log_text(without_password(traceback.format_exc()), "traceback.txt")
 
     def close(self, status: str) -> None:
         if self._delivery.faults:
@@ -167,7 +169,14 @@ class Run:
         self.warn_once()
 
     def _relative(self, path: Path) -> str:
-        return os.path.relpath(Path(path).resolve(), self.journal.folder)
+        """Return the path as journals have it. A file of elsewhere is copied: only files of the run are sent."""
+        path = Path(path).resolve()
+        name = os.path.relpath(path, self.journal.folder)
+        if path.exists() and own_path(self.journal, name) is None:
+            copy = self._own(path.name)
+            shutil.copytree(path, copy, dirs_exist_ok=True) if path.is_dir() else shutil.copyfile(path, copy)
+            name = os.path.relpath(copy, self.journal.folder)
+        return name
 
     def _noted(self, names: Collection[str], step: int) -> list[dict[str, Any]]:
         """Return the latest values of metrics at a step with the times of their lines, so that no point is doubled."""

@@ -21,7 +21,7 @@ from experiments.tracking.client import (
     tag_entities,
     tag_values,
 )
-from experiments.tracking.journal import Delivered, Event, Journal
+from experiments.tracking.journal import Delivered, Event, Journal, own_path
 from experiments.tracking.models import send_model
 from experiments.tracking.store import DIED, TrackingStore, last_line
 
@@ -119,8 +119,10 @@ def _inputs(store: TrackingStore, journal: Journal, run_id: str, event: Event) -
 
 
 def _artifact(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
-    path, to = journal.folder / event["path"], event["to"]
-    if path.is_dir():
+    path, to = own_path(journal, event["path"]), event["to"]
+    if path is None:
+        store.refused.append(f"{event['path']} is outside of the run's folder, or a link: it is not sent")
+    elif path.is_dir():
         store.client.log_artifacts(run_id, str(path), to)
     elif path.is_file():
         store.client.log_artifact(run_id, str(path), to)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from filelock import FileLock
 from experiments.common.errors import TrackingError
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
+from experiments.tracking.uri import without_password
 
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
 
@@ -42,7 +42,7 @@ class TrackingStore:
     @property
     def shown(self) -> str:
         """The URI without a password, for messages."""
-        return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", self.uri)
+        return without_password(self.uri)
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if missing, restore it if deleted."""
@@ -105,13 +105,13 @@ class TrackingStore:
 
 
 def last_line(error: BaseException) -> str:
-    """Return the reason of an error in one line: the innermost cause that its text names.
+    """Return the reason of an error in one line, without passwords: the innermost cause that its text names.
 
     SQLAlchemy's texts end with its SQL and the address of a help page, those of requests with a chain of reprs.
     """
     text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     lines = [line for line in text.splitlines() if not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
-    line = lines[-1] if lines else text
+    line = without_password(lines[-1] if lines else text)
     if "Caused by" not in line:
         return line
     inner = re.sub(r"[\"']\)+$", "", line.rpartition("Caused by")[2])

@@ -32,6 +32,7 @@ from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import TrackingStore, last_line
 from experiments.tracking.system import system_metrics
+from experiments.tracking.uri import page
 
 PORT = 5000
 START_SECONDS = 20.0  # longest wait for a store that answers
@@ -149,7 +150,7 @@ class Tracker:
         """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
         python = shlex.quote(short_path(sys.executable))
         if self.remote and not self.serves_ui:
-            return f"{python} -m webbrowser {shlex.quote(self.remote)}"
+            return f"{python} -m webbrowser {shlex.quote(page(self.remote))}"
         file = f"sqlite:///{shlex.quote(short_path(self.root / 'mlflow.db'))}"
         store = '"$MLFLOW_TRACKING_URI"' if self.remote else file
         return (
@@ -161,7 +162,7 @@ class Tracker:
     def run_url(self, run_id: str, server: str | None = None) -> str:
         """Return the address of a run in the UI, in its view for training rather than for generative models."""
         local = f"http://127.0.0.1:{PORT}"
-        server = server or (self.remote if self.remote and self.remote.startswith("http") else local)
+        server = server or (page(self.remote) if self.remote and self.remote.startswith("http") else local)
         try:
             experiment = self.experiment_id
         except Exception:  # the store is offline; the run has no page yet

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
+from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
@@ -41,7 +42,7 @@ def export(store: Store, path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     trials = store.trials()
     if path.suffix == ".json":
-        values = {"study": store.config.to_dict(), "trials": [vars(trial) for trial in trials]}
+        values = {"study": public_values(store.config), "trials": [vars(trial) for trial in trials]}
         text = json.dumps(_no_nan(values), indent=2, ensure_ascii=False, allow_nan=False)
         path.write_text(text + "\n", encoding="utf-8")
     elif path.suffix == ".csv":

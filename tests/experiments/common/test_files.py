@@ -65,3 +65,9 @@ def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path, monkeypatch
     (tmp_path / ".own.part").touch()
     sweep(tmp_path)
     assert sorted(path.name.split("-")[0].split(".")[1] for path in tmp_path.rglob(".*")) == ["living", "own"]
+
+
+def test_a_private_file_is_its_owners(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_text(tmp_path / "a", "x", private=True)
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import StudyError
+from experiments.studies.launch import run_study
 from experiments.studies.queue import Store
+from experiments.studies.report.table import export
 from experiments.studies.report.write import write_study_report
 from experiments.studies.storage import public_yaml, storage_url
 from tests.helpers.planted_study import TABLE5, synthetic_store
@@ -32,6 +35,23 @@ def test_what_leaves_the_machine_has_no_password(tmp_path: Path) -> None:
     (own / "study.yaml").write_text("what workers read")
     write_study_report(store, tmp_path, own)
     assert (own / "study.yaml").read_text() == "what workers read"
+
+
+def test_the_password_stays_in_a_file_of_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers need it; the study's database and an export do not."""
+    url = f"sqlite:///{tmp_path}/studies.db"
+    store = Store(url, toy_study(storage=URL))
+    store.begin()
+    assert "TOPSECRET" not in json.dumps(store.study.user_attrs)
+    again = Store(url, name=store.config.name)
+    assert again.config.storage == url  # the one that it was opened from, password and all
+    export(store, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text())["study"]["storage"].startswith("postgresql+psycopg://me:***@")
+    monkeypatch.setattr("experiments.studies.launch.work", lambda *_: "done")
+    run_study(toy_study(storage=URL), tmp_path, storage=url, say=lambda text: None)
+    (file,) = (tmp_path / "studies").rglob("study.yaml")
+    assert "TOPSECRET" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("url", ["foo", "postgresql+psycopg://u:pw@127.0.0.1:port/x"])

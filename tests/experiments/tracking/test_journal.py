@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.tracking.journal import Delivered, Journal, find, journals
+from experiments.tracking.journal import Delivered, Journal, find, journals, own_path
 
 
 def steps(journal: Journal, offset: int = 0) -> list[int]:
@@ -81,3 +81,48 @@ def test_journals_come_in_the_order_in_which_their_runs_began(tmp_path: Path) ->
         journal.path.write_text(json.dumps({"event": "start", "time": when}) + "\n")
     assert [journal.id for journal in journals(tmp_path)] == [parent.id, child.id]
     assert journals(tmp_path / "nothing") == []
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Journal:
+    """A journal in a run's folder next to a file that is not the run's."""
+    folder = tmp_path / "runs" / "theirs"
+    for file in (tmp_path / "secret.txt", folder / "config.yaml", folder / "arms" / "x" / "trained" / "a.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x")
+    (folder / "link").symlink_to(tmp_path / "secret.txt")
+    (folder / "linked").mkdir()
+    (folder / "linked" / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "up").symlink_to(tmp_path)
+    return Journal.create(folder, "experiment-x")
+
+
+@pytest.mark.parametrize(
+    "name", ["{root}/secret.txt", "../../secret.txt", "..", "../theirs/../../secret.txt", "link", "linked", "up",
+             "up/secret.txt", "/etc"]
+)  # fmt: skip
+def test_files_of_elsewhere_are_not_the_runs(theirs: Journal, tmp_path: Path, name: str) -> None:
+    assert own_path(theirs, name.format(root=tmp_path)) is None
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "./arms/x/trained", "arms/../config.yaml", "gone.txt"])
+def test_files_of_the_run(theirs: Journal, name: str) -> None:
+    assert own_path(theirs, name) is not None
+
+
+def test_an_arm_names_files_of_its_experiment(theirs: Journal) -> None:
+    arm = Journal.create(theirs.folder / "arms" / "x", "arm-x")
+    assert own_path(arm, "../../config.yaml") == theirs.folder.resolve() / "config.yaml"
+    assert own_path(arm, "../../../../secret.txt") is None
+
+
+def test_a_note_of_an_earlier_version_loses_the_password(tmp_path: Path) -> None:
+    journal, uri = Journal.create(tmp_path, "x"), "http://bob:S3CRET@host"
+    journal.append("start")
+    note = journal.path.with_name(journal.path.stem + ".delivered.json")
+    note.write_text(json.dumps({uri: {"run_id": "r", "offset": 3, "models": {}}}))
+    assert journal.delivered(uri) == journal.delivered("http://bob:other@host") == Delivered("r", 3)
+    assert journal.missing_in(uri)
+    journal.note(uri, Delivered("r", 4))
+    assert journal.delivered(uri).offset == 4
+    assert "S3CRET" not in note.read_text()

@@ -69,3 +69,20 @@ def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_
     assert runs["full"].inputs.dataset_inputs[0].dataset.digest == "abc"
     assert local.client.list_artifacts(runs["full"].info.run_id, "notes")[0].path == "notes/note.txt"
     assert parent.journal.path.name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("event", ["artifact", "model"])
+def test_the_journal_of_somebody_else_sends_no_file_of_this_machine(root: Path, tmp_path: Path, event: str) -> None:
+    secret = tmp_path / "private" / "secret.txt"
+    secret.parent.mkdir()
+    secret.write_text("x")
+    journal = Journal.create(tmp_path / "theirs", "experiment-x")
+    journal.append("start", name="x", experiment="x", parent=None, run=None, tags={})
+    named = {"artifact": {"to": "a"}, "model": {"name": "m", "params": {}, "step": 0, "metrics": []}}[event]
+    for path in (secret, secret.parent, "../private", "../private/secret.txt"):
+        journal.append(event, path=str(path), **named)
+    journal.append("end", status="FINISHED")
+    journal.close()
+    said = sync([journal.folder], root)[journal.path]
+    assert re.search(r"4 lines refused, the last: .*secret\.txt is outside of the run's folder, or a link", said)
+    assert not list(root.rglob("secret.txt"))

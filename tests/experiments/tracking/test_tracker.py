@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from experiments.tracking import tracker as tracking
-from experiments.tracking.journal import PATTERN
+from experiments.tracking.journal import PATTERN, Delivered
 from experiments.tracking.tracker import Tracker
 
 
@@ -104,3 +105,22 @@ def test_the_ui_command_serves_this_store(root: Path, monkeypatch: pytest.Monkey
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+def test_the_password_of_a_store_is_written_nowhere(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://bob:S3CRET@127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(tracking, "code_diff", lambda: "")  # which may hold this test
+    tracker = Tracker(root, "demo")
+    with contextlib.suppress(ConnectionError), tracker.run("demo", folder=tmp_path / "run") as run:
+        run.journal.note(tracker.uri, Delivered("r", 1))
+        raise ConnectionError("API request to http://bob:S3CRET@127.0.0.1:9/api failed")
+    assert run.reason == "API request to http://bob:***@127.0.0.1:9/api failed"
+    assert tracker.run_url("abc") == "http://127.0.0.1:9"
+    assert tracker.ui_command().endswith(" -m webbrowser http://127.0.0.1:9")
+    assert recwarn
+    assert not [warning for warning in recwarn if "S3CRET" in str(warning.message)]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name.endswith(".delivered.json") for file in files)
+    assert not [file for file in files if b"S3CRET" in file.read_bytes()]
