@@ -109,7 +109,7 @@ def test_a_slow_process_is_waited_for_and_a_dead_one_is_named(tmp_path: Path) ->
 def files(folder: Path) -> set[str]:
     """The files of a run, but for names that depend on MLflow's runs, or on the launch that wrote a checkpoint."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {str(path) for path in paths if "journal" not in path.name and "checkpoints" not in path.parts}
+    return {str(path) for path in paths if "journal" not in str(path) and "checkpoints" not in path.parts}
 
 
 def test_a_batch_is_shared_out_evenly() -> None:
