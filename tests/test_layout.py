@@ -24,6 +24,7 @@ COVERED_BY = {
     "experiments.methods.tables": "experiments/methods/test_method.py",
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
+    "experiments.runs.baseline": "experiments/runs/test_prepared.py",
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",

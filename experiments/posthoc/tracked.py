@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from experiments.common.files import read_json, write_json
 from experiments.records import ArmResult
-from experiments.runs.prepared import Prepared, headline
+from experiments.runs.baseline import headline
+from experiments.runs.prepared import Prepared
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.reap import may_live
 from experiments.tracking.run import Run
