@@ -2,6 +2,7 @@
 
 Its config.json is there for `from_pretrained`: it is no model's, so every class refuses the folder, with the way out in
 its message, instead of loading a plain model without the copies. The weights have the name from which Trainer resumes.
+README.md is the model card of the Hub.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.offloaded import in_memory
@@ -109,7 +111,8 @@ def _added_tensors(layer: Any) -> list[Tensor]:
     copied = layer.expanded.named_parameters(remove_duplicate=False)
     added = [tensor for name, tensor in copied if name.replace(".base_layer", "") not in shared]
     gate = () if layer.interpolation is None else (*layer.interpolation.parameters(), *layer.interpolation.buffers())
-    return [*added, *layer.expanded.buffers(), *gate]
+    buffers = [buffer for name, buffer in layer.expanded.named_buffers() if ".base_layer." not in name]
+    return [*added, *buffers, *gate]
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -118,6 +121,9 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         for name, values in ((REFUSAL_FILE, REFUSAL), (CONFIG_FILE, meta)):
             _replace(folder / name, lambda path, values=values: path.write_text(json.dumps(values, indent=2) + "\n"))
+        if may_write(folder / CARD_FILE):
+            text = card(meta["base"], meta["control"])
+            _replace(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6
         raise CheckpointError(

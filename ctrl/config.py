@@ -15,7 +15,7 @@ from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
-ADDED_LATER = ("copies_dtype",)
+ADDED_LATER = ("copies_dtype", "checkpoint_pretrained")
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,17 @@ class ControlConfig:
         mask has another form (4-D, or a dict). `labels`: tokens with a label. Under Trainer, which passes the number of
         labelled tokens of an optimiser step, a sequence weighs as much as its share of them, as in the LM loss;
         without that number all tokens weigh the same.
-    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft).
+    expanded: `full` copies every weight, `lora` adds low-rank adapters to the pretrained weights (needs peft). If the
+        base is quantised, full copies are in floats and start from the values that the quantised layers compute with.
     lora_rank: rank of the adapters.
     copies_dtype: type of the trained weights over a base in bf16 or fp16. `fp32`: they are fp32, read as rounded to the
         base's type while they compute, so the start equals the base; bytes per copied parameter with AdamW: weight 4,
         its rounded value 2 (kept for the backward pass), gradient 4, moments 8, together 18. `base`: all in the base's
         type, 8 bytes together; at rates of 1e-5 most weights then never change, since steps are smaller than the
         distance to the next number.
+    checkpoint_pretrained: run the frozen layer of each expanded one a second time in the backward pass, in place of
+        keeping its activations. Gradients are the same. Needs use_cache=False, as Trainer sets it: a pass with a cache
+        keeps them. Under gradient checkpointing of whole layers it has no effect.
     norm_mix: c in [0, 1]; the norms of the copy, except those in its attention, become c x + (1 - c) norm(x). 0 keeps
         them as they are. `learned` gives each a factor f of its own, c = clamp(2 sigmoid(f) - 1, 0, 1), which starts
         at 0 (published checkpoints: interpolation_norm_alpha -1).
@@ -73,6 +77,7 @@ class ControlConfig:
     expanded: Literal["full", "lora"] = "full"
     lora_rank: int = 8
     copies_dtype: Literal["fp32", "base"] = "fp32"
+    checkpoint_pretrained: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
@@ -119,10 +124,12 @@ def _choice_faults(config: ControlConfig) -> list[str]:
         "expanded": ("full", "lora"),
         "copies_dtype": ("fp32", "base"),
     }
-    return [
-        unknown_name(name, getattr(config, name), known)
-        for name, known in choices.items()
-        if getattr(config, name) not in known
+    unknown = {name: known for name, known in choices.items() if getattr(config, name) not in known}
+    switches = [field.name for field in dataclasses.fields(config) if isinstance(field.default, bool)]
+    return [unknown_name(name, getattr(config, name), known) for name, known in unknown.items()] + [
+        f"{name} must be true or false, but got {getattr(config, name)!r}"
+        for name in switches
+        if not isinstance(getattr(config, name), bool)
     ]
 
 

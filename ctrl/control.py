@@ -65,6 +65,7 @@ class Control:
     layers: list[int]  # indices of the expanded layers
     total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
     enabled: bool = True  # False inside ctrl.pretrained
+    batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
@@ -72,7 +73,9 @@ class Control:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
-        return Control(self.config, list(self.layers), self.total, self.enabled, fingerprint=self.fingerprint)
+        return Control(
+            self.config, list(self.layers), self.total, self.enabled, self.batch_dim, fingerprint=self.fingerprint
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import tempfile
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
-from ctrl.checkpoint import write_checkpoint
+from ctrl.card import CARD_FILE, card
+from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass, mean_divergence
 from ctrl.errors import ConfigError
@@ -24,6 +26,7 @@ from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 
 IGNORED = "keys_to_ignore_at_inference"
+EARLY_EXIT = "assistant_early_exit"
 FIELDS = ("lm_loss", "divergence")  # of the output, next to those of the base class
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
@@ -85,6 +88,27 @@ class ControlModel(nn.Module):
         divergence.register_hook(lambda _: reached.append(True))
         logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(check))
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""
+        given = [config for config in (*args, *kwargs.values(), self.generation_config) if hasattr(config, EARLY_EXIT)]
+        if kwargs.get(EARLY_EXIT) or any(getattr(config, EARLY_EXIT) for config in given):
+            self._refuse_if_enabled(f"{EARLY_EXIT} counts the layers in the cache, which has more for the copies")
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the base class's continuous batching (`generate_batch` too). Raises ConfigError unless pretrained."""
+        self._refuse_if_enabled("continuous batching (generate_batch) lays out a cache without slots for the copies")
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+
+    def _refuse_if_enabled(self, reason: str) -> None:
+        if self.control.enabled:
+            raise ConfigError(f"{reason}: generate with the plain model of ctrl.merge_back, or without it")
+
+    @property
+    def is_quantized(self) -> bool:
+        """False over a quantised base too: transformers' Trainer refuses such a model, but the copies are in floats."""
+        return False
+
     @property
     def peft_config(self) -> Any:
         """PEFT's own attribute, which it sets on a model that it puts adapters on."""
@@ -128,6 +152,18 @@ class ControlModel(nn.Module):
         if push_to_hub and is_main_process:
             given = {name: kwargs[name] for name in UPLOAD if kwargs.get(name) is not None}
             upload(folder, **{"repo_id": folder.absolute().name, **given})
+
+    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] = (), max_shard_size: Any = None, **kwargs: Any) -> Any:
+        """Upload the folder of `ctrl.save` with its model card. max_shard_size has no effect.
+
+        tags: for the card. kwargs: token, private, commit_message, commit_description, revision and create_pr, as in
+        transformers.
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = write_checkpoint(bare_expanded(self), name)
+            meta = read_config(folder)
+            (folder / CARD_FILE).write_text(card(meta["base"], meta["control"], tags or ()), encoding="utf-8")
+            return upload(folder, repo_id, **kwargs)
 
 
 @made_once

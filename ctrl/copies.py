@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +19,7 @@ from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.numerics import lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
+from ctrl.quantised import plain_linears, shared_state
 from ctrl.structure import is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
@@ -32,9 +35,10 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
     router logits would be recorded twice otherwise, and gradient checkpointing would nest.
     """
     keep: list[Any] = [model.config, model.config.get_text_config(decoder=True)]
-    keep += layer.parameters() if config.expanded == "lora" else []
+    keep += [*layer.parameters(), *shared_state(layer)] if config.expanded == "lora" else []
     recorded = recorded_classes(model)
-    copied = copy.deepcopy(layer, {id(obj): obj for obj in keep})
+    floats = plain_linears(layer) if config.expanded == "full" else {}
+    copied = copy.deepcopy(layer, {**{id(obj): obj for obj in keep}, **floats})
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -72,7 +76,7 @@ def add_lora(copied: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
-    linears = {name: m for name, m in copied.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    linears = {name: m for name, m in copied.named_modules() if _is_linear(m)}
     adapted = {id(m.weight) for m in linears.values()}
     others = [name for name, p in copied.named_parameters() if p.dim() > 1 and id(p) not in adapted]
     cls = original_class(copied).__name__
@@ -93,6 +97,11 @@ def add_lora(copied: nn.Module, rank: int) -> None:
     inject_adapter_in_model(config, copied)
 
 
+def _is_linear(module: nn.Module) -> bool:
+    """Return whether an adapter can be put on the module. Routers are matrices too, but return more than a product."""
+    return isinstance(module, nn.Linear | Conv1D) and not hasattr(type(module), "plain_copy_of")
+
+
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class of the module before `plain_class` replaced it; its present class if nothing did."""
     return getattr(type(module), "plain_copy_of", type(module))
@@ -100,20 +109,36 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 @made_once
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Make a class that behaves like cls but derives from nn.Module alone, so isinstance checks do not match it."""
-    members: dict[str, Any] = {}
-    for base in reversed(cls.__mro__[: cls.__mro__.index(nn.Module)]):
-        if base.__name__ == "GradientCheckpointingLayer":
-            continue
-        members.update({k: v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__", "__init__")})
-    forward = members["forward"]
-    members["forward"] = getattr(forward, "__wrapped__", forward) if _checkpoints(forward) else forward
-    for name, member in members.items():
-        if "__class__" in getattr(getattr(member, "__code__", None), "co_freevars", ()):
-            raise ConfigError(
-                f"{cls.__name__}.{name} calls super(), so its layers cannot be copied: use another architecture"
-            )
-    return type(f"{cls.__name__}Copy", (nn.Module,), {**members, "plain_copy_of": cls})
+    """Make a class that behaves like cls, but of whose bases only torch's own are the same: isinstance does not match.
+
+    The bases are made anew in the same way. Methods that call `super()` get the new class to start from.
+    """
+    bases = tuple(map(_plain_base, cls.__bases__))
+    members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+    if (forward := members.get("forward")) is not None and _checkpoints(forward):
+        members["forward"] = forward.__wrapped__
+    cell = types.CellType()
+    members = {name: _with_class(member, cell) for name, member in members.items()}
+    cell.cell_contents = made = type(f"{cls.__name__}Copy", bases, {**members, "plain_copy_of": cls})
+    return made
+
+
+def _plain_base(base: type) -> type:
+    if base.__name__ == "GradientCheckpointingLayer":
+        return nn.Module
+    own = issubclass(base, nn.Module) and not base.__module__.startswith("torch.")
+    return plain_class(base) if own else base
+
+
+def _with_class(member: Any, cell: types.CellType) -> Any:
+    """Return a function whose `super()` starts from the class in the cell; anything else as it is."""
+    if not isinstance(member, types.FunctionType) or "__class__" not in member.__code__.co_freevars:
+        return member
+    names, cells = member.__code__.co_freevars, member.__closure__ or ()
+    closure = tuple(cell if name == "__class__" else old for name, old in zip(names, cells, strict=True))
+    made = types.FunctionType(member.__code__, member.__globals__, member.__name__, member.__defaults__, closure)
+    made.__kwdefaults__ = member.__kwdefaults__
+    return functools.update_wrapper(made, member)
 
 
 def zero_outputs(layer: nn.Module) -> None:
@@ -125,66 +150,14 @@ def zero_outputs(layer: nn.Module) -> None:
     inside = {id(m) for a in layer.modules() if is_attention(a) for m in a.modules()}
     mlp = [p for m in layer.modules() if id(m) not in inside for p in _projections(m, MLP_OUT, skip=inside)]
     if not attention or not mlp:
-        missing = "attention output" if not attention else "MLP down"
+        name, missing = original_class(layer).__name__, "attention output" if not attention else "MLP down"
         raise ConfigError(
-            f"structure 'stack' zeroes a layer's output projections, but {type(layer).__name__} has no {missing} "
+            f"structure 'stack' zeroes a layer's output projections, but {name} has no {missing} "
             "projection with a known name (see ctrl.copies.ATTENTION_OUT, MLP_OUT): use structure='concat'"
         )
     with torch.no_grad():
         for parameter in [*attention, *mlp]:
             parameter.zero_()
-
-
-def check_identity(model: PreTrainedModel, layers: nn.ModuleList, copies: dict[int, nn.Module]) -> None:
-    """Run each zeroed copy on noise and raise ConfigError if it changes its input.
-
-    copies: index of the layer that a copy follows -> copy. Each gets the other arguments of that layer. Zeroed
-    projections are not enough if a layer scales its residual, or adds to it through a projection without a known name.
-    Costs one pass of four tokens through the decoder. Nothing is checked on device meta, which has no weights.
-    """
-    if not copies or next(model.parameters()).device.type == "meta":
-        return
-    changed: dict[int, float] = {}
-
-    def measure(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden, *rest = args or (kwargs["hidden_states"],)
-        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
-        out = copies[index].eval()(noise, *rest, **others)
-        out = out[0] if isinstance(out, tuple) else out
-        if not torch.equal(out.to(noise), noise):
-            changed[index] = (out - noise).abs().max().item()
-
-    hooks = [
-        layers[i].register_forward_pre_hook(lambda _, args, kwargs, i=i: measure(i, args, kwargs), with_kwargs=True)
-        for i in copies
-    ]
-    try:
-        _run_four_tokens(model)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for index, size in changed.items():
-        raise ConfigError(
-            f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
-            f"{type(layers[index]).__name__} with zeroed output projections, changes its input by up to {size:.2g}: it "
-            "scales its residual, or adds to it under a name that ctrl.copies does not know. Use structure='concat'"
-        )
-
-
-@torch.no_grad()
-def _run_four_tokens(model: PreTrainedModel) -> None:
-    """Run the decoder once, then restore modes and attention. Eager attention runs on any device and dtype."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    config = model.config.get_text_config(decoder=True)
-    training = [module for module in decoder.modules() if module.training]
-    attention, config._attn_implementation = config._attn_implementation, "eager"
-    try:
-        decoder.eval()(input_ids=torch.arange(4, device=next(model.parameters()).device)[None], use_cache=False)
-    finally:
-        config._attn_implementation = attention
-        for module in training:
-            module.training = True
 
 
 class RelaxedNorm(nn.Module):

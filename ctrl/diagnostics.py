@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 from ctrl.control_model import require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
+from ctrl.quantised import has_quantised
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 def update_size(layer: Any) -> Tensor:
     """Compute |W_expanded - W| / |W| over all parameters of the layer; for a low-rank copy W_expanded = W + B A.
 
-    NaN while the weights are offloaded.
+    NaN while the weights are offloaded, and if they are quantised.
     """
+    if has_quantised(layer):
+        return torch.tensor(float("nan"))
     expanded = dict(layer.expanded.named_parameters())
     own = {n: w for n, w in layer.named_parameters() if not n.startswith(ADDED)}
     changes = [expanded[n].float() - w.float() for n, w in own.items() if n in expanded]

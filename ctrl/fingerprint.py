@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctrl.layer import ADDED
+from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
 
 SAMPLE = 64  # values of each parameter, at most
@@ -17,14 +18,16 @@ EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16,
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str | None:
-    """Hash a sample of every parameter of the base, rounded to bf16. None if this process does not hold all weights.
+    """Hash a sample of every parameter of the base, rounded to bf16.
+
+    None if this process does not hold all weights, or if they are quantised.
 
     A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
     """
     found = [p for name, p in model.named_parameters() if not any(f".{part}" in name for part in ADDED)]
-    if any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found):
+    if has_quantised(model) or any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found):
         return None
-    samples = [_sample(p) for p in found if p.is_floating_point()]
+    samples = [_sample(p) for p in found]
     values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()
     return hashlib.sha256(values.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 

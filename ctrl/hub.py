@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
+from ctrl.card import CARD_FILE
 from ctrl.checkpoint import FILES
 from ctrl.errors import CheckpointError
 
@@ -35,11 +36,15 @@ def local_folder(address: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None = None, **kwargs: Any) -> None:
-    """Upload the folder of an expansion. kwargs: commit_message, revision, create_pr, as `upload_folder` takes them."""
+def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None = None, **kwargs: Any) -> Any:
+    """Upload the folder of an expansion. A model card that the repository has stays.
+
+    kwargs: commit_message, revision, create_pr, ... as `upload_folder` takes them.
+    """
     api = HfApi(token=token)
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), **kwargs)
+    cards = [] if api.file_exists(name, CARD_FILE) else [CARD_FILE]
+    return api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES, *cards], **kwargs)
 
 
 def _from_mlflow(address: str) -> Path:

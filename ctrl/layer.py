@@ -7,13 +7,15 @@ as before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
+from transformers.cache_utils import Cache
 
 from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
@@ -21,6 +23,8 @@ from ctrl.classes import made_once
 from ctrl.control import Control, ForwardPass
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
+from ctrl.numerics import widen
+from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
 RUN = "control_run"  # keyword in which a layer passes a LayerRun on to its forward
@@ -87,7 +91,7 @@ class ExpandedLayer(nn.Module):
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
             add_cache_slots(self.control, args, kwargs)
-        out = super().forward(hidden_states, *args, **kwargs)
+        out = self._pretrained(super().forward, hidden_states, *args, **kwargs)
         if not run.enabled:
             return out
         a = _hidden(out)
@@ -96,11 +100,22 @@ class ExpandedLayer(nn.Module):
             self._note(run, a, b, None, None)
             return _with_hidden(out, b)
         b = _hidden(self.expanded(hidden_states, *args, **kwargs))
-        mixed, alpha = self.interpolation(a, b, hidden_states, run.fixed_alpha)
-        self._note(run, a, b, alpha, self._measured(run, a, b, alpha))
+        wide_a, wide_b = widen(a), widen(b)  # once, for the mix and the divergence
+        mixed, alpha = self.interpolation(wide_a, wide_b, hidden_states, run.fixed_alpha)
+        self._note(run, a, b, alpha, self._measured(run, wide_a, wide_b, alpha))
+        mixed = mixed.to(a.dtype)
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too
         return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
+
+    def _pretrained(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the frozen layer; with `checkpoint_pretrained` its activations are computed again when needed."""
+        again = self.control.config.checkpoint_pretrained and self.training and torch.is_grad_enabled()
+        around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
+        if not again or around or cached:
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
         """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""
@@ -112,10 +127,12 @@ class ExpandedLayer(nn.Module):
             run.current.divergences[self.index] = per_token
         return per_token
 
-    def _note(self, run: LayerRun, *figures: Any) -> None:
+    def _note(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None) -> None:
         control = self.control
         if control.log is not None and run.current is not None and run.current.running:
-            control.log.note(self, *figures, run.current.mask)
+            dim = control.batch_dim
+            alpha = None if alpha is None else alpha_of_tokens(alpha, dim)
+            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.mask)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""
@@ -129,7 +146,7 @@ class ExpandedLayer(nn.Module):
         if config.scale_by_alpha:
             alpha = alpha.detach() if config.detach_alpha else alpha
             per_token = per_token * (alpha.squeeze(-1) if alpha.dim() else alpha)
-        return per_token
+        return over_streams(per_token, self.control.batch_dim)
 
 
 @made_once

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.control_model import bare_expanded
+from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.expansion import take_off
@@ -27,7 +27,9 @@ from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.offloaded import held
 from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
+from ctrl.quantised import refuse_quantised
 from ctrl.sharded import whole
+from ctrl.streams import alpha_of_tokens, by_token
 
 Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
@@ -93,13 +95,13 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
 
     Runs in eval mode. Raises ConfigError if the batches have no real token.
     """
-    layers = expanded_layers(model)
+    layers, dim = expanded_layers(model), require_expanded(model).control.batch_dim
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
     sums, counts = dict.fromkeys(gates, 0.0), dict.fromkeys(gates, 0)
     mask: Tensor | None = None
 
     def note(gate: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        mixed, alpha = output
+        mixed, alpha = (by_token(output[0], dim), alpha_of_tokens(output[1], dim))
         alphas = alpha.double().expand(*mixed.shape[:2], 1)[real_or_all(mask, mixed)]
         sums[gate] += float(alphas.sum())
         counts[gate] += alphas.numel()
@@ -173,6 +175,7 @@ def _warn_of_gates(model: Any) -> None:
 
 def check_mergeable(model: Any) -> None:
     """Raise ConfigError if a plain model cannot hold the expanded model's interpolation or norms."""
+    refuse_quantised(model, "merge_back")
     config = model.control.config
     if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
         mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]

@@ -14,20 +14,23 @@ from transformers import PreTrainedModel
 from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, peft_adapter, require_expanded
-from ctrl.copies import check_identity, copy_layer, relax_norms, zero_outputs
+from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import fingerprint
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
-from ctrl.structure import branch_kinds, decoder_layers, place
+from ctrl.probe import probe
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, place
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
     Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
-    a model or layers that cannot be expanded, and then leaves the model unchanged.
+    a model or layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of
+    four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
+    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
@@ -53,6 +56,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
+    check_layers(layers, indices)
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
@@ -66,9 +70,13 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
         ]
         expansions = list(zip(indices, kinds, copies, strict=True))
-        check_identity(model, layers, {index: copied for index, kind, copied in expansions if kind == "stack"})
-    control = Control(config, indices, len(layers), fingerprint=fingerprint(model))
-    parts = [Part(index, kind, copied, _interpolation(kind, model, config)) for index, kind, copied in expansions]
+        stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
+        shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
+    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
+    parts = [
+        Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+        for index, kind, copied in expansions
+    ]
     put_on(model, Expansion(control, parts))
     return model
 
@@ -89,15 +97,14 @@ def _copy(layer: nn.Module, kind: str, slot: int, model: PreTrainedModel, config
     copied = copy_layer(layer, slot, model, config)
     if kind == "stack":
         zero_outputs(copied)
-    else:
-        relax_norms(copied, config.norm_mix)
     return copied
 
 
-def _interpolation(kind: str, model: PreTrainedModel, config: ControlConfig) -> Interpolation | None:
+def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlConfig) -> Interpolation | None:
+    """Relax the norms of a parallel copy and build its interpolation; None for a stacked copy."""
     if kind == "stack":
         return None
-    hidden = model.config.get_text_config(decoder=True).hidden_size
+    relax_norms(copied, config.norm_mix)
     interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
     if config.divergence in ("none", "attention"):  # which compare no hidden states
         for name in interpolation.trained_by_divergence:
@@ -167,7 +174,10 @@ class LayerInfo:
 
 
 class Description(list[LayerInfo]):
-    """Rows of `describe`; prints as a table."""
+    """Rows of `describe`; prints as a table. trainable, parameters: how many train in the whole model, of how many."""
+
+    trainable: int
+    parameters: int
 
     def __str__(self) -> str:
         rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
@@ -175,13 +185,23 @@ class Description(list[LayerInfo]):
             alpha = "-" if row.alpha is None else f"{row.alpha:.3f}"
             rows.append(f"{row.layer:>5}  {row.branch:<7} {row.trainable:>13,}  {alpha:>6}")
         rows.append(f"{'sum':>5}  {'':<7} {sum(row.trainable for row in self):>13,}")
+        share = 100 * self.trainable / max(self.parameters, 1)
+        counts = f"trainable params: {self.trainable:,} || all params: {self.parameters:,}"
+        rows.append(f"{counts} || trainable%: {share:.4f}")
         return "\n".join(rows)
 
 
 def describe(model: nn.Module) -> Description:
-    """List the expanded layers with kind, trainable parameters and alpha. Raises ConfigError for a plain model."""
-    rows = Description()
-    for layer in expanded_layers(require_expanded(model)):
+    """List the expanded layers with kind, trainable parameters and alpha; printed, with the share that trains.
+
+    Raises ConfigError for a plain model.
+    """
+    expanded, rows = require_expanded(model), Description()
+    rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
+    lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
+    names = expanded.named_parameters()
+    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
+    for layer in expanded_layers(expanded):
         alpha = None if layer.interpolation is None else layer.interpolation.local_alpha()
         trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
         rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha))

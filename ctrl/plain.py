@@ -85,8 +85,14 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
     deeper = copy.deepcopy(model.config)
     select_layers(deeper.get_text_config(decoder=True), sources)
     cls = class_before(model, ControlModel)
-    with torch.device("meta"):
-        here, there = (decoder_layers(cls(config)) for config in (copy.deepcopy(model.config), deeper))
+    try:
+        with torch.device("meta"):
+            here, there = (decoder_layers(cls(config)) for config in (copy.deepcopy(model.config), deeper))
+    except Exception as error:
+        raise ConfigError(
+            f"{cls.__name__} cannot be built with the stacked copies inserted ({error}): keep it expanded (ctrl.save), "
+            "or expand with structure='concat'"
+        ) from error
     for slot, source in enumerate(sources):
         old, new = _traits(here[source]), _traits(there[slot])
         wrong = [key for key in {**old, **new} if old.get(key) != new.get(key)]

@@ -36,6 +36,7 @@ from ctrl.published_names import (
     published_names,
     published_value,
 )
+from ctrl.quantised import refuse_quantised
 from ctrl.sharded import write_once
 from ctrl.structure import select_layers
 
@@ -83,6 +84,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
     check_exportable(config)
+    refuse_quantised(expanded, "export_published")
     names = published_names(expanded)
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)

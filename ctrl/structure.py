@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 from torch import nn
@@ -10,6 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 
+DECODER_COUNT = "decoder_layers"  # in configs of decoders out of an encoder-decoder, whose other count is the encoder's
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Find the stack of decoder layers by its structure. Raises ConfigError with the reason if there is none."""
@@ -17,7 +20,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise ConfigError(f"{name} is an encoder-decoder: expand needs a decoder-only causal language model")
-    count = getattr(config, "num_hidden_layers", None)
+    count = getattr(config, DECODER_COUNT, None) or getattr(config, "num_hidden_layers", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     stacks = [m for m in stacks if all(_cache_slots(layer) for layer in m)]
@@ -28,6 +31,31 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         )
     _refuse_index_arithmetic(model, stacks[0])
     return stacks[0]
+
+
+def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
+    """Raise ConfigError if one of these layers cannot have a copy next to it."""
+    owners: dict[int, list[int]] = {}
+    for index, layer in enumerate(layers):
+        for parameter in layer.parameters():
+            owners.setdefault(id(parameter), []).append(index)
+    for index in indices:
+        name, names = type(layers[index]).__name__, list(inspect.signature(type(layers[index]).forward).parameters)[1:]
+        if "layer_idx" in names:
+            raise ConfigError(
+                f"{name} gets its cache slot as an argument (layer_idx), so its copy would write into the slot of "
+                f"layer {index}: it cannot be expanded. Use another architecture"
+            )
+        if shared := next((o for p in layers[index].parameters() if len(o := owners[id(p)]) > 1), None):
+            raise ConfigError(
+                f"layers {shared} of {name} share parameters, so a copy of layer {index} is no copy of it alone: "
+                "choose layers that share nothing, or use another architecture"
+            )
+        if "hidden_states" in names[1:]:
+            raise ConfigError(
+                f"{name} reads {names[0]} before the hidden state (a reversible layer): it cannot be expanded. Use "
+                "another architecture"
+            )
 
 
 def place(layers: int | Sequence[int], total: int) -> list[int]:
@@ -62,11 +90,14 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
 
     Changes the layer count and every list with one value per layer (layer_types, no_rope_layers, ...).
     """
+    count = getattr(config, DECODER_COUNT, None) or config.num_hidden_layers
     other = ("architectures", "eos_token_id", "keys_to_ignore_at_inference")  # lists, but not one value per layer
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == config.num_hidden_layers and name not in other:
+        if isinstance(value, list) and len(value) == count and name not in other:
             setattr(config, name, [value[index] for index in indices])
     config.num_hidden_layers = len(indices)
+    if hasattr(config, DECODER_COUNT):
+        setattr(config, DECODER_COUNT, len(indices))
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from ctrl import ControlConfig
 from docs.figures import method
 from docs.sections import control_table, fields_table, variant, variants
+from docs.verdicts import architectures
 from experiments.cli import catalogue
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
@@ -149,6 +150,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "kept_tasks": kept_tasks,
     "figures": figures_markdown,
     "commands": commands,
+    "architectures": architectures,
     "config": config,
     "example": example,
 }

@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ctrl import ControlConfig
-from docs.descriptions import MEANINGS
 
 ROOT = Path(__file__).parents[1]
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping", Any: "any value"}
@@ -45,12 +44,12 @@ def control_table() -> str:
 
 
 def meaning(cls: type[BaseModel], name: str) -> str:
-    """The field's own description, else that of `docs.descriptions`. Raises KeyError where there is none."""
-    own = cls.model_fields[name].description
-    found = [MEANINGS[key] for base in cls.__mro__ if (key := f"{base.__name__}.{name}") in MEANINGS]
-    if own or found:
-        return own or found[0]
-    raise KeyError(f"{cls.__name__}.{name} has no description: give its Field one, or add it to docs/descriptions.py")
+    """Return the description of a field, or that of the field which it replaces. Raises KeyError if there is none."""
+    fields = (base.model_fields.get(name) for base in cls.__mro__ if issubclass(base, BaseModel))
+    for field in filter(None, fields):
+        if field.description:
+            return field.description
+    raise KeyError(f"{cls.__name__}.{name} has no description: write Field(..., description=...)")
 
 
 def variants(kind: str, table: Mapping[str, Any], anchors: Mapping[type, str]) -> str:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
-from experiments.common.paths import SHIPPED
-from experiments.common.section import Place, Section, fault_lines, nearest
+from experiments.common.paths import SHIPPED, check_file_name
+from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
 from experiments.data.sources import SOURCES
@@ -29,7 +29,11 @@ from experiments.methods.shorthands import from_shorthand, read_options
 from experiments.methods.tuning import Control, Full
 from experiments.training.config import TrainingConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
+MAX_RATE = 1000.0  # a step of any weight by more than this is a mistyped exponent
 FORMS = "method (with its options and control) or train, loss and average"
 # sections that the YAML chooses by name
 NAMED: dict[str, Any] = {**SOURCES, **PARTS, **{name: suite.Settings for name, suite in SUITES.items()}}
@@ -41,9 +45,11 @@ class ArmConfig(Section):
     The way is a short name (`method`, with its `options` and `control`), or its parts (`train`, `loss`, `average`).
     """
 
-    name: str
+    name: str = Field(description="of the arm, in tables and folders")
     method: str | None = Field(None, description="short name of a way to train; or give train, loss, average")
-    learning_rates: tuple[float, ...] = Field(min_length=1)
+    learning_rates: tuple[Annotated[float, Field(ge=0, le=MAX_RATE)], ...] = Field(
+        min_length=1, description="each is an arm of its own"
+    )
     control: ControlConfig = Field(default_factory=ControlConfig, description="what is expanded; partial: which layers")
     options: dict[str, Any] = Field(default_factory=dict, description="the method's own fields")
     replay: float | None = Field(None, ge=0, lt=1, description="this arm's data.replay, if it is not the experiment's")
@@ -65,6 +71,21 @@ class ArmConfig(Section):
     @classmethod
     def _control(cls, value: Any) -> Any:
         return ControlConfig.from_dict(value) if isinstance(value, dict) else value
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        return check_file_name(value)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        """Refuse rates that share a folder: they are printed with six digits there."""
+        printed = [f"{rate:g}" for rate in value]
+        twice = sorted({one for one in printed if printed.count(one) > 1})
+        if twice:
+            raise ValueError(f"each rate is trained once, but {', '.join(twice)} is there more than once")
+        return value
 
     @field_validator("method")
     @classmethod
@@ -118,14 +139,19 @@ class ArmConfig(Section):
 class ExperimentConfig(Section):
     """A whole experiment: one base, one task, the same data in the same order for every arm."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    base_model: str = "smollm2-135m-instruct"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = Field(0, ge=0)
-    data: DataConfig = DataConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its folder")
+    base_model: str = Field(
+        "smollm2-135m-instruct", description="the shipped model, a Hugging Face name, or a local folder"
+    )
+    trust_remote_code: bool = later_field(False, description="run the Python files that the base model brings along")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="arithmetic of the run; auto: bf16 where the machine computes it fast"
+    )
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of data order, held-out items, adapters and resampling")
+    data: DataConfig = Field(DataConfig(), description="what is learned and replayed")
+    training: TrainingConfig = Field(TrainingConfig(), description="steps, batches, schedule: the same for all arms")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured, and when")
+    arms: tuple[ArmConfig, ...] = Field(min_length=1, description="the ways to train")
 
     @field_validator("arms")
     @classmethod
@@ -140,6 +166,12 @@ class ExperimentConfig(Section):
     def _stages(self) -> ExperimentConfig:
         self.data.stage_ends(self.training.steps)
         return self
+
+    def load_base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
+        from experiments.models.base import load_base  # loads torch, which most commands do not need
+
+        return load_base(self.base_model, self.data.system, self.data.template_options, self.trust_remote_code)
 
     @property
     def evaluation_steps(self) -> list[int]:

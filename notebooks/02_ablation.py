@@ -94,7 +94,7 @@ outcomes = [
 # `control` (p below .05 after Holm's correction over the arms); hollow: this many questions cannot tell them apart.
 
 # %%
-runs = read_runs([str(outcome.folder) for outcome in outcomes])
+runs = read_runs([f"{o.folder}:{o.results[0].arm}-{learning_rate:g}" for o in outcomes])  # not what the dial made
 comparison = compare(runs, draws=2_000)
 buffer = io.BytesIO()
 comparison_figure(comparison, "What each part is worth").savefig(buffer, dpi=70)

@@ -12,16 +12,18 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel, Field
 
 from ctrl.config import Structure
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
 from docs.figures import method
 from docs.generate import PART, filled
+from docs.sections import meaning
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, parse_config
 from experiments.evaluation.suites import SUITES
@@ -73,6 +75,19 @@ def test_a_part_that_is_out_of_date_is_found() -> None:
     assert "chain_sum" in filled(stale)
     with pytest.raises(KeyError, match="nothing"):
         filled("<!-- generated: nothing -->\n<!-- end -->")
+
+
+def test_a_field_keeps_the_description_of_the_one_that_it_replaces() -> None:
+    class Base(BaseModel):
+        kind: str = Field(description="kind of thing")
+        bare: int = 0
+
+    class Own(Base):
+        kind: Literal["own"] = "own"
+
+    assert meaning(Own, "kind") == "kind of thing"
+    with pytest.raises(KeyError, match=r"Own\.bare has no description: write Field"):
+        meaning(Own, "bare")
 
 
 def test_the_figure_is_up_to_date_and_small() -> None:

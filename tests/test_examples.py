@@ -296,6 +296,8 @@ def test_the_suite_keeps_the_contract(load: Load, tmp_path: Path) -> None:
     suite = example.RepetitionSuite(settings, SuiteContext(0, str(tmp_path)), tokenizer, ())
     test_suite.test_contract(suite, model)
     test_suite.test_content_is_json_and_always_the_same(suite, tokenizer)
+    for change in ({"bos": True}, {"eos": "<s>"}):
+        test_suite.test_content_changes_with_what_the_tokenizer_does(suite, change)
     test_suite.test_state_makes_another_process_measure_the_same(suite, model, tokenizer)
     assert example.repeated("The cat and the dog and the bird") == pytest.approx(3 / 8)
     assert example.repeated(" ") == 0

@@ -20,7 +20,6 @@ COVERED_BY = {
     "experiments.evaluation.kept_tasks.question": "experiments/evaluation/kept_tasks/test_tasks.py",
     "experiments.evaluation.kept_tasks.words": "experiments/evaluation/kept_tasks/test_tasks.py",
     "experiments.methods.base": "experiments/methods/test_method.py",
-    "experiments.methods.saving": "experiments/methods/test_method.py",
     "experiments.methods.tables": "experiments/methods/test_method.py",
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves

@@ -13,6 +13,7 @@ from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.drift import PROMPTS
 from experiments.models.generation import Progress, generate_replies
+from experiments.models.tokens import asked_key
 from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, weighted
 from experiments.scorecard.figure import FINE, Figure
@@ -42,7 +43,7 @@ class RepetitionSuite(Suite):
         return len(self.prompts)
 
     def content(self) -> Any:
-        return [self.settings.tokens, list(self.prompts)]
+        return [self.settings.tokens, list(self.prompts), asked_key(self.tokenizer, self.prompts)]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         replies = generate_replies(model, self.tokenizer, self.prompts, self.settings.tokens, progress=progress)

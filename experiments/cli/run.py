@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.paths import default_root, short_path
 
 
@@ -82,11 +83,23 @@ def split_arm(text: str) -> tuple[str, float]:
 
 
 def ui_command(args: argparse.Namespace) -> int:
-    from experiments.tracking.tracker import Tracker
+    from experiments.tracking.tracker import PORT, Tracker
 
-    line = Tracker(args.root or default_root(), "Default").ui_command()
+    tracker = Tracker(args.root or default_root(), "Default")
+    line = tracker.ui_command()
+    if tracker.serves_ui and _is_taken(PORT):
+        raise RunError(
+            f"port {PORT} is in use. If that is this UI already, open http://127.0.0.1:{PORT}; else stop the program "
+            f"that has it, or start the UI yourself on another port:\n{line}"
+        )
     say(line)
     return subprocess.run(line, shell=True, check=False).returncode  # our own command, quoted by Tracker
+
+
+def _is_taken(port: int) -> bool:
+    """Whether a program on this machine answers at the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def sync_command(args: argparse.Namespace) -> int:
@@ -112,5 +125,5 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         try:
             values[key] = load_yaml(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text") from error
+            raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text ({error})") from error
     return values

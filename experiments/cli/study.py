@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def report_command(args: argparse.Namespace) -> int:
     from experiments.studies.report.write import write_study_report
 
     root = (args.root or default_root()).resolve()
+    if args.out and args.out.suffix in REPORT:
+        raise ConfigError(f"--out {args.out}: give a folder, which gets all files of the report")
     store = _store(args)
     page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
     print(page)

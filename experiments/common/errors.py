@@ -29,6 +29,12 @@ class CompareError(BenchError):
     exit_code = 2
 
 
+class DamagedError(BenchError, ValueError):
+    """A file of a run that was cut, changed or replaced since it was written. The message names it and what to do."""
+
+    exit_code = 2
+
+
 class ModelError(BenchError):
     """A base model or tokenizer that cannot be used."""
 

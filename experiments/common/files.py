@@ -10,8 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.common.errors import DamagedError
+
 UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that a user wrote: UTF-8, with a byte order mark at its start or without. Raises ValueError."""
+    return path.read_text(encoding="utf-8-sig")
 
 
 def json_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -44,6 +51,25 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote; an empty dict if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def read_json(path: Path, advice: str = "bring it back, or delete it to have it made again") -> dict[str, Any]:
+    """Read the object that `write_json` wrote; an empty dict if there is no file.
+
+    advice: what to do about a damaged file. Raises DamagedError, which names it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or UTF-8
+        raise DamagedError(f"{path} is damaged ({error}): {advice}") from error
+    if not isinstance(values, dict):
+        raise DamagedError(f"{path} is damaged (it holds no JSON object): {advice}")
+    return values
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """Read a file that can be made again: an empty dict if it is damaged or not there."""
+    try:
+        return read_json(path)
+    except DamagedError:
+        return {}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # the YAML files of the package; those of studies are in `studies`
 
+LONGEST_NAME = 100  # bytes; file systems allow 255, and a rate and an operation are added
+
 
 def default_root() -> Path:
     """Return the nearest `mlruns` folder at or above the working directory, or else the one to make in it."""
@@ -18,3 +20,17 @@ def short_path(path: str | Path) -> str:
     """Return the path relative to the working directory if it is below it, else absolute. Links are not followed."""
     path = Path(os.path.abspath(path))
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def check_file_name(name: str) -> str:
+    """Return a name of which folders are made. Raises ValueError if it would be a path, or no name to read.
+
+    Spaces and letters of all scripts are allowed.
+    """
+    if not name or name != name.strip() or name.startswith(".") or len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ValueError(
+            f"a folder gets this name: 1 to {LONGEST_NAME} bytes, with no space at its ends and no dot at its start"
+        )
+    if wrong := next((letter for letter in name if letter in "/\\" or not letter.isprintable()), ""):
+        raise ValueError(f"a folder gets this name, so it cannot contain {wrong!r}")
+    return name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+MAX_SEED = 2**32 - 1  # NumPy's seeds are 32 bits
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
 
@@ -18,7 +19,52 @@ def later_field(default: Any, **options: Any) -> Any:
 class Section(BaseModel):
     """Base of all sections: frozen, and every key is declared."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_switches(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse true and false for a number: pydantic would read 1 and 0."""
+        switches = _switches(cls, values if isinstance(values, dict) else {})
+        try:
+            made, faults = make(values), list[Any]()
+        except ValidationError as error:
+            if not switches:
+                raise
+            faults = error.errors()
+        if switches:
+            named = {fault["loc"][:1] for fault in faults}
+            more = [fault for fault in switches if fault["loc"] not in named]
+            raise ValidationError.from_exception_data(cls.__name__, [*faults, *more])
+        return made
+
+
+def _switches(section: type[BaseModel], given: dict[str, Any]) -> list[Any]:
+    """Return the faults of numbers that are given as true or false."""
+    fault = {"type": "value_error", "ctx": {"error": ValueError("a number is needed, not true or false")}}
+    return [
+        {**fault, "loc": (name,), "input": given[name]}
+        for name in given.keys() & section.model_fields.keys()
+        if _has_switch(given[name]) and bool not in (number_types(section, name) or {bool})
+    ]
+
+
+def _has_switch(value: Any) -> bool:
+    return any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
+
+
+def number_types(section: type[BaseModel], name: str) -> set[type]:
+    """Return the types of a field that can be a number; empty for other fields."""
+    types = set(_types(section.model_fields[name].annotation))
+    return types if types & {int, float} else set()
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    """Yield the classes in an annotation: int and str of `tuple[int | str, ...]`."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

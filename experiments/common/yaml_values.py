@@ -9,10 +9,31 @@ from typing import Any
 import yaml
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_text
 
 
 class _Loader(yaml.SafeLoader):
-    """Read 1e-3 as a number, as YAML 1.2 and Python do. PyYAML would read a text, and a number only from 1.0e-3."""
+    """Read 1e-3 as a number, as YAML 1.2 and Python do. PyYAML would read a text, and a number only from 1.0e-3.
+
+    A key that is there twice is an error: PyYAML would take the last value and say nothing. So is half a character.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node, lines = super().compose_mapping_node(anchor), dict[tuple[str, str], int]()
+        for key, _ in node.value:
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if name in lines and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} is in line {lines[name]} and again in line {line}: keep one"
+                )
+            lines[name] = line
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        node = super().compose_scalar_node(anchor)
+        if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds half of a character (of a surrogate pair)")
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -22,7 +43,10 @@ _Loader.add_implicit_resolver(
 
 def load_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except (RecursionError, ValueError) as error:  # nested too deeply, a number of too many digits
+        raise yaml.YAMLError(str(error)) from None
 
 
 def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:
@@ -36,7 +60,7 @@ def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[st
         names = ", ".join(sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")))
         raise ConfigError(f"no {what} {path}: give a path, or a shipped name: {names}")
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_text(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):

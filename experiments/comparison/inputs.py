@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,7 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
         if path.parent.name in ("arms", "posthoc") and _is_run(above):
             return [run for run in _arms(above) if run.name == path.name]
         return _arms(path) if _is_run(path) else [_samples(path, new)]
-    folder, colon, arm = source.rpartition(":")
-    if colon and Path(folder).is_dir():
+    for folder, arm in _split(source):
         arms = {run.name: run for run in _arms(Path(folder))}
         if arm not in arms:
             raise CompareError(f"{folder} has no arm {arm!r}: {nearest(arm, arms)}")
@@ -101,6 +100,13 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
         f"{source!r} is no run: name a run folder (mlruns/runs/...), `folder:arm-lr`, a study's export "
         f"({', '.join(TABLES)}), or a folder of lm_eval samples"
     )
+
+
+def _split(source: str) -> Iterator[tuple[str, str]]:
+    """Split `folder:arm` at the colon after which there is a folder: both may have colons in their names."""
+    words = source.split(":")
+    halves = ((":".join(words[:i]), ":".join(words[i:])) for i in range(1, len(words)))
+    return ((folder, arm) for folder, arm in halves if Path(folder).is_dir())
 
 
 def _is_run(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from experiments.common.errors import CompareError
 from experiments.common.files import write_text
 from experiments.comparison.compare import Comparison
 from experiments.comparison.plot import comparison_figure
@@ -14,6 +15,7 @@ from experiments.reporting.table import Row, Table
 from experiments.reporting.text import figure_text, with_interval
 from experiments.scorecard.figures import FIGURES
 
+FILES = (".md", ".png", ".csv", ".pdf", ".svg", ".json", ".txt", ".htm")  # no folder is meant by such a name
 TITLE = "Runs on their common items"
 CSV = ("kind", "run", "figure", "value", "low", "high", "p", "p_holm")
 
@@ -44,18 +46,22 @@ def format_comparison(comparison: Comparison) -> str:
 def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> Path:
     """Write compare.md, compare.png and compare.csv into the folder `out`. Returns the path of the text.
 
-    page: compare.html, which needs no other file, instead of compare.md.
+    page: compare.html, which needs no other file, instead of compare.md. A name that ends in .html is that page, and
+    the picture and the table have its name too. Raises CompareError for the name of another kind of file.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    if out.suffix in FILES:
+        raise CompareError(f"--out {out}: give a folder, which gets all files, or a name that ends in .html")
+    path = out if out.suffix == ".html" else out / ("compare.html" if page else "compare.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison, TITLE)
-    figure.savefig(out / "compare.png", dpi=160)
-    write_text(out / "compare.csv", comparison_csv(comparison))
+    figure.savefig(path.with_suffix(".png"), dpi=160)
+    write_text(path.with_suffix(".csv"), comparison_csv(comparison))
     return write_page(
-        out / ("compare.html" if page else "compare.md"),
+        path,
         "compare",
         question=TITLE,
         tables=_tables(comparison),
-        image=inline_svg(figure) if page else "",
+        image=inline_svg(figure) if path.suffix == ".html" else "",
         figures=[FIGURES[name] for name in comparison.figures()],
         remarks=_remarks(comparison),
     )

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import json_lines, write_json, write_text
-from experiments.common.hashing import sha256, short_digest
+from experiments.common.hashing import file_stamp, sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
 from experiments.data.source import Finite, Source, SourceContext, distinct
@@ -94,12 +94,12 @@ class BaseText(Sampling, Source):
 
 
 def weight_files(base_model: str) -> list[list[Any]]:
-    """Return name, size and time of each file of a local model; nothing for a model of the Hugging Face Hub."""
+    """Return name and stamp of each file of a local model; nothing for a model of the Hugging Face Hub."""
     from experiments.models.base import SHIPPED, shipped_folder
 
     folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    return [[file.name, *file_stamp(file)] for file in files if file.is_file()]
 
 
 def _whole(folder: Path) -> bool:

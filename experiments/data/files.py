@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import json_lines
-from experiments.data.columns import Columns
+from experiments.common.files import json_lines, read_text
+from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
-from experiments.data.source import Finite, distinct
+from experiments.data.source import Finite
 
 TABLES = (".jsonl", ".json", ".parquet")
 TEXTS = (".txt", ".md", ".rst", ".py")
+# files that come with a data set and are no part of it; those of CARDS only next to tables
+CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing", "security")
+METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 class LocalFile(Columns, Finite):
@@ -27,34 +30,57 @@ class LocalFile(Columns, Finite):
     """
 
     source: Literal["file"] = "file"
-    path: str
+    path: str = Field(description="a file, or a folder of files")
     separator: str = Field("\n\n", description="text between the documents of a text file")
 
     @property
     def label(self) -> str:
         return Path(self.path).stem
 
-    @functools.cached_property
+    @property
     def examples(self) -> tuple[Example, ...]:
-        found = distinct([example for file in self._files() for example in self._read(file)])
+        return self._found[0]
+
+    @property
+    def notes(self) -> list[str]:
+        return self._found[1]
+
+    @functools.cached_property
+    def _found(self) -> tuple[tuple[Example, ...], list[str]]:
+        """All examples, and what was not read of the files."""
+        files, notes = self._files()
+        found: list[Example] = []
+        faults: list[str] = []
+        for file in files:
+            examples, wrong = self._read(file)
+            found += examples
+            faults += wrong
         if not found:
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
-        return found
+        examples = tuple(dict.fromkeys(found))
+        repeated = len(found) - len(examples)
+        same = [f"{repeated} of {len(found)} examples repeat an earlier one and are read once"] if repeated else []
+        return examples, [*notes, *passed_over(faults), *same]
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> tuple[list[Path], list[str]]:
+        """Return the files to read, and a note on those of a folder that describe its tables."""
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
         files = sorted(p for p in path.rglob("*") if p.suffix in TABLES + TEXTS) if path.is_dir() else [path]
-        if not files or files[0].suffix not in TABLES + TEXTS:
+        data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
+        if not data or data[0].suffix not in TABLES + TEXTS:
             raise ConfigError(f"data file {self.path}: no file of a known kind; known: {', '.join(TABLES + TEXTS)}")
-        return files
+        left_out = ", ".join(str(file.relative_to(path)) for file in files if file not in data)
+        return data, [f"not read, because they describe the data: {left_out}"] if left_out else []
 
-    def _read(self, file: Path) -> Iterable[Example]:
+    def _read(self, file: Path) -> tuple[Iterable[Example], list[str]]:
+        """Return the examples of one file, and the faults of the rows that are passed over."""
         try:
             if file.suffix in TEXTS:
-                return self._documents(file)
-            return self.table(_parquet(file) if file.suffix == ".parquet" else _json(file), str(file))
+                return self._documents(file), []
+            found, faults = self.usable(_parquet(file) if file.suffix == ".parquet" else _json(file), str(file))
+            return found.values(), faults
         except UnicodeDecodeError as error:
             raise ConfigError(f"data file {file} is not UTF-8 text: {error}") from error
 
@@ -64,13 +90,21 @@ class LocalFile(Columns, Finite):
                 f"data file {file} is plain text and has no columns: leave out question, answer and text, or give a "
                 f"table ({', '.join(TABLES)})"
             )
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if part.strip()]
 
 
+def _describes(file: Path, files: Sequence[Path]) -> bool:
+    """Whether a file of a folder describes a data set: its metadata, hidden files, and next to tables its card."""
+    if file.name in METADATA or any(part.startswith(".") for part in file.parts):
+        return True
+    tables = any(other.suffix in TABLES and other.name not in METADATA for other in files)
+    return tables and file.suffix in TEXTS and file.stem.lower() in CARDS
+
+
 def _json(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     if file.suffix == ".json" and text.lstrip().startswith("["):
         return _parsed(text, f"data file {file}", list)
     return [_parsed(line, f"data file {file}, line {n}", dict) for n, line in json_lines(text)]

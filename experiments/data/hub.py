@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
-from experiments.data.columns import Columns
+from experiments.data.columns import BadRow, Columns, passed_over
 from experiments.data.items import Example, NewTask, NewText
 from experiments.data.source import as_task
 
@@ -25,11 +25,11 @@ class HuggingFace(Columns):
     """
 
     source: Literal["huggingface"] = "huggingface"
-    name: str
+    name: str = Field(description="name of the data set, or a local folder")
     subset: str | None = Field(None, description="configuration of the dataset")
-    split: str = "train"
+    split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="commit or tag; without it, the newest, which may change")
-    streaming: bool = False
+    streaming: bool = Field(False, description="read rows as they are needed instead of downloading all")
 
     @property
     def label(self) -> str:
@@ -37,7 +37,11 @@ class HuggingFace(Columns):
 
     @property
     def size(self) -> int | None:
-        return None if self.streaming else len(self.loaded)
+        return None if self.streaming else len(self._usable[0])
+
+    @property
+    def notes(self) -> list[str]:
+        return [] if self.streaming else passed_over(self._usable[1])
 
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
@@ -62,11 +66,29 @@ class HuggingFace(Columns):
     def _order(self, number: int, seed: int) -> Any:
         order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
         extra = {"buffer_size": BUFFER} if self.streaming else {}
-        return self.loaded.shuffle(seed=order, **extra)
+        return (self.loaded if self.streaming else self._usable[0]).shuffle(seed=order, **extra)
 
     def _rows(self, rows: Any) -> Iterator[Example]:
-        place = f"dataset {self.name}, split {self.split}"
-        return itertools.starmap(self.example, ((row, place) for row in rows))
+        """Convert rows. Those of a stream are checked here, because they are not known before."""
+        for row in rows:
+            try:
+                yield self.example(row, self._place)
+            except BadRow as error:
+                if not self.skip_bad_rows:
+                    raise
+                warnings.warn(f"passed over: {error}", stacklevel=2)
+
+    @property
+    def _place(self) -> str:
+        return f"dataset {self.name}, split {self.split}"
+
+    @functools.cached_property
+    def _usable(self) -> tuple[Any, list[str]]:
+        """The usable rows of a dataset that is not streamed, and the faults of the others."""
+        known = [name for name in self.columns if name in self.loaded.column_names]
+        rows = self.loaded.select_columns(known) if len(known) == len(self.columns) else self.loaded
+        found, faults = self.usable(rows, self._place)
+        return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
 
     @functools.cached_property
     def loaded(self) -> Any:

@@ -34,8 +34,8 @@ class ReasoningGym(Source):
     """
 
     source: Literal["reasoning_gym"] = "reasoning_gym"
-    name: str = "gsm_symbolic"
-    params: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field("gsm_symbolic", description="generator of reasoning_gym")
+    params: dict[str, Any] = Field(default_factory=dict, description="the generator's own parameters")
     question: str | None = Field(None, description="text of a question, with {fields} of the metadata")
     run_code: bool = later_field(
         False, description="allow tasks whose verifier runs replies as code; it does so in a process without rights"

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import short_digest
-from experiments.common.section import Section
+from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.models.reading import cut, reading
 from experiments.models.tokens import (
     end_of_text,
     end_of_turn,
@@ -32,10 +33,12 @@ class Sampling(Section):
 
     number: int = Field(256, ge=1, description="texts or chats to sample")
     max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: the smallest set of tokens with this probability"
+    )
+    batch_size: int = Field(32, ge=1, description="texts sampled at a time")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampling; the same for every seed of a run")
 
 
 def sample_chats(
@@ -91,18 +94,25 @@ def _sample(
         use_cache=True,
     )
     generate: Any = model.generate  # its stub says Tensor
-    rows: list[list[int]] = []
+    rows: list[list[int]] = [[] for _ in prompts]
     torch.manual_seed(
         int(short_digest(f"{what} {settings.seed}")[:8], 16)
     )  # other draws for replies than for questions
-    starts = range(0, len(prompts), settings.batch_size)
-    for start in tqdm(starts, desc=f"sample {what}", unit="batch", leave=False, disable=None):
-        texts = prompts[start : start + settings.batch_size]
+    batches = _batches(model, prompts, settings.batch_size)
+    for batch in tqdm(batches, desc=f"sample {what}", unit="batch", leave=False, disable=None):
+        texts = [prompts[i] for i in batch]
         ids = pad(texts, fill, left=True).to(model.device)
         mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
         new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
-        rows += [row[: row.index(end) + 1] if end in row else row for row in new]
+        for i, row in zip(batch, new, strict=True):
+            rows[i] = cut(row, end)
     return rows
+
+
+def _batches(model: PreTrainedModel, prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Return batches of indices, in order; each prompt alone if the model cannot skip padding."""
+    size = size if reading(model).pads else 1
+    return [list(range(start, min(start + size, len(prompts)))) for start in range(0, len(prompts), size)]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -38,7 +38,7 @@ class Source(Section):
     What is drawn depends only on the fields and a seed. Held-out examples are never in the training stream.
     """
 
-    source: str
+    source: str = Field(description="kind of source")
     share: float = Field(1.0, gt=0, le=1, description="share of its side (new or old) in tokens")
 
     @property
@@ -50,6 +50,11 @@ class Source(Section):
     def size(self) -> int | None:
         """Number of examples; None if it is endless or not known."""
         return None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not read of the data, one line each. A run says it when it starts."""
+        return []
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
         """Return `count` examples to measure on. A larger count only adds examples at the end."""
@@ -88,7 +93,7 @@ class Finite(Source):
 
     @functools.cached_property
     def examples(self) -> tuple[Example, ...]:
-        """All examples, each once, in the order in which they are stored."""
+        """All examples in the order in which they are stored. Several may have one id, as rows of one question do."""
         raise NotImplementedError
 
     @property
@@ -99,13 +104,18 @@ class Finite(Source):
         return short_digest(*(repr(example) for example in self.examples))
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
-        """Return `count` examples to measure on. Raises ConfigError if nothing would be left to train on."""
-        if count >= len(self.examples):
+        """Return `count` examples with different ids. Raises ConfigError if nothing would be left to train on.
+
+        All rows of a question that is held out are kept out of training. It is measured by the answer of the first.
+        """
+        each = distinct(self.examples)
+        if count >= len(each):
+            different = "" if len(each) == len(self.examples) else " different"
             raise ConfigError(
-                f"source {self.label} has {len(self.examples)} examples, but {count} are to be held out: "
+                f"source {self.label} has {len(each)}{different} examples, but {count} are to be held out: "
                 "set evaluation.new_items below that, or give it more data"
             )
-        drawn = sorted(self.examples, key=lambda example: short_digest(f"{seed} {example.id}"))[:count]
+        drawn = sorted(each, key=lambda example: short_digest(f"{seed} {example.id}"))[:count]
         return as_task(self.label, drawn)
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
 from experiments.models.generation import Progress, by_length, no_progress
+from experiments.models.reading import reading
 from experiments.models.tokens import pad
 
 NODES = 384  # tokens of a tree: attention grows with their square, and each tree reads common beginnings again
@@ -48,7 +49,7 @@ def score_options(
     """
     if not choices:
         return []
-    if not reads_trees(model, max(choice.longest for choice in choices)):
+    if not reads_trees(model, max(choice.longest for choice in choices), nodes):
         return _by_rows(model, choices, progress)
     scores: list[list[float]] = [[] for _ in choices]
     for group in _groups(choices, nodes):
@@ -98,11 +99,12 @@ def _groups(choices: Sequence[Choice], nodes: int) -> Iterator[_Group]:
 
 
 def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], progress: Progress) -> list[list[float]]:
-    """Read one sequence per option, padded on the left."""
+    """Read one sequence per option, padded on the left if the model can skip padding."""
     scores: list[list[float]] = [[] for _ in choices]
     for rows in by_length([choice.longest for choice in choices], BATCH):
         asked = [(choices[i].prompt, option) for i in rows for option in choices[i].options]
-        means = iter(_row_scores(model, asked))
+        parts = [asked] if reading(model).pads else [[one] for one in asked]
+        means = iter([mean for part in parts for mean in _row_scores(model, part)])
         for i in rows:
             scores[i] = [next(means) for _ in choices[i].options]
         progress(len(rows))

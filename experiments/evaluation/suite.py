@@ -27,10 +27,14 @@ class SuiteSettings(Section):
 
 @dataclass(frozen=True)
 class SuiteContext:
-    """Facts of the run that a suite may need besides its settings. base_model: its name or folder."""
+    """Facts of the run that a suite may need besides its settings.
+
+    base_model: its name or folder. remote_code: run Python files that it brings along.
+    """
 
     seed: int
     base_model: str
+    remote_code: bool = False
 
 
 class Suite:

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from experiments.models.reading import exact, windows
+
 ROWS = 256  # of logits at a time in fp32
 SAME = 1e-3  # nats; largest change that another branch may cause by rounding
+BRANCH = 8  # tokens of each branch in the probe
+MASKED = ("sliding_window", "attention_chunk_size")  # windows that are part of the mask: a tree's own replaces them
 _isolated: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -70,20 +74,18 @@ def next_log_probs(model: PreTrainedModel, tree: Tree, asked: Sequence[tuple[int
     return values
 
 
-def reads_trees(model: PreTrainedModel, longest: int) -> bool:
-    """Whether this model can read paths of up to `longest` tokens as a tree.
+def reads_trees(model: PreTrainedModel, longest: int, nodes: int = 0) -> bool:
+    """Whether this model can read paths of up to `longest` tokens as trees that get `nodes` tokens and one path more.
 
     It cannot if layers are recurrent (one branch would influence the next), with flash attention (which takes no such
-    mask), or if a sliding window is shorter than a path (the mask would widen it). Other models are tested once.
+    mask), or if a window is too short. Other models are tested once, with a tree of that size.
     """
-    config = model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if any(window is not None and window < longest for window in windows):
+    if any(size < longest + (0 if name in MASKED else nodes) for name, size in windows(model).items()):
         return False
     if not _takes_masks(model):
         return False
     if model not in _isolated:
-        _isolated[model] = _branches_apart(model)
+        _isolated[model] = _branches_apart(model, nodes) and _ancestors_seen(model, nodes)
     return _isolated[model]
 
 
@@ -96,11 +98,24 @@ def _takes_masks(model: PreTrainedModel) -> bool:
     )
 
 
-def _branches_apart(model: PreTrainedModel) -> bool:
-    """Whether another token in one branch leaves the log-probabilities of the other unchanged."""
-    ends = []
-    for other in (3, 4):
-        tree = Tree()
-        tree.add([1, other])
-        ends.append(next_log_probs(model, tree, [(tree.add([1, 2, 0]), 1)]))
-    return torch.allclose(torch.tensor(ends[0]), torch.tensor(ends[1]), rtol=0, atol=SAME, equal_nan=True)
+def _branches_apart(model: PreTrainedModel, nodes: int) -> bool:
+    """Whether another token in each other branch leaves the log-probabilities of one branch unchanged."""
+    return _same(_probe(model, 3, nodes), _probe(model, 4, nodes))
+
+
+def _ancestors_seen(model: PreTrainedModel, nodes: int) -> bool:
+    """Whether many nodes between a token and its parent change nothing. Rounding to bf16 would hide small changes."""
+    return not exact(model) or _same(_probe(model, 3, nodes), _probe(model, 3, 0))
+
+
+def _probe(model: PreTrainedModel, other: int, nodes: int) -> list[float]:
+    """Return log p(1 | 1 2 0) from a tree in which branches of `nodes` other tokens come in between."""
+    tree, size = Tree(), int(model.config.get_text_config().vocab_size)
+    root = tree.add([1])
+    for first in range(3, max(4, min(size, 3 + nodes // BRANCH))):
+        tree.add([first, *[other] * (BRANCH - 1)], root)
+    return next_log_probs(model, tree, [(tree.add([2, 0], root), 1)])
+
+
+def _same(one: Sequence[float], other: Sequence[float]) -> bool:
+    return torch.allclose(torch.tensor(one), torch.tensor(other), rtol=0, atol=SAME, equal_nan=True)

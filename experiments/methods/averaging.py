@@ -37,7 +37,7 @@ class Ema(SecondCopy):
     Of adapters it averages the factors, not their products.
     """
 
-    decay: float = Field(0.99, ge=0, lt=1)
+    decay: float = Field(0.99, ge=0, lt=1, description="share of the average that stays at each step")
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -55,7 +55,9 @@ class Ema(SecondCopy):
 class Wise(SecondCopy):
     """Evaluate and save (1 - alpha) theta_0 + alpha theta (WiSE-FT, arXiv 2109.01903); training is not changed."""
 
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: float = Field(
+        0.5, ge=0, le=1, description="share of the trained weights (not the alpha of an interpolation)"
+    )
 
     def refusal(self, tuning: Tuning) -> str | None:
         if not isinstance(tuning, Lora):
@@ -84,8 +86,8 @@ class Mer(SecondCopy):
     after the last multiple of `every` stay fast.
     """
 
-    every: int = Field(10, ge=1)
-    rate: float = Field(0.5, gt=0, le=1)
+    every: int = Field(10, ge=1, description="steps between two averages")
+    rate: float = Field(0.5, gt=0, le=1, description="share of the way from the slow weights to the trained ones")
     writes_weights: ClassVar[bool] = True
 
     @torch.no_grad()

@@ -33,8 +33,8 @@ class Kl(LossTerm):
     replayed ones of them; the others then count as 0.
     """
 
-    weight: float = Field(1.0, ge=0)
-    tokens: Literal["all", "replayed"] = "all"
+    weight: float = Field(1.0, ge=0, description="factor of the term")
+    tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
     _base: Any = PrivateAttr(None)
     _precision: Any = PrivateAttr(None)
 
@@ -108,7 +108,7 @@ def _kl(base: Tensor, tuned: Tensor) -> Tensor:
 class L2sp(LossTerm):
     """Penalise distance from the start: weight / 2 * |theta - theta_0|^2 over what trains (arXiv 1802.01483)."""
 
-    weight: float = Field(0.01, ge=0)
+    weight: float = Field(0.01, ge=0, description="factor of the term")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     reads_weights: ClassVar[bool] = True
 
@@ -129,7 +129,7 @@ class Ewc(LossTerm):
     quadratic form is the KL per token to second order.
     """
 
-    weight: float = Field(1.0, ge=0)
+    weight: float = Field(1.0, ge=0, description="factor of the term")
     batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)

@@ -20,9 +20,9 @@ class Lora(Tuning):
     """Train low-rank adapters (arXiv 2106.09685): W + scale * B A with A random and B = 0; scale = alpha / rank."""
 
     scale_by_root: ClassVar[bool] = False
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(8, ge=1, description="rank of the adapters")
+    alpha: float = Field(16.0, gt=0, description="numerator of the adapters' scale (not the alpha of an interpolation)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     targets: Literal["all", "mlp"] = Field("all", description="linear layers that get an adapter; never the head")
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,8 +15,11 @@ from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, trained_names
 from ctrl.control_model import ControlModel
 from ctrl.saving import save
 from ctrl.sharded import write_once
+from experiments.common.errors import DamagedError
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
+MODEL_CONFIG = "config.json"  # next to a whole model
+AGAIN = "bring it back, or delete the arm's folder and run the same command to train it again"
 
 
 def is_peft(model: Any) -> bool:
@@ -48,12 +52,29 @@ def save_trained(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Load what `save_trained` wrote onto a fresh base model, which is changed, and return the model."""
+    """Load what `save_trained` wrote onto a fresh base model, which is changed, and return the model.
+
+    Raises DamagedError for weights of another arm or base model, ctrl.CheckpointError for those of another expansion.
+    """
     if (folder / CONFIG_FILE).is_file():
         return ctrl.load(base, folder)
     if (folder / ADAPTER_CONFIG).is_file():
         from peft import PeftModel
 
         return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes everything on to the base
-    base.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=False)
+    return _filled(base, folder / WEIGHTS_FILE, whole=(folder / MODEL_CONFIG).is_file())
+
+
+def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:
+    """Set the base's tensors to those of a file, which has all of them or (partial) some. Raises DamagedError."""
+    try:
+        left = base.load_state_dict(load_file(file), strict=False)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a shape of another model
+        raise DamagedError(f"{file} does not fit the base model ({' '.join(str(error).split())}): {AGAIN}") from error
+    tied = set(getattr(base, "all_tied_weights_keys", ()))
+    lacking = [name for name in left.missing_keys if name not in tied]
+    strange = left.unexpected_keys or (lacking if whole or len(left.missing_keys) == len(base.state_dict()) else [])
+    if strange:
+        kind = "unknown" if left.unexpected_keys else "missing"
+        raise DamagedError(f"{file} is not of this arm and base model, {strange[:3]} are {kind}: {AGAIN}")
     return base

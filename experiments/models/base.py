@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
+from experiments.models.checked import check_model, check_template, load_whole
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
 
@@ -25,31 +25,30 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def load_base(
-    name: str, system: str | None = None, options: Mapping[str, Option] | None = None
+    name: str,
+    system: str | None = None,
+    options: Mapping[str, Option] | None = None,
+    remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model in fp32 on the best device, and its tokenizer.
 
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
     chats begin with; None leaves that to the chat template. options: values of the template's variables
-    (`enable_thinking`). Raises ModelError.
+    (`enable_thinking`). remote_code: run Python files that the model brings along. Raises ModelError.
     """
-    source = _source(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"base_model {name!r} could not be loaded: {_first_line(error)}\n"
-            f"It is neither {SHIPPED!r} (shipped), nor a folder saved by save_pretrained, nor a model that Hugging "
-            "Face serves to this machine. With no network, give a local folder or the shipped model."
-        ) from error
+    model, tokenizer = load_whole(name, _source(name), remote_code)
     set_template(tokenizer, system, options)
-    return model.to(device()), tokenizer  # type: ignore[arg-type]
+    check_template(name, tokenizer)
+    model = model.to(device())  # type: ignore[arg-type]
+    check_model(name, model)
+    return model, tokenizer
 
 
-def stored_base(name: str) -> PreTrainedModel:
+def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:
     """The pretrained model on the CPU in the precision that it is stored in: what weights are compared with."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(_source(name), dtype="auto")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        _source(name), dtype="auto", trust_remote_code=remote_code
+    )
     return model
 
 
@@ -106,7 +105,3 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     part.rename(folder)
-
-
-def _first_line(error: BaseException) -> Any:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

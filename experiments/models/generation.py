@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.models.prefix import Prefix, Prompts
+from experiments.models.prefix import Prefix, Prompts, shared_start
+from experiments.models.reading import own_replies, reading, windows
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
 BATCH = 128
@@ -26,6 +28,14 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+def of_one_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield batches of at most `size` indices of equal lengths, longest first: they need no padding."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for _, group in itertools.groupby(order, key=lambda i: lengths[i]):
+        rows = list(group)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 @torch.no_grad()
 def generate_ids(
     model: PreTrainedModel,
@@ -36,13 +46,27 @@ def generate_ids(
     progress: Progress = no_progress,
 ) -> list[list[int]]:
     """Return for each prompt the greedy reply as token ids, with the end of turn if it was reached."""
-    end, prefix = end_of_turn(tokenizer), Prefix(model, prompts)
+    end, lengths = end_of_turn(tokenizer), [len(prompt) for prompt in prompts]
     replies: list[list[int]] = [[] for _ in prompts]
-    for rows in by_length([len(prompt) for prompt in prompts], batch_size):
+    if not prompts:
+        return replies
+    if not reading(model).caches:
+        for rows in of_one_length(lengths, batch_size if reading(model).pads else 1):
+            for i, reply in zip(rows, own_replies(model, [prompts[i] for i in rows], max_new_tokens, end), strict=True):
+                replies[i] = reply
+            progress(len(rows))
+        return replies
+    prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
+    for rows in by_length(lengths, batch_size):
         batch = Prompts(model, [prompts[i] for i in rows], prefix)
         _reply(batch, [replies[i] for i in rows], max_new_tokens, end)
         progress(len(rows))
     return replies
+
+
+def _shares(model: PreTrainedModel, longest: int) -> bool:
+    """Whether prompts may follow a shared start: padding after it would fill a window that slides."""
+    return reading(model).shares and all(longest <= window for window in windows(model).values())
 
 
 def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> None:

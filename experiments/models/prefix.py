@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ LEAST_SAVED = 64  # tokens; fewer do not pay for one more forward pass, which re
 class Prefix:
     """The tokens that all prompts start with and the cache after them. Each prompt has at least one more token."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self.tokens = tuple(prompts[0][: _shared_length(prompts)]) if prompts else ()
+    def __init__(self, model: PreTrainedModel, tokens: Sequence[int] = ()) -> None:
+        self.tokens = tuple(tokens)
         self.cache = DynamicCache(config=model.config)
         if self.tokens:
             ids = torch.tensor([self.tokens], device=model.device)
@@ -41,7 +42,7 @@ class Prompts:
         own = [prompt[shared:] for prompt in batch]
         self.cache = copy.deepcopy(prefix.cache)
         if shared:
-            self.cache.batch_repeat_interleave(len(batch))
+            self._reorder(torch.zeros(len(batch), dtype=torch.int64))
         self.mask = torch.ones(len(batch), shared, dtype=torch.int64)
         self.logits = self.read(pad(own, 0, left=True), pad([[1] * len(row) for row in own], 0, left=True))
 
@@ -65,12 +66,16 @@ class Prompts:
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows, in this order; a row may be given several times."""
-        self.cache.batch_select_indices(rows.to(self.model.device))
+        self._reorder(rows)
         self.mask = self.mask[rows.cpu()]
 
+    def _reorder(self, rows: Tensor) -> None:
+        reorder: Any = self.cache.reorder_cache  # all kinds of layers have it; its stub says LongTensor
+        reorder(rows.to(self.model.device))
 
-def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Return the number of tokens that all prompts start with; 0 if sharing them would save too little."""
+
+def shared_start(prompts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the tokens that all prompts start with; none if sharing them would save too little."""
     columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-    return shared if shared * (len(prompts) - 1) >= LEAST_SAVED else 0
+    return prompts[0][:shared] if shared * (len(prompts) - 1) >= LEAST_SAVED else ()

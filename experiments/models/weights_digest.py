@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.common.files import write_json
-from experiments.common.hashing import json_digest
+from experiments.common.hashing import file_stamp, json_digest
 
 
 def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     """Return the SHA-256 (64 hex digits) of all parameters and buffers with their names, dtypes and shapes.
 
-    known: a JSON file of digests that were computed before, by the paths, sizes and modification times of the weight
-    files. It is read and extended for models of a local folder. Pass it only for a model as it was loaded.
+    known: a JSON file of digests that were computed before, by the paths of the weight files and their `file_stamp`. It
+    is read and extended for models of a local folder. Pass it only for a model as it was loaded.
     """
     stamp = _stamp(model) if known else None
     digests = _read_known(known) if known else {}
@@ -38,7 +38,7 @@ def _stamp(model: PreTrainedModel) -> str | None:
         return None
     folder = Path(model.name_or_path)
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    parts = [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    parts = [[str(p.resolve()), *file_stamp(p)] for p in files]
     return json_digest([parts, str(model.dtype)]) if parts else None
 
 

@@ -17,7 +17,6 @@ from ctrl.model import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import is_peft, load_onto
-from experiments.models.base import load_base
 from experiments.runs.trained import load_trained
 
 Figures = dict[str, float]
@@ -35,7 +34,7 @@ class TrainedArm:
     batches: list[dict[str, Tensor]] = field(default_factory=list)
 
     def base(self) -> PreTrainedModel:
-        return load_base(load_config(self.run / "config.yaml").base_model)[0]
+        return load_config(self.run / "config.yaml").load_base()[0]
 
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)

@@ -19,7 +19,6 @@ from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
-from experiments.models.base import load_base
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
@@ -98,7 +97,7 @@ def _applied(operation: str, arm: TrainedArm, alpha: float | None) -> tuple[PreT
 
 
 def _size(prepared: Prepared) -> int:
-    return load_base(prepared.config.base_model)[0].num_parameters()
+    return prepared.config.load_base()[0].num_parameters()
 
 
 def result_folder(run: Path, result: ArmResult) -> Path:

@@ -11,7 +11,6 @@ from ctrl.sharded import sharded
 from experiments.config import ArmConfig
 from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import MethodContext
-from experiments.models.base import load_base
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
 from experiments.training.callbacks import Hooks
@@ -46,7 +45,7 @@ class ArmTraining:
             self.processes.send(TrainArm(self.index))
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
-            base = load_base(self.prepared.config.base_model)[0]
+            base = self.prepared.config.load_base()[0]
             base_parameters = base.num_parameters()
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters

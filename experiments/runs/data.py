@@ -21,7 +21,6 @@ from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.methods import Batch
-from experiments.models.base import load_base
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
 
@@ -49,7 +48,7 @@ class ExperimentData:
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
         self.tasks = _distinct([self._cut(task) for task in held_out])
-        load = functools.partial(_load, config.base_model)
+        load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
         self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
@@ -166,8 +165,8 @@ def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ..
     return tuple(found)
 
 
-def _load(base_model: str) -> PreTrainedModel:
-    return load_base(base_model)[0]
+def _load(config: ExperimentConfig) -> PreTrainedModel:
+    return config.load_base()[0]
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:

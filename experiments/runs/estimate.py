@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from experiments.methods import Batch, Method
-from experiments.models.base import load_base
 from experiments.runs.arm_training import ArmTraining
 from experiments.training.lm_loss import lm_loss, only_label_logits
 
@@ -36,7 +35,7 @@ def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> None:
 def step_seconds(arm: ArmTraining) -> float:
     """Return the seconds of one optimiser step, from forward and backward passes on the arm's first batch."""
     prepared, method = arm.prepared, arm.arm.build()
-    model = method.prepare(load_base(prepared.config.base_model)[0], arm.context).train()
+    model = method.prepare(prepared.config.load_base()[0], arm.context).train()
     prepared.precision.hold_frozen(model)
     method.begin(model, arm.context)
     marked = only_label_logits(_first_batch(arm, model.device))

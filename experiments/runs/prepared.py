@@ -14,7 +14,6 @@ from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
-from experiments.models.base import load_base
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records
@@ -56,7 +55,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
-    model, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
+    model, tokenizer = config.load_base()
     check_run(config, model)
 
     def writer() -> PreTrainedModel:
@@ -68,7 +67,10 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     _check_sources(folder, data)
-    context = SuiteContext(config.seed, config.base_model)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
+    context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     measured = measure_base(config.evaluation, suites, model, tokenizer, precision, root, folder, config.seed, say)
     return Prepared(**vars(measured), config=config, data=data)

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import load_onto
-from experiments.models.base import load_base
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
@@ -24,8 +23,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
     if not trained.is_dir():
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
         raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
-    base, _ = load_base(config.base_model)
-    return load_onto(base, trained)
+    return load_onto(config.load_base()[0], trained)
 
 
 def replies(
@@ -33,7 +31,7 @@ def replies(
 ) -> pd.DataFrame:
     """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
     config = load_config(folder / "config.yaml")
-    base, tokenizer = load_base(config.base_model, config.data.system, config.data.template_options)
+    base, tokenizer = config.load_base()
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.hashing import json_digest
-from experiments.common.section import Section, nearest
+from experiments.common.paths import check_file_name
+from experiments.common.section import MAX_SEED, Section, nearest
 from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ class Objective(Section):
     """A figure to optimise, averaged over seeds: of the scorecard, of the cost (`cost/seconds`), or a sum of figures
     (`gain + retention`)."""
 
-    figure: str
-    direction: Literal["maximize", "minimize"]
+    figure: str = Field(description="a figure of the scorecard, `cost/NAME`, or a sum with `+`; averaged over seeds")
+    direction: Literal["maximize", "minimize"] = Field(description="whether high or low values are good")
 
     @property
     def better(self) -> str:
@@ -35,9 +36,9 @@ class Objective(Section):
 class Constraint(Section):
     """A bound on a figure: a trial is feasible if min <= figure <= max."""
 
-    figure: str
-    min: float | None = None
-    max: float | None = None
+    figure: str = Field(description="a figure of the scorecard, or `cost/NAME`")
+    min: float | None = Field(None, description="feasible from this value on")
+    max: float | None = Field(None, description="feasible up to this value")
 
     @model_validator(mode="after")
     def _bound(self) -> Constraint:
@@ -52,56 +53,49 @@ class Named(Section):
     """A sampler or pruner: its name, and the arguments of Optuna's class as options."""
 
     name: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of Optuna's class")
 
 
 class Sampler(Named):
     """How the next trial's picks are drawn."""
 
-    name: Literal["grid", "random", "tpe", "nsga2", "gp"] = "tpe"
-    seed: int = Field(0, ge=0)
+    name: Literal["grid", "random", "tpe", "nsga2", "gp"] = Field("tpe", description="kind of sampler")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampler")
 
 
 class Pruner(Named):
     """How a trial is chosen that is stopped before its end."""
 
-    name: Literal["median", "percentile", "halving", "hyperband", "threshold"] = "median"
+    name: Literal["median", "percentile", "halving", "hyperband", "threshold"] = Field(
+        "median", description="kind of pruner"
+    )
 
 
 class Budget(Section):
-    """The end of a study. trials: how many, a retried one counts once. hours: of trials, added up over all workers.
+    """The end of a study. A grid needs no budget."""
 
-    A grid needs no budget.
-    """
-
-    trials: int | None = Field(None, ge=1)
-    hours: float | None = Field(None, gt=0)
+    trials: int | None = Field(None, ge=1, description="number of trials; retried ones count once")
+    hours: float | None = Field(None, gt=0, description="hours of trials, summed over all workers")
 
 
 class ReportConfig(Section):
-    """What the report computes from the trials.
+    """What the report computes from the trials."""
 
-    select: the dimension whose best value is chosen per arm, on items that the table does not use. paper: the name of
-    a table of published figures to compare with. law: the dimension that sets the share of replay. epsilon: the rise
-    of the loss on general text, in nats per token, at the law's critical ratio.
-    """
-
-    select: str | None = None
-    paper: Literal["table5"] | None = None
-    law: str | None = None
-    epsilon: float = Field(0.05, gt=0)
+    select: str | None = Field(None, description="dimension whose best value is chosen per arm, on half of the items")
+    paper: Literal["table5"] | None = Field(None, description="table of published figures to compare with")
+    law: str | None = Field(None, description="dimension that is the replayed share: fit the mixture law")
+    epsilon: float = Field(
+        0.05, gt=0, description="nats per token that general text may rise at the critical share of that law"
+    )
 
 
 class Posthoc(Section):
-    """An operation on the trained weights of an arm's chosen trial, after the last trial. It adds a row to the report.
+    """An operation on the trained weights of an arm's chosen trial, after the last trial: a row of the report."""
 
-    arm: its name in the report. op, alpha: see `experiments.posthoc`. name: name of the row; default: arm-op-alpha.
-    """
-
-    arm: str
-    op: Literal["merge", "wise", "dial"]
-    alpha: float | None = Field(None, ge=0, le=1)
-    name: str = ""
+    arm: str = Field(description="name of the arm in the report")
+    op: Literal["merge", "wise", "dial"] = Field(description="what is done to its weights, see control-llm posthoc")
+    alpha: float | None = Field(None, ge=0, le=1, description="share of the trained weights or copies")
+    name: str = Field("", description="of the new row; default: arm-op-alpha")
 
     @model_validator(mode="after")
     def _share(self) -> Posthoc:
@@ -117,23 +111,26 @@ class Posthoc(Section):
 
 
 class StudyConfig(Section):
-    """A whole study. base: the YAML of an experiment by name or path, or its values. overrides: its changes for all
-    trials."""
+    """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    question: str = ""
-    base: str | dict[str, Any]
-    overrides: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the study")
+    question: str = Field("", description="headline of the report")
+    base: str | dict[str, Any] = Field(description="a run's YAML by name or path, or its contents")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="dotted keys of the run and their values, for all trials"
+    )
     profiles: dict[str, dict[str, Any]] = Field(default_factory=dict, description="further overrides, by name")
     search: dict[str, Dimension] = Field(min_length=1, description="dotted key of the config -> dimension")
-    objectives: tuple[Objective, ...] = Field(min_length=1)
-    constraints: tuple[Constraint, ...] = ()
-    sampler: Sampler = Sampler()
-    pruner: Pruner | None = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    objectives: tuple[Objective, ...] = Field(
+        min_length=1, description="what is optimised; several give a Pareto front"
+    )
+    constraints: tuple[Constraint, ...] = Field((), description="limits that make a trial feasible")
+    sampler: Sampler = Field(Sampler(), description="how trials are chosen; the name alone is enough")
+    pruner: Pruner | None = Field(None, description="stops bad trials early; needs a single objective")
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
     )
-    budget: Budget = Budget()
+    budget: Budget = Field(Budget(), description="when to stop; a grid needs none")
     retries: int = Field(2, ge=0, description="how often a trial is continued after its process died")
     failures: int = Field(3, ge=1, description="number of failed trials in a row that stops the study")
     heartbeat: int = Field(
@@ -141,7 +138,7 @@ class StudyConfig(Section):
     )
     storage: str | None = Field(None, description="a database URL; default: optuna.db in the root of the results")
     posthoc: tuple[Posthoc, ...] = Field((), description="operations after the last trial")
-    report: ReportConfig = ReportConfig()
+    report: ReportConfig = Field(ReportConfig(), description="how the report is made")
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
@@ -159,6 +156,13 @@ class StudyConfig(Section):
             kind = dimension.get("kind") if isinstance(dimension, dict) else None
             if kind not in DIMENSIONS:
                 raise ValueError(f"{key}: unknown kind {kind!r}: {nearest(str(kind), DIMENSIONS)}")
+        return value
+
+    @field_validator("profiles")
+    @classmethod
+    def _profiles(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            check_file_name(name)
         return value
 
     @model_validator(mode="after")

@@ -35,11 +35,17 @@ def claim_lock(url: str, engine: sqlalchemy.Engine) -> Iterator[None]:
 
 def file_lock(url: str) -> Any:
     """Return a lock file next to the file of an SQLite storage, and make its folder. No lock for other databases."""
-    path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
-    if not path or path == ":memory:":
+    path = sqlite_file(url)
+    if path is None:
         return contextlib.nullcontext()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{path}.lock")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite storage; None for other databases and for one in memory."""
+    path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+    return Path(path) if path and path != ":memory:" else None
 
 
 def engine_options(url: str) -> dict[str, Any]:

@@ -21,12 +21,21 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from experiments.common.errors import ConfigError, StudyError
+from experiments.common.paths import short_path
 from experiments.common.section import nearest
 from experiments.studies import optimizers
 from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, run_claimed
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import stored_study
-from experiments.studies.locks import LOCKED, claim_lock, engine_options, file_lock, shown, storage_fault
+from experiments.studies.locks import (
+    LOCKED,
+    claim_lock,
+    engine_options,
+    file_lock,
+    shown,
+    sqlite_file,
+    storage_fault,
+)
 from experiments.studies.space import grid
 from experiments.studies.trial import repeated
 from experiments.studies.trials import Trial, continued, died, failed, lineages, origin, stopped_by, trial_row, used_up
@@ -45,6 +54,8 @@ class Store:
         self.url = url
         heartbeat = config.heartbeat if config else 60
         name = config.name if config else name
+        if config is None and (file := sqlite_file(url)) and not file.is_file():
+            raise StudyError(f"no study {name!r}: there is no database {short_path(file)}")
         try:
             with file_lock(url):
                 self.storage = optuna.storages.RDBStorage(

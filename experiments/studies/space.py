@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -24,9 +23,9 @@ RATE = re.compile(r"arms\.\d+\.learning_rates(\.\d+)?")
 class Choice(Section):
     """One value of a list, without an order: numbers, names, lists or sections."""
 
-    kind: Literal["choice"] = "choice"
+    kind: Literal["choice"] = Field("choice", description="kind of dimension")
     path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
-    values: tuple[Any, ...] = Field(min_length=1)
+    values: tuple[Any, ...] = Field(min_length=1, description="the values")
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
@@ -51,8 +50,10 @@ class Choice(Section):
 class Arms(Section):
     """One of several named arms: name -> dotted keys and their values. Sets `arms.0.name` too."""
 
-    kind: Literal["arms"] = "arms"
-    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    kind: Literal["arms"] = Field("arms", description="kind of dimension")
+    arms: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="name -> dotted keys and their values; sets `arms.0.name` too"
+    )
 
     def points(self) -> list[Scalar]:
         return list(self.arms)
@@ -75,8 +76,6 @@ class Number(Section):
     @model_validator(mode="after")
     def _range(self) -> Number:
         low, high, log = (getattr(self, name) for name in ("low", "high", "log"))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"low and high must be finite, but got {low} and {high}")
         if low >= high:
             raise ValueError(f"low must be below high, but got {low} and {high}")
         if log and low <= 0:
@@ -95,11 +94,11 @@ class Number(Section):
 class Int(Number):
     """Whole numbers from low to high."""
 
-    kind: Literal["int"] = "int"
-    low: int
-    high: int
-    step: int = Field(1, ge=1)
-    log: bool = False
+    kind: Literal["int"] = Field("int", description="kind of dimension")
+    low: int = Field(description="lowest value")
+    high: int = Field(description="highest value")
+    step: int = Field(1, ge=1, description="distance of two values")
+    log: bool = Field(False, description="draw evenly in the logarithm")
 
     def points(self) -> list[Scalar]:
         return list(range(self.low, self.high + 1, self.step))
@@ -111,11 +110,11 @@ class Int(Number):
 class Float(Number):
     """Real numbers from low to high."""
 
-    kind: Literal["float"] = "float"
-    low: float
-    high: float
-    step: float | None = Field(None, gt=0)
-    log: bool = False
+    kind: Literal["float"] = Field("float", description="kind of dimension")
+    low: float = Field(description="lowest value")
+    high: float = Field(description="highest value")
+    step: float | None = Field(None, gt=0, description="distance of two values; without it any number")
+    log: bool = Field(False, description="draw evenly in the logarithm")
 
     def points(self) -> list[Scalar]:
         """Return the points of a grid; none without a step."""

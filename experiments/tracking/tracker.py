@@ -128,10 +128,15 @@ class Tracker:
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
+    @property
+    def serves_ui(self) -> bool:
+        """Whether `ui_command` starts a server; a remote store has one already."""
+        return not (self.remote and self.remote.startswith("http"))
+
     def ui_command(self) -> str:
         """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
         python = shlex.quote(short_path(sys.executable))
-        if self.remote and self.remote.startswith("http"):
+        if self.remote and not self.serves_ui:
             return f"{python} -m webbrowser {shlex.quote(self.remote)}"
         file = f"sqlite:///{shlex.quote(short_path(self.root / 'mlflow.db'))}"
         store = '"$MLFLOW_TRACKING_URI"' if self.remote else file

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import errno
-import json
+import functools
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer_utils import get_last_checkpoint
 
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_json, read_note, write_json
+from experiments.common.hashing import file_digest
 from experiments.methods import Method
 from experiments.training.meter import Meter
 from experiments.training.processes import LaunchMismatch, launch_kind
 
-COMPLETE = "complete.json"  # sizes of a checkpoint's files, written after everything else
+COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
 METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint
 LAUNCH = "launch.json"  # the kind of launch that wrote it
 # texts of torch.save when the disk is full; its error has no number
@@ -26,12 +28,34 @@ TORCH_WRITE_FAULTS = ("PytorchStreamWriter failed writing", "iostream error", "u
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint; delete those that are unfinished or were cut short."""
+    """Return the newest complete checkpoint; delete those that are unfinished, cut short or changed."""
     for path in folder.glob("checkpoint-*"):
-        marker = path / COMPLETE
-        if not marker.is_file() or json.loads(marker.read_text()) != file_sizes(path):
+        if not _whole(path, _stamps(path)):
             shutil.rmtree(path)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def drop_checkpoints(folder: Path, step: int) -> None:
+    """Delete the checkpoints of a step and of later ones, so that an arm goes through this step again."""
+    for path in folder.glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) >= step:
+            shutil.rmtree(path)
+
+
+@functools.lru_cache(maxsize=8)
+def _whole(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
+    """Whether the files are those that were there when it was complete. stamps: ask again only if a file is touched."""
+    noted = read_note(checkpoint / COMPLETE)
+    if all(isinstance(size, int) for size in noted.values()):  # of an earlier version
+        return bool(noted) and noted == {name: size for name, size, _ in stamps if name != COMPLETE}
+    return noted == file_digests(checkpoint)
+
+
+def _stamps(checkpoint: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return path, size and modification time of each file."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    known = [(str(path.relative_to(checkpoint)), path.stat()) for path in files]
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in known)
 
 
 def complete(folder: Path, method_state: Mapping[str, Tensor], meter: Meter) -> None:
@@ -41,7 +65,7 @@ def complete(folder: Path, method_state: Mapping[str, Tensor], meter: Meter) -> 
     if method_state:
         save_file(dict(method_state), folder / METHOD_STATE)
     to_disk(folder)
-    write_json(folder / COMPLETE, file_sizes(folder))
+    write_json(folder / COMPLETE, file_digests(folder))
     to_disk(folder)  # the name of the marker; files that are on the disk already cost nothing
     for old in folder.parent.glob("checkpoint-*"):  # only now: a kill before this line leaves one that counts
         if old != folder:
@@ -67,10 +91,15 @@ def check_launch(checkpoint: Path) -> None:
         )
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of each file of a checkpoint by its path inside, without the marker."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint by its path inside, without the marker.
+
+    About 0.8 s per 500 MB and core; files are read at the same time.
+    """
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != COMPLETE)
-    return {str(p.relative_to(folder)): p.stat().st_size for p in files}
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(file_digest, files)
+        return {str(path.relative_to(folder)): digest for path, digest in zip(files, digests, strict=True)}
 
 
 def to_disk(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.section import Section, nearest
@@ -11,17 +13,19 @@ from experiments.training.schedules import SCHEDULES
 class TrainingConfig(Section):
     """One schedule for all arms; only the learning rate differs between them."""
 
-    steps: int = Field(60, ge=1)
+    steps: int = Field(60, ge=1, description="optimiser steps of each arm")
     batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
-    gradient_accumulation: int = Field(1, ge=1)
-    warmup_steps: int = Field(5, ge=0)
+    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
     schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
     anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="gradients are clipped to this norm; .inf: never"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
     @field_validator("schedule")
@@ -31,8 +35,23 @@ class TrainingConfig(Section):
             raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, values: Any) -> Any:
+        """Cut the default warm-up to the steps of a run that is shorter. A study's base has the default written out."""
+        default = cls.model_fields["warmup_steps"].default
+        if not isinstance(values, dict) or values.get("warmup_steps", default) != default:
+            return values
+        steps = values.get("steps")
+        return {**values, "warmup_steps": steps} if isinstance(steps, int) and 1 <= steps < default else values
+
     @model_validator(mode="after")
     def _phases(self) -> TrainingConfig:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is more than steps={self.steps}: the learning rate would never be "
+                "reached. Lower warmup_steps"
+            )
         used = self.warmup_steps + round(self.cooldown_share * self.steps) + round(self.anneal_share * self.steps)
         if self.schedule == "infinite" and used > self.steps:
             raise ValueError(

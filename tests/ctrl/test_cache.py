@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as tf
 from transformers import DynamicCache, StaticCache
 
 import ctrl
+from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import EVERY, build, perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed
 
@@ -47,3 +49,35 @@ def test_a_cache_filled_without_the_copies_is_refused() -> None:
         cache = model(IDS, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
         model(IDS[:, :1], past_key_values=cache)
+
+
+def test_a_cache_shorter_than_the_base_is_refused() -> None:
+    model = disturbed()
+    cache = DynamicCache(config=model.config)
+    del cache.layers[2:]
+    with pytest.raises(ValueError, match="past_key_values has 2 layers, the base model 4: pass a cache made from"):
+        model(IDS, past_key_values=cache)
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", "megatron-bert", "rembert", "roc_bert", "bart"])
+def test_slots_of_every_kind_give_the_tokens_of_none(name: str) -> None:
+    """Layers that keep nothing have empty slots; decoders that may run with an encoder hold two caches."""
+    model = ctrl.expand(build_architecture(name), ctrl.ControlConfig(layers=4))
+    perturb(model)
+    kwargs = {"attention_mask": MASK, "max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(model.generate(IDS, **kwargs), model.generate(IDS, **kwargs, use_cache=False))
+
+
+@pytest.mark.parametrize("encoder_layers", [4, 5, 12])
+def test_the_other_half_of_an_encoder_decoder_does_not_count(encoder_layers: int) -> None:
+    """BART's config counts the encoder's layers as num_hidden_layers, and its cache has as many slots."""
+    config = tf.BartConfig(
+        vocab_size=96, d_model=32, encoder_layers=encoder_layers, decoder_layers=4, decoder_attention_heads=4,
+        encoder_attention_heads=4, decoder_ffn_dim=48, encoder_ffn_dim=48, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = ctrl.expand(tf.BartForCausalLM(config).eval(), ctrl.ControlConfig(layers=4))
+    perturb(model)
+    kwargs = {"max_new_tokens": 12, "do_sample": False}
+    tokens = model.generate(IDS, **kwargs)
+    assert torch.equal(tokens, model.generate(IDS, **kwargs, use_cache=False))
+    assert ctrl.merge_back(model).config.decoder_layers == 4

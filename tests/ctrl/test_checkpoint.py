@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 import ctrl
-from ctrl.checkpoint import read_tensors
+from ctrl.checkpoint import FILES, read_tensors
 from tests.helpers.tiny_llama import disturbed, tiny
 
 
 def test_holds_only_trained_tensors_and_no_pickle(tmp_path: Path) -> None:
     model = disturbed()
     ctrl.save(model, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "control_config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", *sorted(FILES)]
     assert all(".expanded." in n or ".interpolation." in n for n in read_tensors(tmp_path / "model.safetensors"))
 
 
@@ -59,4 +59,4 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     with pytest.raises(ctrl.CheckpointError, match=r"No space left on device\. Free space"):
         ctrl.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4

@@ -35,6 +35,8 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("norm_mix", "learnt", r"norm_mix must be 'learned' or a number in \[0, 1\], but got 'learnt'"),
     ("norm_mix", 1.5, r"norm_mix .* got 1\.5"),
     ("copies_dtype", "bf16", r"unknown copies_dtype 'bf16': known: fp32, base"),
+    ("detach_alpha", "false", r"detach_alpha must be true or false, but got 'false'"),
+    ("checkpoint_pretrained", 1, r"checkpoint_pretrained must be true or false, but got 1"),
     ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
     ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
     (
@@ -108,7 +110,7 @@ def test_json_round_trip(made: ControlConfig) -> None:
 
 
 def test_the_dict_holds_every_field_and_is_the_callers_own() -> None:
-    made = ControlConfig(layers=[1, 3], copies_dtype="base")
+    made = ControlConfig(layers=[1, 3], copies_dtype="base", checkpoint_pretrained=True)
     values = made.to_dict()
     assert list(values) == [f.name for f in dataclasses.fields(ControlConfig)]
     values["layers"].append(5)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import ctrl
 from tests.helpers.tiny_llama import expanded, sequences, tiny
@@ -104,3 +105,35 @@ def test_deepcopy_after_a_forward_is_independent() -> None:
     with ctrl.pretrained(copied):
         assert model.control.enabled
         assert not copied.control.enabled
+
+
+class TestGenerationThatCannotWork:
+    """Continuous batching lays out a cache of the base's layers; early exit stops between the layers."""
+
+    def test_continuous_batching_is_refused_with_the_way_out(self) -> None:
+        model = expanded().eval()
+        with pytest.raises(ctrl.ConfigError, match=r"generate_batch\) lays out a cache .* ctrl.merge_back"):
+            model.generate_batch([[1, 2, 3]], max_new_tokens=2)
+        with pytest.raises(ctrl.ConfigError, match="continuous batching"), model.continuous_batching_context_manager():
+            pass
+
+    @pytest.mark.parametrize("how", ["argument", "config", "own config"])
+    def test_early_exit_is_refused_before_it_changes_the_config(self, how: str) -> None:
+        model, ids = expanded().eval(), torch.tensor([[1, 2, 3]])
+        kwargs: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
+        want = model.generate(ids, **kwargs)
+        if how == "own config":
+            model.generation_config.assistant_early_exit = 2
+        early: dict[str, Any] = {"argument": {"assistant_early_exit": 2, **kwargs}, "own config": kwargs}.get(
+            how, {"generation_config": GenerationConfig(assistant_early_exit=2, **kwargs)}
+        )
+        with pytest.raises(ctrl.ConfigError, match="assistant_early_exit counts the layers in the cache"):
+            model.generate(ids, **early)
+        model.generation_config.assistant_early_exit = None
+        assert torch.equal(model.generate(ids, **kwargs), want)
+
+    def test_the_pretrained_model_keeps_both(self) -> None:
+        model, base, ids = expanded().eval(), tiny().eval(), torch.tensor([[1, 2, 3]])
+        kwargs: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "assistant_early_exit": 2}
+        with ctrl.pretrained(model):
+            assert torch.equal(model.generate(ids, **kwargs), base.generate(ids, **kwargs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -159,8 +160,27 @@ def _other_names(model: PreTrainedModel) -> None:
 
 def _calls_super(model: PreTrainedModel) -> None:
     class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return super().forward(*args, **kwargs)
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().forward(hidden_states, *args, **kwargs)
+
+    for layer in decoder_layers(model):
+        layer.__class__ = Derived
+
+
+def _calls_super_unseen(model: PreTrainedModel) -> None:
+    """The call is inside a decorator, where the class that it starts from cannot be replaced."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return inner
+
+    class Derived(type(decoder_layers(model)[0])):  # type: ignore[misc]
+        @decorated
+        def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(hidden_states, *args, **kwargs)
 
     for layer in decoder_layers(model):
         layer.__class__ = Derived
@@ -172,7 +192,7 @@ def _calls_super(model: PreTrainedModel) -> None:
         (_no_stack, "concat", "has 0 stacks of 7 decoder layers that each own a cache slot"),
         (_shared_keys, "concat", "LlamaAttention reads another layer's keys and values"),
         (_other_names, "stack", "has no MLP down projection with a known name"),
-        (_calls_super, "concat", r"Derived\.forward calls super\(\), so its layers cannot be copied"),
+        (_calls_super_unseen, "concat", r"a copy of layer 1, a Derived, does not run \(TypeError: super"),
     ],
 )
 def test_layers_that_cannot_be_copied_are_refused(
@@ -185,6 +205,24 @@ def test_layers_that_cannot_be_copied_are_refused(
         ctrl.expand(model, ControlConfig(layers=2, structure=structure))  # type: ignore[arg-type]
     assert [name for name, _ in model.named_parameters()] == before
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_layer_that_calls_the_method_of_its_base_is_copied() -> None:
+    """Llama 4's and PhiMoE's routers do. The copy has another class, from which its `super()` must start."""
+    base = build("llama")
+    _calls_super(base)
+    ids = left_padded(pads=0)["input_ids"]
+    want = base(input_ids=ids).logits
+    model = ctrl.expand(base, ControlConfig(layers=[1, 3]))
+    assert torch.equal(model(input_ids=ids).logits, want)
+    copied = expanded_layers(model)[0].expanded
+    perturb(model)
+    x, positions = torch.randn(1, 3, 32), torch.arange(3)[None]
+    rotary = model.model.rotary_emb(x, positions)
+    plain = copy.deepcopy(copied)
+    plain.__class__ = copies.plain_class(type(build("llama").model.layers[1]))
+    found = copied(x, position_embeddings=rotary)
+    torch.testing.assert_close(found, 2 * plain(x, position_embeddings=rotary))
 
 
 def _gpt_oss() -> PreTrainedModel:

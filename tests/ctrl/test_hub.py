@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import ctrl
@@ -24,6 +24,7 @@ class FakeHub:
         self.root, self.asked = root, []
         monkeypatch.setattr(HfApi, "create_repo", self.create)
         monkeypatch.setattr(HfApi, "upload_folder", self.upload)
+        monkeypatch.setattr(HfApi, "file_exists", self.has)
         monkeypatch.setattr(hub, "snapshot_download", self.download)
 
     def create(self, repo_id: str, **kwargs: Any) -> Any:
@@ -35,6 +36,9 @@ class FakeHub:
         (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
             shutil.copy(folder_path / name, self.root / repo_id / name)
+
+    def has(self, repo_id: str, filename: str) -> bool:
+        return (self.root / repo_id / filename).exists()
 
     def download(self, repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
         self.asked.append({"downloaded": repo_id, "revision": revision})
@@ -57,11 +61,26 @@ def test_save_pretrained_with_push_to_hub_uploads(repositories: FakeHub, tmp_pat
         {"created": "mine", "private": True, "exist_ok": True},
         {"uploaded": "me/mine", "commit_message": "first"},
     ]
-    assert sorted(p.name for p in (repositories.root / "me" / "mine").iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in (repositories.root / "me" / "mine").iterdir()) == ["README.md", *sorted(FILES)]
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", is_main_process=False)
     assert len(repositories.asked) == 2  # the main process uploads
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", create_pr=True)
     assert repositories.asked[-1] == {"uploaded": "they/theirs", "create_pr": True}
+
+
+def test_push_to_hub_uploads_the_expansion_and_keeps_a_card_that_is_there(repositories: FakeHub) -> None:
+    model = disturbed()
+    model.push_to_hub("me/mine", tags=["math"], private=True, commit_message="first", max_shard_size="1MB")
+    assert repositories.asked == [
+        {"created": "me/mine", "private": True, "exist_ok": True},
+        {"uploaded": "me/mine", "commit_message": "first"},
+    ]
+    written = repositories.root / "me" / "mine" / "README.md"
+    assert ModelCard.load(written).data.tags == ["control-llm", "math"]
+    written.write_text("my own")
+    model.push_to_hub("me/mine")
+    assert written.read_text() == "my own"
+    assert torch.equal(ctrl.load(tiny().eval(), "me/mine")(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize(("address", "revision"), [("me/mine", None), ("me/mine@v1.0", "v1.0")])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 import ctrl
@@ -159,9 +160,27 @@ def test_describe_names_layers_branches_and_alpha() -> None:
     assert rows[0].alpha is None
     assert rows[1].alpha == pytest.approx(0.25)
     table = str(rows).splitlines()
-    assert len(table) == 4
-    assert f"{2 * one_layer:,}" in table[-1]
+    assert len(table) == 5
+    assert f"{2 * one_layer:,}" in table[-2]
     assert "0.250" in table[2]
+
+
+@pytest.mark.parametrize("expanded_as", ["full", "lora"])
+def test_describe_prints_the_share_as_peft_does(expanded_as: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ctrl.expand(tiny(), ControlConfig(layers=2, expanded=expanded_as))
+    model.model.norm.weight.requires_grad_(True)
+    PeftModel.print_trainable_parameters(_Counted(model))  # type: ignore[arg-type]
+    assert str(ctrl.describe(model)).splitlines()[-1] == capsys.readouterr().out.strip()
+
+
+class _Counted:
+    """What PEFT's method asks of its model."""
+
+    get_nb_trainable_parameters = PeftModel.get_nb_trainable_parameters
+
+    def __init__(self, model: Any) -> None:
+        self.named_parameters = model.named_parameters
+        self.base_model = model
 
 
 def test_what_an_interpolation_learns_trains_too() -> None:

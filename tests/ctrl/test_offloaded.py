@@ -46,7 +46,7 @@ def in_blocks(model: Any, folder: Path) -> None:
 def test_what_is_offloaded_is_what_it_was(tmp_path: Path, offload: Offload, settings: dict[str, Any]) -> None:
     model = expanded(**settings).eval()
     ctrl.save(model, tmp_path / "before")
-    expected, table = model(IDS).logits, str(ctrl.describe(model))
+    expected, table = model(IDS).logits, list(ctrl.describe(model))
     merged, gap = ctrl.merge_back(model, batches=BATCHES, gap_on=BATCHES)
     offload(model, tmp_path)
     assert is_offloaded(model)
@@ -58,7 +58,7 @@ def test_what_is_offloaded_is_what_it_was(tmp_path: Path, offload: Offload, sett
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {name: tensor.dtype for name, tensor in before.items()} == {n: t.dtype for n, t in after.items()}
-    assert str(ctrl.describe(model)) == table
+    assert list(ctrl.describe(model)) == table
     again, gap_again = ctrl.merge_back(model, batches=BATCHES, gap_on=BATCHES)
     assert torch.equal(again(IDS).logits, merged(IDS).logits)
     assert gap_again == gap

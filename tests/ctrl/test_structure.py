@@ -18,6 +18,7 @@ import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
 
 
@@ -119,10 +120,20 @@ def _gpt2_by_index() -> PreTrainedModel:
     )
 
 
+def _shared() -> PreTrainedModel:
+    model = build("llama")
+    model.model.layers[3].mlp = model.model.layers[1].mlp
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (_t5, "T5ForConditionalGeneration is an encoder-decoder: expand needs a decoder-only"),
+        (lambda: build_architecture("zamba"), "ZambaHybridLayer gets its cache slot as an argument"),
+        (lambda: build_architecture("zamba2"), "Zamba2HybridLayer gets its cache slot as an argument"),
+        (lambda: build_architecture("reformer"), "ReformerLayer reads prev_attn_output before the hidden state"),
+        (_shared, r"layers \[1, 3\] of LlamaDecoderLayer share parameters, so a copy of layer 3 is no copy"),
         (_gpt2_by_index, "scale_attn_by_inverse_layer_idx=True: .* set it to False"),
     ],
 )

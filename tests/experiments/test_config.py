@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from experiments.config import load_config
+from experiments.common.errors import ConfigError
+from experiments.common.section import Section, number_types
+from experiments.config import load_config, parse_config
 from experiments.evaluation.suites.text import TextSuite
 from experiments.studies.load import load_study
 from tests.helpers.one_arm import config_of
@@ -39,6 +44,17 @@ def test_what_is_new_has_a_digest_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert config.to_flat() == before["evaluation"] | {"suites": ["new", {"text": {"story": "second"}}]}
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_the_base_model_runs_only_if_the_yaml_says_so(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of({}).model_copy(update={"trust_remote_code": trusted})
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("experiments.models.base.load_base", lambda *given: calls.append(given))
+    config.load_base()
+    assert calls == [(config.base_model, None, {}, trusted)]
+    assert config.to_dict().get("trust_remote_code", False) is trusted
+    assert (config.digest() == config_of({}).digest()) is not trusted
+
+
 def test_every_shipped_config_loads() -> None:
     configs = sorted((Path(__file__).parents[2] / "experiments" / "configs").rglob("*.yaml"))
     assert configs
@@ -48,3 +64,87 @@ def test_every_shipped_config_loads() -> None:
             load_study(path)
         else:
             load_config(path)
+
+
+def sections(parent: type[Section] = Section) -> Iterator[type[Section]]:
+    for one in parent.__subclasses__():
+        if one.__module__.startswith("experiments."):
+            yield one
+        yield from sections(one)
+
+
+NUMBERS = sorted(
+    {(one.__module__, one.__qualname__, name): (one, name) for one in sections() for name in one.model_fields
+     if number_types(one, name)}.items()
+)  # fmt: skip
+# what a number may be beyond 0 and more: an index from the end, the ends of a range, bounds of a figure, no clipping
+ALLOWED = {
+    ("Partial", "layers"): (-1,), ("TrainingConfig", "max_grad_norm"): (math.inf,),
+    **{(kind, end): (-1,) for kind in ("Int", "Float", "Number") for end in ("low", "high")},
+    **{("Constraint", end): (-1,) for end in ("min", "max")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [field for _, field in NUMBERS], ids=[".".join(key[1:]) for key, _ in NUMBERS])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, True])
+def test_a_number_that_means_nothing_is_refused(field: tuple[type[Section], str], value: float) -> None:
+    """Whatever section a later version adds: each of its numbers is tried."""
+    section, name = field
+    if value in ALLOWED.get((section.__name__, name), ()):
+        return
+    several = "tuple" in str(section.model_fields[name].annotation)
+    with pytest.raises(ValidationError, match=r"validation error") as caught:
+        section.model_validate({name: [value] if several else value})
+    assert any(fault["loc"][:1] == (name,) for fault in caught.value.errors())
+
+
+def test_all_numbers_of_all_sections_are_tried() -> None:
+    assert len(NUMBERS) > 45
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ([1e-3, 1e-3], r"each rate is trained once, but 0\.001 is there more than once"),
+        ([1e-3, 1.0000001e-3], r"0\.001 is there more than once"),
+        ([math.nan], r"learning_rates\.0: Input should be a finite number"),
+        ([-1e-3], r"learning_rates\.0: Input should be greater than or equal to 0"),
+        ([1e30], r"learning_rates\.0: Input should be less than or equal to 1000"),
+        ([True], r"learning_rates: a number is needed"),
+    ],
+)
+def test_learning_rates(rates: list[Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config({"name": "x", "arms": [{"name": "a", "method": "full", "learning_rates": rates}]})
+
+
+@pytest.mark.parametrize("name", ["mse/lerp", "../x", "..", ".", ".x", "", " ", "a ", "a\nb", "a\tb", "a\0b", "a\\b",
+                                  "a\x1b[31m", "a\u202eb", "x" * 300])  # fmt: skip
+def test_a_name_that_becomes_a_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"a folder gets this name"):
+        parse_config({"name": "x", "arms": [{"name": name, "method": "full", "learning_rates": [1e-3]}]})
+
+
+def test_other_names_stay() -> None:
+    for name in ("rank 8, \u03b1=16: 50 % %", "8e-4", "\u6570\u5b66", "a.b-c_d", "mse+lerp"):
+        parse_config({"name": "x", "arms": [{"name": name, "method": "full", "learning_rates": [1e-3]}]})
+
+
+def test_warm_up_ends_before_training_does() -> None:
+    def warmup(**training: int) -> int:
+        values = {
+            "name": "x",
+            "training": training,
+            "arms": [{"name": "a", "method": "full", "learning_rates": [1e-3]}],
+        }
+        return parse_config(values).training.warmup_steps
+
+    with pytest.raises(ConfigError, match=r"warmup_steps=100 is more than steps=4: the learning rate would never"):
+        warmup(steps=4, warmup_steps=100)
+    assert [
+        warmup(steps=4),
+        warmup(steps=4, warmup_steps=5),
+        warmup(steps=5),
+        warmup(),
+        warmup(steps=4, warmup_steps=2),
+    ] == [4, 4, 5, 5, 2]

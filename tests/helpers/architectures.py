@@ -1,49 +1,55 @@
-"""Tiny random models of architectures that read a row in their own way: no positions, no mask, or one state for all."""
+"""Tiny random models of every architecture in AutoModelForCausalLM's mapping, from its default config made small.
+
+architectures.yaml has a small value for each size that configs name, and what single architectures need besides. A
+value is used only if the default config has that field, so a new architecture is often built without a line there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as tf
-from transformers import PreTrainedModel
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.helpers.families import perturb
+from tests.helpers.families import randomize
 
-VOCAB = 264  # bytes and special tokens of tests.helpers.byte_level
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
-    "bos_token_id": 256, "eos_token_id": 259,
-}  # fmt: skip
-GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48}
-CONFIGS: dict[str, Callable[..., Any]] = {
-    "opt": lambda **more: tf.OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=32, **more),
-    "falcon": lambda **more: tf.FalconConfig(**SHAPE, **more),
-    "bloom": lambda **more: tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **more),
-    "mpt": lambda **more: tf.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, **more),
-    "gpt_oss": lambda **more: tf.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=4, **more),
-    "gpt_neo": lambda **more: tf.GPTNeoConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        attention_types=[[["global", "local"], 1]],
-        bos_token_id=256,
-        eos_token_id=259,
-        **more,
-    ),
-    "mamba": lambda **more: tf.MambaConfig(
-        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=259, **more
-    ),
-    "lfm2": lambda **more: tf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"], **more),
-}
+TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+SIZES = {name: value for value, names in TABLE["sizes"].items() for name in names.split()} | {"is_decoder": True}
+NOT_RUN: dict[str, str] = TABLE["not_run"]
+ARCHITECTURES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def build_other(name: str, **changes: Any) -> PreTrainedModel:
-    """A random model in eval mode; changes: of its config."""
+def build(name: str, seed: int = 0) -> PreTrainedModel:
+    """Build a random model in eval mode; the same weights for the same seed."""
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model: PreTrainedModel = tf.AutoModelForCausalLM.from_config(CONFIGS[name](**changes))
-    perturb(model, size=0.15)  # with narrow weights, logits hardly depend on the tokens before
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config_of(name))
+        randomize(model)
     return model.eval()
+
+
+def config_of(name: str) -> PreTrainedConfig:
+    """Make the default config of an architecture small."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _small(CONFIG_MAPPING[name], TABLE["special"].get(name, {}))
+
+
+def _small(cls: type[PreTrainedConfig], special: dict[str, Any]) -> PreTrainedConfig:
+    default = vars(cls())
+    nested = {name: value for name, value in default.items() if isinstance(value, PreTrainedConfig)}
+    values = {name: SIZES[name] for name, value in default.items() if name in SIZES and _used(name, value)}
+    if "kv_lora_rank" in default:  # latent attention has no groups of heads
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    values |= {name: _small(type(value), special.get(name, {})) for name, value in nested.items()}
+    return cls(**{**values, **{name: value for name, value in special.items() if name not in nested}})
+
+
+def _used(name: str, value: Any) -> bool:
+    """None mostly means that a size follows from others."""
+    return value is not None or name.endswith("token_id")

@@ -27,4 +27,5 @@ configs = st.builds(
     divergence_tokens=st.sampled_from(["real", "labels"]),
     norm_mix=st.floats(0, 1) | st.just("learned"),
     copies_dtype=st.sampled_from(["fp32", "base"]),
+    checkpoint_pretrained=st.booleans(),
 )

@@ -117,12 +117,12 @@ def build(family: str, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FAMILIES[family]()
-        _randomize(model)
+        randomize(model)
     return model.eval()
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Matrices get a standard deviation of .15, vectors (norms, biases) noise of .1 around their start."""
     for parameter in model.parameters():
         noise = torch.randn_like(parameter)

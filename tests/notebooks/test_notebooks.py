@@ -7,11 +7,14 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.helpers.small_run import tiny_base
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "01_forgetting_in_five_minutes": {
         "steps": 2,
         "batch_size": 2,
@@ -32,10 +35,11 @@ SMALL = {
         "alphas": [0.0, 1.0],
         "reply_tokens": 2,
     },
-    "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4},
+    "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": [0, 2]},
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
 }
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
+REAL = ("01_forgetting_in_five_minutes",)  # with the shipped model; the others run on one of three small layers
 
 
 def name(path: Path) -> str:
@@ -58,6 +62,13 @@ def test_defines_nothing_reusable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_arms_are_compared_by_name(path: Path) -> None:
+    """A whole run folder has the results of post-hoc operations too: a second Run All would compare them as arms."""
+    for call in re.findall(r"read_runs\((.*)\)", path.with_suffix(".py").read_text()):
+        assert re.search(r"folder\}:", call), call
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_committed_outputs_are_a_report(path: Path) -> None:
     text = path.read_text()
     assert len(text) < 300_000
@@ -73,14 +84,21 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks") / "mlruns"
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
-def test_runs(path: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import papermill
 
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     before = set(root.glob("runs/*/report.html"))
-    parameters = dict(SMALL[path.stem]) if path.stem in WITHOUT_RUNS else {**SMALL[path.stem], "root": str(root)}
+    parameters = dict(SMALL[path.stem])
+    parameters |= {} if path.stem in REAL else {"base_model": small}
+    parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     executed = papermill.execute_notebook(
         path, tmp_path / path.name, parameters=parameters, cwd=path.parent, progress_bar=False, kernel_name="python3"
     )

@@ -152,7 +152,7 @@ class AlignmentSuite(Suite):
 
     def measure_weights(self, model: PreTrainedModel) -> Iterator[Record]:
         """Return the update of each layer. The base is read from disk, so it takes no memory during training."""
-        sizes = update_sizes(stored_base(self.context.base_model), model)
+        sizes = update_sizes(stored_base(self.context.base_model, self.context.remote_code), model)
         yield from _records("base", sizes.to_frame())
 
 

@@ -21,6 +21,7 @@ from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
+from experiments.models.reading import reading
 from experiments.models.tokens import asked_key, pad, prompt_ids
 from experiments.records import Record
 
@@ -162,7 +163,8 @@ def reply_log_probs(
 
     Batches depend only on the replies, so the base model compared with itself gives exactly 0.
     """
-    for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], BATCH):
+    size = BATCH if reading(model).pads else 1
+    for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], size):
         texts = [replies[i].prompt + replies[i].reply for i in rows]
         mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
         ids = pad(texts, 0, left=True).to(model.device)

@@ -54,7 +54,7 @@ class HarnessSettings(SuiteSettings):
         if not isinstance(values, dict) or "preset" not in values:
             return values
         name, path = values["preset"], PRESETS / f"{values['preset']}.yaml"
-        if not path.is_file():
+        if path.parent != PRESETS or not path.is_file():
             raise ValueError(f"unknown preset {name!r}: {nearest(name, (p.stem for p in PRESETS.glob('*.yaml')))}")
         rest = {key: value for key, value in values.items() if key != "preset"}
         return yaml.safe_load(path.read_text(encoding="utf-8")) | rest

@@ -34,7 +34,9 @@ def build(interpolation):
     if not half:  # wide: one shard for fp32 copies, fp32 interpolations and bf16 originals, which do not train
         dtype = torch.bfloat16 if wide else torch.float32
         settings = {"interpolation": interpolation, "alpha": "learned", "norm_mix": "learned", "dtype": dtype}
-        return learned_norms(expanded(**settings))
+        model = learned_norms(expanded(checkpoint_pretrained=interpolation == "dlerp", **settings))
+        model.config.use_cache = False  # which would turn that off
+        return model
     # as with copies_dtype="base": half-precision layers, fp32 interpolations
     model = expanded(interpolation=interpolation, alpha="learned").bfloat16()
     for layer in expanded_layers(model):

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ctrl
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
-from tests.helpers.tiny_llama import BATCHES, IDS, tiny
+from tests.helpers.kept import kept_at_once
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
 from tests.helpers.trainers import whole_batch
 
 REAL = [name for name in DIVERGENCES if name != "none"]
@@ -91,7 +92,7 @@ def test_what_is_not_in_the_loss_is_not_computed(run: Callable[[Any], Any], dive
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_half_types_are_not_cast_to_ask_for_their_dtype(interpolation: str) -> None:
-    """Per expanded layer a and b become wide, and the mix narrow again; gates and projections read a wide state too."""
+    """Per expanded layer a and b become wide, and the mix narrow again; gates that read the layer's input widen it."""
 
     def casts(layers: int) -> int:
         base = tiny().eval().bfloat16()
@@ -106,8 +107,11 @@ def test_half_types_are_not_cast_to_ask_for_their_dtype(interpolation: str) -> N
         return counted.ops["aten._to_copy.default"] - plain
 
     branch = casts_of_one_layer()
-    more = {"slerp": 0, "dlerp": 2, "dlerpin": 1, "plerp": 2, "moe": 2, "moe_soft": 1}.get(interpolation, 0)
-    assert casts(2) == 2 * (branch + 3 + more)
+    more = {"lerp": 0, "slerp": 0, "proj": 0, "dlerp": 0, "dlerpin": 1, "plerp": 0, "moe": 2, "moe_soft": 1}
+    if interpolation in more:
+        assert casts(2) == 2 * (branch + 3 + more[interpolation])
+    else:  # a new one may read both branches once more
+        assert casts(2) <= 2 * (branch + 3 + 2)
 
 
 def casts_of_one_layer() -> int:
@@ -118,6 +122,34 @@ def casts_of_one_layer() -> int:
     with Counted() as counted, torch.no_grad():
         model.model.layers[0](states, position_embeddings=positions)
     return counted.ops["aten._to_copy.default"]
+
+
+def bf16(**settings: Any) -> Any:
+    model = expanded(dtype=torch.bfloat16, **settings)
+    model.model.embed_tokens.weight.requires_grad_(True)  # so that each F has a backward pass, not only the upper one
+    return model
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "divergence", "most"),
+    [
+        ("lerp", "none", 0),
+        ("lerp", "mse", 4),  # b - a
+        ("lerp", "cosine", 12),
+        ("lerp", "norm", 12),
+        ("dlerp", "none", 8),  # a and b, wide
+        ("dlerp", "mse", 12),
+        ("dlerp", "cosine", 12),
+        ("slerp", "norm", 24),
+    ],
+)
+def test_mix_and_divergence_share_what_they_keep(interpolation: str, divergence: str, most: int) -> None:
+    """Bytes for the backward pass per token and unit of the hidden state, over a base in bf16."""
+    layers = 2
+    units = layers * whole_batch()["input_ids"].numel() * 32
+    settings = {"interpolation": interpolation, "divergence": divergence, "copies_dtype": "base"}
+    more = kept_at_once(bf16(**settings)) - kept_at_once(bf16(divergence="none", copies_dtype="base"))
+    assert most * units <= more < (most + 3) * units  # and some numbers per token, which has 32 units
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

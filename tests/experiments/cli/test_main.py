@@ -31,6 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.yaml").write_text("a: [1")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "typo.yaml").write_text("name: x\nsrch: {}\n")
+    (tmp_path / "twice.yaml").write_text("name: x\nname: y\n")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("name: x\n")
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "broken.json").write_text("{")
     for run, items in (("half", HALF), ("bare", "")):
@@ -45,6 +48,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["run", "bytes.yaml"], 2, "bytes.yaml is not YAML"),
         (["run", "empty"], 2, "no config file empty"),
+        (["run", "twice.yaml"], 2, "the key 'name' is in line 1 and again in line 2: keep one"),
+        (["study", "twice.yaml"], 2, "the key 'name' is in line 1 and again in line 2: keep one"),
+        ([*RUN, "--set", "training={steps: 1, steps: 2}"], 2, "the key 'steps' is in line 1 and again in line 1"),
+        ([*RUN, "--set", "arms.0.name=../x"], 2, "a folder gets this name"),
+        ([*RUN, "--set", "arms.0.learning_rates=[.nan]"], 2, "Input should be a finite number"),
         ([*RUN, "--set", "training.steps=["], 2, "--set training.steps=[: '[' is not YAML"),
         ([*RUN, "--set", "training.steps=x"], 2, "training.steps: Input should be a valid integer"),
         ([*RUN, "--set", "arms.9.name=x"], 2, "'9' is no index into a list of 3"),
@@ -54,6 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["compare", "empty"], 2, "neither a run folder nor one of lm_eval samples"),
         (["compare", "half"], 2, "line 1 is not an item record"),
         (["compare", "bare"], 2, "bare has no records of its base model: base/items.jsonl is empty"),
+        (["gate", "begun"], 2, "begun has no records of its base model: base/items.jsonl is not there"),
         (["compare", "broken.json"], 2, "broken.json is no export of a study"),
         (["gate", "nothing"], 2, "'nothing' is no run"),
         (["gate", "half"], 2, "line 1 is not an item record"),
@@ -73,6 +82,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "there is no folder no/such; create it, or correct",
         ),
         (["study", "table5", "--storage", "nosuch://x"], 1, "the storage nosuch://x cannot be used"),
+        (["status", "tine"], 1, "no study 'tine': there is no database"),
+        (["add-trials", "tine", "3"], 1, "no study 'tine': there is no database"),
+        (["report", "tine"], 1, "no study 'tine': there is no database"),
+        (["report", "tine", "--out", "x.html"], 2, "--out x.html: give a folder"),
+        (["show", "tine"], 2, "no run or study 'tine'"),
         (["export", "tine", "x.csv"], 1, "no study 'tine'"),
         (["resume", "tine"], 1, "no study 'tine'"),
     ],
@@ -84,6 +98,8 @@ def test_wrong_input(argv: list[str], code: int, message: str, place: Path, caps
     assert said.startswith("error: ")
     assert message in said
     assert not list(place.glob("mlruns/runs/*"))  # nothing was begun
+    if argv[0] in ("status", "resume", "report", "export", "add-trials", "show", "compare", "gate"):
+        assert not (place / "mlruns").exists()
 
 
 @pytest.mark.parametrize("argv", [["run"], ["rum", "x"], ["gate", "x", "--margin", "a"], ["posthoc", "x"]])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.files import UMASK, json_lines, read_json, write_json, write_text
+from experiments.common.errors import DamagedError
+from experiments.common.files import UMASK, json_lines, read_json, read_note, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,14 @@ def test_json(tmp_path: Path) -> None:
 
 def test_lines_end_at_newlines_alone() -> None:
     assert list(json_lines('{"a": "x\u2028y"}\n\n  \n{"b": 1}')) == [(1, '{"a": "x\u2028y"}'), (4, '{"b": 1}')]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", bytes(9), b"\xff\xfe", b'{"a": 1'])
+def test_a_damaged_note_is_named_with_the_next_step(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "note.json"
+    file.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"note\.json is damaged \(.*\): bring it back, or delete it"):
+        read_json(file)
+    with pytest.raises(DamagedError, match=r": ask a friend$"):
+        read_json(file, "ask a friend")
+    assert read_note(file) == read_note(tmp_path / "none.json") == {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from experiments.common.hashing import file_digest, json_digest, sha256, short_digest, text_id
+from experiments.common.hashing import file_digest, file_stamp, json_digest, sha256, short_digest, text_id
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4, its first example
 
@@ -32,3 +33,15 @@ def test_a_file_has_the_digest_of_its_bytes(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "file") == ABC
     with pytest.raises(FileNotFoundError, match="none"):
         file_digest(tmp_path / "none")
+
+
+@pytest.mark.parametrize("size", [0, 10, 4096, 100_000, 2_000_000])
+def test_a_stamp_knows_files_of_one_size_and_time_apart(tmp_path: Path, size: int) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"x" * size)
+    other.write_bytes(b"x" * (size - size // 10) + b"y" * (size // 10))
+    for file in (one, other):
+        os.utime(file, ns=(1, 1))
+    assert (file_stamp(one) == file_stamp(other)) == (size == 0)
+    os.utime(other, ns=(2, 2))
+    assert file_stamp(one) != file_stamp(other)

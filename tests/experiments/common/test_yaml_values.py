@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from experiments.common.errors import ConfigError
 from experiments.common.yaml_values import load_yaml, read_yaml, set_field
@@ -49,3 +50,44 @@ def test_set_field() -> None:
 def test_a_field_that_cannot_be_set(key: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         set_field({"name": "n", "arms": [{}]}, key, 1)
+
+
+TWICE = {
+    "a section": (
+        "training: {steps: 4}\nname: x\ntraining: {steps: 2}\n",
+        "'training' is in line 1 and again in line 3",
+    ),
+    "a field": ("training:\n  steps: 4\n  batch_size: 2\n  steps: 2\n", "'steps' is in line 2 and again in line 4"),
+    "in a list": ("arms:\n  - name: a\n    name: b\n", "'name' is in line 2 and again in line 3"),
+    "on one line": ("x: {a: 1, a: 1}", "'a' is in line 1 and again in line 1"),
+    "with quotes": ("a: 1\n'a': 2\n", "'a' is in line 1 and again in line 2"),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_a_key_that_is_there_twice(kind: str, tmp_path: Path) -> None:
+    text, said = TWICE[kind]
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=rf"a\.yaml is not YAML: the key {said}: keep one"):
+        read_yaml(tmp_path / "a.yaml", tmp_path, "config")
+
+
+def test_merged_keys_may_be_there_twice() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\nd: {<<: [*a, *b]}\n"
+    assert load_yaml(text) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 3, "y": 2},
+        "c": {"x": 3, "y": 4},
+        "d": {"x": 1, "y": 2},
+    }
+
+
+def test_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfname: x\n")
+    assert read_yaml(tmp_path / "a.yaml", tmp_path, "config")[1] == {"name": "x"}
+
+
+@pytest.mark.parametrize("text", ['a: "\\ud83d"', "a: " + "[" * 5000, "a: " + "9" * 5000])
+def test_what_python_cannot_hold_is_no_yaml(text: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=r"half of a character|recursion|digits"):
+        load_yaml(text)

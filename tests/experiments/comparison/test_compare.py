@@ -95,7 +95,12 @@ def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     said = capsys.readouterr().out
     assert "retention at matched gain" in said
     assert "harmonic average" in said
-    assert {path.name for path in tmp_path.iterdir()} == {"compare.html", "compare.png", "compare.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page.png", "page.csv"}
+    assert f"written: {tmp_path / 'page.html'}" in said
+    assert main(["compare", str(run), "--draws", "200", "--out", str(tmp_path / "x.png")]) == 2
+    assert "give a folder, which gets all files, or a name that ends in .html" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+    capsys.readouterr()
     assert main(["compare", str(run), "--draws", "200"]) == 0
     assert "with a picture: --out FOLDER" in capsys.readouterr().out
     assert main(["compare", str(run), "--reference", "contrl-0.001"]) == 2

@@ -117,8 +117,21 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
         (entry,) = read_runs([named])
         assert (entry.name, entry.after) == (made.name, records_of(run, "full-0.001")[1])
         assert entry.base == records_of(run, "full-0.001")[0]
+    alone = [f"{here}:full-0.001", f"{here}:control-0.001"]  # as notebook 02 names them, on its second Run All
+    assert [e.name for e in read_runs(alone)] == ["full-0.001", "control-0.001"]
+    assert compare(read_runs(alone), draws=200) == compare(
+        read_runs([f"{run}:{a.split(':')[1]}" for a in alone]), draws=200
+    )
     (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"
+
+
+def test_colons_in_the_names_of_arms_and_folders(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a:b", {"r=16: 50-0.001": (0.0, 0.5)}, n=40)
+    (entry,) = read_runs([f"{folder}:r=16: 50-0.001"])
+    assert entry.name == "r=16: 50-0.001"
+    with pytest.raises(CompareError, match=r"has no arm 'x': "):
+        read_runs([f"{folder}:x"])
 
 
 def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,17 @@ def test_another_model_is_another_cache(open_context: Open, tmp_path: Path) -> N
     other, calls = open_context(name=tiny_base(tmp_path / "other"))
     assert sampled(context).folder != sampled(other).folder
     assert calls.count == 1
+
+
+def test_other_weights_of_the_same_size_and_time_are_another_cache(open_context: Open, tmp_path: Path) -> None:
+    context, calls = open_context(name=tiny_base(tmp_path / "other"))
+    file = Path(context.base_model) / "model.safetensors"
+    first, known = sampled(context), file.stat()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 :][::-1])
+    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
+    assert sampled(context).folder != first.folder
+    assert calls.count == 2
 
 
 def test_provenance_says_how_it_was_made(open_context: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,149 @@ class TestTables:
         text = LocalFile(path=str(path), text="ask").held_out(2, 0)
         assert isinstance(text, NewText)
         assert len(text.documents) == 2
+
+
+OPPOSITES = [{"question": "Name the opposite.", "answer": f"not {word}"} for word in ("hot", "big", "old")]
+OTHERS = [{"question": f"Say {i}.", "answer": str(i)} for i in range(5)]
+
+
+class TestRowsOfOneQuestion:
+    def source(self, folder: Path, rows: list[dict[str, Any]], **fields: Any) -> LocalFile:
+        return LocalFile(path=str(write(folder / "a.jsonl", rows)), **fields)
+
+    def test_all_are_kept_and_an_equal_row_is_said(self, tmp_path: Path) -> None:
+        source = self.source(tmp_path, [*OPPOSITES, *OTHERS])
+        assert (len(source.examples), source.size, source.notes) == (8, 8, [])
+        source = self.source(tmp_path, [*OPPOSITES, *OTHERS, OTHERS[0]])
+        assert (len(source.examples), source.notes) == (8, ["1 of 9 examples repeat an earlier one and are read once"])
+
+    def test_they_are_held_out_together(self, tmp_path: Path) -> None:
+        source = self.source(tmp_path, [*OPPOSITES, *OTHERS])
+        counts = set()
+        for seed in range(8):
+            task = source.held_out(3, seed)
+            assert isinstance(task, NewTask)
+            assert len({item.question for item in task.test}) == 3
+            trained = list(source.epoch(0, 0, task.ids))
+            assert not task.ids & {example.id for example in trained}
+            counts.add(len(trained))
+        assert counts == {3, 5}  # with the three rows of the first question, and without them
+
+    def test_enough_questions_must_differ(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"has 6 different examples, but 7 are to be held out"):
+            self.source(tmp_path, [*OPPOSITES, *OTHERS]).held_out(7, 0)
+
+
+class TestColumnsInBraces:
+    def test_columns_are_joined_and_an_empty_cell_leaves_nothing(self, tmp_path: Path) -> None:
+        rows = [{"instruction": "Opposite?", "input": "hot", "n": 1}, {"instruction": "Say 1.", "input": None, "n": 2}]
+        path = write(tmp_path / "a.jsonl", rows)
+        fields = {"question": "{instruction}\n{input}", "answer": "= {n}"}
+        assert examples(path, **fields) == (Item("Opposite?\nhot", "= 1"), Item("Say 1.", "= 2"))
+        assert examples(path, text="{instruction} {{{n}}}") == (Text("Opposite? {1}"), Text("Say 1. {2}"))
+
+    def test_nothing_is_left(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [{"a": "", "b": None, "answer": "x"}])
+        with pytest.raises(ConfigError, match=r"row 1: columns a, b are empty"):
+            examples(path, question="{a}{b}")
+
+    def test_an_unknown_column(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [{"instruction": "x", "answer": "x"}])
+        with pytest.raises(ConfigError, match=r"has no column 'instuction': did you mean 'instruction'"):
+            examples(path, question="{instuction}")
+
+    @pytest.mark.parametrize("field", ["{", "{}", "{a!r}", "{a:>9999999}", "a}{b"])
+    @pytest.mark.parametrize("name", ["question", "answer", "solution", "text"])
+    def test_other_braces_are_refused(self, name: str, field: str) -> None:
+        with pytest.raises(ValueError, match=r"braces"):
+            LocalFile(path="a.jsonl", **{name: field})
+
+    @pytest.mark.parametrize("field", ["{a.b}", "{a[0]}"])
+    def test_a_part_of_a_cell_is_no_column(self, field: str, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", [{"a": "x", "answer": "x"}])
+        with pytest.raises(ConfigError, match=r"has no column"):
+            examples(path, question=field)
+
+
+BAD_CELLS = {
+    "a list": ([{"role": "user"}], r"column 'answer' holds a list, which is no text"),
+    "an object": ({"a": 1}, r"column 'answer' holds a dict, which is no text"),
+    "nan": (float("nan"), r"column 'answer' is empty"),
+    "infinity": (float("inf"), r"'answer' is inf"),
+    "null": (None, r"column 'answer' is empty"),
+    "blank": (" ", r"column 'answer' is empty"),
+    "half an emoji": ("1 \ud83d", r"column 'answer' holds half of a character \(U\+D83D of a surrogate pair\)"),
+}
+
+
+class TestBadRows:
+    """A row with a cell that cannot be used is found at the start, whatever the source."""
+
+    def rows(self, cell: Any) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(9)]
+        rows[4]["answer"] = cell
+        return rows
+
+    @pytest.mark.parametrize("kind", BAD_CELLS)
+    def test_refused_with_its_row_and_the_way_out(self, kind: str, tmp_path: Path) -> None:
+        cell, said = BAD_CELLS[kind]
+        path = write(tmp_path / "a.jsonl", self.rows(cell))
+        with pytest.raises(ConfigError, match=rf"a.jsonl, row 5: {said}\. To pass over such rows: skip_bad_rows: true"):
+            examples(path)
+
+    @pytest.mark.parametrize("kind", BAD_CELLS)
+    def test_passed_over_and_counted(self, kind: str, tmp_path: Path) -> None:
+        cell, said = BAD_CELLS[kind]
+        source = LocalFile(path=str(write(tmp_path / "a.jsonl", self.rows(cell))), skip_bad_rows=True)
+        assert len(source.examples) == 8
+        (note,) = source.notes
+        assert re.fullmatch(rf"1 row passed over \(.*a.jsonl, row 5: {said}\)", note)
+
+    @pytest.mark.parametrize("cell", [3, 2.5, True, "3"])
+    def test_numbers_are_text(self, cell: Any, tmp_path: Path) -> None:
+        found = examples(write(tmp_path / "a.jsonl", self.rows(cell)))[4]
+        assert isinstance(found, Item)
+        assert found.answer == str(cell)
+
+
+class TestByteOrderMark:
+    @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+    def test_tables(self, name: str, tmp_path: Path) -> None:
+        plain = write(tmp_path / name)
+        expected = examples(plain, **COLUMNS)
+        plain.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+        assert examples(plain, **COLUMNS) == expected
+
+    def test_text(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
+        assert examples(tmp_path / "a.txt") == (Text("one"), Text("two"))
+
+
+class TestFolderOfADownload:
+    def test_cards_and_metadata_are_not_data(self, tmp_path: Path) -> None:
+        write(tmp_path / "train.jsonl")
+        for name in ("README.md", "LICENSE.txt", "dataset_info.json", ".cache/b.jsonl", "notes.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text('{"features": {}}')
+        with pytest.raises(ConfigError, match=r"notes.txt is plain text"):
+            LocalFile(path=str(tmp_path), **COLUMNS).examples  # noqa: B018
+        (tmp_path / "notes.txt").unlink()
+        source = LocalFile(path=str(tmp_path), **COLUMNS)
+        assert len(source.examples) == 6
+        (note,) = source.notes
+        assert (
+            note
+            == "not read, because they describe the data: .cache/b.jsonl, LICENSE.txt, README.md, dataset_info.json"
+        )
+
+    def test_without_tables_a_readme_is_a_document(self, tmp_path: Path) -> None:
+        (tmp_path / "README.md").write_text("one\n\ntwo")
+        assert examples(tmp_path) == (Text("one"), Text("two"))
+
+    def test_metadata_alone_is_no_data(self, tmp_path: Path) -> None:
+        (tmp_path / "state.json").write_text("{}")
+        with pytest.raises(ConfigError, match=r"no file of a known kind"):
+            examples(tmp_path)
 
 
 class TestText:

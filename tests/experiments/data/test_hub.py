@@ -33,6 +33,31 @@ class TestDatasets:
         with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
             source.held_out(7, 0)
 
+    def test_bad_rows_are_found_at_the_start_or_passed_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        rows = [{"question": f"q{i}", "answer": None if i == 23 else str(i)} for i in range(30)]
+        name = str(write(tmp_path / "data" / "train.jsonl", rows).parent)
+        with pytest.raises(ConfigError, match=r"split train, row 24: column 'answer' is empty.*skip_bad_rows"):
+            HuggingFace(name=name).held_out(1, 0)
+        source = HuggingFace(name=name, skip_bad_rows=True)
+        assert source.notes == [f"1 row passed over (dataset {name}, split train, row 24: column 'answer' is empty)"]
+        assert len(list(source.epoch(0, 0, frozenset()))) == source.size == 29
+        streamed = HuggingFace(name=name, skip_bad_rows=True, streaming=True)
+        with pytest.warns(UserWarning, match=r"passed over: dataset .*column 'answer' is empty"):
+            assert len(list(streamed.epoch(0, 0, frozenset()))) == 29
+        with pytest.raises(ConfigError, match=r"column 'answer' is empty"):
+            list(HuggingFace(name=name, streaming=True).epoch(0, 0, frozenset()))
+
+    def test_columns_are_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        rows = [{"instruction": f"i{i}", "input": "" if i % 2 else "x", "output": str(i)} for i in range(4)]
+        name = str(write(tmp_path / "data" / "train.jsonl", rows).parent)
+        source = HuggingFace(name=name, question="{instruction}\n{input}", answer="output")
+        found = {e.question for e in source.epoch(0, 0, frozenset()) if isinstance(e, Item)}
+        assert found == {"i0\nx", "i1", "i2\nx", "i3"}
+
     def test_a_digest_follows_the_content(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         digests = []

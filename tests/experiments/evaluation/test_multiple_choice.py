@@ -16,6 +16,7 @@ from experiments.models.base import load_base
 from experiments.models.modes import evaluating
 from tests.helpers.families import EVERY, WINDOW
 from tests.helpers.option_scores import BF16, expanded, largest_gap, naive_scores, random_choices, sharp
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import draw_suites, small_config
 
 SLOW = pytest.mark.slow
@@ -60,6 +61,15 @@ class TestMultipleChoice:
         slides = getattr(model.config, "sliding_window", None) == WINDOW
         assert reads_trees(model, max(choice.longest for choice in choices)) is not slides
         assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
+    @pytest.mark.parametrize("known", [True, False], ids=["by its name", "by the probe"])
+    def test_a_window_of_its_own_is_read_row_by_row(self, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GPT-Neo counts it in the tree's order, so a path's start can be too far away. Each path alone fits."""
+        model, choices = build_other("gpt_neo", window_size=48), random_choices((), 12)
+        if not known:
+            monkeypatch.setattr("experiments.evaluation.tree.windows", lambda model: {})
+        assert not reads_trees(model, 14, 64)
+        assert largest_gap(score_options(model, choices, 64), naive_scores(model, choices)) < 1e-4
 
     def test_a_recurrent_model_is_read_row_by_row(self) -> None:
         model, choices = mamba(), random_choices((), 6)

@@ -6,8 +6,8 @@ import pytest
 
 import ctrl
 from experiments.models.packing import documents_apart
-from tests.helpers.architectures import build_other
 from tests.helpers.families import EVERY, build, perturb
+from tests.helpers.readers import build_other
 
 
 @pytest.mark.parametrize("family", EVERY)

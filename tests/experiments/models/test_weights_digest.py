@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from experiments.models.base import load_base
 from experiments.models.weights_digest import weights_digest
+from tests.helpers.byte_level import byte_llama
 
 
 def test_names_values_and_dtypes_count(model: PreTrainedModel) -> None:
@@ -41,6 +43,21 @@ def test_is_looked_up_until_the_files_change(base: str, tmp_path: Path, monkeypa
     assert changed not in (digest, "looked up")
     known.write_text("{")
     assert weights_digest(load_base(str(folder))[0], known) == changed
+
+
+def test_other_weights_of_the_same_size_and_time(tmp_path: Path) -> None:
+    """As in an image with fixed times, or copied with `cp -p`."""
+    known, digests = tmp_path / "weights.json", []
+    for share in (1.0, 0.5):
+        model = byte_llama(260)
+        with torch.no_grad():
+            model.model.embed_tokens.weight.mul_(share)
+        model.save_pretrained(tmp_path / "m")
+        os.utime(tmp_path / "m" / "model.safetensors", ns=(1, 1))
+        model.name_or_path = str(tmp_path / "m")
+        digests.append(weights_digest(model, known))
+        assert digests[-1] == weights_digest(model)
+    assert len({*digests}) == len(json.loads(known.read_text())) == 2
 
 
 def test_a_model_from_no_folder_is_hashed_each_time(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from experiments.config import ExperimentConfig
 from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
-from tests.helpers.architectures import build_other
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
 pytestmark = pytest.mark.slow
@@ -46,6 +46,28 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
         run_experiment(config(), tmp_path / "mlruns")
     assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+
+
+def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, tmp_path: Path) -> None:
+    rows = [{"question": f"{i} + 1 =", "answer": None if i == 30 else str(i + 1)} for i in range(40)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "README.md").write_text("# Sums")
+    (tmp_path / "data" / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+
+    def said(**fields: object) -> list[str]:
+        lines: list[str] = []
+        new = {"source": "file", "path": str(tmp_path / "data"), **fields}
+        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": small_values(base)["arms"][:1]}
+        run_experiment(small_config(base, data={"new": new}, **short), tmp_path / "mlruns", say=lines.append)
+        return [line for line in lines if line.startswith(("source data", "measuring"))]
+
+    with pytest.raises(ConfigError, match=r"sums.jsonl, row 31: column 'answer' is empty. To pass over such rows"):
+        said()
+    assert said(skip_bad_rows=True) == [
+        "source data: not read, because they describe the data: README.md",
+        f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, row 31: column 'answer' is empty)",
+        "measuring the base model (results of earlier runs are reused) ...",
+    ]
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:

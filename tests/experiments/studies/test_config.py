@@ -114,7 +114,7 @@ def test_tables() -> None:
         ({"constraints": [{"figure": "kl", "min": 2, "max": 1}]}, "min=2 is above max=1"),
         (
             {"search": {"training.weight_decay": {"kind": "float", "low": 0, "high": float("inf")}}, "sampler": "tpe"},
-            "low and high must be finite",
+            r"high: Input should be a finite number \(got inf\)",
         ),
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments.training.checkpoints import COMPLETE, disk_full, last_checkpoint
+from experiments.common.files import write_json
+from experiments.training.checkpoints import COMPLETE, disk_full, drop_checkpoints, file_digests, last_checkpoint
 from experiments.training.meter import Meter
 from tests.helpers.engine import (
     Killed,
@@ -26,6 +29,41 @@ def test_unfinished_and_cut_checkpoints_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(b"1234")  # cut short after it was whole
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]
+
+
+FILES = {"model.safetensors": b"weights" * 99, "optimizer.pt": b"moments" * 99, "trainer_state.json": b"{}"}
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda file: os.truncate(file, 1),
+    "empty": lambda file: file.write_bytes(b""),
+    "NUL": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "one bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "missing": lambda file: file.unlink(),
+    "of the one before": lambda file: shutil.copy2(file.parents[1] / "checkpoint-2" / file.name, file),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", [*FILES, COMPLETE])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for file, data in FILES.items():
+            (folder / file).write_bytes(data.replace(b"{}", b"{ %d }" % step).replace(b"w", b"%d" % step))
+        (folder / "optimizer.pt").write_bytes(b"%d" % step * 700)
+        write_json(folder / COMPLETE, file_digests(folder))
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    DAMAGES[damage](tmp_path / "checkpoint-4" / name)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_steps_that_are_measured_again_drop_their_checkpoints(tmp_path: Path) -> None:
+    for step in (2, 4, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    drop_checkpoints(tmp_path, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    drop_checkpoints(tmp_path / "none", 4)
 
 
 def test_disk_full_is_seen_through_other_errors() -> None:

@@ -1,0 +1,222 @@
+"""Run a model on four tokens before it is expanded: what its layers get and return shows whether copies will be right.
+
+Seen in one pass: where batch and sequence are in the hidden state, which cache the layers use, which values they pass
+on to each other, and which parameters of a copy can get a gradient. Costs one pass of four tokens through the decoder.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, cache_utils
+from transformers.cache_utils import Cache
+
+from ctrl.copies import original_class
+from ctrl.errors import ConfigError
+from ctrl.sharded import sharded
+from ctrl.streams import batch_dims
+
+TOKENS = 4
+CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
+
+
+@dataclass(frozen=True)
+class StateShape:
+    """Form of a hidden state: which dimension is the batch (see `ctrl.streams`), and the size of the last one.
+
+    batch_dim is None if no tokens were run.
+    """
+
+    batch_dim: int | None
+    hidden: int
+
+
+@dataclass
+class Probe:
+    """Hooks on the layers of a model, and what they have seen.
+
+    copies: index of the layer to expand -> its copy. stacked: the indices whose copies must start as the identity.
+    """
+
+    layers: nn.ModuleList
+    copies: Mapping[int, nn.Module]
+    stacked: set[int]
+    shape: StateShape | None = None
+    ran: set[int] = field(default_factory=set)
+    passed_on: dict[int, int] = field(default_factory=dict)  # id of a value next to the hidden state -> its layer
+    kept: list[Any] = field(default_factory=list)  # those values: an id is unique only while its object lives
+
+    def hooks(self) -> Iterator[Any]:
+        for i, layer in enumerate(self.layers):
+            yield layer.register_forward_pre_hook(
+                lambda _, args, kwargs, i=i: self._before(i, args, kwargs), with_kwargs=True
+            )
+            yield layer.register_forward_hook(lambda _, args, out, i=i: self._after(i, out))
+
+    def _before(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden, *rest = args or (kwargs["hidden_states"],)
+        others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        self._note_state(hidden, index)
+        _check_cache(self._name(index), others)
+        rest, others = [_no_cache(v) for v in rest], {k: _no_cache(v) for k, v in others.items()}
+        self._check_passed_on(index, hidden, rest, others)
+        if index in self.copies:
+            self.ran.add(index)
+            self._run_copy(index, hidden, rest, others)
+
+    def _after(self, index: int, out: Any) -> None:
+        extras = [value for value in out[1:] if isinstance(value, Tensor)] if isinstance(out, tuple) else []
+        self.kept += extras
+        for value in extras:
+            self.passed_on.setdefault(id(value), index)
+
+    def _name(self, index: int) -> str:
+        return original_class(self.layers[index]).__name__
+
+    def _note_state(self, hidden: Tensor, index: int) -> None:
+        found = [StateShape(dim, hidden.shape[-1]) for dim in batch_dims(hidden.shape, 1, TOKENS)]
+        if len(found) != 1 or self.shape not in (None, *found):
+            raise ConfigError(
+                f"{self._name(index)} gets hidden states of shape {tuple(hidden.shape)} for a batch of 1 with {TOKENS} "
+                "tokens: which values belong to which token is unknown, so it cannot be expanded. Use another "
+                "architecture"
+            )
+        self.shape = found[0]
+
+    def _check_passed_on(self, index: int, hidden: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
+        """Raise ConfigError if this layer reads a value of an expanded layer that is not the hidden state."""
+        for value in (*rest, *others.values()):
+            source = self.passed_on.get(id(value))
+            if source in self.copies and _reads(self.layers[index], value, hidden, rest, others):
+                raise ConfigError(
+                    f"layer {source}, a {self._name(index)}, returns a second value next to the hidden state, which "
+                    f"layer {index} reads: that of the copy cannot be mixed with it, so it cannot be expanded. Choose "
+                    "other layers or another architecture"
+                )
+
+    def _run_copy(self, index: int, hidden: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
+        """Run the copy on noise; freeze what cannot train. Check that a stacked one is the identity."""
+        copied = self.copies[index].eval()
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
+        try:
+            with torch.enable_grad():
+                out = copied(noise, *rest, **others)
+        except Exception as error:
+            raise ConfigError(
+                f"a copy of layer {index}, a {self._name(index)}, does not run ({type(error).__name__}: {error}), so "
+                "it cannot be expanded. Use another architecture"
+            ) from error
+        out = out[0] if isinstance(out, tuple) else out
+        _freeze_idle(copied, out)
+        if index in self.stacked and not torch.equal(out.to(noise), noise):
+            raise ConfigError(
+                f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
+                f"{self._name(index)} with zeroed output projections, changes its input by up to "
+                f"{(out - noise).abs().max():.2g}: it scales its residual, or adds to it under a name that ctrl.copies "
+                "does not know. Use structure='concat'"
+            )
+
+
+def probe(
+    model: PreTrainedModel, layers: nn.ModuleList, copies: Mapping[int, nn.Module], stacked: set[int]
+) -> StateShape:
+    """Return the form of the hidden states of four tokens. See `Probe` for the arguments.
+
+    Parameters of copies that no gradient reaches are frozen, see `_freeze_idle`. Raises ConfigError if the copies would
+    go wrong. Nothing is checked on device meta or in a sharded model; warns if the base model itself fails.
+    """
+    usual = StateShape(None, model.config.get_text_config(decoder=True).hidden_size)
+    if sharded(model) or any(p.is_meta for p in model.parameters()):
+        return usual
+    seen = Probe(layers, copies, stacked)
+    hooks = list(seen.hooks())
+    try:
+        _run(model)
+    except ConfigError:
+        raise
+    except Exception as error:
+        warnings.warn(
+            f"{type(model).__name__} does not run on {TOKENS} tokens ({type(error).__name__}: {error}), so whether its "
+            "layers can be expanded was not checked",
+            stacklevel=3,
+        )
+        return usual
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if idle := sorted(copies.keys() - seen.ran):
+        raise ConfigError(f"layers={idle} do not run on text alone, so copies of them cannot train: choose others")
+    return seen.shape or usual
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel) -> None:
+    """Run the decoder once, then restore modes and attention. Eager attention runs on any device and dtype."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    config = model.config.get_text_config(decoder=True)
+    training = [module for module in decoder.modules() if module.training]
+    attention, config._attn_implementation = config._attn_implementation, "eager"
+    try:
+        decoder.eval()(input_ids=torch.arange(TOKENS, device=next(model.parameters()).device)[None], use_cache=True)
+    finally:
+        config._attn_implementation = attention
+        for module in training:
+            module.training = True
+
+
+def _freeze_idle(copied: nn.Module, out: Tensor) -> None:
+    """Freeze the parameters that the output does not depend on by a gradient.
+
+    These are biases of routers that the architecture moves itself, indexers, and cross-attention that runs only with an
+    encoder. DDP would wait for their gradients. Modules in a list (experts) take turns, so they keep training.
+    """
+    lists = [m for m in copied.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
+    reached = _leaves(out) | {id(p) for one in lists for p in one.parameters()}
+    for parameter in copied.parameters():
+        if id(parameter) not in reached:
+            parameter.requires_grad_(False)
+
+
+def _leaves(out: Tensor) -> set[int]:
+    """Collect the ids of the parameters in the graph of a tensor; no gradient is computed."""
+    nodes, seen, found = [out.grad_fn], set(), set()
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _check_cache(name: str, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the layer gets a cache that is none of transformers' own: copies could get no slot in it."""
+    for key, value in values.items():
+        known = isinstance(value, Cache) and type(value).__module__ == cache_utils.__name__
+        if (key in CACHE_NAMES or isinstance(value, Cache)) and value is not None and not known:
+            raise ConfigError(
+                f"{name} uses a cache of its own ({type(value).__name__}), in which copies have no place, so it cannot "
+                "be expanded. Use another architecture"
+            )
+
+
+def _reads(layer: nn.Module, value: Any, hidden: Tensor, rest: list[Any], others: dict[str, Any]) -> bool:
+    """Return whether the layer's output depends on one of its arguments."""
+    fewer = [None if one is value else one for one in rest]
+    without = {name: None if one is value else one for name, one in others.items()}
+    try:
+        outs = [layer.forward(hidden, *rest, **others), layer.forward(hidden, *fewer, **without)]
+    except Exception:
+        return True  # it does not run without
+    one, two = (out[0] if isinstance(out, tuple) else out for out in outs)
+    return not torch.equal(one, two)
+
+
+def _no_cache(value: Any) -> Any:
+    return None if isinstance(value, Cache) else value

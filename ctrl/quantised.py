@@ -1,0 +1,97 @@
+"""Copy layers with quantised weights (bitsandbytes, torchao, quanto, GPTQ, ...), and refuse what needs their floats.
+
+The pretrained layer stays quantised and frozen. Its copy holds, in floats, the matrices that the quantised modules
+compute with. They are read by running the module on the identity, so no library has to be known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.errors import ConfigError
+from ctrl.sharded import is_sharded
+
+BLOCK = 1024  # rows of the identity that run at once
+
+
+def is_quantised(tensor: Tensor) -> bool:
+    """Return whether a parameter holds no plain floats: integers, or a tensor class that packs them."""
+    return not tensor.is_floating_point() or (type(tensor.data) is not Tensor and not is_sharded(tensor))
+
+
+def has_quantised(model: nn.Module) -> bool:
+    """Return whether any weight of the model is quantised."""
+    return any(map(is_quantised, model.parameters())) or any(map(is_quantised_linear, model.modules()))
+
+
+def is_quantised_linear(module: nn.Module) -> bool:
+    """Return whether the module is a matrix with quantised weights, in parameters or (GPTQ, AWQ) in buffers."""
+    sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
+    return all(isinstance(size, int) for size in sizes) and any(map(is_quantised, _own(module)))
+
+
+def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
+    """Build for each quantised linear module of a layer, by its id, the nn.Linear that computes the same.
+
+    Raises ConfigError for quantised weights of other modules (experts).
+    """
+    linears = [module for module in layer.modules() if is_quantised_linear(module)]
+    for name, module in layer.named_modules():
+        if module not in linears and any(map(is_quantised, module.parameters(recurse=False))):
+            raise ConfigError(
+                f"{name} of {type(layer).__name__}, a {type(module).__name__}, has quantised weights that are no "
+                "matrix, so its copy cannot be made in floats: use expanded='lora', or expand the model first and then "
+                "quantise its frozen linear modules"
+            )
+    return {id(module): _plain_linear(module, _float_dtype(layer)) for module in linears}
+
+
+@torch.no_grad()
+def shared_state(layer: nn.Module) -> list[Tensor]:
+    """List what a low-rank copy shares with its quantised layer besides parameters.
+
+    Runs each quantised module once: in its first run one of bitsandbytes takes the scales from the weight, and a second
+    module with this weight would find none.
+    """
+    found: list[Tensor] = []
+    for module in filter(is_quantised_linear, layer.modules()):
+        linear: Any = module
+        linear(torch.zeros(1, linear.in_features, dtype=_float_dtype(layer), device=_own(linear)[0].device))
+        state = vars(linear.state) if hasattr(linear, "state") else {}
+        found += [value for value in state.values() if isinstance(value, Tensor)]
+        found += linear.buffers(recurse=False)
+    return found
+
+
+@torch.no_grad()
+def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
+    device, bias = _own(module)[0].device, getattr(module, "bias", None)
+    plain = nn.Linear(module.in_features, module.out_features, bias is not None, device, dtype)
+    if bias is not None:
+        plain.bias.copy_(bias)
+    identity = torch.eye(module.in_features, dtype=dtype, device=device)
+    columns = [module(rows).float() for rows in identity.split(BLOCK)]
+    weight = torch.cat(columns) if bias is None else torch.cat(columns) - bias.float()
+    plain.weight.copy_(weight.T)
+    return plain.train(module.training)
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _float_dtype(layer: nn.Module) -> torch.dtype:
+    """Return the type in which the layer computes: that of its plain parameters, norms for one."""
+    return next((p.dtype for p in layer.parameters() if not is_quantised(p)), torch.get_default_dtype())
+
+
+def refuse_quantised(model: nn.Module, what: str) -> None:
+    """Raise ConfigError if the base is quantised. what: the operation, which writes weights in floats."""
+    if has_quantised(model):
+        raise ConfigError(
+            f"the base model is quantised, {what} needs its weights in floats: ctrl.save the expansion, ctrl.load it "
+            f"onto the base in bf16 or fp32, and call {what} there"
+        )

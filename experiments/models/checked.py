@@ -1,0 +1,174 @@
+"""Load a base model and its tokenizer, and refuse what is damaged, incomplete or no causal language model."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.common.errors import ModelError
+from experiments.models.modes import evaluating
+from experiments.models.precision import Precision
+
+TOKENS = 4  # of the two rows of the probe, which differ in the last one
+SAME = 1e-4  # largest change by rounding, as a share of the largest logit
+SHOWN = 3  # names of tensors in a message
+QUESTION, REPLY = "a question", "a reply"
+GENERATION = "generation_config.json"  # transformers skips a damaged one without a word
+
+
+def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model in fp32 on the CPU, and its tokenizer. Raises ModelError, which names the file or the weights.
+
+    name: as the user wrote it. source: a folder, or a name of the Hugging Face Hub. remote_code: run Python files that
+    the model brings along.
+    """
+    folder = Path(source)
+    with _explained(name, folder, "tokenizer.json"):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code)
+    with _explained(name, folder, "config.json"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            trust_remote_code=remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+        )
+    model, report = loaded
+    if (folder / GENERATION).is_file() and not readable(folder / GENERATION):
+        raise ModelError(f"base_model {name!r}: {folder / GENERATION} is damaged: {_again(folder)}")
+    _check_report(name, report)
+    _check_vocabulary(name, model, tokenizer)
+    return model, tokenizer
+
+
+def check_model(name: str, model: PreTrainedModel) -> None:
+    """Raise ModelError for weights that are no numbers, and for logits that depend on later tokens."""
+    for tensor, values in model.named_parameters():
+        if not torch.isfinite(values.sum()):  # a sum passes NaN and infinity on
+            raise ModelError(f"base_model {name!r}: {tensor} holds NaN or infinity: take other weights")
+    ids = torch.arange(TOKENS).repeat(2, 1)
+    ids[1, -1] += 1
+    with evaluating(model, Precision("fp32")):
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+    one, other = logits[:, :-1].float()
+    if (one - other).abs().max() > SAME * logits.abs().max():
+        raise ModelError(
+            f"base_model {name!r} is no causal language model: its logits change with the tokens that follow "
+            f"({type(model).__name__}): take a model that was pretrained to predict the next token"
+        )
+
+
+def check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError for a chat template that fails, or that leaves out the question or the reply."""
+    if tokenizer.chat_template is None:
+        return
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception as error:  # Jinja's, and those of Python in its expressions
+        raise ModelError(
+            f"base_model {name!r}: its chat template fails ({_short(error)}): correct chat_template in its tokenizer"
+        ) from error
+    missing = [word for word in (QUESTION, REPLY) if word not in text]
+    if missing:
+        raise ModelError(
+            f"base_model {name!r}: its chat template leaves out {' and '.join(missing)}, so all chats would be alike: "
+            "correct chat_template in its tokenizer"
+        )
+
+
+def readable(file: Path) -> bool:
+    """Whether a file of a model has the form that its name promises; only its beginning and its sizes are looked at."""
+    try:
+        if file.suffix == ".json":
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return isinstance(values, dict) or (isinstance(values, list) and not file.stem.endswith("config"))
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):
+                return True
+        return file.suffix != ".bin" or zipfile.is_zipfile(file)
+    except Exception:  # of JSON, UTF-8, safetensors, the file system
+        return False
+
+
+@contextmanager
+def _explained(name: str, folder: Path, suspect: str) -> Iterator[None]:
+    """Turn errors of transformers into a ModelError. suspect: the file to name if each one is readable."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(_reason(name, folder, suspect, error)) from error
+
+
+def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
+    start = f"base_model {name!r}"
+    if "trust_remote_code" in str(error):
+        return (
+            f"{start} brings Python files of its own (auto_map in its config.json), which are not run: read them, then "
+            "set trust_remote_code: true"
+        )
+    if "Unrecognized configuration class" in str(error):
+        return f"{start} is no causal language model ({_short(error)}): take one that predicts the next token"
+    if folder.is_dir():
+        damaged = next((file for file in sorted(folder.iterdir()) if not readable(file)), None)
+        if damaged or not isinstance(error, OSError):
+            suspect = "config.json" if type(error).__name__.startswith("Strict") else suspect
+            return f"{start}: {damaged or folder / suspect} cannot be used ({_short(error)}): {_again(folder)}"
+    return (
+        f"{start} could not be loaded: {_short(error)}\n"
+        "It is neither 'smollm2-135m-instruct' (shipped), nor a folder saved by save_pretrained, nor a model that "
+        "Hugging Face serves to this machine. With no network, give a local folder or the shipped model."
+    )
+
+
+def _check_report(name: str, report: Mapping[str, Any]) -> None:
+    """Raise ModelError if weights would be drawn at random or left out. report: of `from_pretrained`, without ties."""
+    shapes = {key: f"{key} {tuple(stored)} instead of {tuple(own)}" for key, stored, own in report["mismatched_keys"]}
+    faults = {
+        "missing": sorted(set(report["missing_keys"]) - set(shapes)),
+        "of another shape": sorted(shapes.values()),
+        "unexpected": sorted(report["unexpected_keys"]),
+    }
+    found = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if found:
+        raise ModelError(
+            f"base_model {name!r}: its weights do not fit its config.json: {'; '.join(found)}. They would be random or "
+            "dropped: save the model again with save_pretrained, or correct config.json"
+        )
+
+
+def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError if text has tokens without an embedding. Special tokens of other models may have none."""
+    rows = len(cast(Tensor, model.get_input_embeddings().weight))
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    beyond = sorted(i for i in tokenizer.get_vocab().values() if i >= rows and i not in special)
+    if beyond:
+        raise ModelError(
+            f"base_model {name!r}: its tokenizer has {len(beyond)} tokens beyond the {rows} embeddings of the model "
+            f"(the first is {beyond[0]}): tokenizer and model are not of one another"
+        )
+
+
+def _again(folder: Path) -> str:
+    return f"save the model to {folder} again with save_pretrained"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _short(error: BaseException) -> str:
+    """Return the text of an error in one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,138 @@
+"""How a model can read many prompts: padded, with a cache, after a shared start. Found by a probe, not by a list.
+
+Recurrent layers cannot skip padding that comes after a shared start, some models keep their state elsewhere than in
+transformers' cache, and some take padding for text. All of that would give other replies, and no error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from experiments.models.prefix import Prefix, Prompts
+from experiments.models.tokens import pad
+
+START, OWN, NEW = 12, (2, 9), 8  # tokens of the probe: a shared start, two prompts after it, a reply
+SAME, SAME_BF16 = 1e-3, 0.2  # largest change by rounding, as a share of the spread of the logits (measured: 5e-6, .06)
+WINDOW = re.compile(r"(.*_)?window(_size)?|attention_chunk_size")
+_known: WeakKeyDictionary[PreTrainedModel, Reading] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What leaves a model's predictions as they are.
+
+    pads: padding on the left. caches: that, and a cache. shares: all that, and padding after a shared start. generates:
+    the cache of the model's own `generate`; only looked at if `caches` is not so.
+    """
+
+    pads: bool
+    caches: bool
+    shares: bool
+    generates: bool = True
+
+
+@torch.no_grad()
+def reading(model: PreTrainedModel) -> Reading:
+    """Return how a model can read. It is tested once; call it inside `evaluating`."""
+    if model not in _known:
+        pads = _right(_padded, model)
+        caches = pads and _right(_cached, model)
+        shares = caches and _right(_shared, model)
+        _known[model] = Reading(pads, caches, shares, caches or _generates(model))
+    return _known[model]
+
+
+def own_replies(model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, end: int) -> list[list[int]]:
+    """Return greedy replies to prompts of one length as the model's own `generate` writes them."""
+    return [cut(row, end) for row in _generate(model, prompts, most, end, reading(model).generates)]
+
+
+def cut(tokens: list[int], end: int) -> list[int]:
+    """Return the tokens up to and including the first end."""
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def exact(model: PreTrainedModel) -> bool:
+    """Whether the model computes in fp32 here, so that rounding changes its logits by millionths."""
+    return model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+
+
+def windows(model: PreTrainedModel) -> dict[str, int]:
+    """Return the numbers of tokens that attention looks back, by their names in the model's configuration."""
+    values = model.config.get_text_config().to_dict()
+    return {name: n for name, n in values.items() if WINDOW.fullmatch(name) and type(n) is int and n > 0}
+
+
+def _right(read: Callable[[PreTrainedModel, list[list[int]]], Tensor], model: PreTrainedModel) -> bool:
+    """Whether the logits (prompts, vocabulary) after two prompts are those of each one alone."""
+    prompts = _prompts(model)
+    try:
+        found = read(model, prompts).float()
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+    alone = [model(input_ids=_batch(model, [prompt]), use_cache=False).logits[0, -1] for prompt in prompts]
+    expected = torch.stack(alone).float()
+    change = (found - expected).square().mean(dim=-1).sqrt() / expected.std(dim=-1)
+    return not bool((change > (SAME if exact(model) else SAME_BF16)).any())  # of a model without finite logits too
+
+
+def _prompts(model: PreTrainedModel) -> list[list[int]]:
+    size = int(model.config.get_text_config().vocab_size)
+    ids = torch.randint(size, (2, START + max(OWN)), generator=torch.Generator().manual_seed(0)).tolist()
+    return [[*ids[0][:START], *row[START : START + own]] for row, own in zip(ids, OWN, strict=True)]
+
+
+def _generates(model: PreTrainedModel) -> bool:
+    """Whether the model's own `generate` writes the same with its cache as without."""
+    prompts = _prompts(model)[-1:]
+    end = int(model.config.get_text_config().vocab_size)  # no token, so all are written
+    try:
+        return _generate(model, prompts, NEW, end, True) == _generate(model, prompts, NEW, end, False)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, end: int, use_cache: bool
+) -> list[list[int]]:
+    ids = torch.tensor(prompts, device=model.device)
+    greedy = GenerationConfig(
+        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=end, pad_token_id=0,
+        use_cache=use_cache,
+    )  # fmt: skip
+    generate: Any = model.generate  # its stub says Tensor
+    new: Tensor = generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
+    return rows
+
+
+def _padded(model: PreTrainedModel, prompts: list[list[int]]) -> Tensor:
+    real = pad([[1] * len(prompt) for prompt in prompts], 0, left=True).to(model.device)
+    positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    ids = _batch(model, prompts)
+    logits: Tensor = model(input_ids=ids, attention_mask=real, position_ids=positions, use_cache=False).logits
+    return logits[:, -1]
+
+
+def _cached(model: PreTrainedModel, prompts: list[list[int]], shared: int = 0) -> Tensor:
+    """Read all but the last token, swap the prompts, and read that."""
+    batch = Prompts(model, [prompt[:-1] for prompt in prompts], Prefix(model, prompts[0][:shared]))
+    batch.select(torch.tensor([1, 0]))
+    last = torch.tensor([[prompt[-1]] for prompt in reversed(prompts)])
+    return batch.read(last, torch.ones_like(last)).flip(0)
+
+
+def _shared(model: PreTrainedModel, prompts: list[list[int]]) -> Tensor:
+    return _cached(model, prompts, START)
+
+
+def _batch(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
+    return pad(rows, 0, left=True).to(model.device)

@@ -1,0 +1,202 @@
+"""A quantised base stays as it is; its copies train in floats, or it is refused with the way out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+import ctrl
+from ctrl.errors import ConfigError
+from ctrl.layer import expanded_layers
+from ctrl.quantised import has_quantised, is_quantised, is_quantised_linear
+from tests.helpers.families import build, labelled, left_padded, perturb
+from tests.helpers.quantised import QUANTISED, FakeInt8, replace_linears
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "concat": {},
+    "dlerp": {"interpolation": "dlerp", "divergence": "cosine"},
+    "stack": {"structure": "stack"},
+    "lora": {"expanded": "lora"},
+}
+IDS = left_padded(pads=0)["input_ids"]
+every_kind = pytest.mark.parametrize("kind", QUANTISED)
+
+
+def quantised(kind: str) -> PreTrainedModel:
+    """A base of this kind; bitsandbytes' int8 on a CPU has other outputs after its first pass in training."""
+    model = QUANTISED[kind]().requires_grad_(False)
+    model.train()(IDS)
+    model.eval()(IDS)
+    return model
+
+
+def expanded(kind: str, **values: Any) -> PreTrainedModel:
+    return ctrl.expand(quantised(kind), ctrl.ControlConfig(layers=2, **values))
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """The values of the base, those of packed tensors as floats."""
+    state = {n: t for n, t in model.state_dict(keep_vars=True).items() if ".expanded." not in n and "interpol" not in n}
+    return {n: (t.dequantize() if is_packed(t) else t).detach().clone() for n, t in state.items()}
+
+
+def is_packed(tensor: Tensor) -> bool:
+    return is_quantised(tensor) and tensor.is_floating_point()
+
+
+@every_kind
+@pytest.mark.parametrize("config", CONFIGS)
+class TestCopies:
+    def test_it_starts_as_the_base_and_only_copies_train(self, kind: str, config: str) -> None:
+        base = quantised(kind)
+        with torch.no_grad():
+            want = base(IDS).logits
+        if config == "lora" and kind == "fake packed":
+            with pytest.raises(ConfigError, match=r"adapts nn\.Linear .* but LlamaDecoderLayer has none"):
+                ctrl.expand(base, ctrl.ControlConfig(layers=2, **CONFIGS[config]))
+            return
+        model = ctrl.expand(base, ctrl.ControlConfig(layers=2, **CONFIGS[config]))
+        before = bits(model)
+        with torch.no_grad():
+            rounds = kind == "bitsandbytes int8"  # hidden states too; its copies do not
+            torch.testing.assert_close(model(IDS).logits, want, atol=0.1 if rounds else 1e-5, rtol=1e-4)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        model.train()(IDS, labels=IDS).loss.backward()
+        assert all(p.grad is not None and p.dtype == torch.float32 for p in trained)
+        torch.optim.AdamW(trained, lr=1e-2).step()
+        assert all(torch.equal(value, before[name]) for name, value in bits(model).items())
+        model.eval()
+        with torch.no_grad():
+            assert (model(IDS).logits - want).abs().max() > 0.1
+            with ctrl.pretrained(model):
+                assert torch.equal(model(IDS).logits, want)
+            assert torch.equal(ctrl.reference(model)(IDS).logits, want)
+
+    def test_saved_ones_load_onto_the_same_kind(self, kind: str, config: str, tmp_path: Path) -> None:
+        """Onto a base that has not run: in bitsandbytes two modules with one weight then have one set of scales."""
+        if config == "lora" and kind == "fake packed":
+            pytest.skip("refused")
+        model = expanded(kind, **CONFIGS[config])
+        perturb(model)
+        folder = ctrl.save(model, tmp_path / "saved")
+        loaded = ctrl.load(QUANTISED[kind](), folder)
+        loaded.train()(IDS)
+        with torch.no_grad():
+            assert torch.equal(loaded.eval()(IDS).logits, model(IDS).logits)
+            tokens = loaded.generate(IDS, max_new_tokens=6, do_sample=False)
+            assert torch.equal(tokens, loaded.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=False))
+
+
+@every_kind
+def test_copies_are_the_matrices_that_the_layer_computes_with(kind: str) -> None:
+    model = expanded(kind)
+    layer = expanded_layers(model)[0]
+    assert not has_quantised(layer.expanded)
+    x = torch.randn(5, 32)
+    with torch.no_grad():
+        for name in ("self_attn.q_proj", "mlp.up_proj"):
+            frozen, copied = layer.get_submodule(name), layer.expanded.get_submodule(name)
+            assert is_quantised_linear(frozen)
+            torch.testing.assert_close(copied(x), frozen(x), rtol=2e-2, atol=2e-2)
+            assert (copied.weight - build("llama").model.layers[1].get_submodule(name).weight).abs().max() > 1e-4
+
+
+@every_kind
+@pytest.mark.parametrize("config", ["concat", "lora"])
+def test_merging_and_exporting_are_refused_and_work_over_the_base_in_floats(
+    kind: str, config: str, tmp_path: Path
+) -> None:
+    if config == "lora" and kind == "fake packed":
+        pytest.skip("refused")
+    model = expanded(kind, **CONFIGS[config])
+    perturb(model, size=0.01)
+    with pytest.raises(ConfigError, match="the base model is quantised, merge_back needs its weights in floats"):
+        ctrl.merge_back(model)
+    with pytest.raises(ConfigError, match="the base model is quantised, merge_back needs"):
+        ctrl.merge_models([model, model])
+    if config == "concat":
+        with pytest.raises(ConfigError, match="the base model is quantised, export_published needs"):
+            ctrl.export_published(model, tmp_path / "published")
+    plain = ctrl.merge_back(ctrl.load(build("llama"), ctrl.save(model, tmp_path / "saved")))
+    with torch.no_grad():
+        near, far = ((plain(IDS).logits - one).abs().mean() for one in (model(IDS).logits, build("gpt2")(IDS).logits))
+    assert near < far / 2
+
+
+def test_bf16_copies_are_fp32_and_compute_in_bf16() -> None:
+    base = QUANTISED["fake int8"]().to(torch.bfloat16)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    copied = expanded_layers(model)[0].expanded
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+    assert model(IDS).logits.dtype == torch.bfloat16
+
+
+def test_a_bias_is_copied_once() -> None:
+    base = build("qwen2")
+    replace_linears(base.model, FakeInt8)
+    with torch.no_grad():
+        want = base(IDS).logits
+        torch.testing.assert_close(ctrl.expand(base, ctrl.ControlConfig(layers=2))(IDS).logits, want)
+
+
+def test_quantised_experts_are_refused_and_low_rank_copies_are_not() -> None:
+    base = build("mixtral")
+    for layer in base.model.layers:
+        experts = layer.mlp.experts
+        experts.gate_up_proj = nn.Parameter(experts.gate_up_proj.to(torch.int8), requires_grad=False)
+    kinds = [type(m) for m in base.modules()]
+    with pytest.raises(
+        ConfigError, match=r"mlp.experts of .*has quantised weights that are no matrix.*expanded='lora'"
+    ):
+        ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    assert [type(m) for m in base.modules()] == kinds
+
+
+def test_the_frozen_linears_may_be_quantised_after_expanding() -> None:
+    """The way out that the refusal names."""
+    model = ctrl.expand(build("llama"), ctrl.ControlConfig(layers=2))
+    want = copy.deepcopy(model)(IDS).logits
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            replace_linears(part, FakeInt8)
+    model.train()(**labelled(left_padded())).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert 0 < (model.eval()(IDS).logits - want).abs().max() < 1
+
+
+def test_diagnostics_have_no_size_of_update() -> None:
+    model = expanded("fake int8")
+    with ctrl.diagnostics(model) as log:
+        model.train()(IDS, labels=IDS)
+    assert all(row.update != row.update and row.divergence >= 0 for row in log.rows)
+
+
+def test_trainer_trains_the_copies(tmp_path: Path) -> None:
+    """transformers marks a base that it has quantised, and refuses to train such a model."""
+    base = quantised("fake int8")
+    base.is_quantized = True
+    args = TrainingArguments(str(tmp_path), max_steps=2, report_to=[], use_cpu=True, learning_rate=1e-2)
+    rows = [{"input_ids": ids, "labels": ids} for ids in IDS]
+    with pytest.raises(ValueError, match="purely quantized"):
+        Trainer(base, args, train_dataset=rows)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    Trainer(model, args, train_dataset=rows).train()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(".expanded." in name for name in moved)
+    ctrl.unload(model)
+    assert base.is_quantized
+
+
+def test_only_quantised_tensors_are_taken_for_such() -> None:
+    assert not has_quantised(build("llama"))
+    assert not has_quantised(build("llama").bfloat16())
+    assert not has_quantised(build("mixtral"))
+    assert is_quantised(torch.zeros(2, dtype=torch.int8))
