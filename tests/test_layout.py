@@ -31,6 +31,10 @@ COVERED_BY = {
     "experiments.training.callbacks": "experiments/training/test_train.py",
     "experiments.training.meter": "experiments/training/test_trainer.py",
     # parts of a report or a picture, which are seen on the page
+    "experiments.measure.plot": "experiments/measure/test_run.py",
+    "experiments.measure.report": "experiments/measure/test_run.py",
+    "experiments.measure.kinds": "experiments/measure/test_models.py",
+    "experiments.cli.measure": "experiments/measure/test_models.py",
     "experiments.comparison.plot": "experiments/comparison/test_report.py",
     "experiments.reporting.page": "experiments/reporting/test_report.py",
     "experiments.reporting.plots.style": "experiments/reporting/plots/test_forgetting.py",

@@ -49,12 +49,12 @@ def run_experiment(
         only_one_process("an observer")
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
-    with _errors_explained(root), Processes.joined() as processes:
+    with errors_explained(root), Processes.joined() as processes:
         processes.per_process(config.training.batch_size)
         if not processes.is_main:
             return follow(config, folder, processes)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_one(folder):
             if fresh and folder.exists():
                 shutil.rmtree(folder)
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)
@@ -82,7 +82,8 @@ def open_run(folder: Path, say: Callable[[str], None] = print) -> Prepared:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. Raises RunError if another one has it."""
     try:
         with FileLock(f"{folder}.lock", timeout=0):
             yield
@@ -91,7 +92,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _errors_explained(root: Path) -> Iterator[None]:
+def errors_explained(root: Path) -> Iterator[None]:
     """Raise RunError, which says how to go on, for a full disk and for a launch that has to end."""
     try:
         yield
