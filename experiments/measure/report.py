@@ -82,8 +82,7 @@ def _tables(
     session: Session, results: Sequence[ArmResult], runs: Sequence[ComparedRun]
 ) -> tuple[list[Table], list[str]]:
     """Make the tables; the first is that of the figures. Returns notes of the comparison too."""
-    further = further_table(results)
-    found = [models_table(results), retention_table(results), further]
+    found = [models_table(results), retention_table(results), further_table(results)]
     notes: list[str] = []
     if len(runs) > 1:
         try:

@@ -115,6 +115,22 @@ def test_a_second_call_reads_what_is_finished(
     assert [r.arm for r in again.results] == ["same", "perturbed", "adapter"]
 
 
+def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
+    measured: Measurement, models: dict[str, str], base: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    words = ["measure", "--base", base, "--model", f"same={models['same']}", "--root", str(root), *settings]
+    words += ["--precision", "fp32", "--gate", "kl <= 0"]
+    assert main(words) == 0  # all is on disk
+    out = capsys.readouterr().out
+    assert out.strip().startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
+    assert "pass  same: kl <= 0: .000 [.000,.000], bound 0.0000" in out
+    assert main([*words, "--gate", "retention >= 1"]) == 3
+    assert "FAIL  same: retention >= 1: 1.000 [" in capsys.readouterr().out
+    assert main([*words, "--gate", "retentoin >= 1"]) == 2
+    assert "did you mean 'retention'" in capsys.readouterr().err
+
+
 def test_it_goes_on_after_a_stop_and_measures_changed_files_again(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
