@@ -62,7 +62,7 @@ class Probe:
         hidden, *rest = args or (kwargs["hidden_states"],)
         others = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self._note_state(hidden, index)
-        _check_cache(self._name(index), others)
+        _check_cache(self._name(index), {**dict(enumerate(rest)), **others})
         rest, others = [_no_cache(v) for v in rest], {k: _no_cache(v) for k, v in others.items()}
         self._check_passed_on(index, hidden, rest, others)
         if index in self.copies:
@@ -195,7 +195,7 @@ def _leaves(out: Tensor) -> set[int]:
     return found
 
 
-def _check_cache(name: str, values: Mapping[str, Any]) -> None:
+def _check_cache(name: str, values: Mapping[Any, Any]) -> None:
     """Raise ConfigError if the layer gets a cache that is none of transformers' own: copies could get no slot in it."""
     for key, value in values.items():
         known = isinstance(value, Cache) and type(value).__module__ == cache_utils.__name__

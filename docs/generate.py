@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -31,6 +31,7 @@ from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
 from experiments.methods.base import Average, LossTerm, Tuning
 from experiments.methods.tuning import Control
 from experiments.reporting.figures_page import figures_markdown
+from experiments.reporting.table import Table
 from experiments.studies import config as study
 from experiments.studies.space import DIMENSIONS
 from experiments.training.config import TrainingConfig
@@ -65,8 +66,8 @@ def fields(name: str) -> str:
 
 def kept_tasks() -> str:
     """The kept tasks with their number of questions."""
-    rows = [f"| `{name}` | {len(task())} | {first_line(task)} |" for name, task in KEPT_TASKS.items()]
-    return "\n".join(("| task | questions | contents |", "|---|---|---|", *rows))
+    rows = tuple((f"`{name}`", len(task()), first_line(task)) for name, task in KEPT_TASKS.items())
+    return Table("", ("task", "questions", "contents"), rows).markdown()
 
 
 def suites() -> str:
@@ -87,13 +88,13 @@ def tunings() -> str:
 
 def shorthands() -> str:
     """The short names of methods."""
-    kinds = {"train": TUNINGS, "loss": LOSS_TERMS, "average": AVERAGES}
+    kinds: dict[str, Mapping[str, object]] = {"train": TUNINGS, "loss": LOSS_TERMS, "average": AVERAGES}
     rows = []
     for name in METHODS:
         kind = next(kind for kind, table in kinds.items() if name in table)
         place = "control" if kind == "train" and TUNINGS[name].in_control else "options"
-        rows.append(f"| `{name}` | `{kind}: {f'[{name}]' if kind == 'loss' else name}` | `{place}` |")
-    return "\n".join(("| method | stands for | its fields are in |", "|---|---|---|", *rows))
+        rows.append((f"`{name}`", f"`{kind}: {f'[{name}]' if kind == 'loss' else name}`", f"`{place}`"))
+    return Table("", ("method", "stands for", "its fields are in"), tuple(rows)).markdown()
 
 
 def first_line(value: object) -> str:
@@ -111,11 +112,11 @@ def commands() -> str:
 
 def _command(name: str, text: str, command: argparse.ArgumentParser) -> str:
     rows = [
-        f"| {_argument(action)} | {(action.help or '') % {'default': action.default}} |"
+        (_argument(action), (action.help or "") % {"default": action.default})
         for action in command._actions
         if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
     ]
-    table = "\n".join(("| argument | meaning |", "|---|---|", *rows)) if rows else "It takes no arguments."
+    table = Table("", ("argument", "meaning"), tuple(rows)).markdown() if rows else "It takes no arguments."
     return f"### control-llm {name}\n\n{text[0].upper()}{text[1:].rstrip(' .')}.\n\n{table}"
 
 

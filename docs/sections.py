@@ -15,32 +15,33 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ctrl import ControlConfig
+from experiments.reporting.table import Table
 
 ROOT = Path(__file__).parents[1]
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", dict: "mapping", Any: "any value"}
 PLURALS = {"integer": "integers", "number": "numbers", "text": "texts", "any value": "any values"}
 BOUNDS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}", "min_length": "at least {}"}
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
-HEAD = ("| field | type | default | meaning |", "|---|---|---|---|")
+HEAD = ("field", "type", "default", "meaning")
 
 
 def fields_table(cls: type[BaseModel], anchors: Mapping[type, str]) -> str:
     """A Markdown table with one row per field. anchors: heading of each section that fields may link to."""
     rows = [
-        f"| `{name}` | {_typed(field, anchors)} | {_default(field, anchors)} | {_cell(meaning(cls, name))} |"
+        (f"`{name}`", _typed(field, anchors), _default(field, anchors), meaning(cls, name))
         for name, field in cls.model_fields.items()
     ]
-    return "\n".join((*HEAD, *rows)) if rows else ""
+    return Table("", HEAD, tuple(rows)).markdown() if rows else ""
 
 
 def control_table() -> str:
     """The same for `ControlConfig`, whose docstring describes its fields."""
     hints, texts = get_type_hints(ControlConfig), dict(_described(ControlConfig))
     rows = [
-        f"| `{field.name}` | {_type(hints[field.name], {})} | {_value(field.default)} | {_cell(texts[field.name])} |"
+        (f"`{field.name}`", _type(hints[field.name], {}), _value(field.default), texts[field.name])
         for field in dataclasses.fields(ControlConfig)
     ]
-    return "\n".join((*HEAD, *rows))
+    return Table("", HEAD, tuple(rows)).markdown()
 
 
 def meaning(cls: type[BaseModel], name: str) -> str:
@@ -120,10 +121,6 @@ def _described(cls: type) -> list[tuple[str, str]]:
     """(field, text) pairs of a docstring whose lines begin with `field: `."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return [(name, " ".join(words.split())) for name, words in re.findall(r"^(\w+): (.*(?:\n    .*)*)", text, re.M)]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _anchor(heading: str) -> str:

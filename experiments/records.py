@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.common.errors import DamagedError
 from experiments.common.files import json_lines, write_text
 
 MEASURED = "measured"  # method of a model that was trained elsewhere; its learning rate is not known, and 0
@@ -106,8 +107,11 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Inverse of write_records. Raises ValueError naming the file and line that is not a record."""
-    return list(_read(path))
+    """Inverse of write_records. Raises DamagedError naming the file and line that is not a record."""
+    try:
+        return list(_read(path))
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path} holds no item records ({error}); delete the file to redo it") from error
 
 
 def _read(path: Path) -> Iterator[Record]:
@@ -119,6 +123,6 @@ def _read(path: Path) -> Iterator[Record]:
                     values[name] = tuple(values[name])
             yield Record(**values)
         except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(
+            raise DamagedError(
                 f"{path}, line {number} is not an item record ({error}); delete the file to redo it"
             ) from error

@@ -16,9 +16,9 @@
 #
 # A small pretrained LLM learns arithmetic in two ways, on the same data in the same order:
 #
-# - **full**: all weights are tuned;
-# - **control**: Control LLM. The pretrained layers stay frozen, copies of eight of them train beside them, and the two
-#   hidden states are mixed half and half, with a penalty on their distance.
+# - **full**: all weights train;
+# - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
+#   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
 # What does each learn, and what does each forget? This notebook runs the same pipeline as `make quickstart`, with few
 # steps and items, so its intervals are wide. Change a number and run it again: finished arms are not run twice.
@@ -63,15 +63,15 @@ config = load_config(
 
 # %% [markdown]
 # ## Train and measure
-# Base, data and every arm are evaluated on the same items. Everything lands in MLflow while it runs.
+# The base model and both arms answer the same questions. All figures are in MLflow while the run goes on.
 
 # %%
 outcome = run_experiment(config, root)
 
 # %% [markdown]
 # ## What each learned and forgot
-# *Gain* is the rise in exact-match accuracy on new sums. *Retention* is kept-task accuracy after training over before:
-# 1 means nothing was lost. Brackets are 95 % intervals from a paired bootstrap over items.
+# *Gain* is the rise in accuracy on sums that were never trained on. *Retention* is the accuracy on kept tasks after
+# training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
 
 # %%
 print(format_table(outcome.results))
@@ -92,7 +92,7 @@ with pd.option_context("display.max_colwidth", None):
 
 # %% [markdown]
 # ## Where to look next
-# The HTML report holds the per-task figures; MLflow holds every step.
+# The HTML report has the figures of each task, MLflow those of every step.
 
 # %%
 print("report:", relpath(outcome.report))

@@ -14,12 +14,12 @@
 # %% [markdown]
 # # Which part does it?
 #
-# Control LLM has three parts: copies beside frozen layers, a mix of the two hidden states, and a penalty on their
-# distance. This notebook takes parts away and compares what is left, on the same data and the same questions.
-# Then it turns a dial: after training, how much of the copies should be mixed in?
+# Control LLM has three parts: copies next to frozen layers, a mix of the two outputs, and the divergence, their
+# distance in the loss. This notebook takes parts away and compares what is left, on the same data and the same
+# questions. Then it turns a dial: after training, how much of the copies should be mixed in?
 #
-# It is an experiment at a desk, with few steps and few questions. The study `table5` asks the same with all the
-# paper's arms: `control-llm study table5`.
+# It is a small experiment, with few steps and few questions. The study `table5` asks the same of all variants in the
+# paper: `control-llm study table5`.
 
 # %% tags=["parameters"]
 steps = 24
@@ -90,8 +90,8 @@ outcomes = [
 
 # %% [markdown]
 # ## Side by side
-# All arms answered the same questions, so differences are taken question by question. Filled: the arm differs from
-# `control` (p below .05 after Holm's correction over the arms); hollow: this many questions cannot tell them apart.
+# All arms answered the same questions, so differences are taken question by question. Filled: the difference from
+# `control` is significant (p below .05 after Holm's correction over the arms). Hollow: it is not.
 
 # %%
 runs = read_runs([f"{o.folder}:{o.results[0].arm}-{learning_rate:g}" for o in outcomes])  # not what the dial made
@@ -105,7 +105,7 @@ print(format_comparison(comparison))
 
 # %% [markdown]
 # ## The dial
-# The copies are trained; their share in the mix can still be turned. 0 is the base model, the arm was trained at .5.
+# After training, alpha, the share of the copies, can still be changed. 0 is the base model; the arm was trained at .5.
 # Nothing is trained here, and hidden states are mixed, not weights (for that: `--op merge`).
 
 # %%
@@ -133,7 +133,7 @@ dial = interact(
 )
 # %% [markdown]
 # ## Where to look next
-# One seed and few questions decide little. `seed=1` in the changes above repeats all of it; the study `axes` searches
+# One seed and few questions decide little. `"seed": 1` in the changes above repeats it all. The study `axes` searches
 # interpolation, layers and replay together.
 
 # %%

@@ -14,12 +14,12 @@
 # %% [markdown]
 # # What moved inside
 #
-# Two arms learn the same sums: **full** tuning of all weights, and **control**, which trains copies of a few layers
-# beside the frozen ones. Accuracy says what came out. This notebook looks inside: how far did the hidden states move,
-# in which layers, and do words that belong together still lie together?
+# Two arms learn the same sums: **full** trains all weights, **control** trains copies of a few layers next to the
+# frozen ones. Accuracy shows the result. This notebook looks inside: how far did the hidden states move, in which
+# layers, and are the states of related words still close to each other?
 #
-# The probes are the paper's: 30 sentences such as *king is to queen* or *Paris is to France*, each also the other way
-# round. What is compared is the state of each sentence's last token, layer by layer.
+# The sentences are the paper's: 30 analogies such as *king is to queen* or *Paris is to France*, each also the other
+# way round. The state of each sentence's last token is compared, layer by layer.
 
 # %% tags=["parameters"]
 steps = 20
@@ -94,7 +94,7 @@ after = {arm: hidden_states(model.eval(), tokenizer) for arm, model in models.it
 # - **shared nearest neighbours**: the share of the five sentences nearest to a sentence that still are. Chance is 5/59.
 # - **|dW| / |W|**: how far the weights moved; in an expanded layer, the copy's.
 #
-# Dark is far from the base.
+# Dark: far from the base model.
 
 # %%
 tables = {}
@@ -112,7 +112,7 @@ for arm, table in tables.items():
 
 # %% [markdown]
 # ## Do analogies stay together?
-# The 30 sentences on the two principal axes of the base's states. Hollow: base; filled: tuned, joined by a line.
+# The 30 sentences on the two principal axes of the base's states. Hollow: base; filled: trained, joined by a line.
 
 # %%
 buffer = io.BytesIO()
@@ -123,7 +123,7 @@ display(Image(buffer.getvalue()))
 # %% [markdown]
 # ## Inside the expanded layers
 # The two branches of each expanded layer on the same sentences: the frozen layer against its trained copy, and alpha,
-# the copy's share in the mix. The divergence is the training penalty, here over all tokens of the sentences.
+# the copy's share in the mix. The divergence is that of the loss, here over all tokens of the sentences.
 
 # %%
 control = models["control"]

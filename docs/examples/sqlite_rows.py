@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.data.columns import Columns
+from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example
-from experiments.data.source import Finite, distinct
+from experiments.data.source import Finite
 
 
 class SqliteRows(Columns, Finite):
@@ -26,8 +26,17 @@ class SqliteRows(Columns, Finite):
     def label(self) -> str:
         return Path(self.path).stem
 
-    @functools.cached_property
+    @property
     def examples(self) -> tuple[Example, ...]:
+        return tuple(self._found[0].values())
+
+    @property
+    def notes(self) -> list[str]:
+        return passed_over(self._found[1])
+
+    @functools.cached_property
+    def _found(self) -> tuple[dict[int, Example], list[str]]:
+        """The examples by number of the row, and why the other rows cannot be used."""
         if not Path(self.path).is_file():
             raise ConfigError(f"source sqlite: {self.path} does not exist (looked in {Path.cwd()})")
         connection = sqlite3.connect(self.path)
@@ -38,4 +47,4 @@ class SqliteRows(Columns, Finite):
             raise ConfigError(f"source sqlite: {self.query!r} failed on {self.path}: {error}") from error
         finally:
             connection.close()
-        return distinct(self.table(rows, self.path))
+        return self.usable(rows, self.path)

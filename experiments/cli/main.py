@@ -16,11 +16,14 @@ from experiments.cli import catalogue, compare, measure, run, runs, study
 from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
+from experiments.common.threads import wait_asleep
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     quiet_warnings()
+    if "torch" not in sys.modules:
+        wait_asleep(os.environ)
     try:
         code = int(args.command(args))
         sys.stdout.flush()

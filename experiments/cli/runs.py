@@ -10,7 +10,6 @@ from typing import Any
 from experiments.cli.console import Commands, add_root, show, show_rows
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_json
 from experiments.common.paths import default_root, short_path
 
 HEAD = ("folder", "status", "done", "best gain", "retention", "of arm", "age")
@@ -81,8 +80,8 @@ def find(name: str, root: Path) -> Path:
 
 def _show_run(folder: Path) -> None:
     from experiments.cli.overview import age, read_config, read_run
-    from experiments.records import ArmResult
     from experiments.reporting.tables import format_table
+    from experiments.runs.result_file import read_result
 
     one, config = read_run(folder), read_config(folder / "config.yaml")
     show(f"{folder.name}: {one.status}, {one.done} of {one.total} arms, last change {age(one.updated)} ago\n")
@@ -91,7 +90,7 @@ def _show_run(folder: Path) -> None:
     made = [folder / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
     made += sorted(path.parent for path in folder.glob("posthoc/*/result.json"))
     files = [path / "result.json" for path in made]
-    results = [ArmResult.from_dict(read_json(file)) for file in files if file.is_file()]
+    results = [read_result(file) for file in files if file.is_file()]
     if results:
         print()
         show(format_table(results))

@@ -116,12 +116,12 @@ def report_command(args: argparse.Namespace) -> int:
 
 def attach(name: str, root: Path, folder: Path) -> str:
     """Add a report's files to the study's MLflow run, in the folder `report`. Returns why that was not possible."""
-    from experiments.common.files import read_json
+    from experiments.common.files import read_note
     from experiments.studies.storage import study_folder
     from experiments.tracking.store import last_line
     from experiments.tracking.tracker import Tracker
 
-    run_id = read_json(study_folder(root, name) / "mlflow.json").get("run_id")
+    run_id = read_note(study_folder(root, name) / "mlflow.json").get("run_id")
     if not run_id:
         return ""  # it ran on another machine
     try:

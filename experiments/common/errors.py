@@ -43,6 +43,10 @@ class RunError(BenchError):
     """An experiment that cannot start or go on. Nothing recorded is lost."""
 
 
+class MachineError(RunError):
+    """A fault of the machine (see `machine_faults`): it says nothing about the arm or trial, and may be gone soon."""
+
+
 class StudyError(BenchError):
     """A study that cannot start, or that stopped. No trial is lost."""
 

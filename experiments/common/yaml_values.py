@@ -41,6 +41,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quote the texts that `_Loader` would read as something else: PyYAML writes 1e-3 bare."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def dump_yaml(values: Any) -> str:
+    """Return plain values as YAML that `load_yaml` reads as the same values. Keys keep their order."""
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False))
+
+
 def load_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises yaml.YAMLError."""
     try:

@@ -14,6 +14,7 @@ from experiments.common.section import nearest
 from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
+from experiments.runs.result_file import check_files
 
 TABLES = (".csv", ".parquet", ".json")
 MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
@@ -157,8 +158,11 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     result = folder / "result.json"
     fault = "it has not finished"
     if result.is_file():
-        values = json.loads(result.read_text(encoding="utf-8"))
-        fault = _lacking(values, steps) if values["status"] == "finished" else f"{values['status']}: {values['reason']}"
+        values = read_json(result)
+        status = values.get("status", "damaged")
+        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
+        if not fault:
+            check_files(result)
     left_out = read_json(folder / MODEL).get("left_out", {})
     return ComparedRun(
         folder.name,

@@ -74,6 +74,11 @@ class Suite:
         """Number of items that `measure` reports to `progress`."""
         raise NotImplementedError
 
+    @property
+    def longest(self) -> int:
+        """Number of tokens of the longest sequence that `measure` reads or writes; 0 if the suite cuts to fit."""
+        return 0
+
     def content(self) -> Any:
         """Return the items and all settings that change a record, as plain JSON: the key of the cache.
 

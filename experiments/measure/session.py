@@ -26,7 +26,9 @@ from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off
 from experiments.records import MEASURED, ArmResult, Record, read_records, write_records
-from experiments.runs.baseline import MeasuredBase, floor_file, headline, measure_base, score
+from experiments.runs.base_records import ITEMS, REWORDED
+from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
+from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
 
@@ -70,16 +72,16 @@ class Session:
             check_base_fingerprint(one.folder, loaded, self.base)
 
     def base_records(self) -> list[Record]:
-        return read_records(self.folder / "base" / "items.jsonl")
+        return read_records(self.folder / "base" / ITEMS)
 
     def floor_records(self) -> list[Record]:
-        file = floor_file(self.folder)
+        file = self.folder / "base" / REWORDED
         return read_records(file) if file.is_file() else []
 
     def is_finished(self, model: Model) -> bool:
         """Whether the model's result is on disk, of the files that it has now."""
         folder = self.arm(model)
-        return read_json(folder / MODEL) == _facts(model) and (folder / "result.json").is_file() and not cut_off(folder)
+        return read_json(folder / MODEL) == _facts(model) and (folder / RESULT).is_file() and not cut_off(folder)
 
     def arm(self, model: Model) -> Path:
         return self.folder / "arms" / model.name
@@ -92,9 +94,9 @@ class Session:
             with self._tracked(model) as run:
                 for one in model.checkpoints:
                     self._measure_checkpoint(model, one)
-                write_json(folder / "result.json", self._result(model).to_dict())
+                write_result(folder, self._result(model))
                 self._log(run, model)
-        return ArmResult.from_dict(read_json(folder / "result.json"))
+        return whole_results([folder / RESULT])[0]
 
     def _begin(self, model: Model) -> None:
         """Drop what was measured of other files under this name."""
@@ -160,13 +162,13 @@ class Session:
             yield run
 
     def _log(self, run: Run, model: Model) -> None:
-        result = ArmResult.from_dict(read_json(self.arm(model) / "result.json"))
+        result = read_result(self.arm(model) / RESULT)
         for point in result.trajectory[1:]:
             run.log_metrics({name: figure.value for name, figure in point.items() if name != "step"}, point["step"])
         run.log_metrics({name: figure.value for name, figure in result.scorecard.items()}, result.steps)
         for one in model.checkpoints:
             run.log_file(self.arm(model) / f"items-{one.step}.jsonl", "records")
-        run.log_file(self.arm(model) / "result.json", "scorecard")
+        run.log_file(self.arm(model) / RESULT, "scorecard")
 
 
 def _facts(model: Model) -> dict[str, Any]:

@@ -153,6 +153,11 @@ def asked_key(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str] = ())
     return [prompts, end_of_turn(tokenizer), sorted(tokenizer.all_special_ids), *added(tokenizer)]
 
 
+def longest_chat(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], reply: int) -> int:
+    """Return the number of tokens of the longest prompt and a reply of `reply` tokens; 0 without questions."""
+    return max((len(prompt_ids(tokenizer, question)) + reply for question in questions), default=0)
+
+
 def drop_added_end(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let the tokenizer add no end (eos) after a text any more, for code that encodes with it directly."""
     start, end = added(tokenizer)

@@ -16,8 +16,9 @@ from ctrl.layer import expanded_layers
 from ctrl.model import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
-from experiments.methods.saving import is_peft, load_onto
-from experiments.runs.trained import load_trained
+from experiments.methods.saving import is_peft
+from experiments.posthoc.checks import check_arm, check_operation
+from experiments.runs.trained import load_arm, load_trained
 
 Figures = dict[str, float]
 Batches = Sequence[dict[str, Tensor]]
@@ -33,6 +34,10 @@ class TrainedArm:
     others: Sequence[Path] = ()
     batches: list[dict[str, Tensor]] = field(default_factory=list)
 
+    @property
+    def folder(self) -> Path:
+        return self.run / "arms" / f"{self.name}-{self.learning_rate:g}"
+
     def base(self) -> PreTrainedModel:
         return load_config(self.run / "config.yaml").load_base()[0]
 
@@ -45,21 +50,16 @@ def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
 
     An expanded or adapted model is made plain first.
     """
-    if alpha is None:
-        raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
+    check_arm("wise", arm.folder, alpha)
     tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
-    return mixed(arm.base(), [(alpha, tuned)]), {}
+    return mixed(arm.base(), [(float(alpha or 0), tuned)]), {}
 
 
 def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Merge an expanded model back at alpha (default: its own) and measure the gap; or fold an adapter in."""
+    check_arm("merge", arm.folder, alpha)
     model = arm.trained()
     if not isinstance(model, ControlModel):
-        if alpha is not None or not is_peft(model):
-            raise ConfigError(
-                f"merge: arm {arm.name!r} is not expanded"
-                + (", so --alphas has no meaning for it" if is_peft(model) else " and has no adapter: use wise")
-            )
         return plain_model(model), {}
     merged = ctrl.merge_back(model, alpha, gate_batches(model, arm.batches) if alpha is None else None)
     gap = ctrl.merge_gap(model.eval(), merged.eval(), arm.batches)
@@ -68,15 +68,14 @@ def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
 
 def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Add task vectors: base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
-    if not arm.others:
-        raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+    check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
     base_model = load_config(arm.run / "config.yaml").base_model
     vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
     for folder in arm.others:
         theirs = _config_of(folder).base_model
         if theirs != base_model:
             raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
-        other = plain_model(load_onto(arm.base(), folder / "trained"), arm.batches)
+        other = plain_model(load_arm(arm.base(), folder), arm.batches)
         vectors.append(dict(other.named_parameters()))
     weight = 1.0 if alpha is None else alpha
     return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
@@ -84,12 +83,9 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
 
 def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Set alpha of an expanded model to one value in every layer and for every token (`ctrl.at_alpha`)."""
+    check_arm("dial", arm.folder, alpha)
     model = arm.trained()
-    if alpha is None or not isinstance(model, ControlModel):
-        raise ConfigError(
-            f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
-        )
-    set_alpha(model, alpha)
+    set_alpha(model, float(alpha or 0))
     return model, {}
 
 

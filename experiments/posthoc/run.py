@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 
 import ctrl
 from experiments.common.errors import ConfigError, RunError
-from experiments.common.files import read_json
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
+from experiments.posthoc.checks import check_operation
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.run import open_run
+from experiments.runs.result_file import RESULT, whole_results
+from experiments.runs.run import errors_explained, open_run
 from experiments.tracking.tracker import Tracker
 
 
@@ -46,30 +47,32 @@ def posthoc(
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = _result_file(run, arm, learning_rate)
+    check_operation(operation, trained.parent, alphas or (), others)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
     for alpha in shares:
-        result = ArmResult.from_dict(read_json(trained))
+        (result,) = whole_results([trained])
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
-        if not (folder / "result.json").is_file():
-            prepared, tracker = opened = opened or _opened(run, say, study)
-            source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
-            model, figures = _applied(operation, source, alpha)
-            result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
-            say(f"measuring {result.label} ...")
-            measure_tracked(prepared, tracker, model, result, folder, options)
-        results.append(ArmResult.from_dict(read_json(folder / "result.json")))
-        end_tracked(run, results[-1], folder, options)
+        with errors_explained(run.parent.parent):
+            if not (folder / RESULT).is_file():
+                prepared, tracker = opened = opened or _opened(run, say, study)
+                source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
+                model, figures = _applied(operation, source, alpha)
+                result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
+                say(f"measuring {result.label} ...")
+                measure_tracked(prepared, tracker, model, result, folder, options)
+            results += whole_results([folder / RESULT])
+            end_tracked(run, results[-1], folder, options)
     return results
 
 
 def _result_file(run: Path, arm: str, learning_rate: float) -> Path:
     """Return the file with an arm's result. Raises RunError, which names the finished arms."""
-    path = run / "arms" / f"{arm}-{learning_rate:g}" / "result.json"
-    if not path.is_file():
+    path = run / "arms" / f"{arm}-{learning_rate:g}" / RESULT
+    if Path(arm).name != arm or not path.is_file():
         found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
         raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
     return path

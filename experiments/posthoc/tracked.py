@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_note, write_json
 from experiments.records import ArmResult
 from experiments.runs.baseline import headline
 from experiments.runs.prepared import Prepared
@@ -70,7 +70,7 @@ def _run(
         parent=_parent_id(run_folder),
         params={"arm": result.arm, "method": result.method, "learning_rate": result.learning_rate, **known},
         tags={**known, "source_arm": arm, **({"source_run": source} if source else {})},
-        run_id=read_json(folder / "mlflow.json").get("run_id"),
+        run_id=read_note(folder / "mlflow.json").get("run_id"),
         folder=folder,
     ) as run:
         write_json(folder / "mlflow.json", {"run_id": run.id})
@@ -100,9 +100,9 @@ def experiment_of(folder: Path) -> str | None:
 def _parent_id(folder: Path) -> str | None:
     """Return the journal's id of the experiment's run, by which every store finds it, also one that gets it later."""
     journal = _journal(folder)
-    return journal.id if journal else read_json(folder / "mlflow.json").get("run_id")
+    return journal.id if journal else read_note(folder / "mlflow.json").get("run_id")
 
 
 def _journal(folder: Path) -> Journal | None:
-    run_id = read_json(folder / "mlflow.json").get("run_id")
+    run_id = read_note(folder / "mlflow.json").get("run_id")
     return find(folder, run_id) if run_id else None

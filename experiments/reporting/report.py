@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-import yaml
 from matplotlib.figure import Figure
 
 from experiments.common.commands import command
 from experiments.common.files import write_text
+from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.page import image_bytes, inline_svg, write_page
@@ -57,7 +57,7 @@ def write_report(
     values = {
         "question": f"What does {config.base_model} forget when it learns {config.data.label}?",
         "config": config,
-        "yaml": yaml.safe_dump(config.to_dict(), sort_keys=False),
+        "yaml": dump_yaml(config.to_dict()),
         "base": [f"{title} {figure_text(base, name)}" for name, title in BASE.items() if name in base],
         "tiles": _tiles(config, base, results),
         "words": summary(results, significant),

@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.common.files import read_json, write_json
+from experiments.common.errors import ModelError
+from experiments.common.files import read_note, write_json
+from experiments.common.machine_faults import of_the_machine
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.text import gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
+from experiments.runs.estimate import TimeLeft
+from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import GAINS, HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
-from experiments.training.checkpoints import disk_full, last_checkpoint
+from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
 from experiments.training.processes import LaunchMismatch
 
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
@@ -53,26 +57,31 @@ class ArmRun:
     def __init__(self, training: ArmTraining, session: Session) -> None:
         self.training, self.session = training, session
         self.prepared, self.arm, self.folder = training.prepared, training.arm, training.folder
-        self.result_file = self.folder / "result.json"
+        self.result_file = self.folder / RESULT
         self.records = ArmRecords(self.prepared, self.folder)
 
-    def run(self, parent: Run) -> ArmResult:
-        """Train and evaluate, or read the result that is there. An arm that fails does not stop the others."""
+    def run(self, parent: Run, left: TimeLeft | None = None) -> ArmResult:
+        """Train and evaluate, or read the result that is there. An arm that fails does not stop the others.
+
+        left: says anew what the run still needs if steps take longer than estimated.
+        """
         result, known = self._read(), self.result_file.is_file()
-        run_id = read_json(self.folder / "mlflow.json").get("run_id")
+        run_id = read_note(self.folder / "mlflow.json").get("run_id")
         if known and self._ended(run_id):
             return result
         with self._tracked(result.label, parent, run_id) as run:
             self._log_start(run)
             if not known:
                 start = time.perf_counter()
-                self._say_start(result)
+                self._drop_unmeasured()
+                step = self._say_start(result)
+                evaluated = left.arm(self.folder.name, step) if left else lambda step: None
                 with self._failure_noted(result, run):
-                    result.cost = self.training.train(self._hooks(result, run))
+                    result.cost = self.training.train(self._hooks(result, run, evaluated))
                     self._log_model(run)
                 with self._failure_noted(result, run):
                     self._score(result, run)
-                write_json(self.result_file, result.to_dict())
+                write_result(self.folder, result)
                 self._say_end(result, time.perf_counter() - start)
             elif result.status == "failed":
                 run.fail(str(result.reason))
@@ -82,15 +91,16 @@ class ArmRun:
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""
         path = self.folder / "data.json"
-        if not path.is_file():
-            write_json(path, {"drawn": self.prepared.data.drawn(self.arm)})
-        drawn: list[dict[str, Any]] = read_json(path)["drawn"]
+        drawn: list[dict[str, Any]] | None = read_note(path).get("drawn")
+        if drawn is None:
+            drawn = self.prepared.data.drawn(self.arm)
+            write_json(path, {"drawn": drawn})
         return drawn
 
     def _read(self) -> ArmResult:
-        """Return the result on disk, or one to be filled."""
+        """Return the result on disk, or one to be filled. Raises DamagedError."""
         if self.result_file.is_file():
-            return ArmResult.from_dict(read_json(self.result_file))
+            return whole_results([self.result_file])[0]
         return ArmResult(self.arm.name, self.arm.method_name, self.training.learning_rate, "finished")
 
     def _ended(self, run_id: str | None) -> bool:
@@ -109,9 +119,17 @@ class ArmRun:
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
 
-    def _say_start(self, result: ArmResult) -> None:
+    def _drop_unmeasured(self) -> None:
+        """Go back to before the first evaluation whose records are gone or were changed, and measure it again."""
+        step = next((s for s in self.prepared.config.evaluation_steps if not self.records.whole(s)), None)
+        if step is not None:
+            drop_checkpoints(self.folder / "checkpoints", step)
+
+    def _say_start(self, result: ArmResult) -> int:
+        """Say which arm begins. Returns the step of the checkpoint that it goes on from, or 0."""
         checkpoint = last_checkpoint(self.folder / "checkpoints")
         self.session.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
+        return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
 
     def _say_end(self, result: ArmResult, seconds: float) -> None:
         if not result.reason:
@@ -119,10 +137,11 @@ class ArmRun:
             retention = with_interval(result.scorecard.get("retention"))
             self.session.say(f"  gain {gain}, retention {retention}, {seconds:.0f} s")
 
-    def _hooks(self, result: ArmResult, run: Run) -> Hooks:
+    def _hooks(self, result: ArmResult, run: Run, evaluated: Callable[[int], None]) -> Hooks:
         def record(step: int, records: list[Record]) -> None:
             figures = self.records.write(step, records)
             run.log_metrics({name: figure.value for name, figure in headline(figures).items()}, step)
+            evaluated(step)
             if self.session.observe:
                 self.session.observe(result.label, step, figures)
 
@@ -130,13 +149,14 @@ class ArmRun:
 
     @contextmanager
     def _failure_noted(self, result: ArmResult, run: Run) -> Iterator[None]:
-        """Turn an error into the arm's status and reason; the first one stays. A full disk stops the whole run."""
+        """Turn an error into the arm's status and reason; the first one stays. A fault of the machine stops the run."""
         try:
             yield
         except StopArm as stop:
             result.status, result.reason = "pruned", str(stop)
         except Exception as error:
-            if disk_full(error) or isinstance(error, AbortLaunch | LaunchMismatch):
+            # the run loaded the base model before
+            if of_the_machine(error) or isinstance(error, AbortLaunch | LaunchMismatch | ModelError):
                 raise
             if not result.reason:
                 result.status, result.reason = "failed", reason(error)

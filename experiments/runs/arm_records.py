@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.common.files import read_note, write_json
+from experiments.common.hashing import file_digest
 from experiments.records import Estimate, Record, read_records, write_records
 from experiments.runs.prepared import Prepared
+
+MEASURED = "measured.json"  # name of a file of records -> its digest, for an arm that is not finished
 
 
 class ArmRecords:
@@ -17,9 +21,17 @@ class ArmRecords:
 
     def write(self, step: int, records: list[Record]) -> dict[str, Estimate]:
         """Write the records of an evaluation and return their figures."""
-        write_records(self._folder / f"items-{step}.jsonl", records)
+        file = self._folder / f"items-{step}.jsonl"
+        write_records(file, records)
+        write_json(self._folder / MEASURED, read_note(self._folder / MEASURED) | {file.name: file_digest(file)})
         self._figures[step] = self._prepared.score(records)
         return self._figures[step]
+
+    def whole(self, step: int) -> bool:
+        """Whether the records of a step are there as they were written; earlier versions noted no digests."""
+        file = self._folder / f"items-{step}.jsonl"
+        digest = read_note(self._folder / MEASURED).get(file.name)
+        return file.is_file() and (digest is None or file_digest(file) == digest)
 
     def files(self) -> dict[int, Path]:
         """Return the files by step, in order."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.files import read_json, write_json
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.models.precision import Precision
-from experiments.records import Estimate, Record, read_records, write_records
+from experiments.records import Estimate, Record
+from experiments.runs.base_records import BaseFolder
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -75,45 +75,8 @@ def measure_base(
     say: Callable[[str], None] = print,
 ) -> MeasuredBase:
     """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`."""
-    cache = BaseCache(root, model, tokenizer, precision)
-    evaluation, base, seconds = _measured_base(suites, model, precision, cache, folder / "base", say)
-    floor: list[Record] = []
-    if config.has_floor:
-        floor = _measured_floor(suites, model, precision, cache, floor_file(folder))
+    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
+    files.check_weights()
+    evaluation, base, seconds = files.measured(say)
+    floor = files.floor() if config.has_floor else []
     return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, config.bootstrap, seed)
-
-
-def floor_file(folder: Path) -> Path:
-    """Return the file with the base model's answers to the reworded kept questions. folder: of the run."""
-    return folder / "base" / "reworded.jsonl"
-
-
-def _measured_base(
-    suites: Suites,
-    model: PreTrainedModel,
-    precision: Precision,
-    cache: BaseCache,
-    folder: Path,
-    say: Callable[[str], None],
-) -> tuple[Evaluation, list[Record], float]:
-    """Return the prepared suites, the base model's records and the seconds that these took."""
-    state, items, timing = (folder / name for name in ("state.json", "items.jsonl", "timing.json"))
-    if items.is_file() and state.is_file():
-        evaluation = suites.prepare(model, precision, cache, read_json(state))
-    else:
-        say("measuring the base model (results of earlier runs are reused) ...")
-        evaluation, measured = suites.measure_base(model, precision, cache)
-        write_json(state, evaluation.state())
-        write_json(timing, {"seconds": measured.seconds, "measured": measured.measured})
-        write_records(items, measured.records)
-    return evaluation, read_records(items), read_json(timing)["seconds"]
-
-
-def _measured_floor(
-    suites: Suites, model: PreTrainedModel, precision: Precision, cache: BaseCache, path: Path
-) -> list[Record]:
-    """Return the base model's answers to the kept questions in other words."""
-    if not path.is_file():
-        _, measured = suites.reworded().measure_base(model, precision, cache)
-        write_records(path, measured.records)
-    return read_records(path)

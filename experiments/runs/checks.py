@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
+from experiments.data.base_text import BaseText
+from experiments.evaluation.evaluate import Suites
+from experiments.models.positions import embedding_rows, positions
 from experiments.models.precision import Precision
+from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards
 
@@ -23,6 +27,62 @@ def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def check_tokens(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if prompts have ids without an embedding, or if rows or sampled texts are too long.
+
+    Called before anything is measured.
+    """
+    faults = [*_id_faults(config, model, tokenizer), *_length_faults(config, positions(model), tokenizer)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def check_suites(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> None:
+    """Raise ConfigError if a suite reads more tokens at once than the model has positions."""
+    most = positions(model)
+    for name, suite in suites.suites.items():
+        if most is not None and suite.longest > most:
+            raise ConfigError(
+                f"evaluation.suites.{name}: its longest prompt and reply have {suite.longest} tokens, but "
+                f"{config.base_model} has {most} positions: ask for shorter ones, or leave the suite out"
+            )
+
+
+def _id_faults(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    rows = embedding_rows(model)
+    ids = {*prompt_ids(tokenizer, "a"), *answer_ids(tokenizer, "a", "a"), end_of_text(tokenizer)}
+    beyond = [f"{i} ({tokenizer.convert_ids_to_tokens(i)})" for i in sorted(ids) if i >= rows]
+    if tokenizer.vocab_size > rows:
+        beyond.append(f"up to {tokenizer.vocab_size - 1}")
+    if not beyond:
+        return []
+    return [
+        f"base_model {config.base_model}: its tokenizer writes the ids {', '.join(beyond)}, but its embedding has "
+        f"{rows} rows: take the tokenizer that it was trained with, or save it after resize_token_embeddings"
+    ]
+
+
+def _length_faults(config: ExperimentConfig, most: int | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """most: the model's positions."""
+    if most is None:
+        return []
+    has, faults = f"but {config.base_model} has {most} positions", []
+    if config.data.length > most:
+        faults.append(f"data.length={config.data.length}, {has}: lower it to {most}")
+    for source in config.data.old:
+        if isinstance(source, BaseText) and (needed := _sampled(source, tokenizer)) > most:
+            asked = f"data.old, source self: max_tokens={source.max_tokens} needs up to {needed} tokens"
+            faults.append(f"{asked}, {has}: lower it")
+    return faults
+
+
+def _sampled(source: BaseText, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens of a sampled chat, or of a text if there is no chat template."""
+    if not tokenizer.chat_template:
+        return 1 + source.max_tokens
+    return len(prompt_ids(tokenizer, "")) + 2 * source.max_tokens
 
 
 def _precision_faults(config: ExperimentConfig) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.common.files import read_json
 from experiments.records import ArmResult
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
@@ -17,6 +16,7 @@ from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared
+from experiments.runs.result_file import whole_results
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
 
@@ -46,7 +46,7 @@ def close_run(
 
 def _posthoc_results(folder: Path) -> list[ArmResult]:
     """Results of operations on the trained weights, which an earlier report of this run does not have."""
-    return [ArmResult.from_dict(read_json(path)) for path in sorted(folder.glob("posthoc/*/result.json"))]
+    return whole_results(sorted(folder.glob("posthoc/*/result.json")))
 
 
 def _write_pictures(folder: Path, pictures: Sequence[tuple[str, Figure]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,23 +13,74 @@ from experiments.runs.arm_training import ArmTraining
 from experiments.training.lm_loss import lm_loss, only_label_logits
 
 TIMED = 10  # steps; fewer are trained in the time that timing them takes
+MINUTE, OFF = 60.0, 0.25  # a time left is said anew if it is a minute or more, and this share off
 REPEATS = 3  # timed passes of each arm; the fastest counts
 
 
-def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> None:
+class TimeLeft:
+    """The time that the arms of a run still need: predicted before the first, corrected by what steps really take.
+
+    predicted: seconds of each arm by the name of its folder. steps: of an arm. say: prints a line.
+    """
+
+    def __init__(self, predicted: Mapping[str, float], steps: int, say: Callable[[str], None]) -> None:
+        self.predicted, self.left, self.steps, self.say = dict(predicted), dict(predicted), steps, say
+        self.begun = ""  # name of the arm that trains
+        self.took, self.done = 0.0, 0.0  # seconds of the steps so far, and those predicted for them
+        self.promised = (time.perf_counter(), sum(self.left.values()))  # when, and how many seconds were left
+
+    def arm(self, name: str, start: int = 0) -> Callable[[int], None]:
+        """Begin an arm. Returns a function to call after a step's evaluation. start: the step of its checkpoint."""
+        if self.begun:
+            self.left[self.begun] = 0.0  # it has ended, even if it failed before its last step
+        self.begun, last = name, [time.perf_counter(), float(start)]
+
+        def evaluated(step: int) -> None:
+            now = time.perf_counter()
+            self._measured(name, step, step - last[1], now - last[0])
+            last[:] = now, step
+
+        return evaluated
+
+    def _measured(self, name: str, step: int, steps: float, seconds: float) -> None:
+        if name not in self.predicted:
+            return
+        self.took += seconds
+        self.done += self.predicted[name] * steps / self.steps
+        self.left[name] = self.predicted[name] * (1 - step / self.steps)
+        if self.done:
+            self._renew(sum(self.left.values()) * self.took / self.done)
+
+    def _renew(self, left: float) -> None:
+        """Say the seconds that are left, if it is a minute or more and a quarter off what was said before."""
+        now, (when, promised) = time.perf_counter(), self.promised
+        expected = promised - (now - when)
+        if left >= MINUTE and abs(left - expected) > OFF * max(expected, MINUTE):
+            self.promised = (now, left)
+            slower = self.took / self.done
+            self.say(
+                f"  about {left / 60:.0f} min left: steps take {slower:.1f} times as long as estimated at the start"
+            )
+
+
+def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> TimeLeft:
     """Say how long arms will take in minutes, if they have TIMED steps or more. The arms belong to one run."""
     prepared = arms[0].prepared
     steps, evaluations = prepared.config.training.steps, len(prepared.config.evaluation_steps)
+    unknown = TimeLeft({}, steps, say)
     if steps < TIMED:
-        return
+        return unknown
     try:
         probes = {name: step_seconds(arm) for name, arm in {arm.arm.name: arm for arm in arms}.items()}
     except Exception as error:  # the arm will say it again, and the others run
         say(f"the time cannot be estimated ({type(error).__name__}: {error})")
-        return
-    seconds = sum(probes[arm.arm.name] * steps + prepared.evaluation_seconds * evaluations for arm in arms)
+        return unknown
+    seconds = {
+        arm.folder.name: probes[arm.arm.name] * steps + prepared.evaluation_seconds * evaluations for arm in arms
+    }
     each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
-    say(f"about {seconds / 60:.0f} min for {len(arms)} arms of {steps} steps (one step: {each})")
+    say(f"about {sum(seconds.values()) / 60:.0f} min for {len(arms)} arms of {steps} steps (one step: {each})")
+    return TimeLeft(seconds, steps, say)
 
 
 def step_seconds(arm: ArmTraining) -> float:

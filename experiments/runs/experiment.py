@@ -9,15 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
-from experiments.common.files import read_json, write_json, write_text
+from experiments.common.files import read_note, write_json, write_text
+from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
 from experiments.runs.arm_training import arm_trainings
 from experiments.runs.closing import close_run
-from experiments.runs.estimate import say_time
+from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.messages import BaseReady, Done, TrainArm
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import prepare
@@ -27,7 +26,7 @@ from experiments.training.processes import Processes
 
 def lead(config: ExperimentConfig, folder: Path, session: Session, processes: Processes) -> Outcome:
     """Measure the base model, run all arms and write the report; announce each step to the other processes."""
-    write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
     session.say(_first_line(config, processes))
     session.tracker.reap()
     with _tracked(config, folder, session) as run:
@@ -35,8 +34,8 @@ def lead(config: ExperimentConfig, folder: Path, session: Session, processes: Pr
         processes.send(BaseReady())
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
-        _say_what_is_left(arms, session)
-        results = [arm.run(run) for arm in arms]  # which sends TrainArm for each that it trains
+        left = _say_what_is_left(arms, session)
+        results = [arm.run(run, left) for arm in arms]  # which sends TrainArm for each that it trains
         outcome = close_run(prepared, arms, results, run, session.tracker)
         processes.send(Done(outcome))
         return outcome
@@ -63,7 +62,7 @@ def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterat
         kind="experiment",
         parent=session.parent,
         params=config.to_dict(),
-        run_id=read_json(note).get("run_id"),
+        run_id=read_note(note).get("run_id"),
         tags={"run_folder": str(folder)},
         folder=folder,
     ) as run:
@@ -79,15 +78,15 @@ def _first_line(config: ExperimentConfig, processes: Processes) -> str:
     return f"{config.name}: {config.base_model}, {precision.name} ({precision.reason}), {count} arms{together}"
 
 
-def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> None:
+def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | None:
     """Say how long the arms without a result will take, or that there are none. Not for a study's short trials."""
     if session.parent is not None:
-        return
+        return None
     missing = [arm.training for arm in arms if not arm.result_file.is_file()]
     if missing:
-        say_time(missing, session.say)
-        return
+        return say_time(missing, session.say)
     session.say("all arms are finished already; making the report again (--fresh repeats everything)")
     for arm in arms:
-        if read_json(arm.result_file)["status"] == "failed":
+        if read_note(arm.result_file).get("status") == "failed":
             session.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")
+    return None

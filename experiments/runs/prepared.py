@@ -18,8 +18,9 @@ from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
-from experiments.runs.checks import check_run
+from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
+from experiments.runs.result_file import write_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Prepared(MeasuredBase):
             {"step": 0, **self.base_headline},
             {"step": result.steps, **headline(result.scorecard)},
         ]
-        write_json(folder / "result.json", result.to_dict())
+        write_result(folder, result)
 
     def inputs(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
         """Return the sources as inputs of an MLflow run: all of the experiment, or those that an arm reads."""
@@ -57,6 +58,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     precision, root = Precision(config.precision), folder.parents[1]
     model, tokenizer = config.load_base()
     check_run(config, model)
+    check_tokens(config, model, tokenizer)
 
     def writer() -> PreTrainedModel:
         say("the base model writes the text of the source `self` (once) ...")
@@ -72,6 +74,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
             say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
+    check_suites(config, model, suites)
     measured = measure_base(config.evaluation, suites, model, tokenizer, precision, root, folder, config.seed, say)
     return Prepared(**vars(measured), config=config, data=data)
 
@@ -80,7 +83,7 @@ def _check_sources(folder: Path, data: ExperimentData) -> None:
     """Raise ConfigError if a source has changed since this run began."""
     digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
     path = folder / "sources.json"
-    known = read_json(path)
+    known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
     if changed:
         raise ConfigError(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.common.errors import RunError
+from experiments.common.errors import BenchError, MachineError, RunError
+from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, load_config
 from experiments.runs.arm import Observer, Session
@@ -23,7 +24,6 @@ from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
-from experiments.training.checkpoints import disk_full
 from experiments.training.processes import Processes, world_size
 
 
@@ -93,19 +93,31 @@ def only_one(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def errors_explained(root: Path) -> Iterator[None]:
-    """Raise RunError, which says how to go on, for a full disk and for a launch that has to end."""
+    """Raise RunError, which says how to go on, for a fault of the machine and for a launch that has to end."""
     try:
         yield
+    except (BrokenPipeError, MachineError):  # the reader of the output left; explained already
+        raise
     except Exception as error:
-        if disk_full(error):
-            free = shutil.disk_usage(root).free / 1e9
-            raise RunError(
-                f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
-                "kept: free some space, then run the same command again"
-            ) from error
+        if fault := of_the_machine(error):
+            raise MachineError(_machine_text(error, fault, root)) from error
         if isinstance(error, AbortLaunch):
             raise RunError(
                 f"{error}\nThe processes of a launch cannot go on without each other, so it ends. Everything recorded "
                 "so far is kept; the same command goes on, and meets the same error unless its cause is gone"
             ) from error
         raise
+
+
+def _machine_text(error: BaseException, fault: str, root: Path) -> str:
+    if disk_full(error):
+        free = shutil.disk_usage(root).free / 1e9
+        return (
+            f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
+            "kept: free some space, then run the same command again"
+        )
+    said = f"{error}\nThe cause is" if isinstance(error, BenchError) else "this is"
+    return (
+        f"{said} a fault of the machine: {fault}\nEverything recorded so far is kept, and nothing counts as failed: "
+        "the same command goes on when its cause is gone"
+    )

@@ -14,16 +14,25 @@ from experiments.methods.saving import load_onto
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.runs.result_file import RESULT, check_files
 
 
 def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
-    """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms."""
+    """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms,
+    and DamagedError for other weights than the arm trained.
+    """
     config = load_config(folder / "config.yaml")
     trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
     if not trained.is_dir():
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
         raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
-    return load_onto(config.load_base()[0], trained)
+    return load_arm(config.load_base()[0], trained.parent)
+
+
+def load_arm(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Load what an arm trained onto a fresh base model, which is changed. folder: of the arm. Raises DamagedError."""
+    check_files(folder / RESULT, trained=True)
+    return load_onto(base, folder / "trained")
 
 
 def replies(

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.common.errors import StudyError
-from experiments.common.files import read_json, write_json, write_text
+from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root
+from experiments.common.yaml_values import dump_yaml
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.optimizers import check_options
@@ -57,7 +56,7 @@ def run_study(
     store = Store(storage_url(root, storage or config.storage), config)
     store.begin()
     folder = study_folder(root, config.name)
-    write_text(folder / "study.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    write_text(folder / "study.yaml", dump_yaml(config.to_dict()))
     note_progress(store, root)
     tracker = Tracker(root, config.name)
     tracker.reap()
@@ -84,7 +83,7 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
     """Open the study's MLflow run. If another process on this machine has it open, yield one without effect: a study
     has one run, which ends once."""
     note = folder / "mlflow.json"
-    owner = read_json(note).get("owner", {})
+    owner = read_note(note).get("owner", {})
     if process_state(owner) and owner["pid"] != str(os.getpid()):
         yield _NoRun()
         return
@@ -173,7 +172,7 @@ def _before(store: Store) -> str:
 
 
 def _mlflow_run(folder: Path) -> str | None:
-    return read_json(folder / "mlflow.json").get("run_id")
+    return read_note(folder / "mlflow.json").get("run_id")
 
 
 def _params(config: StudyConfig) -> dict[str, Any]:

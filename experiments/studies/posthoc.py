@@ -5,14 +5,14 @@ The result of each operation is in the folder of its run, where `experiments.pos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
+from experiments.runs.result_file import RESULT, read_result
 from experiments.studies.config import Posthoc, StudyConfig
 from experiments.studies.selection import ReportRow, choose, has_name, report_row
 from experiments.studies.trial import result_of
@@ -37,6 +37,8 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
                 result, alphas = result_of(run), None if item.alpha is None else [item.alpha]
                 folder = root / run["folder"]
                 posthoc(folder, result.arm, result.learning_rate, item.op, alphas, say=say, study=study.name)
+        except MachineError:
+            raise
         except (ConfigError, RunError) as error:
             say(f"{item.label}: {error}")
 
@@ -56,5 +58,5 @@ def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> l
 def _after(item: Posthoc, run: dict[str, Any], root: Path) -> dict[str, Any] | None:
     """Return the run with the operation's result in place of its own, None if the operation was not applied."""
     expected = replace(result_of(run), operation=operation_name(item.op, item.alpha))
-    path = result_folder(root / run["folder"], expected) / "result.json"
-    return {**run, "result": json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else None
+    path = result_folder(root / run["folder"], expected) / RESULT
+    return {**run, "result": read_result(path).to_dict()} if path.is_file() else None

@@ -18,6 +18,7 @@ from experiments.common.hashing import sha256
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.text import label, rate_text
+from experiments.runs.result_file import RESULT, check_files
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
@@ -176,6 +177,14 @@ def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tu
 
 def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
     return all(path.is_file() for run in runs for path in record_files(run, root))
+
+
+def check_records(trials: Sequence[Trial], root: Path) -> None:
+    """Raise DamagedError if the records of a run that is on this machine are not those of its result."""
+    for run in (run for trial in trials for run in trial.runs):
+        file = record_files(run, root)[1].parent / RESULT
+        if file.is_file():
+            check_files(file)
 
 
 def mean_result(results: Sequence[ArmResult]) -> ArmResult:

@@ -14,6 +14,7 @@ from experiments.common.commands import command
 from experiments.common.errors import StudyError
 from experiments.common.files import write_json
 from experiments.common.paths import default_root
+from experiments.common.yaml_values import dump_yaml, load_yaml
 from experiments.studies.locks import shown, sqlite_url
 
 if TYPE_CHECKING:
@@ -61,13 +62,13 @@ def note_progress(store: Store, root: Path) -> None:
 def public_yaml(config: StudyConfig) -> str:
     """Return the study's YAML without the password of its storage, for reports and MLflow."""
     storage = shown(config.storage) if config.storage else None
-    return str(yaml.safe_dump(config.to_dict() | {"storage": storage}, sort_keys=False))
+    return dump_yaml(config.to_dict() | {"storage": storage})
 
 
 def noted_storage(root: Path, name: str) -> str | None:
     """Return the `storage` in the YAML that a study's start left in its folder; None if there is none."""
     try:
-        values = yaml.safe_load((study_folder(root, name) / "study.yaml").read_text(encoding="utf-8"))
+        values = load_yaml((study_folder(root, name) / "study.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return values.get("storage") if isinstance(values, dict) else None

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from experiments.common.errors import RunError, TrackingError
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_note, write_json
 from experiments.common.section import nearest
+from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar
@@ -65,11 +64,11 @@ def run_trial(
     parent: id of the study's MLflow run. should_prune: the pruner; called with the first objective after each
     evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
-    from experiments.runs.run import run_experiment  # loads torch; `status` needs none
+    from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
     from experiments.scorecard import mean_card
 
     note = trial_folder(study, root, number) / "mlflow.json"
-    saved = read_json(note)
+    saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
     outcome, pruned = TrialOutcome(), ""
@@ -79,12 +78,13 @@ def run_trial(
         write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
-                config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
-                if i == 0:
-                    run.log_text(yaml.safe_dump(config.to_dict(), sort_keys=False), "config.yaml")
-                observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
-                done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
-            except (RunError, TrackingError):  # a fault of the machine, not of the trial
+                with errors_explained(root):
+                    config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
+                    if i == 0:
+                        run.log_text(dump_yaml(config.to_dict()), "config.yaml")
+                    observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
+                    done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
+            except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise
             except Exception as error:
                 raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error

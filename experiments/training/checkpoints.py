@@ -1,8 +1,7 @@
-"""Complete checkpoints, find the last complete one, and resume from it. Recognise a full disk among other errors."""
+"""Complete checkpoints, find the last complete one, and resume from it."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shutil
@@ -23,8 +22,6 @@ from experiments.training.processes import LaunchMismatch, launch_kind
 COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
 METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint
 LAUNCH = "launch.json"  # the kind of launch that wrote it
-# texts of torch.save when the disk is full; its error has no number
-TORCH_WRITE_FAULTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -111,15 +108,3 @@ def to_disk(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an error or one of its causes says that the disk is full. torch's writer says it only in words."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(words in str(chain) for words in (os.strerror(errno.ENOSPC), *TORCH_WRITE_FAULTS)):
-            return True
-        chain = chain.__cause__ or chain.__context__
-    return False

@@ -28,6 +28,7 @@ CONFIGS = {
 REASONS = {
     "stacks of": "no stack of layers with cache slots",
     "gets its cache slot as an argument": "layers get their cache slot as an argument",
+    "reads another layer's keys and values": "layers read the keys of another layer",
     "returns a second value": "layers pass a second value on",
     "uses a cache of its own": "a cache of its own",
     "gets hidden states of shape": "more positions than tokens",

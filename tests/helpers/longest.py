@@ -11,4 +11,5 @@ LONGEST = (
     "experiments/posthoc/test_run.py",
     "experiments/posthoc/test_operations.py",
     "experiments/runs/test_data.py",
+    "ctrl/whole/test_architectures.py",
 )

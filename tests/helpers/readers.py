@@ -24,6 +24,15 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "bloom": lambda **more: tf.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, **more),
     "mpt": lambda **more: tf.MptConfig(vocab_size=VOCAB, d_model=32, n_layers=2, n_heads=4, **more),
     "gpt_oss": lambda **more: tf.GptOssConfig(**GROUPED, head_dim=8, num_local_experts=4, **more),
+    "gpt2": lambda **more: tf.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, bos_token_id=256, eos_token_id=259, **more
+    ),
+    "gptj": lambda **more: tf.GPTJConfig(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=256, eos_token_id=259, **more
+    ),
+    "codegen": lambda **more: tf.CodeGenConfig(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=256, eos_token_id=259, **more
+    ),
     "gpt_neo": lambda **more: tf.GPTNeoConfig(
         vocab_size=VOCAB,
         hidden_size=32,

@@ -134,6 +134,10 @@ class AlignmentSuite(Suite):
     def size(self) -> int:
         return len(sentences())
 
+    @property
+    def longest(self) -> int:
+        return max(len(text_ids(self.tokenizer, sentence)) for _, sentence in sentences())
+
     def content(self) -> Any:
         return [sentences(), [text_ids(self.tokenizer, sentence) for _, sentence in sentences()]]
 

@@ -22,7 +22,7 @@ from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
 from experiments.models.precision import Precision
 from experiments.models.reading import reading
-from experiments.models.tokens import asked_key, pad, prompt_ids
+from experiments.models.tokens import asked_key, longest_chat, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
@@ -98,6 +98,10 @@ class DriftSuite(Suite):
     @property
     def size(self) -> int:
         return len(self.prompts)
+
+    @property
+    def longest(self) -> int:
+        return longest_chat(self.tokenizer, [p for _, _, p in self.prompts], self.settings.reply_tokens)
 
     def content(self) -> Any:
         return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]

@@ -21,7 +21,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import asked_key
+from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 
 TOKENS = 64
@@ -69,6 +69,10 @@ class InstructionSuite(Suite):
     @property
     def size(self) -> int:
         return len(self.items)
+
+    @property
+    def longest(self) -> int:
+        return longest_chat(self.tokenizer, [item.prompt for item in self.items], TOKENS)
 
     def content(self) -> Any:
         asked = asked_key(self.tokenizer, [item.prompt for item in self.items])

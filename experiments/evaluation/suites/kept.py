@@ -16,7 +16,7 @@ from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, d
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import asked_key, continuation_ids, opened_ids, reply_ids, text_ids
+from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
 from experiments.records import Record
 
 FORMS = ("plain", "chat")
@@ -79,6 +79,12 @@ class KeptSuite(Suite):
     @property
     def size(self) -> int:
         return (len(FORMS) + self.generated) * len(self.questions)
+
+    @property
+    def longest(self) -> int:
+        chats = [question.template.chat for question in self.questions] if self.generated else []
+        options = (choice.longest for choices in self.choices.values() for choice in choices)
+        return max(longest_chat(self.tokenizer, chats, REPLY), *options)
 
     def content(self) -> Any:
         choices = {form: [[c.prompt, c.options] for c in choices] for form, choices in self.choices.items()}

@@ -12,7 +12,7 @@ from experiments.data.items import COMMAS, NUMBER, Form, NewTask, NewText
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import answer_ids, asked_key, text_ids
+from experiments.models.tokens import answer_ids, asked_key, longest_chat, text_ids
 from experiments.records import Record
 
 ROOM = 24  # tokens that a reply may be longer than the longest answer
@@ -27,6 +27,16 @@ class NewTaskSuite(Suite):
     @property
     def size(self) -> int:
         return sum(len(task.test) if isinstance(task, NewTask) else len(task.documents) for task in self.tasks)
+
+    @property
+    def longest(self) -> int:
+        return max(self._longest(task) for task in self.tasks)
+
+    def _longest(self, task: NewTask | NewText) -> int:
+        if isinstance(task, NewTask):
+            return longest_chat(self.tokenizer, [item.question for item in task.test], self._most(task))
+        windows = (window for text in task.documents for window in windows_of(text_ids(self.tokenizer, text)))
+        return max((len(window) for window in windows), default=0)
 
     def content(self) -> Any:
         return [self._content(task) for task in self.tasks]

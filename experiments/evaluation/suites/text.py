@@ -40,6 +40,10 @@ class TextSuite(Suite):
     def size(self) -> int:
         return len(self.windows)
 
+    @property
+    def longest(self) -> int:
+        return max(len(window) for window in self.windows)
+
     def content(self) -> Any:
         return self.windows
 

@@ -89,7 +89,9 @@ def _pyplot() -> Iterator[None]:
     from matplotlib import pyplot
 
     before = set(pyplot.get_fignums())
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    # from the start, or the scale next to a single panel is placed in a way that a later layout cannot handle
+    style = {**STYLE, "figure.constrained_layout.use": True}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that these pictures are an experimental part of Optuna
         try:
             yield

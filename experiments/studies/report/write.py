@@ -26,7 +26,7 @@ from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
 from experiments.studies.report.table import picks_text
-from experiments.studies.selection import ReportRow, choose, significant_arms
+from experiments.studies.selection import ReportRow, check_records, choose, significant_arms
 from experiments.studies.storage import command_line, public_yaml, study_folder
 from experiments.studies.trials import Trial, died
 
@@ -37,8 +37,12 @@ if TYPE_CHECKING:
 
 
 def write_study_report(store: Store, root: Path, folder: Path) -> Path:
-    """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices."""
+    """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices.
+
+    Raises DamagedError if records of a trial are others than its result was made from.
+    """
     study, trials = store.config, store.trials()
+    check_records(trials, root)
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
     results, significant = [arm.result for arm in arms], significant_arms(arms, root)

@@ -8,6 +8,8 @@ from experiments.common.errors import BenchError
 CODES = {
     "ConfigError": 2,
     "CompareError": 2,
+    "DamagedError": 2,
+    "MachineError": 1,
     "ModelError": 1,
     "RunError": 1,
     "StudyError": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,30 @@ import pytest
 import yaml
 
 from experiments.common.errors import ConfigError
-from experiments.common.yaml_values import load_yaml, read_yaml, set_field
+from experiments.common.yaml_values import dump_yaml, load_yaml, read_yaml, set_field
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("-2E+1", -20.0), ("1.0e-3", 1e-3), ("'1e-3'", "1e-3")])
 def test_numbers_as_in_python(text: str, value: Any) -> None:
     assert load_yaml(text) == value
+
+
+ODD = [
+    "1e-3", "-2E+1", "1.5e3", "1_0e2", "1", "1.0", "0x1f", "010", "1:30", "yes", "Off", "null", "~", "", " ", "true",
+    ".inf", "2026-01-01", "=", "<<", "- a", "a: b", "# c", "é ü 好", "a\nb\n", "\ttab", "\u2028", "'", '"', "{}", "[1]",
+    "!!int 3", "&a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_is_read_as_it_was_written(text: str) -> None:
+    values = {"name": text, text: 1, "list": [text, {"x": text}]}
+    assert load_yaml(dump_yaml(values)) == values
+
+
+def test_plain_values_are_read_as_they_were_written() -> None:
+    numbers = [1e-3, 1e-05, 1e22, -0.0, 3, 10**30, True, None, math.inf, [], {}, 0.1 + 0.2]
+    assert load_yaml(dump_yaml({"numbers": numbers})) == {"numbers": numbers}
 
 
 def test_a_file_by_path_or_by_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

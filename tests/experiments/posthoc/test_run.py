@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.cli import main as cli
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.operations import (
     dial,
     merge,
@@ -53,12 +54,23 @@ def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str
     assert "has no finished arm full at 0.5; there are: control-0.01, dlerp-0.01, ewc-0.01" in capsys.readouterr().err
 
 
+def test_a_fault_of_the_machine_leaves_no_result(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.posthoc.run.measure_tracked", no_memory)
+        with pytest.raises(MachineError, match="a fault of the machine: MemoryError"):
+            posthoc(run, "lora", 1e-2, "wise", [0.5])
+    assert not (run / "posthoc" / "lora-0.01-wise-0.5" / "result.json").exists()
+
+
 def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other weights than its base"):
         wise(arm(run, "stack"), 0.5)
     with pytest.raises(ConfigError, match=r"--alphas 0\.25 0\.5 0\.75"):
         wise(arm(run, "full"), None)
-    with pytest.raises(ConfigError, match="'full' is not expanded and has no adapter"):
+    with pytest.raises(ConfigError, match=r"'full-0\.01' is not expanded and has no adapter"):
         merge(arm(run, "full"), None)
     with pytest.raises(ConfigError, match="--alphas has no meaning"):
         merge(arm(run, "lora"), 0.5)

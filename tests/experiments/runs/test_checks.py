@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
-from experiments.runs.checks import check_run
+from experiments.runs.checks import check_run, check_suites, check_tokens
+from tests.helpers.byte_level import CHATML, byte_llama, byte_tokenizer
+from tests.helpers.new_tasks import sums
 from tests.helpers.one_arm import arm
+from tests.helpers.readers import build_other
+from tests.helpers.small_run import draw_suites, small_config
 from tests.helpers.tiny_llama import tiny
 
 
@@ -25,3 +32,42 @@ def test_an_arm_is_checked_against_its_base_model() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_run(parse_config({"name": "x", "arms": [made]}), model)
+
+
+def test_ids_beyond_the_embedding() -> None:
+    config = small_config("base")
+    check_tokens(config, byte_llama(260), byte_tokenizer(CHATML))
+    with pytest.raises(
+        ConfigError, match=r"writes the ids 258 \(<\|im_start\|>\), 259 \(<\|im_end\|>\), but .* 258 rows"
+    ):
+        check_tokens(config, byte_llama(258), byte_tokenizer(CHATML))
+    with pytest.raises(ConfigError, match=r"ids .*up to 255, but its embedding has 200 rows"):
+        check_tokens(config, byte_llama(200), byte_tokenizer(CHATML))
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"length": 256}, "data.length=256, but base has 128 positions: lower it to 128"),
+        (
+            {"length": 128, "old": {"source": "self", "max_tokens": 64}},
+            r"max_tokens=64 needs up to 147 tokens, but base has 128 positions: lower it",
+        ),
+    ],
+)
+def test_rows_longer_than_the_positions(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_tokens(small_config("base", data=data), build_other("gpt2", n_positions=128), byte_tokenizer(CHATML))
+    check_tokens(small_config("base", data=data), byte_llama(260), byte_tokenizer(CHATML))  # computes its positions
+
+
+@pytest.mark.parametrize("suite", ["new", "kept", "drift", "instructions", "text", "alignment"])
+def test_prompts_longer_than_the_positions(suite: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    config = small_config("base", evaluation={"suites": {suite: {}}})
+    suites = draw_suites(config, tokenizer, [sums()])
+    (longest,) = (one.longest for one in suites.suites.values())
+    check_suites(config, build_other("gpt2", n_positions=longest), suites)
+    with pytest.raises(
+        ConfigError, match=rf"suites\.{suite}: .* have {longest} tokens, but base has {longest - 1} positions"
+    ):
+        check_suites(config, build_other("gpt2", n_positions=longest - 1), suites)

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.common.errors import RunError
+from experiments.common.errors import MachineError, RunError
 from experiments.runs.run import run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
@@ -113,23 +113,31 @@ def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_p
     assert tokens[0] == tokens[1]
 
 
-def test_a_full_disk_stops_the_job_and_loses_nothing(
-    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("place", "fault", "said"),
+    [
+        ("experiments.training.trainer.Trainer._save", OSError(28, os.strerror(28)), "no space left on the disk"),
+        ("experiments.runs.arm_training.load_base", MemoryError(), "a fault of the machine: MemoryError"),
+        ("experiments.training.trainer.Trainer._save", OSError(5, os.strerror(5)), "Input/output error"),
+    ],
+)
+def test_a_fault_of_the_machine_stops_the_run_and_loses_nothing(
+    store: Path, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception, said: str
 ) -> None:
     root = tmp_path / "mlruns"
     shutil.copytree(store / "runs", root / "runs")
     folder = run_folder(small_config(base), root)
     shutil.rmtree(folder / "arms" / "control-0.01")
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError(28, os.strerror(28))
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.training.trainer.Trainer._save", full)
-        with pytest.raises(RunError, match="no space left on the disk"):
+        patch.setattr(place, broken)
+        with pytest.raises(MachineError, match=said):
             run_experiment(small_config(base), root)
     assert (folder / "arms" / "full-0.001" / "result.json").is_file()
-    assert (folder / "arms" / "control-0.01" / "items-2.jsonl").is_file()
+    assert (folder / "arms" / "control-0.01" / "items-2.jsonl").is_file() == ("_save" in place)
     assert not (folder / "arms" / "control-0.01" / "result.json").is_file()
     outcome = run_experiment(small_config(base), root)
     assert not outcome.failed

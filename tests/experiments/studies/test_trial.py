@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from experiments.cli import main as cli
+from experiments.common.errors import MachineError
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig
 from experiments.studies.launch import run_study
@@ -154,6 +155,21 @@ def test_a_trial_that_runs_out_of_memory_fails_alone(
     monkeypatch.setattr(ArmTrainer, "training_step", too_large)
     study = tiny_study(base, search={"rate": {**RATE, "values": [1e-2, 1e-3]}})
     _check_failure(study, tmp_path, "out of GPU memory: lower training.batch_size", "80 GiB")
+
+
+def test_a_machine_without_memory_stops_the_study_and_no_trial_counts_as_failed(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any) -> None:
+        raise MemoryError
+
+    study = tiny_study(base, search={"rate": {**RATE, "values": [1e-3]}}, retries=0)
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.runs.arm_training.load_base", no_memory)
+        with pytest.raises(MachineError, match="a fault of the machine: MemoryError"):
+            run_study(study, tmp_path, say=lambda text: None)
+    assert not list(tmp_path.glob("runs/*/arms/*/result.json"))
+    assert [trial.state for trial in run_study(study, tmp_path, say=lambda text: None).trials()] == ["complete"]
 
 
 def _check_failure(study: StudyConfig, root: Path, reason: str, trace: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import matplotlib
 import numpy as np
 import optuna
 import pytest
 from matplotlib import pyplot
 
+from experiments.reporting.page import image_bytes
 from experiments.studies.config import Objective
 from experiments.studies.report.optuna_plots import progress_figure, slice_figures
 from tests.helpers.planted_study import GAIN
@@ -46,6 +49,20 @@ def test_a_slice_per_objective_with_a_panel_per_dimension() -> None:
     assert [label.get_text() for label in interpolation.get_xticklabels()] == ["lerp", "slerp", "dlerp"]
     points = np.asarray(replay.collections[0].get_offsets())
     assert points == pytest.approx(np.array([[0.1 * i, kl] for i, (_, kl, _) in enumerate(POINTS)]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_dimensions_is_drawn(count: int) -> None:
+    found = optuna.create_study(direction="maximize")
+    space = {f"x{i}": optuna.distributions.FloatDistribution(0, 1) for i in range(count)}
+    for value in (0.2, 0.4, 0.9):
+        params = dict.fromkeys(space, value)
+        found.add_trial(optuna.create_trial(params=params, distributions=space, values=[value]))
+    ((_, figure),) = slice_figures(found, (GAIN,))
+    assert image_bytes(figure, "png")
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert len(boxes) == count + 1  # the scale of the colours
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_progress_of_one_objective_is_the_best_so_far() -> None:

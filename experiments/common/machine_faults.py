@@ -1,0 +1,80 @@
+"""Tell a fault of the machine (memory, disk, handles, network, a lost device) from one of the work itself.
+
+Such a fault may be gone at the next start, so it is never recorded as a result. "CUDA out of memory" is not among them:
+a smaller batch helps, and the arm says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+DISK = (errno.ENOSPC, errno.EDQUOT)
+NUMBERS = (*DISK, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+# texts of torch.save when the disk is full, and of SQLite; their errors have no number
+DISK_TEXTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos", "database or disk is full")
+TEXTS = (
+    *DISK_TEXTS,
+    *(os.strerror(number) for number in NUMBERS),
+    "disk I/O error",
+    "DefaultCPUAllocator:",  # torch has no memory on the host, and its error no number
+    "CUDA-capable device",  # none is detected, or all are busy
+    "CUDA error: initialization error",
+    "CUDA driver initialization failed",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: unknown error",
+    "uncorrectable ECC error",
+    "hardware error",
+    "GPU is lost",
+    "system not yet initialized",
+    "couldn't connect to",  # transformers and datasets, of the Hugging Face Hub
+    "Couldn't reach",
+)
+TYPES = (MemoryError, ConnectionError, TimeoutError)
+NETWORK = ("requests", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub")  # packages with such errors
+NETWORK_WORDS = ("Connect", "Timeout", "LocalEntryNotFound", "OfflineMode", "NameResolution", "Protocol", "ReadError")
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
+
+
+def of_the_machine(error: BaseException) -> str:
+    """Return the fault of the machine that caused an error, as one line; an empty text if there is none."""
+    return next((_line(cause) for cause in causes(error) if _is_fault(cause)), "")
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error or one of its causes says that the disk is full."""
+    words = (*DISK_TEXTS, *map(os.strerror, DISK))
+    return any(_number(cause) in DISK or any(text in str(cause) for text in words) for cause in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that led to it, the latest first."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
+
+
+def _is_fault(error: BaseException) -> bool:
+    if isinstance(error, TYPES) or _number(error) in NUMBERS or _of_the_network(error):
+        return True
+    return any(text in str(error) for text in TEXTS)
+
+
+def _of_the_network(error: BaseException) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in BUSY
+    kinds = [kind for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in NETWORK]
+    return any(word in kind.__name__ for kind in kinds for word in NETWORK_WORDS)
+
+
+def _number(error: BaseException) -> int | None:
+    return getattr(error, "errno", None)
+
+
+def _line(error: BaseException) -> str:
+    name, lines = type(error).__name__, str(error).strip().splitlines()
+    return f"{name}: {lines[0]}" if lines else name

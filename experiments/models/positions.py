@@ -1,0 +1,31 @@
+"""Find the sizes of a model's tables: the most tokens that it can read at once, and the ids that it knows."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from transformers import PreTrainedModel
+
+OFFSET = 8  # rows that a table of positions may have besides (OPT's first two)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return the number of token ids that the model has an embedding of."""
+    table: Any = model.get_input_embeddings()
+    return len(table.weight)
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that the model has a table of; None if it computes them, for any length.
+
+    A longer sequence would end in an IndexError, and on a GPU in an error after which nothing works.
+    """
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+    if isinstance(most, int):
+        rows = [len(t) for name, t in tensors.items() if t.dim() == 2 and ("pos" in name or "wpe" in name)]
+        return most if any(most <= count <= most + OFFSET for count in rows) else None
+    biased = getattr(config, "max_seq_len", None)  # MPT's biases of distances
+    return biased if isinstance(biased, int) and not any("inv_freq" in name for name in tensors) else None

@@ -1,0 +1,45 @@
+"""Check what an operation is asked for, before a model is loaded or a run is opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctrl.checkpoint import CONFIG_FILE
+from experiments.common.errors import ConfigError
+from experiments.methods.saving import ADAPTER_CONFIG
+
+SHARES = ("wise", "merge")  # alpha is the share of the trained weights
+LARGEST = 100.0  # alpha of the others, which may go beyond the trained weights
+
+
+def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: Sequence[Path] = ()) -> None:
+    """Raise ConfigError for alphas or other arms that an operation cannot use. arm: its folder in the run."""
+    low, high = (0.0, 1.0) if operation in SHARES else (-LARGEST, LARGEST)
+    wrong = [alpha for alpha in alphas if not (math.isfinite(alpha) and low <= alpha <= high)]
+    if wrong:
+        raise ConfigError(f"--alphas {wrong[0]:g}: alpha of {operation} is a number from {low:g} to {high:g}")
+    names = [f"{alpha:g}" for alpha in alphas]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--alphas must differ in six digits, but {', '.join(twice)} is there more than once")
+    for alpha in alphas or (None,):
+        check_arm(operation, arm, alpha)
+    if others and operation != "task_vectors":
+        raise ConfigError(f"--with names arms to add, which {operation} does not do: leave it out, or use task_vectors")
+    if operation == "task_vectors" and not others:
+        raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+
+
+def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
+    """Raise ConfigError for an operation that an arm cannot have at an alpha, by the files that it saved."""
+    expanded, adapted = ((arm / "trained" / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG))
+    if operation == "wise" and alpha is None:
+        raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
+    if operation == "dial" and (alpha is None or not expanded):
+        raise ConfigError(
+            f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
+        )
+    if operation == "merge" and not expanded and (alpha is not None or not adapted):
+        end = ", so --alphas has no meaning for it" if adapted else " and has no adapter: use wise"
+        raise ConfigError(f"merge: arm {arm.name!r} is not expanded{end}")

@@ -1,0 +1,80 @@
+"""Measure the base model of a run once, and keep its records, the state of its suites and their digests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import read_note, write_json
+from experiments.common.hashing import file_digest
+from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.models.precision import Precision
+from experiments.records import Record, read_records, write_records
+
+ITEMS, STATE, REWORDED, TIMING = "items.jsonl", "state.json", "reworded.jsonl", "timing.json"
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """The folder `base` of a run, the base model and the cache of its results.
+
+    A file that is damaged or gone is made again, from the cache if it has it. `timing.json` holds the seconds of the
+    measurement, the digest of the weights and those of the other files; earlier versions wrote the seconds alone.
+    """
+
+    folder: Path
+    suites: Suites
+    model: PreTrainedModel
+    precision: Precision
+    cache: BaseCache
+
+    def check_weights(self) -> None:
+        """Raise ConfigError if the base model has other weights than when the run began."""
+        known = self._note().get("weights", self.cache.key["weights"])
+        if known != self.cache.key["weights"]:
+            raise ConfigError(
+                f"base_model has other weights than when {self.folder.parent.name} began, so its arms would not "
+                "compare: bring the old weights back, or start anew with --fresh"
+            )
+
+    def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
+        """Return the prepared suites, the base model's records and the seconds that these took."""
+        state = read_note(self.folder / STATE)
+        if state and self._whole(ITEMS) and self._whole(STATE):
+            evaluation = self.suites.prepare(self.model, self.precision, self.cache, state)
+        else:
+            say("measuring the base model (results of earlier runs are reused) ...")
+            evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache)
+            write_json(self.folder / STATE, evaluation.state())
+            write_records(self.folder / ITEMS, found.records)
+            self._keep(STATE, ITEMS, seconds=found.seconds, measured=found.measured)
+        if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
+            self._keep(STATE, ITEMS)
+        return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))
+
+    def floor(self) -> list[Record]:
+        """Return the base model's answers to the kept questions in other words."""
+        if not self._whole(REWORDED):
+            _, found = self.suites.reworded().measure_base(self.model, self.precision, self.cache)
+            write_records(self.folder / REWORDED, found.records)
+            self._keep(REWORDED)
+        return read_records(self.folder / REWORDED)
+
+    def _note(self) -> dict[str, Any]:
+        return read_note(self.folder / TIMING)
+
+    def _whole(self, name: str) -> bool:
+        """Whether a file is there, as it was written; without a digest of it, as it can be read."""
+        path, digest = self.folder / name, self._note().get("files", {}).get(name)
+        return path.is_file() and (digest is None or file_digest(path) == digest)
+
+    def _keep(self, *names: str, **values: Any) -> None:
+        note = self._note() | values | {"weights": self.cache.key["weights"]}
+        files = note.get("files", {}) | {name: file_digest(self.folder / name) for name in names}
+        write_json(self.folder / TIMING, note | {"files": files})

@@ -1,0 +1,73 @@
+"""Write an arm's result with the digests of the files that it was made from, and refuse it if they no longer fit.
+
+`result.json` has, next to the result, `made_from` (path in the run's folder -> SHA-256: item records of the arm and of
+the base model, trained weights) and `digest`, of all other values. Results of earlier versions have neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json
+from experiments.common.hashing import file_digest, json_digest
+from experiments.records import MEASURED, ArmResult
+
+RESULT, MADE_FROM, DIGEST = "result.json", "made_from", "digest"
+BASE_ITEMS = "base/items.jsonl"
+AGAIN = "bring it back, or delete it, and the same command makes the result again"
+BASE_AGAIN = "bring it back, run the same config again, or start anew with --fresh"
+TRAIN_AGAIN = "bring it back, or delete the folder {}, and the same command trains and measures it again"
+
+
+def write_result(folder: Path, result: ArmResult) -> None:
+    """Write the result of an arm or an operation, whose records and weights are in its folder, two below the run's."""
+    run = folder.parents[1]
+    made_from = [run / BASE_ITEMS, *folder.glob("items-*.jsonl"), *folder.glob("trained/*")]
+    files = {path.relative_to(run).as_posix(): file_digest(path) for path in sorted(made_from) if path.is_file()}
+    values = {**result.to_dict(), MADE_FROM: files}
+    write_json(folder / RESULT, {**values, DIGEST: json_digest(values)})
+
+
+def read_result(file: Path) -> ArmResult:
+    """Read what `write_result` wrote. Raises DamagedError for a file that was changed, or that is of another arm."""
+    values = _values(file)
+    try:
+        result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, DIGEST)})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{file} is no result of an arm ({type(error).__name__}: {error}): {AGAIN}") from error
+    own = result.arm if result.method == MEASURED else f"{result.arm}-{result.learning_rate:g}"
+    if file.parent.parent.name == "arms" and file.parent.name != own:
+        raise DamagedError(f"{file} is the result of {own}, another arm: {AGAIN}")
+    return result
+
+
+def check_files(file: Path, trained: bool = False) -> None:
+    """Raise DamagedError if item records that a result was made from are gone or others. trained: the weights too."""
+    folder = file.parent
+    for name, digest in _values(file).get(MADE_FROM, {}).items():
+        path = folder.parents[1] / name
+        if ("/trained/" in name) is not trained or (path.is_file() and file_digest(path) == digest):
+            continue
+        state = "is not the file that" if path.is_file() else "is gone, and"
+        advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN
+        raise DamagedError(f"{path} {state} {file} was made from: {advice}")
+
+
+def whole_results(files: Iterable[Path]) -> list[ArmResult]:
+    """Read results, each with the records that it was made from. Raises DamagedError."""
+    results = []
+    for file in files:
+        results.append(read_result(file))
+        check_files(file)
+    return results
+
+
+def _values(file: Path) -> dict[str, Any]:
+    values = read_json(file, AGAIN)
+    digest = values.get(DIGEST)
+    if digest is not None and digest != json_digest({k: v for k, v in values.items() if k != DIGEST}):
+        raise DamagedError(f"{file} was changed after it was written: {AGAIN}")
+    return values

@@ -1,0 +1,72 @@
+"""Which errors are the machine's, through whatever they were wrapped in."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import requests
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+from experiments.common.machine_faults import disk_full, of_the_machine
+
+MACHINE = [
+    MemoryError(),
+    *(OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)),
+    *(OSError(number, os.strerror(number)) for number in (errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE)),
+    RuntimeError("unable to mmap 1234 bytes from file <m/model.safetensors>: Cannot allocate memory (12)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3153216 vs 3153104"),
+    RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable"),
+    RuntimeError("No CUDA-capable device is detected"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    LocalEntryNotFoundError("cannot find the requested files in the disk cache and outgoing traffic is disabled"),
+    requests.exceptions.ConnectTimeout("timed out"),
+    OSError("We couldn't connect to 'https://huggingface.co' to load the files"),
+    ConnectionResetError("Connection reset by peer"),
+]
+OWN = [
+    ValueError("loss became nan"),
+    RuntimeError("something else"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB"),
+    RuntimeError("CUDA error: device-side assert triggered"),
+    FileNotFoundError(errno.ENOENT, "No such file or directory"),
+    RepositoryNotFoundError("404", response=requests.Response()),
+]
+
+
+def wrapped(error: BaseException) -> BaseException:
+    """Return an error that another raised as its cause, and a third while that one was handled."""
+    try:
+        try:
+            raise RuntimeError("writing failed") from error
+        except RuntimeError:
+            raise KeyError("cleaning up")  # noqa: B904
+    except KeyError as last:
+        return last
+
+
+@pytest.mark.parametrize("error", MACHINE, ids=lambda error: f"{type(error).__name__} {error}"[:50])
+def test_faults_of_the_machine_are_seen_through_other_errors(error: BaseException) -> None:
+    assert of_the_machine(error).startswith(type(error).__name__)
+    assert of_the_machine(wrapped(error)) == of_the_machine(error)
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: f"{type(error).__name__} {error}"[:50])
+def test_errors_of_the_work_are_its_own(error: BaseException) -> None:
+    assert of_the_machine(error) == ""
+    assert of_the_machine(wrapped(error)) == ""
+
+
+def test_an_error_that_was_dealt_with_is_not_the_cause_of_a_later_one() -> None:
+    later = ValueError("no such layer")
+    later.__context__, later.__suppress_context__ = MemoryError(), True
+    assert of_the_machine(later) == ""
+
+
+def test_a_full_disk_is_told_from_other_faults() -> None:
+    assert disk_full(wrapped(OSError(errno.ENOSPC, "No space left on device")))
+    assert disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3153216 vs 3153104"))
+    assert not disk_full(MemoryError())

@@ -1,0 +1,69 @@
+"""What an operation cannot do is refused before a model is loaded, by files and numbers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ctrl.checkpoint import CONFIG_FILE
+from experiments.common.errors import ConfigError, RunError
+from experiments.methods.saving import ADAPTER_CONFIG
+from experiments.posthoc.checks import check_operation
+from experiments.posthoc.run import posthoc
+
+KINDS = {"full": "model.safetensors", "control": CONFIG_FILE, "lora": ADAPTER_CONFIG}
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Path:
+    for name, file in KINDS.items():
+        (tmp_path / "arms" / f"{name}-0.01" / "trained").mkdir(parents=True)
+        (tmp_path / "arms" / f"{name}-0.01" / "trained" / file).write_text("{}")
+        (tmp_path / "arms" / f"{name}-0.01" / "result.json").write_text("{}")
+    return tmp_path / "arms"
+
+
+WRONG = [
+    *(("wise", "full", [alpha], "number from 0 to 1$") for alpha in (NAN, INF, -INF, 1e30, -1.0, 2.0)),
+    *(("merge", "control", [alpha], "number from 0 to 1$") for alpha in (NAN, -0.5, 2.0)),
+    *(("dial", "control", [alpha], "number from -100 to 100$") for alpha in (NAN, INF, 1e30)),
+    ("wise", "full", [0.5, 0.5000001], r"must differ in six digits, but 0\.5 is there more than once"),
+    ("wise", "full", [], r"--alphas 0\.25 0\.5 0\.75"),
+    ("merge", "full", [], "'full-0.01' is not expanded and has no adapter: use wise"),
+    ("merge", "lora", [0.5], "--alphas has no meaning"),
+    ("dial", "full", [0.5], "dial needs an expanded arm"),
+    ("dial", "control", [], "dial needs an expanded arm"),
+    ("task_vectors", "full", [0.5], "name the folders of the others"),
+]
+
+
+@pytest.mark.parametrize(("operation", "arm", "alphas", "said"), WRONG)
+def test_what_an_operation_cannot_do(arms: Path, operation: str, arm: str, alphas: list[float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        posthoc(arms.parent, arm, 0.01, operation, alphas)
+
+
+def test_other_arms_are_for_task_vectors(arms: Path) -> None:
+    with pytest.raises(ConfigError, match="which wise does not do: leave it out, or use task_vectors"):
+        posthoc(arms.parent, "full", 0.01, "wise", [0.5], [arms / "lora-0.01"])
+
+
+@pytest.mark.parametrize("arm", ["../arms/full", "./full", "none"])
+def test_an_arm_is_named_not_pointed_at(arms: Path, arm: str) -> None:
+    with pytest.raises(RunError, match=f"has no finished arm {arm} at 0.01; there are: control-0.01, full-0.01"):
+        posthoc(arms.parent, arm, 0.01, "wise", [0.5])
+
+
+@pytest.mark.parametrize(
+    ("operation", "arm", "alphas"),
+    [
+        ("wise", "full", [0.0, 0.5, 1.0]),
+        ("merge", "control", []),
+        ("merge", "lora", []),
+        ("dial", "control", [-1.0, 2.0]),
+    ],
+)
+def test_what_it_can_do(arms: Path, operation: str, arm: str, alphas: list[float]) -> None:
+    check_operation(operation, arms / f"{arm}-0.01", alphas)

@@ -1,0 +1,83 @@
+"""A result knows the files that it was made from; results of earlier versions still open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json
+from experiments.records import ArmResult, Estimate
+from experiments.runs.result_file import check_files, read_result, whole_results, write_result
+
+RESULT = ArmResult("full", "full", 1e-3, "finished", steps=4, scorecard={"gain": Estimate(0.1, -0.1, 0.3)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    arm = tmp_path / "arms" / "full-0.001"
+    for file in (tmp_path / "base" / "items.jsonl", arm / "items-4.jsonl", arm / "trained" / "model.safetensors"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name)
+    RESULT.cost = {"seconds": float("nan")}
+    write_result(arm, RESULT)
+    return arm
+
+
+def test_what_is_whole_is_read(folder: Path) -> None:
+    (again,) = whole_results([folder / "result.json"])
+    assert (again.arm, again.scorecard, again.steps) == ("full", RESULT.scorecard, 4)
+    check_files(folder / "result.json", trained=True)
+    assert set(read_json(folder / "result.json")["made_from"]) == {
+        "base/items.jsonl", "arms/full-0.001/items-4.jsonl", "arms/full-0.001/trained/model.safetensors",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-2}, {"steps": 5}, {"scorecard": {"gain": {"value": 0.9}}}])
+def test_a_changed_result(folder: Path, change: dict[str, Any]) -> None:
+    file = folder / "result.json"
+    write_json(file, read_json(file) | change)
+    for read in (read_result, check_files):
+        with pytest.raises(DamagedError, match=r"result\.json was changed after it was written: bring it back"):
+            read(file)
+
+
+def test_the_result_of_another_arm(folder: Path) -> None:
+    other = folder.with_name("full-0.01")
+    other.mkdir()
+    (other / "result.json").write_text((folder / "result.json").read_text())
+    with pytest.raises(DamagedError, match=r"full-0\.01/result\.json is the result of full-0\.001, another arm"):
+        read_result(other / "result.json")
+
+
+@pytest.mark.parametrize("name", ["base/items.jsonl", "arms/full-0.001/items-4.jsonl"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text("x")], ids=["gone", "changed"])
+def test_other_records(folder: Path, name: str, damage: Callable[[Path], object]) -> None:
+    damage(folder.parents[1] / name)
+    with pytest.raises(DamagedError, match=rf"{name} is .*result\.json was made from: bring it back, "):
+        whole_results([folder / "result.json"])
+
+
+def test_other_weights_matter_where_they_are_loaded(folder: Path) -> None:
+    (folder / "trained" / "model.safetensors").write_text("x")
+    check_files(folder / "result.json")
+    with pytest.raises(DamagedError, match=r"model\.safetensors is not the file"):
+        check_files(folder / "result.json", trained=True)
+
+
+def test_results_of_earlier_versions_are_read_as_they_are(folder: Path) -> None:
+    file = folder / "result.json"
+    write_json(file, RESULT.to_dict())
+    (folder / "items-4.jsonl").unlink()
+    assert whole_results([file])[0].scorecard == RESULT.scorecard
+
+
+@pytest.mark.parametrize("text", ["{}", '{"arm": "full"}', json.dumps({"scorecard": 3, "trajectory": []})])
+def test_what_is_no_result(folder: Path, text: str) -> None:
+    (folder / "result.json").write_text(text)
+    with pytest.raises(DamagedError, match=r"is no result of an arm \("):
+        read_result(folder / "result.json")
