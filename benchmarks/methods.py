@@ -38,6 +38,7 @@ from experiments.config import ArmConfig
 from experiments.methods import MethodContext
 from experiments.models.base import SHIPPED, load_base
 from experiments.models.precision import Precision, device
+from experiments.reporting.table import Table
 from experiments.training.lm_loss import lm_loss, only_label_logits
 from experiments.training.meter import PeakMemory
 
@@ -125,16 +126,27 @@ def step_table(args: argparse.Namespace) -> str:
     steps.clear()
     gc.collect()
     memory = {method: memory_of(method) for method in METHODS}
-    rows = ["| method | trained | step s | vs full | vs partial | TFLOP | TFLOP/s | weights GB | peak GB | vs full |"]
-    rows.append("|---|---|---|---|---|---|---|---|---|---|")
+    head = (
+        "method",
+        "trained",
+        "step s",
+        "vs full",
+        "vs partial",
+        "TFLOP",
+        "TFLOP/s",
+        "weights GB",
+        "peak GB",
+        "vs full",
+    )
+    rows: list[tuple[str, ...]] = []
     for method in METHODS:
         t, peak = times[method], memory[method]
         cells = [method, f"{trained[method] / 1e6:.1f} M", f"{t:.2f}", f"{t / times['full']:.2f}"]
         partial = times[method.replace("control", "partial").replace("full", "partial")]
         cells += [f"{t / partial:.2f}", f"{flops[method] / 1e12:.2f}", f"{flops[method] / 1e12 / t:.2f}"]
         cells += [f"{moved[method] / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{peak / memory['full']:.2f}"]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n\n" + roofline(times, flops, moved, args)
+        rows.append(tuple(cells))
+    return Table("", head, tuple(rows)).markdown() + "\n\n" + roofline(times, flops, moved, args)
 
 
 def roofline(times: dict[str, float], flops: dict[str, int], moved: dict[str, int], args: argparse.Namespace) -> str:
@@ -234,9 +246,8 @@ def decode_table(args: argparse.Namespace) -> str:
         return lambda: model.generate(prompt, max_new_tokens=args.tokens, min_new_tokens=args.tokens, **kwargs)
 
     times = in_turn({name: decode(model) for name, model in models.items()}, max(args.rounds, 7))  # they are short
-    rows = ["| decoding | ms per token | vs base |", "|---|---|---|"]
-    rows += [f"| {name} | {1e3 * t / args.tokens:.1f} | {t / times['base']:.2f} |" for name, t in times.items()]
-    return "\n".join(rows)
+    rows = [(name, f"{1e3 * t / args.tokens:.1f}", f"{t / times['base']:.2f}") for name, t in times.items()]
+    return Table("", ("decoding", "ms per token", "vs base"), tuple(rows)).markdown()
 
 
 def memory_of(method: str) -> int:

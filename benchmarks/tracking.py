@@ -17,6 +17,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from experiments.reporting.table import Table
 from experiments.tracking.tracker import Tracker
 
 STEPS, METRICS, STEP_SECONDS, PAUSE, PORT = 60, 60, 1.3, 0.2, 5995
@@ -54,10 +55,10 @@ def serve(root: Path) -> subprocess.Popen[bytes]:
     raise RuntimeError(f"no server on port {PORT} after 90 s: is the port taken?")
 
 
-def row(store: str, figures: tuple[float, float, float]) -> str:
+def row(store: str, figures: tuple[float, float, float]) -> tuple[str, ...]:
     median, high, process = figures
     share, whole = 100 * median / STEP_SECONDS, 100 * process / STEP_SECONDS
-    return f"| {store} | {1e3 * median:.2f} | {1e3 * high:.2f} | {share:.3f} % | {1e3 * process:.1f} | {whole:.2f} % |"
+    return store, f"{1e3 * median:.2f}", f"{1e3 * high:.2f}", f"{share:.3f} %", f"{1e3 * process:.1f}", f"{whole:.2f} %"
 
 
 def main() -> None:
@@ -70,21 +71,21 @@ def main() -> None:
         f"By `python -m benchmarks.tracking --write`: {METRICS} metrics a step, {STEPS} steps, one every {PAUSE} s;",
         f"CPU ms per step, and percent of a step of {STEP_SECONDS} s. Process: the delivery thread included.",
         "",
-        "| store | main thread, median | 99th percentile | of the step | process | of the step |",
-        "|---|---|---|---|---|---|",
     ]
+    head = ("store", "main thread, median", "99th percentile", "of the step", "process", "of the step")
+    rows = []
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     with tempfile.TemporaryDirectory() as folder:
-        lines.append(row("SQLite file", measure(Path(folder))))
+        rows.append(row("SQLite file", measure(Path(folder))))
     with tempfile.TemporaryDirectory() as folder:
         server = serve(Path(folder))
         try:
             os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{PORT}"
-            lines.append(row("server on loopback", measure(Path(folder))))
+            rows.append(row("server on loopback", measure(Path(folder))))
         finally:
             server.terminate()
             server.wait(30)
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, Table("", head, tuple(rows)).markdown()]) + "\n"
     print(text)
     if args.write:
         Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")

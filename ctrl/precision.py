@@ -56,9 +56,9 @@ def keep_in_fp32(copied: nn.Module) -> nn.Module:
 
 
 def widen_adapters(copied: nn.Module) -> None:
-    """Convert the trainable half-precision parameters of a low-rank copy to fp32. PEFT rounds what they add itself."""
+    """Convert the trainable parameters of a low-rank copy, narrow as its base, to fp32. PEFT rounds what they add."""
     for parameter in copied.parameters():
-        if parameter.requires_grad and parameter.dtype in HALF:
+        if parameter.requires_grad and parameter.element_size() < 4:
             parameter.data = parameter.data.float()
 
 

@@ -15,11 +15,13 @@ from ctrl.errors import ConfigError
 from ctrl.sharded import is_sharded
 
 BLOCK = 1024  # rows of the identity that run at once
+WAY_OUT = "use expanded='lora', or expand the model first and then quantise its frozen linear modules"
 
 
 def is_quantised(tensor: Tensor) -> bool:
-    """Return whether a parameter holds no plain floats: integers, or a tensor class that packs them."""
-    return not tensor.is_floating_point() or (type(tensor.data) is not Tensor and not is_sharded(tensor))
+    """Return whether a tensor holds no plain floats: integers, floats of a byte, or a class that packs them."""
+    plain = tensor.is_floating_point() and tensor.element_size() > 1
+    return not plain or (type(tensor.data) is not Tensor and not is_sharded(tensor))
 
 
 def has_quantised(model: nn.Module) -> bool:
@@ -43,26 +45,31 @@ def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
         if module not in linears and any(map(is_quantised, module.parameters(recurse=False))):
             raise ConfigError(
                 f"{name} of {type(layer).__name__}, a {type(module).__name__}, has quantised weights that are no "
-                "matrix, so its copy cannot be made in floats: use expanded='lora', or expand the model first and then "
-                "quantise its frozen linear modules"
+                f"matrix, so its copy cannot be made in floats: {WAY_OUT}"
             )
-    return {id(module): _plain_linear(module, _float_dtype(layer)) for module in linears}
+    try:
+        return {id(module): _plain_linear(module, _float_dtype(layer)) for module in linears}
+    except Exception as error:
+        raise ConfigError(
+            f"the quantised modules of {type(layer).__name__} do not run here ({type(error).__name__}: {error}), so "
+            f"their copies cannot be made in floats: {WAY_OUT}"
+        ) from error
 
 
 @torch.no_grad()
 def shared_state(layer: nn.Module) -> list[Tensor]:
     """List what a low-rank copy shares with its quantised layer besides parameters.
 
-    Runs each quantised module once: in its first run one of bitsandbytes takes the scales from the weight, and a second
-    module with this weight would find none.
+    Modules of bitsandbytes' int8 run once before: in its first run each moves the scales from the weight to its
+    `state`, and a second module with this weight would find none.
     """
     found: list[Tensor] = []
     for module in filter(is_quantised_linear, layer.modules()):
         linear: Any = module
-        linear(torch.zeros(1, linear.in_features, dtype=_float_dtype(layer), device=_own(linear)[0].device))
-        state = vars(linear.state) if hasattr(linear, "state") else {}
-        found += [value for value in state.values() if isinstance(value, Tensor)]
         found += linear.buffers(recurse=False)
+        if hasattr(linear, "state"):
+            linear(torch.zeros(1, linear.in_features, dtype=_float_dtype(layer), device=_own(linear)[0].device))
+            found += [value for value in vars(linear.state).values() if isinstance(value, Tensor)]
     return found
 
 

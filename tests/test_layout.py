@@ -64,6 +64,7 @@ OF_SEVERAL = {
     "experiments/models/test_real_model.py",  # the shipped LLM instead of a tiny one
     "experiments/scorecard/test_coverage.py",  # all statistics over simulated models whose truth is known
     "experiments/studies/test_postgres.py",  # the queue on a server instead of a file
+    "experiments/runs/test_kills.py",  # runs and studies, killed at random moments
     "experiments/test_face.py",  # the names that `import experiments` gives
     "notebooks/test_by_hand.py",
     "notebooks/test_notebooks.py",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from experiments.common.errors import DamagedError
 
+PART = ".part"  # ending of a temporary file
 UMASK = os.umask(0)  # the only way to read it is to set it
 os.umask(UMASK)
 
@@ -32,7 +36,7 @@ def json_lines(text: str) -> Iterator[tuple[int, str]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             os.fchmod(handle, 0o666 & ~UMASK)  # only the owner may read files of mkstemp
@@ -44,6 +48,18 @@ def write_text(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Delete temporary files below a folder that processes of this machine left when they were killed."""
+    for path in folder.rglob(f".*{_suffix('*')}"):
+        pid = path.name.rpartition("-")[2].removesuffix(PART)
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _suffix(pid: int | str) -> str:
+    return f"-{socket.gethostname()}-{pid}{PART}"
 
 
 def write_json(path: Path, values: Any) -> None:

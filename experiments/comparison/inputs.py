@@ -10,8 +10,9 @@ from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import read_json
+from experiments.common.paths import SHIPPED
 from experiments.common.section import nearest
-from experiments.config import load_config
+from experiments.common.yaml_values import read_yaml
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
@@ -147,8 +148,14 @@ def _same(one: str, other: str) -> bool:
 
 def _stages(folder: Path) -> dict[str, int]:
     """Find the last step of each stage; none if the run is no stream, or its config is of another version."""
+    path = folder / "config.yaml"
     try:
-        return stage_steps(load_config(folder / "config.yaml"))
+        data = read_yaml(path, SHIPPED, "config file")[1].get("data") or {}
+        if data.get("order") != "sequential":
+            return {}
+        from experiments.config import load_config  # loads torch; few runs need it
+
+        return stage_steps(load_config(path))
     except ConfigError:
         return {}
 

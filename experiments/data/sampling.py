@@ -17,6 +17,7 @@ from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.reading import cut, reading
 from experiments.models.tokens import (
+    cut_in_thought,
     end_of_text,
     end_of_turn,
     pad,
@@ -56,7 +57,7 @@ def sample_chats(
         prompts = [prompt_ids(tokenizer, question) for question in questions]
         replies = _sample(model, tokenizer, prompts, settings, end, "replies")
     for question, reply in zip(questions, replies, strict=True):
-        if text := reply_text(tokenizer, reply).strip():
+        if not cut_in_thought(tokenizer, reply) and (text := reply_text(tokenizer, reply).strip()):
             yield Item(question, text, ended=reply[-1] == end)
 
 

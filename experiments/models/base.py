@@ -38,12 +38,6 @@ def load_base(
     (`enable_thinking`). remote_code: run Python files that the model brings along. Raises ModelError.
     """
     model, tokenizer = load_whole(name, _source(name), remote_code)
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(
-            f"base_model {name!r} is an adapter of PEFT, of which only a part would be saved: merge it "
-            f"(peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER)), "
-            "save its tokenizer there too, and name that folder"
-        )
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options)

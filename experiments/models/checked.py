@@ -54,6 +54,12 @@ def load_weights(name: str, source: str, remote_code: bool = False) -> PreTraine
     model, report = loaded
     if (folder / GENERATION).is_file() and not readable(folder / GENERATION):
         raise ModelError(f"base_model {name!r}: {folder / GENERATION} is damaged: {_again(folder)}")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"base_model {name!r} is an adapter of PEFT, of which only a part would be saved: merge it "
+            f"(peft.AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER)), "
+            "save its tokenizer there too, and name that folder"
+        )
     _check_report(name, report)
     return model
 

@@ -84,6 +84,13 @@ def reply_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text.rstrip().removesuffix(closing) if closing else text
 
 
+def cut_in_thought(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Whether a reply begins what the template has before replies (a think block) and never ends it."""
+    opening = _around(tokenizer)[0] if tokenizer.chat_template else []
+    marks = [token for token in opening if token in tokenizer.added_tokens_decoder]
+    return bool(marks) and marks[0] in ids and marks[-1] not in ids
+
+
 def continuation_ids(
     tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, add_special_tokens: bool = True
 ) -> list[int]:

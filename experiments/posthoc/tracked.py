@@ -72,14 +72,14 @@ def _run(
         tags={**known, "source_arm": arm, **({"source_run": source} if source else {})},
         run_id=read_note(folder / "mlflow.json").get("run_id"),
         folder=folder,
+        note=lambda run_id: write_json(folder / "mlflow.json", {"run_id": run_id}),
     ) as run:
-        write_json(folder / "mlflow.json", {"run_id": run.id})
         yield run
 
 
 def _log(run: Run, result: ArmResult, folder: Path) -> None:
     figures = {name: estimate.value for name, estimate in headline(result.scorecard).items()}
-    run.log_metrics(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
+    run.log_new(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
     run.log_file(folder / f"items-{result.steps}.jsonl", "records")
     run.log_file(folder / "result.json", "scorecard")
 

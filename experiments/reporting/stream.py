@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from matplotlib.figure import Figure
 
-from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.plots.stream import stream_figure
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, label
 from experiments.scorecard import stream, stream_matrix
 from experiments.scorecard.figures import FIGURES
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
 
 Checkpoints: TypeAlias = Mapping[int, Sequence[Record]]  # records by step
 SHOWN = [figure for figure in FIGURES.values() if figure.suite == "stream"]

@@ -110,12 +110,14 @@ class ArmRun:
         return journal is None or (end is not None and end["status"] != "KILLED" and journal.ended())
 
     def _tracked(self, name: str, parent: Run, run_id: str | None) -> AbstractContextManager[Run]:
+        def note(run_id: str) -> None:
+            write_json(self.folder / "mlflow.json", {"run_id": run_id})
+
         return self.session.tracker.run(
-            name, kind="arm", parent=parent.id, run_id=run_id, params=self._params(), folder=self.folder
+            name, kind="arm", parent=parent.id, run_id=run_id, params=self._params(), folder=self.folder, note=note
         )
 
     def _log_start(self, run: Run) -> None:
-        write_json(self.folder / "mlflow.json", {"run_id": run.id})
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
 
@@ -140,12 +142,12 @@ class ArmRun:
     def _hooks(self, result: ArmResult, run: Run, evaluated: Callable[[int], None]) -> Hooks:
         def record(step: int, records: list[Record]) -> None:
             figures = self.records.write(step, records)
-            run.log_metrics({name: figure.value for name, figure in headline(figures).items()}, step)
+            run.log_new({name: figure.value for name, figure in headline(figures).items()}, step)
             evaluated(step)
             if self.session.observe:
                 self.session.observe(result.label, step, figures)
 
-        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_metrics(logs, step))
+        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_new(logs, step))
 
     @contextmanager
     def _failure_noted(self, result: ArmResult, run: Run) -> Iterator[None]:
@@ -191,7 +193,7 @@ class ArmRun:
         run.log_file(self.result_file, "scorecard")
         for point in result.trajectory:  # the parent's charts would be empty otherwise
             figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
-            parent.log_metrics({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
+            parent.log_new({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

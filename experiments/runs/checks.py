@@ -54,8 +54,6 @@ def _id_faults(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreT
     rows = embedding_rows(model)
     ids = {*prompt_ids(tokenizer, "a"), *answer_ids(tokenizer, "a", "a"), end_of_text(tokenizer)}
     beyond = [f"{i} ({tokenizer.convert_ids_to_tokens(i)})" for i in sorted(ids) if i >= rows]
-    if tokenizer.vocab_size > rows:
-        beyond.append(f"up to {tokenizer.vocab_size - 1}")
     if not beyond:
         return []
     return [

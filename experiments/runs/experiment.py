@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.common.errors import RunError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
@@ -30,12 +31,15 @@ def lead(config: ExperimentConfig, folder: Path, session: Session, processes: Pr
     session.say(_first_line(config, processes))
     session.tracker.reap()
     with _tracked(config, folder, session) as run:
+        if changed := run.changed_versions():
+            session.say(f"this run began with {changed}: its arms may differ for that")
         prepared = prepare(config, folder, session.say)
         processes.send(BaseReady())
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
         left = _say_what_is_left(arms, session)
         results = [arm.run(run, left) for arm in arms]  # which sends TrainArm for each that it trains
+        check_folder(folder)
         outcome = close_run(prepared, arms, results, run, session.tracker)
         processes.send(Done(outcome))
         return outcome
@@ -53,6 +57,12 @@ def follow(config: ExperimentConfig, folder: Path, processes: Processes) -> Outc
                 return outcome
 
 
+def check_folder(folder: Path) -> None:
+    """Raise RunError if somebody removed the run's folder: what it had is lost, and writing makes a new one."""
+    if not (folder / "config.yaml").is_file():
+        raise RunError(f"the run's folder {folder} was removed while it ran: start the same command again")
+
+
 @contextmanager
 def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterator[Run]:
     """Open the experiment's run in MLflow, or continue it."""
@@ -65,8 +75,8 @@ def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterat
         run_id=read_note(note).get("run_id"),
         tags={"run_folder": str(folder)},
         folder=folder,
+        note=lambda run_id: write_json(note, {"run_id": run_id}),
     ) as run:
-        write_json(note, {"run_id": run.id})
         run.log_file(folder / "config.yaml")
         yield run
 

@@ -51,6 +51,17 @@ def heartbeat(storage: optuna.storages.RDBStorage, trial: optuna.Trial, seconds:
         thread.join()
 
 
+def next_attempt(trial: Any) -> Any:
+    """Return an attempt to queue, with the same picks. Its history has the key of Optuna's own retries."""
+    history = [*trial.system_attrs.get("retry_history", ()), trial.number]
+    return optuna.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        system_attrs={**trial.system_attrs, "retry_history": history},
+    )
+
+
 def run_claimed(
     trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: RunTrial, prunes: bool, say: Say
 ) -> None:

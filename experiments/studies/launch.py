@@ -7,10 +7,9 @@ command and the same storage.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,13 +26,15 @@ from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.space import Scalar
-from experiments.studies.storage import STORAGE, note_progress, public_yaml, storage_url, study_folder
-from experiments.studies.trial import ShouldPrune, TrialOutcome, run_trial
-from experiments.tracking.machine import process_state, process_tags
+from experiments.studies.storage import note_progress, public_yaml, storage_url, study_folder
+from experiments.studies.trial import ShouldPrune, TrialOutcome, run_trial, steps_done
+from experiments.studies.workers import ends_with_parent, worker_starter
+from experiments.tracking.machine import process_state, process_tags, sigterm_raises
 from experiments.tracking.tracker import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command continues"
 POLL = 0.1  # seconds between two checks of the workers
+IDLE_DEATHS = 3  # so many workers in a row that died without a trial are one too many
 Say = Callable[[str], None]
 
 
@@ -54,13 +55,14 @@ def run_study(
     check_options(config)
     root = (root or default_root()).resolve()
     store = Store(storage_url(root, storage or config.storage), config)
+    store.progress = functools.partial(steps_done, config, root)
     store.begin()
     folder = study_folder(root, config.name)
     write_text(folder / "study.yaml", dump_yaml(config.to_dict()))
     note_progress(store, root)
     tracker = Tracker(root, config.name)
     tracker.reap()
-    with _study_run(tracker, config, folder) as run:
+    with sigterm_raises(), _study_run(tracker, config, folder) as run:
         if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
@@ -87,8 +89,12 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
     if process_state(owner) and owner["pid"] != str(os.getpid()):
         yield _NoRun()
         return
-    with tracker.run(config.name, kind="study", params=_params(config), run_id=_mlflow_run(folder)) as run:
-        write_json(note, {"run_id": run.id, "owner": process_tags()})
+
+    def write_note(run_id: str) -> None:
+        write_json(note, {"run_id": run_id, "owner": process_tags()})
+
+    run_id = _mlflow_run(folder)
+    with tracker.run(config.name, kind="study", params=_params(config), run_id=run_id, note=write_note) as run:
         run.log_text(public_yaml(config), "study.yaml")
         try:
             yield run
@@ -110,16 +116,19 @@ def work(store: Store, root: Path, say: Say) -> str:
         note_progress(store, root)
         return run_trial(store.config, number, picks, root, parent, should_prune, say)
 
-    return store.work(run, say)
+    store.progress = functools.partial(steps_done, store.config, root)
+    with ends_with_parent():
+        return store.work(run, say)
 
 
 def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say = print) -> str:
-    """Start workers, and replace each that a signal ends during a trial, until no trial is left to claim.
+    """Start workers, and replace each that a signal ends, until no trial is left to claim.
 
     start: returns a worker, with the methods of a Popen. A worker that ends with an exit code has written the reason,
-    and is not replaced. Returns the reason of the study's end, or UNFINISHED.
+    and is not replaced; nor is the last of IDLE_DEATHS in a row that had no trial. Returns the reason of the study's
+    end, or UNFINISHED.
     """
-    running, unclean = [start() for _ in range(workers)], False
+    running, unclean, idle = [start() for _ in range(workers)], False, 0
     try:
         while running:
             ended = next((worker for worker in running if worker.poll() is not None), None)
@@ -127,10 +136,13 @@ def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say 
                 time.sleep(POLL)
                 continue
             running.remove(ended)
-            if ended.returncode and _replaces(store, ended, say):
+            if not ended.returncode:
+                continue
+            idle = 0 if _had_trial(store, ended) else idle + 1
+            if _replaces(store, ended, idle, say):
                 running.append(start())
             else:
-                unclean |= ended.returncode != 0
+                unclean = True
     except BaseException:  # Ctrl-C reaches the workers too; SIGTERM does not
         for worker in running:
             worker.terminate()
@@ -141,13 +153,18 @@ def keep_working(store: Store, start: Callable[[], Any], workers: int, say: Say 
     return UNFINISHED if lost else store.ended() or UNFINISHED
 
 
-def _replaces(store: Store, worker: Any, say: Say) -> bool:
-    """Write to the storage how a worker ended. Returns whether to start another one in its place."""
-    code = worker.returncode
-    try:
-        again = store.worker_died(worker.pid, code) and code < 0 and not store.ended()
-    except STORAGE_FAULTS:
-        again = False
+def _had_trial(store: Store, worker: Any) -> bool:
+    """Write to the storage how a worker ended. Returns whether it had a trial."""
+    with contextlib.suppress(*STORAGE_FAULTS):
+        return store.worker_died(worker.pid, worker.returncode)
+    return False
+
+
+def _replaces(store: Store, worker: Any, idle: int, say: Say) -> bool:
+    """Say how a worker ended, and return whether to start another. idle: deaths in a row without a trial."""
+    code, again = worker.returncode, False
+    with contextlib.suppress(*STORAGE_FAULTS):
+        again = code < 0 and idle < IDLE_DEATHS and not store.ended()
     if code > 0:
         say(f"a worker ended with exit code {code}; its message is above")
     else:
@@ -156,12 +173,7 @@ def _replaces(store: Store, worker: Any, say: Say) -> bool:
 
 
 def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -> str:
-    command = [sys.executable, "-m", "experiments.cli", "study", str(folder / "study.yaml"), "--worker"]
-    command += ["--root", str(root)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
-    return keep_working(
-        store, lambda: subprocess.Popen(command, env=threads | os.environ | {STORAGE: store.url}), workers, say
-    )
+    return keep_working(store, worker_starter(folder / "study.yaml", root, store.url, workers), workers, say)
 
 
 def _before(store: Store) -> str:

@@ -24,7 +24,7 @@ from experiments.common.errors import ConfigError, StudyError
 from experiments.common.paths import short_path
 from experiments.common.section import nearest
 from experiments.studies import optimizers
-from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, run_claimed
+from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, next_attempt, run_claimed
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import stored_study
 from experiments.studies.locks import (
@@ -36,11 +36,23 @@ from experiments.studies.locks import (
     sqlite_file,
     storage_fault,
 )
-from experiments.studies.space import grid
+from experiments.studies.space import Scalar, grid
 from experiments.studies.trial import repeated
-from experiments.studies.trials import Trial, continued, died, failed, lineages, origin, stopped_by, trial_row, used_up
+from experiments.studies.trials import (
+    Trial,
+    continued,
+    died,
+    failed,
+    lineages,
+    origin,
+    picks_of,
+    stopped_by,
+    trial_row,
+    used_up,
+)
 from experiments.tracking.machine import process_state, process_tags
 
+Progress = Callable[[int, dict[str, Scalar]], int]  # gets the number of a trial's first attempt and its picks
 GOING_ON = ("running", "lost", "stopped")  # states of a trial that has begun and not ended
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -48,7 +60,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 
 class Store:
-    """A study in a database. Created if it does not exist and a config is given; without a config: StudyError."""
+    """A study in a database. Created if it does not exist and a config is given; without a config: StudyError.
+
+    progress: returns how far a trial has come, see `steps_done`; a death with progress does not count.
+    """
 
     def __init__(self, url: str, config: StudyConfig | None = None, name: str = "") -> None:
         self.url = url
@@ -81,6 +96,7 @@ class Store:
         except (*STORAGE_FAULTS, ImportError) as error:
             raise StudyError(f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}") from error
         self.config = config
+        self.progress: Progress = lambda number, picks: 0
 
     def begin(self) -> None:
         """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row."""
@@ -108,8 +124,10 @@ class Store:
                     heart.enter_context(heartbeat(self.storage, trial, self.config.heartbeat))
                     picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
                     trial.set_user_attr("owner", process_tags())
+                    attempt = self._attempts()[trial.number]
+                    self._note_progress(attempt, "began_at")
                     claim.close()
-                    number = origin(self._attempts()[trial.number])
+                    number = origin(attempt)
                     same = next((t for t in self.trials() if t.state == "complete" and t.picks == picks), None)
                     if same:  # some samplers draw the same picks again: nothing is trained twice
                         trial.set_user_attr("repeats", same.number)
@@ -213,10 +231,11 @@ class Store:
             # A trial without an owner: its process died while it held the lock.
             if self._gone(trial, silent) or (self._exclusive and "owner" not in trial.user_attrs):
                 with contextlib.suppress(UpdateFinishedTrialError):  # another machine ended it
+                    self._note_progress(trial, "reached")
                     self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         for attempts in lineages(self._attempts()).values():
             if continued(attempts, self.config.retries):
-                self._queue_again(attempts[-1])
+                self.study.add_trial(next_attempt(attempts[-1]))
         if self.config.sampler.name == "grid":
             wanted, cells = grid(self.config.search)[: self.limit()], lineages(trials).values()
             known = [attempts[0].system_attrs.get("fixed_params") for attempts in cells]
@@ -225,17 +244,10 @@ class Store:
                     self.study.enqueue_trial(cell)
         return self._attempts()
 
-    def _queue_again(self, trial: Any) -> None:
-        """Queue the trial with the same picks. Its history has the key of Optuna's own retries."""
-        history = [*trial.system_attrs.get("retry_history", ()), trial.number]
-        self.study.add_trial(
-            optuna.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                system_attrs={**trial.system_attrs, "retry_history": history},
-            )
-        )
+    def _note_progress(self, trial: Any, name: str) -> None:
+        """Write to an attempt how far its trial has come."""
+        steps = self.progress(origin(trial), picks_of(trial))
+        self.storage.set_trial_user_attr(trial._trial_id, name, steps)
 
     def _gone(self, trial: Any, silent: set[int]) -> bool:
         """Whether a trial is RUNNING, but its process is not. On another machine the heartbeat decides."""

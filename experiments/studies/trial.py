@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,9 +74,13 @@ def run_trial(
         saved = {}
     outcome, pruned = TrialOutcome(), ""
     with Tracker(root, study.name).run(
-        f"trial {number}", kind="trial", parent=parent, params=picks, run_id=saved.get("run_id")
+        f"trial {number}",
+        kind="trial",
+        parent=parent,
+        params=picks,
+        run_id=saved.get("run_id"),
+        note=lambda run_id: write_json(note, {"run_id": run_id, "picks": picks}),
     ) as run:
-        write_json(note, {"run_id": run.id, "picks": picks})
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):
@@ -119,6 +124,25 @@ def repeated(trial: Trial) -> Callable[..., TrialOutcome]:
 
 def trial_folder(study: StudyConfig, root: Path, number: int) -> Path:
     return root / "studies" / study.name / "trials" / f"{number:03d}"
+
+
+def steps_done(study: StudyConfig, root: Path, number: int, picks: dict[str, Scalar]) -> int:
+    """Return how far a trial has come in the folders of its runs: the steps of its checkpoints, over all seeds."""
+    from experiments.runs.run import run_folder  # loads torch; `status` needs none
+
+    with contextlib.suppress(Exception):  # picks that do not go together have no runs
+        folders = [run_folder(study.run_config(picks, number, seed), root) for seed in study.seeds]
+        return sum(_steps_of(folder, study.run_config(picks, number, 0).training.steps) for folder in folders)
+    return 0
+
+
+def _steps_of(run: Path, steps: int) -> int:
+    """Return the steps of a run's last checkpoint; a measured base and a result count as one more."""
+    from experiments.training.checkpoints import COMPLETE  # loads torch; `status` needs none
+
+    results, whole = run.glob("arms/*/result.json"), run.glob(f"arms/*/checkpoints/checkpoint-*/{COMPLETE}")
+    reached = [int(file.parent.name.rsplit("-", 1)[1]) for file in whole] + [steps + 1 for _ in results]
+    return max(reached, default=0) + (run / "base" / "items.jsonl").is_file()
 
 
 def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:

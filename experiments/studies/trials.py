@@ -43,6 +43,11 @@ def origin(trial: Any) -> int:
     return int(history[0])
 
 
+def picks_of(trial: Any) -> dict[str, Scalar]:
+    """Return what an attempt tries: drawn by the sampler, or queued as a cell of a grid."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
 def lineages(trials: Sequence[Any]) -> dict[int, list[Any]]:
     """Group attempts by trial: number of the first attempt -> its attempts in order."""
     found: dict[int, list[Any]] = {}
@@ -61,9 +66,14 @@ def interrupted(trial: Any) -> bool:
     return bool(trial.user_attrs.get("interrupted") == trial.number)
 
 
+def advanced(trial: Any) -> bool:
+    """Whether the trial got further in this attempt: to a newer checkpoint, or to the result of a seed."""
+    return bool(trial.user_attrs.get("reached", 0) > trial.user_attrs.get("began_at", 0))
+
+
 def deaths(attempts: Sequence[Any]) -> int:
-    """Count the attempts whose process died while they ran. An attempt without an owner had not begun."""
-    return sum(died(t) and "owner" in t.user_attrs and not interrupted(t) for t in attempts)
+    """Count the attempts whose process died and that got no further. One without an owner had not begun."""
+    return sum(died(t) and "owner" in t.user_attrs and not interrupted(t) and not advanced(t) for t in attempts)
 
 
 def continued(attempts: Sequence[Any], retries: int) -> bool:
@@ -113,9 +123,9 @@ def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Tria
     return Trial(
         number=origin(last),
         state=_state(attempts, retries, gone),
-        picks={**last.system_attrs.get("fixed_params", {}), **last.params},
+        picks=picks_of(last),
         values=list(last.values) if complete else None,
-        reason=last.user_attrs.get("reason") or last.user_attrs.get("pruned") or _loss(attempts, gone),
+        reason=last.user_attrs.get("reason") or last.user_attrs.get("pruned") or _loss(attempts, retries, gone),
         attempts=len(attempts),
         seconds=sum(t.duration.total_seconds() for t in attempts if t.duration and not died(t)),
         feasible=complete and all(value <= 0 for value in last.constraints.values()),
@@ -134,7 +144,7 @@ def _state(attempts: Sequence[Any], retries: int, gone: bool) -> str:
     return "failed" if not again else "stopped" if interrupted(last) else "lost"
 
 
-def _loss(attempts: Sequence[Any], gone: bool) -> str:
+def _loss(attempts: Sequence[Any], retries: int, gone: bool) -> str:
     last = attempts[-1]
     if not (gone or died(last)):
         return ""
@@ -142,4 +152,5 @@ def _loss(attempts: Sequence[Any], gone: bool) -> str:
         return "it was stopped"
     signal = f" ({last.user_attrs['ended_by']})" if "ended_by" in last.user_attrs else ""
     times = f", {len(attempts)} times" if len(attempts) > 1 else ""
-    return f"its process died{signal}{times}"
+    limit = f" (retries: {retries}; a larger number continues it)" if deaths(attempts) > retries else ""
+    return f"its process died{signal}{times}{limit}"

@@ -33,6 +33,11 @@ def refused(error: BaseException) -> bool:
     return getattr(error, "error_code", "") in REFUSED
 
 
+def answered(error: BaseException) -> bool:
+    """Whether the server answered that the caller may not do this: a missing or wrong user."""
+    return getattr(error, "error_code", "") in ("PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
 def unknown_endpoint(error: BaseException) -> bool:
     """Whether the server is too old for a request."""
     return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
@@ -135,6 +140,7 @@ def download_model(client: Any, uri: str, model_id: str, to: Path) -> Path:
 def _import_mlflow() -> Any:
     """Import the client class, on first use: it takes a second, and MLflow reads its settings then."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # six lines per run that `sync` sends
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the journal retries; the default blocks for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     os.environ.setdefault("PGCONNECT_TIMEOUT", "15")

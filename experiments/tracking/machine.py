@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -33,6 +34,7 @@ PACKAGES = (
     "optuna",
     "lm_eval",
 )
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAX_DIFF = 1_000_000  # characters
 
@@ -44,6 +46,7 @@ def process_tags() -> dict[str, str]:
         "boot_id": _boot_id(),
         "pid": str(os.getpid()),
         "pid_started": f"{psutil.Process().create_time():.0f}",
+        "pid_ticks": _ticks(os.getpid()),
     }
     return tags | ({"machine_id": _machine_id()} if _machine_id() else {})
 
@@ -63,8 +66,11 @@ def process_state(tags: Mapping[str, str]) -> bool | None:
         return False
     try:
         process = psutil.Process(int(tags["pid"]))
-        # Ids are reused; the start time moves a little when the clock is set.
-        same = abs(process.create_time() - float(tags.get("pid_started", 0))) < 60
+        # Ids are reused. The start time moves when the clock is set, but not the ticks between boot and start.
+        if ticks := tags.get("pid_ticks"):
+            same = ticks == _ticks(process.pid)
+        else:
+            same = abs(process.create_time() - float(tags.get("pid_started", 0))) < 60
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.AccessDenied:
         return True
@@ -74,18 +80,27 @@ def process_state(tags: Mapping[str, str]) -> bool | None:
 
 @contextmanager
 def sigterm_raises() -> Iterator[None]:
-    """Raise SystemExit(143) at SIGTERM inside the block, so that runs are closed. Only the main thread can do so."""
+    """Raise SystemExit (143 at SIGTERM, 129 at SIGHUP, a closed terminal) inside the block, so that runs are closed.
+
+    Only the main thread can do so. A signal that is ignored, as SIGHUP under nohup, stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, _exit)
+    found = {number: signal.getsignal(number) for number in ENDING}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, _exit)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _exit(number: int, frame: Any) -> None:
+    with contextlib.suppress(OSError):  # the terminal is gone
+        os.write(2, f"stopped by {signal.Signals(number).name}; the same command continues\n".encode())
     sys.exit(128 + number)
 
 
@@ -129,6 +144,15 @@ def hardware_tags() -> dict[str, str]:
     if torch.cuda.is_available():
         tags["hardware/gpu"] = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return tags
+
+
+def _ticks(pid: int) -> str:
+    """Return the clock ticks from the machine's boot to the start of a process; an empty text without /proc."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # field 22; the name before ")" may contain anything
 
 
 @functools.cache

@@ -30,6 +30,7 @@ class Run:
         self.journal, self.reason = journal, ""
         self._delivery, self._uri = delivery, uri
         self._began = time.monotonic()
+        self._logged: dict[str, int] | None = None
 
     @property
     def id(self) -> str:
@@ -50,6 +51,23 @@ class Run:
         if values:
             self.journal.append("metrics", step=step, values=values)
         self.warn_once()
+
+    def log_new(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log numbers of a step, without those that an earlier attempt logged at this step or a later one.
+
+        A run that goes on from a checkpoint repeats the steps after it, with the same values.
+        """
+        if self._logged is None:
+            self._logged = self._logged_before()
+        self.log_metrics({name: v for name, v in metrics.items() if step > self._logged.get(name, -1)}, step)
+
+    def changed_versions(self) -> str:
+        """Return the packages whose version is another one than at the run's first start; an empty text if none."""
+        starts = [event["tags"] for event, _ in self.journal.read() if event["event"] == "start"]
+        first, last = starts[0], starts[-1]
+        names = [name for name in first if name.startswith("version/") and first[name] != last.get(name)]
+        pairs = [f"{n.removeprefix('version/')} {first[n]}, and goes on with {last.get(n, 'none')}" for n in names]
+        return "; ".join(pairs)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log nested values under dotted names. A continued run keeps the values that it has."""
@@ -120,6 +138,17 @@ class Run:
             )
             warnings.warn(text, stacklevel=3)
         self._delivery.ended(self.journal)
+
+    def _logged_before(self) -> dict[str, int]:
+        """Return the last step of each metric that earlier attempts of this run have logged."""
+        found: dict[str, int] = {}
+        waiting: dict[str, int] = {}  # of the attempt that is read
+        for event, _ in self.journal.read():
+            if event["event"] == "start":
+                found |= waiting
+            elif event["event"] == "metrics":
+                waiting |= {name: max(event["step"], waiting.get(name, -1)) for name in event["values"]}
+        return found
 
     def _on_top(self) -> bool:
         start, _ = next(iter(self.journal.read()))

@@ -105,5 +105,15 @@ class TrackingStore:
 
 
 def last_line(error: BaseException) -> str:
-    error = getattr(error, "orig", None) or error  # SQLAlchemy's ends with the address of a help page
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    """Return the reason of an error in one line: the innermost cause that its text names.
+
+    SQLAlchemy's texts end with its SQL and the address of a help page, those of requests with a chain of reprs.
+    """
+    text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    lines = [line for line in text.splitlines() if not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
+    line = lines[-1] if lines else text
+    if "Caused by" not in line:
+        return line
+    inner = re.sub(r"[\"']\)+$", "", line.rpartition("Caused by")[2])
+    numbered = re.findall(r"\[Errno -?\d+\] ([^'\")]+)", inner)
+    return str(numbered[-1]) if numbered else inner.rpartition(": ")[2]

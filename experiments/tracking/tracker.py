@@ -12,11 +12,12 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.common.paths import short_path
+from experiments.tracking.client import answered
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.machine import (
@@ -57,8 +58,9 @@ class Tracker:
             if not self.store.away(error):
                 raise self.store.unusable(error) from error
             if not self.delivery.announced:
+                what = "refuses" if answered(error) else "does not answer"
                 warnings.warn(
-                    f"{self.store.shown} does not answer ({last_line(error)}): this run is kept in its journal, to be "
+                    f"{self.store.shown} {what} ({last_line(error)}): this run is kept in its journal, to be "
                     "sent later",
                     stacklevel=2,
                 )
@@ -84,16 +86,25 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         folder: Path | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> Iterator[Run]:
         """Open a run. It ends as FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
 
         kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the parent run. params: may be
         nested. run_id: a run to continue; a new one is made if neither journal nor store has it. folder: of the
-        journal; default: `root/journals`. Every run logs code, packages and machine, and has the names of its parents
-        in the tags `study`, `trial` and `experiment`.
+        journal; default: `root/journals`. note: keeps the run's id for the next start. It is called before the journal
+        has a line, and again when the store has given its own id, so that a kill between leaves one run.
+
+        Every run logs code, packages and machine, and has the names of its parents in the tags `study`, `trial` and
+        `experiment`.
         """
         folder = Path(folder).resolve() if folder else self.root / "journals"
-        journal = (find(folder, run_id) if run_id else None) or Journal.create(folder, f"{kind}-{name}")
+        note = note or (lambda run_id: None)
+        if journal := find(folder, run_id) if run_id else None:
+            note(str(run_id))
+        else:
+            journal = Journal.create(folder, f"{kind}-{name}")
+            note(journal.id)
         own = {"kind": kind} | ({kind: name} if kind in CHAIN else {})
         noted = process_tags() | code_tags() | hardware_tags() | own | dict(tags or {})
         journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
@@ -106,6 +117,7 @@ class Tracker:
         self.delivery.add(journal)
         self.delivery.drain(START_SECONDS)
         run.warn_once()
+        note(run.id)
         status = "FINISHED"
         with sigterm_raises():
             try:

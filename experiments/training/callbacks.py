@@ -5,6 +5,7 @@ Those of one step run in the order of the list that `train_arm` gives to Trainer
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,31 @@ class Progress(TrainerCallback):
 
 
 class Log(TrainerCallback):
-    """Hand the figures of each step to the caller."""
+    """Hand the figures of each step to the caller. Not Trainer's closing line: after a resume its means are wrong."""
 
     def __init__(self, receive: Callable[[int, dict[str, float]], None]) -> None:
         self.receive = receive
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        self.receive(state.global_step, logs or {})
+        if logs and "loss" in logs:
+            self.receive(state.global_step, logs)
+
+
+class ZeroGradient(TrainerCallback):
+    """Warn once if the gradient is exactly 0 for PATIENCE steps in a row: nothing trains any more."""
+
+    PATIENCE = 10
+
+    def __init__(self, label: str) -> None:
+        self.label, self.steps = label, 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if not logs or "grad_norm" not in logs:
+            return
+        self.steps = self.steps + 1 if logs["grad_norm"] == 0 else 0
+        if self.steps == self.PATIENCE:
+            warnings.warn(
+                f"{self.label}: the gradient has been exactly 0 for {self.PATIENCE} steps, up to step "
+                f"{state.global_step}: nothing trains any more; a lower learning rate may help",
+                stacklevel=2,
+            )

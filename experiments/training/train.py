@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from experiments.methods import Method, MethodContext
-from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress
+from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
 from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
 from experiments.training.meter import Meter
@@ -135,7 +135,7 @@ def _callbacks(
     method: Method, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
 ) -> list[TrainerCallback]:
     at, every = plan.evaluate_at, plan.training.save_every
-    seen = [Log(hooks.log), Progress(plan.label)] if processes.is_main else []
+    seen = [Log(hooks.log), Progress(plan.label), ZeroGradient(plan.label)] if processes.is_main else []
     return [
         *seen,
         MethodStep(method),

@@ -158,6 +158,21 @@ def test_quantised_experts_are_refused_and_low_rank_copies_are_not() -> None:
     assert [type(m) for m in base.modules()] == kinds
 
 
+def test_modules_that_do_not_run_on_this_machine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of a quantised kind may need a GPU."""
+    base = quantised("fake int8")
+
+    def fails(self: nn.Module, x: Tensor) -> Tensor:
+        raise NotImplementedError("no kernel for cpu")
+
+    monkeypatch.setattr(FakeInt8, "forward", fails)
+    with pytest.raises(
+        ConfigError, match=r"do not run here \(NotImplementedError: no kernel for cpu\).*quantise its frozen"
+    ):
+        ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    assert type(base) is type(build("llama"))
+
+
 def test_the_frozen_linears_may_be_quantised_after_expanding() -> None:
     """The way out that the refusal names."""
     model = ctrl.expand(build("llama"), ctrl.ControlConfig(layers=2))

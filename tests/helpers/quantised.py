@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,14 +22,16 @@ class FakeInt8(nn.Linear):
         scales = plain.weight.detach().abs().amax(-1, keepdim=True) / 127
         self.weight = nn.Parameter((plain.weight.detach() / scales).round().to(torch.int8), requires_grad=False)
         self.weight.scales = scales
-        self.scales: Any = None
+        self.state = SimpleNamespace(scales=None)
         if plain.bias is not None:
             self.bias = plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.scales is None:
-            self.scales, self.weight.scales = self.weight.scales, None
-        return linear(x, (self.weight * self.scales).to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        if self.state.scales is None:
+            self.state.scales, self.weight.scales = self.weight.scales, None
+        return linear(
+            x, (self.weight * self.state.scales).to(x.dtype), None if self.bias is None else self.bias.to(x.dtype)
+        )
 
 
 class FakePacked(nn.Module):
@@ -44,6 +46,19 @@ class FakePacked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, (self.qweight * self.scales).to(x.dtype))
+
+
+class FakeFloat8(nn.Linear):
+    """A matrix of floats of one byte with one scale, as in DeepSeek's checkpoints."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=False)
+        self.register_buffer("weight_scale_inv", plain.weight.detach().abs().max() / 448)
+        scaled = plain.weight.detach() / self.weight_scale_inv
+        self.weight = nn.Parameter(scaled.to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight.to(x.dtype) * self.weight_scale_inv.to(x.dtype))
 
 
 def _replaced(make: Callable[[nn.Linear], nn.Module]) -> PreTrainedModel:
@@ -100,6 +115,7 @@ def _quanto(weights: str) -> PreTrainedModel:
 QUANTISED: dict[str, Callable[[], PreTrainedModel]] = {
     "fake int8": lambda: _replaced(FakeInt8),
     "fake packed": lambda: _replaced(FakePacked),
+    "fake float8": lambda: _replaced(FakeFloat8),
     "bitsandbytes int8": _llm_int8,
     "bitsandbytes nf4": _nf4,
     "torchao int8": _torchao,

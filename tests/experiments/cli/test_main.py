@@ -14,6 +14,7 @@ import ctrl
 from experiments.cli import main as cli
 from experiments.common.commands import command
 from experiments.common.errors import CompareError, ConfigError, StudyError
+from tests.helpers.planted_run import write_run
 from tests.helpers.run_folders import make_run, make_study
 from tests.helpers.toy_study import open_store
 
@@ -119,7 +120,7 @@ def test_without_a_command_it_says_what_to_do_first(capsys: pytest.CaptureFixtur
 
 
 LIBRARIES = {"torch", "transformers", "mlflow", "optuna", "scipy", "pandas"}
-READS_A_STUDY = pytest.mark.slow  # Optuna and its database take seconds
+SECONDS = pytest.mark.slow  # Optuna with its database, or 10,000 resamples
 
 
 @pytest.mark.parametrize(
@@ -130,15 +131,18 @@ READS_A_STUDY = pytest.mark.slow  # Optuna and its database take seconds
         (["list"], set(), "interpolations"),
         (["runs"], set(), "demo-0123abcd"),
         (["show", "demo"], {"scipy", "pandas"}, "+.50"),
-        pytest.param(["show", "toy"], {"optuna"}, "Does it?", marks=READS_A_STUDY),
-        pytest.param(["status", "toy"], {"optuna"}, "toy: 6 waiting of 6", marks=READS_A_STUDY),
-        pytest.param(["export", "toy", "x.csv"], {"optuna", "pandas"}, "6 trials written", marks=READS_A_STUDY),
+        pytest.param(["compare", "judged"], {"scipy", "pandas"}, "retention", marks=SECONDS),
+        pytest.param(["gate", "judged", "--margin", "0.5"], {"scipy", "pandas"}, "full-0.001", marks=SECONDS),
+        pytest.param(["show", "toy"], {"optuna"}, "Does it?", marks=SECONDS),
+        pytest.param(["status", "toy"], {"optuna"}, "toy: 6 waiting of 6", marks=SECONDS),
+        pytest.param(["export", "toy", "x.csv"], {"optuna", "pandas"}, "6 trials written", marks=SECONDS),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_commands_that_read_files_import_no_torch(argv: list[str], needed: set[str], said: str, tmp_path: Path) -> None:
     root = tmp_path / "mlruns"
     make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
+    write_run(tmp_path / "judged", {"full-0.001": (0.05, 0.5), "full-0.0001": (0.0, 0.1)})
     if "optuna" in needed:
         make_study(root, "toy")
         open_store(root, question="Does it?")

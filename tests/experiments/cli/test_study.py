@@ -80,7 +80,8 @@ def test_a_finished_study_starts_no_worker_and_says_what_to_do(
     store = open_store(tmp_path, **changes)
     store.work(run_at_rate, print)
     monkeypatch.setattr(launch, "Tracker", NoTracker)
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: pytest.fail("a worker was started"))
+    started = "experiments.studies.workers.subprocess.Popen"
+    monkeypatch.setattr(started, lambda *_, **__: pytest.fail("a worker was started"))
     assert cli.main(["resume", "toy", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     start = program()

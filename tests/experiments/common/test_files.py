@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import DamagedError
-from experiments.common.files import UMASK, json_lines, read_json, read_note, write_json, write_text
+from experiments.common.files import UMASK, json_lines, read_json, read_note, sweep, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +47,21 @@ def test_a_damaged_note_is_named_with_the_next_step(tmp_path: Path, data: bytes)
     with pytest.raises(DamagedError, match=r": ask a friend$"):
         read_json(file, "ask a friend")
     assert read_note(file) == read_note(tmp_path / "none.json") == {}
+
+
+def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "unlink", killed)  # as kill -9: nothing is cleaned up
+    for pid, name in ((ended.pid, "dead"), (os.getpid(), "living")):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(tmp_path / "deep" / name, "half")
+    monkeypatch.undo()
+    (tmp_path / ".own.part").touch()
+    sweep(tmp_path)
+    assert sorted(path.name.split("-")[0].split(".")[1] for path in tmp_path.rglob(".*")) == ["living", "own"]

@@ -12,6 +12,7 @@ from experiments.models.tokens import (
     IGNORED,
     answer_ids,
     continuation_ids,
+    cut_in_thought,
     drop_added_end,
     end_of_text,
     end_of_turn,
@@ -116,6 +117,20 @@ class TestTemplatesText:
         tokenizer = byte_tokenizer(QWEN3, extra=THINK)
         thought = tokenizer("<think>\n2 and 2\n</think>\n\n4<|im_end|>")["input_ids"]
         assert reply_text(tokenizer, thought) == "4"
+
+    @pytest.mark.parametrize(
+        ("template", "reply", "cut"),
+        [
+            (QWEN3, "<think>\n2 and", True),
+            (QWEN3, "<think>\n2 and 2\n</think>\n\n4", False),
+            (QWEN3, "4", False),
+            (CHATML, "<think>\n2 and", False),  # to this template it is text
+            (None, "<think>", False),
+        ],
+    )
+    def test_a_thought_that_was_cut_off(self, template: str | None, reply: str, cut: bool) -> None:
+        tokenizer = byte_tokenizer(template, extra=THINK)
+        assert cut_in_thought(tokenizer, tokenizer(reply)["input_ids"]) == cut
 
     def test_an_end_that_is_no_special_token_is_no_part_of_the_reply(self) -> None:
         tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", "<end>"), eos="</s>", extra=("<end>",))

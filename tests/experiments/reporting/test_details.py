@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.reporting.details import (
     trajectory_table,
 )
 from experiments.runs.outcome import Outcome
+from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
 from tests.helpers.invented_arms import text_result
@@ -191,8 +192,7 @@ def test_replay_of_own_text_is_counted_and_later_operations_are_shown(base: str,
     assert "Operations after training" not in page
     after = outcome.folder / "posthoc" / "full-0.01-wise-0.5" / "result.json"
     after.parent.mkdir(parents=True)
-    shutil.copy(outcome.folder / "arms" / "full-0.01" / "result.json", after)
-    after.write_text(json.dumps(json.loads(after.read_text()) | {"operation": "wise 0.5"}))
+    write_result(after.parent, dataclasses.replace(result, operation="wise 0.5"))
     again = run(base, tmp_path, data=data).report.read_text(encoding="utf-8")
     assert "Operations after training" in again
     assert "wise 0.5" in again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from experiments.common.errors import RunError
+from experiments.runs.arm import ArmRun
 from experiments.runs.run import run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values
@@ -63,3 +66,14 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     assert "the same command continues" in errors
     assert set(statuses(root).values()) == {"KILLED"}
+
+
+def test_a_run_whose_folder_was_removed_says_so(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(base, arms=small_values(base)["arms"][:1])
+
+    def removed(*args: Any) -> None:
+        shutil.rmtree(run_folder(config, tmp_path))
+
+    monkeypatch.setattr(ArmRun, "run", removed)
+    with pytest.raises(RunError, match=r"the run's folder .* was removed while it ran"):
+        run_experiment(config, tmp_path)

@@ -117,7 +117,7 @@ def test_killed_and_continued_equals_uninterrupted(store: Path, base: str, tmp_p
     ("place", "fault", "said"),
     [
         ("experiments.training.trainer.Trainer._save", OSError(28, os.strerror(28)), "no space left on the disk"),
-        ("experiments.runs.arm_training.load_base", MemoryError(), "a fault of the machine: MemoryError"),
+        ("experiments.runs.arm_training.train_arm", MemoryError(), "a fault of the machine: MemoryError"),
         ("experiments.training.trainer.Trainer._save", OSError(5, os.strerror(5)), "Input/output error"),
     ],
 )

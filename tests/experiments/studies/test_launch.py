@@ -10,17 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
 from experiments.common.errors import StudyError
 from experiments.studies import launch
 from experiments.studies import posthoc as afterwards
-from experiments.studies.launch import UNFINISHED, keep_working, run_study
+from experiments.studies.launch import IDLE_DEATHS, UNFINISHED, keep_working, run_study
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.storage import storage_url
-from experiments.tracking.machine import process_tags
+from experiments.tracking.machine import _ticks, process_tags
 from experiments.tracking.tracker import Tracker
 from tests.helpers.toy_study import Forked, NoTracker, dying, open_store, quiet, run_at_rate, toy_study
 
@@ -40,7 +39,7 @@ def test_workers_get_the_storage_through_the_environment(tmp_path: Path, monkeyp
         def poll(self) -> int:
             return 0
 
-    monkeypatch.setattr("experiments.studies.launch.subprocess", SimpleNamespace(Popen=Ends))
+    monkeypatch.setattr("experiments.studies.workers.subprocess", SimpleNamespace(Popen=Ends))
     monkeypatch.setattr("experiments.studies.launch.apply_posthoc", lambda *args: None)
     url = f"sqlite:///{tmp_path / 'own.db'}"
     with pytest.raises(StudyError, match="ended before the trials did"):
@@ -62,12 +61,14 @@ def test_who_joins_leaves_the_studys_mlflow_run_to_the_one_who_began(
     [began] = study_runs(tmp_path)
     assert json.loads(note.read_text()) == {"run_id": began}  # nobody works on it any more
     with subprocess.Popen(["sleep", "60"]) as other:
-        started = f"{psutil.Process(other.pid).create_time():.0f}"
-        owner = {**process_tags(), "pid": str(other.pid), "pid_started": started}
+        owner = {**process_tags(), "pid": str(other.pid), "pid_ticks": _ticks(other.pid)}
         note.write_text(json.dumps({"run_id": "x", "owner": owner}))
         run_study(toy_study(), tmp_path, say=quiet)
         assert json.loads(note.read_text())["run_id"] == "x"
         assert study_runs(tmp_path) == [began]
+        with monkeypatch.context() as patched, pytest.raises(SystemExit, match="143"):  # noqa: PT012
+            patched.setattr("experiments.studies.launch.work", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            run_study(toy_study(), tmp_path, say=quiet)  # who joins closes its runs too, and ends its workers
         other.kill()
     run_study(toy_study(), tmp_path, say=quiet)  # its owner is dead, and the run is unknown: a new one
     assert len(study_runs(tmp_path)) == 2
@@ -117,7 +118,7 @@ def test_a_killed_worker_is_replaced_while_trials_wait(tmp_path: Path, workers: 
     assert [t.state for t in trials] == [*["complete"] * 3, "failed", *["complete"] * 2]
     assert (trials[3].attempts, trials[3].reason.startswith("its process died")) == (3, True)
     if workers == 1:
-        assert trials[3].reason == "its process died (SIGKILL), 3 times"
+        assert trials[3].reason == "its process died (SIGKILL), 3 times (retries: 2; a larger number continues it)"
         replaced = "a worker was ended by SIGKILL; another one takes its place"
         assert said == [replaced, replaced, "a worker was ended by SIGKILL"]  # a retried trial comes last
 
@@ -125,7 +126,8 @@ def test_a_killed_worker_is_replaced_while_trials_wait(tmp_path: Path, workers: 
 def test_trials_that_always_kill_their_worker_count_as_failures_in_a_row(tmp_path: Path) -> None:
     store = open_store(tmp_path, retries=0, failures=2)
     ended = keep_working(store, lambda: Forked(store, dying(kill_self, (0, 1, 2, 3))), 1, print)
-    assert ended == "stopped: 2 trials in a row failed, the last with: its process died (SIGKILL)"
+    limit = "(retries: 0; a larger number continues it)"
+    assert ended == f"stopped: 2 trials in a row failed, the last with: its process died (SIGKILL) {limit}"
     store.begin()
     assert store.ended() == ""  # earlier failures are forgiven
 
@@ -138,7 +140,25 @@ def test_a_worker_that_ends_by_itself_is_not_replaced_and_its_trial_has_not_died
     assert [(t.state, t.attempts) for t in store.trials()] == [("complete", 2 if n == 3 else 1) for n in range(6)]
 
 
-def test_a_worker_that_dies_without_a_trial_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_gets_further_before_each_death_is_not_given_up(tmp_path: Path) -> None:
+    """As on a machine that is taken away again and again; every attempt reaches a newer checkpoint."""
+    store, deaths = open_store(tmp_path, retries=0, budget={"trials": 1}), tmp_path / "deaths"
+
+    def die() -> None:
+        with deaths.open("a") as file:
+            file.write("x")
+        if deaths.stat().st_size <= 3:
+            kill_self()
+
+    store.progress = lambda number, picks: deaths.stat().st_size  # as read by the parent: the steps done
+    assert keep_working(store, lambda: Forked(store, dying(die, (0,))), 1, quiet) == "all 1 trials are finished"
+    [trial] = store.trials()[:1]
+    assert (trial.state, trial.attempts) == ("complete", 4)
+
+
+def test_a_worker_that_dies_without_a_trial_is_replaced_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, started = open_store(tmp_path), list[Forked]()
     monkeypatch.setattr(Store, "work", lambda *_: kill_self())
 
@@ -147,4 +167,4 @@ def test_a_worker_that_dies_without_a_trial_is_not_replaced(tmp_path: Path, monk
         return started[-1]
 
     assert keep_working(store, start, 2, print) == UNFINISHED
-    assert len(started) == 2
+    assert len(started) == 2 + IDLE_DEATHS - 1

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from experiments.common.commands import command
 from experiments.studies.queue import Store
 from experiments.studies.report.table import status_text
 from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trials import continued, deaths
 from tests.helpers.toy_study import (
     RANGES,
     fork,
@@ -40,8 +42,23 @@ def test_a_trial_that_always_kills_its_process_is_tried_k_times_more(tmp_path: P
         for worker in start_workers(store.url, store.config, deadly, 1):
             worker.join()
     trials = store.trials()
-    assert (trials[3].state, trials[3].attempts, trials[3].reason) == ("failed", 3, "its process died, 3 times")
+    reason = "its process died, 3 times (retries: 2; a larger number continues it)"
+    assert (trials[3].state, trials[3].attempts, trials[3].reason) == ("failed", 3, reason)
     assert [t.state for t in trials if t.number != 3] == ["complete"] * 5
+
+
+def test_only_deaths_without_progress_count() -> None:
+    def lost(began_at: int, reached: int) -> Any:
+        notes = {"owner": {}, "began_at": began_at, "reached": reached}
+        return SimpleNamespace(number=0, state=SimpleNamespace(name="FAIL"), user_attrs=notes, system_attrs={})
+
+    further = [lost(0, 2), lost(2, 4), lost(4, 6), lost(6, 8)]
+    assert deaths(further) == 0
+    assert continued(further, retries=0)
+    stuck = [lost(0, 2), lost(2, 2), lost(2, 4), lost(4, 4)]
+    assert deaths(stuck) == 2
+    assert continued(stuck, retries=2)
+    assert not continued(stuck, retries=1)
 
 
 def test_a_retried_trial_has_the_picks_and_the_number_of_the_first(tmp_path: Path) -> None:

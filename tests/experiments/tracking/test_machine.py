@@ -1,16 +1,18 @@
-"""A process is known by its machine, boot, id and start time; SIGTERM ends its run."""
+"""A process is known by its machine, boot, id and start; SIGTERM and SIGHUP end its run."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from experiments.tracking import machine
-from experiments.tracking.machine import process_alive, process_state, process_tags
+from experiments.tracking.machine import ENDING, process_alive, process_state, process_tags, sigterm_raises
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import start_training
 
@@ -31,6 +33,38 @@ def test_two_machines_of_one_host_name_do_not_judge_each_others_processes(monkey
     assert process_state(mine) is None
 
 
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boot time, and with it the start time of all processes, moves with the clock."""
+    mine = process_tags()
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 120)
+    assert process_state(mine) is True
+    assert process_state({**mine, "pid_ticks": "1"}) is False  # its id was given to another process
+    older = {key: tag for key, tag in mine.items() if key != "pid_ticks"}
+    assert process_state(older) is False  # of a journal before ticks were noted
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_signals_that_end_a_process_let_it_close_its_runs(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit, match=str(128 + number)), sigterm_raises():
+        os.kill(os.getpid(), number)
+    assert capfd.readouterr().err == f"stopped by {number.name}; the same command continues\n"
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with sigterm_raises():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 def test_sigterm_kills_the_run_on_the_way_out(root: Path) -> None:
     process, run_id = start_training(root)
@@ -47,7 +81,7 @@ def test_whether_a_process_lives_is_decided_on_its_own_host_only() -> None:
     assert process_alive({})
     assert process_alive({**mine, "host": "elsewhere", "pid": "1", "boot_id": "x"})
     assert not process_alive({**mine, "boot_id": "before the restart"})
-    assert not process_alive({**mine, "pid_started": "1000"})  # its id was given to another process
+    assert not process_alive({**mine, "pid_started": "1000", "pid_ticks": "10"})  # its id was given to another process
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert not process_alive({**mine, "pid": str(ended.pid)})

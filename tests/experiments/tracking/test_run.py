@@ -116,3 +116,27 @@ def test_an_experiment_notes_code_packages_and_machine(root: Path) -> None:
     assert ("code/uncommitted.diff" in artifacts(tracker, run, "code")) == bool(code_diff())
     if tags.get("code"):
         assert len(tags["mlflow.source.git.commit"]) == 40
+
+
+def test_steps_that_a_resumed_process_repeats_are_logged_once(root: Path) -> None:
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", folder=root / "a") as run:
+        for step in (1, 2, 3):
+            run.log_new({"loss": 1.0 / step}, step)
+        run.log_new({"gain": 0.5}, 2)
+    with tracker.run("demo", folder=root / "a", run_id=run.id) as run:
+        for step in (2, 3, 4):
+            run.log_new({"loss": 1.0 / step}, step)
+            run.log_new({"gain": 0.5}, step)
+    history = {name: tracker.client.get_metric_history(run.id, name) for name in ("loss", "gain")}
+    assert [(m.step, m.value) for m in history["loss"]] == [(1, 1.0), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
+    assert [m.step for m in history["gain"]] == [2, 3, 4]
+
+
+def test_a_run_says_that_it_goes_on_with_other_versions(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker, known, said = Tracker(root, "demo"), [""], []
+    for version in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr("experiments.tracking.tracker.code_tags", lambda v=version: {"version/torch": v})
+        with tracker.run("demo", folder=root / "a", run_id=known[-1], note=known.append) as run:
+            said.append(run.changed_versions())
+    assert said == ["", "", "torch 1.0, and goes on with 2.0"]

@@ -15,6 +15,7 @@ import pytest
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
 from experiments.tracking.journal import Journal
+from experiments.tracking.store import last_line
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import ROOT, TRAIN, read
@@ -89,3 +90,27 @@ def test_a_deleted_experiment_comes_back(root: Path) -> None:
     with Tracker(root, "demo").run("demo", kind="arm") as run:
         pass
     assert read(tracker, run).info.status == "FINISHED"
+
+
+REFUSED = (
+    "API request failed with exception HTTPConnectionPool(host='127.0.0.1', port=9): Max retries exceeded with url: "
+    "/api/2.0/mlflow/runs/get?run_id=0 (Caused by NewConnectionError(\"HTTPConnection(host='127.0.0.1', port=9): "
+    'Failed to establish a new connection: [Errno 111] Connection refused"))'
+)
+SLOW = "HTTPConnectionPool('a'): Max retries (Caused by ReadTimeoutError(\"a: Read timed out. (read timeout=15)\"))"
+FULL = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT]\n(Background on this error at: https://x)"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (FULL, "(sqlite3.OperationalError) database or disk is full"),
+        (REFUSED, "Connection refused"),
+        (SLOW, "Read timed out. (read timeout=15)"),
+        ("two\nlines", "lines"),
+        ("", "RuntimeError"),
+        ("(Background on this error at: https://x)", "(Background on this error at: https://x)"),
+    ],
+)
+def test_the_reason_of_an_outage_is_its_innermost_cause(text: str, reason: str) -> None:
+    assert last_line(RuntimeError(text)) == reason

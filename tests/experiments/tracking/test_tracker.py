@@ -1,7 +1,8 @@
-"""The address and the command of the UI, and which store they are of."""
+"""One run whatever the moment of a kill; the address and the command of the UI, and which store they are of."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -10,10 +11,12 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.tracking import tracker as tracking
+from experiments.tracking.journal import PATTERN
 from experiments.tracking.tracker import Tracker
 
 
@@ -32,6 +35,46 @@ def test_the_ui_address_of_a_run(root: Path) -> None:
     end = f"/#/experiments/{tracker.experiment_id}/runs/abc?workflowType=machine_learning"
     assert tracker.run_url("abc") == f"http://127.0.0.1:5000{end}"
     assert tracker.run_url("abc", "http://gpu:80/") == f"http://gpu:80{end}"
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is written after it."""
+
+
+@pytest.mark.parametrize("place", ["journal.Journal.append", "delivery.Delivery.drain"])
+def test_a_process_killed_while_its_run_opens_leaves_one_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Before the journal has a line, and before the store has answered."""
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    noted = [""]
+    with monkeypatch.context() as patched, pytest.raises(Killed):  # noqa: PT012
+        patched.setattr(f"experiments.tracking.{place}", killed)
+        with Tracker(root, "demo").run("demo", note=noted.append):
+            pass
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", run_id=noted[-1], note=noted.append) as run:
+        pass
+    assert noted[-1] == run.id
+    assert len(list(root.rglob(PATTERN))) == 1
+    [found] = tracker.client.search_runs([tracker.experiment_id])
+    assert (found.info.run_id, found.info.status) == (run.id, "FINISHED")
+
+
+def test_every_run_that_can_be_continued_notes_its_id() -> None:
+    """A call of Tracker.run with `run_id` and without `note` would make a second run after a kill."""
+    calls = [
+        {keyword.arg for keyword in node.keywords}
+        for path in Path(tracking.__file__).parents[1].rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    opened = [names for names in calls if {"kind", "run_id"} <= names]
+    assert len(opened) == 5  # study, trial, experiment, arm, posthoc
+    assert all("note" in names for names in opened)
 
 
 @pytest.mark.slow

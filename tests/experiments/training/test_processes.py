@@ -65,7 +65,7 @@ def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
 def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
     """The records, the figures and the files; an arm that breaks is noted, and both go on to the next."""
     values = small_values(tiny_base(tmp_path / "base"))
-    broken = {"name": "broken", "method": "full", "learning_rates": [1e30]}
+    broken = {"name": "broken", "method": "full", "learning_rates": [1000.0]}
     values["arms"] = [values["arms"][0], broken, values["arms"][1]]
     values["evaluation"]["suites"] = ["new", "kept", "drift", "text", "alignment"]
     config = parse_config(values)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.models.precision import Precision
+from experiments.training.callbacks import Log, ZeroGradient
 from experiments.training.lm_loss import only_label_logits
 from experiments.training.train import PRECISION, launcher_precision, training_arguments
 from tests.helpers.engine import (
@@ -88,3 +90,22 @@ def test_a_run_leaves_the_precision_of_other_trainers_alone(
     with pytest.raises(ZeroDivisionError, match="division"), launcher_precision(bf16=False):
         1 / 0  # noqa: B018
     assert os.environ.get(PRECISION) == before
+
+
+def test_trainers_closing_line_is_not_logged() -> None:
+    """After a resume its mean loss and its seconds are those of the steps since."""
+    seen: list[tuple[int, dict[str, float]]] = []
+    state = SimpleNamespace(global_step=6)
+    for logs in ({"loss": 1.5, "epoch": 1.0}, {"train_loss": 10.5, "train_runtime": 3.0, "epoch": 1.0}):
+        Log(lambda step, logs: seen.append((step, logs))).on_log(None, state, None, logs=logs)
+    assert seen == [(6, {"loss": 1.5, "epoch": 1.0})]
+
+
+def test_a_gradient_that_stays_exactly_0_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    norms = [1.0, *[0.0] * 9, 0.5, *[0.0] * 30]
+    watch = ZeroGradient("full 1e+06")
+    for step, norm in enumerate(norms, start=1):
+        watch.on_log(None, SimpleNamespace(global_step=step), None, logs={"grad_norm": norm})
+    watch.on_log(None, SimpleNamespace(global_step=99), None, logs={"train_loss": 1.0})
+    [said] = [str(warning.message) for warning in recwarn]
+    assert said.startswith("full 1e+06: the gradient has been exactly 0 for 10 steps, up to step 21: nothing trains")

@@ -1,0 +1,192 @@
+"""Kill runs and studies at random moments, start them again until they end, and compare with what was never killed.
+
+python -m tests.helpers.kills --runs 50 --studies 10 --seed 3    # prints the kills of each; exit 1: unequal
+
+Equal: item records and weights byte for byte, results but for seconds and memory, one journal and one finished MLflow
+run per thing, and every point of a metric once in the store. Each attempt is a forked child of this process, which has
+imported everything and trains nothing itself: a kill then hits the work, not the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_json
+from experiments.config import parse_config
+from experiments.runs.run import run_experiment
+from experiments.studies.launch import run_study
+from experiments.studies.load import parse_study
+from experiments.studies.queue import Store
+from experiments.tracking.journal import PATTERN
+from experiments.tracking.tracker import Tracker
+from tests.helpers.small_run import small_values, tiny_base
+from tests.helpers.tiny_study import RATE, study_values
+
+MEASURED = ("cost/", "system/", "trials/", "tokens_per_s")  # differ by nature
+Work = Callable[[Path], object]
+
+
+class Unequal(AssertionError):
+    """What was killed differs from what was not."""
+
+
+def start(work: Work, root: Path) -> int:
+    """Do the work in a forked child; return its process id."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        work(root)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+def ended(pid: int) -> bool:
+    """Whether a child has ended. Raises Unequal if it failed by itself."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    if found and status:
+        raise Unequal(f"an attempt failed by itself, with status {status}")
+    return bool(found)
+
+
+def killed(work: Work, root: Path, moments: Iterator[float], processes: int = 1) -> int:
+    """Do the work in as many processes, kill one of them after each of the moments (seconds), and start it again.
+
+    Returns the number of kills. Each process does the whole work with the others, as from several shells.
+    """
+    root.mkdir(parents=True)
+    left, kills = [start(work, root) for _ in range(processes)], 0
+    for seconds in moments:
+        end = time.monotonic() + seconds
+        while left and time.monotonic() < end:
+            left = [pid for pid in left if not ended(pid)]
+            time.sleep(0.005)
+        if not left:
+            return kills
+        victim = left.pop(kills % len(left))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        left, kills = [*left, start(work, root)], kills + 1
+    while left := [pid for pid in left if not ended(pid)]:
+        time.sleep(0.02)
+    return kills
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Return the records and the weights of all runs by their path below the root."""
+    found = [p for p in sorted(root.glob("runs/**/*")) if p.name.startswith("items") or p.suffix == ".safetensors"]
+    return {str(path.relative_to(root)): path.read_bytes() for path in found}
+
+
+def results(root: Path) -> dict[str, Any]:
+    """Return the results of all arms, of their costs only the tokens."""
+    found = {str(path.relative_to(root)): read_json(path) for path in sorted(root.glob("runs/*/arms/*/result.json"))}
+    for result in found.values():
+        result["cost"] = {"tokens": result["cost"]["tokens"]}
+    return found
+
+
+def tracked(root: Path, experiment: str) -> tuple[Counter[Any], Counter[Any]]:
+    """Return how often the store has each run (kind, trial, name, status) and each point of one."""
+    tracker = Tracker(root, experiment)
+    runs, points = Counter[Any](), Counter[Any]()
+    for run in tracker.client.search_runs([tracker.experiment_id], max_results=1000):
+        tags = run.data.tags
+        name = (tags["kind"], tags.get("trial", ""), run.info.run_name)
+        runs[(*name, run.info.status)] += 1
+        for metric in (m for m in run.data.metrics if not m.startswith(MEASURED)):
+            history = tracker.client.get_metric_history(run.info.run_id, metric)
+            points.update((*name, metric, point.step, str(point.value)) for point in history)
+    return runs, points
+
+
+def compare(whole: Path, other: Path, experiment: str) -> None:
+    """Raise Unequal if a root with killed work differs from one without. It names the first difference."""
+    for what, read in (("files", files), ("results", results)):
+        one, two = read(whole), read(other)
+        if differing := sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name)):
+            raise Unequal(f"{what} differ: {differing[:5]}")
+    for what, one, two in zip(("runs", "points"), tracked(whole, experiment), tracked(other, experiment), strict=True):
+        if one != two:
+            lost, more = list((one - two).items()), list((two - one).items())
+            raise Unequal(f"{what} of the store: lost {lost[:5]}, more {more[:5]}")
+    journals = Counter(path.parent for path in other.glob(f"runs/**/{PATTERN}"))
+    if several := [str(folder) for folder, count in journals.items() if count > 1]:
+        raise Unequal(f"two journals of one run: {several}")
+
+
+def one_run(base: str) -> Work:
+    training = {"steps": 6, "batch_size": 2, "warmup_steps": 1, "save_every": 1}
+    values = small_values(base, training=training)
+    values["evaluation"]["kept_tasks"] = ["capitals"]  # others read dictionaries, which takes seconds
+    return lambda root: run_experiment(parse_config(values), root)
+
+
+def one_study(base: str) -> Work:
+    values = study_values(base, search={"rate": {**RATE, "values": [1e-3, 3e-3, 1e-2]}}, retries=50, heartbeat=5)
+    return lambda root: run_study(parse_study(values), root)
+
+
+def trials(root: Path) -> list[Any]:
+    """Return the picks and values of all trials; they are all complete, or Unequal is raised."""
+    found = Store(f"sqlite:///{root / 'optuna.db'}", name="tiny").trials()
+    if any(trial.state != "complete" for trial in found):
+        raise Unequal(f"trials: {[(trial.state, trial.reason) for trial in found]}")
+    return [(trial.picks, trial.values) for trial in found]
+
+
+def check(kind: str, count: int, most: int, folder: Path, base: str, chance: random.Random) -> None:
+    """Do the work once without kills and `count` times with at most so many each; compare."""
+    work = {"run": one_run, "study": one_study}[kind](base)
+    experiment, processes = {"run": ("small", 1), "study": ("tiny", 2)}[kind]
+    whole, began = folder / kind, time.monotonic()
+    killed(work, whole, iter(()))
+    seconds = time.monotonic() - began
+    for number in range(count):
+        other, began = folder / f"{kind}-{number}", time.monotonic()
+        kills = killed(work, other, (chance.uniform(0, 2 * seconds / (most + 1)) for _ in range(most)), processes)
+        compare(whole, other, experiment)
+        if kind == "study" and trials(whole) != trials(other):
+            raise Unequal(f"trials differ: {trials(whole)} and {trials(other)}")
+        print(f"{kind} {number}: {kills} kills, {time.monotonic() - began:.0f} s, equal", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--studies", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=8, help="of one run or study; then it is left alone")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    args = parser.parse_args(argv)
+    print(f"seed {args.seed}", flush=True)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    folder, chance = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(args.seed)
+    try:
+        base = tiny_base(folder / "base")
+        for kind, count in (("run", args.runs), ("study", args.studies)):
+            if count:
+                check(kind, count, args.kills, folder, base, chance)
+    except Unequal as error:
+        print(f"{error}\nfolder: {folder}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
