@@ -14,6 +14,8 @@ from typing import Any, Literal
 from experiments.common.errors import DamagedError
 from experiments.common.files import json_lines, write_text
 
+MEASURED = "measured"  # method of a model that was trained elsewhere; its learning rate is not known, and 0
+
 
 @dataclass(frozen=True)
 class Record:

@@ -23,6 +23,7 @@ COVERED_BY = {
     "experiments.methods.tables": "experiments/methods/test_method.py",
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
+    "experiments.runs.baseline": "experiments/runs/test_prepared.py",
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.base_records": "experiments/whole/test_damaged_files.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
@@ -31,6 +32,10 @@ COVERED_BY = {
     "experiments.training.callbacks": "experiments/training/test_train.py",
     "experiments.training.meter": "experiments/training/test_trainer.py",
     # parts of a report or a picture, which are seen on the page
+    "experiments.measure.plot": "experiments/measure/test_run.py",
+    "experiments.measure.report": "experiments/measure/test_run.py",
+    "experiments.measure.kinds": "experiments/measure/test_models.py",
+    "experiments.cli.measure": "experiments/measure/test_models.py",
     "experiments.comparison.plot": "experiments/comparison/test_report.py",
     "experiments.reporting.page": "experiments/reporting/test_report.py",
     "experiments.reporting.plots.style": "experiments/reporting/plots/test_forgetting.py",

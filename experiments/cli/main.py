@@ -1,8 +1,8 @@
 """The command line: `control-llm COMMAND`, or `python -m experiments.cli COMMAND`; `--help` lists the commands.
 
-Exit codes. 0: success; 1: an arm, the command or the gate failed; 2: wrong input; 130: stopped with Ctrl-C;
-143: by SIGTERM; 129: by SIGHUP (a closed terminal). After the last three, and after a fault of the machine (memory,
-disk, network; code 1), the same command continues.
+Exit codes. 0: success; 1: an arm, the command or the gate failed; 2: wrong input; 3: a condition of `measure --gate`
+does not hold; 130: stopped with Ctrl-C; 143: by SIGTERM; 129: by SIGHUP (a closed terminal). After the last three, and
+after a fault of the machine (memory, disk, network; code 1), the same command continues.
 A study that ended returns 0 even if trials failed, because failures are results; a study that stopped returns 1.
 Modules of the bench are imported by the commands that need them, so that the others answer at once.
 """
@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 
-from experiments.cli import catalogue, compare, run, runs, study
+from experiments.cli import catalogue, compare, measure, run, runs, study
 from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=program(), description="Train, measure and compare.")
     top.set_defaults(command=welcome)
     commands = top.add_subparsers(metavar="COMMAND")
-    for room in (run, runs, catalogue, compare, study):
+    for room in (run, measure, runs, catalogue, compare, study):
         room.add(commands)
     return top
 

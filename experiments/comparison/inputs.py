@@ -18,6 +18,7 @@ from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
 
 TABLES = (".csv", ".parquet", ".json")
+MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ComparedRun:
     base: records of the model before training; empty if they are not known. checkpoints: records by step. figures: only
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
-    a verdict, and why.
+    a verdict, or suites that a model cannot have, and why.
     """
 
     name: str
@@ -169,9 +170,19 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
         if not fault:
             check_files(result)
+    left_out = read_json(folder / MODEL).get("left_out", {})
     return ComparedRun(
-        folder.name, base, {step: read_records(steps[step]) for step in sorted(steps)}, fault=fault or None
+        folder.name,
+        without(base, left_out),
+        {step: read_records(steps[step]) for step in sorted(steps)},
+        fault=fault or None,
+        left_out=tuple(f"suite {suite}: {reason}" for suite, reason in left_out.items()),
     )
+
+
+def without(records: Sequence[Record], suites: Collection[str]) -> list[Record]:
+    """Return the records of other suites than these, which a model with another tokenizer cannot have."""
+    return [record for record in records if record.suite not in suites]
 
 
 def _lacking(result: Mapping[str, Any], steps: Collection[int]) -> str:

@@ -115,6 +115,11 @@ class Finite(Source):
                 f"source {self.label} has {len(each)}{different} examples, but {count} are to be held out: "
                 "set evaluation.new_items below that, or give it more data"
             )
+        return self.sample(count, seed)
+
+    def sample(self, count: int, seed: int) -> NewTask | NewText:
+        """Return `count` examples with different ids to measure on, or all if there are fewer: none is trained on."""
+        each = distinct(self.examples)
         drawn = sorted(each, key=lambda example: short_digest(f"{seed} {example.id}"))[:count]
         return as_task(self.label, drawn)
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
-from experiments.models.checked import check_model, check_template, load_whole
+from experiments.models.checked import check_model, check_template, load_weights, load_whole
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
@@ -42,9 +42,18 @@ def load_base(
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options)
     check_template(name, tokenizer)
+    return _on_device(name, model), tokenizer
+
+
+def load_model(name: str, remote_code: bool = False) -> PreTrainedModel:
+    """The pretrained model alone, in fp32 on the best device. Parameters and errors: see `load_base`."""
+    return _on_device(name, load_weights(name, _source(name), remote_code))
+
+
+def _on_device(name: str, model: PreTrainedModel) -> PreTrainedModel:
     model = model.to(device())  # type: ignore[arg-type]
     check_model(name, model)
-    return model, tokenizer
+    return model
 
 
 def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:

@@ -34,6 +34,14 @@ def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTr
     folder = Path(source)
     with _explained(name, folder, "tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code)
+    model = load_weights(name, source, remote_code)
+    _check_vocabulary(name, model, tokenizer)
+    return model, tokenizer
+
+
+def load_weights(name: str, source: str, remote_code: bool = False) -> PreTrainedModel:
+    """Load a model alone, in fp32 on the CPU. Parameters and errors: see `load_whole`."""
+    folder = Path(source)
     with _explained(name, folder, "config.json"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -42,6 +50,7 @@ def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTr
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
         )
+    model: PreTrainedModel
     model, report = loaded
     if (folder / GENERATION).is_file() and not readable(folder / GENERATION):
         raise ModelError(f"base_model {name!r}: {folder / GENERATION} is damaged: {_again(folder)}")
@@ -52,8 +61,7 @@ def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTr
             "save its tokenizer there too, and name that folder"
         )
     _check_report(name, report)
-    _check_vocabulary(name, model, tokenizer)
-    return model, tokenizer
+    return model
 
 
 def check_model(name: str, model: PreTrainedModel) -> None:

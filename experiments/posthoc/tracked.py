@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from experiments.common.files import read_note, write_json
 from experiments.records import ArmResult
-from experiments.runs.prepared import Prepared, headline
+from experiments.runs.baseline import headline
+from experiments.runs.prepared import Prepared
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.reap import may_live
 from experiments.tracking.run import Run
@@ -38,14 +39,14 @@ def measure_tracked(
 
 def end_tracked(run_folder: Path, result: ArmResult, folder: Path, options: Mapping[str, Any]) -> None:
     """End the run of a result on disk if its process died before the end of the run."""
-    if not _cut_off(folder):
+    if not cut_off(folder):
         return
     tracker = Tracker(run_folder.parent.parent, str(experiment_of(folder)))
     with _run(tracker, run_folder, result, folder, options) as run:
         _log(run, result, folder)
 
 
-def _cut_off(folder: Path) -> bool:
+def cut_off(folder: Path) -> bool:
     """Whether a run has a journal here but did not finish, and no process works on it."""
     journal = _journal(folder)
     if journal is None:

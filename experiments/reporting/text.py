@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.scorecard.figure import RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
 
@@ -19,8 +19,11 @@ def rate_text(rate: float) -> str:
 
 
 def label(result: ArmResult) -> str:
-    """Name the arm with its learning rate; a trial (`#7 ...`) has it in its name, or shares it with all others."""
-    if result.arm.startswith("#"):
+    """Name the arm with its learning rate; a trial (`#7 ...`) has it in its name, or shares it with all others.
+
+    A model that was only measured has none.
+    """
+    if result.arm.startswith("#") or result.method == MEASURED:
         return result.arm
     return f"{result.arm} {rate_text(result.learning_rate)}"
 

@@ -18,8 +18,8 @@ from experiments.reporting.stream import stream_card
 from experiments.reporting.text import gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
+from experiments.runs.baseline import headline
 from experiments.runs.estimate import TimeLeft
-from experiments.runs.prepared import headline
 from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import GAINS, HEADLINE
 from experiments.tracking.journal import find

@@ -47,7 +47,7 @@ class ExperimentData:
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
-        self.tasks = _distinct([self._cut(task) for task in held_out])
+        self.tasks = _distinct([cut_documents(tokenizer, task, data.length) for task in held_out])
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
@@ -128,13 +128,6 @@ class ExperimentData:
     def _parts(self, replay: float) -> list[Part]:
         return stage_parts(self.new, self.old, replay, self.config.data.sequential)
 
-    def _cut(self, task: NewTask | NewText) -> NewTask | NewText:
-        """Cut held-out documents to their first `length` tokens: some are books."""
-        if isinstance(task, NewTask):
-            return task
-        cut = tuple(_begin(self.tokenizer, document, self.config.data.length) for document in task.documents)
-        return dataclasses.replace(task, documents=cut)
-
 
 def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ...]:
     """Remove items that occur twice. Raises ConfigError if nothing of a task is left.
@@ -163,6 +156,14 @@ def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ..
             )
         found.append(one)
     return tuple(found)
+
+
+def cut_documents(tokenizer: PreTrainedTokenizerBase, task: NewTask | NewText, tokens: int) -> NewTask | NewText:
+    """Cut held-out documents to their first tokens: some are books. Questions stay as they are."""
+    if isinstance(task, NewTask):
+        return task
+    cut = tuple(_begin(tokenizer, document, tokens) for document in task.documents)
+    return dataclasses.replace(task, documents=cut)
 
 
 def _load(config: ExperimentConfig) -> PreTrainedModel:

@@ -4,61 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig, ExperimentConfig
-from experiments.evaluation.cache import BaseCache
-from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
-from experiments.records import ArmResult, Estimate, Record, write_records
-from experiments.runs.base_records import BaseFolder
+from experiments.records import ArmResult, write_records
+from experiments.runs.baseline import MeasuredBase, headline, measure_base
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.runs.result_file import write_result
-from experiments.scorecard import aa_floor, scorecard
-from experiments.scorecard.figures import HEADLINE
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """What all arms of a run share. `prepare` makes it.
-
-    folder: of the run. evaluation: the suites, compared with the base model. base: its records. floor: its answers to
-    the reworded kept questions, for the A/A floor; empty without one. evaluation_seconds: of the base model.
-    """
+class Prepared(MeasuredBase):
+    """What all arms of a run share. `prepare` makes it."""
 
     config: ExperimentConfig
-    folder: Path
-    precision: Precision
-    tokenizer: PreTrainedTokenizerBase
     data: ExperimentData
-    evaluation: Evaluation
-    base: list[Record]
-    floor: list[Record]
-    evaluation_seconds: float
-
-    def evaluate(self, model: PreTrainedModel, progress: bool = True) -> list[Record]:
-        """Measure a model as all others of the run. progress: show a bar."""
-        return self.evaluation.evaluate(model, self.precision, progress=progress)
-
-    def score(self, records: list[Record]) -> dict[str, Estimate]:
-        """Return the scorecard of records against the base model's, with the A/A floor."""
-        draws, seed = self.config.evaluation.bootstrap, self.config.seed
-        card = scorecard(self.base, records, draws, seed)
-        return card | (aa_floor(self.base, self.floor, records, draws, seed) if self.floor else {})
-
-    @cached_property
-    def base_headline(self) -> dict[str, Estimate]:
-        """The headline figures of the base model itself."""
-        return headline(self.score(self.base))
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
         """Measure a model after its training, fill the result, and write it and its records to `folder`."""
@@ -105,16 +75,8 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
-    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
-    files.check_weights()
-    evaluation, base, seconds = files.measured(say)
-    floor = files.floor() if config.evaluation.has_floor else []
-    return Prepared(config, folder, precision, tokenizer, data, evaluation, base, floor, seconds)
-
-
-def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
-    """Return the few figures that are shown for every evaluation."""
-    return {name: figures[name] for name in HEADLINE if name in figures}
+    measured = measure_base(config.evaluation, suites, model, tokenizer, precision, root, folder, config.seed, say)
+    return Prepared(**vars(measured), config=config, data=data)
 
 
 def _check_sources(folder: Path, data: ExperimentData) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.records import ArmResult
+from experiments.records import MEASURED, ArmResult
 
 RESULT, MADE_FROM, DIGEST = "result.json", "made_from", "digest"
 BASE_ITEMS = "base/items.jsonl"
@@ -38,7 +38,8 @@ def read_result(file: Path) -> ArmResult:
         result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, DIGEST)})
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{file} is no result of an arm ({type(error).__name__}: {error}): {AGAIN}") from error
-    if file.parent.parent.name == "arms" and file.parent.name != (own := f"{result.arm}-{result.learning_rate:g}"):
+    own = result.arm if result.method == MEASURED else f"{result.arm}-{result.learning_rate:g}"
+    if file.parent.parent.name == "arms" and file.parent.name != own:
         raise DamagedError(f"{file} is the result of {own}, another arm: {AGAIN}")
     return result
 

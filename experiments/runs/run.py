@@ -55,7 +55,7 @@ def run_experiment(
         if not processes.is_main:
             return follow(config, folder, processes)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
+        with only_one(folder):
             if fresh and folder.exists():
                 shutil.rmtree(folder)
             sweep(folder)
@@ -84,7 +84,8 @@ def open_run(folder: Path, say: Callable[[str], None] = print) -> Prepared:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process. Raises RunError if another one has it."""
     try:
         with FileLock(f"{folder}.lock", timeout=0):
             yield

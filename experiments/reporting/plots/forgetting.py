@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import gain_name, label, rate_text
 from experiments.scorecard.figures import FIGURES
@@ -120,13 +120,13 @@ def _draw_arm(axes: Axes, result: ArmResult, look: Look) -> None:
 
 def _legend(axes: Axes, drawn: list[tuple[ArmResult, Look]]) -> None:
     """Explain line style and fill; arms have their names at the ends of their lines."""
-    rates = {result.learning_rate: look for result, look in drawn}
+    rates = {result.learning_rate: look for result, look in drawn if result.method != MEASURED}
     handles = [
         Line2D([], [], color="#5b6470", linestyle=look.line, marker="o", label=rate_text(rate),
                markerfacecolor="#5b6470" if look.filled else "white")
         for rate, look in sorted(rates.items(), reverse=True)
     ]  # fmt: skip
-    title = "learning rate   (bars: 95 % intervals)"
+    title = "learning rate   (bars: 95 % intervals)" if rates else "bars: 95 % intervals"
     axes.figure.legend(
         handles=handles, title=title, loc="outside lower left", ncols=6, frameon=False, fontsize=9, title_fontsize=9,
         alignment="left", handlelength=3,

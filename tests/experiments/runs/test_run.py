@@ -72,7 +72,7 @@ def test_the_same_config_gives_the_same_bits_and_each_evaluation_is_scored_once(
         scored.append(len(after))
         return scorecard(base, after, *rest)
 
-    monkeypatch.setattr("experiments.runs.prepared.scorecard", counted)
+    monkeypatch.setattr("experiments.runs.baseline.scorecard", counted)
     again = run_experiment(small_config(base), tmp_path / "mlruns")
     assert len(scored) == 1 + 2 * 2  # the base model, two arms at two steps
     first = run_folder(small_config(base), store)

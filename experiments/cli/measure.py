@@ -1,0 +1,63 @@
+"""The command `measure`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.run import overrides
+from experiments.common.paths import short_path
+
+GATE_FAILED = 3
+
+
+def add(commands: Commands) -> None:
+    one = commands.add_parser("measure", help="measure what any model forgot of its base, wherever it was trained")
+    one.add_argument("--base", required=True, help="the model before training: a Hugging Face name or a folder")
+    one.add_argument(
+        "--model", action="append", required=True, metavar="[NAME=]MODEL", dest="models",
+        help="a Hugging Face name; a folder of a model, a PEFT adapter or ctrl.save; a published Control LLM "
+        "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow. Several: repeat the option",
+    )  # fmt: skip
+    one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
+    one.add_argument("--kept-tasks", nargs="+", metavar="TASK", help="kept tasks; `control-llm list` names them")
+    one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: kept drift text instructions alignment")
+    one.add_argument(
+        "--gate", action="append", default=[], metavar="CONDITION",
+        help='"retention >= .98": exit with 3 if the bound of its interval does not hold; repeat for more',
+    )  # fmt: skip
+    one.add_argument("--out", type=Path, help="folder of the results (default: ROOT/runs/measure-BASE-DIGEST)")
+    one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
+    one.add_argument("--seed", type=int, default=0, help="of the items and of the bootstrap (default: %(default)s)")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of a suite: kept.items=50"
+    )
+    one.add_argument(
+        "--allow-other-base", action="store_true", help="load what was trained on another base than --base"
+    )
+    one.set_defaults(command=measure_command)
+    add_root(one)
+
+
+def measure_command(args: argparse.Namespace) -> int:
+    from experiments.measure.run import measure
+
+    quiet()
+    found = measure(
+        args.base, args.models, args.new, args.suites, args.kept_tasks, args.gate, args.out, args.root,
+        args.precision, args.seed, overrides(args.set), args.allow_other_base, say,
+    )  # fmt: skip
+    print()
+    show(found.report.text())
+    print(f"\nreport: {short_path(found.report.page)}\nfigures: {short_path(found.folder / 'figures.json')}")
+    verdicts = found.verdicts()
+    if verdicts:
+        print()
+        show("\n".join(line for _, line in verdicts))
+    for name, why in found.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    if not all(holds for holds, _ in verdicts):
+        return GATE_FAILED
+    return 1 if found.failed else 0

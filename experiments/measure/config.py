@@ -1,0 +1,101 @@
+"""The settings of a measurement: the base model, the suites and the new task. They name the folder of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
+from experiments.common.section import Place, Section, fault_lines
+from experiments.data.files import LocalFile
+from experiments.data.items import NewTask, NewText
+from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.flat_keys import set_key
+from experiments.evaluation.suites import SUITES
+from experiments.runs.data import cut_documents
+from experiments.scorecard.names import figure_names
+
+DEFAULT = ("kept", "drift", "text", "instructions", "alignment")  # and `new`, if there is a file
+LENGTH = 512  # tokens of a document of the new task, as data.length is by default
+
+
+class MeasureConfig(Section):
+    """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None."""
+
+    base_model: str
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = Field(0, ge=0)
+    new: str | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("evaluation", mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return {"suites": list(DEFAULT), **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _new_task(self) -> MeasureConfig:
+        if (self.new is not None) != ("new" in self.evaluation.suites):
+            raise ValueError(
+                f"--new {self.new} is measured by the suite new: add it to --suites"
+                if self.new
+                else "suite new needs a file of the new task: add --new FILE, or leave the suite out"
+            )
+        return self
+
+    def task(self, tokenizer: PreTrainedTokenizerBase) -> tuple[NewTask | NewText, ...]:
+        """Return the new task, or nothing. Of a longer file, it is what an experiment with this seed holds out."""
+        if self.new is None:
+            return ()
+        found = LocalFile(path=self.new).sample(self.evaluation.new_items, self.seed)
+        return (cut_documents(tokenizer, found, LENGTH),)
+
+    def figures(self) -> list[str]:
+        """List the figures that a model can have."""
+        kept = self.evaluation.settings("kept").tasks
+        names = figure_names(self.evaluation.suites, kept, floor=self.evaluation.has_floor)
+        return [name for name in names if not name.startswith("cost/")]
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def digest(self, *facts: str) -> str:
+        """Return eight hex digits that change whenever a result could. facts: of files on disk."""
+        data = LocalFile(path=self.new).digest() if self.new else None
+        return json_digest([{**self.to_dict(), "evaluation": self.evaluation.to_flat(), "new": data}, *facts])[:8]
+
+
+def measure_config(
+    base: str,
+    new: str | Path | None = None,
+    suites: tuple[str, ...] | list[str] | None = None,
+    kept_tasks: tuple[str, ...] | list[str] | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+) -> MeasureConfig:
+    """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`.
+
+    Raises ConfigError with every fault: an unknown suite, kept task or field, with the nearest name.
+    """
+    names = list(suites) if suites else [*(["new"] if new else []), *DEFAULT]
+    evaluation: dict[str, Any] = {"suites": names}
+    given = {"kept_tasks": list(kept_tasks)} if kept_tasks else {}
+    for key, value in {**given, **(changes or {})}.items():
+        evaluation = set_key(evaluation, f"suites.{key}" if key.partition(".")[0] in SUITES else key, value)
+    values = {"base_model": base, "precision": precision, "seed": seed, "new": str(new) if new else None}
+    try:
+        return MeasureConfig.model_validate({**values, "evaluation": evaluation})
+    except ValidationError as error:
+        raise ConfigError(f"measure:\n{fault_lines(error, _keys_at)}") from None
+
+
+def _keys_at(loc: Place) -> list[str]:
+    """Return the fields of the section that a fault's place points into."""
+    suite = next((SUITES[part] for part in loc if part in SUITES), None)
+    return list((suite.Settings if suite else EvaluationConfig).model_fields)

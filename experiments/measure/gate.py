@@ -1,0 +1,81 @@
+"""The gate of `control-llm measure`: conditions on figures, which must hold at the bound of their intervals."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
+from experiments.measure.config import MeasureConfig
+from experiments.records import ArmResult, Estimate
+from experiments.reporting.text import with_interval
+from experiments.scorecard.figure import Figure
+from experiments.scorecard.figures import FIGURES
+
+PATTERN = re.compile(r"\s*(\S.*?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*", re.IGNORECASE)
+SIGNS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition, such as retention >= .98: `>` is asked of the lower bound, `<` of the upper one."""
+
+    figure: str
+    sign: str
+    limit: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.figure} {self.sign} {self.limit:g}"
+
+    def bound(self, estimate: Estimate) -> float:
+        """Return the bound that must hold; the value itself of a figure without an interval."""
+        end = estimate.low if self.sign.startswith(">") else estimate.high
+        return estimate.value if end is None else end
+
+    def judge(self, result: ArmResult, left_out: Mapping[str, str]) -> tuple[bool, str]:
+        """Return whether a model fulfils it, and one line. A figure that was not measured fails."""
+        found = result.scorecard.get(self.figure)
+        if found is None:
+            why = "; ".join(f"suite {suite} is left out: {reason}" for suite, reason in left_out.items())
+            return False, f"FAIL  {result.arm}: {self.text}: not measured{f' ({why})' if why else ''}"
+        bound = self.bound(found)
+        holds = math.isfinite(bound) and SIGNS[self.sign](bound, self.limit)
+        figure = figure_of(self.figure)
+        value = with_interval(found, figure.signed, (3, 3, 3))
+        return holds, f"{'pass' if holds else 'FAIL'}  {result.arm}: {self.text}: {value}, bound {bound:.4f}"
+
+
+def conditions(texts: Sequence[str], config: MeasureConfig) -> list[Condition]:
+    """Read conditions. Raises ConfigError for one that is no condition, or of a figure that is not measured."""
+    return [_read(text, config.figures()) for text in texts]
+
+
+def figure_of(name: str) -> Figure:
+    """Return the row of a figure, or of its family: `retention/capitals` is of `retention/TASK`."""
+    if name in FIGURES:
+        return FIGURES[name]
+    return next(f for f in FIGURES.values() if f.family and name.startswith(f.prefix))
+
+
+def _read(text: str, known: Sequence[str]) -> Condition:
+    match = PATTERN.fullmatch(text)
+    if match is None:
+        raise ConfigError(f'--gate {text!r}: write FIGURE >= NUMBER, for example --gate "retention >= .98"')
+    name, sign, limit = match[1], match[2], float(match[3])
+    if name not in known:
+        raise ConfigError(f"--gate {text!r}: no figure {name!r} is measured here: {nearest(name, known)}")
+    better = figure_of(name).better
+    if better and sign[0] != {"higher": ">", "lower": "<"}[better]:
+        right = ">=" if better == "higher" else "<="
+        raise ConfigError(f"--gate {text!r}: of {name}, {better} is better: write {name} {right} {limit:g}")
+    return Condition(name, sign, limit)

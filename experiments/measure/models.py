@@ -1,0 +1,154 @@
+"""The models to measure: their names, checkpoints and tokenizers, and the suites that each cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+from experiments.common.paths import check_file_name
+from experiments.data.items import NewTask, NewText
+from experiments.measure.files import TOKENIZER, checkpoints, folder_of, stamp, tokenizer_folder
+from experiments.measure.kinds import Base, Kind, kind_of
+from experiments.models.checked import check_template
+from experiments.models.template import set_template
+
+DISTRIBUTIONS = ("drift", "text", "alignment")  # suites that compare numbers for each token or state with the base's
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of a model. step: 1 for a model that is measured once."""
+
+    step: int
+    folder: Path
+    kind: Kind
+
+    @property
+    def stamp(self) -> str:
+        return stamp(self.folder)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to measure.
+
+    tokenizer: for suites of answers: its own if it differs from the base's. own: whether it does. left_out: suites that
+    it cannot have, and why. extra: rows of its embedding beyond the base's; distributions are compared without them.
+    """
+
+    name: str
+    address: str
+    checkpoints: tuple[Checkpoint, ...]
+    tokenizer: PreTrainedTokenizerBase
+    own: bool = False
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    extra: int = 0
+
+    @property
+    def kind(self) -> str:
+        return self.checkpoints[-1].kind.name
+
+
+def read_base(address: str, allow_other: bool = False) -> Base:
+    """Find the base model, which must be a whole one, and check its files. Raises ConfigError."""
+    folder = folder_of(address)
+    base = Base(address, folder, allow_other)
+    kind = kind_of(folder)
+    if not kind.whole:
+        raise ConfigError(f"--base {address} is a {kind.name}: name the whole model from which it was trained")
+    kind.check(folder, base)
+    _tokenizer_files(folder, folder)
+    return base
+
+
+def read_models(
+    addresses: Sequence[str], base: Base, tokenizer: PreTrainedTokenizerBase, task: Sequence[NewTask | NewText] = ()
+) -> list[Model]:
+    """Find and check the models, without loading any. addresses: `ADDRESS` or `NAME=ADDRESS`. task: the new one.
+
+    Raises ConfigError for an address or name that is wrong or twice, and for a folder that cannot be loaded.
+    """
+    pairs = [_named(address) for address in addresses]
+    names = [name for name, _ in pairs]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--model: each needs a name of its own, NAME=MODEL, but got {', '.join(names) or 'none'}")
+    return [_read(name, address, base, tokenizer, task) for name, address in pairs]
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with its chat template settled, as `load_base` does. Raises ConfigError."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the tokenizer in {folder} could not be loaded: {error}") from error
+    set_template(tokenizer)
+    check_template(str(folder), tokenizer)
+    return tokenizer
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Split `NAME=ADDRESS`; without a name it is the last part of the address."""
+    name, equals, address = text.partition("=")
+    if not equals:
+        path = Path(text)
+        return (path.resolve().name if path.is_dir() else path.name) or text, text
+    try:
+        return check_file_name(name), address
+    except ValueError as error:
+        raise ConfigError(f"--model {text}: write NAME=MODEL; {error}") from error
+
+
+def _read(
+    name: str, address: str, base: Base, tokenizer: PreTrainedTokenizerBase, task: Sequence[NewTask | NewText]
+) -> Model:
+    folder = folder_of(address)
+    steps = checkpoints(folder) or {1: folder}
+    found = tuple(Checkpoint(step, path, kind_of(path)) for step, path in steps.items())
+    for one in found:
+        one.kind.check(one.folder, base)
+    last = found[-1]
+    facts = last.kind.facts(last.folder, base)
+    own = _own_tokenizer(last, folder)
+    if own is None:
+        return Model(name, address, found, tokenizer, False, _other_shape(facts, base.facts))
+    vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
+    moved = sum(theirs.get(token) != i for token, i in vocabulary.items())
+    left_out = _other_shape(facts, base.facts)
+    if moved:
+        reason = f"its tokenizer is another one than the base's: {moved} of {len(vocabulary)} tokens have other ids"
+        texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
+        left_out = dict.fromkeys((*DISTRIBUTIONS, *texts), reason)
+    same = not moved and len(theirs) == len(vocabulary) and own.chat_template == tokenizer.chat_template
+    extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
+    return Model(name, address, found, tokenizer if same else own, not same, left_out, extra)
+
+
+def _own_tokenizer(last: Checkpoint, folder: Path) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model; None if it has none and is a change of the base, whose tokenizer it has then."""
+    if last.kind.whole:
+        _tokenizer_files(last.folder, folder)
+    place = tokenizer_folder(last.folder)
+    return load_tokenizer(place) if place else None
+
+
+def _tokenizer_files(folder: Path, named: Path) -> None:
+    if tokenizer_folder(folder) is None:
+        raise ConfigError(
+            f"{named} has no tokenizer ({', '.join(TOKENIZER[:3])}): save it there, "
+            "tokenizer.save_pretrained(folder), or copy the files of the base's"
+        )
+
+
+def _other_shape(facts: Mapping[str, object], base: Mapping[str, object]) -> dict[str, str]:
+    """Name the suites that a model of another shape cannot have, and why."""
+    odd = [n for n in ("model_type", "hidden_size", "num_hidden_layers") if facts[n] != base[n]]
+    found = {}
+    if odd:
+        found["alignment"] = "another architecture: " + ", ".join(f"{n} {facts[n]}, not {base[n]}" for n in odd)
+    if int(str(facts["vocab_size"] or 0)) < int(str(base["vocab_size"] or 0)):
+        found["drift"] = f"it predicts {facts['vocab_size']} tokens, the base {base['vocab_size']}"
+    return found

@@ -1,0 +1,154 @@
+"""Write what a measurement found: words, tables, report.html, figures.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from experiments.common.errors import CompareError
+from experiments.common.files import write_json
+from experiments.comparison.compare import compare
+from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.comparison.report import differences_table
+from experiments.measure.plot import steps_figure
+from experiments.measure.session import Session
+from experiments.measure.words import Lost, lost_answers, question_texts, sentence
+from experiments.records import ArmResult, Estimate
+from experiments.reporting.details import alignment_pictures, further_table
+from experiments.reporting.page import inline_svg, write_page
+from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.table import Table
+from experiments.reporting.tables import retention_table
+from experiments.reporting.text import figure_text
+from experiments.scorecard.figures import FIGURES, GAINS
+
+SHOWN = (*GAINS, "retention", "nfr", "pfr", "kl", "perplexity_drift", "retention_instructions")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is printed, and where the page is. lost: by model the answers that it lost most clearly."""
+
+    words: list[str]
+    tables: list[Table]
+    lost: Mapping[str, list[Lost]]
+    notes: list[str]
+    page: Path
+
+    def text(self) -> str:
+        """Return words, tables, lost answers and notes for a terminal."""
+        parts = ["\n".join(self.words), *(table.text() for table in self.tables[:1])]
+        parts += [table.text() for table in _lost_tables(self.lost)]
+        return "\n\n".join([*parts, *(["\n".join(self.notes)] if self.notes else [])])
+
+
+def write_measurement(
+    session: Session,
+    results: Sequence[ArmResult],
+    failed: Mapping[str, str],
+    left_out: Mapping[str, Mapping[str, str]],
+) -> Report:
+    """Write report.html and figures.json to the folder of a measurement. Returns what they say."""
+    runs = _runs(session, results)
+    questions = question_texts(session.suites.suites.values())
+    words = [sentence(r, runs[r.arm].base, runs[r.arm].after) for r in results]
+    words += [f"{name} could not be measured: {why}" for name, why in failed.items()]
+    lost = {r.arm: lost_answers(runs[r.arm].base, runs[r.arm].after, questions) for r in results}
+    tables, notes = _tables(session, results, list(runs.values()))
+    notes += [f"{name}: suite {suite} is left out: {why}" for name, s in left_out.items() for suite, why in s.items()]
+    page = session.folder / "report.html"
+    report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
+    write_json(session.folder / "figures.json", {r.arm: _plain(r.scorecard) for r in results})
+    write_page(page, "measure", **_values(session, report, results, runs))
+    return report
+
+
+def models_table(results: Sequence[ArmResult]) -> Table:
+    """Show one row a model, one column a figure that some model has."""
+    figures = [FIGURES[name] for name in SHOWN if any(name in r.scorecard for r in results)]
+    rows = tuple((r.arm, *(figure_text(r.scorecard, figure.name) for figure in figures)) for r in results)
+    hints = {figure.title: figure.meaning for figure in figures}
+    return Table("Figures", ("model", *(figure.title for figure in figures)), rows, hints=hints)
+
+
+def _tables(
+    session: Session, results: Sequence[ArmResult], runs: Sequence[ComparedRun]
+) -> tuple[list[Table], list[str]]:
+    """Make the tables; the first is that of the figures. Returns notes of the comparison too."""
+    found = [models_table(results), retention_table(results), further_table(results)]
+    notes: list[str] = []
+    if len(runs) > 1:
+        try:
+            comparison = compare(runs, draws=session.config.evaluation.bootstrap, seed=session.config.seed)
+            found.append(differences_table(comparison) if comparison.differences else None)
+            notes = [note for note in comparison.notes if ": left out: " not in note]
+        except CompareError as error:
+            notes = [f"the models are not compared with each other: {error}"]
+    return [table for table in found if table], notes
+
+
+def _lost_tables(lost: Mapping[str, Sequence[Lost]]) -> list[Table]:
+    head = ("task", "question", "right", "before", "after")
+    return [
+        Table(
+            f"Lost most clearly by {name}",
+            (f"lost by {name}", *head[1:]),
+            tuple((one.task, *map(_short, (one.question, one.right, one.before, one.after))) for one in found),
+        )
+        for name, found in lost.items()
+    ]
+
+
+def _short(text: str, most: int = 70) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 4]} ..."
+
+
+def _runs(session: Session, results: Sequence[ArmResult]) -> dict[str, ComparedRun]:
+    """Read the records of these models as `compare` reads them; the folder may hold others of earlier calls."""
+    if not results:
+        return {}
+    found = {run.name: run for run in read_runs([str(session.folder)])}
+    return {r.arm: found[r.arm] for r in results}
+
+
+def _values(
+    session: Session, report: Report, results: Sequence[ArmResult], runs: Mapping[str, ComparedRun]
+) -> dict[str, Any]:
+    shown = [FIGURES[name] for name in SHOWN if any(name in r.scorecard for r in results)]
+    base = session.base.name
+    return {
+        "question": f"What did {', '.join(r.arm for r in results) or 'the models'} forget of {base}?",
+        "config": session.config,
+        "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
+        "words": report.words,
+        "tables": [*report.tables, *_lost_tables(report.lost)],
+        "pictures": [(title, inline_svg(figure)) for title, figure in _pictures(results, runs)],
+        "notes": report.notes,
+        "figures": shown,
+        "date": f"{datetime.now():%d %B %Y, %H:%M}",
+    }
+
+
+def _pictures(results: Sequence[ArmResult], runs: Mapping[str, ComparedRun]) -> list[tuple[str, Figure]]:
+    found = []
+    if any(name in r.scorecard for r in results for name in GAINS):
+        found.append(("Gain and retention", forgetting_figure(results, "What is gained, what is kept")))
+    if any(len(r.trajectory) > 2 for r in results):
+        found.append(("Figures by step", steps_figure(results)))
+    return found + alignment_pictures({name: run.after for name, run in runs.items()})
+
+
+def _plain(card: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+    """Return figures as JSON can hold them: what is not a number is null."""
+    return {
+        name: {end: value if value is None or math.isfinite(value) else None for end, value in asdict(e).items()}
+        for name, e in card.items()
+    }

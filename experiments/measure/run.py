@@ -1,0 +1,124 @@
+"""Measure what models forgot of their base, with the suites, records, statistics and tables of an experiment.
+
+All state is in a folder: `base/` with the base model's records, and `arms/NAME/` with those of each model. The same
+call goes on there. `compare` and `gate` read it as a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ctrl
+from experiments.common.errors import BenchError, ConfigError
+from experiments.common.files import read_json, write_json
+from experiments.common.paths import default_root
+from experiments.evaluation.evaluate import NotFinite
+from experiments.measure.config import MeasureConfig, measure_config
+from experiments.measure.files import stamp
+from experiments.measure.gate import Condition, conditions
+from experiments.measure.models import Model, load_tokenizer, read_base, read_models
+from experiments.measure.report import Report, write_measurement
+from experiments.measure.session import Session
+from experiments.records import ArmResult
+from experiments.runs.run import errors_explained, only_one, only_one_process
+from experiments.tracking.tracker import Tracker
+
+NOTE = "measure.json"  # of the folder: the settings, and what changes with the base's files
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a call leaves. results: by the order of the models. failed: by name why a model could not be measured.
+
+    left_out: by name the suites that a model cannot have, and why. report: words, tables and the path of the page.
+    conditions: of the gate.
+    """
+
+    folder: Path
+    results: list[ArmResult]
+    report: Report
+    failed: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    conditions: Sequence[Condition] = ()
+
+    def verdicts(self) -> list[tuple[bool, str]]:
+        """Judge each condition of the gate for each model: (whether it holds, one line)."""
+        judged = [c.judge(r, self.left_out.get(r.arm, {})) for r in self.results for c in self.conditions]
+        broken = [(False, f"FAIL  {name}: not measured: {why}") for name, why in self.failed.items()]
+        return judged + (broken if self.conditions else [])
+
+
+def measure(
+    base: str,
+    models: Sequence[str],
+    new: str | Path | None = None,
+    suites: Sequence[str] | None = None,
+    kept_tasks: Sequence[str] | None = None,
+    gate: Sequence[str] = (),
+    out: str | Path | None = None,
+    root: str | Path | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    allow_other_base: bool = False,
+    say: Callable[[str], None] = print,
+) -> Measurement:
+    """Measure models against their base, or go on. Raises ConfigError for wrong input, before anything heavy is loaded.
+
+    models: addresses, or `NAME=ADDRESS`: a Hugging Face name, a folder of a model, of a PEFT adapter or of `ctrl.save`,
+    a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow. new: file with
+    the new task, for the gain. gate: conditions such as "retention >= .98". out: folder of the results; default: one
+    below `root`, named after base and settings. changes: fields of the section `evaluation` (`kept.items`).
+    allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
+    """
+    only_one_process("measuring")
+    config = measure_config(base, new, suites, kept_tasks, precision, seed, changes)  # type: ignore[arg-type]
+    asked = conditions(gate, config)
+    found = read_base(base, allow_other_base)
+    tokenizer = load_tokenizer(found.folder)
+    task = config.task(tokenizer)
+    chosen = read_models(models, found, tokenizer, task)
+    root = Path(root) if root else default_root()
+    digest = config.digest(stamp(found.folder))
+    folder = Path(out).resolve() if out else root / "runs" / f"measure-{_slug(base)}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with errors_explained(folder.parent), only_one(folder):
+        _note(folder, config, digest)
+        session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
+        session.tracker.reap()
+        session.check_fingerprints(chosen)
+        results, failed = _measure_all(session, chosen)
+        left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
+        report = write_measurement(session, results, failed, left_out)
+        return Measurement(folder, results, report, failed, left_out, asked)
+
+
+def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmResult], dict[str, str]]:
+    results, failed = [], {}
+    for model in models:
+        try:
+            results.append(session.measure(model))
+        except (BenchError, ctrl.CheckpointError, ctrl.ConfigError, NotFinite, ValueError, RuntimeError) as error:
+            failed[model.name] = f"{type(error).__name__}: {error}"
+            session.say(f"  failed: {failed[model.name]}")
+    return results, failed
+
+
+def _note(folder: Path, config: MeasureConfig, digest: str) -> None:
+    """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
+    known = read_json(folder / NOTE)
+    if known and known["digest"] != digest:
+        raise ConfigError(
+            f"{folder} holds a measurement of another base, or with other settings: choose another --out, or delete it"
+        )
+    if folder.is_dir() and not known and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no measurement (no {NOTE}): choose another --out")
+    write_json(folder / NOTE, {"digest": digest, **config.to_dict()})
+
+
+def _slug(base: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", Path(base).name)

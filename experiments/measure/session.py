@@ -1,0 +1,183 @@
+"""One measurement in its folder: the base model measured once, then each model, one at a time in memory."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.common.files import read_json, write_json
+from experiments.comparison.inputs import MODEL, without
+from experiments.data.items import NewTask, NewText
+from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.suite import SuiteContext
+from experiments.measure.config import MeasureConfig
+from experiments.measure.kinds import Base, check_base_fingerprint
+from experiments.measure.models import DISTRIBUTIONS, Checkpoint, Model
+from experiments.models.base import load_base
+from experiments.models.precision import Precision
+from experiments.posthoc.tracked import cut_off
+from experiments.records import MEASURED, ArmResult, Record, read_records, write_records
+from experiments.runs.base_records import ITEMS, REWORDED
+from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
+from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
+from experiments.tracking.run import Run
+from experiments.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What all models of a measurement share. tokenizer: of the base. task: the new one, or nothing."""
+
+    config: MeasureConfig
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    task: tuple[NewTask | NewText, ...]
+    root: Path
+    folder: Path
+    tracker: Tracker
+    say: Callable[[str], None] = print
+
+    @cached_property
+    def suites(self) -> Suites:
+        return self._suites(list(self.config.evaluation.suites), self.tokenizer)
+
+    @cached_property
+    def measured(self) -> MeasuredBase:
+        """The base model's records; it is loaded for them, and not kept."""
+        model, tokenizer = load_base(str(self.base.folder))
+        evaluation, seed, precision = self.config.evaluation, self.config.seed, Precision(self.config.precision)
+        found = measure_base(
+            evaluation, self.suites, model, tokenizer, precision, self.root, self.folder, seed, self.say
+        )
+        del model
+        _free()
+        return found
+
+    def check_fingerprints(self, models: list[Model]) -> None:
+        """Raise ConfigError for an expansion of other weights than the base's, before anything is measured."""
+        found = [c for model in models for c in model.checkpoints if c.kind.name == "folder of ctrl.save"]
+        if not found or all(self.is_finished(model) for model in models):
+            return
+        loaded = self.base.load()
+        for one in found:
+            check_base_fingerprint(one.folder, loaded, self.base)
+
+    def base_records(self) -> list[Record]:
+        return read_records(self.folder / "base" / ITEMS)
+
+    def floor_records(self) -> list[Record]:
+        file = self.folder / "base" / REWORDED
+        return read_records(file) if file.is_file() else []
+
+    def is_finished(self, model: Model) -> bool:
+        """Whether the model's result is on disk, of the files that it has now."""
+        folder = self.arm(model)
+        return read_json(folder / MODEL) == _facts(model) and (folder / RESULT).is_file() and not cut_off(folder)
+
+    def arm(self, model: Model) -> Path:
+        return self.folder / "arms" / model.name
+
+    def measure(self, model: Model) -> ArmResult:
+        """Measure a model at each checkpoint, or read what is on disk of it."""
+        folder = self.arm(model)
+        if not self.is_finished(model):
+            self._begin(model)
+            with self._tracked(model) as run:
+                for one in model.checkpoints:
+                    self._measure_checkpoint(model, one)
+                write_result(folder, self._result(model))
+                self._log(run, model)
+        return whole_results([folder / RESULT])[0]
+
+    def _begin(self, model: Model) -> None:
+        """Drop what was measured of other files under this name."""
+        note = self.arm(model) / MODEL
+        if note.is_file() and read_json(note) != _facts(model):
+            self.say(f"{model.name} is another model than before, or its files have changed: it is measured again")
+            shutil.rmtree(self.arm(model))
+        write_json(note, _facts(model))
+
+    def _measure_checkpoint(self, model: Model, one: Checkpoint) -> None:
+        file = self.arm(model) / f"items-{one.step}.jsonl"
+        if file.is_file():
+            return
+        measured = self.measured  # before the model is loaded: one at a time in memory
+        step = f" at step {one.step}" if len(model.checkpoints) > 1 else ""
+        self.say(f"{model.name}{step} ({one.kind.name}) ...")
+        loaded = one.kind.load(one.folder, self.base)
+        write_records(file, self._records(measured, model, loaded))
+        del loaded
+        _free()
+
+    def _records(self, measured: MeasuredBase, model: Model, loaded: PreTrainedModel) -> list[Record]:
+        """Measure with the base's suites; questions in the model's own chat template and tokens if they differ."""
+        names = [name for name in self.config.evaluation.suites if name not in model.left_out]
+        shared = [name for name in names if name in DISTRIBUTIONS]
+        if not model.own and not model.extra:
+            return measured.evaluation.evaluate(loaded, measured.precision, names)
+        asked = self._suites([name for name in names if name not in shared], model.tokenizer)
+        records = Evaluation(asked.suites).evaluate(loaded, measured.precision)
+        if shared and model.extra:
+            loaded.resize_token_embeddings(self.base.facts["vocab_size"])  # distributions over the shared ids
+        return records + measured.evaluation.evaluate(loaded, measured.precision, shared)
+
+    def _suites(self, names: list[str], tokenizer: PreTrainedTokenizerBase) -> Suites:
+        config = self.config.evaluation.model_copy(update={"suites": tuple(names)})
+        return Suites.drawn(config, SuiteContext(self.config.seed, str(self.base.folder)), tokenizer, self.task)
+
+    def _result(self, model: Model) -> ArmResult:
+        folder, draws, seed = self.arm(model), self.config.evaluation.bootstrap, self.config.seed
+        base, floor = without(self.base_records(), model.left_out), self.floor_records()
+        cards = {
+            one.step: score(base, floor, read_records(folder / f"items-{one.step}.jsonl"), draws, seed)
+            for one in model.checkpoints
+        }
+        points = [{"step": 0, **headline(score(base, floor, base, draws, seed))}]
+        points += [{"step": step, **headline(card)} for step, card in cards.items()]
+        return ArmResult(
+            model.name, MEASURED, 0.0, "finished", steps=max(cards), trajectory=points, scorecard=cards[max(cards)]
+        )
+
+    @contextmanager
+    def _tracked(self, model: Model) -> Iterator[Run]:
+        note = self.arm(model) / "mlflow.json"
+        with self.tracker.run(
+            model.name,
+            kind="measure",
+            params={**self.config.to_dict(), "model": model.address, "model_kind": model.kind},
+            tags={"base_model": self.base.name, "run_folder": str(self.folder)},
+            run_id=read_json(note).get("run_id"),
+            folder=self.arm(model),
+        ) as run:
+            write_json(note, {"run_id": run.id})
+            yield run
+
+    def _log(self, run: Run, model: Model) -> None:
+        result = read_result(self.arm(model) / RESULT)
+        for point in result.trajectory[1:]:
+            run.log_metrics({name: figure.value for name, figure in point.items() if name != "step"}, point["step"])
+        run.log_metrics({name: figure.value for name, figure in result.scorecard.items()}, result.steps)
+        for one in model.checkpoints:
+            run.log_file(self.arm(model) / f"items-{one.step}.jsonl", "records")
+        run.log_file(self.arm(model) / RESULT, "scorecard")
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
+    stamps = {str(one.step): one.stamp for one in model.checkpoints}
+    return {"kind": model.kind, "files": stamps, "left_out": dict(model.left_out)}
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,82 @@
+"""The base model measured in a run's folder: what every other model of the run is measured with and compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.models.precision import Precision
+from experiments.records import Estimate, Record
+from experiments.runs.base_records import BaseFolder
+from experiments.scorecard import aa_floor, scorecard
+from experiments.scorecard.figures import HEADLINE
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredBase:
+    """The base model's records, and the suites that measure any model as the base was measured.
+
+    folder: of the run. evaluation: the suites, compared with the base model. base: its records. floor: its answers to
+    the reworded kept questions, for the A/A floor; empty without one. evaluation_seconds: of the base model. draws,
+    seed: of the bootstrap.
+    """
+
+    folder: Path
+    precision: Precision
+    tokenizer: PreTrainedTokenizerBase
+    evaluation: Evaluation
+    base: list[Record]
+    floor: list[Record]
+    evaluation_seconds: float
+    draws: int
+    seed: int
+
+    def evaluate(self, model: PreTrainedModel, progress: bool = True) -> list[Record]:
+        """Measure a model as all others of the run. progress: show a bar."""
+        return self.evaluation.evaluate(model, self.precision, progress=progress)
+
+    def score(self, records: list[Record]) -> dict[str, Estimate]:
+        """Return the scorecard of records against the base model's, with the A/A floor."""
+        return score(self.base, self.floor, records, self.draws, self.seed)
+
+    @cached_property
+    def base_headline(self) -> dict[str, Estimate]:
+        """The headline figures of the base model itself."""
+        return headline(self.score(self.base))
+
+
+def score(base: list[Record], floor: list[Record], records: list[Record], draws: int, seed: int) -> dict[str, Estimate]:
+    """Compute the scorecard of records against the base's, with the A/A floor if the base was asked in other words."""
+    card = scorecard(base, records, draws, seed)
+    return card | (aa_floor(base, floor, records, draws, seed) if floor else {})
+
+
+def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
+    """Return the few figures that are shown for every evaluation."""
+    return {name: figures[name] for name in HEADLINE if name in figures}
+
+
+def measure_base(
+    config: EvaluationConfig,
+    suites: Suites,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    precision: Precision,
+    root: Path,
+    folder: Path,
+    seed: int,
+    say: Callable[[str], None] = print,
+) -> MeasuredBase:
+    """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`."""
+    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
+    files.check_weights()
+    evaluation, base, seconds = files.measured(say)
+    floor = files.floor() if config.has_floor else []
+    return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, config.bootstrap, seed)

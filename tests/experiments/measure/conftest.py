@@ -1,0 +1,49 @@
+"""A tiny base, and one measurement of models of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.measure.run import Measurement, measure
+from tests.helpers.measured import (
+    SMALL,
+    adapter_folder,
+    expansion_folder,
+    model_folder,
+    other_tokenizer_folder,
+    resized_folder,
+    training_folder,
+)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return model_folder(tmp_path_factory.mktemp("measured") / "base")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory, base: str) -> dict[str, str]:
+    """By name the folder of a model of each kind."""
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "same": model_folder(folder / "same"),
+        "perturbed": model_folder(folder / "perturbed", noise=0.2),
+        "adapter": adapter_folder(folder / "adapter", base),
+        "expansion": expansion_folder(folder / "expansion"),
+        "trained": training_folder(folder / "trained"),
+        "tokens": other_tokenizer_folder(folder / "tokens"),
+        "resized": resized_folder(folder / "resized"),
+    }
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlruns")
+
+
+@pytest.fixture(scope="session")
+def measured(base: str, models: dict[str, str], root: Path) -> Measurement:
+    named = [f"{name}={folder}" for name, folder in models.items()]
+    return measure(base, named, precision="fp32", root=root, changes=SMALL, say=lambda text: None)

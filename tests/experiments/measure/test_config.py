@@ -1,0 +1,80 @@
+"""The settings of a measurement: defaults, faults, and the digest that names the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.data.files import LocalFile
+from experiments.data.items import NewTask, NewText
+from experiments.measure.config import DEFAULT, measure_config
+from tests.helpers.byte_level import byte_tokenizer
+
+
+def questions(folder: Path, count: int = 6) -> Path:
+    file = folder / "sums.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"{i} + 1 =", "answer": str(i + 1)}) for i in range(count)))
+    return file
+
+
+def test_defaults_and_changes(tmp_path: Path) -> None:
+    assert measure_config("base").evaluation.suites == DEFAULT
+    assert measure_config("base", new=questions(tmp_path)).evaluation.suites == ("new", *DEFAULT)
+    config = measure_config("base", kept_tasks=["agreement"], changes={"kept.items": 8, "bootstrap": 200})
+    assert (config.evaluation.settings("kept").items, config.evaluation.bootstrap) == (8, 200)
+    assert config.evaluation.settings("kept").tasks == ("agreement",)
+    assert config.evaluation.suites == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"suites": ["kept", "drifd"]}, r"unknown name 'drifd': did you mean 'drift'"),
+        ({"kept_tasks": ["capitols"]}, r"unknown name 'capitols': did you mean 'capitals'"),
+        ({"changes": {"kept.item": 8}}, r"kept\.item: unknown key; did you mean 'items'"),
+        ({"changes": {"bootstrap": 3}}, r"bootstrap: .*greater than or equal to 100"),
+        ({"suites": ["new", "kept"]}, r"suite new needs a file of the new task: add --new FILE"),
+        ({"suites": ["kept"], "new": "sums.jsonl"}, r"--new sums\.jsonl is measured by the suite new"),
+    ],
+)
+def test_faults_name_what_is_known(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        measure_config("base", **options)  # type: ignore[arg-type]
+
+
+def test_the_digest_changes_with_settings_data_and_the_base(tmp_path: Path) -> None:
+    file = questions(tmp_path)
+    digests = [
+        measure_config("base", new=file).digest("facts"),
+        measure_config("base", new=file).digest("other facts"),
+        measure_config("base", new=file, seed=1).digest("facts"),
+        measure_config("base", new=file, changes={"kept.items": 8}).digest("facts"),
+        measure_config("base").digest("facts"),
+    ]
+    assert measure_config("base", new=file).digest("facts") == digests[0]
+    questions(tmp_path, 7)
+    digests.append(measure_config("base", new=file).digest("facts"))
+    assert len(set(digests)) == 6
+
+
+def test_the_new_task_is_what_an_experiment_holds_out_or_the_whole_file(tmp_path: Path) -> None:
+    file, tokenizer = questions(tmp_path), byte_tokenizer()
+    (task,) = measure_config("base", new=file, changes={"new_items": 4}).task(tokenizer)
+    assert task == LocalFile(path=str(file)).held_out(4, 0)
+    (whole,) = measure_config("base", new=file).task(tokenizer)
+    assert isinstance(whole, NewTask)
+    assert len(whole.test) == 6
+    (tmp_path / "story.txt").write_text("word " * 300)
+    (text,) = measure_config("base", new=tmp_path / "story.txt").task(tokenizer)
+    assert isinstance(text, NewText)
+    assert len(text.documents[0]) == 512  # tokens, here bytes
+    assert measure_config("base").task(tokenizer) == ()
+
+
+def test_figures_are_those_of_the_suites() -> None:
+    names = measure_config("base", suites=["kept"]).figures()
+    assert {"retention", "retention/capitals", "nfr_above_floor"} <= set(names)
+    assert not {"kl", "gain", "cost/tokens"} & set(names)

@@ -1,0 +1,75 @@
+"""Conditions of the gate: which bound is asked, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.measure.config import measure_config
+from experiments.measure.gate import Condition, conditions
+from experiments.records import ArmResult, Estimate
+
+CONFIG = measure_config("base", suites=["kept", "drift"])
+CARD = {
+    "retention": Estimate(0.97, 0.95, 0.99),
+    "kl": Estimate(0.02, 0.01, 0.03),
+    "mcnemar_p": Estimate(0.2),
+    "retention_adjusted": Estimate(float("nan"), float("nan"), float("nan")),
+}
+RESULT = ArmResult("mine", "measured", 0.0, "finished", scorecard=CARD)
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("retention >= .95", True),
+        ("retention>.95", False),
+        ("retention >= 0.951", False),  # though its value is above
+        ("kl <= .03", True),
+        ("kl < 3e-2", False),
+        ("kl <= 0.029", False),
+        ("mcnemar_p >= .2", True),  # no interval: the value itself
+        ("retention_adjusted >= 0", False),  # not a number
+    ],
+)
+def test_the_bound_must_hold(text: str, holds: bool) -> None:
+    (condition,) = conditions([text], CONFIG)
+    found, line = condition.judge(RESULT, {})
+    assert found is holds
+    assert line.startswith(f"{'pass' if holds else 'FAIL'}  mine: {condition.text}: ")
+
+
+def test_the_line_has_figure_interval_and_bound() -> None:
+    assert Condition("retention", ">=", 0.98).judge(RESULT, {}) == (
+        False,
+        "FAIL  mine: retention >= 0.98: .970 [.950,.990], bound 0.9500",
+    )
+
+
+def test_a_figure_that_was_not_measured_fails_with_the_reason() -> None:
+    holds, line = Condition("nfr", "<=", 0.1).judge(RESULT, {"kept": "another tokenizer"})
+    assert not holds
+    assert line == "FAIL  mine: nfr <= 0.1: not measured (suite kept is left out: another tokenizer)"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("retention", r"write FIGURE >= NUMBER, for example"),
+        ("retention >= high", r"write FIGURE >= NUMBER"),
+        ("retenton >= .9", r"no figure 'retenton' is measured here: did you mean 'retention'"),
+        ("perplexity_drift <= .1", r"no figure 'perplexity_drift' is measured here"),  # its suite is not
+        ("retention <= .98", r"of retention, higher is better: write retention >= 0\.98"),
+        ("kl >= .1", r"of kl, lower is better: write kl <= 0\.1"),
+    ],
+)
+def test_a_wrong_condition_is_refused(text: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        conditions([text], CONFIG)
+
+
+def test_a_member_of_a_family_can_be_named() -> None:
+    assert conditions(["retention/past tense >= .9", "retention_chat >= .9"], CONFIG) == [
+        Condition("retention/past tense", ">=", 0.9),
+        Condition("retention_chat", ">=", 0.9),
+    ]

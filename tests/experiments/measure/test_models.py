@@ -1,0 +1,144 @@
+"""Names, tokenizers and shapes of models; and each wrong one is refused before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from experiments.cli.main import main
+from experiments.common.errors import ConfigError
+from experiments.measure.models import Model, load_tokenizer, read_base, read_models
+from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.measured import model_folder, tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.measure.kinds.load_model", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.measure.session.load_base", None)
+
+
+def read(base: str, *addresses: str, **options: Any) -> list[Model]:
+    found = read_base(base, **options)
+    return read_models(addresses, found, load_tokenizer(found.folder))
+
+
+def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
+    found = read(base, *(f"{name}={folder}" for name, folder in models.items()))
+    assert [model.name for model in found] == list(models)
+    assert [[one.step for one in model.checkpoints] for model in found][4] == [10, 20]
+    (plain,) = read(base, models["same"])
+    assert (plain.name, plain.own, plain.extra, plain.left_out) == ("same", False, 0, {})
+    for name, match in (
+        (f"same={models['same']}", "a name of its own"),
+        ("a/b=x", "write NAME=MODEL; a folder"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            read(base, models["same"], name)
+
+
+def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path) -> None:
+    """Its tokens are the base's, so distributions are compared."""
+    (found,) = read(base, model_folder(tmp_path / "instruct", tokenizer=byte_tokenizer(QWEN3)))
+    assert (found.own, found.left_out, found.extra) == (True, {}, 0)
+    assert found.tokenizer.chat_template == QWEN3
+
+
+def test_added_tokens_are_counted(base: str, models: dict[str, str]) -> None:
+    (found,) = read(base, models["resized"])
+    assert (found.own, found.left_out, found.extra) == (True, {}, 1)
+
+
+def test_another_architecture_has_answers_and_a_smaller_vocabulary_no_drift(base: str, tmp_path: Path) -> None:
+    deeper = byte_base(tmp_path / "deeper", byte_tokenizer(), tiny_model(num_hidden_layers=3))
+    smaller = byte_base(tmp_path / "smaller", byte_tokenizer(), tiny_model(vocabulary=258))
+    first, second = read(base, deeper, smaller)
+    assert first.left_out == {"alignment": "another architecture: num_hidden_layers 3, not 2"}
+    assert second.left_out == {"drift": "it predicts 258 tokens, the base 260"}
+
+
+def change(name: str, folder: Path) -> None:
+    """Damage a copy of a model in the way `name`."""
+    config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+    if name == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif name == "no weights":
+        next(folder.glob("*model.safetensors")).unlink()
+    elif name == "no config":
+        (folder / "config.json").unlink()
+    elif name == "half":
+        file = next(folder.glob("*model.safetensors"))
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif name == "unknown architecture":
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": "martian"}))
+    elif name == "checkpoint without weights":
+        (folder / "checkpoint-20" / "model.safetensors").unlink()
+    elif name == "damaged config":
+        (folder / "config.json").write_text("{")
+    elif name == "other base's name":
+        adapter = json.loads((folder / "adapter_config.json").read_text())
+        adapter["base_model_name_or_path"] = "somebody/else"
+        (folder / "adapter_config.json").write_text(json.dumps(adapter))
+
+
+@pytest.mark.parametrize(
+    ("model", "damage", "match"),
+    [
+        ("same", "no tokenizer", "has no tokenizer (tokenizer.json, tokenizer_config.json, tokenizer.model): save it"),
+        ("same", "no weights", "has a config.json but no weights"),
+        ("same", "no config", "is no model: it has no config.json, but"),
+        ("same", "half", "model.safetensors is cut short or damaged"),
+        ("same", "damaged config", "config.json is not the config of a model"),
+        ("same", "unknown architecture", "config.json is not the config of a model"),
+        ("trained", "checkpoint without weights", "checkpoint-20 has a config.json but no weights"),
+        ("trained", "no tokenizer", "has no tokenizer"),
+        ("adapter", "no weights", "has adapter_config.json but no adapter_model.safetensors: half a checkpoint"),
+        ("adapter", "half", "adapter_model.safetensors is cut short or damaged"),
+        ("adapter", "other base's name", "is an adapter of 'somebody/else', --base is"),
+        ("expansion", "no weights", "model.safetensors is missing: half a checkpoint"),
+        ("expansion", "half", "model.safetensors is cut short or damaged"),
+    ],
+)
+def test_a_damaged_folder_ends_with_2_and_says_what_to_do(
+    base: str, models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    model: str, damage: str, match: str,
+) -> None:  # fmt: skip
+    folder = Path(shutil.copytree(models[model], tmp_path / "damaged"))
+    change(damage, folder)
+    assert main(["measure", "--base", base, "--model", str(folder), "--root", str(tmp_path / "mlruns")]) == 2
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ("adapter", r"is for 32 features, but in .* model\.layers\.0\..* is of shape"),
+        ("expansion", r"was trained on .*, --base is .*: hidden_size 32 there, 48 here"),
+    ],
+)
+def test_a_base_of_other_shapes_is_refused(models: dict[str, str], tmp_path: Path, model: str, match: str) -> None:
+    other = byte_base(tmp_path / "base", byte_tokenizer(), tiny_model(hidden_size=48))
+    for allow in (False, True):
+        with pytest.raises(ConfigError, match=match):
+            read(other, models[model], allow_other=allow)
+
+
+def test_an_adapter_of_a_base_of_another_name_can_be_vouched_for(
+    base: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(models["adapter"], tmp_path / "adapter"))
+    change("other base's name", folder)
+    assert read(base, str(folder), allow_other=True)[0].kind == "PEFT adapter"
+
+
+def test_the_base_must_be_a_whole_model(base: str, models: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"adapter is a PEFT adapter: name the whole model from which it was trained"):
+        read(models["adapter"], base)
+    assert read_base(base).facts["vocab_size"] == AutoConfig.from_pretrained(base).vocab_size

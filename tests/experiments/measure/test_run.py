@@ -1,0 +1,180 @@
+"""One measurement of models of every kind: what is found, what is left on disk, and how a call goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.cli.main import main
+from experiments.common.errors import ConfigError
+from experiments.comparison.gate import gate
+from experiments.comparison.inputs import read_runs
+from experiments.measure.run import Measurement, measure
+from experiments.records import read_records
+from experiments.scorecard.figures import FIGURES
+from experiments.tracking.journal import journals
+from tests.helpers.measured import SMALL, model_folder
+
+pytestmark = pytest.mark.slow  # nine models are loaded and measured
+DISTANCES = ("kl", "perplexity_drift", "alignment_relative_l2", "alignment_update")
+
+
+def card(measured: Measurement, name: str) -> dict[str, float]:
+    result = next(r for r in measured.results if r.arm == name)
+    return {figure: estimate.value for figure, estimate in result.scorecard.items()}
+
+
+def test_every_kind_is_measured(measured: Measurement, models: dict[str, str]) -> None:
+    assert measured.failed == {}
+    assert [r.arm for r in measured.results] == list(models)
+    kinds = [json.loads((measured.folder / "arms" / n / "model.json").read_text())["kind"] for n in models]
+    assert kinds == ["model", "model", "PEFT adapter", "folder of ctrl.save", "model", "model", "model"]
+    assert not (measured.folder / "config.yaml").exists()  # it is no experiment
+
+
+@pytest.mark.parametrize("name", ["same", "resized"])
+def test_a_copy_of_the_base_has_no_change_in_any_figure(measured: Measurement, name: str) -> None:
+    found = card(measured, name)
+    unchanged = {n: FIGURES[n].unchanged for n, v in found.items() if n in FIGURES and v == v}
+    known = {n: u for n, u in unchanged.items() if u is not None and not n.endswith("_above_floor")}
+    assert len(known) > 12
+    assert {n: found[n] for n in known} == pytest.approx(known, abs=1e-12)  # CKA of equal states is 1 + 2e-16
+    assert [found[figure] for figure in DISTANCES] == [0, 0, 0, 0]
+    assert "lost 0 of 7" in next(line for line in measured.report.words if line.startswith(name))
+    assert name not in measured.report.lost
+
+
+@pytest.mark.parametrize("name", ["perturbed", "adapter", "expansion", "trained"])
+def test_a_changed_model_moves_every_figure_of_distance(measured: Measurement, name: str) -> None:
+    found = card(measured, name)
+    assert all(found[figure] != 0 for figure in DISTANCES), found
+    assert found["nfr"] > 0
+    assert measured.report.lost[name]
+
+
+def test_checkpoints_are_a_trajectory(measured: Measurement) -> None:
+    result = next(r for r in measured.results if r.arm == "trained")
+    assert [point["step"] for point in result.trajectory] == [0, 10, 20]
+    kl = [point["kl"].value for point in result.trajectory]
+    assert 0 == kl[0] < kl[1] < kl[2] == result.scorecard["kl"].value
+    assert "Figures by step" in (measured.folder / "report.html").read_text()
+
+
+def test_another_tokenizer_leaves_out_distributions_and_says_why(measured: Measurement) -> None:
+    found = card(measured, "tokens")
+    assert {"retention", "nfr", "floor_nfr", "instructions_accuracy"} <= found.keys()
+    assert not {"kl", "perplexity_drift", "alignment_cosine"} & found.keys()
+    assert measured.left_out["tokens"].keys() == {"drift", "text", "alignment"}
+    reason = "its tokenizer is another one than the base's: 2 of 260 tokens have other ids"
+    assert f"tokens: suite drift is left out: {reason}" in measured.report.notes
+    assert "2 of 260 tokens have other ids" in (measured.folder / "report.html").read_text()
+
+
+def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
+    figures = json.loads((measured.folder / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert list(figures) == [r.arm for r in measured.results]
+    assert figures["perturbed"]["kl"].keys() == {"value", "low", "high"}
+    assert figures["perturbed"]["kl"]["value"] == card(measured, "perturbed")["kl"]
+
+
+def test_compare_and_gate_read_the_folder(measured: Measurement, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {run.name: run for run in read_runs([str(measured.folder)])}
+    assert runs.keys() == {r.arm for r in measured.results}
+    assert all(run.fault is None for run in runs.values())
+    assert gate(runs["same"], 0.999)[0]
+    _, line = gate(runs["tokens"], 0.5)  # which lacks suites that the base has
+    assert "left out: suite drift: its tokenizer" in line
+    assert main(["compare", f"{measured.folder}:same", f"{measured.folder}:perturbed", "--draws", "100"]) == 0
+    assert "less same" in capsys.readouterr().out
+
+
+def test_each_model_has_a_run_in_mlflow(measured: Measurement) -> None:
+    for result in measured.results:
+        (journal,) = journals(measured.folder / "arms" / result.arm)
+        start, end = journal.last("start"), journal.last("end")
+        assert start is not None
+        assert (start["name"], start["experiment"], start["parent"]) == (result.arm, "measure", None)
+        assert end is not None
+        assert end["status"] == "FINISHED"
+        logged = [event for event, _ in journal.read() if event["event"] == "metrics"]
+        assert logged[-1]["values"]["retention"] == result.scorecard["retention"].value
+
+
+def test_a_second_call_reads_what_is_finished(
+    measured: Measurement, models: dict[str, str], base: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.measure.session.load_base", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.measure.kinds.load_model", None)
+    named = [f"{name}={folder}" for name, folder in models.items()]
+    again = measure(base, named[:3], precision="fp32", root=root, changes=SMALL)
+    assert again.folder == measured.folder
+    assert again.results == measured.results[:3]
+    assert [r.arm for r in again.results] == ["same", "perturbed", "adapter"]
+
+
+def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
+    measured: Measurement, models: dict[str, str], base: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    words = ["measure", "--base", base, "--model", f"same={models['same']}", "--root", str(root), *settings]
+    words += ["--precision", "fp32", "--gate", "kl <= 0"]
+    assert main(words) == 0  # all is on disk
+    out = capsys.readouterr().out
+    assert out.strip().startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
+    assert "pass  same: kl <= 0: .000 [.000,.000], bound 0.0000" in out
+    assert main([*words, "--gate", "retention >= 1"]) == 3
+    assert "FAIL  same: retention >= 1: 1.000 [" in capsys.readouterr().out
+    assert main([*words, "--gate", "retentoin >= 1"]) == 2
+    assert "did you mean 'retention'" in capsys.readouterr().err
+
+
+def test_it_goes_on_after_a_stop_and_measures_changed_files_again(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"precision": "fp32", "root": tmp_path, "changes": {**SMALL, "suites": ["kept"]}}
+    first, second = model_folder(tmp_path / "first", 0.1), model_folder(tmp_path / "second", 0.2)
+    original = "experiments.measure.session.Session._records"
+    with monkeypatch.context() as patched:
+        patched.setattr(original, stop_at("second"))
+        with pytest.raises(KeyboardInterrupt):
+            measure(base, [first, second], **options)  # type: ignore[arg-type]
+    said: list[str] = []
+    found = measure(base, [first, second], say=said.append, **options)  # type: ignore[arg-type]
+    assert [r.arm for r in found.results] == ["first", "second"]
+    assert said == ["second (model) ..."]  # the base and the first model were measured
+    shutil.rmtree(second)
+    model_folder(Path(second), 0.3)
+    before = read_records(found.folder / "arms" / "second" / "items-1.jsonl")
+    measure(base, [first, second], say=said.append, **options)  # type: ignore[arg-type]
+    assert "second is another model than before, or its files have changed: it is measured again" in said
+    assert read_records(found.folder / "arms" / "second" / "items-1.jsonl") != before
+
+
+def stop_at(name: str) -> object:
+    from experiments.measure.session import Session
+
+    original = Session._records
+
+    def records(self: Session, measured: object, model: object, loaded: object) -> object:
+        if model.name == name:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return original(self, measured, model, loaded)  # type: ignore[arg-type]
+
+    return records
+
+
+def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, models: dict[str, str]) -> None:
+    broken = model_folder(tmp_path / "broken", noise=float("nan"))
+    options = {"precision": "fp32", "out": tmp_path / "out", "root": tmp_path, "gate": ["retention >= 0"]}
+    found = measure(base, [broken, models["same"]], changes={**SMALL, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
+    assert [r.arm for r in found.results] == ["same"]
+    assert found.failed.keys() == {"broken"}
+    assert found.failed["broken"].endswith("holds NaN or infinity: take other weights")
+    assert [holds for holds, _ in found.verdicts()] == [True, False]
+    with pytest.raises(ConfigError, match=r"out holds a measurement of another base, or with other settings"):
+        measure(base, [models["same"]], seed=1, changes={**SMALL, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"same is not empty and holds no measurement"):
+        measure(base, [models["same"]], out=models["same"], root=tmp_path)

@@ -1,0 +1,73 @@
+"""A measured arm of an experiment has the figures of the experiment's own evaluation, to the last digit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.config import parse_config
+from experiments.evaluation.suites import SUITES
+from experiments.measure.models import DISTRIBUTIONS
+from experiments.measure.run import measure
+from experiments.records import read_records
+from experiments.runs.run import run_experiment
+from tests.helpers.measured import SMALL, model_folder
+
+pytestmark = pytest.mark.slow  # three arms are trained
+ARMS = (
+    {"name": "full", "method": "full"},
+    {"name": "control", "method": "control", "control": {"layers": 1}},
+    {"name": "lora", "method": "lora", "options": {"rank": 2}},
+)
+
+
+def test_figures_are_those_of_the_experiment(base: str, tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    changes = {**SMALL, "new_items": 4, "drift.new_replies": 2}
+    suites = ["new", "kept", "drift", "text", "instructions", "alignment"]
+    evaluation = {"every": 2, "suites": suites, "bootstrap": 100, "new_items": 4, "kept_items": 4, "replies": 2,
+                  "reply_tokens": 4, "perplexity_tokens": 128, "instruction_items": 1, "new_replies": 2}  # fmt: skip
+    config = parse_config({
+        "name": "own", "base_model": base, "precision": "fp32", "evaluation": evaluation,
+        "data": {"new": {"source": "file", "path": str(file)}},
+        "training": {"steps": 2, "batch_size": 2, "warmup_steps": 0},
+        "arms": [{**arm, "learning_rates": [0.02]} for arm in ARMS],
+    })  # fmt: skip
+    own = run_experiment(config, tmp_path / "experiment", say=lambda text: None)
+    trained = {arm["name"]: own.folder / "arms" / f"{arm['name']}-0.02" / "trained" for arm in ARMS}
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(Path(base) / name, trained["full"] / name)
+    named = [f"{name}={folder}" for name, folder in trained.items()]
+    found = measure(
+        base, named, file, suites, precision="fp32", root=tmp_path / "mlruns", changes=changes, say=lambda text: None
+    )
+    assert found.failed == {}
+    for mine, theirs in zip(found.results, own.results, strict=True):
+        assert {n: repr(e) for n, e in mine.scorecard.items()} == {n: repr(e) for n, e in theirs.scorecard.items()}
+        assert mine.scorecard["kl"].value > 0
+        items = found.folder / "arms" / mine.arm / "items-1.jsonl"
+        assert read_records(items) == read_records(own.folder / "arms" / f"{mine.arm}-0.02" / "items-2.jsonl")
+
+
+def test_an_expansion_of_other_weights_is_refused_before_the_base_is_measured(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    other = model_folder(tmp_path / "base", noise=0.1)
+    with pytest.raises(ConfigError, match=r"expansion was trained on another base than .*: the weights differ"):
+        measure(other, [models["expansion"]], precision="fp32", out=tmp_path / "out", root=tmp_path, changes=SMALL)
+    assert not (tmp_path / "out" / "base").exists()
+    found = measure(
+        other, [models["expansion"]], suites=["kept"], precision="fp32", out=tmp_path / "out2", root=tmp_path,
+        changes={"kept.items": 4, "bootstrap": 100}, allow_other_base=True,
+    )  # fmt: skip
+    assert found.failed == {}
+
+
+def test_each_suite_is_of_answers_or_of_distributions() -> None:
+    assert set(SUITES) - set(DISTRIBUTIONS) == {"new", "kept", "instructions", "lm_eval"}
