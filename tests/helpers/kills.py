@@ -95,10 +95,11 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def results(root: Path) -> dict[str, Any]:
-    """Return the results of all arms, of their costs only the tokens."""
+    """Return the results of all arms, of their costs only the tokens, without the digest, which covers the seconds."""
     found = {str(path.relative_to(root)): read_json(path) for path in sorted(root.glob("runs/*/arms/*/result.json"))}
     for result in found.values():
         result["cost"] = {"tokens": result["cost"]["tokens"]}
+        del result["digest"]
     return found
 
 
