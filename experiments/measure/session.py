@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_json, read_note, write_json
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Evaluation, Suites
@@ -155,10 +155,10 @@ class Session:
             kind="measure",
             params={**self.config.to_dict(), "model": model.address, "model_kind": model.kind},
             tags={"base_model": self.base.name, "run_folder": str(self.folder)},
-            run_id=read_json(note).get("run_id"),
+            run_id=read_note(note).get("run_id"),
             folder=self.arm(model),
+            note=lambda run_id: write_json(note, {"run_id": run_id}),
         ) as run:
-            write_json(note, {"run_id": run.id})
             yield run
 
     def _log(self, run: Run, model: Model) -> None:

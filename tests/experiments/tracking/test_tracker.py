@@ -74,7 +74,7 @@ def test_every_run_that_can_be_continued_notes_its_id() -> None:
         if isinstance(node, ast.Call)
     ]
     opened = [names for names in calls if {"kind", "run_id"} <= names]
-    assert len(opened) == 5  # study, trial, experiment, arm, posthoc
+    assert len(opened) == 6  # study, trial, experiment, arm, posthoc, measure
     assert all("note" in names for names in opened)
 
 
