@@ -48,10 +48,13 @@ def test_the_password_stays_in_a_file_of_its_user(tmp_path: Path, monkeypatch: p
     export(store, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["study"]["storage"].startswith("postgresql+psycopg://me:***@")
     monkeypatch.setattr("experiments.studies.launch.work", lambda *_: "done")
+    monkeypatch.setattr("experiments.tracking.tracker.code_diff", str)  # the diff of this test holds the password
     run_study(toy_study(storage=URL), tmp_path, storage=url, say=lambda text: None)
     (file,) = (tmp_path / "studies").rglob("study.yaml")
     assert "TOPSECRET" in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
+    others = [path for path in tmp_path.rglob("*") if path.is_file() and path != file]
+    assert [path for path in others if b"TOPSECRET" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("url", ["foo", "postgresql+psycopg://u:pw@127.0.0.1:port/x"])
