@@ -94,7 +94,7 @@ def shorthands() -> str:
         kind = next(kind for kind, table in kinds.items() if name in table)
         place = "control" if kind == "train" and TUNINGS[name].in_control else "options"
         rows.append((f"`{name}`", f"`{kind}: {f'[{name}]' if kind == 'loss' else name}`", f"`{place}`"))
-    return Table("", ("method", "stands for", "its fields are in"), tuple(rows)).markdown()
+    return Table("", ("method", "is short for", "its fields are in"), tuple(rows)).markdown()
 
 
 def first_line(value: object) -> str:

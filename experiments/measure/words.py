@@ -43,7 +43,7 @@ def _answers(result: ArmResult, base: Sequence[Record], records: Sequence[Record
     had = sum(bool(r0.correct) for r0, _ in pairs)
     lost, won = (sum((r0.correct, r.correct) == flip for r0, r in pairs) for flip in ((1, 0), (0, 1)))
     retention = result.scorecard["retention"]
-    verdict = "no forgetting outside the interval"
+    verdict = "forgetting is not shown (the interval holds 1)"
     if retention.high is not None and retention.high < 1:
         verdict = "it forgot"
     elif retention.low is not None and retention.low > 1:

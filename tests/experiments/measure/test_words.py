@@ -36,7 +36,7 @@ def test_the_sentence_counts_what_was_lost_and_won() -> None:
     after = [*AFTER, choice("wrong", (-1.0, -2.0, -3.0))]
     text = sentence(result(base, after), base, after)
     assert text.startswith("mine lost 2 of 20 kept answers that the base had right and won 1: retention .95 [")
-    assert text.endswith("], no forgetting outside the interval.")
+    assert text.endswith("], forgetting is not shown (the interval holds 1).")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_sentence_counts_what_was_lost_and_won() -> None:
     [
         (Estimate(0.5, 0.4, 0.6), "it forgot"),
         (Estimate(1.5, 1.4, 1.6), "it knows more than before"),
-        (Estimate(0.9, 0.8, 1.0), "no forgetting outside the interval"),
+        (Estimate(0.9, 0.8, 1.0), "forgetting is not shown (the interval holds 1)"),
     ],
 )
 def test_the_verdict_is_of_the_interval(retention: Estimate, verdict: str) -> None:
