@@ -70,13 +70,14 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
-        return Control(
-            self.config, list(self.layers), self.total, self.enabled, self.batch_dim, fingerprint=self.fingerprint
-        )
+        copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
+        copied.fingerprint, copied.samples = self.fingerprint, self.samples
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process

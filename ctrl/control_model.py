@@ -107,6 +107,11 @@ class ControlModel(nn.Module):
 
     @peft_config.setter
     def peft_config(self, value: Any) -> None:
+        if self.control.config.expanded == "lora":
+            raise ConfigError(
+                "PEFT takes the adapters of these low-rank copies for its own and has changed them: load the model "
+                "again (ctrl.load) and train the copies alone, or expand with expanded='full' and put adapters on that"
+            )
         if "peft_config" not in vars(self):
             warnings.warn(
                 "PEFT freezes the copies of this expanded model, and its save_pretrained writes adapters alone: loaded "
@@ -209,9 +214,8 @@ def bare_expanded(model: nn.Module) -> ControlModel:
         own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
     if (found := peft_adapter(model, own)) is not None:
         raise ConfigError(
-            f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. Before "
-            "ctrl.save, which writes only what trains, call requires_grad_(True) on weights that the adapters changed "
-            "outside the copies"
+            f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. ctrl.save then "
+            "writes what the adapters changed outside the copies too"
         )
     return expanded
 
