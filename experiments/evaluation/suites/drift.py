@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest, text_id
 from experiments.data.items import NewTask
 from experiments.evaluation.log_probs import stored
-from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteSettings
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
-from experiments.models.precision import Precision
 from experiments.models.reading import reading
 from experiments.models.tokens import asked_key, longest_chat, pad, prompt_ids
 from experiments.records import Record
@@ -63,7 +63,7 @@ class Reply:
     reply: tuple[int, ...]
 
 
-class DriftSuite(Suite):
+class DriftSuite(DrawnSuite):
     """KL(base || trained) in nats per token, on the base model's own greedy replies.
 
     Task `base replies`: replies to general prompts. Task `new_prompts`: replies to the first questions of the new task;
@@ -92,12 +92,6 @@ class DriftSuite(Suite):
         turns = [item for items in itertools.zip_longest(*by_task) for item in items if item]  # of each task in turn
         new = [(NEW_PROMPTS, item.id, item.question) for item in turns[: settings.new_replies]]
         self.prompts = general + new
-        self.replies: list[Reply] = []
-        self.references: dict[int, Tensor] = {}
-
-    @property
-    def size(self) -> int:
-        return len(self.prompts)
 
     @property
     def longest(self) -> int:
@@ -106,27 +100,50 @@ class DriftSuite(Suite):
     def content(self) -> Any:
         return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Generate the base model's replies, unless they were restored, and its log-probabilities on them.
+    def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> DriftFromBase:
+        """Generate the base model's replies, unless `state` has them, and its log-probabilities on them.
 
-        The log-probabilities are read from the cache if they are there.
+        The log-probabilities are read from a file in `folder` if it is there.
         """
-        if not self.replies:
-            prompts = [prompt for _, _, prompt in self.prompts]
-            self.replies = base_replies(base, self.tokenizer, prompts, self.settings.reply_tokens)
+        replies = self._restored(state) if state else self._written(base)
 
         def compute() -> dict[int, Tensor]:
-            return dict(reply_log_probs(base, self.replies))
+            return dict(reply_log_probs(base, replies))
 
-        self.references = stored(self.cache_folder / self._file(), compute) if self.cache_folder else compute()
+        references = stored(folder / _file(replies), compute) if folder else compute()
+        return DriftFromBase(self.prompts, replies, references)
 
-    def _file(self) -> str:
-        """Return a name that depends on the replies: a run may hold other replies than the cache."""
-        return f"log_probs-{json_digest(self.state())[:16]}.safetensors"
+    def _written(self, base: PreTrainedModel) -> list[Reply]:
+        return base_replies(base, self.tokenizer, [prompt for _, _, prompt in self.prompts], self.settings.reply_tokens)
+
+    def _restored(self, state: Mapping[str, Any]) -> list[Reply]:
+        replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
+        if len(replies) != len(self.prompts):
+            raise ConfigError(
+                f"the saved evaluation has {len(replies)} base replies, but replies and new_replies of "
+                f"evaluation.suites.drift ask for {len(self.prompts)}: start a new run, or set the old numbers"
+            )
+        return replies
+
+
+@dataclass(frozen=True, eq=False)
+class DriftFromBase(PreparedSuite):
+    """Measure the KL of any model on the base's replies.
+
+    prompts: (task, item, text) of each reply. references: the base's log-probabilities by index of a reply, (tokens,
+    vocabulary) each.
+    """
+
+    name = DriftSuite.name
+    prompts: Sequence[tuple[str, str, str]]
+    replies: list[Reply]
+    references: dict[int, Tensor]
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts)
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
-        if not self.references:
-            raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
         log_probs = reply_log_probs(model, self.replies, progress)
         kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
         for i, (task, item, prompt) in enumerate(self.prompts):
@@ -134,16 +151,16 @@ class DriftSuite(Suite):
             yield Record(self.name, task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
 
     def state(self) -> dict[str, Any]:
-        return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in self.replies]}
+        return _state(self.replies)
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
-        if len(replies) != len(self.prompts):
-            raise ConfigError(
-                f"the saved evaluation has {len(replies)} base replies, but replies and new_replies of "
-                f"evaluation.suites.drift ask for {len(self.prompts)}: start a new run, or set the old numbers"
-            )
-        self.replies, self.references = replies, {}
+
+def _state(replies: Sequence[Reply]) -> dict[str, Any]:
+    return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in replies]}
+
+
+def _file(replies: Sequence[Reply]) -> str:
+    """Return a name that depends on the replies: a run may hold other replies than the cache."""
+    return f"log_probs-{json_digest(_state(replies))[:16]}.safetensors"
 
 
 def base_replies(
