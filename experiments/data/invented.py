@@ -206,7 +206,9 @@ class Subject:
 
 def invent(kind: str, number: int, seed: int) -> list[Subject]:
     """Return `number` subjects with different names. More of them only add subjects at the end."""
-    rng, subjects, names = random.Random(f"invented {kind} {seed}"), [], set()
+    rng = random.Random(f"invented {kind} {seed}")
+    subjects: list[Subject] = []
+    names: set[str] = set()
     while len(subjects) < number:
         name = _name(kind, rng)
         if name not in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.facts import Facts
-from experiments.data.invented import KINDS
 from experiments.data.items import Item, Text
 
 NONE: frozenset[str] = frozenset()
@@ -63,31 +61,6 @@ def test_texts_state_every_fact_in_other_words_in_each_pass() -> None:
         for value in subject.values:
             assert value in first[subject.name]
             assert value in second[subject.name]
-
-
-def test_attributes_are_drawn_independently() -> None:
-    subjects = Facts(number=4000)._subjects(0)[0]
-    for i, j in itertools.combinations(range(4), 2):
-        pairs = Counter((s.values[i], s.values[j]) for s in subjects)
-        sides = len(KINDS["people"][i].values) * len(KINDS["people"][j].values)
-        assert len(pairs) == sides
-        assert max(pairs.values()) < 3 * 4000 / sides
-
-
-def test_other_seeds_invent_other_subjects_and_more_of_them_come_at_the_end() -> None:
-    few, more = Facts(number=5), Facts(number=9)
-    assert more._subjects(0)[0][:5] == few._subjects(0)[0]
-    assert not {s.name for s in few._subjects(0)[0]} & {s.name for s in few._subjects(1)[0]}
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_values_are_single_words_and_ways_of_asking_differ(kind: str) -> None:
-    for attribute in KINDS[kind]:
-        assert len(set(attribute.values)) == len(attribute.values) >= 7
-        assert all(value.isalpha() for value in attribute.values)
-        assert len(set(attribute.asked)) == 4
-        assert all(question.count("{}") == 1 for question in attribute.asked)
-        assert all(sentence.count("{}") == 2 for sentence in attribute.stated)
 
 
 def test_more_facts_than_there_are_cannot_be_measured() -> None:
