@@ -128,6 +128,7 @@ class AlignmentSuite(Suite):
     """
 
     name = "alignment"
+    version = 2  # Procrustes
     base: States | None = None  # set by prepare
 
     @property
