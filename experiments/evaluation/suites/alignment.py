@@ -128,6 +128,7 @@ class AlignmentSuite(DrawnSuite):
     """
 
     name = "alignment"
+    version = 2  # Procrustes
 
     @property
     def longest(self) -> int:

@@ -163,9 +163,9 @@ class TestSuite:
 
     def test_the_base_is_aligned_with_itself(self, suite: AlignmentWithBase, model: PreTrainedModel) -> None:
         records = list(suite.measure(model, lambda count: None))
-        assert len(records) == 4 * 3
+        assert len(records) == len(METRICS) * 3
         assert {r.item for r in records} == {"layer 00", "layer 01", "layer 02"}
-        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "neighbours": 1.0}
+        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "procrustes": 0.0, "neighbours": 1.0}
         assert all(r.value == pytest.approx(perfect[r.task], abs=1e-12) for r in records)
 
     def test_records_are_the_tables(
