@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
 from experiments.evaluation.suites.new_task import NewTaskSuite, sample_form
@@ -80,7 +80,7 @@ def lost_answers(
     return sorted(found.values(), key=lambda one: -one.clarity)[:count]
 
 
-def question_texts(suites: Iterable[Suite]) -> dict[tuple[str, str, str, str], str]:
+def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, str], str]:
     """Return the text of each question of suites by the key of its record: records hold only its digest."""
     texts: dict[tuple[str, str, str, str], str] = {}
     for suite in suites:
