@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
 from experiments.data.items import Example, Item, Text
-from experiments.data.source import Source
+from experiments.data.tested import Measured
 
 PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
 
@@ -22,7 +22,7 @@ class BadRow(ConfigError):
     """A row whose cells cannot be used. It is passed over with skip_bad_rows."""
 
 
-class Columns(Source):
+class Columns(Measured):
     """A source with a table. With `text`, each row is a document; else it is a question and its answer.
 
     Each of these fields names a column, or is a text with columns in braces: `question: "{instruction}\\n{input}"`. An
@@ -30,7 +30,7 @@ class Columns(Source):
     """
 
     question: str = Field("question", description="column of the question, or a text with {columns}")
-    answer: str = Field("answer", description="column of the final answer, which is scored by exact match")
+    answer: str = Field("answer", description="column of the final answer, scored by exact match or by a grader")
     solution: str | None = Field(None, description="column of worked steps, which are trained on before the answer")
     text: str | None = Field(None, description="column of a document; question and answer are not read then")
     skip_bad_rows: bool = later_field(
@@ -53,7 +53,8 @@ class Columns(Source):
     def columns(self) -> list[str]:
         """The columns that are read."""
         fields = [self.text] if self.text else [self.question, self.answer, self.solution]
-        return list(dict.fromkeys(name for field in fields if field for name in _names(field)))
+        graded = self.grader.reads if self.grader and not self.text else ()
+        return list(dict.fromkeys([*(name for field in fields if field for name in _names(field)), *graded]))
 
     def example(self, row: Mapping[str, Any], place: str) -> Example:
         """Convert one row. place: where it is, for errors. Raises ConfigError; BadRow for an unusable cell."""
@@ -66,7 +67,13 @@ class Columns(Source):
         if self.text:
             return Text(_filled(self.text, row, place))
         solution = _filled(self.solution, row, place) if self.solution else ""
-        return Item(_filled(self.question, row, place), _filled(self.answer, row, place), solution=solution)
+        answer, metadata = _filled(self.answer, row, place), dict[str, Any]()
+        if self.grader:
+            try:
+                answer, metadata = self.grader.values(row, answer, row.get(self.answer))
+            except ValueError as error:
+                raise BadRow(f"{place}: {error}") from None
+        return Item(_filled(self.question, row, place), answer, metadata, solution)
 
     def usable(self, rows: Iterable[Mapping[str, Any]], name: str) -> tuple[dict[int, Example], list[str]]:
         """Convert rows that are usable, by their number from 1. Returns them, and the faults of those passed over.
