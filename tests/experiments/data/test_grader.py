@@ -38,5 +38,5 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
         assert isinstance(item, Item)
         assert item.answer == right
     else:
-        with pytest.raises(ConfigError, match=rf"row 1: .*{right}"):
+        with pytest.raises(ConfigError, match=rf"line 1: .*{right}"):
             source.examples  # noqa: B018
