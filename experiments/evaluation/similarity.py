@@ -40,7 +40,7 @@ def procrustes(x: Array, y: Array) -> float:
     if not size > 0:
         return float("nan")
     # X^T = Q R and Y^T = P S give X^T Y = Q (R S^T) P^T: a matrix of sentences squared has the same singular values
-    r, s = (np.linalg.qr(c.T, mode="r") for c in (first, second))
+    r, s = (np.asarray(np.linalg.qr(c.T, mode="r")) for c in (first, second))
     return 1 - (float(np.linalg.svd(r @ s.T, compute_uv=False).sum()) / size) ** 2
 
 

@@ -30,7 +30,7 @@ def _retention(t: Totals) -> Array:
     return ratio(t["after"], t["before"])
 
 
-def efficiency(gain: Array, kl: Array) -> Array:
+def _efficiency(gain: Array, kl: Array) -> Array:
     """Return gain / sqrt(KL); NaN where the KL is 0."""
     return ratio(gain, np.sqrt(kl))
 
@@ -133,9 +133,9 @@ _DRIFT = (
            "KL(base || trained) on kept answers in the chat form, nats per token",
            "as kl_kept, in the chat form", "lower", PER_TOKEN, NATS, unchanged=0, tables=("further",),
            draw=lambda s: s.divergence("kept chat")),
-    Figure("eta", "comparison", "eta", "gain for the change on natural text: gain / sqrt(kl_text)",
-           "gain / sqrt(kl_text) (DCO, arXiv 2609.13680)", "higher", unit="", signed=True, unchanged=0,
-           tables=("further", "compare"), draw=lambda s: efficiency(_gain(s), s.divergence("text"))),
+    Figure("eta", "drift", "eta", "gain for the change on natural text: gain / sqrt(kl_text)",
+           "gain / sqrt(kl_text) (DCO, arXiv 2609.13680)", "higher", unit="", signed=True,
+           tables=("further", "compare"), draw=lambda s: _efficiency(_gain(s), s.divergence("text"))),
     Figure("perplexity_drift", "text", "ppl drift",
            "negative log-likelihood of general text, after - before, nats per token",
            "mean over tokens of NLL after - before, paired by document", "lower", PER_TOKEN, (2, 2, 1), signed=True,

@@ -1,4 +1,4 @@
-"""Suite `drift`: the KL divergence from the base model, on replies that it wrote, on natural text, on kept questions."""
+"""Suite `drift`: the KL divergence from the base model, on its own replies, natural text and kept questions."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ class DriftSuite(DrawnSuite):
     def _text(self) -> Iterator[Given]:
         tokens = self.settings.text_tokens
         for i, window in enumerate(text_windows(self.tokenizer, tokens) if tokens else ()):
-            yield Given(TEXT, f"window {i}", self.tokenizer.decode(window), Reply(tuple(window[:1]), tuple(window[1:])))
+            yield Given(
+                TEXT, f"window {i}", str(self.tokenizer.decode(window)), Reply(tuple(window[:1]), tuple(window[1:]))
+            )
 
     def _kept(self) -> Iterator[Given]:
         if not self.settings.kept:
@@ -140,7 +142,11 @@ class DriftSuite(DrawnSuite):
 
     def content(self) -> Any:
         key = [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
-        return [*key, [(one.task, one.item, one.reply.prompt, one.reply.reply) for one in self.given]] if self.given else key
+        return (
+            [*key, [(one.task, one.item, one.reply.prompt, one.reply.reply) for one in self.given]]
+            if self.given
+            else key
+        )
 
     def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> DriftFromBase:
         """Generate the base model's replies, unless `state` has them, and its log-probabilities on them.
