@@ -77,7 +77,7 @@ class Peft(Tuning):
         base = probe(model)
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
-            adapted: PreTrainedModel = get_peft_model(model, self._config(model))  # type: ignore[assignment]
+            adapted: PreTrainedModel = get_peft_model(model, self._config(model))
         self._check_start(adapted, base)
         _check_merge(adapted)
         return adapted
