@@ -18,6 +18,7 @@ from experiments.common.paths import SHIPPED, check_file_name
 from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
+from experiments.data.graders import found_next_to
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import FLAT, set_key
@@ -208,7 +209,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
         set_value(values, key, value)
-    return parse_config(values, source=str(path))
+    return parse_config(found_next_to(values, path.parent), source=str(path))
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:

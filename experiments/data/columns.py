@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +14,11 @@ from experiments.common.section import later_field, nearest
 from experiments.data.cells import BadRow, cell_text
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
-from experiments.data.source import Source
 from experiments.data.tables import Row
+from experiments.data.tested import Measured
 
 
-class Columns(Source):
+class Columns(Measured):
     """A source with a table, whose columns say what a row is (`shapes.SHAPES`), unless fields name the columns.
 
     With `text`, each row is a document; with `messages` a conversation; else it is a question and its answer. Each of
@@ -26,7 +27,7 @@ class Columns(Source):
     """
 
     question: str = Field("question", description="column of the question, or a text with {columns}")
-    answer: str = Field("answer", description="column of the final answer, which is scored by exact match")
+    answer: str = Field("answer", description="column of the final answer, scored by exact match or by a grader")
     solution: str | None = Field(None, description="column of worked steps, which are trained on before the answer")
     text: str | None = Field(None, description="column of a document; question and answer are not read then")
     messages: str | None = later_field(
@@ -56,18 +57,27 @@ class Columns(Source):
     def shape(self, columns: Iterable[str], place: str) -> Shape:
         """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""
         there = list(columns)
+        found = self._plain_shape(there, place)
+        if self.grader is None or self.text:
+            return found
+        _check(self.grader.reads, there, place, "Name those of the grader in grader:")
+        return self._graded(found)
+
+    def _plain_shape(self, columns: Iterable[str], place: str) -> Shape:
+        there = list(columns)
         if not self.named:
             return recognised(there, place)
         fields = (
             [self.messages or self.text] if self.messages or self.text else [self.question, self.answer, self.solution]
         )
         needed = tuple(dict.fromkeys(name for field in fields if field for name in _names(field)))
-        missing = [name for name in needed if name not in there]
-        if missing:
-            raise ConfigError(
-                f"{place} has no column {missing[0]!r}: {nearest(missing[0], map(str, there))}. Name the columns with "
-                "question: and answer:, that of a conversation with messages:, or that of a document with text:"
-            )
+        _check(
+            needed,
+            there,
+            place,
+            "Name the columns with question: and answer:, that of a conversation with messages:, or that of a document "
+            "with text:",
+        )
         if self.messages:
             return Shape("messages", needed, conversation(self.messages), MORE)
         return Shape("named columns", needed, self._example)
@@ -77,6 +87,22 @@ class Columns(Source):
             return Text(_filled(self.text, row, place))
         solution = _filled(self.solution, row, place) if self.solution else ""
         return Item(_filled(self.question, row, place), _filled(self.answer, row, place), solution=solution)
+
+    def _graded(self, shape: Shape) -> Shape:
+        """Add what the grader reads of a row to each item."""
+
+        def read(row: Mapping[str, Any], place: str) -> Example:
+            item = shape.read(row, place)
+            if not isinstance(item, Item) or self.grader is None:
+                return item
+            try:
+                answer, metadata = self.grader.values(row, item.answer, row.get(self.answer, item.answer))
+            except ValueError as error:
+                raise BadRow(f"{place}: {error}") from None
+            return dataclasses.replace(item, answer=answer, metadata={**item.metadata, **metadata})
+
+        reads = self.grader.reads if self.grader else ()
+        return Shape(shape.name, shape.columns, read, (*shape.also, *reads))
 
     def usable(self, rows: Iterable[Row], name: str) -> tuple[dict[int, Example], list[str]]:
         """Convert rows that are usable, by their number from 1. Returns them, and the faults of those passed over.
@@ -95,6 +121,13 @@ class Columns(Source):
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
                 faults.append(str(error))
         return found, faults
+
+
+def _check(needed: Iterable[str], there: list[str], place: str, advice: str) -> None:
+    """Raise ConfigError for a column that is not there."""
+    for name in needed:
+        if name not in there:
+            raise ConfigError(f"{place} has no column {name!r}: {nearest(name, map(str, there))}. {advice}")
 
 
 def passed_over(faults: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.tables import OPENERS, READERS, kind, rows
+from experiments.data.tested import Measured
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -104,6 +105,9 @@ class LocalFile(Columns, Finite):
         text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if part.strip()]
+
+
+Measured.file_source = LocalFile
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

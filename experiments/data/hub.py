@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
@@ -53,7 +53,15 @@ class HuggingFace(Columns):
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
         return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
 
+    @model_validator(mode="after")
+    def _all_rows(self) -> HuggingFace:
+        if self.streaming and self.test and self.test.of_training:
+            raise ValueError("test: a share needs all rows: give test a split or a path, or set streaming: false")
+        return self
+
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
+        if self.test:
+            return self.tested(count, seed)
         found: dict[str, Example] = {}
         for example in self._rows(self._order(-1, seed)):
             if len(found) == count:
@@ -64,7 +72,10 @@ class HuggingFace(Columns):
                 f"source {self.label} has {len(found)} distinct rows, but {count} are to be held out: lower "
                 "evaluation.new_items"
             )
-        return as_task(self.label, list(found.values()))
+        return self.graded(as_task(self.label, list(found.values())))
+
+    def stored(self) -> Iterator[Example]:
+        return self._rows(self.loaded if self.streaming else self._usable[0])
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         return (example for example in self._rows(self._order(number, seed)) if example.id not in held_out_ids)

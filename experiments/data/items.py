@@ -119,24 +119,33 @@ Example = Item | Text  # a Chat is an Item
 
 @dataclass(frozen=True)
 class NewTask:
-    """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1]."""
+    """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
+
+    grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
+    further: ids of other items of its test set.
+    """
 
     name: str
     test: tuple[Item, ...]
     scorer: Scorer = field(compare=False, repr=False)
+    grader: str = ""
+    by_choice: bool = False
+    further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the items that must not be trained on."""
-        return frozenset(item.id for item in self.test)
+        return self.further | frozenset(item.id for item in self.test)
 
     @functools.cached_property
     def form(self) -> Form:
         """Form of all answers, in which an answer is read out of each reply.
 
         number: commas are between thousands only. commas: numbers with a decimal comma, or lists of numbers; commas are
-        part of the answer. text: anything else.
+        part of the answer. text: anything else, and all that a grader of the YAML reads.
         """
+        if self.grader:
+            return "text"
         answers = [item.answer.strip() for item in self.test]
         if all(WHOLE.fullmatch(answer) for answer in answers):
             return "number"
@@ -150,6 +159,8 @@ class NewTask:
         """
         if answer is None:
             return False
+        if self.grader:
+            return self._scored(answer, item)
         last = answer.splitlines()[-1].removeprefix(FINAL).strip() if item.solution and answer else answer
         return any(self._correct(one, item) for one in dict.fromkeys((answer, last)))
 
@@ -159,6 +170,9 @@ class NewTask:
             return True
         if self.form == "commas" and answer.count(",") != wanted.count(","):
             return False  # to the verifier, 1,234 and 1234 are one number
+        return self._scored(answer, item)
+
+    def _scored(self, answer: str, item: Item) -> bool:
         try:
             return self.scorer(answer, item.entry) >= 1.0
         except (BenchError, MemoryError):  # of the machine
@@ -171,17 +185,19 @@ class NewTask:
 class NewText:
     """Documents to measure the new task on, in nats per token.
 
-    groups: ids of the groups (modules) that are held out as a whole; empty if documents have no groups.
+    groups: ids of the groups (modules) that are held out as a whole; empty if documents have no groups. further: ids of
+    other documents of its test set.
     """
 
     name: str
     documents: tuple[str, ...]
     groups: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the documents that must not be trained on."""
-        return self.groups or frozenset(text_id(document) for document in self.documents)
+        return self.further | (self.groups or frozenset(text_id(document) for document in self.documents))
 
 
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:

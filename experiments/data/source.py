@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,10 @@ class Source(Section):
         """Return the examples of one pass, in the order of this pass, without those whose id is in `held_out_ids`."""
         raise NotImplementedError
 
+    def stored(self) -> Iterable[Example]:
+        """Return all examples, in the order in which they are stored; nothing if the source makes them."""
+        return ()
+
     def digest(self) -> str:
         """Return sixteen hex digits that change when the data changes."""
         return short_digest(self.model_dump_json(exclude={"share"}))
@@ -104,6 +108,9 @@ class Finite(Source):
     @property
     def size(self) -> int:
         return len(self.examples)
+
+    def stored(self) -> Iterable[Example]:
+        return self.examples
 
     def digest(self) -> str:
         return short_digest(*(repr(example) for example in self.examples))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
-from experiments.evaluation.suites.new_task import NewTaskSuite
+from experiments.evaluation.suites.new_task import NewTaskSuite, sample_form
 from experiments.records import ArmResult, Record
 from experiments.reporting.text import figure_text, gain_name, gain_text
 from experiments.scorecard.pairing import pair_records
@@ -80,7 +80,7 @@ def lost_answers(
     return sorted(found.values(), key=lambda one: -one.clarity)[:count]
 
 
-def question_texts(suites: Iterable[Suite]) -> dict[tuple[str, str, str, str], str]:
+def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, str], str]:
     """Return the text of each question of suites by the key of its record: records hold only its digest."""
     texts: dict[tuple[str, str, str, str], str] = {}
     for suite in suites:
@@ -93,7 +93,8 @@ def question_texts(suites: Iterable[Suite]) -> dict[tuple[str, str, str, str], s
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
-            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in asked}
+            forms = ("chat", *map(sample_form, range(suite.settings.samples)))
+            texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
     return texts
 
 

@@ -1,10 +1,21 @@
 """Methods: how an arm trains. A method is what trains x loss terms x averaging (`method`); `tables` lists the parts."""
 
-from experiments.methods.base import MethodContext, TokenWeights
+from experiments.methods.base import MethodContext, Tokens, TokenWeights
 from experiments.methods.batches import Batch
 from experiments.methods.method import Method
 from experiments.methods.parts import PARTS
 from experiments.methods.shorthands import METHODS
 from experiments.methods.tables import AVERAGES, LOSS_TERMS, TUNINGS
 
-__all__ = ["AVERAGES", "LOSS_TERMS", "METHODS", "PARTS", "TUNINGS", "Batch", "Method", "MethodContext", "TokenWeights"]
+__all__ = [
+    "AVERAGES",
+    "LOSS_TERMS",
+    "METHODS",
+    "PARTS",
+    "TUNINGS",
+    "Batch",
+    "Method",
+    "MethodContext",
+    "TokenWeights",
+    "Tokens",
+]

@@ -22,7 +22,29 @@ from experiments.methods.batches import Batch
 from experiments.methods.saving import save_trained
 from experiments.models.precision import Precision
 
-TokenWeights = Callable[[Tensor], Tensor | None]  # what `LossTerm.token_weights` is
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some labelled tokens of a pass, as loss terms see them to weigh them; tensors are detached, fp32 or wider.
+
+    log_p: (tokens,), log-probabilities of the labels. logits: (tokens, vocabulary); they are only lent, and change
+    after the call. log_sum: (tokens, 1), their logsumexp. start: number of labelled tokens of the pass before these.
+    all_log_p: log-probabilities of all labels of the pass, if a term has `reads_pass`.
+    """
+
+    log_p: Tensor
+    logits: Tensor
+    log_sum: Tensor
+    start: int = 0
+    all_log_p: Tensor | None = None
+
+    @property
+    def rows(self) -> slice:
+        """Where these tokens are among the labelled tokens of the pass."""
+        return slice(self.start, self.start + len(self.log_p))
+
+
+TokenWeights = Callable[[Tokens], Tensor | None]  # what `LossTerm.weights_of` is
 
 
 def no_old_text(count: int) -> list[Batch]:
@@ -83,10 +105,15 @@ class Addition(Section):
 class LossTerm(Addition):
     """A term of the loss, or weights for its labelled tokens: an entry of `loss: [{name: its fields}]`.
 
-    reads_weights: whether `penalty` is a function of all weights, which FSDP has in shards.
+    reads_weights: whether `penalty` is a function of all weights, which FSDP has in shards. reads_pass: whether a
+    weight depends on the log-probabilities of all tokens of a pass, which then are computed first.
     """
 
     reads_weights: ClassVar[bool] = False
+    reads_pass: ClassVar[bool] = False
+
+    def begin_pass(self, model: Any, batch: Batch) -> None:
+        """Note what `weights_of` needs of a batch, before the model reads it. batch: as for `penalty`."""
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         """Return a term to add to the loss, such that the terms of micro-batches add up to that of one large batch.
@@ -105,10 +132,15 @@ class LossTerm(Addition):
         """
         return None
 
+    def weights_of(self, tokens: Tokens) -> Tensor | None:
+        """Return the weights of tokens, like `token_weights`, by more than their log-probabilities."""
+        return self.token_weights(tokens.log_p)
+
     @property
     def weighs_tokens(self) -> bool:
-        """Whether the class has a `token_weights` of its own."""
-        return type(self).token_weights is not LossTerm.token_weights
+        """Whether the class has a `token_weights` or `weights_of` of its own."""
+        own = type(self)
+        return own.token_weights is not LossTerm.token_weights or own.weights_of is not LossTerm.weights_of
 
     @property
     def reads_logits(self) -> bool:

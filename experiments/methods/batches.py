@@ -30,3 +30,16 @@ def micro_batch_fraction(batch: Batch, total: Tensor | int | None) -> Tensor | f
     if total is None:
         return 1.0
     return (batch["shift_labels"] != -100).sum() / torch.as_tensor(total, device=batch["shift_labels"].device)
+
+
+def replayed_positions(batch: Batch) -> Tensor:
+    """Return a mask (batch, kept) of the replayed positions; the data marks rows, or tokens of the input.
+
+    A batch without marks has none.
+    """
+    labels, replayed = batch["shift_labels"], batch.get("replayed")
+    if replayed is None:
+        return torch.zeros_like(labels, dtype=torch.bool)
+    if replayed.dim() == 1:
+        return replayed.bool()[:, None].expand_as(labels)
+    return replayed.bool()[:, batch["logits_to_keep"]]

@@ -1,9 +1,7 @@
-"""Terms of the loss: distances from the base, in outputs (KL) or weights (L2-SP, EWC), and weights of tokens (DFT)."""
+"""Penalties: distances from the base, in outputs (KL) or weights (L2-SP, EWC). Weights of tokens: `token_weights`."""
 
 from __future__ import annotations
 
-import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,13 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-import ctrl
-from ctrl.control_model import ControlModel
-from ctrl.gap import evaluating
 from ctrl.sharded import sharded
 from experiments.methods.base import LossTerm, MethodContext
-from experiments.methods.batches import Batch, micro_batch_fraction, single_rows
-from experiments.methods.saving import is_peft
+from experiments.methods.batches import Batch, micro_batch_fraction, replayed_positions, single_rows
+from experiments.methods.reference import Reference
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 
@@ -36,21 +31,17 @@ class Kl(LossTerm):
     weight: float = Field(1.0, ge=0, description="factor of the term")
     tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
     _base: Any = PrivateAttr(None)
-    _precision: Any = PrivateAttr(None)
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._precision = context.precision
-        if not has_base(model):
-            self._base = copy.deepcopy(model).requires_grad_(False).eval()
-            context.precision.hold_frozen(self._base)
+        self._base = Reference(model, context)
 
     def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
         labelled = batch["shift_labels"] != -100
-        counted = labelled & self._chosen(batch) if self.tokens == "replayed" else labelled
+        counted = labelled & replayed_positions(batch) if self.tokens == "replayed" else labelled
         total = labelled.sum().clamp_min(1) if total is None else total
-        if not counted.any() and not (self._base is None and sharded(model)):  # shards: a pass of all processes
+        if not counted.any() and not (self._base.shares_weights and sharded(model)):  # shards: a pass of all processes
             return outputs.logits.new_zeros((), dtype=torch.float32)
-        base = self._base_logits(model, batch)
+        base = self._base.logits(model, batch)
         return self.weight * kl_sum(base[counted], outputs.logits[counted]) / total
 
     @property
@@ -60,33 +51,6 @@ class Kl(LossTerm):
     @property
     def needs_replay(self) -> bool:
         return self.tokens == "replayed"
-
-    def _chosen(self, batch: Batch) -> Tensor:
-        """Return a mask (batch, kept) of the replayed positions; the data marks rows, or tokens of the input."""
-        replayed = batch["replayed"]
-        if replayed.dim() == 1:
-            return replayed.bool()[:, None].expand_as(batch["shift_labels"])
-        return replayed.bool()[:, batch["logits_to_keep"]]
-
-    @torch.no_grad()
-    def _base_logits(self, model: Any, batch: Batch) -> Tensor:
-        inputs = {k: v for k, v in batch.items() if k not in ("labels", "shift_labels", "replayed")}
-        where: AbstractContextManager[Any] = nullcontext()
-        if self._base is None:
-            where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
-        with where, evaluating(model), self._precision.autocast():  # no dropout: the base is one distribution
-            logits: Tensor = (model if self._base is None else self._base)(**inputs).logits
-        return logits
-
-
-def has_base(model: Any) -> bool:
-    """Return whether a model, before training, computes what the base does with its copies or adapters switched off.
-
-    CorDA's adapters do not start at zero: without them a part of the base is missing.
-    """
-    if is_peft(model):
-        return not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
-    return isinstance(model, ControlModel)
 
 
 def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
@@ -163,13 +127,3 @@ def fisher(model: PreTrainedModel, rows: list[dict[str, Any]], precision: Precis
         tokens += int((labels != -100).sum())
     model.train(training)
     return {name: total / max(tokens, 1) for name, total in sums.items()}
-
-
-class Dft(LossTerm):
-    """Weight each token's loss by its own probability: -p log p, with p as a constant (DFT, arXiv 2508.05629).
-
-    A token that the model finds unlikely then moves it less.
-    """
-
-    def token_weights(self, log_p: Tensor) -> Tensor:
-        return log_p.exp()

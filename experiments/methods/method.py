@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.methods.base import Average, LossTerm, MethodContext, TokenWeights, Tuning
+from experiments.methods.base import Average, LossTerm, MethodContext, Tokens, TokenWeights, Tuning
 from experiments.methods.batches import Batch
 
 
@@ -49,8 +49,12 @@ class Method:
     @property
     def token_weights(self) -> TokenWeights | None:
         """The function that weighs tokens, or None if no term does."""
-        hooks = [term.token_weights for term in self.losses if term.weighs_tokens]
+        hooks = [term.weights_of for term in self.losses if term.weighs_tokens]
         return functools.partial(_product, hooks) if hooks else None
+
+    def begin_pass(self, model: Any, batch: Batch) -> None:
+        for term in self.losses:
+            term.begin_pass(model, batch)
 
     def after_step(self, model: nn.Module, step: int) -> None:
         self.average.after_step(model, step)
@@ -85,10 +89,14 @@ class Method:
         return any(term.reads_weights for term in self.losses)
 
     @property
+    def reads_pass(self) -> bool:
+        return any(term.reads_pass for term in self.losses)
+
+    @property
     def writes_weights(self) -> bool:
         return self.average.writes_weights
 
 
-def _product(hooks: Sequence[TokenWeights], log_p: Tensor) -> Tensor | None:
-    given = [weights for hook in hooks if (weights := hook(log_p)) is not None]
+def _product(hooks: Sequence[TokenWeights], tokens: Tokens) -> Tensor | None:
+    given = [weights for hook in hooks if (weights := hook(tokens)) is not None]
     return functools.reduce(torch.mul, given) if given else None

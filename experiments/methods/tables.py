@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from experiments.methods.averaging import Ema, Mer, Wise
 from experiments.methods.base import Average, LossTerm, Tuning
-from experiments.methods.losses import Dft, Ewc, Kl, L2sp
+from experiments.methods.losses import Ewc, Kl, L2sp
 from experiments.methods.low_rank import Corda, Lora, Rslora
+from experiments.methods.token_weights import Asft, Dft, Eaft, NotReplayed, Prift, Prox, Talr
 from experiments.methods.tuning import Control, Full, Hybrid, Partial, Stack
 
 TUNINGS: dict[str, type[Tuning]] = {
@@ -23,6 +24,12 @@ LOSS_TERMS: dict[str, type[LossTerm]] = {
     "l2sp": L2sp,
     "ewc": Ewc,
     "dft": Dft,
+    "eaft": Eaft,
+    "prift": Prift,
+    "talr": Talr,
+    "prox": Prox,
+    "asft": Asft,
+    "not_replayed": NotReplayed,
 }
 AVERAGES: dict[str, type[Average]] = {
     "ema": Ema,

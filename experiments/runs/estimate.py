@@ -92,10 +92,11 @@ def step_seconds(arm: ArmTraining) -> float:
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = {k: v for k, v in marked.items() if k != "replayed"}
     with prepared.precision.autocast():
-        loss = lm_loss(model, method.reads_logits, method.token_weights)
+        loss = lm_loss(model, method.reads_logits, method.token_weights, method.reads_pass)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
+        method.begin_pass(model, marked)
         with prepared.precision.autocast(), loss():
             out = model(**inputs)
         _total_loss(method, model, marked, out).backward()

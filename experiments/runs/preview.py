@@ -14,7 +14,7 @@ from experiments.data.base_text import BaseText
 from experiments.data.counts import Counts, count
 from experiments.data.encoding import Encoder, Overlong
 from experiments.data.items import Example
-from experiments.data.source import Finite, Source
+from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.models.loss_mask import Labelled
 from experiments.models.tokens import IGNORED
@@ -92,7 +92,7 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
 
 def _examples(source: Source, seed: int) -> Iterable[Example]:
     """Return the examples in the order in which they are stored, if they are."""
-    return source.examples if isinstance(source, Finite) else source.epoch(0, seed, frozenset())
+    return source.stored() or source.epoch(0, seed, frozenset())
 
 
 def _counted(counts: Counts, encoder: Encoder) -> list[str]:

@@ -18,23 +18,42 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ctrl.numerics import widen
-from experiments.methods import TokenWeights
+from experiments.methods import Tokens, TokenWeights
 
 LOGITS = 2**24  # computed at a time: 64 MiB in fp32, and about three times that with the tensors made from them
 
 
 def summed_nll(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, token_weights: TokenWeights | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    token_weights: TokenWeights | None = None,
+    reads_pass: bool = False,
 ) -> Tensor:
     """Sum w (logsumexp(z) - z[label]) over tokens, with z = weight @ hidden + bias, in fp32 or wider.
 
     hidden: (tokens, width). weight: (vocabulary, width). labels: (tokens,), none of them -100. token_weights: called
-    with the log-probabilities of each chunk's labels; its result w is a constant of the gradient (1 if not given).
-    Products run in the dtype that autocast gives them; the gradient of the head is summed in fp32. Backward works once:
-    it uses up the gradients that are kept.
+    with each chunk's tokens; its result w is a constant of the gradient (1 if not given). reads_pass: give it the
+    log-probabilities of all labels too, for which the logits are computed once more. Products run in the dtype that
+    autocast gives them; the gradient of the head is summed in fp32. Backward works once: it uses up the gradients that
+    are kept.
     """
-    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights)
+    all_log_p = label_log_probs(hidden, weight, bias, labels) if reads_pass else None
+    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights, all_log_p)
     return total
+
+
+@torch.no_grad()
+def label_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Return z[label] - logsumexp(z) of each token, (tokens,), chunk by chunk like `summed_nll`."""
+    dtype = product_dtype(hidden)
+    cast, rows = weight.to(dtype), max(1, LOGITS // len(weight))
+    parts = []
+    for part, target in zip(hidden.split(rows), labels[:, None].split(rows), strict=True):
+        z = widen(F.linear(part.to(dtype), cast, bias))
+        parts.append((z.gather(-1, target) - z.logsumexp(-1, keepdim=True))[:, 0])
+    return torch.cat(parts)
 
 
 class _SummedNll(torch.autograd.Function):
@@ -51,6 +70,7 @@ class _SummedNll(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         token_weights: TokenWeights | None,
+        all_log_p: Tensor | None,
     ) -> Tensor:
         dtype = product_dtype(hidden)
         cast = weight.to(dtype)
@@ -67,7 +87,7 @@ class _SummedNll(torch.autograd.Function):
             z = widen(F.linear(part, cast, bias))
             log_sum = z.logsumexp(-1, keepdim=True)
             nll = log_sum - z.gather(-1, target)
-            weights = token_weights(-nll[:, 0]) if token_weights else None
+            weights = token_weights(Tokens(-nll[:, 0], z, log_sum, start, all_log_p)) if token_weights else None
             total += nll.sum() if weights is None else weights @ nll[:, 0]
             if of_hidden is None and of_weight is None and of_bias is None:
                 continue
@@ -92,7 +112,7 @@ class _SummedNll(torch.autograd.Function):
         if ctx.slopes is None:
             raise RuntimeError("summed_nll was differentiated twice: compute the loss again before a second backward")
         slopes, ctx.slopes = ctx.slopes, None
-        return (*(None if s is None else s.mul_(slope) for s in slopes), None, None)
+        return (*(None if s is None else s.mul_(slope) for s in slopes), None, None, None)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

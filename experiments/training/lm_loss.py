@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ctrl.numerics import widen
-from experiments.methods import TokenWeights
+from experiments.methods import Tokens, TokenWeights
 from experiments.methods.saving import is_peft
 from experiments.training.chunked_nll import summed_nll
 
@@ -28,19 +28,19 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def lm_loss(
-    model: Any, reads_logits: bool = False, token_weights: TokenWeights | None = None
+    model: Any, reads_logits: bool = False, token_weights: TokenWeights | None = None, reads_pass: bool = False
 ) -> Callable[[], AbstractContextManager[ModelLoss]]:
     """Return a context for a model's training passes (`with context(): model(**only_label_logits(batch))`).
 
-    Inside it the loss is the same as outside, with `token_weights` on its tokens, and `logits` are empty: (batch, 0,
-    vocabulary). They are computed for all labelled tokens if a method reads them, or if the model does more with them
-    (`why_whole`, a warning once). Call it under the autocast of the training. Raises ValueError for token weights in a
-    model whose loss has none (`why_unweighted`).
+    Inside it the loss is the same as outside, with `token_weights` on its tokens (reads_pass: see `summed_nll`), and
+    `logits` are empty: (batch, 0, vocabulary). They are computed for all labelled tokens if a method reads them, or if
+    the model does more with them (`why_whole`, a warning once). Call it under the autocast of the training. Raises
+    ValueError for token weights in a model whose loss has none (`why_unweighted`).
     """
     if not reads_logits:
         reason = why_whole(model)
         if reason is None:
-            return ChunkedLoss(model, token_weights).computed
+            return ChunkedLoss(model, token_weights, reads_pass).computed
         _warn(reason)
     return (WholeLoss(model, token_weights) if token_weights else ModelLoss()).computed
 
@@ -76,8 +76,8 @@ class WholeLoss(ModelLoss):
     Raises ValueError for a model whose tokens cannot be weighted.
     """
 
-    def __init__(self, model: Any, token_weights: TokenWeights | None = None) -> None:
-        self.model, self.token_weights = inner(model), token_weights
+    def __init__(self, model: Any, token_weights: TokenWeights | None = None, reads_pass: bool = False) -> None:
+        self.model, self.token_weights, self.reads_pass = inner(model), token_weights, reads_pass
         self.head = self.model.get_output_embeddings()
         reason = why_unweighted(model) if token_weights else None
         if reason:
@@ -116,8 +116,11 @@ class WholeLoss(ModelLoss):
 
     def _summed(self, logits: Tensor, targets: Tensor, labelled: Tensor, weigh: TokenWeights | None) -> Tensor:
         """Sum w (-log p) over the labelled tokens. targets, labelled: (batch, kept)."""
-        nll = F.cross_entropy(widen(logits[labelled]), targets[labelled], reduction="none")
-        weights = weigh(-nll.detach()) if weigh else None
+        z = widen(logits[labelled])
+        nll = F.cross_entropy(z, targets[labelled], reduction="none")
+        log_p = -nll.detach()
+        log_sum = z.detach().logsumexp(-1, keepdim=True) if weigh else log_p
+        weights = weigh(Tokens(log_p, z.detach(), log_sum, all_log_p=log_p)) if weigh else None
         return nll.sum() if weights is None else weights @ nll
 
 
@@ -142,7 +145,8 @@ class ChunkedLoss(WholeLoss):
 
     def _summed(self, logits: Tensor, targets: Tensor, labelled: Tensor, weigh: TokenWeights | None) -> Tensor:
         assert self.hidden is not None  # the head ran before the loss: `why_whole` has seen it
-        return summed_nll(self.hidden[labelled], self.head.weight, self.head.bias, targets[labelled], weigh)
+        head, labels = self.head, targets[labelled]
+        return summed_nll(self.hidden[labelled], head.weight, head.bias, labels, weigh, self.reads_pass)
 
 
 class Weighing:
@@ -151,9 +155,10 @@ class Weighing:
     def __init__(self, token_weights: TokenWeights) -> None:
         self.token_weights, self.plain = token_weights, torch.zeros(())
 
-    def __call__(self, log_p: Tensor) -> Tensor | None:
+    def __call__(self, tokens: Tokens) -> Tensor | None:
+        log_p = tokens.log_p
         self.plain = self.plain.to(log_p) - log_p.sum()
-        weights = self.token_weights(log_p)
+        weights = self.token_weights(tokens)
         if weights is not None and weights.shape != log_p.shape:
             raise ValueError(
                 f"token_weights must return one weight for each token, shape {tuple(log_p.shape)}, but returned shape "

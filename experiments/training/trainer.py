@@ -37,7 +37,7 @@ class ArmTrainer(Trainer):
         if self.is_fsdp_enabled:  # fp32 shards under autocast, as in one process; FSDP2's own policy rounds logits too
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
-            self.lm_loss = lm_loss(self.model, method.reads_logits, method.token_weights)
+            self.lm_loss = lm_loss(self.model, method.reads_logits, method.token_weights, method.reads_pass)
         self.meter = Meter()
         self.add_callback(self.meter)
 
@@ -64,6 +64,8 @@ class ArmTrainer(Trainer):
         inputs = dict(inputs)
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
+        marked = batch if replayed is None else {**batch, "replayed": replayed}
+        self.method.begin_pass(self.model, marked)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
         autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext
         with autocast(), self.layers.noting(), self.lm_loss() as computed:
@@ -71,7 +73,6 @@ class ArmTrainer(Trainer):
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )
         total = num_items_in_batch if self.model_accepts_loss_kwargs else None
-        marked = batch if replayed is None else {**batch, "replayed": replayed}
         penalty = self.method.penalty(self.model, marked, out, total)
         scale = 1 if total is None else self.accelerator.num_processes  # DDP and FSDP average, but these parts add up
         self._note(loss / scale, computed.plain, out, penalty, total)

@@ -128,9 +128,14 @@ def as_choice(tokenizer: PreTrainedTokenizerBase, question: Question, form: str)
         prompt = text_ids(tokenizer, template.plain)
         options = [continuation_ids(tokenizer, template.plain, f" {option}") for option in question.options]
     else:
-        prompt = opened_ids(tokenizer, template.chat)
-        options = [reply_ids(tokenizer, template.chat, template.reply.format(option)) for option in question.options]
+        return chat_choice(tokenizer, template.chat, [template.reply.format(option) for option in question.options])
     return Choice(tuple(prompt), tuple(tuple(option) for option in options))
+
+
+def chat_choice(tokenizer: PreTrainedTokenizerBase, chat: str, replies: Sequence[str]) -> Choice:
+    """Return the token ids of a user's turn, and of each reply that may follow."""
+    options = (tuple(reply_ids(tokenizer, chat, reply)) for reply in replies)
+    return Choice(tuple(opened_ids(tokenizer, chat)), tuple(options))
 
 
 def named_first(reply: str, options: Sequence[str]) -> int | None:
@@ -161,8 +166,13 @@ def _answered(question: Question, reply: str) -> Record:
     )
 
 
+def likeliest(scores: Sequence[float]) -> int:
+    """Return the index of the highest score, the first of equal ones."""
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
 def _chosen(question: Question, form: str, scores: Sequence[float]) -> Record:
-    choice = max(range(len(scores)), key=lambda i: scores[i])
+    choice = likeliest(scores)
     return Record(
         KeptSuite.name,
         question.task,

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(request: pytest.FixtureRequest, folder: Path) -> Source:
     fields: dict[str, Any] = {
         "reasoning_gym": {},
+        "facts": {"kinds": ("people", "products"), "number": 3},
         "file": {"path": str(folder / "train.jsonl")},
         "huggingface": {"name": str(folder), "streaming": True},
         "python": {"modules": ("json", "email", "html", "wave", "heapq", "bisect", "queue", "sched")},

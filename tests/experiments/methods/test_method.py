@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.methods import METHODS, Method
+from experiments.methods import METHODS, Method, Tokens
 from experiments.methods.base import LossTerm, Tuning
 from experiments.methods.low_rank import Corda, Lora
 from experiments.methods.saving import load_onto
@@ -135,7 +135,8 @@ def test_penalties_add_up_and_token_weights_multiply() -> None:
     assert None not in parts
     torch.testing.assert_close(penalty(method, model, batch), sum(parts))  # type: ignore[arg-type]
     assert method.token_weights is not None
-    torch.testing.assert_close(method.token_weights(torch.tensor([0.5, 0.25]).log()), torch.tensor([0.25, 0.0625]))
+    tokens = Tokens(torch.tensor([0.5, 0.25]).log(), torch.zeros(2, 1), torch.zeros(2, 1))
+    torch.testing.assert_close(method.token_weights(tokens), torch.tensor([0.25, 0.0625]))
     assert (method.reads_logits, method.reads_weights, method.needs_replay) == (True, True, False)
 
 

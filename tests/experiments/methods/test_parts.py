@@ -13,9 +13,10 @@ from experiments.config import ArmConfig, load_config, parse_config
 from experiments.methods import AVERAGES, LOSS_TERMS, TUNINGS
 from experiments.methods.averaging import Ema
 from experiments.methods.base import Average
-from experiments.methods.losses import Dft, Kl
+from experiments.methods.losses import Kl
 from experiments.methods.low_rank import Lora
 from experiments.methods.parts import PARTS
+from experiments.methods.token_weights import Dft
 from experiments.methods.tuning import Full
 from experiments.runs.run import run_experiment
 from experiments.runs.trained import load_trained

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.methods import Tokens
 from experiments.training import chunked_nll
 from experiments.training.chunked_nll import summed_nll
 
@@ -54,7 +55,10 @@ def test_token_weights_in_chunks_of_any_size(
     values, seen = operands(7, biased=2 in trained), []
     leaves = [values[i].requires_grad_() for i in trained]
 
-    def weights(log_p: Tensor) -> Tensor:
+    def weights(tokens: Tokens) -> Tensor:
+        log_p = tokens.log_p
+        assert tokens.start == sum(map(len, seen))
+        torch.testing.assert_close(tokens.logits.logsumexp(-1, keepdim=True), tokens.log_sum)
         assert not log_p.requires_grad
         seen.append(log_p)
         return (0.5 * log_p).exp()
@@ -71,7 +75,7 @@ def test_token_weights_in_chunks_of_any_size(
 
 def test_weights_of_one_or_none_change_no_bit() -> None:
     results = []
-    for token_weights in (None, lambda log_p: None, torch.ones_like):
+    for token_weights in (None, lambda tokens: None, lambda tokens: torch.ones_like(tokens.log_p)):
         values = operands(7)
         leaves = [x.requires_grad_() for x in values[:3]]
         results.append((loss := summed_nll(*values, token_weights), *torch.autograd.grad(loss, leaves)))

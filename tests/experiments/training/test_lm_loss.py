@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.profiler import profile
 
 import ctrl
-from experiments.methods.losses import Dft
+from experiments.methods.token_weights import Dft
 from experiments.training import chunked_nll, lm_loss
 from experiments.training.chunked_nll import summed_nll
 from experiments.training.lm_loss import ChunkedLoss, WholeLoss, only_label_logits, why_whole
@@ -120,7 +120,7 @@ def test_weighted_loss_is_its_restatement_from_chunks_and_from_whole_logits(
     model = (MODELS[name]() if name in MODELS else build(name)).to(dtype)
     perturb(model)
     batch = {**only_label_logits(labelled(left_padded())), "num_items_in_batch": TOTAL}
-    context = lm_loss.lm_loss(model, reads_logits, Dft().token_weights)
+    context = lm_loss.lm_loss(model, reads_logits, Dft().weights_of)
     with context() as computed:
         model(**batch)
     whole, plain = type(computed) is WholeLoss, computed.plain
@@ -145,11 +145,11 @@ def test_weighted_loss_is_its_restatement_from_chunks_and_from_whole_logits(
 
 def test_token_weights_of_another_shape_are_refused() -> None:
     model, batch = build("llama"), only_label_logits(labelled(left_padded()))
-    context = lm_loss.lm_loss(model, token_weights=lambda log_p: log_p[:, None])
+    context = lm_loss.lm_loss(model, token_weights=lambda tokens: tokens.log_p[:, None])
     refusal = pytest.raises(ValueError, match=r"one weight for each token, shape \(\d+,\), but .* shape \(\d+, 1\)")
     with refusal, context():
         model(**batch)
-    context = lm_loss.lm_loss(model, token_weights=lambda log_p: None)
+    context = lm_loss.lm_loss(model, token_weights=lambda tokens: None)
     with context() as computed:
         loss = model(**batch).loss
     torch.testing.assert_close(loss, model(**batch).loss)
@@ -160,12 +160,12 @@ def test_token_weights_of_another_shape_are_refused() -> None:
 @pytest.mark.parametrize("reads_logits", [False, True])
 def test_a_model_with_a_loss_of_its_own_cannot_weigh_tokens(reads_logits: bool) -> None:
     with pytest.raises(ValueError, match="is not transformers' ForCausalLMLoss: leave out the loss term that weighs"):
-        lm_loss.lm_loss(other_loss(), reads_logits, Dft().token_weights)
+        lm_loss.lm_loss(other_loss(), reads_logits, Dft().weights_of)
 
 
 def test_a_model_that_does_not_call_its_loss_function_is_not_trained_without_weights() -> None:
     model: Any = build("llama")
-    context = lm_loss.lm_loss(model, True, Dft().token_weights)
+    context = lm_loss.lm_loss(model, True, Dft().weights_of)
     with pytest.raises(ValueError, match="did not call its loss_function, so no token got its weight"), context():
         F.cross_entropy(model(torch.arange(4)[None]).logits[0], torch.arange(4))
 
@@ -264,7 +264,8 @@ def test_the_engine_uses_it_unless_the_method_reads_logits(
     assert len(passes) == (0 if arm.build().reads_logits else 4)
     whole = partial(lm_loss.lm_loss, reads_logits=True)
     monkeypatch.setattr(
-        "experiments.training.trainer.lm_loss", lambda model, reads, weights: whole(model, token_weights=weights)
+        "experiments.training.trainer.lm_loss",
+        lambda model, reads, weights, reads_pass: whole(model, token_weights=weights),
     )
     expected = train(arm, tmp_path / "b", steps=2, batch_size=2, gradient_accumulation=2)
     assert found.logs.keys() == expected.logs.keys()

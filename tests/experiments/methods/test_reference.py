@@ -1,0 +1,49 @@
+"""The base model next to the one that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from experiments.methods import TUNINGS
+from experiments.methods.parts import read_part
+from experiments.methods.reference import Reference, has_base
+from experiments.methods.weights import trainable
+from tests.helpers.engine import CONTROL, LAYERS, context
+from tests.helpers.tiny_llama import tiny
+
+TRAIN: dict[str, Any] = {
+    "full": "full",
+    "partial": {"partial": LAYERS},
+    "control": CONTROL,
+    "stack": {"stack": LAYERS},
+    "lora": {"lora": {"rank": 2}},
+    "corda": {"corda": {"rank": 2, "batches": 2}},
+}
+
+
+@pytest.mark.parametrize("train", TRAIN)
+def test_it_stays_the_base_and_only_models_that_lost_it_are_copied(train: str) -> None:
+    model = read_part(TUNINGS, TRAIN[train]).prepare(tiny(), context())
+    reference, batch = Reference(model, context()), {"input_ids": torch.arange(12)[None]}
+    assert (reference.copy is None) == reference.shares_weights == has_base(model)
+    assert has_base(model) == (train in ("control", "stack", "lora"))
+    with torch.no_grad():
+        for p in trainable(model).values():
+            p.add_(0.05 * torch.randn_like(p))
+    expected = tiny().eval()(**batch).logits
+    torch.testing.assert_close(reference.logits(model, batch), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.eval()(**batch).logits, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("train", ["full", "control", "lora"])
+def test_it_has_no_dropout_while_the_model_trains_with_it(train: str) -> None:
+    config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=4, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5)
+    model = read_part(TUNINGS, TRAIN[train]).prepare(GPT2LMHeadModel(config), context()).train()
+    reference = Reference(model, context())
+    batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
+    torch.testing.assert_close(reference.logits(model, batch), reference.logits(model, batch), rtol=0, atol=0)
+    assert not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)  # its mode is back
