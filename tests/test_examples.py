@@ -22,7 +22,10 @@ from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
+from experiments.data.graders import read_grader
+from experiments.data.items import Item, NewTask, exact_match
 from experiments.data.source import Source
+from experiments.data.tested import Measured
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.similarity import METRICS
 from experiments.evaluation.suite import SuiteContext
@@ -223,6 +226,18 @@ PARTS: dict[str, dict[str, Any]] = {  # file of an example -> an arm that uses i
     "to_zero": {"loss": [{"to_zero": {"weight": 0.5}}]},
     "swa": {"average": {"swa": {"every": 2}}},
 }
+
+
+def test_the_grader_reads_its_columns_and_never_ends_a_run() -> None:
+    grader = read_grader({"docs/examples/last_word:last_word": {"columns": ["synonyms"]}})
+    answer, metadata = grader.values({"synonyms": ["sofa"]}, "couch", "couch")
+    item = Item("q", answer, metadata)
+    task = Measured(source="any", grader=grader).graded(NewTask("t", (item,), exact_match))
+    assert isinstance(task, NewTask)
+    replies = {"A couch.": True, "I sat on the SOFA": True, "sofa bed": False, "!": False, "": False}
+    assert {reply: task.correct(reply, item) for reply in replies} == replies
+    with pytest.warns(UserWarning, match=r"last_word: KeyError: 'synonyms' \(the reply counts as wrong\)"):
+        assert not task.correct("sofa", Item("q", answer))
 
 
 def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> None:

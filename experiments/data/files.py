@@ -62,6 +62,14 @@ class LocalFile(Columns, Finite):
         same = [f"{repeated} of {len(found)} examples repeat an earlier one and are read once"] if repeated else []
         return examples, [*notes, *passed_over(faults), *same]
 
+    def has_column(self, name: str) -> bool:
+        """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""
+        file = self._files()[0][0]
+        if file.suffix in TEXTS:
+            return False
+        rows = _parquet(file) if file.suffix == ".parquet" else _json(file)
+        return bool(rows) and name in rows[0]
+
     def _files(self) -> tuple[list[Path], list[str]]:
         """Return the files to read, and a note on those of a folder that describe its tables."""
         path = Path(self.path).expanduser()

@@ -116,9 +116,8 @@ class Measured(Source):
 
     def test_source(self, test: TestSet) -> Source:
         """Return the source of the test rows, with the columns of this one."""
-        from experiments.data.files import LocalFile  # which is Measured itself
+        return type(self)(**{**self.given(), **test.model_dump(exclude_none=True)})
 
-        own = {name: getattr(self, name) for name in self.model_fields_set - {"test", "share", "source"}}
-        if test.path is None:
-            return type(self)(**{**own, **test.model_dump(exclude_none=True)})
-        return LocalFile(**{n: value for n, value in own.items() if n in LocalFile.model_fields} | {"path": test.path})
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are given and hold for the test rows too."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"test", "share", "source"}}

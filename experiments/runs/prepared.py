@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
@@ -68,7 +69,7 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     if not packed:
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
-    _check_sources(folder, data)
+    _check_sources(folder, data, config.evaluation.kept_files)
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
@@ -79,9 +80,10 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     return Prepared(**vars(measured), config=config, data=data)
 
 
-def _check_sources(folder: Path, data: ExperimentData) -> None:
-    """Raise ConfigError if a source has changed since this run began."""
+def _check_sources(folder: Path, data: ExperimentData, kept: Sequence[KeptFile] = ()) -> None:
+    """Raise ConfigError if a source has changed since this run began. kept: files of kept tasks."""
     digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
+    digests |= {f"kept {one.task}": one.digest() for one in kept}
     path = folder / "sources.json"
     known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
