@@ -11,6 +11,7 @@ from experiments.data.items import COMMAS, NUMBER, Form, NewTask
 from experiments.models.tokens import answer_ids
 from experiments.records import Record
 
+GREEDY = "generate"  # form of a record
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
@@ -19,15 +20,17 @@ def room_for(tokenizer: PreTrainedTokenizerBase, task: NewTask) -> int:
     return ROOM + max(len(answer_ids(tokenizer, item.question, item.reply, ended=False)) for item in task.test)
 
 
-def reply_records(suite: str, task: NewTask, replies: Sequence[str], samples: int = 1) -> Iterator[Record]:
-    """Yield the record of each reply. replies: `samples` to the first question, then those to the next."""
-    asked = [(item, sample) for item in task.test for sample in range(samples)]
-    for (item, sample), reply in zip(asked, replies, strict=True):
+def reply_records(
+    suite: str, task: NewTask, replies: Sequence[str], forms: Sequence[str] = (GREEDY,)
+) -> Iterator[Record]:
+    """Yield the record of each reply. replies: one of each form to the first question, then those to the next."""
+    asked = [(item, form) for item in task.test for form in forms]
+    for (item, form), reply in zip(asked, replies, strict=True):
         answer = parse_answer(reply, task.form)
         yield Record(
             suite,
             task.name,
-            sample_form(sample),
+            form,
             item.id,
             correct=int(task.correct(answer, item)),
             answer=item.answer,
@@ -35,11 +38,6 @@ def reply_records(suite: str, task: NewTask, replies: Sequence[str], samples: in
             parsed=answer is not None,
             prompt=text_id(item.question),
         )
-
-
-def sample_form(sample: int) -> str:
-    """Return the form of a record: `generate`, then `generate 2` and so on, so that all samples of an item pair."""
-    return f"generate {sample + 1}" if sample else "generate"
 
 
 def parse_answer(reply: str, form: Form) -> str | None:

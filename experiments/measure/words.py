@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.evaluation.replies import sample_form
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
@@ -96,7 +95,7 @@ def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, st
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
-            forms = ("chat", *map(sample_form, range(suite.settings.samples)))
+            forms = ("chat", *suite.settings.forms)
             texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
     return texts
 

@@ -12,7 +12,7 @@ from experiments.common.hashing import text_id
 from experiments.common.section import later_field
 from experiments.data.items import Item, NewTask, NewText
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import ROOM, reply_records, room_for
+from experiments.evaluation.replies import GREEDY, ROOM, reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
@@ -45,6 +45,11 @@ class NewTaskSuite(Suite):
             if self.samples > 1 and not self.temperature:
                 raise ValueError(f"samples: {self.samples} greedy replies are all the same: set a temperature above 0")
             return self
+
+        @property
+        def forms(self) -> tuple[str, ...]:
+            """The forms of the records of one question; a drawn reply is never compared with a greedy one."""
+            return tuple(f"sample {i + 1}" for i in range(self.samples)) if self.temperature else (GREEDY,)
 
     settings: Settings
 
@@ -92,16 +97,16 @@ class NewTaskSuite(Suite):
                 yield from self._answered(task, model, progress)
 
     def _answered(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        asked = [(item, sample) for item in task.test for sample in range(self.settings.samples)]
+        asked = [(item, form) for item in task.test for form in self.settings.forms]
         questions = [item.question for item, _ in asked]
         replies = generate_replies(
             model, self.tokenizer, questions, self._most(task), progress=progress, draw=self._draw(asked)
         )
-        yield from reply_records(self.name, task, replies, self.settings.samples)
+        yield from reply_records(self.name, task, replies, self.settings.forms)
 
-    def _draw(self, asked: list[tuple[Item, int]]) -> Draw | None:
+    def _draw(self, asked: list[tuple[Item, str]]) -> Draw | None:
         temperature = self.settings.temperature
-        seeds = [f"{self.context.seed} {item.id} {sample}" for item, sample in asked]
+        seeds = [f"{self.context.seed} {item.id} {form}" for item, form in asked]
         return Draw(temperature, seeds) if temperature else None
 
     def _most(self, task: NewTask) -> int:

@@ -33,10 +33,10 @@ def test_text_answers_are_taken_whole(reply: str, answer: str | None) -> None:
 
 def test_samples_of_a_question_are_forms_of_one_item() -> None:
     task = NewTask("t", (Item("q", "1"), Item("r", "2")), exact_match)
-    records = list(reply_records("kept", task, ["It is 1", "2", "none", "2"], samples=2))
+    records = list(reply_records("kept", task, ["It is 1", "2", "none", "2"], ("sample 1", "sample 2")))
     assert [(r.item, r.form, r.correct, r.parsed) for r in records] == [
-        (task.test[0].id, "generate", 1, True),
-        (task.test[0].id, "generate 2", 0, True),
-        (task.test[1].id, "generate", 0, False),
-        (task.test[1].id, "generate 2", 1, True),
+        (task.test[0].id, "sample 1", 1, True),
+        (task.test[0].id, "sample 2", 0, True),
+        (task.test[1].id, "sample 1", 0, False),
+        (task.test[1].id, "sample 2", 1, True),
     ]
