@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.reporting.plots.dial import dial_figure
     from experiments.reporting.plots.forgetting import forgetting_figure
     from experiments.reporting.tables import format_table
+    from experiments.runs.preview import preview
     from experiments.runs.run import open_run, run_experiment
     from experiments.runs.trained import load_trained, replies, replies_at
     from experiments.soften.run import soften as soften_model  # `soften` is the room

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
+from experiments.data.cells import BadRow
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
@@ -42,6 +43,14 @@ class LocalFile(Columns, Finite):
     @property
     def examples(self) -> tuple[Example, ...]:
         return self._found[0]
+
+    @property
+    def recognised(self) -> str:
+        (first, *_), _ = self._files()
+        if kind(first) not in TABLES:
+            return "plain text"
+        row = next((row for _, row in rows(first) if not isinstance(row, BadRow)), {})
+        return self.shape(row, str(first)).described(row)
 
     @property
     def notes(self) -> list[str]:

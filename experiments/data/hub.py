@@ -42,6 +42,10 @@ class HuggingFace(Columns):
         return None if self.streaming else len(self._usable[0])
 
     @property
+    def recognised(self) -> str:
+        return self._shape.described(self.loaded.column_names or self._shape.columns)
+
+    @property
     def notes(self) -> list[str]:
         return [] if self.streaming else passed_over(self._usable[1])
 

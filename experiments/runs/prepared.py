@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
+from experiments.common.hashing import json_digest
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
@@ -72,6 +73,8 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
+    for line in data.too_long():
+        say(line)
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
@@ -82,6 +85,8 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
 def _check_sources(folder: Path, data: ExperimentData) -> None:
     """Raise ConfigError if a source has changed since this run began."""
     digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
+    if data.config.data.template is not None:  # maybe a file, which may have changed
+        digests["the data.template"] = json_digest(data.tokenizer.chat_template)
     path = folder / "sources.json"
     known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
