@@ -111,8 +111,8 @@ class ForgettingCallback(TrainerCallback):
         known = read_json(self.folder / "base" / STATE)
         if state.global_step and not known and self.base is None and not _has_base(model):
             raise ConfigError(
-                f"the training goes on at step {state.global_step}, so the model is not the base any more, and {self.folder} "
-                "holds no measurement of it: name the base, ForgettingCallback(base=...)"
+                f"the training goes on at step {state.global_step}, so the model is not the base any more, and "
+                f"{self.folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
         other = load_base(self.base)[0] if self.base else None
         with nullcontext() if other is not None else _as_base(model):
