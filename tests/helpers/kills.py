@@ -10,8 +10,11 @@ imported everything and trains nothing itself: a kill then hits the work, not th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -29,6 +32,7 @@ from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
 from experiments.tracking.journal import PATTERN
+from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_values, tiny_base
 from tests.helpers.tiny_study import RATE, study_values
@@ -46,6 +50,7 @@ def start(work: Work, root: Path) -> int:
     sys.stdout.flush()
     if pid := os.fork():
         return pid
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -72,20 +77,28 @@ def killed(work: Work, root: Path, moments: Iterator[float], processes: int = 1)
     """
     root.mkdir(parents=True)
     left, kills = [start(work, root) for _ in range(processes)], 0
-    for seconds in moments:
-        end = time.monotonic() + seconds
-        while left and time.monotonic() < end:
-            left = [pid for pid in left if not ended(pid)]
-            time.sleep(0.005)
-        if not left:
-            return kills
-        victim = left.pop(kills % len(left))
-        os.kill(victim, signal.SIGKILL)
-        os.waitpid(victim, 0)
-        left, kills = [*left, start(work, root)], kills + 1
-    while left := [pid for pid in left if not ended(pid)]:
-        time.sleep(0.02)
+    try:
+        for seconds in (*moments, math.inf):
+            end = time.monotonic() + seconds
+            while left and time.monotonic() < end:
+                left[:] = [pid for pid in left if not ended(pid)]
+                time.sleep(0.005)
+            if not left:
+                break
+            kill(left.pop(kills % len(left)))
+            left.append(start(work, root))
+            kills += 1
+    finally:
+        for pid in left:  # after an error, or if this process is to end
+            kill(pid)
     return kills
+
+
+def kill(pid: int) -> None:
+    """End a child, unless it has been waited for already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -179,10 +192,12 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     folder, chance = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(args.seed)
     try:
-        base = tiny_base(folder / "base")
-        for kind, count in (("run", args.runs), ("study", args.studies)):
-            if count:
-                check(kind, count, args.kills, folder, base, chance)
+        with sigterm_raises():
+            base = tiny_base(folder / "base")
+            for kind, count in (("run", args.runs), ("study", args.studies)):
+                if count:
+                    check(kind, count, args.kills, folder, base, chance)
+        shutil.rmtree(folder)
     except Unequal as error:
         print(f"{error}\nfolder: {folder}", file=sys.stderr)
         return 1
