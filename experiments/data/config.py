@@ -35,6 +35,7 @@ class DataConfig(Section):
     length: int = Field(
         512,
         ge=16,
+        le=10**7,
         description="tokens of a row; cpt fills rows to it; sft leaves longer chats out and cuts longer texts",
     )
 

@@ -68,6 +68,8 @@ class LocalFile(Columns, Finite):
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
         files = sorted(p for p in path.rglob("*") if p.suffix in TABLES + TEXTS) if path.is_dir() else [path]
+        if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
+            raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         if not data or data[0].suffix not in TABLES + TEXTS:
             raise ConfigError(f"data file {self.path}: no file of a known kind; known: {', '.join(TABLES + TEXTS)}")
@@ -113,7 +115,7 @@ def _json(file: Path) -> list[dict[str, Any]]:
 def _parsed(text: str, place: str, kind: type) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and deep nesting
         raise ConfigError(f"{place} is not JSON: {error}") from error
     rows = value if kind is list else [value]
     if not all(isinstance(row, dict) for row in rows):

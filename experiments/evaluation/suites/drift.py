@@ -77,7 +77,7 @@ class DriftSuite(Suite):
 
         replies: int = Field(16, ge=1, description=f"replies to general prompts, at most {len(PROMPTS)}")
         new_replies: int = Field(8, ge=0, description="replies to questions of the new task")
-        reply_tokens: int = Field(48, ge=1, description="most tokens of a reply")
+        reply_tokens: int = Field(48, ge=1, le=10**5, description="most tokens of a reply")
 
     settings: Settings
 
