@@ -33,7 +33,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
 
 
 def load(
-    base_model: PreTrainedModel | str,
+    base_model: PreTrainedModel | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     allow_other_base: bool = False,
     **kwargs: Any,
@@ -76,10 +76,13 @@ def load(
 
 
 def _base(
-    base_model: PreTrainedModel | str, saved: dict[str, Any], config: ControlConfig, kwargs: dict[str, Any]
+    base_model: PreTrainedModel | str | os.PathLike[str],
+    saved: dict[str, Any],
+    config: ControlConfig,
+    kwargs: dict[str, Any],
 ) -> PreTrainedModel:
     """Return the base model; load it if it is given by name, by default as it was in training."""
-    if isinstance(base_model, str):
+    if isinstance(base_model, str | os.PathLike):
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
             kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
         if config.divergence == "attention":
