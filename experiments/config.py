@@ -174,6 +174,12 @@ class ExperimentConfig(Section):
 
         return load_base(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
 
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer alone, as `load_base` does. Raises ModelError."""
+        from experiments.models.base import load_tokenizer
+
+        return load_tokenizer(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
+
     @property
     def evaluation_steps(self) -> list[int]:
         """The steps after which all suites are measured: every `evaluation.every` steps, and each stage's last."""

@@ -24,6 +24,10 @@ class Shape:
     read: Callable[[Row, str], Example]
     also: tuple[str, ...] = ()
 
+    def described(self, columns: Collection[str]) -> str:
+        """Return the name, and which of a table's columns are read."""
+        return f"{self.name} (columns {', '.join(name for name in (*self.columns, *self.also) if name in columns)})"
+
     def example(self, row: Row, place: str) -> Example:
         """Convert a row. Raises BadRow."""
         missing = [name for name in self.columns if name not in row]

@@ -52,6 +52,11 @@ class Source(Section):
         return None
 
     @property
+    def recognised(self) -> str:
+        """What a row of the data is, in a few words; empty for a source without rows."""
+        return ""
+
+    @property
     def notes(self) -> list[str]:
         """What was not read of the data, one line each. A run says it when it starts."""
         return []
