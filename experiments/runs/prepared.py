@@ -59,6 +59,8 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
     """
     precision, root = Precision(config.precision), folder.parents[1]
+    for line in (note for arm in config.arms for note in arm.notes):
+        say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)
     check_tokens(config, model, tokenizer)
