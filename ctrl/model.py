@@ -15,7 +15,7 @@ from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
-from ctrl.errors import NO_MODEL, ConfigError
+from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
@@ -47,18 +47,21 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     config = ControlConfig() if config is None else config
     if not isinstance(config, ControlConfig):
         raise ConfigError(
-            f"config must be a ControlConfig, but got {type(config).__name__}: take ControlConfig.from_dict"
+            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
         )
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise ConfigError(NO_MODEL.format(type(model).__name__))
     if isinstance(model, ControlModel):
         raise ConfigError(
             "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
         )
-    if (adapter := peft_adapter(model)) is not None:
+    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
         raise ConfigError(
             f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
             "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
+            "before torch.compile or any other wrapper"
         )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))

@@ -118,6 +118,15 @@ class ArmConfig(Section):
         parts = [self.train or Full(), *self.loss, *([self.average] if self.average else [])]
         return self.method or "+".join(part_name(part) for part in parts)
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on settings that are given and not read: `control` of a short name that trains no copies."""
+        if self.method is None or self.control == ControlConfig() or (tuning := self.build().tuning).in_control:
+            return []
+        may = "trains" in METHODS[self.method].options.model_fields
+        way_out = "; to train copies, set options: {trains: control}" if may else ""
+        return [f"arm {self.name}: control is not read, since {self.method} trains {part_name(tuning)}{way_out}"]
+
     def params(self) -> dict[str, Any]:
         """Return all settings of the method, defaults included, as they are logged."""
         if self.method is None:

@@ -91,6 +91,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     root: its cache gets the text of a source `self`. Raises ConfigError for data that cannot be read, and for arms that
     the base model cannot have.
     """
+    for line in (note for arm in config.arms for note in arm.notes):
+        say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)
     check_tokens(config, model, tokenizer)
