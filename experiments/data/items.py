@@ -122,6 +122,7 @@ class NewTask:
     """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
 
     grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
+    by_likelihood: it scores the item's own reply.
     further: ids of other items of its test set.
     """
 
@@ -130,6 +131,7 @@ class NewTask:
     scorer: Scorer = field(compare=False, repr=False)
     grader: str = ""
     by_choice: bool = False
+    by_likelihood: bool = False
     further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
