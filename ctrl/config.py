@@ -146,7 +146,7 @@ def _number_faults(config: ControlConfig) -> list[str]:
         faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
     if not _is_number(config.margin) or not 0 <= config.margin <= 2:
         faults.append(f"margin must be a cosine distance, a number in [0, 2], but got {config.margin!r}")
-    if not isinstance(config.lora_rank, int) or config.lora_rank < 1:
+    if not _is_number(config.lora_rank) or not isinstance(config.lora_rank, int) or config.lora_rank < 1:
         faults.append(f"lora_rank must be an integer >= 1, but got {config.lora_rank!r}")
     if config.expanded == "lora" and config.structure != "concat":
         faults.append(

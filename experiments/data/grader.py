@@ -12,10 +12,7 @@ from pydantic import Field
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import Item, Scorer, exact_match
-
-WHOLE = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands
-NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:(?:{WHOLE})(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+from experiments.data.items import NUMBER, Item, Scorer, exact_match
 
 
 class Grader(Section):

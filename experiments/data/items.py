@@ -14,8 +14,10 @@ from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
 from experiments.models.conversation import Message, messages_of, question_of, tools_of
 
-WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
-NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
+WHOLE = re.compile(rf"[-+]?{_DIGITS}")  # a text that is a number and nothing else
+NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?{_DIGITS}")  # in a text: the minus of 12-5 is no sign
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 FINAL = "Answer:"  # begins the last line of a worked reply
 Form = Literal["text", "number", "commas"]

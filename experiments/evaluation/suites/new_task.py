@@ -31,7 +31,7 @@ class NewTaskSuite(Suite):
     """
 
     name = "new"
-    version = 2
+    version = 3
 
     class Settings(SuiteSettings):
         """How questions are answered."""
