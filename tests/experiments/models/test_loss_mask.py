@@ -171,6 +171,14 @@ class TestTools:
         ):
             labelled(tokenizer, messages, TOOLS, "all_tokens", place="a.jsonl, line 3")
 
+    @pytest.mark.parametrize(("tools", "where"), [([], r"question 'How is it in Bonn\?'"), (TOOLS, r"a.jsonl, line 3")])
+    def test_a_template_that_writes_no_tools_is_refused(self, tools: list[dict[str, Any]], where: str) -> None:
+        writes_tools_only = "{{ tools }}" + FAMILIES["chatml"].template
+        for template in (FAMILIES["chatml"].template, writes_tools_only):
+            tokenizer = byte_tokenizer(template)
+            with pytest.raises(ConfigError, match=f"{where}: the chat template leaves out the tool 'weather'"):
+                labelled(tokenizer, tool_chat(), tools, place="a.jsonl, line 3")
+
 
 class TestThoughts:
     def test_thoughts_are_learned_where_they_were_thought(self) -> None:

@@ -23,25 +23,25 @@ FEW += ["arms=[{name: lora, method: lora, learning_rates: [1.0e-3]}]"]
 TOOL = {"name": "stock", "description": "Count pieces", "parameters": {"type": "object", "properties": {}}}
 
 
-def conversation(i: int) -> dict[str, Any]:
-    """Several turns, some with a system turn and some with a call of a tool."""
+def conversation(i: int, tools: bool) -> dict[str, Any]:
+    """Several turns, some with a system turn and, if the template has tools, some with a call of one."""
     turns: list[dict[str, Any]] = [
         {"role": "user", "content": f"Do you have lamp {i}?"},
         {"role": "assistant", "content": "Yes, in green."},
         {"role": "user", "content": "How many?"},
     ]
-    if i % 3 == 0:
+    if tools and i % 3 == 0:
         call = {"function": {"name": "stock", "arguments": {"lamp": i}}}
         turns += [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": f"{i}"}]
     turns += [{"role": "assistant", "content": f"There are {i}."}]
     system = [{"role": "system", "content": "You sell lamps."}] * (i % 2)
-    return {"messages": [*system, *turns], "tools": [TOOL] if i % 3 == 0 else None}
+    return {"messages": [*system, *turns], "tools": [TOOL] if tools and i % 3 == 0 else None}
 
 
 @pytest.mark.parametrize("base", ["bytes", "thinking", SHIPPED])
 def test_twenty_conversations_become_a_report(base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, root = tmp_path / "mine.jsonl", tmp_path / "mlruns"
-    file.write_text("\n".join(json.dumps(conversation(i)) for i in range(20)))
+    file.write_text("\n".join(json.dumps(conversation(i, base == "thinking")) for i in range(20)))
     template = {"bytes": None, "thinking": QWEN3}
     if base in template:
         base = byte_base(tmp_path / base, byte_tokenizer(template[base], extra=("<think>", "</think>")))
