@@ -89,6 +89,7 @@ def test_a_compiled_loop_that_loses_the_divergence_is_told() -> None:
         compiled(input_ids=IDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as seen:
@@ -97,6 +98,7 @@ def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path
     assert len(lost(seen)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [*NO_DIVERGENCE, {}])
 def test_nothing_is_missed_where_nothing_is_lost(values: dict[str, Any], tmp_path: Path) -> None:
     """Without a divergence whatever runs is complete; with one, the model's own loss and passes without gradients."""
@@ -198,6 +200,7 @@ def test_nothing_is_left_behind() -> None:
     copy.deepcopy(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["real", "labels"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
 def test_attached_sft_trains_as_trainer_does(tokens: Any, batch: int, accumulation: int, tmp_path: Path) -> None:
