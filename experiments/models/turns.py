@@ -60,6 +60,20 @@ def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Mess
     return whole[len(prompt) : len(whole) - len(tail)]
 
 
+def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+    """Return what the template writes after `prompt_text` for calls of tools that end with a token of their own.
+
+    It is empty for all other replies. Without that token, `written` raises ConfigError.
+    """
+    if "tool_calls" not in turn_of(reply):
+        return ""
+    prompt, whole = prompt_text(tokenizer, question), _whole(tokenizer, question, reply)
+    text = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else ""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    usual = whole.endswith(turns(tokenizer).tail)
+    return text if not usual and text.endswith(tuple(special)) else ""
+
+
 @functools.lru_cache(maxsize=8)
 def _turns(tokenizer: PreTrainedTokenizerBase, template: str) -> Turns:
     """template: the tokenizer's own, to look again once it has another."""

@@ -132,7 +132,7 @@ def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"question": "q", "options": ["a", "b"], "answer": "c"}], r"row 1: the answer 'c' is none of the options"),
+        ([{"question": "q", "options": ["a", "b"], "answer": "c"}], r"line 1: the answer 'c' is none of the options"),
         ([{"question": "q", "reply": "c"}], r"has no column 'answer'"),
     ],
 )
