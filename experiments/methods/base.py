@@ -44,7 +44,20 @@ class Tokens:
         return slice(self.start, self.start + len(self.log_p))
 
 
+@dataclass(frozen=True)
+class TokenPenalty:
+    """A penalty on some of the tokens that `Tokens` holds. rows: their indices there; slope: (rows, vocabulary).
+
+    value: its sum over the tokens. slope: its gradient by their logits.
+    """
+
+    value: Tensor
+    rows: Tensor
+    slope: Tensor
+
+
 TokenWeights = Callable[[Tokens], Tensor | None]  # what `LossTerm.weights_of` is
+TokenPenalties = Callable[[Tokens], list[TokenPenalty]]
 
 
 def no_old_text(count: int) -> list[Batch]:
@@ -137,6 +150,19 @@ class LossTerm(Addition):
     def weights_of(self, tokens: Tokens) -> Tensor | None:
         """Return the weights of tokens, like `token_weights`, by more than their log-probabilities."""
         return self.token_weights(tokens.log_p)
+
+    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
+        """Return a penalty on the model's logits of labelled tokens, with its gradient; some of a batch's at a time.
+
+        The loss gets its value / labelled tokens. It is cheaper than `penalty` with `reads_logits`, because the loss
+        has computed these logits already, and never holds those of a whole batch.
+        """
+        return None
+
+    @property
+    def penalises_tokens(self) -> bool:
+        """Whether the class has a `penalty_of` of its own."""
+        return type(self).penalty_of is not LossTerm.penalty_of
 
     @property
     def weighs_tokens(self) -> bool:

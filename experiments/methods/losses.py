@@ -8,65 +8,77 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ctrl.sharded import sharded
-from experiments.methods.base import LossTerm, MethodContext
+from experiments.common.section import later_field
+from experiments.methods.base import LossTerm, MethodContext, TokenPenalty, Tokens
 from experiments.methods.batches import Batch, micro_batch_fraction, replayed_positions, single_rows
 from experiments.methods.reference import Reference
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 
-CHUNK = 64  # tokens of the vocabulary-sized comparison at a time
-
 
 class Kl(LossTerm):
     """Penalise the KL to the base model: weight * sum over tokens of KL(base || trained) / labelled tokens of the step.
 
-    Computed over the whole vocabulary in fp32. The tokens are the labelled ones, or (`tokens: replayed`) only the
-    replayed ones of them; the others then count as 0.
+    The tokens are the labelled ones, or (`tokens: replayed`) only the replayed ones of them; the others then count as
+    0. With `top` k, the KL of k + 1 outcomes: the base's k likeliest tokens, and all others together. It is a lower
+    bound of the KL over the whole vocabulary. Computed in fp32.
     """
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
     tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
+    top: int | None = later_field(None, ge=1, description="tokens of the base that are told apart; default: all")
     _base: Any = PrivateAttr(None)
+    _counted: Any = PrivateAttr(None)
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._base = Reference(model, context)
 
-    def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
+    def begin_pass(self, model: Any, batch: Batch) -> None:
         labelled = batch["shift_labels"] != -100
         counted = labelled & replayed_positions(batch) if self.tokens == "replayed" else labelled
-        total = labelled.sum().clamp_min(1) if total is None else total
-        if not counted.any() and not (self._base.shares_weights and sharded(model)):  # shards: a pass of all processes
-            return outputs.logits.new_zeros((), dtype=torch.float32)
-        base = self._base.logits(model, batch)
-        return self.weight * kl_sum(base[counted], outputs.logits[counted]) / total
+        self._base.note(model, batch, counted)
+        self._counted = counted[labelled]
 
-    @property
-    def reads_logits(self) -> bool:
-        return True
+    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
+        rows = self._counted[tokens.rows].nonzero().squeeze(-1)
+        if not len(rows):
+            return None
+        before = int(self._counted[: tokens.start].sum())
+        logits = self._base.logits(slice(before, before + len(rows)))
+        log_q = logits - logits.logsumexp(-1, keepdim=True)  # as for p: equal logits have a KL of exactly 0
+        log_p = tokens.logits[rows] - tokens.log_sum[rows]
+        value, slope = kl(log_q, log_p) if self.top is None else top_kl(log_q, log_p, self.top)
+        return TokenPenalty(self.weight * value, rows, slope.mul_(self.weight))
 
     @property
     def needs_replay(self) -> bool:
         return self.tokens == "replayed"
 
 
-def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
-    """Sum KL(base || trained) over tokens, in nats, from logits (tokens, vocabulary).
+def kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of KL(q || p) over tokens, in nats, and its gradient p - q by the logits of p.
 
-    The log-softmax is fp32, in chunks whose intermediate values are computed again in the backward pass.
+    log_q, log_p: log-probabilities (tokens, vocabulary).
     """
-    parts = [
-        checkpoint(_kl, p, q, use_reentrant=False) for p, q in zip(base.split(CHUNK), tuned.split(CHUNK), strict=True)
-    ]
-    return torch.stack(parts).sum()
+    value = F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+    return value, log_p.exp() - log_q.exp()
 
 
-def _kl(base: Tensor, tuned: Tensor) -> Tensor:
-    p, q = base.float().log_softmax(-1), tuned.float().log_softmax(-1)
-    return F.kl_div(q, p, log_target=True, reduction="sum")
+def top_kl(log_q: Tensor, log_p: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the same for the k = `top` likeliest tokens of q and one rest: sum_k q ln(q / p) + Q ln(Q / P).
+
+    Q and P are the rests' probabilities. The gradient is p - q at the k tokens, and p (1 - Q / P) at the others.
+    """
+    likeliest, at = log_q.topk(min(top, log_q.shape[-1]))
+    p = log_p.exp()
+    rests = [x.scatter(-1, at, 0.0).sum(-1, keepdim=True).clamp_min(1e-12) for x in (log_q.exp(), p)]
+    rest_q, rest_p = rests
+    q, log_own = likeliest.exp(), log_p.gather(-1, at)
+    value = (q * (likeliest - log_own)).sum() + (rest_q * (rest_q / rest_p).log()).sum()
+    slope = (p * (1 - rest_q / rest_p)).scatter_(-1, at, log_own.exp() - q)
+    return value, slope
 
 
 class L2sp(LossTerm):

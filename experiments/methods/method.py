@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from experiments.methods.base import Average, LossTerm, MethodContext, Tokens, TokenWeights, Tuning
+from experiments.methods.base import Average, LossTerm, MethodContext, TokenPenalties, Tokens, TokenWeights, Tuning
 from experiments.methods.batches import Batch
 
 
@@ -51,6 +51,12 @@ class Method:
         """The function that weighs tokens, or None if no term does."""
         hooks = [term.weights_of for term in self.losses if term.weighs_tokens]
         return functools.partial(_product, hooks) if hooks else None
+
+    @property
+    def token_penalties(self) -> TokenPenalties | None:
+        """The function that penalises tokens, or None if no term does."""
+        hooks = [term.penalty_of for term in self.losses if term.penalises_tokens]
+        return (lambda tokens: [found for hook in hooks if (found := hook(tokens))]) if hooks else None
 
     def begin_pass(self, model: Any, batch: Batch) -> None:
         for term in self.losses:
