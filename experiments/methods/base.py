@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ctrl import ControlConfig
@@ -81,11 +82,13 @@ class Tuning(Section):
     """What trains: `train: {name: its fields}`.
 
     in_control: whether a shorthand arm has these fields in its section `control`; else they are in `options`.
-    adapts: whether what trains are adapters, whose factors are no weights of the base's kind.
+    adapts: whether what trains are adapters, whose factors are no weights of the base's kind. hooks_optimizer: whether
+    it has a `hook` of its own, which needs whole weights and their own optimizer state in this process.
     """
 
     in_control: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
+    hooks_optimizer: ClassVar[bool] = False
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
@@ -95,6 +98,9 @@ class Tuning(Section):
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         """Turn the base model into the model that trains, and mark its trainable parameters."""
         raise NotImplementedError
+
+    def hook(self, optimizer: Optimizer) -> None:
+        """Change what the optimizer does at each step, by its step hooks."""
 
     def save(self, model: PreTrainedModel, folder: Path) -> Path:
         """Write what was trained, so that `saving.load_onto` can read it."""
@@ -115,6 +121,16 @@ class Addition(Section):
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         """Note references (start weights, Fisher information) while the model still computes what the base does."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Act after an optimiser step, before the model is evaluated. step: 1 after the first."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold next to the weights; of a sharded model, this process's shards."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned, given as full tensors."""
 
 
 class LossTerm(Addition):
@@ -189,17 +205,7 @@ class Average(Addition):
 
     writes_weights: ClassVar[bool] = False
 
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """Update the average after an optimiser step, before the model is evaluated. step: 1 after the first."""
-
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
         """Give the model, inside the block, the weights that are evaluated and saved."""
         yield
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold next to the weights; of a sharded model, this process's shards."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned, given as full tensors."""

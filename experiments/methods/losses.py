@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experiments.common.section import later_field
@@ -24,16 +27,23 @@ class Kl(LossTerm):
     The tokens are the labelled ones, or (`tokens: replayed`) only the replayed ones of them; the others then count as
     0. With `top` k, the KL of k + 1 outcomes: the base's k likeliest tokens, and all others together. It is a lower
     bound of the KL over the whole vocabulary. Computed in fp32.
+
+    With `budget` kappa the weight is multiplied by a factor f that keeps the mean KL per token near kappa. After each
+    step with counted tokens, D their mean KL: m <- .8 m + .2 D, f <- clip(f exp(.05 clip(m / kappa - 1, -1, 1)), .1,
+    10). At the start m = kappa and f = 1. A checkpoint holds both.
     """
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
     tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
     top: int | None = later_field(None, ge=1, description="tokens of the base that are told apart; default: all")
+    budget: float | None = later_field(None, gt=0, description="mean KL per token to keep, in nats; default: no budget")
     _base: Any = PrivateAttr(None)
     _counted: Any = PrivateAttr(None)
+    _dual: Any = PrivateAttr(None)
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._base = Reference(model, context)
+        self._dual = None if self.budget is None else Dual(self.budget)
 
     def begin_pass(self, model: Any, batch: Batch) -> None:
         labelled = batch["shift_labels"] != -100
@@ -50,11 +60,50 @@ class Kl(LossTerm):
         log_q = logits - logits.logsumexp(-1, keepdim=True)  # as for p: equal logits have a KL of exactly 0
         log_p = tokens.logits[rows] - tokens.log_sum[rows]
         value, slope = kl(log_q, log_p) if self.top is None else top_kl(log_q, log_p, self.top)
-        return TokenPenalty(self.weight * value, rows, slope.mul_(self.weight))
+        weight = self.weight
+        if self._dual is not None:
+            self._dual.note(value, len(rows))
+            weight = weight * self._dual.factor
+        return TokenPenalty(weight * value, rows, slope.mul_(weight))
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if self._dual is not None:
+            self._dual.step(next(model.parameters()).device)
+
+    def state(self) -> dict[str, Tensor]:
+        dual = self._dual
+        return {} if dual is None else {"dual": torch.tensor([dual.mean, dual.factor], dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self._dual is not None:
+            self._dual.mean, self._dual.factor = state["dual"].tolist()
 
     @property
     def needs_replay(self) -> bool:
         return self.tokens == "replayed"
+
+
+class Dual:
+    """Follow a mean KL per token, and raise or lower a factor so that it stays near a budget (`Kl`)."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = self.mean = budget
+        self.factor, self.noted = 1.0, torch.zeros(2, dtype=torch.float64)
+
+    def note(self, value: Tensor, tokens: int) -> None:
+        """Add a sum over tokens of the step in progress."""
+        self.noted = self.noted.to(value.device) + torch.stack([value.double(), value.new_tensor(tokens).double()])
+
+    def step(self, device: torch.device) -> None:
+        """Update mean and factor from what was noted, in all processes together. device: of their exchange."""
+        noted, self.noted = self.noted.to(device), torch.zeros_like(self.noted)
+        if dist.is_initialized():
+            dist.all_reduce(noted)
+        total, tokens = noted.tolist()
+        if tokens:
+            self.mean = 0.8 * self.mean + 0.2 * total / tokens
+            excess = min(max(self.mean / self.budget - 1, -1.0), 1.0)
+            self.factor = min(max(self.factor * math.exp(0.05 * excess), 0.1), 10.0)
 
 
 def kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:

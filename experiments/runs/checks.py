@@ -103,6 +103,11 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
             f"method {arm.method_name} adds a function of all weights to the loss, and FSDP has them in shards: launch "
             "it without FSDP (each process then has the whole model), or leave the arm out"
         )
+    if method.hooks_optimizer and (shards() or deepspeed()):
+        faults.append(
+            f"method {arm.method_name} changes the optimizer's steps, and FSDP and DeepSpeed have weights or states in "
+            "shards: launch it without them, or leave the arm out"
+        )
     if method.writes_weights and deepspeed():
         faults.append(
             f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "

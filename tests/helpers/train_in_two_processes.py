@@ -44,8 +44,8 @@ def methods(mode: str) -> list[str]:
     all tokens of a pass, of which each process has others."""
     left_out = {
         "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
-        "fsdp": ("l2sp", "ewc"),
-        "zero": ("mer", "control bf16"),
+        "fsdp": ("l2sp", "ewc", "mofo"),
+        "zero": ("mer", "mofo", "control bf16"),
     }
     others = ("kl lora", "kl control", "control bf16", "dft on control", "ema on lora", "kl and ema")
     return [name for name in (*METHODS, *others) if name not in left_out[mode] and not arm(name).build().reads_pass]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from experiments.methods import LOSS_TERMS, TUNINGS
 from experiments.methods.base import LossTerm
 from experiments.methods.batches import single_rows
-from experiments.methods.losses import Kl, fisher, kl, top_kl
+from experiments.methods.losses import Dual, Kl, fisher, kl, top_kl
 from experiments.methods.method import Method
 from experiments.methods.parts import read_part, write_part
 from experiments.methods.token_weights import Dft
@@ -223,6 +224,37 @@ def test_chunks_and_whole_logits_give_one_kl(train: str, term: Any, monkeypatch:
     assert found[0][1] > 1e-3
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_factor_of_a_budget_follows_the_mean_kl_by_its_rule() -> None:
+    """Restated step by step; two micro-batches count as one step, and a step without counted tokens changes nothing."""
+    dual, mean, factor = Dual(0.05), 0.05, 1.0
+    for kl_sum, tokens in ((4.0, 10), (0.0, 0), (0.001, 4), *[(0.0, 5)] * 70, *[(50.0, 5)] * 200):
+        dual.note(torch.tensor(kl_sum / 2), tokens // 2)
+        dual.note(torch.tensor(kl_sum / 2), tokens - tokens // 2)
+        dual.step(torch.device("cpu"))
+        if tokens:
+            mean = 0.8 * mean + 0.2 * kl_sum / tokens
+            factor = float(np.clip(factor * np.exp(0.05 * np.clip(mean / 0.05 - 1, -1, 1)), 0.1, 10))
+        assert (dual.mean, dual.factor) == pytest.approx((mean, factor))
+    assert dual.factor == 10
+
+
+def test_a_budget_multiplies_the_weight_and_is_kept_in_the_checkpoint() -> None:
+    term, again, plain = (read("kl", **fields) for fields in ({"budget": 0.01}, {"budget": 0.01}, {}))
+    model, _ = begun(term)
+    first = penalty(term, model, short())
+    for _ in range(4):
+        penalty(term, model, short())
+        term.after_step(model, 1)
+    torch.testing.assert_close(first * term._dual.factor, penalty(term, model, short()))
+    assert term._dual.factor > 1
+    again.begin(model, context())
+    state = Method(Full(), (plain, term)).state()
+    assert list(state) == ["loss 1 dual"]
+    Method(Full(), (plain, again)).load_state(state)
+    assert (again._dual.mean, again._dual.factor) == (term._dual.mean, term._dual.factor)
+    assert plain.state() == {}
 
 
 def test_rows_without_replayed_tokens_are_not_shown_to_the_base() -> None:

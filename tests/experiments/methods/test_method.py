@@ -29,7 +29,7 @@ LAYER_PARTS = tuple(f"model.layers.{i}." for i in LAYERS["layers"])
 TRAINED: dict[type[Tuning], tuple[str, ...]] = {  # what the names of trained weights begin with
     Full: ("",),
     Partial: LAYER_PARTS,
-    Control: tuple(part + "expanded." for part in LAYER_PARTS),
+    Control: tuple(part + name for part in LAYER_PARTS for name in ("expanded.", "interpolation.")),
     Lora: ("base_model.model.model.layers.",),
 }
 
