@@ -44,7 +44,7 @@ from tests.experiments.data.test_sources import TestContract as SourceContract
 from tests.experiments.evaluation import test_suite
 from tests.experiments.evaluation.kept_tasks import test_tasks
 from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
-from tests.experiments.methods import test_averaging, test_losses, test_method, test_tuning
+from tests.experiments.methods import test_averaging, test_losses, test_method, test_token_weights, test_tuning
 from tests.experiments.scorecard import test_figures
 from tests.experiments.training.test_schedules import rates
 from tests.experiments.training.test_schedules import (
@@ -239,12 +239,18 @@ def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> 
         TUNINGS["one_part"]().prepare(torch.nn.Linear(2, 2), engine.context())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["focal", "to_zero"])
 @pytest.mark.parametrize("train", test_losses.TRAIN)
-def test_the_loss_terms_keep_the_contract(load: Load, name: str, train: str) -> None:
-    load(name)
-    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens(name)
-    test_losses.test_micro_batches_add_up_to_a_large_batch(name, train)
+def test_the_penalty_keeps_the_contract(load: Load, train: str) -> None:
+    load("to_zero")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("to_zero")
+    test_losses.test_micro_batches_add_up_to_a_large_batch("to_zero", train)
+
+
+def test_the_weights_of_tokens_keep_the_contract(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("focal")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("focal")
+    test_token_weights.test_weights_are_constants_between_0_and_1_whatever_the_chunks("focal")
+    test_token_weights.test_chunks_of_any_size_give_the_same_weights("focal", monkeypatch)
 
 
 def test_the_loss_terms_are_their_formulas(load: Load) -> None:
