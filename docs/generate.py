@@ -30,6 +30,7 @@ from experiments.data.procedural import OtherQuestions
 from experiments.data.sources import SOURCES
 from experiments.data.tested import TestSet
 from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
@@ -60,7 +61,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "posthoc": study.Posthoc,
 }
 ANCHORS: dict[type, str] = {cls: name for name, cls in SECTIONS.items()} | {ControlConfig: "control"}
-ANCHORS |= {Grader: "Graders", TestSet: "Test sets", OtherQuestions: "Test sets"}
+ANCHORS |= {Grader: "Graders", TestSet: "Test sets", OtherQuestions: "Test sets", KeptFile: "Kept tasks"}
 ANCHORS |= {Tuning: "What trains", LossTerm: "Loss terms", Average: "Averages of weights"}
 ANCHORS |= dict.fromkeys(SOURCES.values(), "Sources") | dict.fromkeys(DIMENSIONS.values(), "Dimensions")
 
@@ -162,6 +163,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "schedules": lambda: variants("Schedule", SCHEDULES, ANCHORS),
     "dimensions": lambda: variants("Dimension", DIMENSIONS, ANCHORS),
     "kept_tasks": kept_tasks,
+    "kept_file": lambda: fields_table(KeptFile, ANCHORS),
     "figures": figures_markdown,
     "commands": commands,
     "architectures": architectures,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,6 @@ from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.tables import OPENERS, READERS, kind, rows
-from experiments.data.tested import Measured
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -49,8 +48,12 @@ class LocalFile(Columns, Finite):
         (first, *_), _ = self._files()
         if kind(first) not in TABLES:
             return "plain text"
-        row = next((row for _, row in rows(first) if not isinstance(row, BadRow)), {})
+        row = self._first(first)
         return self.shape(row, str(first)).described(row)
+
+    def _first(self, file: Path) -> Mapping[str, Any]:
+        """Return the first row that can be read."""
+        return next((row for _, row in rows(file) if not isinstance(row, BadRow)), {})
 
     @property
     def notes(self) -> list[str]:
@@ -72,6 +75,13 @@ class LocalFile(Columns, Finite):
         repeated = len(found) - len(examples)
         same = [f"{repeated} of {len(found)} examples repeat an earlier one and are read once"] if repeated else []
         return examples, [*notes, *passed_over(faults), *same]
+
+    def has_column(self, name: str) -> bool:
+        """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""
+        file = self._files()[0][0]
+        if file.suffix in TEXTS:
+            return False
+        return name in self._first(file)
 
     def _files(self) -> tuple[list[Path], list[str]]:
         """Return the files to read, and a note on those of a folder that describe its tables."""
@@ -105,9 +115,6 @@ class LocalFile(Columns, Finite):
         text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if part.strip()]
-
-
-Measured.file_source = LocalFile
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

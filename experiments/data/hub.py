@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.columns import BadRow, Columns, passed_over
+from experiments.data.files import LocalFile
 from experiments.data.items import Example, NewTask, NewText
 from experiments.data.shapes import Shape
-from experiments.data.source import as_task
+from experiments.data.source import Source, as_task
 from experiments.data.tables import filled
+from experiments.data.tested import TestSet
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
 
@@ -73,6 +75,12 @@ class HuggingFace(Columns):
                 "evaluation.new_items"
             )
         return self.graded(as_task(self.label, list(found.values())))
+
+    def test_source(self, test: TestSet) -> Source:
+        if test.path is None:
+            return super().test_source(test)
+        own = {name: value for name, value in self.given().items() if name in LocalFile.model_fields}
+        return LocalFile(**own, path=test.path)
 
     def stored(self) -> Iterator[Example]:
         return self._rows(self.loaded if self.streaming else self._usable[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -56,12 +56,7 @@ AnyTestSet = Annotated[TestSet | None, BeforeValidator(_read), PlainSerializer(_
 
 
 class Measured(Source):
-    """A source whose rows are measured by a grader, on a test set of their own or on rows that it holds out.
-
-    file_source: the source of a test set that is a file. It is Measured itself, so `files` sets it.
-    """
-
-    file_source: ClassVar[type[Source]]
+    """A source whose rows are measured by a grader, on a test set of their own or on rows that it holds out."""
 
     grader: AnyGrader | None = later_field(
         None, description="decides whether a reply is right: a name, {name: its fields}, or FILE:FUNCTION of your own"
@@ -121,8 +116,8 @@ class Measured(Source):
 
     def test_source(self, test: TestSet) -> Source:
         """Return the source of the test rows, with the columns of this one."""
-        own = {name: getattr(self, name) for name in self.model_fields_set - {"test", "share", "source"}}
-        if test.path is None:
-            return type(self)(**{**own, **test.model_dump(exclude_none=True)})
-        file = self.file_source
-        return file(**{n: value for n, value in own.items() if n in file.model_fields} | {"path": test.path})
+        return type(self)(**{**self.given(), **test.model_dump(exclude_none=True)})
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are given and hold for the test rows too."""
+        return {name: getattr(self, name) for name in self.model_fields_set - {"test", "share", "source"}}

@@ -18,6 +18,7 @@ from pydantic import (
 
 from experiments.common.section import Place, Section, nearest
 from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suite import SuiteSettings
 from experiments.evaluation.suites import SUITES
 
@@ -43,6 +44,12 @@ class EvaluationConfig(Section):
     def settings(self, suite: str) -> Any:
         """Return the settings of a suite, measured or not: an instance of its class `Settings`."""
         return self._settings[suite] if suite in self._settings else SUITES[suite].Settings()
+
+    @property
+    def kept_files(self) -> tuple[KeptFile, ...]:
+        """The files of kept tasks that are measured."""
+        files: tuple[KeptFile, ...] = self.settings("kept").files if "kept" in self.suites else ()
+        return files
 
     @property
     def has_floor(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
-from experiments.evaluation.suites.new_task import NewTaskSuite, sample_form
+from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.records import ArmResult, Record
 from experiments.reporting.text import figure_text, gain_name, gain_text
 from experiments.scorecard.pairing import pair_records
@@ -89,11 +89,13 @@ def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, st
                 chat, plain = q.template.chat, f"{q.template.plain} ..."
                 texts |= {(suite.name, q.task, form, q.id): chat for form in ("chat", "generate")}
                 texts[suite.name, q.task, "plain", q.id] = plain
+            written = [(task.name, item) for task in suite.written for item in task.test]
+            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in written}
         elif isinstance(suite, InstructionSuite):
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
-            forms = ("chat", *map(sample_form, range(suite.settings.samples)))
+            forms = ("chat", *suite.settings.forms)
             texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
     return texts
 

@@ -47,7 +47,8 @@ class ExperimentData:
         self.collator: Any = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
-        self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
+        self.held_out_of = [task.ids for task in held_out]  # by source of data.new
+        self.held_out_ids = frozenset[str]().union(*self.held_out_of)
         self.tasks = _distinct([cut_documents(tokenizer, task, data.length) for task in held_out])
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,17 @@ from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
+from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import write_result
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared(MeasuredBase):
-    """What all arms of a run share. `prepare` makes it."""
+    """What all arms of a run share. `prepare` makes it. searched: what is measured and in the training data too."""
 
     config: ExperimentConfig
     data: ExperimentData
+    searched: Searched
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
         """Measure a model after its training, fill the result, and write it and its records to `folder`."""
@@ -69,7 +71,11 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     if not packed:
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
-    _check_sources(folder, data)
+    digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
+    further = {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
+    if config.data.template is not None:  # maybe a file, which may have changed
+        further["the data.template"] = json_digest(tokenizer.chat_template)
+    _check_sources(folder, digests | further)
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
@@ -78,15 +84,15 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
+    searched = search(data, suites, root / "cache", list(digests.values()))
+    for line in searched.lines():
+        say(line)
     measured = measure_base(config.evaluation, suites, model, tokenizer, precision, root, folder, config.seed, say)
-    return Prepared(**vars(measured), config=config, data=data)
+    return Prepared(**vars(measured), config=config, data=data, searched=searched)
 
 
-def _check_sources(folder: Path, data: ExperimentData) -> None:
-    """Raise ConfigError if a source has changed since this run began."""
-    digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
-    if data.config.data.template is not None:  # maybe a file, which may have changed
-        digests["the data.template"] = json_digest(data.tokenizer.chat_template)
+def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise ConfigError if a source, or a file of a kept task, has changed since this run began."""
     path = folder / "sources.json"
     known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]

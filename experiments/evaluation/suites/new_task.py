@@ -10,16 +10,15 @@ from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
 from experiments.common.section import later_field
-from experiments.data.items import COMMAS, NUMBER, Form, Item, NewTask, NewText
+from experiments.data.items import Item, NewTask, NewText
 from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.replies import GREEDY, ROOM, reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, Progress, generate_replies
-from experiments.models.tokens import answer_ids, asked_key, longest_chat, text_ids
+from experiments.models.tokens import asked_key, longest_chat, text_ids
 from experiments.records import Record
-
-ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
 class NewTaskSuite(Suite):
@@ -46,6 +45,11 @@ class NewTaskSuite(Suite):
             if self.samples > 1 and not self.temperature:
                 raise ValueError(f"samples: {self.samples} greedy replies are all the same: set a temperature above 0")
             return self
+
+        @property
+        def forms(self) -> tuple[str, ...]:
+            """The forms of the records of one question; a drawn reply is never compared with a greedy one."""
+            return tuple(f"sample {i + 1}" for i in range(self.samples)) if self.temperature else (GREEDY,)
 
     settings: Settings
 
@@ -93,34 +97,20 @@ class NewTaskSuite(Suite):
                 yield from self._answered(task, model, progress)
 
     def _answered(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        asked = [(item, sample) for item in task.test for sample in range(self.settings.samples)]
+        asked = [(item, form) for item in task.test for form in self.settings.forms]
         questions = [item.question for item, _ in asked]
         replies = generate_replies(
             model, self.tokenizer, questions, self._most(task), progress=progress, draw=self._draw(asked)
         )
-        for (item, sample), reply in zip(asked, replies, strict=True):
-            answer = parse_answer(reply, task.form)
-            yield Record(
-                self.name,
-                task.name,
-                sample_form(sample),
-                item.id,
-                correct=int(task.correct(answer, item)),
-                answer=item.answer,
-                reply=reply,
-                parsed=answer is not None,
-                prompt=text_id(item.question),
-            )
+        yield from reply_records(self.name, task, replies, self.settings.forms)
 
-    def _draw(self, asked: list[tuple[Item, int]]) -> Draw | None:
+    def _draw(self, asked: list[tuple[Item, str]]) -> Draw | None:
         temperature = self.settings.temperature
-        seeds = [f"{self.context.seed} {item.id} {sample}" for item, sample in asked]
+        seeds = [f"{self.context.seed} {item.id} {form}" for item, form in asked]
         return Draw(temperature, seeds) if temperature else None
 
     def _most(self, task: NewTask) -> int:
-        """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
-        answers = (answer_ids(self.tokenizer, item.question, item.reply, ended=False) for item in task.test)
-        return self.settings.max_tokens or ROOM + max(len(answer) for answer in answers)
+        return self.settings.max_tokens or room_for(self.tokenizer, task)
 
     def _choices(self, task: NewTask) -> list[Choice]:
         return [chat_choice(self.tokenizer, item.question, item.metadata["options"]) for item in task.test]
@@ -153,20 +143,3 @@ class NewTaskSuite(Suite):
             progress(1)
             if tokens:
                 yield Record(self.name, task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
-
-
-def sample_form(sample: int) -> str:
-    """Return the form of a record: `generate`, then `generate 2` and so on, so that all samples of an item pair."""
-    return f"generate {sample + 1}" if sample else "generate"
-
-
-def parse_answer(reply: str, form: Form) -> str | None:
-    """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
-
-    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
-    """
-    if form == "text":
-        return reply.strip() or None
-    pattern = NUMBER if form == "number" else COMMAS
-    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
-    return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

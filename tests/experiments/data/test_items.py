@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.data.items import Item, NewTask, Scorer, exact_match
-from experiments.evaluation.suites.new_task import parse_answer
+from experiments.evaluation.replies import parse_answer
 
 
 class TestExactMatch:

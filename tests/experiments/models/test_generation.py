@@ -1,4 +1,4 @@
-"""Greedy replies against taking the best token by hand, and answers read out of them."""
+"""Greedy replies against taking the best token by hand, and drawn ones against their probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.evaluation.suites.new_task import parse_answer
 from experiments.models.generation import Draw, by_length, draw_tokens, generate_ids, generate_replies
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.option_scores import expanded, random_choices, sharp
@@ -92,28 +91,3 @@ class TestGeneration:
     def test_batches_are_sorted_and_complete(self) -> None:
         batches = list(by_length([3, 9, 1, 7, 5], 2))
         assert batches == [[1, 3], [4, 0], [2]]
-
-    @pytest.mark.parametrize(
-        ("reply", "answer"),
-        [
-            ("19", "19"),
-            ("The answer is -28.", "-28"),
-            ("12 - 5 = 1,007.", "1007"),
-            ("12-5", "5"),
-            ("3 + 4 = \N{MINUS SIGN}7", "-7"),
-            ("It is 2.50", "2.50"),
-            ("5 - 9", "9"),
-            ("1,2", "2"),  # a list, not 12
-            ("It is .5.", ".5"),
-            ("It is...5", "5"),
-            ("1.5e-3", "1.5e-3"),
-            ("I do not know.", None),
-            ("", None),
-        ],
-    )
-    def test_last_number(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, "number") == answer
-
-    @pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
-    def test_text_answers_are_taken_whole(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, "text") == answer

@@ -166,7 +166,9 @@ class TestTools:
         tokenizer = settled("mistral-3")
         messages = [*tool_chat(), *turns(["Thanks", "Welcome"])]
         assert len(labelled(tokenizer, messages, TOOLS)) == 2
-        with pytest.raises(ConfigError, match=r"a.jsonl, line 3: the chat template rewrites .* regime sft with data.loss: all_turns"):
+        with pytest.raises(
+            ConfigError, match=r"a.jsonl, line 3: the chat template rewrites .* regime sft with data.loss: all_turns"
+        ):
             labelled(tokenizer, messages, TOOLS, "all_tokens", place="a.jsonl, line 3")
 
 

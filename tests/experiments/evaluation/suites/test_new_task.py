@@ -81,7 +81,7 @@ class TestSamples:
         suite = make_suite(SUITES["new"], asked(base, **SAMPLED), tokenizer, [sums()])
         records, counts = measured(suite, model)
         assert len(records) == sum(counts) == suite.size == 12
-        assert {r.form for r in records} == {"generate", "generate 2", "generate 3"}
+        assert {r.form for r in records} == {"sample 1", "sample 2", "sample 3"}
         assert len({r.key for r in records}) == 12
         assert len({r.reply for r in records}) == 12
         assert records == measured(suite, model)[0]
@@ -107,7 +107,7 @@ class TestSamples:
         def records(right: int, forms: tuple[str, ...]) -> list[Record]:
             return [Record("new", "t", f, f"q{i}", correct=int(i < right)) for i in range(40) for f in forms]
 
-        once, twice = ("generate",), ("generate", "generate 2")
+        once, twice = ("sample 1",), ("sample 1", "sample 2")
         cards = [scorecard(records(10, forms), records(30, forms), draws=2000) for forms in (once, twice)]
         assert cards[0]["new_accuracy"] == cards[1]["new_accuracy"]
         gains = [card["gain"] for card in cards]
