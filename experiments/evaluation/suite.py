@@ -66,11 +66,13 @@ class DrawnSuite:
     """One kind of measurement. Its items are drawn once, so the base model and every arm get the same items.
 
     name: key of the suite in `evaluation.suites`. version: raise it when a change of the code changes records, so that
-    cached results of the base model are not used again. Settings: class of the settings.
+    cached results of the base model are not used again. Settings: class of the settings. compares_tokens: whether it
+    compares numbers for each token or state with the base's, so that a model needs the base's tokenizer.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    compares_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SuiteSettings]] = SuiteSettings
 
     def __init__(
@@ -122,6 +124,8 @@ class Suite(DrawnSuite, PreparedSuite):
     To add a suite, derive a class and add it to the table `experiments.evaluation.suites.SUITES`. A suite that compares
     a model with the base derives from DrawnSuite, and its `prepare` returns a PreparedSuite.
     """
+
+    compares_tokens: ClassVar[bool] = False
 
     def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> PreparedSuite:
         return self

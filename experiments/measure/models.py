@@ -11,12 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.paths import check_file_name
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.suites import SUITES
 from experiments.measure.files import TOKENIZER, checkpoints, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
-
-DISTRIBUTIONS = ("drift", "text", "alignment")  # suites that compare numbers for each token or state with the base's
 
 
 @dataclass(frozen=True)
@@ -121,10 +120,15 @@ def _read(
     if moved:
         reason = f"its tokenizer is another one than the base's: {moved} of {len(vocabulary)} tokens have other ids"
         texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
-        left_out = dict.fromkeys((*DISTRIBUTIONS, *texts), reason)
+        left_out = dict.fromkeys((*distributions(), *texts), reason)
     same = not moved and len(theirs) == len(vocabulary) and own.chat_template == tokenizer.chat_template
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
     return Model(name, address, found, tokenizer if same else own, not same, left_out, extra)
+
+
+def distributions() -> list[str]:
+    """List the suites that compare numbers for each token or state with the base's."""
+    return [name for name, suite in SUITES.items() if suite.compares_tokens]
 
 
 def _own_tokenizer(last: Checkpoint, folder: Path) -> PreTrainedTokenizerBase | None:

@@ -21,7 +21,7 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
 from experiments.measure.kinds import Base, check_base_fingerprint
-from experiments.measure.models import DISTRIBUTIONS, Checkpoint, Model
+from experiments.measure.models import Checkpoint, Model, distributions
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off
@@ -126,7 +126,7 @@ class Session:
         names = [name for name in self.config.evaluation.suites if name not in model.left_out]
         if not model.own and not model.extra:
             return measured.evaluation.evaluate(loaded, measured.precision, names)
-        asked = self._suites([name for name in names if name not in DISTRIBUTIONS], model.tokenizer).without_base()
+        asked = self._suites([name for name in names if name not in distributions()], model.tokenizer).without_base()
         records = asked.evaluate(loaded, measured.precision)
         shared = [name for name in names if name not in asked.suites]
         if shared and model.extra:

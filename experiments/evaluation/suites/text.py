@@ -25,6 +25,7 @@ class TextSuite(Suite):
     """The negative log-likelihood of a public-domain story, in nats per token, window by window."""
 
     name = "text"
+    compares_tokens = True
 
     class Settings(SuiteSettings):
         """How much text is read."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.evaluation.suite import DrawnSuite, PreparedSuite
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite, Suite
 from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from tests.helpers.byte_level import byte_tokenizer
@@ -64,9 +64,9 @@ def test_contract(suite: DrawnSuite, model: PreTrainedModel) -> None:
 @pytest.mark.parametrize("name", SUITES)
 def test_only_what_is_prepared_can_measure(name: str) -> None:
     """No order of calls to keep: a suite that needs the base model has `measure` on what `prepare` returns."""
-    needs_base = "prepare" in vars(SUITES[name])
-    assert needs_base == (name in ("drift", "alignment"))
-    assert hasattr(SUITES[name], "measure") == issubclass(SUITES[name], PreparedSuite) == (not needs_base)
+    suite = SUITES[name]
+    is_ready = issubclass(suite, PreparedSuite)
+    assert hasattr(suite, "measure") == is_ready == (suite.prepare is Suite.prepare)
 
 
 def test_content_is_json_and_always_the_same(suite: DrawnSuite, tokenizer: PreTrainedTokenizerBase) -> None:
