@@ -172,7 +172,7 @@ class ExperimentConfig(Section):
         """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        return load_base(self.base_model, self.data.system, self.data.template_options, self.trust_remote_code)
+        return load_base(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
 
     @property
     def evaluation_steps(self) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,7 +14,9 @@ from experiments.common.hashing import short_digest
 from experiments.data.columns import BadRow, Columns, passed_over
 from experiments.data.files import LocalFile
 from experiments.data.items import Example, NewTask, NewText
+from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task
+from experiments.data.tables import filled
 from experiments.data.tested import TestSet
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
@@ -91,7 +93,7 @@ class HuggingFace(Columns):
         """Convert rows. Those of a stream are checked here, because they are not known before."""
         for row in rows:
             try:
-                yield self.example(row, self._place)
+                yield self._shape.example(_cells(row), self._place)
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise
@@ -104,10 +106,15 @@ class HuggingFace(Columns):
     @functools.cached_property
     def _usable(self) -> tuple[Any, list[str]]:
         """The usable rows of a dataset that is not streamed, and the faults of the others."""
-        known = [name for name in self.columns if name in self.loaded.column_names]
-        rows = self.loaded.select_columns(known) if len(known) == len(self.columns) else self.loaded
+        read = [name for name in self.loaded.column_names if name in (*self._shape.columns, *self._shape.also)]
+        rows = ((f"row {n}", _cells(row)) for n, row in enumerate(self.loaded.select_columns(read), start=1))
         found, faults = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
+
+    @functools.cached_property
+    def _shape(self) -> Shape:
+        """How its rows are read. The columns of some streams are those of their first row."""
+        return self.shape(self.loaded.column_names or next(iter(self.loaded), {}), self._place)
 
     @functools.cached_property
     def loaded(self) -> Any:
@@ -123,3 +130,7 @@ class HuggingFace(Columns):
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
             ) from error
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: filled(cell) for name, cell in row.items()}

@@ -1,16 +1,18 @@
-"""Examples: a question with its answer, or a text; and tasks of held-out examples to measure on."""
+"""Examples: a question with its answer, a conversation, or a text; and tasks of held-out examples to measure on."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
+from experiments.models.conversation import Message, messages_of, question_of, tools_of
 
 WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
 NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
@@ -64,7 +66,55 @@ class Text:
         return text_id(self.group or self.text)
 
 
-Example = Item | Text
+@dataclass(frozen=True)
+class Chat(Item):
+    """A conversation as an item: the question is all that was said before the last reply, the answer is that reply.
+
+    fields: JSON of what the reply has besides its content (tool calls, thinking). context: number of messages at the
+    start whose replies are not trained on.
+    """
+
+    fields: str = ""
+    context: int = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages, with the last reply."""
+        last = {"role": "assistant", "content": self.answer, **(json.loads(self.fields) if self.fields else {})}
+        return [*messages_of(self.question), last]
+
+    @property
+    def tools(self) -> list[Message]:
+        """The tools that may be called."""
+        return [*tools_of(self.question)]
+
+    @property
+    def place(self) -> str:
+        """The row that the conversation was read from, for errors."""
+        return str(getattr(self.question, "place", ""))
+
+
+def chat(messages: Sequence[Message], tools: Sequence[Message] = (), place: str = "", context: int = 0) -> Item:
+    """Return messages up to the last reply as an example: a plain Item if they are one question and its answer.
+
+    The answer of a reply without content is the JSON of its tool calls.
+    """
+    last = max(i for i, one in enumerate(messages) if one["role"] == "assistant")
+    question, reply = question_of(messages[:last], tools, place), messages[last]
+    more = {name: value for name, value in reply.items() if name not in ("role", "content")}
+    if not more and not context and type(question) is str:
+        return Item(question, reply["content"])
+    if reply["content"]:
+        return Chat(question, reply["content"], fields=_json(more) if more else "", context=context)
+    calls = _json([call["function"] for call in more.get("tool_calls", [])])
+    return Chat(question, calls, fields=_json({"content": "", **more}), context=context)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+Example = Item | Text  # a Chat is an Item
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def measure(
     folder = Path(out).resolve() if out else root / "runs" / f"measure-{_slug(base)}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
-        _note(folder, config, digest)
+        note_settings(folder, config, digest)
         session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(chosen)
@@ -111,7 +111,7 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
     return results, failed
 
 
-def _note(folder: Path, config: MeasureConfig, digest: str) -> None:
+def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
     """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
     known = read_json(folder / NOTE)
     if known and known["digest"] != digest:

@@ -30,17 +30,20 @@ def load_base(
     system: str | None = None,
     options: Mapping[str, Option] | None = None,
     remote_code: bool = False,
+    template: str | None = None,
+    merge_system: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model in fp32 on the best device, and its tokenizer.
 
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
     chats begin with; None leaves that to the chat template. options: values of the template's variables
-    (`enable_thinking`). remote_code: run Python files that the model brings along. Raises ModelError.
+    (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
+    `set_template`. Raises ModelError.
     """
     model, tokenizer = load_whole(name, _source(name), remote_code)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
-    set_template(tokenizer, system, options)
+    set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
     return _on_device(name, model), tokenizer
 

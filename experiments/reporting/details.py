@@ -106,7 +106,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
             f"{part['asked']:.1%}",
             f"{part['tokens']:,}",
             f"{part['epochs']:.3g}",
-            *([f"{_too_long(part):,} of {_too_long(part) + part['examples']:,}"] if cut else []),
+            *(
+                [f"{_too_long(part):,} of {_too_long(part) + part['examples'] - part.get('shortened', 0):,}"]
+                if cut
+                else []
+            ),
         )
         for arm, parts in drawn.items()
         for part in parts
@@ -116,14 +120,18 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
     whole = "the stage's" if staged else "all"
     note = (
         f"Share: of {whole} tokens really trained on, next to the share asked for. Epochs: times the source was begun."
-        + (" Too long: chats left out because they are longer than data.length." if cut else "")
+        + (
+            " Too long: chats longer than data.length, which were left out, or cut if data.overlong says so."
+            if cut
+            else ""
+        )
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
 
 def _too_long(part: Mapping[str, Any]) -> int:
-    """How many chats were left out; data.json of earlier versions calls them left_out."""
-    return int(part.get("too_long", part.get("left_out", 0)))
+    """How many chats were left out, wholly or in part; data.json of earlier versions calls them left_out."""
+    return int(part.get("too_long", part.get("left_out", 0))) + int(part.get("shortened", 0))
 
 
 def overlap_table(overlaps: Sequence[Overlap]) -> Table | None:

@@ -42,7 +42,7 @@ class ExperimentData:
         packed: bool = True,
     ) -> None:
         self.config, self.tokenizer, data = config, tokenizer, config.data
-        self.encoder = Encoder(tokenizer, data.regime, data.length, packed)
+        self.encoder = Encoder(tokenizer, data.regime, data.length, packed, data.loss, data.overlong)
         self.collator: Any = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]

@@ -35,6 +35,8 @@ class KeptFile(Section):
         None, description="as of a source; default: choice if there is a column options, else exact"
     )
 
+    skip_bad_rows: bool = Field(False, description="pass over rows with cells that cannot be used")
+
     @field_validator("name")
     @classmethod
     def _folder(cls, value: str | None) -> str | None:
@@ -60,7 +62,8 @@ class KeptFile(Section):
         return task
 
     def _source(self) -> LocalFile:
-        columns = {"path": self.path, "question": self.question, "answer": self.answer}
+        columns: dict[str, Any] = {"path": self.path, "question": self.question, "answer": self.answer}
+        columns["skip_bad_rows"] = self.skip_bad_rows
         grader = self.grader or ("choice" if LocalFile(**columns).has_column("options") else "exact")
         return LocalFile(**columns, grader=grader)
 
