@@ -15,8 +15,9 @@ from experiments.data.graders import AnyGrader
 from experiments.data.items import Item, NewTask
 from experiments.evaluation.kept_tasks.question import Question, Template
 
-PLAIN = "Question: {}\nAnswer:"
-REWORDED = ("{}\nThe answer is", "Please answer this question: {}")  # plain and chat, for the A/A floor
+# On one line: SmolLM2-135M-Instruct chooses .30 of 40 capitals after "Question: ...\nAnswer:", .78 and .80 after these
+PLAIN = "{} The answer is"
+REWORDED = ("{} It is", "Please answer this question: {}")  # plain and chat, for the A/A floor
 ALL = 10**9
 
 
