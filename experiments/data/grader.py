@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -129,6 +130,7 @@ class Likelihood(Grader):
 
 def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
     """Return the options of a cell and the index of the answer. raw: cell of the answer. Raises ValueError."""
+    cell = _parsed(cell) if isinstance(cell, str) else cell
     texts = cell.get("text") if isinstance(cell, Mapping) else cell
     labels = [str(label) for label in cell.get("label", ())] if isinstance(cell, Mapping) else []
     if not isinstance(texts, list | tuple) or not all(isinstance(one, str | int | float) for one in texts):
@@ -143,6 +145,14 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
         if answer.strip() in known:
             return options, known.index(answer.strip())
     raise ValueError(f"the answer {answer!r} is none of the options {list(options)}, nor a letter or number of one")
+
+
+def _parsed(cell: str) -> Any:
+    """Read a list that is written as JSON, as a cell of a CSV file has it."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def last_number(text: str) -> Decimal | None:

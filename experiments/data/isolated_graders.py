@@ -37,7 +37,7 @@ class InIsolation(Grader):
 
 
 class Regex(InIsolation):
-    """A regular expression is found in the reply. It may take two seconds.
+    """A regular expression is found in the reply. On Linux, a search of more than two seconds is ended as wrong.
 
     {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer.
     """

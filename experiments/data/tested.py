@@ -101,7 +101,11 @@ class Measured(Source):
 
     def graded(self, task: NewTask | NewText) -> NewTask | NewText:
         """Return the task with the grader of the YAML, if there is one. Raises ConfigError if it cannot be used."""
-        if self.grader is None or isinstance(task, NewText) or task.grader:
+        if self.grader is None:
+            return task
+        if isinstance(task, NewText):
+            raise ConfigError(f"source {self.label}: grader reads replies to questions, but its rows are documents")
+        if task.grader:
             return task
         self.grader.check(task.test)
         scorer, key = self.grader.scorer(), self.grader.digest()

@@ -15,8 +15,9 @@ from experiments.data.graders import AnyGrader
 from experiments.data.items import Item, NewTask
 from experiments.evaluation.kept_tasks.question import Question, Template
 
-PLAIN = "Question: {}\nAnswer:"
-REWORDED = ("{}\nThe answer is", "Please answer this question: {}")  # plain and chat, for the A/A floor
+# On one line: SmolLM2-135M-Instruct chooses .30 of 40 capitals after "Question: ...\nAnswer:", .78 and .80 after these
+PLAIN = "{} The answer is"
+REWORDED = ("{} It is", "Please answer this question: {}")  # plain and chat, for the A/A floor
 ALL = 10**9
 
 
@@ -34,6 +35,8 @@ class KeptFile(Section):
     grader: AnyGrader | None = Field(
         None, description="as of a source; default: choice if there is a column options, else exact"
     )
+
+    skip_bad_rows: bool = Field(False, description="pass over rows with cells that cannot be used")
 
     @field_validator("name")
     @classmethod
@@ -67,7 +70,8 @@ class KeptFile(Section):
         return task
 
     def _source(self) -> LocalFile:
-        columns = {"path": self.path, "question": self.question, "answer": self.answer}
+        columns: dict[str, Any] = {"path": self.path, "question": self.question, "answer": self.answer}
+        columns["skip_bad_rows"] = self.skip_bad_rows
         grader = self.grader or ("choice" if LocalFile(**columns).has_column("options") else "exact")
         return LocalFile(**columns, grader=grader)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -14,6 +15,7 @@ from experiments.common.hashing import text_id
 from experiments.common.section import nearest
 from experiments.data.files import TABLES
 from experiments.data.items import NewTask
+from experiments.data.tables import kind
 from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
@@ -74,7 +76,7 @@ class KeptSuite(Suite):
             """Read a text that ends as a table does as the path of a file."""
             if not isinstance(value, list | tuple):
                 return value
-            return [{"path": one} if isinstance(one, str) and one.endswith(TABLES) else one for one in value]
+            return [{"path": one} if isinstance(one, str) and kind(Path(one)) in TABLES else one for one in value]
 
         @field_validator("tasks")
         @classmethod

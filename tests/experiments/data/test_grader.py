@@ -24,6 +24,7 @@ from tests.helpers.question_files import write
         (["1", "0"], 0, "1"),
         ([3, 1], 1, "1"),  # options that are numbers
         ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "2", "Paris"),
+        ('["Lyon", "Paris"]', "B", "Paris"),  # JSON in a cell of CSV
         (["Lyon", "Paris"], "C", r"the answer 'C' is none of the options"),
         (["Lyon"], "Lyon", r"two or more different options"),
         (["Lyon", "Lyon"], "Lyon", r"two or more different options"),

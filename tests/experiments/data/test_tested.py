@@ -99,6 +99,14 @@ def test_texts_have_test_sets_too(tmp_path: Path) -> None:
     assert [example.text for example in source.epoch(0, 0, task.ids)] in (["one", "three"], ["three", "one"])  # type: ignore[union-attr]
 
 
+def test_documents_have_no_grader(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("one\n\ntwo\n\nthree")
+    with pytest.raises(
+        ConfigError, match=r"source train: grader reads replies to questions, but its rows are documents"
+    ):
+        LocalFile(path=str(tmp_path / "train.txt"), grader="exact").held_out(1, 0)
+
+
 def test_digests_change_only_if_the_fields_are_there(folder: Path) -> None:
     plain, path = file(folder), str(folder / "test.jsonl")
     assert plain.digest() == file(folder, test=None, grader=None).digest() == LocalFile(path=plain.path).digest()  # type: ignore[attr-defined]

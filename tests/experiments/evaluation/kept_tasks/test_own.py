@@ -132,10 +132,17 @@ def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"question": "q", "options": ["a", "b"], "answer": "c"}], r"line 1: the answer 'c' is none of the options"),
+        (
+            [{"question": "q", "options": ["a", "b"], "answer": "c"}],
+            r"line 1: the answer 'c' is none .*skip_bad_rows",
+        ),
         ([{"question": "q", "reply": "c"}], r"has no column 'answer'"),
     ],
 )
 def test_faults_in_a_file(rows: list[Any], said: str, tmp_path: Path) -> None:
+    path = str(write(tmp_path / "exam.jsonl", rows))
     with pytest.raises(ConfigError, match=said):
-        KeptFile(path=str(write(tmp_path / "exam.jsonl", rows))).draw(4, 0)
+        KeptFile(path=path).draw(4, 0)
+    if "options" in rows[0]:
+        write(tmp_path / "exam.jsonl", [*rows, {**rows[0], "answer": "a"}])
+        assert [item.answer for item in KeptFile(path=path, skip_bad_rows=True).draw(4, 0).test] == ["a"]
