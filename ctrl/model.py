@@ -17,7 +17,7 @@ from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import NO_MODEL, ConfigError
 from ctrl.expansion import Expansion, Part, put_on
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
 from ctrl.probe import probe
@@ -74,7 +74,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
-    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
+    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
+    remember_base(control, model)
     parts = [
         Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
         for index, kind, copied in expansions

@@ -18,6 +18,7 @@ from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, SHIPPED, check_f
 from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
+from experiments.data.graders import found_next_to
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import FLAT, set_key
@@ -171,7 +172,13 @@ class ExperimentConfig(Section):
         """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        return load_base(self.base_model, self.data.system, self.data.template_options, self.trust_remote_code)
+        return load_base(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer alone, as `load_base` does. Raises ModelError."""
+        from experiments.models.base import load_tokenizer
+
+        return load_tokenizer(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -202,7 +209,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
         set_value(values, key, value)
-    return parse_config(values, source=str(path))
+    return parse_config(found_next_to(values, path.parent), source=str(path))
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:

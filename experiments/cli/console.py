@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from experiments.common.printable import printable
+from experiments.common.progress import print_line
 
 Commands = Any  # what argparse's add_subparsers returns; its class is private
 NO_WRAP = 10_000  # columns: what is no terminal gets each row on one line
@@ -23,11 +24,8 @@ STYLES = (  # pattern, style of its matches on a terminal
 
 
 def say(text: str) -> None:
-    """Write a line above a progress bar, if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(styled(text, sys.stdout))
-    sys.stdout.flush()
+    """Write a line above the progress bars, if there are any."""
+    print_line(styled(text, sys.stdout))
 
 
 def show(text: str, stream: TextIO | None = None) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
@@ -54,7 +54,7 @@ class BaseCache:
             "transformers": transformers.__version__,
         }
 
-    def place(self, suite: Suite) -> Path | None:
+    def place(self, suite: DrawnSuite) -> Path | None:
         """Return the folder of a suite; None if the suite is not cached."""
         content = suite.content()
         return None if content is None else self.folder / json_digest(self._full_key(suite, content))[:16]
@@ -75,7 +75,7 @@ class BaseCache:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def write(self, place: Path, suite: Suite, entry: CachedSuite) -> None:
+    def write(self, place: Path, suite: DrawnSuite, entry: CachedSuite) -> None:
         """Write the results: each file whole or not at all, and `meta.json` last, without which nothing is read."""
         (place / META).unlink(missing_ok=True)
         write_records(place / RECORDS, entry.records)
@@ -84,7 +84,7 @@ class BaseCache:
         key = self._full_key(suite, suite.content())
         write_json(place / META, {"key": key, "seconds": entry.seconds, "files": files})
 
-    def _full_key(self, suite: Suite, content: Any) -> dict[str, Any]:
+    def _full_key(self, suite: DrawnSuite, content: Any) -> dict[str, Any]:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
 
 

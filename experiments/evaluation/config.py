@@ -18,6 +18,7 @@ from pydantic import (
 
 from experiments.common.section import MAX_DRAWS, Place, Section, nearest
 from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suite import SuiteSettings
 from experiments.evaluation.suites import SUITES
 
@@ -49,6 +50,12 @@ class EvaluationConfig(Section):
     def unused_settings(self) -> set[str]:
         """Return the suites that are not measured but have a setting that is not its default."""
         return self._settings.keys() - set(self.suites)
+
+    @property
+    def kept_files(self) -> tuple[KeptFile, ...]:
+        """The files of kept tasks that are measured."""
+        files: tuple[KeptFile, ...] = self.settings("kept").files if "kept" in self.suites else ()
+        return files
 
     @property
     def has_floor(self) -> bool:

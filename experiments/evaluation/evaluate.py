@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
+from experiments.common.progress import progress as show_progress
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.cache import BaseCache, CachedSuite
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.suite import Suite, SuiteContext
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteContext
 from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
@@ -40,7 +40,7 @@ class Baseline:
 class Suites:
     """The suites of `evaluation.suites` in that order, with their items drawn. `prepare` makes an Evaluation."""
 
-    def __init__(self, suites: Mapping[str, Suite]) -> None:
+    def __init__(self, suites: Mapping[str, DrawnSuite]) -> None:
         self.suites = dict(suites)
 
     @classmethod
@@ -72,49 +72,55 @@ class Suites:
 
         state: `Evaluation.state` of an earlier process. Raises ConfigError if it belongs to another config.
         """
-        for name, suite in self.suites.items():
-            if name in (state or {}):
-                suite.restore((state or {})[name])
+        known = state or {}
         with evaluating(base, precision):
-            for suite in self.suites.values():
-                suite.cache_folder = cache.place(suite) if cache else None
-                suite.prepare(base, precision)
-        return Evaluation(self.suites)
+            prepared = [
+                suite.prepare(base, known.get(name, {}), cache.place(suite) if cache else None)
+                for name, suite in self.suites.items()
+            ]
+        return self._evaluation(prepared)
+
+    def without_base(self) -> Evaluation:
+        """Return those suites that measure each model by itself."""
+        return Evaluation({name: suite for name, suite in self.suites.items() if isinstance(suite, PreparedSuite)})
+
+    def _evaluation(self, prepared: Iterable[PreparedSuite]) -> Evaluation:
+        return Evaluation(dict(zip(self.suites, prepared, strict=True)))
 
     def measure_base(
         self, base: PreTrainedModel, precision: Precision, cache: BaseCache
     ) -> tuple[Evaluation, Baseline]:
         """Prepare, and measure the base model with the suites that the cache does not have. Raises as `evaluate`."""
-        pairs = [self._cached(suite, base, precision, cache) for suite in self.suites.values()]
-        records = [record for found, _ in pairs for record in found.records]
-        measured = [name for name, (_, new) in zip(self.suites, pairs, strict=True) if new]
-        return Evaluation(self.suites), Baseline(records, sum(found.seconds for found, _ in pairs), measured)
+        triples = [_on_base(suite, base, precision, cache) for suite in self.suites.values()]
+        records = [record for _, found, _ in triples for record in found.records]
+        measured = [name for name, (*_, is_new) in zip(self.suites, triples, strict=True) if is_new]
+        seconds = sum(found.seconds for _, found, _ in triples)
+        return self._evaluation(prepared for prepared, *_ in triples), Baseline(records, seconds, measured)
 
-    def _cached(
-        self, suite: Suite, base: PreTrainedModel, precision: Precision, cache: BaseCache
-    ) -> tuple[CachedSuite, bool]:
-        """Return the suite's results on the base model, and whether they had to be measured."""
-        place = suite.cache_folder = cache.place(suite)
-        with cache.lock(place) if place else nullcontext():
-            found = cache.read(place) if place else None
-            if found:
-                suite.restore(found.state)
-            with evaluating(base, precision):
-                suite.prepare(base, precision)
-            if found:
-                return found, False
-            start = time.perf_counter()
-            records = Evaluation({suite.name: suite}).evaluate(base, precision)
-            found = CachedSuite(records, suite.state(), time.perf_counter() - start)
-            if place:
-                cache.write(place, suite, found)
-            return found, True
+
+def _on_base(
+    suite: DrawnSuite, base: PreTrainedModel, precision: Precision, cache: BaseCache
+) -> tuple[PreparedSuite, CachedSuite, bool]:
+    """Return the prepared suite, its results on the base model, and whether they had to be measured."""
+    place = cache.place(suite)
+    with cache.lock(place) if place else nullcontext():
+        found = cache.read(place) if place else None
+        with evaluating(base, precision):
+            prepared = suite.prepare(base, found.state if found else {}, place)
+        if found:
+            return prepared, found, False
+        start = time.perf_counter()
+        records = Evaluation({suite.name: prepared}).evaluate(base, precision)
+        found = CachedSuite(records, prepared.state(), time.perf_counter() - start)
+        if place:
+            cache.write(place, suite, found)
+        return prepared, found, True
 
 
 class Evaluation:
     """Suites that are prepared on the base model, so that they can measure any model. Made by `Suites`."""
 
-    def __init__(self, suites: Mapping[str, Suite]) -> None:
+    def __init__(self, suites: Mapping[str, PreparedSuite]) -> None:
         self.suites = dict(suites)
 
     def state(self) -> dict[str, Any]:
@@ -134,17 +140,15 @@ class Evaluation:
         not among those of the run, and NotFinite if logits are not finite.
         """
         chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
-        # disable=None: no progress bar if stderr is not a terminal
-        off = None if progress else True
-        bar = tqdm(total=sum(s.size for s in chosen), desc="evaluate", unit="item", leave=False, disable=off)
-        with bar, evaluating(model, precision):
-            records = [record for suite in chosen for record in suite.measure(model, bar.update)]
+        bar = show_progress("evaluate", sum(s.size for s in chosen), "item", shown=progress)
+        with bar as task, evaluating(model, precision):
+            records = [record for suite in chosen for record in suite.measure(model, task.advance)]
         records += [record for suite in chosen for record in suite.measure_weights(model)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")
         return records
 
-    def _suite(self, name: str) -> Suite:
+    def _suite(self, name: str) -> PreparedSuite:
         if name not in self.suites:
             raise ConfigError(unknown_name("suite", name, list(self.suites)))
         return self.suites[name]

@@ -29,6 +29,21 @@ def cka(x: Array, y: Array) -> float:
     return float((first * second).sum() / size) if size > 0 else float("nan")
 
 
+def procrustes(x: Array, y: Array) -> float:
+    """Return 1 - |X^T Y|_*^2, columns centred and |X| = |Y| = 1: what no rotation and scale can undo.
+
+    |A|_* is the sum of A's singular values. 0 for states that are equal up to rotation and scale, at most 1; NaN if all
+    sentences have the same state. It is the disparity of `scipy.spatial.procrustes`.
+    """
+    first, second = _centred(x), _centred(y)
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    if not size > 0:
+        return float("nan")
+    # X^T = Q R and Y^T = P S give X^T Y = Q (R S^T) P^T: a matrix of sentences squared has the same singular values
+    r, s = (np.asarray(np.linalg.qr(c.T, mode="r")) for c in (first, second))
+    return 1 - (float(np.linalg.svd(r @ s.T, compute_uv=False).sum()) / size) ** 2
+
+
 def neighbours(x: Array, y: Array, k: int = NEIGHBOURS) -> float:
     """Return the mean share of a sentence's k nearest others (by cosine) in x that are among its k nearest in y.
 
@@ -40,7 +55,7 @@ def neighbours(x: Array, y: Array, k: int = NEIGHBOURS) -> float:
     return float(shared.mean() / k)
 
 
-METRICS = {"cosine": cosine, "relative_l2": relative_l2, "cka": cka, "neighbours": neighbours}
+METRICS = {"cosine": cosine, "relative_l2": relative_l2, "cka": cka, "procrustes": procrustes, "neighbours": neighbours}
 
 
 def projection(base: Array, tuned: Array) -> tuple[Array, Array]:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.section import Section
 from experiments.data.items import NewTask, NewText
 from experiments.models.generation import Progress
-from experiments.models.precision import Precision
 from experiments.records import Record
 
 
@@ -37,20 +36,42 @@ class SuiteContext:
     remote_code: bool = False
 
 
-class Suite:
+class PreparedSuite:
+    """A suite that can measure any model. name: `suite` of its records."""
+
+    name: ClassVar[str]
+
+    @property
+    def size(self) -> int:
+        """Number of items that `measure` reports to `progress`."""
+        raise NotImplementedError
+
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
+        """Return one record per item and form. progress: callback, called with the number of items just finished.
+
+        Called inside `evaluating`: evaluation mode, no gradients, the precision of the run.
+        """
+        raise NotImplementedError
+
+    def measure_weights(self, model: PreTrainedModel) -> Iterable[Record]:
+        """Return records of the weights themselves. Called outside of `evaluating`, which may round weights to bf16."""
+        return ()
+
+    def state(self) -> dict[str, Any]:
+        """Return what must not change between processes, as plain JSON: `DrawnSuite.prepare` gets it there."""
+        return {}
+
+
+class DrawnSuite:
     """One kind of measurement. Its items are drawn once, so the base model and every arm get the same items.
 
-    To add a suite, derive a class and add it to the table `experiments.evaluation.suites.SUITES`. `prepare` and
-    `measure` are called inside `evaluating`: evaluation mode, no gradients, the precision of the run.
-
-    name: key of the suite in `evaluation.suites`, and `suite` of its records. version: raise it when a change of the
-    code changes records, so that cached results of the base model are not used again. Settings: class of the settings.
+    name: key of the suite in `evaluation.suites`. version: raise it when a change of the code changes records, so that
+    cached results of the base model are not used again. Settings: class of the settings.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     Settings: ClassVar[type[SuiteSettings]] = SuiteSettings
-    cache_folder: Path | None = None  # `prepare` may keep files here that are too large for `state`; None: no cache
 
     def __init__(
         self,
@@ -70,13 +91,8 @@ class Suite:
         """Draw the items. They may depend on settings, context, tokenizer and tasks only."""
 
     @property
-    def size(self) -> int:
-        """Number of items that `measure` reports to `progress`."""
-        raise NotImplementedError
-
-    @property
     def longest(self) -> int:
-        """Number of tokens of the longest sequence that `measure` reads or writes; 0 if the suite cuts to fit."""
+        """Number of tokens of the longest sequence that is read or written; 0 if the suite cuts to fit."""
         return 0
 
     def content(self) -> Any:
@@ -87,24 +103,25 @@ class Suite:
         """
         return None
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Compute what other models are compared with, unless `restore` has set it."""
-
-    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
-        """Return one record per item and form. progress: callback, called with the number of items just finished."""
-        raise NotImplementedError
-
-    def measure_weights(self, model: PreTrainedModel) -> Iterable[Record]:
-        """Return records of the weights themselves. Called outside of `evaluating`, which may round weights to bf16."""
-        return ()
-
-    def reworded(self) -> Suite | None:
+    def reworded(self) -> DrawnSuite | None:
         """Return the same suite with its questions in other words, for the A/A floor; None if it has none."""
         return None
 
-    def state(self) -> dict[str, Any]:
-        """Return the part of what `prepare` computed that must not change between processes, as plain JSON."""
-        return {}
+    def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> PreparedSuite:
+        """Return the suite that compares models with the base model. Called inside `evaluating`.
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take the `state` of an earlier process. Raises ConfigError if it does not fit the settings."""
+        state: `PreparedSuite.state` of an earlier process, or empty. folder: for files that are too large for it; None
+        without a cache. Raises ConfigError for a state that does not fit the settings.
+        """
+        raise NotImplementedError
+
+
+class Suite(DrawnSuite, PreparedSuite):
+    """A suite that measures each model by itself, so its items are all that it needs.
+
+    To add a suite, derive a class and add it to the table `experiments.evaluation.suites.SUITES`. A suite that compares
+    a model with the base derives from DrawnSuite, and its `prepare` returns a PreparedSuite.
+    """
+
+    def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> PreparedSuite:
+        return self

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.files import read_json, read_note, write_json
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
 from experiments.measure.kinds import Base, check_base_fingerprint
@@ -84,7 +84,10 @@ class Session:
         return read_json(folder / MODEL) == _facts(model) and (folder / RESULT).is_file() and not cut_off(folder)
 
     def arm(self, model: Model) -> Path:
-        return self.folder / "arms" / model.name
+        return self.arm_folder(model.name)
+
+    def arm_folder(self, name: str) -> Path:
+        return self.folder / "arms" / name
 
     def measure(self, model: Model) -> ArmResult:
         """Measure a model at each checkpoint, or read what is on disk of it."""
@@ -121,11 +124,11 @@ class Session:
     def _records(self, measured: MeasuredBase, model: Model, loaded: PreTrainedModel) -> list[Record]:
         """Measure with the base's suites; questions in the model's own chat template and tokens if they differ."""
         names = [name for name in self.config.evaluation.suites if name not in model.left_out]
-        shared = [name for name in names if name in DISTRIBUTIONS]
         if not model.own and not model.extra:
             return measured.evaluation.evaluate(loaded, measured.precision, names)
-        asked = self._suites([name for name in names if name not in shared], model.tokenizer)
-        records = Evaluation(asked.suites).evaluate(loaded, measured.precision)
+        asked = self._suites([name for name in names if name not in DISTRIBUTIONS], model.tokenizer).without_base()
+        records = asked.evaluate(loaded, measured.precision)
+        shared = [name for name in names if name not in asked.suites]
         if shared and model.extra:
             loaded.resize_token_embeddings(self.base.facts["vocab_size"])  # distributions over the shared ids
         return records + measured.evaluation.evaluate(loaded, measured.precision, shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
 from experiments.evaluation.suites.new_task import NewTaskSuite
@@ -80,7 +80,7 @@ def lost_answers(
     return sorted(found.values(), key=lambda one: -one.clarity)[:count]
 
 
-def question_texts(suites: Iterable[Suite]) -> dict[tuple[str, str, str, str], str]:
+def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, str], str]:
     """Return the text of each question of suites by the key of its record: records hold only its digest."""
     texts: dict[tuple[str, str, str, str], str] = {}
     for suite in suites:
@@ -89,11 +89,14 @@ def question_texts(suites: Iterable[Suite]) -> dict[tuple[str, str, str, str], s
                 chat, plain = q.template.chat, f"{q.template.plain} ..."
                 texts |= {(suite.name, q.task, form, q.id): chat for form in ("chat", "generate")}
                 texts[suite.name, q.task, "plain", q.id] = plain
+            written = [(task.name, item) for task in suite.written for item in task.test]
+            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in written}
         elif isinstance(suite, InstructionSuite):
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
-            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in asked}
+            forms = ("chat", *suite.settings.forms)
+            texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
     return texts
 
 

@@ -68,10 +68,12 @@ class Tuning(Section):
     """What trains: `train: {name: its fields}`.
 
     in_control: whether a shorthand arm has these fields in its section `control`; else they are in `options`.
+    adapts: whether what trains are adapters, whose factors are no weights of the base's kind.
     """
 
     in_control: ClassVar[bool] = False
     reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
+    adapts: ClassVar[bool] = False
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:

@@ -20,7 +20,9 @@ from experiments.methods.batches import single_rows
 class Lora(Tuning):
     """Train low-rank adapters (arXiv 2106.09685): W + scale * B A with A random and B = 0; scale = alpha / rank."""
 
+    adapts: ClassVar[bool] = True
     scale_by_root: ClassVar[bool] = False
+    by_direction: ClassVar[bool] = False
     rank: int = Field(8, ge=1, le=MAX_RANK, description="rank of the adapters")
     alpha: float = Field(16.0, gt=0, description="numerator of the adapters' scale (not the alpha of an interpolation)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
@@ -45,6 +47,7 @@ class Lora(Tuning):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=self.dropout,
             use_rslora=self.scale_by_root,
+            use_dora=self.by_direction,
             target_modules=linear_names(model, self.targets),
             **settings,
         )
@@ -54,6 +57,15 @@ class Rslora(Lora):
     """Lora with scale = alpha / sqrt(rank) (arXiv 2312.03732)."""
 
     scale_by_root: ClassVar[bool] = True
+
+
+class Dora(Lora):
+    """Train length and direction of weights apart: m (W + s B A) / |W + s B A| (DoRA, arXiv 2402.09353).
+
+    |.|: the length of each output's row. m starts as the rows' lengths of W and trains too. s = alpha / rank.
+    """
+
+    by_direction: ClassVar[bool] = True
 
 
 class Corda(Lora):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
+from experiments.common.hashing import json_digest
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
@@ -20,15 +21,17 @@ from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
+from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import write_result
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared(MeasuredBase):
-    """What all arms of a run share. `prepare` makes it."""
+    """What all arms of a run share. `prepare` makes it. searched: what is measured and in the training data too."""
 
     config: ExperimentConfig
     data: ExperimentData
+    searched: Searched
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
         """Measure a model after its training, fill the result, and write it and its records to `folder`."""
@@ -54,7 +57,8 @@ class Prepared(MeasuredBase):
 class Inputs:
     """What a run reads before it writes: the base model, the data and the suites, checked. `read_inputs` makes it.
 
-    model: the base; gone once it is measured, as arms need the memory. digests: of the sources, by number and name.
+    model: the base; gone once it is measured, as arms need the memory. digests: of all that must not
+    change while the run goes on, by name.
     """
 
     config: ExperimentConfig
@@ -68,10 +72,13 @@ class Inputs:
         """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
         _check_sources(folder, self.digests)
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
+        searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
+        for line in searched.lines():
+            say(line)
         seed = self.config.seed
         base = measure_base(evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say)
         del self.model
-        return Prepared(**vars(base), config=self.config, data=self.data)
+        return Prepared(**vars(base), config=self.config, data=self.data, searched=searched)
 
 
 def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] = print) -> Prepared:
@@ -97,19 +104,28 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     if not packed:
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
-    context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
-    suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
+    suites = Suites.drawn(
+        config.evaluation,
+        SuiteContext(config.seed, config.base_model, config.trust_remote_code),
+        tokenizer,
+        data.tasks,
+    )
     check_suites(config, model, suites)
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
     data.check_rows()
-    digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
+    for line in data.too_long():
+        say(line)
+    digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
+    digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
+    if config.data.template is not None:  # maybe a file, which may have changed
+        digests["the data.template"] = json_digest(tokenizer.chat_template)
     return Inputs(config, model, tokenizer, data, suites, digests)
 
 
 def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raise ConfigError if a source has changed since this run began."""
+    """Raise ConfigError if a source, or a file of a kept task, has changed since this run began."""
     path = folder / "sources.json"
     known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]

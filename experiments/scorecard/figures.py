@@ -30,6 +30,11 @@ def _retention(t: Totals) -> Array:
     return ratio(t["after"], t["before"])
 
 
+def _efficiency(gain: Array, kl: Array) -> Array:
+    """Return gain / sqrt(KL); NaN where the KL is 0."""
+    return ratio(gain, np.sqrt(kl))
+
+
 def _gain(s: Sample) -> Array:
     return ratio(s.new["after"] - s.new["before"], s.new["n"])
 
@@ -113,11 +118,24 @@ _KEPT = (
 _DRIFT = (
     Figure("kl", "drift", "KL", "KL(base || trained) on replies of the base model, nats per token",
            "mean over tokens of KL(base || trained), whole vocabulary", "lower", PER_TOKEN, NATS, unchanged=0,
-           tables=("run", "compare"), draw=lambda s: s.divergence(new_prompts=False)),
+           tables=("run", "compare"), draw=lambda s: s.divergence()),
     Figure("kl_new", "drift", "KL, new task",
            "KL(base || trained) on replies to questions of the new task, nats per token",
            "as kl, on the prompts of the new task", "lower", PER_TOKEN, NATS, unchanged=0,
-           tables=("further", "compare"), draw=lambda s: s.divergence(new_prompts=True)),
+           tables=("further", "compare"), draw=lambda s: s.divergence("new_prompts")),
+    Figure("kl_text", "drift", "KL, natural text", "KL(base || trained) on natural text, nats per token",
+           "as kl, on a public-domain story", "lower", PER_TOKEN, NATS, unchanged=0, tables=("further", "compare"),
+           draw=lambda s: s.divergence("text")),
+    Figure("kl_kept", "drift", "KL, kept", "KL(base || trained) on kept answers in the plain form, nats per token",
+           "as kl, on the right answers to kept questions in the plain form", "lower", PER_TOKEN, NATS, unchanged=0,
+           tables=("further", "compare"), draw=lambda s: s.divergence("kept plain")),
+    Figure("kl_kept_chat", "drift", "KL, kept chats",
+           "KL(base || trained) on kept answers in the chat form, nats per token",
+           "as kl_kept, in the chat form", "lower", PER_TOKEN, NATS, unchanged=0, tables=("further",),
+           draw=lambda s: s.divergence("kept chat")),
+    Figure("eta", "drift", "eta", "gain for the change on natural text: gain / sqrt(kl_text)",
+           "gain / sqrt(kl_text) (DCO, arXiv 2609.13680)", "higher", unit="", signed=True,
+           tables=("further", "compare"), draw=lambda s: _efficiency(_gain(s), s.divergence("text"))),
     Figure("perplexity_drift", "text", "ppl drift",
            "negative log-likelihood of general text, after - before, nats per token",
            "mean over tokens of NLL after - before, paired by document", "lower", PER_TOKEN, (2, 2, 1), signed=True,
@@ -195,6 +213,10 @@ _ALIGNMENT = (
     Figure("alignment_cka", "alignment", "CKA", "linear centred kernel alignment of hidden states with the base's",
            "mean over layers (arXiv 1905.00414)", unit="", places=FINE, unchanged=1, tables=("further",),
            closed=lambda s: s.alignment("cka")),
+    Figure("alignment_procrustes", "alignment", "Procrustes",
+           "distance of hidden states from the base's that no rotation and scale can undo",
+           "mean over layers of 1 - |X^T Y|_*^2, X and Y centred, of size 1 (arXiv 2605.28819)", unit="", places=FINE,
+           unchanged=0, tables=("further",), closed=lambda s: s.alignment("procrustes")),
     Figure("alignment_neighbours", "alignment", "neighbours", "share of nearest neighbours in common with the base",
            "mean over layers and sentences", places=FINE, unchanged=1, tables=("further",),
            closed=lambda s: s.alignment("neighbours")),

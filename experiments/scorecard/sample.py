@@ -24,6 +24,7 @@ from experiments.scorecard.inference import wilson
 from experiments.scorecard.pairing import Pair, pair_records, require
 
 NEW_PROMPTS = "new_prompts"  # task of the drift records on the new task's own prompts
+GIVEN = ("text", "kept plain", "kept chat")  # tasks of the drift records on text that the base did not write
 Totals: TypeAlias = Mapping[str, Array]  # COUNTS summed over questions, each (1 + draws,)
 Many = TypeVar("Many", bound=Sequence[Any])
 
@@ -114,9 +115,10 @@ class Sample:
         rows = ((r, require(r, "value") - require(r0, "value"), require(r, "tokens")) for r0, r in pairs)
         return weighted(rows, self.draws, self.seed)
 
-    def divergence(self, new_prompts: bool) -> Array:
-        """KL(base || trained), nats per token, on the prompts of the new task or on general ones."""
-        drift = [r for r in self.after if r.suite == "drift" and (r.task == NEW_PROMPTS) == new_prompts]
+    def divergence(self, task: str | None = None) -> Array:
+        """KL(base || trained), nats per token, on one task of the drift suite; None: on replies to general prompts."""
+        others = (NEW_PROMPTS, *GIVEN)
+        drift = [r for r in self.after if r.suite == "drift" and (r.task == task if task else r.task not in others)]
         rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
         return weighted(rows, self.draws, self.seed, positive=True)
 

@@ -66,7 +66,7 @@ def _checked(study: StudyConfig, picks: dict[str, Scalar], source: str) -> Exper
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
     evaluation, stream = config.evaluation, config.data.order == "sequential"
-    known = figure_names(evaluation.suites, evaluation.settings("kept").tasks, stream, evaluation.has_floor)
+    known = figure_names(evaluation.suites, evaluation.settings("kept").names, stream, evaluation.has_floor)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and "lm_eval" in evaluation.suites):

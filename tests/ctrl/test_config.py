@@ -61,6 +61,15 @@ def test_every_fault_names_argument_value_and_way_out(name: str, value: Any, mes
     assert len(str(caught.value).splitlines()) == 1
 
 
+NUMBERS = [f.name for f in dataclasses.fields(ControlConfig) if type(f.default) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_switch_is_no_number(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\b.*(got |=)True"):
+        ControlConfig(**{name: True})
+
+
 def test_all_faults_come_at_once() -> None:
     bad: dict[str, Any] = {
         "structure": "stak",

@@ -47,10 +47,11 @@ def test_what_is_new_has_a_digest_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("trusted", [False, True])
 def test_code_of_the_base_model_runs_only_if_the_yaml_says_so(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of({}).model_copy(update={"trust_remote_code": trusted})
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("experiments.models.base.load_base", lambda *given: calls.append(given))
+    calls: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("experiments.models.base.load_base", lambda name, **given: calls.append((name, given)))
     config.load_base()
-    assert calls == [(config.base_model, None, {}, trusted)]
+    chats = {"system": None, "options": {}, "template": None, "merge_system": False}
+    assert calls == [(config.base_model, {"remote_code": trusted, **chats})]
     assert config.to_dict().get("trust_remote_code", False) is trusted
     assert (config.digest() == config_of({}).digest()) is not trusted
 

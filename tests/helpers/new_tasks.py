@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from experiments.data.items import NewTask, NewText
 from experiments.data.sources import ReasoningGym
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import PreparedSuite
 from experiments.models.modes import evaluating
 from experiments.records import Record
 from tests.helpers.option_scores import FP32
@@ -22,7 +22,7 @@ def sums() -> NewTask:
     return ReasoningGym(name="chain_sum").held_out(4, 0)
 
 
-def measured(suite: Suite, model: PreTrainedModel) -> tuple[list[Record], list[int]]:
+def measured(suite: PreparedSuite, model: PreTrainedModel) -> tuple[list[Record], list[int]]:
     counts: list[int] = []
     with evaluating(model, FP32):
         return list(suite.measure(model, counts.append)), counts

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from experiments.config import ExperimentConfig, parse_config
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
-from experiments.evaluation.suite import Suite, SuiteContext
+from experiments.evaluation.suite import DrawnSuite, SuiteContext
 from experiments.models.base import shipped_folder
 
-AnySuite = TypeVar("AnySuite", bound=Suite)
+AnySuite = TypeVar("AnySuite", bound=DrawnSuite)
 SUMS = {"new": {"name": "chain_sum"}}  # short rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.alignment import AlignmentSuite
 from experiments.evaluation.suites.drift import DriftSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
@@ -11,7 +11,7 @@ from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.evaluation.suites.text import TextSuite
 
-SUITES: dict[str, type[Suite]] = {
+SUITES: dict[str, type[DrawnSuite]] = {
     suite.name: suite
     for suite in (
         NewTaskSuite,

@@ -6,9 +6,10 @@ after the decoder layer and before the final norm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,10 @@ from ctrl.diagnostics import attach
 from ctrl.layer import ExpandedLayer
 from ctrl.structure import decoder_layers
 from experiments.evaluation.similarity import METRICS, Array
-from experiments.evaluation.suite import Suite
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteContext
 from experiments.evaluation.weights import update_sizes
 from experiments.models.base import stored_base
 from experiments.models.generation import Progress
-from experiments.models.precision import Precision
 from experiments.models.tokens import pad, pad_id, text_ids
 from experiments.records import Record
 
@@ -120,7 +120,7 @@ def _at(states: Tensor, last: Tensor) -> Array:
     return states[rows, last.to(states.device)].double().cpu().numpy()
 
 
-class AlignmentSuite(Suite):
+class AlignmentSuite(DrawnSuite):
     """One record per layer and metric; the task is the metric's name in METRICS.
 
     Form `base`: the model against the base model, with the size of the weights' update as a further task. Form
@@ -128,11 +128,7 @@ class AlignmentSuite(Suite):
     """
 
     name = "alignment"
-    base: States | None = None  # set by prepare
-
-    @property
-    def size(self) -> int:
-        return len(sentences())
+    version = 2  # Procrustes
 
     @property
     def longest(self) -> int:
@@ -141,13 +137,25 @@ class AlignmentSuite(Suite):
     def content(self) -> Any:
         return [sentences(), [text_ids(self.tokenizer, sentence) for _, sentence in sentences()]]
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
+    def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> AlignmentWithBase:
         """Compute the base model's states. They are not saved: one forward pass computes them again."""
-        self.base = hidden_states(base, self.tokenizer)
+        return AlignmentWithBase(hidden_states(base, self.tokenizer), self.tokenizer, self.context)
+
+
+@dataclass(frozen=True, eq=False)
+class AlignmentWithBase(PreparedSuite):
+    """Compare the states of any model with the base's."""
+
+    name = AlignmentSuite.name
+    base: States
+    tokenizer: PreTrainedTokenizerBase
+    context: SuiteContext
+
+    @property
+    def size(self) -> int:
+        return len(sentences())
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        if self.base is None:
-            raise RuntimeError("suite 'alignment' needs the base model's states: call prepare(base_model) first")
         states = hidden_states(model, self.tokenizer)
         progress(self.size)
         yield from _records("base", layer_table(self.base, states))

@@ -1,4 +1,4 @@
-"""Suite `drift`: the KL divergence from the base model, on replies that the base model wrote."""
+"""Suite `drift`: the KL divergence from the base model, on its own replies, natural text and kept questions."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest, text_id
 from experiments.data.items import NewTask
+from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, draw_questions
 from experiments.evaluation.log_probs import stored
-from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteSettings
+from experiments.evaluation.suites.kept import FORMS, as_choice
+from experiments.evaluation.suites.text import text_windows
 from experiments.models.generation import Progress, by_length, generate_ids, no_progress
-from experiments.models.precision import Precision
 from experiments.models.reading import reading
 from experiments.models.tokens import asked_key, longest_chat, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
-GENERAL, NEW_PROMPTS = "base replies", "new_prompts"  # tasks of the records
+LONG = 2  # windows of natural text at a time
+GENERAL, NEW_PROMPTS, TEXT, KEPT = "base replies", "new_prompts", "text", "kept"  # tasks of the records
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
     "Write a short poem about the sea.",
@@ -57,17 +61,28 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Reply:
-    """A prompt and the base model's reply to it, as token ids."""
+    """A prompt, and the base model's reply to it or a given continuation, as token ids."""
 
     prompt: tuple[int, ...]
     reply: tuple[int, ...]
 
 
-class DriftSuite(Suite):
-    """KL(base || trained) in nats per token, on the base model's own greedy replies.
+@dataclass(frozen=True)
+class Given:
+    """A text that is read as it is. task, item: of its record. text: what it is known by."""
+
+    task: str
+    item: str
+    text: str
+    reply: Reply
+
+
+class DriftSuite(DrawnSuite):
+    """KL(base || trained) in nats per token, on the base model's own greedy replies and on given text.
 
     Task `base replies`: replies to general prompts. Task `new_prompts`: replies to the first questions of the new task;
-    none if the new task is a text.
+    none if the new task is a text. Task `text`: windows of the text suite's story. Tasks `kept plain` and `kept chat`:
+    the right answers to kept questions in both forms.
     """
 
     name = "drift"
@@ -78,6 +93,15 @@ class DriftSuite(Suite):
         replies: int = Field(16, ge=1, description=f"replies to general prompts, at most {len(PROMPTS)}")
         new_replies: int = Field(8, ge=0, description="replies to questions of the new task")
         reply_tokens: int = Field(48, ge=1, le=10**5, description="most tokens of a reply")
+        text_tokens: int = Field(0, ge=0, le=10**7, description="tokens of natural text, 64 or more; 0: none")
+        kept: int = Field(0, ge=0, description="questions of each default kept task, in two forms; 0: none")
+
+        @field_validator("text_tokens")
+        @classmethod
+        def _enough(cls, value: int) -> int:
+            if 0 < value < 64:
+                raise ValueError("must be 0, or 64 or more")
+            return value
 
     settings: Settings
 
@@ -92,58 +116,102 @@ class DriftSuite(Suite):
         turns = [item for items in itertools.zip_longest(*by_task) for item in items if item]  # of each task in turn
         new = [(NEW_PROMPTS, item.id, item.question) for item in turns[: settings.new_replies]]
         self.prompts = general + new
-        self.replies: list[Reply] = []
-        self.references: dict[int, Tensor] = {}
+        self.given = [*self._text(), *self._kept()]
 
-    @property
-    def size(self) -> int:
-        return len(self.prompts)
+    def _text(self) -> Iterator[Given]:
+        tokens = self.settings.text_tokens
+        for i, window in enumerate(text_windows(self.tokenizer, tokens) if tokens else ()):
+            yield Given(
+                TEXT, f"window {i}", str(self.tokenizer.decode(window)), Reply(tuple(window[:1]), tuple(window[1:]))
+            )
+
+    def _kept(self) -> Iterator[Given]:
+        if not self.settings.kept:
+            return
+        for question in draw_questions(DEFAULT_TASKS, self.settings.kept, self.context.seed):
+            for form in FORMS:
+                choice = as_choice(self.tokenizer, question, form)
+                asked = question.template.plain if form == "plain" else question.template.chat
+                reply = Reply(choice.prompt, choice.options[question.answer])
+                yield Given(f"{KEPT} {form}", f"{question.task} {question.id}", asked, reply)
 
     @property
     def longest(self) -> int:
-        return longest_chat(self.tokenizer, [p for _, _, p in self.prompts], self.settings.reply_tokens)
+        chats = longest_chat(self.tokenizer, [p for _, _, p in self.prompts], self.settings.reply_tokens)
+        return max([chats, *(len(one.reply.prompt) + len(one.reply.reply) for one in self.given)])
 
     def content(self) -> Any:
-        return [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
+        key = [self.settings.reply_tokens, self.prompts, asked_key(self.tokenizer, [p for _, _, p in self.prompts])]
+        return (
+            [*key, [(one.task, one.item, one.reply.prompt, one.reply.reply) for one in self.given]]
+            if self.given
+            else key
+        )
 
-    def prepare(self, base: PreTrainedModel, precision: Precision) -> None:
-        """Generate the base model's replies, unless they were restored, and its log-probabilities on them.
+    def prepare(self, base: PreTrainedModel, state: Mapping[str, Any], folder: Path | None) -> DriftFromBase:
+        """Generate the base model's replies, unless `state` has them, and its log-probabilities on them.
 
-        The log-probabilities are read from the cache if they are there.
+        The log-probabilities are read from a file in `folder` if it is there.
         """
-        if not self.replies:
-            prompts = [prompt for _, _, prompt in self.prompts]
-            self.replies = base_replies(base, self.tokenizer, prompts, self.settings.reply_tokens)
+        replies = self._restored(state) if state else self._written(base)
 
         def compute() -> dict[int, Tensor]:
-            return dict(reply_log_probs(base, self.replies))
+            return dict(all_log_probs(base, replies, self.given))
 
-        self.references = stored(self.cache_folder / self._file(), compute) if self.cache_folder else compute()
+        read = [*replies, *(one.reply for one in self.given)]
+        references = stored(folder / _file(read), compute) if folder else compute()
+        return DriftFromBase(self.prompts, replies, self.given, references)
 
-    def _file(self) -> str:
-        """Return a name that depends on the replies: a run may hold other replies than the cache."""
-        return f"log_probs-{json_digest(self.state())[:16]}.safetensors"
+    def _written(self, base: PreTrainedModel) -> list[Reply]:
+        return base_replies(base, self.tokenizer, [prompt for _, _, prompt in self.prompts], self.settings.reply_tokens)
 
-    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
-        if not self.references:
-            raise RuntimeError("suite 'drift' needs the base model's log-probabilities: call prepare(base_model) first")
-        log_probs = reply_log_probs(model, self.replies, progress)
-        kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
-        for i, (task, item, prompt) in enumerate(self.prompts):
-            tokens = len(self.replies[i].reply)
-            yield Record(self.name, task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
-
-    def state(self) -> dict[str, Any]:
-        return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in self.replies]}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def _restored(self, state: Mapping[str, Any]) -> list[Reply]:
         replies = [Reply(tuple(r["prompt"]), tuple(r["reply"])) for r in state["replies"]]
         if len(replies) != len(self.prompts):
             raise ConfigError(
                 f"the saved evaluation has {len(replies)} base replies, but replies and new_replies of "
                 f"evaluation.suites.drift ask for {len(self.prompts)}: start a new run, or set the old numbers"
             )
-        self.replies, self.references = replies, {}
+        return replies
+
+
+@dataclass(frozen=True, eq=False)
+class DriftFromBase(PreparedSuite):
+    """Measure the KL of any model on the base's replies and on given text.
+
+    prompts: (task, item, text) of each reply. references: the base's log-probabilities by index of a reply, those of
+    `given` after the others, (tokens, vocabulary) each.
+    """
+
+    name = DriftSuite.name
+    prompts: Sequence[tuple[str, str, str]]
+    replies: list[Reply]
+    given: Sequence[Given]
+    references: dict[int, Tensor]
+
+    @property
+    def size(self) -> int:
+        return len(self.prompts) + len(self.given)
+
+    def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
+        log_probs = all_log_probs(model, self.replies, self.given, progress)
+        kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
+        read = [*self.replies, *(one.reply for one in self.given)]
+        for i, (task, item, prompt) in enumerate([*self.prompts, *((g.task, g.item, g.text) for g in self.given)]):
+            tokens = len(read[i].reply)
+            yield Record(self.name, task, "kl", item, value=kl[i], tokens=tokens, prompt=text_id(prompt))
+
+    def state(self) -> dict[str, Any]:
+        return _state(self.replies)
+
+
+def _state(replies: Sequence[Reply]) -> dict[str, Any]:
+    return {"replies": [{"prompt": list(r.prompt), "reply": list(r.reply)} for r in replies]}
+
+
+def _file(replies: Sequence[Reply]) -> str:
+    """Return a name that depends on the replies: a run may hold other replies than the cache."""
+    return f"log_probs-{json_digest(_state(replies))[:16]}.safetensors"
 
 
 def base_replies(
@@ -159,15 +227,26 @@ def base_replies(
     return [Reply(tuple(p), tuple(r)) for p, r in zip(encoded, replies, strict=True)]
 
 
+def all_log_probs(
+    model: PreTrainedModel, replies: Sequence[Reply], given: Sequence[Given], progress: Progress = no_progress
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield `reply_log_probs` of the base's replies, then of given text, whose indices come after theirs."""
+    yield from reply_log_probs(model, replies, progress)
+    for task in dict.fromkeys(one.task for one in given):
+        own = [i for i, one in enumerate(given) if one.task == task]
+        found = reply_log_probs(model, [given[i].reply for i in own], progress, LONG if task == TEXT else BATCH)
+        yield from ((len(replies) + own[i], q) for i, q in found)
+
+
 @torch.no_grad()
 def reply_log_probs(
-    model: PreTrainedModel, replies: Sequence[Reply], progress: Progress = no_progress
+    model: PreTrainedModel, replies: Sequence[Reply], progress: Progress = no_progress, batch: int = BATCH
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of a reply, log p(. | prompt, reply_<t) for its tokens t): a (tokens, vocabulary) tensor in fp32.
 
     Batches depend only on the replies, so the base model compared with itself gives exactly 0.
     """
-    size = BATCH if reading(model).pads else 1
+    size = batch if reading(model).pads else 1
     for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], size):
         texts = [replies[i].prompt + replies[i].reply for i in rows]
         mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)

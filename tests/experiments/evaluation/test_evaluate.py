@@ -19,11 +19,10 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.sources import ReasoningGym
 from experiments.evaluation.evaluate import Suites
-from experiments.models.generation import no_progress
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
-from tests.helpers.option_scores import BF16, FP32, sharp
+from tests.helpers.option_scores import BF16, FP32
 from tests.helpers.small_run import draw_suites
 
 pytestmark = pytest.mark.slow
@@ -136,10 +135,11 @@ class TestEvaluation:
         with evaluating(model, BF16):
             assert torch.equal(model(ids).logits, expected)
 
-    def test_drift_before_prepare(self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        fresh = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)]).suites["drift"]
-        with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
-            list(fresh.measure(sharp(), no_progress))
+    def test_suites_that_need_no_base(self, suites: Suites, model: PreTrainedModel) -> None:
+        alone = suites.without_base()
+        assert list(alone.suites) == ["new", "kept", "text"]
+        expected = suites.prepare(model, FP32).evaluate(model, FP32, ("new", "kept", "text"), progress=False)
+        assert alone.evaluate(model, FP32, progress=False) == expected
 
     @pytest.mark.parametrize("part", ["kept", "drift", "text"])
     def test_a_broken_model_is_no_result(self, suites: Suites, model: PreTrainedModel, part: str) -> None:

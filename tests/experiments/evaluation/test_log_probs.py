@@ -163,7 +163,7 @@ class TestDrift:
         continued = suites.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32), first.state())
         for evaluation in (trial, continued):
             suite = evaluation.suites["drift"]
-            assert isinstance(suite, drift.DriftSuite)
+            assert isinstance(suite, drift.DriftFromBase)
             assert same(suite.references, first.suites["drift"].references)  # type: ignore[attr-defined]
 
     def test_other_replies_have_a_file_of_their_own(
@@ -175,7 +175,7 @@ class TestDrift:
         suites = draw_suites(config, tokenizer, [ReasoningGym(name="chain_sum").held_out(4, 0)])
         evaluation = suites.prepare(model, FP32, BaseCache(tmp_path, model, tokenizer, FP32), state)
         suite = evaluation.suites["drift"]
-        assert isinstance(suite, drift.DriftSuite)
+        assert isinstance(suite, drift.DriftFromBase)
         assert suite.references[0].shape == (2, len(tokenizer))
         assert len(list((tmp_path / "cache" / "base").glob(f"*/{PATTERN}"))) == 2
 

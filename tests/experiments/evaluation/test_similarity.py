@@ -6,9 +6,19 @@ import math
 
 import numpy as np
 import pytest
+from scipy.spatial import procrustes as scipy_procrustes
 from sklearn.decomposition import PCA
 
-from experiments.evaluation.similarity import METRICS, Array, cka, cosine, neighbours, projection, relative_l2
+from experiments.evaluation.similarity import (
+    METRICS,
+    Array,
+    cka,
+    cosine,
+    neighbours,
+    procrustes,
+    projection,
+    relative_l2,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 12))
@@ -51,12 +61,15 @@ class TestMetrics:
         assert relative_l2(X, Y) == pytest.approx(sum(lengths) / len(X), abs=1e-12)
         assert cka(X, Y) == pytest.approx(cka_by_definition(X, Y), abs=1e-12)
         assert 0.5 < cka(X, Y) < 0.99
+        assert procrustes(X, Y) == pytest.approx(scipy_procrustes(X, Y)[2], abs=1e-12)
+        assert procrustes(X.T, Y.T) == pytest.approx(scipy_procrustes(X.T, Y.T)[2], abs=1e-12)
+        assert 0.02 < procrustes(X, Y) < 0.5
         for k in (1, 5, 38):
             assert neighbours(X, Y, k) == pytest.approx(neighbours_by_definition(X, Y, k), abs=1e-12)
         assert 0.3 < neighbours(X, Y) < 0.95
 
     def test_of_the_same_states(self) -> None:
-        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "neighbours": 1.0}
+        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "procrustes": 0.0, "neighbours": 1.0}
         assert {name: metric(X, X.copy()) for name, metric in METRICS.items()} == pytest.approx(perfect, abs=1e-12)
 
     def test_cka_sees_neither_rotation_nor_scale_nor_shift(self) -> None:

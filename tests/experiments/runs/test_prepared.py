@@ -61,11 +61,11 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
         run_experiment(small_config(base, data={"new": new}, **short), tmp_path / "mlruns", say=lines.append)
         return [line for line in lines if line.startswith(("source data", "measuring"))]
 
-    with pytest.raises(ConfigError, match=r"sums.jsonl, row 31: column 'answer' is empty. To pass over such rows"):
+    with pytest.raises(ConfigError, match=r"sums.jsonl, line 31: column 'answer' is empty. To pass over such rows"):
         said()
     assert said(skip_bad_rows=True) == [
         "source data: not read, because they describe the data: README.md",
-        f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, row 31: column 'answer' is empty)",
+        f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, line 31: column 'answer' is empty)",
         "measuring the base model (results of earlier runs are reused) ...",
     ]
 

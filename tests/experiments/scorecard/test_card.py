@@ -140,14 +140,17 @@ def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> N
     def text(item: str, value: float, tokens: int) -> Record:
         return Record("new", "poems", "nll", item, value=value, tokens=tokens)
 
-    drift = [Record("drift", t, "kl", "1", value=v, tokens=5) for t, v in (("base replies", 0.1), ("new_prompts", 0.7))]
+    tasks = {"base replies": 0.1, "new_prompts": 0.7, "text": 0.04, "kept plain": 0.3, "kept chat": 0.5}
+    drift = [Record("drift", task, "kl", "1", value=value, tokens=5) for task, value in tasks.items()]
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 2.6, 10), text("b", 1.8, 30), *drift], 200)
     assert card["new_nll_drop"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
     lowest = 0.25 - student_factor(2) * (0.25 - 0.2)  # all weight on the document that dropped by .2
     assert lowest < card["new_nll_drop"].low < lowest + 0.2 * (0.25 - lowest)  # type: ignore[operator]
     assert headline_gain(card) == ("new_nll_drop", card["new_nll_drop"])
-    assert (card["kl"].value, card["kl_new"].value) == pytest.approx((0.1, 0.7))
-    answered = scorecard([new("1", 0)], [new("1", 1)], 200)
+    assert (card["kl"].value, card["kl_new"].value, card["kl_text"].value) == pytest.approx((0.1, 0.7, 0.04))
+    assert (card["kl_kept"].value, card["kl_kept_chat"].value) == pytest.approx((0.3, 0.5))
+    answered = scorecard([new("1", 0)], [new("1", 1), *drift], 200)
+    assert answered["eta"].value == pytest.approx(1 / 0.2)
     assert headline_gain({**card, **answered})[0] == "gain"
     with pytest.raises(KeyError, match="measure the suite `new`"):
         headline_gain({})

@@ -18,6 +18,7 @@ from experiments.scorecard import aa_floor, scorecard, stream
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES, FORMS, GAINS, HEADLINE, shown
 from experiments.scorecard.names import figure_names
+from experiments.scorecard.sample import GIVEN
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
 from tests.helpers.planted_run import base_records, trained
 
@@ -38,7 +39,7 @@ def rich(after: bool) -> list[Record]:
         rows += [Record("kept", "capitals", form, str(i), correct=int(i > 3 * after), **answer) for i in range(8)]
     rows += [Record("new", "choice", "plain", "0", correct=1, scores=(-1.0, -2.0), options=("a", "b"))]
     rows += [Record("instructions", "upper case", "generate", "0", correct=1, reply="A")]
-    rows += [Record("drift", task, "kl", "0", value=0.1, tokens=5) for task in ("replies", "new_prompts")]
+    rows += [Record("drift", task, "kl", "0", value=0.1, tokens=5) for task in ("replies", "new_prompts", *GIVEN)]
     return rows + [Record("alignment", name, "base", "0", value=0.5) for name in (*METRICS, "update")]
 
 

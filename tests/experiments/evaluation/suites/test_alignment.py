@@ -15,11 +15,11 @@ import ctrl
 from ctrl.config import ControlConfig
 from ctrl.diagnostics import attach
 from ctrl.structure import decoder_layers
-from experiments.config import parse_config
 from experiments.evaluation.similarity import METRICS, cosine, relative_l2
 from experiments.evaluation.suites.alignment import (
     PAIRS,
     AlignmentSuite,
+    AlignmentWithBase,
     Branches,
     States,
     branch_table,
@@ -32,8 +32,7 @@ from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.scorecard import scorecard
 from tests.helpers.families import perturb
-from tests.helpers.option_scores import FP32
-from tests.helpers.small_run import make_suite, small_config, small_values
+from tests.helpers.small_run import make_suite, small_config
 
 
 @pytest.fixture
@@ -159,22 +158,18 @@ class TestTables:
 
 class TestSuite:
     @pytest.fixture
-    def suite(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> AlignmentSuite:
-        values = small_values(base)
-        values["evaluation"]["suites"] = ["alignment"]
-        suite = make_suite(AlignmentSuite, parse_config(values), tokenizer)
-        suite.prepare(model, FP32)
-        return suite
+    def suite(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> AlignmentWithBase:
+        return make_suite(AlignmentSuite, small_config(base), tokenizer).prepare(model, {}, None)
 
-    def test_the_base_is_aligned_with_itself(self, suite: AlignmentSuite, model: PreTrainedModel) -> None:
+    def test_the_base_is_aligned_with_itself(self, suite: AlignmentWithBase, model: PreTrainedModel) -> None:
         records = list(suite.measure(model, lambda count: None))
-        assert len(records) == 4 * 3
+        assert len(records) == len(METRICS) * 3
         assert {r.item for r in records} == {"layer 00", "layer 01", "layer 02"}
-        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "neighbours": 1.0}
+        perfect = {"cosine": 1.0, "relative_l2": 0.0, "cka": 1.0, "procrustes": 0.0, "neighbours": 1.0}
         assert all(r.value == pytest.approx(perfect[r.task], abs=1e-12) for r in records)
 
     def test_records_are_the_tables(
-        self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
+        self, suite: AlignmentWithBase, model: PreTrainedModel, expanded: PreTrainedModel
     ) -> None:
         seen: list[int] = []
         records = list(suite.measure(expanded, seen.append))
@@ -192,7 +187,7 @@ class TestSuite:
         assert [r.value for r in weighed] == update_sizes(model, expanded).tolist()
 
     def test_the_scorecard_takes_them(
-        self, suite: AlignmentSuite, model: PreTrainedModel, expanded: PreTrainedModel
+        self, suite: AlignmentWithBase, model: PreTrainedModel, expanded: PreTrainedModel
     ) -> None:
         before, after = ([*suite.measure(m, lambda count: None), *suite.measure_weights(m)] for m in (model, expanded))
         card = scorecard(before, after, draws=100)
@@ -200,8 +195,3 @@ class TestSuite:
         assert card["alignment_update"].value > 0
         assert card["alignment_cka"].value == pytest.approx(records_table(after)["cka"].mean())
         assert card["alignment_cka"].low is None
-
-    def test_before_prepare(self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-        fresh = make_suite(AlignmentSuite, small_config(base), tokenizer)
-        with pytest.raises(RuntimeError, match=r"call prepare\(base_model\) first"):
-            list(fresh.measure(model, lambda count: None))
