@@ -57,7 +57,8 @@ class Prepared(MeasuredBase):
 class Inputs:
     """What a run reads before it writes: the base model, the data and the suites, checked. `read_inputs` makes it.
 
-    model: the base; gone once it is measured, as arms need the memory. digests: of the sources, by number and name.
+    model: the base; gone once it is measured, as arms need the memory. digests: of all that must not
+    change while the run goes on, by name.
     """
 
     config: ExperimentConfig
@@ -71,6 +72,9 @@ class Inputs:
         """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
         _check_sources(folder, self.digests)
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
+        searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
+        for line in searched.lines():
+            say(line)
         seed = self.config.seed
         searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
         for line in searched.lines():
@@ -111,9 +115,9 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
+    data.check_rows()
     for line in data.too_long():
         say(line)
-    data.check_rows()
     digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
     digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
     if config.data.template is not None:  # maybe a file, which may have changed

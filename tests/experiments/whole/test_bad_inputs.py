@@ -218,7 +218,7 @@ def test_a_wrong_call_of_the_library_is_refused(step: int, expansions: Path) -> 
     assert statistics.median(seconds) < MEDIAN
 
 
-SEVERAL = ["run typo.yaml", "study bomb.yaml", "gate half", "compare nothing", "measure --base empty --model m"]
+SEVERAL = ["run twice.yaml", "compare nothing run-1", "measure --base empty --model m"]
 
 
 @pytest.mark.slow
