@@ -15,7 +15,7 @@ from ctrl.config import ControlConfig
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
-from ctrl.errors import ConfigError
+from ctrl.errors import NO_MODEL, ConfigError
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
@@ -44,7 +44,13 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
     """
-    config = config or ControlConfig()
+    config = ControlConfig() if config is None else config
+    if not isinstance(config, ControlConfig):
+        raise ConfigError(
+            f"config must be a ControlConfig, but got {type(config).__name__}: take ControlConfig.from_dict"
+        )
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ConfigError(NO_MODEL.format(type(model).__name__))
     if isinstance(model, ControlModel):
         raise ConfigError(
             "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
@@ -60,10 +66,6 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
-    if config.structure == "stack" and config.norm_mix != 0.0:
-        raise ConfigError(
-            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
-        )
     with _unchanged_if_refused(model):
         copies = [
             _copy(layers[index], kind, len(layers) + j, model, config)
@@ -155,8 +157,12 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
             f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked: use ctrl.pretrained for "
             "the base model, or expand with structure='concat'"
         )
-    if not math.isfinite(alpha):
-        raise ConfigError(f"alpha={alpha} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
+    try:
+        finite = math.isfinite(alpha)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
     for layer in layers:
         layer.interpolation.fixed_alpha = torch.tensor(float(alpha))  # type: ignore[union-attr]
 

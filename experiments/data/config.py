@@ -47,6 +47,7 @@ class DataConfig(Section):
     length: int = Field(
         512,
         ge=16,
+        le=10**7,
         description="tokens of a row; cpt fills rows to it; sft cuts longer texts; longer chats: see overlong",
     )
 
