@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# with an empty value, Python keeps bytecode: each process of the tests would compile all modules anew
+export PYTHONDONTWRITEBYTECODE :=
 # two processes halve the time; a file's fixtures stay in one of them; tests/conftest.py puts the longest files first
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 

@@ -47,7 +47,7 @@ from tests.experiments.data.test_sources import TestContract as SourceContract
 from tests.experiments.evaluation import test_suite
 from tests.experiments.evaluation.kept_tasks import test_tasks
 from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
-from tests.experiments.methods import test_averaging, test_losses, test_method, test_tuning
+from tests.experiments.methods import test_averaging, test_losses, test_method, test_token_weights, test_tuning
 from tests.experiments.scorecard import test_figures
 from tests.experiments.training.test_schedules import rates
 from tests.experiments.training.test_schedules import (
@@ -190,7 +190,10 @@ def test_the_source_keeps_the_contract(load: Load, database: Path, check: str) -
 def test_the_source_names_what_is_wrong(load: Load, database: Path) -> None:
     with pytest.raises(ConfigError, match=r"'select missing from faq' failed on .*: no such column: missing"):
         rows_of(load, database, "select missing from faq").held_out(1, 0)
-    with pytest.raises(ConfigError, match="row 1 has no column 'answer': did you mean 'answers'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 1 has no known shape \(its columns: question, answers; known shapes: question \+ answer",
+    ):
         rows_of(load, database, "select question, answer as answers from faq").held_out(1, 0)
     with pytest.raises(ConfigError, match=r"elsewhere\.db does not exist"):
         rows_of(load, database.with_name("elsewhere.db")).held_out(1, 0)
@@ -254,12 +257,18 @@ def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> 
         TUNINGS["one_part"]().prepare(torch.nn.Linear(2, 2), engine.context())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["focal", "to_zero"])
 @pytest.mark.parametrize("train", test_losses.TRAIN)
-def test_the_loss_terms_keep_the_contract(load: Load, name: str, train: str) -> None:
-    load(name)
-    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens(name)
-    test_losses.test_micro_batches_add_up_to_a_large_batch(name, train)
+def test_the_loss_term_with_a_penalty_keeps_the_contract(load: Load, train: str) -> None:
+    load("to_zero")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("to_zero")
+    test_losses.test_micro_batches_add_up_to_a_large_batch("to_zero", train)
+
+
+def test_the_loss_term_that_weighs_tokens_keeps_the_contract(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("focal")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("focal")
+    test_token_weights.test_weights_are_constants_between_0_and_1_whatever_the_chunks("focal")
+    test_token_weights.test_chunks_of_any_size_give_the_same_weights("focal", monkeypatch)
 
 
 def test_the_loss_terms_are_their_formulas(load: Load) -> None:

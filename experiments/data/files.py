@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
+from experiments.data.cells import BadRow
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
@@ -43,6 +44,18 @@ class LocalFile(Columns, Finite):
         return self._found[0]
 
     @property
+    def recognised(self) -> str:
+        (first, *_), _ = self._files()
+        if kind(first) not in TABLES:
+            return "plain text"
+        row = self._first(first)
+        return self.shape(row, str(first)).described(row)
+
+    def _first(self, file: Path) -> Mapping[str, Any]:
+        """Return the first row that can be read."""
+        return next((row for _, row in rows(file) if not isinstance(row, BadRow)), {})
+
+    @property
     def notes(self) -> list[str]:
         return self._found[1]
 
@@ -68,8 +81,7 @@ class LocalFile(Columns, Finite):
         file = self._files()[0][0]
         if file.suffix in TEXTS:
             return False
-        _, first = next(rows(file), ("", {}))
-        return isinstance(first, Mapping) and name in first
+        return name in self._first(file)
 
     def _files(self) -> tuple[list[Path], list[str]]:
         """Return the files to read, and a note on those of a folder that describe its tables."""
@@ -77,6 +89,8 @@ class LocalFile(Columns, Finite):
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
         files = sorted(p for p in path.rglob("*") if _known(p)) if path.is_dir() else [path]
+        if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
+            raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         if not data or not _known(data[0]):
             known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"

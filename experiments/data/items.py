@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
-from experiments.models.conversation import Message, messages_of, question_of, tools_of
+from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
 
-WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
-NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
+WHOLE = re.compile(rf"[-+]?{_DIGITS}")  # a text that is a number and nothing else
+NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?{_DIGITS}")  # in a text: the minus of 12-5 is no sign
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 FINAL = "Answer:"  # begins the last line of a worked reply
 Form = Literal["text", "number", "commas"]
@@ -89,6 +91,11 @@ class Chat(Item):
         return [*tools_of(self.question)]
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Ids of the questions of all its replies: none of them is trained on if one is held out."""
+        return frozenset({self.id, *map(text_id, earlier_questions(self.question))})
+
+    @property
     def place(self) -> str:
         """The row that the conversation was read from, for errors."""
         return str(getattr(self.question, "place", ""))
@@ -117,11 +124,17 @@ def _json(value: Any) -> str:
 Example = Item | Text  # a Chat is an Item
 
 
+def is_held_out(example: Example, ids: frozenset[str]) -> bool:
+    """Whether an example has one of these ids; of a conversation, whether a reply answers one of these questions."""
+    return example.id in ids or (isinstance(example, Chat) and not example.ids.isdisjoint(ids))
+
+
 @dataclass(frozen=True)
 class NewTask:
     """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
 
     grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
+    by_likelihood: it scores the item's own reply.
     further: ids of other items of its test set.
     """
 
@@ -130,6 +143,7 @@ class NewTask:
     scorer: Scorer = field(compare=False, repr=False)
     grader: str = ""
     by_choice: bool = False
+    by_likelihood: bool = False
     further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,9 @@ def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
     """Return |W - W_base| / |W_base| per layer, over all its parameters.
 
     In an expanded layer W is the copy, also if it is stacked: then the figure is the distance of the copy from its
-    original. Adapters count with the weight they are attached to. A weight in bf16 is compared with the base's weight
-    in bf16, so a frozen one gives 0. With a sharded model every process must call this. Raises ValueError for layers
-    whose parameters differ from the base's.
+    original. Adapters count as what folding them in changes. A weight in bf16 is compared with the base's weight in
+    bf16, so a frozen one gives 0. With a sharded model every process must call this. Raises ValueError for layers whose
+    parameters differ from the base's.
     """
     import pandas as pd
 
@@ -33,20 +34,20 @@ def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
 
 def _update(before: nn.Module, after: nn.Module) -> float:
     module = after.expanded if isinstance(after, ExpandedLayer) else after
-    adapters = {name: m for name, m in module.named_modules() if hasattr(m, "get_delta_weight")}
+    adapters = {name: m for name, m in module.named_modules() if hasattr(m, "get_base_layer")}
     old, now = dict(before.named_parameters()), _weights(module, list(adapters))
     if old.keys() != now.keys():
         odd = ", ".join(sorted(old.keys() ^ now.keys())[:3])
         raise ValueError(
             f"the tuned layers have other parameters than the base's ({odd}): pass the base model it was tuned from"
         )
-    added = {f"{name}.weight": adapter for name, adapter in adapters.items()}
     change = size = 0.0
     for name, weight in old.items():
         tensor = whole(now[name]).cpu()
         moved = tensor.double() - weight.to(tensor.device, tensor.dtype).double()
-        if name in added:
-            moved += sum(whole(_delta(added[name], adapter)).cpu().double() for adapter in added[name].active_adapters)
+        place, _, own = name.rpartition(".")
+        if place in adapters:
+            moved += _folded(adapters[place], own)
         change += float(moved.square().sum())
         size += float(weight.double().square().sum())
     return float((change / max(size, 1e-30)) ** 0.5)
@@ -64,6 +65,18 @@ def _weights(module: nn.Module, adapters: list[str]) -> dict[str, Tensor]:
     return found
 
 
-def _delta(layer: nn.Module, adapter: str) -> Tensor:
-    delta: Tensor = layer.get_delta_weight(adapter)  # type: ignore[operator]
-    return delta
+def _folded(layer: Any, name: str) -> Tensor | float:
+    """Return by how much folding the adapters in changes a parameter of their layer, on the CPU in fp64."""
+    if _adds(layer):  # also if the model is in shards
+        deltas = [whole(layer.get_delta_weight(adapter)).cpu().double() for adapter in layer.active_adapters]
+        return sum(deltas, torch.zeros(())) if name == "weight" else 0.0
+    folded = copy.deepcopy(layer).float()  # a bf16 weight would swallow small changes
+    start = folded.get_base_layer().get_parameter(name).detach().clone()
+    folded.merge()
+    moved: Tensor = folded.get_base_layer().get_parameter(name).double() - start.double()
+    return moved.cpu()
+
+
+def _adds(layer: Any) -> bool:
+    """Whether the adapters add their `get_delta_weight` to the weight: plain LoRA, without DoRA's lengths."""
+    return hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight") and not layer.lora_magnitude_vector

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experiments.methods.base import Average, MethodContext, Tuning
-from experiments.methods.low_rank import Lora
 from experiments.methods.weights import shard_like, snapshot, swap_weights, trainable
 
 
@@ -60,10 +59,10 @@ class Wise(SecondCopy):
     )
 
     def refusal(self, tuning: Tuning) -> str | None:
-        if not isinstance(tuning, Lora):
+        if not tuning.adapts:
             return None
         return (
-            "wise interpolates weights, and the factors of a low-rank adapter are none: train the arm without it, then "
+            "wise interpolates weights, and the factors of an adapter are none: train the arm without it, then "
             "use the posthoc operation 'wise', which folds the adapter into the weights first"
         )
 

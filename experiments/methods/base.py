@@ -68,9 +68,12 @@ class Tuning(Section):
     """What trains: `train: {name: its fields}`.
 
     in_control: whether a shorthand arm has these fields in its section `control`; else they are in `options`.
+    adapts: whether what trains are adapters, whose factors are no weights of the base's kind.
     """
 
     in_control: ClassVar[bool] = False
+    adapts: ClassVar[bool] = False
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
@@ -93,6 +96,8 @@ class Tuning(Section):
 
 class Addition(Section):
     """Base of loss terms and averages, which are added to what trains."""
+
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     def refusal(self, tuning: Tuning) -> str | None:
         """Return the reason why it cannot be combined with this tuning, or None if it can."""

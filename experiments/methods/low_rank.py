@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.config import MAX_RANK
 from ctrl.sharded import write_once
 from ctrl.structure import decoder_layers, is_attention
 from experiments.methods.base import MethodContext, Tuning
@@ -19,8 +20,10 @@ from experiments.methods.batches import single_rows
 class Lora(Tuning):
     """Train low-rank adapters (arXiv 2106.09685): W + scale * B A with A random and B = 0; scale = alpha / rank."""
 
+    adapts: ClassVar[bool] = True
     scale_by_root: ClassVar[bool] = False
-    rank: int = Field(8, ge=1, description="rank of the adapters")
+    by_direction: ClassVar[bool] = False
+    rank: int = Field(8, ge=1, le=MAX_RANK, description="rank of the adapters")
     alpha: float = Field(16.0, gt=0, description="numerator of the adapters' scale (not the alpha of an interpolation)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     targets: Literal["all", "mlp"] = Field("all", description="linear layers that get an adapter; never the head")
@@ -44,6 +47,7 @@ class Lora(Tuning):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
             lora_dropout=self.dropout,
             use_rslora=self.scale_by_root,
+            use_dora=self.by_direction,
             target_modules=linear_names(model, self.targets),
             **settings,
         )
@@ -55,6 +59,15 @@ class Rslora(Lora):
     scale_by_root: ClassVar[bool] = True
 
 
+class Dora(Lora):
+    """Train length and direction of weights apart: m (W + s B A) / |W + s B A| (DoRA, arXiv 2402.09353).
+
+    |.|: the length of each output's row. m starts as the rows' lengths of W and trains too. s = alpha / rank.
+    """
+
+    by_direction: ClassVar[bool] = True
+
+
 class Corda(Lora):
     """Train adapters that start as the directions of W which old text uses least (CorDA, arXiv 2406.05223).
 
@@ -63,6 +76,7 @@ class Corda(Lora):
     what the base does, up to rounding.
     """
 
+    reads_old: ClassVar[bool] = True
     batches: int = Field(4, ge=1, description="batches of old text that C is measured on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 

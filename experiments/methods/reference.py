@@ -49,5 +49,5 @@ def has_base(model: Any) -> bool:
     CorDA's adapters do not start at zero: without them a part of the base is missing.
     """
     if is_peft(model):
-        return not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
+        return not any(p.any() for name, p in model.named_parameters() if ".lora_B." in name)
     return isinstance(model, ControlModel)

@@ -30,13 +30,14 @@ def is_peft(model: Any) -> bool:
 def save_trained(model: PreTrainedModel, folder: Path) -> Path:
     """Write what was trained: in ctrl's format, in PEFT's, the whole model, or (partial) only the tensors that train.
 
-    If the model is sharded, every process calls it, and rank 0 writes.
+    PEFT chooses itself: some types need frozen tensors too (VeRA's projections). If the model is sharded, every process
+    calls it, and rank 0 writes.
     """
     if isinstance(model, ControlModel):
         return save(model, folder)
     state = model.state_dict(keep_vars=True)
     whole = not is_peft(model) and all(p.requires_grad for p in model.parameters())
-    names = list(state) if whole else trained_names(model)
+    names = list(state) if whole or is_peft(model) else trained_names(model)
 
     def write(tensors: dict[str, Tensor]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

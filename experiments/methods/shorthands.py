@@ -27,6 +27,11 @@ class Shorthand:
     method: Callable[[Any, ControlConfig], Method]
 
 
+WITHOUT_FIELDS = [
+    name for name, cls in TUNINGS.items() if not any(field.is_required() for field in cls.model_fields.values())
+]
+
+
 def _tuning(cls: type[Tuning]) -> Shorthand:
     if cls.in_control:
         return Shorthand(NoOptions, lambda options, control: Method(cls.from_control(control)))
@@ -43,7 +48,7 @@ def _average(cls: type[Average]) -> Shorthand:
 
 def _on_top(cls: type[Section]) -> type[Section]:
     """The class with one more field, `trains`: the name of what trains, which then has its default fields."""
-    trains: Any = Literal[tuple(TUNINGS)]
+    trains: Any = Literal[tuple(WITHOUT_FIELDS)]
     return create_model(cls.__name__, __base__=cls, trains=(trains, "full"))
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from experiments.methods.adapters import Peft
 from experiments.methods.averaging import Ema, Mer, Wise
 from experiments.methods.base import Average, LossTerm, Tuning
 from experiments.methods.losses import Ewc, Kl, L2sp
-from experiments.methods.low_rank import Corda, Lora, Rslora
+from experiments.methods.low_rank import Corda, Dora, Lora, Rslora
 from experiments.methods.token_weights import Asft, Dft, Eaft, NotReplayed, Prift, Prox, Talr
 from experiments.methods.tuning import Control, Full, Hybrid, Partial, Stack
 
@@ -17,7 +18,9 @@ TUNINGS: dict[str, type[Tuning]] = {
     "hybrid": Hybrid,
     "lora": Lora,
     "rslora": Rslora,
+    "dora": Dora,
     "corda": Corda,
+    "peft": Peft,
 }
 LOSS_TERMS: dict[str, type[LossTerm]] = {
     "kl": Kl,

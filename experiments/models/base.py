@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
-from experiments.models.checked import check_model, check_template, load_weights, load_whole
+from experiments.models.checked import check_model, check_template, load_weights, load_whole, load_words
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
@@ -46,6 +47,14 @@ def load_base(
     set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
     return _on_device(name, model), tokenizer
+
+
+def load_tokenizer(name: str, remote_code: bool = False, **chats: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model alone, with its chat template settled. chats: arguments of `set_template`."""
+    tokenizer = load_words(name, _source(name), remote_code)
+    set_template(tokenizer, **chats)
+    check_template(name, tokenizer)
+    return tokenizer
 
 
 def load_model(name: str, remote_code: bool = False) -> PreTrainedModel:

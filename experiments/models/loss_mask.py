@@ -110,7 +110,7 @@ def _all_but_results(chains: Sequence[Sequence[Turn]], messages: Sequence[Messag
     if results and len(chains) > 1:
         raise ConfigError(
             f"{place + ': ' if place else ''}the chat template rewrites earlier turns, so the tokens of tool results "
-            "are not known: set data.loss: all_turns"
+            "are not known: use regime sft with data.loss: all_turns"
         )
     for one in chains[-1]:
         between = row.ids[len(labels) : len(one.prompt)]

@@ -32,7 +32,9 @@ LAYERS = {"layers": [1, 3]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 2, "dropout": 0.1},
     "rslora": {"rank": 2, "targets": "mlp"},
+    "dora": {"rank": 2},
     "corda": {"rank": 2, "batches": 2},
+    "peft": {"type": "miss", "r": 4},
     "kl": {"weight": 0.5},
     "l2sp": {"weight": 0.5},
     "ewc": {"weight": 50.0, "batches": 2},
@@ -44,6 +46,7 @@ LORA = {"lora": {"rank": 2}}
 # arms that no short name can say, by a name of their own
 PRODUCTS: dict[str, dict[str, Any]] = {
     "kl on lora": {"train": {"lora": {"rank": 16}}, "loss": [{"kl": {"weight": 0.5}}]},
+    "kl on oft": {"train": {"peft": {"type": "oft", "oft_block_size": 8}}, "loss": [{"kl": {"weight": 50.0}}]},
     "kl on corda": {"train": {"corda": {"rank": 16, "batches": 2}}, "loss": [{"kl": {"weight": 5.0}}]},
     "kl on stack": {"train": {"stack": LAYERS}, "loss": [{"kl": {"weight": 0.5}}]},
     "l2sp on lora": {"train": LORA, "loss": [{"l2sp": {"weight": 0.5}}]},

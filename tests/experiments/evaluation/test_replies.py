@@ -18,6 +18,10 @@ from experiments.evaluation.replies import parse_answer, reply_records
         ("3 + 4 = \N{MINUS SIGN}7", "-7"),
         ("It is 2.50", "2.50"),
         ("5 - 9", "9"),
+        ("1,2", "2"),  # a list, not 12
+        ("It is .5.", ".5"),
+        ("It is...5", "5"),
+        ("1.5e-3", "1.5e-3"),
         ("I do not know.", None),
         ("", None),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, OFTConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
@@ -60,6 +60,21 @@ def test_an_adapter_counts_in_its_weight(model: PreTrainedModel, base: str, init
     perturb(adapted)
     found = update_sizes(model, adapted)  # type: ignore[arg-type]
     assert (found > 0).all()
+    merged = adapted.merge_and_unload()  # type: ignore[operator]
+    assert found.tolist() == pytest.approx(update_sizes(model, merged).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [LoraConfig(r=2, target_modules=["q_proj"], use_dora=True), OFTConfig(target_modules=["q_proj"])]
+)
+def test_adapters_that_do_not_add_count_as_what_merging_changes(
+    model: PreTrainedModel, base: str, config: PeftConfig
+) -> None:
+    adapted = get_peft_model(load_base(base)[0], config)
+    assert update_sizes(model, adapted).tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)  # type: ignore[arg-type]
+    perturb(adapted)
+    found = update_sizes(model, adapted)  # type: ignore[arg-type]
+    assert (found > 1e-4).all()
     merged = adapted.merge_and_unload()  # type: ignore[operator]
     assert found.tolist() == pytest.approx(update_sizes(model, merged).tolist(), rel=1e-5)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments.methods import METHODS, Method, Tokens
+from experiments.methods.adapters import Peft
 from experiments.methods.base import LossTerm, Tuning
 from experiments.methods.low_rank import Corda, Lora
 from experiments.methods.saving import load_onto
@@ -60,6 +61,7 @@ def test_only_what_a_method_trains_changes(name: str) -> None:
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed == set(trainable(start))
     assert {n for n in changed if "lora_" in n} == (changed if isinstance(method.tuning, Lora) else set())
+    assert ("base_model" in next(iter(changed))) == method.tuning.adapts
     for cls, prefixes in TRAINED.items():
         if isinstance(method.tuning, cls):
             assert all(n.startswith(prefixes) for n in changed)
@@ -81,7 +83,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(name: str, tmp_path: Path) -> 
     assert again.cost["tokens"] == first.cost["tokens"]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if not arm_config(name).build().reads_pass])
 @pytest.mark.slow
 def test_two_micro_batches_are_one_large_batch(name: str, tmp_path: Path) -> None:
     options = {k: v for k, v in OPTIONS.get(name, {}).items() if k != "dropout"}
@@ -114,7 +116,7 @@ def test_what_is_saved_loads_as_what_was_measured(name: str, tmp_path: Path) -> 
     torch.testing.assert_close(again, expected, rtol=0, atol=rounding)
     assert (expected - base).abs().max() > 1e-3
     names = {p.name for p in tmp_path.iterdir()}
-    assert ("adapter_config.json" in names) == isinstance(out.method.tuning, Lora)
+    assert ("adapter_config.json" in names) == out.method.tuning.adapts
 
 
 def penalty(method: Method, model: Any, batch: dict[str, Any]) -> Tensor | None:
@@ -163,6 +165,6 @@ def test_each_build_has_state_of_its_own() -> None:
 
 def test_parts_that_exclude_each_other_are_refused_with_a_reason() -> None:
     (wise,) = (arm_config("wise").build().average,)
-    for tuning in (Lora(), Corda()):
+    for tuning in (Lora(), Corda(), Peft(type="oft")):
         with pytest.raises(ValueError, match=r"wise interpolates weights, .* use the posthoc operation 'wise'"):
             Method(tuning, (), wise)

@@ -11,9 +11,10 @@ from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, load_config, parse_config
 from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
 from experiments.methods.base import Average
+from experiments.methods.shorthands import WITHOUT_FIELDS
 from tests.helpers.engine import LAYERS, OPTIONS, arm_config
 
-*FIRST, LAST = map(repr, TUNINGS)
+*FIRST, LAST = map(repr, WITHOUT_FIELDS)
 TUNINGS_IN_WORDS = f"Input should be {', '.join(FIRST)} or {LAST}"
 
 
@@ -36,11 +37,11 @@ def test_a_short_name_stands_for_one_part_on_what_trains(name: str) -> None:
         assert method.layer_choice == tuple(LAYERS["layers"])
 
 
-@pytest.mark.parametrize("trains", TUNINGS)
+@pytest.mark.parametrize("trains", WITHOUT_FIELDS)
 @pytest.mark.parametrize("name", [*LOSS_TERMS, *AVERAGES])
 def test_trains_names_what_trains(name: str, trains: str) -> None:
     values = {"name": "x", "method": name, "learning_rates": [1.0], "options": {"trains": trains}, "control": LAYERS}
-    if name == "wise" and trains in ("lora", "rslora", "corda"):
+    if name == "wise" and TUNINGS[trains].adapts:
         with pytest.raises(ValueError, match="wise interpolates weights"):
             ArmConfig.model_validate(values)
         return

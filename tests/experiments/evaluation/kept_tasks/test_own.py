@@ -121,6 +121,7 @@ def test_yaml_and_digests(base: str, folder: Path, tokenizer: PreTrainedTokenize
         ([{"path": "a.jsonl", "name": "a/b"}], r"a folder gets this name"),
         ([{"path": "a.jsonl", "grader": "exat"}], r"unknown name 'exat': did you mean 'exact'"),
         ([{"name": "a"}], r"path"),
+        ([{"path": "a.jsonl", "grader": "likelihood"}], r"likelihood is for the new task: a kept task counts right"),
     ],
 )
 def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:

@@ -1,0 +1,152 @@
+"""Train adapters of any type that the installed PEFT has, with the fields of PEFT's own config class."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any, ClassVar, Literal, get_type_hints
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
+from experiments.methods.base import MethodContext, Tuning
+from experiments.methods.low_rank import linear_names
+from experiments.methods.reference import has_base
+
+OWN = {  # fields of PEFT that the bench sets
+    "task_type": "the bench trains causal language models",
+    "peft_type": "the field `type` names it",
+    "base_model_name_or_path": "the run's `base_model` names it",
+    "revision": "the run's `base_model` names it",
+    "inference_mode": "the adapters train",
+    "auto_mapping": "PEFT writes it",
+    "peft_version": "PEFT writes it",
+}
+REFUSED = {
+    "adalora": "it moves ranks between layers in a call after each step, which the bench does not make",
+    "xlora": "it mixes adapters that are trained already",
+    "poly": "each of its passes needs the number of a task",
+}
+OWN_TARGETS = ("ia3", "ln_tuning", "trainable_tokens")  # types that are defined by what they adapt
+PROBE = 8  # tokens of the pass that compares the start with the base
+ROUNDING = 1e-4  # of the largest logit
+
+
+class Peft(Tuning):
+    """Train adapters of any type of PEFT, such as `oft`, `osf` or `miss`; further fields are those of its config class.
+
+    PEFT's own defaults hold. Types that do not start as the base model, that cannot be merged into its weights, or that
+    put tokens before the text are refused with the reason.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    adapts: ClassVar[bool] = True
+    type: str = Field(description="a type of PEFT, in small letters: oft, osf, shira, randlora, vera, miss, ...")
+    targets: Literal["all", "mlp"] = Field(
+        "all",
+        description="linear layers that get an adapter; never the head; PEFT's `target_modules` instead names them",
+    )
+
+    @model_validator(mode="after")
+    def _checked(self) -> Peft:
+        config_class = config_of(self.type)
+        for name, value in (self.model_extra or {}).items():
+            checked(config_class, name, value)
+        if self.targets != "all" and (self.type in OWN_TARGETS or "target_modules" in (self.model_extra or {})):
+            raise ValueError(
+                f"targets={self.targets!r} has no meaning here: type {self.type} or target_modules decides"
+            )
+        return self
+
+    def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
+        try:
+            return self._adapted(model, context)
+        except ConfigError:
+            raise
+        except Exception as error:  # PEFT raises errors of many kinds for a size or a model that a type cannot have
+            raise ConfigError(f"peft: type {self.type!r} cannot adapt this model: {error}") from error
+
+    def _adapted(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
+        from peft import get_peft_model
+
+        base = probe(model)
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)
+            adapted: PreTrainedModel = get_peft_model(model, self._config(model))
+        self._check_start(adapted, base)
+        _check_merge(adapted)
+        return adapted
+
+    def _config(self, model: PreTrainedModel) -> Any:
+        config_class, targets = config_of(self.type), {}
+        if self.type not in OWN_TARGETS:
+            targets = {"target_modules": linear_names(model, self.targets)}
+        given = {name: checked(config_class, name, value) for name, value in (self.model_extra or {}).items()}
+        return config_class(**{"task_type": "CAUSAL_LM", **targets, **given})
+
+    def _check_start(self, model: Any, base: Tensor) -> None:
+        """Raise ConfigError if the model does not start as the base, or if the base cannot be had from it again."""
+        difference = float((probe(model) - base).abs().max() / base.abs().max())
+        if difference > ROUNDING:
+            raise ConfigError(
+                f"peft: type {self.type!r} does not start as the base model with these fields (its logits differ by "
+                f"{difference:.1g} of the largest one): look for a field such as init_weights that starts it at zero"
+            )
+        with model.disable_adapter():
+            if has_base(model) and not torch.equal(probe(model), base):
+                raise ConfigError(f"peft: type {self.type!r} changes the base's weights, and they do not come back")
+
+
+def config_of(name: str) -> Any:
+    """Return PEFT's config class of a type. Raises ValueError for one that is unknown, or that cannot be used."""
+    from peft import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    known = {str(kind.value).lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if name not in known:
+        raise ValueError(f"unknown type {name!r} of the installed PEFT: {nearest(name, known)}")
+    reason = REFUSED.get(name)
+    if issubclass(known[name], PromptLearningConfig) or name == "adaption_prompt":
+        reason = "it puts tokens of its own before the text, and changes no weights that could be merged"
+    if reason:
+        raise ValueError(f"type {name!r} cannot be used: {reason}")
+    return known[name]
+
+
+def checked(config_class: Any, name: str, value: Any) -> Any:
+    """Return a field's value in the type that PEFT declares for it. Raises ValueError."""
+    if name in OWN:
+        raise ValueError(f"{name} is set by the bench: {OWN[name]}")
+    declared = {field.name for field in dataclasses.fields(config_class)} - OWN.keys()
+    if name not in declared:
+        raise ValueError(f"unknown field {name!r} of {config_class.__name__}: {nearest(name, declared)}")
+    annotation: TypeAdapter[Any] = TypeAdapter(get_type_hints(config_class)[name])
+    try:
+        return annotation.validate_json(json.dumps(value), strict=True)
+    except (TypeError, ValidationError):
+        wanted = next(field.type for field in dataclasses.fields(config_class) if field.name == name)
+        raise ValueError(f"{name}={value!r}: {config_class.__name__} wants {wanted}") from None
+
+
+@torch.no_grad()
+def probe(model: Any) -> Tensor:
+    """Return the logits of a short text without dropout: (1, PROBE, vocabulary)."""
+    ids = torch.arange(PROBE, device=model.device)[None]
+    training = model.training
+    model.eval()
+    logits: Tensor = model(input_ids=ids).logits
+    model.train(training)
+    return logits.float()
+
+
+def _check_merge(model: Any) -> None:
+    """Raise what PEFT raises if an adapter cannot be merged: posthoc operations and the size of updates need it."""
+    for module in model.modules():
+        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
+            copy.deepcopy(module).merge()
+            return
