@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import short_digest
-from experiments.data.items import Example, NewText
+from experiments.data.items import Example, NewText, is_held_out
 from experiments.data.overlap import LETTERS, Overlap, Probe, overlaps, question_probe
 from experiments.data.source import Source
 from experiments.data.tested import Measured
@@ -85,9 +85,9 @@ class _Trained:
 
     def __iter__(self) -> Iterator[Example]:
         for example in self.source.stored():
-            if example.id not in self.held_out:
+            if not is_held_out(example, self.held_out):
                 yield example
-            elif example.id not in self.own:
+            elif not is_held_out(example, self.own):
                 self.left_out += 1
 
 
