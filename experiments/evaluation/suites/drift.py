@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest, text_id
+from experiments.common.section import later_field
 from experiments.data.items import NewTask
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, draw_questions
 from experiments.evaluation.log_probs import stored
@@ -93,8 +94,8 @@ class DriftSuite(DrawnSuite):
         replies: int = Field(16, ge=1, description=f"replies to general prompts, at most {len(PROMPTS)}")
         new_replies: int = Field(8, ge=0, description="replies to questions of the new task")
         reply_tokens: int = Field(48, ge=1, le=10**5, description="most tokens of a reply")
-        text_tokens: int = Field(0, ge=0, le=10**7, description="tokens of natural text, 64 or more; 0: none")
-        kept: int = Field(0, ge=0, description="questions of each default kept task, in two forms; 0: none")
+        text_tokens: int = later_field(0, ge=0, le=10**7, description="tokens of natural text, 64 or more; 0: none")
+        kept: int = later_field(0, ge=0, description="questions of each default kept task, in two forms; 0: none")
 
         @field_validator("text_tokens")
         @classmethod
