@@ -53,7 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
         return {"base": meta["base"], "control": meta["control"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 
 

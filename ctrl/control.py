@@ -177,11 +177,17 @@ def mean_divergence(
     return torch.stack(means).mean() if means else None
 
 
+def _labelled(labels: Any) -> Tensor:
+    """Count the labels of each sequence, (batch, seq) -> (batch,). A classifier has one label a sequence, (batch,)."""
+    counted: Tensor = (labels[:, 1:] if labels.dim() > 1 else labels.unsqueeze(-1)) != -100
+    return counted.flatten(1).sum(-1)
+
+
 def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
     """Average one layer's divergence over all tokens of all passes."""
     masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
     if total is not None:
-        items = [(one.labels[..., 1:] != -100).sum(-1) for one in passes]  # type: ignore[index]  # given with a total
+        items = [_labelled(one.labels) for one in passes]
         parts = [additive_mean(d, mask, n, total) for d, mask, n in zip(terms, masks, items, strict=True)]
         return torch.stack(parts).sum()
     means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])

@@ -200,7 +200,7 @@ def require_expanded(model: nn.Module) -> ControlModel:
 
     Raises ConfigError if there is none.
     """
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, ControlModel):
             return module
     raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")

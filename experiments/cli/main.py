@@ -21,6 +21,8 @@ from experiments.common.threads import wait_asleep
 
 
 def main(argv: list[str] | None = None) -> int:
+    if any("\0" in word for word in argv or ()):
+        return stop(2, "an argument contains the character NUL, which no file name can hold: leave it out")
     args = parser().parse_args(argv)
     quiet_warnings()
     if "torch" not in sys.modules:

@@ -60,13 +60,13 @@ def measure_command(args: argparse.Namespace) -> int:
     )  # fmt: skip
     print()
     show(found.report.text())
-    print(f"\nreport: {short_path(found.report.page)}\nfigures: {short_path(found.folder / 'figures.json')}")
+    show(f"\nreport: {short_path(found.report.page)}\nfigures: {short_path(found.folder / 'figures.json')}")
     verdicts = found.verdicts()
     if verdicts:
         print()
         show("\n".join(line for _, line in verdicts))
     for name, why in found.failed.items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
+        show(f"failed: {name}: {why}", sys.stderr)
     if not all(holds for holds, _ in verdicts):
         return GATE_FAILED
     return 1 if found.failed else 0

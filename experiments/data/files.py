@@ -89,6 +89,8 @@ class LocalFile(Columns, Finite):
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
         files = sorted(p for p in path.rglob("*") if _known(p)) if path.is_dir() else [path]
+        if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
+            raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         if not data or not _known(data[0]):
             known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"

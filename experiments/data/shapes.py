@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,7 @@ SHAPES = (
     Shape("messages", ("messages",), conversation("messages"), MORE),
     Shape("conversations", ("conversations",), conversation("conversations"), MORE),
     Shape("prompt and completion", ("prompt", "completion"), prompt_completion, MORE),
-    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", *SYSTEM)),
+    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", *MORE)),
     Shape("text", ("text",), document),
 )
 
@@ -112,7 +113,18 @@ def recognised(columns: Collection[str], place: str) -> Shape:
         return found[0]
     what = f"fits several shapes, {' and '.join(one.name for one in found)}" if found else "has no known shape"
     known = "; ".join(" + ".join(shape.columns) for shape in SHAPES)
+    typo = "" if found else _typo(columns)
     raise ConfigError(
-        f"{place} {what} (its columns: {', '.join(map(str, columns)) or 'none'}; known shapes: {known}). Name the "
-        "columns with question: and answer:, that of a conversation with messages:, or that of a document with text:"
+        f"{place} {what} (its columns: {', '.join(map(str, columns)) or 'none'}; known shapes: {known}){typo}. Name "
+        "the columns with question: and answer:, that of a conversation with messages:, or that of a document with "
+        "text:"
     )
+
+
+def _typo(columns: Collection[str]) -> str:
+    """Name a column that would make a known shape with one letter or two changed; else nothing."""
+    for wanted in (name for shape in SHAPES for name in shape.columns if name not in columns):
+        near = difflib.get_close_matches(wanted, [name for name in columns if isinstance(name, str)], 1, 0.8)
+        if near:
+            return f"; did you mean {wanted!r} by {near[0]!r}"
+    return ""

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
-from experiments.common.section import Place, Section, fault_lines, later_field
+from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field
 from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
@@ -34,7 +34,7 @@ class MeasureConfig(Section):
 
     base_model: str
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     new: str | None = None
     grader: AnyGrader | None = later_field(None)
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -58,6 +58,8 @@ class MeasureConfig(Section):
                 if self.new
                 else "suite new needs a file of the new task: add --new FILE, or leave the suite out"
             )
+        for name in sorted(self.evaluation.unused_settings()):
+            raise ValueError(f"the settings of {name} have no effect: add {name} to --suites, or leave them out")
         return self
 
     def task(self, tokenizer: PreTrainedTokenizerBase) -> tuple[NewTask | NewText, ...]:

@@ -73,6 +73,7 @@ class Tuning(Section):
 
     in_control: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
@@ -95,6 +96,8 @@ class Tuning(Section):
 
 class Addition(Section):
     """Base of loss terms and averages, which are added to what trains."""
+
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     def refusal(self, tuning: Tuning) -> str | None:
         """Return the reason why it cannot be combined with this tuning, or None if it can."""

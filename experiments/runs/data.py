@@ -54,11 +54,17 @@ class ExperimentData:
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
         self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
-        context = dataclasses.replace(self.context, base=base or load)
+        self._base = base or load  # until it has written: it may hold a model
         self.new = data.new
-        self.old: tuple[Source, ...] = ()
-        if any(_replay(config, arm) for arm in config.arms):
-            self.old = tuple(source.materialise(context) for source in data.old)
+
+    @functools.cached_property
+    def old(self) -> tuple[Source, ...]:
+        """The sources of replayed text, if an arm replays any. The base model writes its text at the first call."""
+        context = dataclasses.replace(self.context, base=self._base)
+        self._base = self.context.base
+        if not any(_replay(self.config, arm) for arm in self.config.arms):
+            return ()
+        return tuple(source.materialise(context) for source in self.config.data.old)
 
     def rows(self, arm: ArmConfig) -> Rows:
         """Return the rows of an arm in the order of training."""
@@ -68,6 +74,11 @@ class ExperimentData:
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
         return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
+
+    def check_rows(self) -> None:
+        """Read the first row of each mixture. Raises ConfigError if no example of a source fits a row."""
+        for arm in {_replay(self.config, arm): arm for arm in self.config.arms}.values():
+            _ = self.rows(arm)[0]
 
     def old_batches(self, count: int) -> list[Batch]:
         """Return `count` batches of text that the model should keep, the same at every call, replayed or not.

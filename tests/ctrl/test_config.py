@@ -37,7 +37,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("copies_dtype", "bf16", r"unknown copies_dtype 'bf16': known: fp32, base"),
     ("detach_alpha", "false", r"detach_alpha must be true or false, but got 'false'"),
     ("checkpoint_pretrained", 1, r"checkpoint_pretrained must be true or false, but got 1"),
-    ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
+    ("lora_rank", 0, r"lora_rank must be an integer from 1 to 65536, but got 0"),
     ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
     (
         "layers",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pytest
 from pydantic import ValidationError, field_validator
 
-import experiments.config
-import experiments.measure.config
-import experiments.studies.config  # noqa: F401 (the three define all sections)
 from experiments.common.errors import ConfigError
-from experiments.common.section import Place, Section, fault_lines, number_types
+from experiments.common.section import Place, Section, fault_lines
 
 
 class Part(Section):
@@ -25,31 +22,6 @@ class Whole(Section):
 
 def keys_at(place: Place) -> Iterable[str]:
     return Part.model_fields if place == ("part",) else Whole.model_fields
-
-
-def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
-    for cls in of.__subclasses__():
-        yield cls
-        yield from sections(cls)
-
-
-def takes_a_switch(cls: type[Section], name: str, value: object) -> bool:
-    """Whether a field accepts true for a number."""
-    try:
-        cls.model_validate({name: value})
-    except ValidationError as error:
-        return all(fault["loc"][0] != name for fault in error.errors() if fault["loc"])
-    return True
-
-
-def test_no_number_of_any_section_is_given_as_a_switch() -> None:
-    fields = {(cls, name) for cls in sections() for name in cls.model_fields if number_types(cls, name) - {bool, str}}
-    numbers = [(cls, name) for cls, name in fields if bool not in number_types(cls, name)]
-    assert len(numbers) > 80
-    wrong = [
-        (cls.__name__, name) for cls, name in numbers for value in (True, [True]) if takes_a_switch(cls, name, value)
-    ]
-    assert not wrong
 
 
 def test_faults_have_their_place_and_the_nearest_key() -> None:
