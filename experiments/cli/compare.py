@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
     compare.set_defaults(command=compare_command)
     gate = commands.add_parser("gate", help="exit with 0 only if forgetting is below the margin")
-    gate.add_argument("run", metavar="RUN")
+    gate.add_argument("run", metavar="RUN", help="run folder, folder of measure, or lm_eval samples")
     gate.add_argument(
         "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
     )

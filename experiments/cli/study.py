@@ -13,33 +13,35 @@ from experiments.common.paths import default_root
 if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
+NAME = "name of the study"
+WORKERS = "processes on this machine (default: 1)"
 REPORT = (".html", ".md", ".png", ".csv")  # files of a report that are sent to MLflow; it has the YAML already
 
 
 def add(commands: Commands) -> None:
     study = commands.add_parser("study", help="run a study of many trials, continue it, or join it")
     study.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: table5")
-    study.add_argument("--workers", type=int, default=1, help="processes on this machine (default: 1)")
+    study.add_argument("--workers", type=int, default=1, help=WORKERS)
     study.add_argument("--profile", help="one of the study's profiles: gpu")
     study.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers
     study.set_defaults(command=study_command)
     resume = commands.add_parser("resume", help="continue a study by its name, without its YAML")
-    resume.add_argument("study")
-    resume.add_argument("--workers", type=int, default=1)
+    resume.add_argument("study", help=NAME)
+    resume.add_argument("--workers", type=int, default=1, help=WORKERS)
     resume.set_defaults(command=resume_command)
     status = commands.add_parser("status", help="print the state of a study: trials that run, failed and are best")
-    status.add_argument("study")
+    status.add_argument("study", help=NAME)
     status.set_defaults(command=status_command)
     more = commands.add_parser("add-trials", help="raise a study's budget")
-    more.add_argument("study")
-    more.add_argument("count", type=int)
+    more.add_argument("study", help=NAME)
+    more.add_argument("count", type=int, help="trials to add")
     more.set_defaults(command=add_trials_command)
     export = commands.add_parser("export", help="write all trials with their scorecards as CSV, Parquet or JSON")
-    export.add_argument("study")
+    export.add_argument("study", help=NAME)
     export.add_argument("file", type=Path, help="the format is that of its ending: .csv, .parquet, .json")
     export.set_defaults(command=export_command)
     report = commands.add_parser("report", help="write a study's report")
-    report.add_argument("study")
+    report.add_argument("study", help=NAME)
     report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):

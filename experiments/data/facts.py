@@ -21,9 +21,11 @@ class Facts(Source):
     """Questions about invented subjects with four attributes each, all drawn independently.
 
     Each fact is trained on in three ways of asking, and measured in a fourth: a model that has only learned the
-    questions by heart fails. With texts the subjects are described, in other words in each pass. With `both`, questions
-    are trained on for the first half of each kind, and the other half is measured, as with the controlled biographies
-    of arXiv 2309.14316. The subjects depend on the seed of the run.
+    questions by heart fails. The subjects depend on the seed of the run.
+
+    `texts`: descriptions of the subjects, worded differently in each epoch. `both`: texts about all subjects, and
+    questions about the first half of each kind; the other half is measured, as with the controlled biographies of
+    arXiv 2309.14316.
     """
 
     source: Literal["facts"] = "facts"

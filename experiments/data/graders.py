@@ -42,7 +42,9 @@ class Function(Grader):
 
     main = "function"
     function: str = Field(description="FILE:FUNCTION, a file of Python with or without .py, or an installed module")
-    columns: tuple[str, ...] = Field((), description="columns that the function reads, besides question and answer")
+    columns: tuple[str, ...] = Field(
+        (), description="columns that the function reads, in addition to question and answer"
+    )
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -98,7 +98,9 @@ class Code(InIsolation):
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="time of one reply")
     memory: float = Field(1.0, gt=0, description="memory of one reply in GB")
-    modules: tuple[str, ...] = Field((), description="modules that programs may import, besides those of the library")
+    modules: tuple[str, ...] = Field(
+        (), description="modules that programs may import, in addition to those of the library"
+    )
 
     @property
     def reads(self) -> tuple[str, ...]:

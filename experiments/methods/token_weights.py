@@ -96,11 +96,11 @@ class OfBase(LossTerm):
 class Prift(OfBase):
     """Weight by what the base model knew: w = q(label), or 1 where it knew nothing better (PriFT, arXiv 2606.09396).
 
-    q: the base's probabilities. The weight is 1 if the tokens that it finds no likelier than the label have `mass` or
-    more in all: the label is then no surprise.
+    q: the base's probabilities. The weight is 1 if the tokens that the base finds at most as likely as the label have
+    `mass` of the probability, or more: the label is then no surprise.
     """
 
-    mass: float = Field(0.5, ge=0, le=1, description="share of no likelier tokens from which on the weight is 1")
+    mass: float = Field(0.5, ge=0, le=1, description="probability of these tokens from which on the weight is 1")
 
     def noted(self, log_q: Tensor, labels: Tensor) -> Tensor:
         own = log_q.gather(-1, labels[:, None])

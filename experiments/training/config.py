@@ -19,7 +19,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(16, ge=1, le=MAX_ROWS, description="sequences per optimiser step and micro-batch")
     gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="micro-batches per optimiser step")
     warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
-    schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
+    schedule: str = Field("constant_with_warmup", description="name of one of the [schedules](#schedules)")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")

@@ -37,7 +37,7 @@ Schedule = Callable[[Optimizer, ScheduleSettings], LambdaLR]
 
 
 def constant(optimizer: Optimizer, training: ScheduleSettings) -> LambdaLR:
-    """Warm-up, then constant."""
+    """Warm-up, then constant. `constant` and `constant_with_warmup` are the same."""
     return get_constant_schedule_with_warmup(optimizer, training.warmup_steps)
 
 

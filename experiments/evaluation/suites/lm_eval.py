@@ -67,7 +67,7 @@ class HarnessSettings(SuiteSettings):
 
 
 class HarnessSuite(Suite):
-    """Tasks of lm_eval 0.4, by the names that `lm_eval ls tasks` lists; a group or tag stands for its tasks.
+    """Tasks of lm_eval 0.4, by the names that `lm_eval ls tasks` lists; a group or tag means all its tasks.
 
     A record is one item under one filter (lm_eval's word for reading an answer out of a reply). suite: `new` or `kept`;
     task: name of the task; form: `lm_eval`, or `lm_eval <filter>` if the filter has a name; item: hash of the document.
