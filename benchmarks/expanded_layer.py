@@ -100,7 +100,7 @@ def mix_rows(interpolation: str, divergence: str) -> list[str]:
 
 
 def ways_to_mix(interpolation: str, divergence: str) -> dict[str, tuple[Run, list[Tensor]]]:
-    """As the layer does it, run again in the backward pass, and (lerp with mse) by a function of its own."""
+    """As the layer does it, run again in the backward pass, compiled, and (lerp with mse) by a function of its own."""
     gate, measure = build_interpolation(interpolation, WIDTH), DIVERGENCES[divergence]
     h = torch.randn(1, TOKENS, WIDTH).bfloat16()
     a, b = ((h + size * torch.randn(h.shape)).bfloat16().requires_grad_() for size in (0.3, 0.32))
@@ -113,9 +113,11 @@ def ways_to_mix(interpolation: str, divergence: str) -> dict[str, tuple[Run, lis
     def loss(mixed: Tensor, per_token: Tensor) -> Tensor:
         return mixed.sum(dtype=torch.float32) + per_token.mean()
 
+    compiled = torch.compile(mix)
     ways: dict[str, Run] = {
         "as it is": lambda: loss(*mix(a, b)),
         "run again": lambda: loss(*checkpoint(mix, a, b, use_reentrant=False)),
+        "compiled": lambda: loss(*compiled(a, b)),
     }
     if (interpolation, divergence) == ("lerp", "mse"):
         ways["own function"] = lambda: loss(*OwnFunction.apply(a, b, torch.tensor(0.5)))

@@ -5,21 +5,38 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
 
+FILLED_ALONE = (
+    "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
+    "pass a new cache"
+)
 
-def add_cache_slots(control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+
+def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Append cache layers for the copies after those of the base model, each of the same kind as its original's.
 
-    In the slot of its original a copy would overwrite keys, and generation would be wrong without an error.
+    In the slot of its original a copy would overwrite keys, and generation would be wrong without an error. index: of
+    the layer that runs next; raises ValueError if its copy has not seen the same tokens.
     """
     cache = next((v for v in (*kwargs.values(), *args) if isinstance(v, Cache)), None)
     if isinstance(cache, EncoderDecoderCache):  # of a decoder that may run with an encoder, or without one
         cache = cache.self_attention_cache
-    if cache is None or getattr(cache, "layer_class_to_replicate", None) is not None:
-        return  # such a cache appends layers by itself, all of one kind
+    if cache is None:
+        return
+    if getattr(cache, "layer_class_to_replicate", None) is None:  # others append layers themselves, all of one kind
+        _append(control, cache)
+    if torch.compiler.is_compiling():
+        return
+    seen = [_length(cache, slot) for slot in (index, control.total + control.layers.index(index))]
+    if None not in seen and seen[0] != seen[1]:
+        raise ValueError(FILLED_ALONE)
+
+
+def _append(control: Control, cache: Any) -> None:
     if len(cache.layers) < control.total:
         raise ValueError(
             f"past_key_values has {len(cache.layers)} layers, the base model {control.total}: pass a cache made from "
@@ -34,11 +51,16 @@ def _empty_like(layer: Any) -> Any:
         return copy.deepcopy(layer)
     filled = layer.get_seq_length() if hasattr(layer, "get_seq_length") else any(layer.has_previous_state.values())
     if int(filled) > 0:
-        raise ValueError(
-            "past_key_values was filled while the expanded layers did not run (by the base model, or inside "
-            "ctrl.pretrained): pass a new cache"
-        )
+        raise ValueError(FILLED_ALONE)
     empty = copy.deepcopy(layer)
     if getattr(empty, "is_initialized", False):
         empty.reset()
     return empty
+
+
+def _length(cache: Any, slot: int) -> int | None:
+    """Return the number of tokens in a slot; None if it is not counted, or counted on the device."""
+    if slot >= len(cache.layers):
+        return 0
+    length = cache.layers[slot].get_seq_length() if hasattr(cache.layers[slot], "get_seq_length") else None
+    return length if isinstance(length, int) else None

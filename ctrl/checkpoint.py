@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
+from ctrl.fingerprint import changed
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.offloaded import in_memory
 from ctrl.sharded import write_once
@@ -52,7 +53,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
         return {"base": meta["base"], "control": meta["control"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 
 
@@ -75,13 +76,19 @@ def added_names(model: nn.Module) -> list[str]:
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """List the state-dict names that training may have changed: all that expand added, and what else was unfrozen."""
+    """List the state-dict names that training may have changed.
+
+    They are all that expand added, what else is unfrozen, and what else is no longer as it was (merged adapters).
+    """
     added = set(added_names(model))
+    moved = {id(parameter) for parameter in changed(model)}
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     names = []
     for name, tensor in state.items():
-        if (name in added or tensor.requires_grad) and id(tensor) not in seen:  # tied weights once
+        if (name in added or tensor.requires_grad or id(tensor) in moved) and id(
+            tensor
+        ) not in seen:  # tied weights once
             seen.add(id(tensor))
             names.append(name)
     return names

@@ -99,7 +99,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     without `compute_loss`, and nn.DataParallel.
     """
     changed: Any = trainer
-    require_expanded(changed.model)
+    require_expanded(getattr(changed, "model", changed))
     if not callable(getattr(changed, "compute_loss", None)):
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"

@@ -15,6 +15,7 @@ from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
+MAX_RANK = 2**16  # more than the width of any model: a mistyped number
 ADDED_LATER = ("copies_dtype", "checkpoint_pretrained")
 
 
@@ -96,6 +97,8 @@ class ControlConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ControlConfig:
         """Build a config from plain values. Raises ConfigError with each unknown key and the nearest known one."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"ControlConfig.from_dict needs a dict, but got {type(values).__name__}")
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = [key for key in values if key not in known]
         if unknown:
@@ -146,14 +149,18 @@ def _number_faults(config: ControlConfig) -> list[str]:
         faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
     if not _is_number(config.margin) or not 0 <= config.margin <= 2:
         faults.append(f"margin must be a cosine distance, a number in [0, 2], but got {config.margin!r}")
-    if not isinstance(config.lora_rank, int) or config.lora_rank < 1:
-        faults.append(f"lora_rank must be an integer >= 1, but got {config.lora_rank!r}")
+    if type(config.lora_rank) is not int or not 1 <= config.lora_rank <= MAX_RANK:
+        faults.append(f"lora_rank must be an integer from 1 to {MAX_RANK}, but got {config.lora_rank!r}")
     if config.expanded == "lora" and config.structure != "concat":
         faults.append(
             "expanded='lora' needs structure='concat': a low-rank copy starts equal to its original, a stacked one "
             f"must start as the identity, but got structure={config.structure!r}"
         )
-    if config.norm_mix != "learned" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
+    if config.structure == "stack" and config.norm_mix != 0.0:
+        faults.append(
+            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+        )
+    elif config.norm_mix != "learned" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
         faults.append(f"norm_mix must be 'learned' or a number in [0, 1], but got {config.norm_mix!r}")
     return faults
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
 from ctrl.divergence import additive_mean, masked_mean, real_tokens
@@ -69,13 +70,14 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
-        return Control(
-            self.config, list(self.layers), self.total, self.enabled, self.batch_dim, fingerprint=self.fingerprint
-        )
+        copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
+        copied.fingerprint, copied.samples = self.fingerprint, self.samples
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process
@@ -110,20 +112,53 @@ class Control:
             self.thread.current.running = False
         self.thread.current = None
 
+    def watch(self, outputs: Iterable[Tensor], cause: str, divergence: Tensor | None = None) -> None:
+        """Warn if a backward pass reaches an output but not the divergence; None: it is in no loss.
+
+        A pass in eval mode may train too, which is not known before. Compiled passes are not watched.
+        """
+        reached: list[bool] = []
+        if not self._may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+
+        def check() -> None:
+            if not reached:
+                self.warn_of_loss_without(cause)
+
+        if divergence is not None and divergence.requires_grad:
+            divergence.register_hook(lambda _: reached.append(True))
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(unserializable_hook(lambda _: _queue_callback(check)))
+
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
-        if self.warned or not (self.adds and self.enabled) or torch.compiler.is_compiling():
+        if not self._may_warn():
             return
-        self.warned = True
-        warnings.warn(
+        if not torch.compiler.is_compiling():
+            self.warned = True  # while compiling it would be a reason to compile again
+        _warn(
             f"a training pass {cause} leaves out divergence={self.config.divergence!r}: the model adds it only to the "
             "loss that it computes itself (Trainer does not pass the labels on with label_smoothing_factor or "
             "compute_loss_func; TRL's trainers and Liger run the decoder and the head themselves). With a trainer of "
             "transformers or TRL call ctrl.attach(trainer) before trainer.train(). In a loop of your own: Pass the "
             "labels to the model and use its loss, or add what ctrl.collect_divergence collects. If you want no "
-            "divergence, expand with divergence='none'",
-            stacklevel=4,
+            "divergence, expand with divergence='none'"
         )
+
+    def _may_warn(self) -> bool:
+        return self.adds and self.enabled and not self.warned
+
+
+def _queue_callback(check: Callable[[], None]) -> None:
+    """Call the function at the end of the backward pass that runs."""
+    torch.autograd.Variable._execution_engine.queue_callback(check)
+
+
+@torch.compiler.assume_constant_result
+def _warn(message: str) -> None:
+    """Warn; torch.compile does it once, while it compiles."""
+    warnings.warn(message, stacklevel=5)
 
 
 def mean_divergence(
@@ -142,11 +177,17 @@ def mean_divergence(
     return torch.stack(means).mean() if means else None
 
 
+def _labelled(labels: Any) -> Tensor:
+    """Count the labels of each sequence, (batch, seq) -> (batch,). A classifier has one label a sequence, (batch,)."""
+    counted: Tensor = (labels[:, 1:] if labels.dim() > 1 else labels.unsqueeze(-1)) != -100
+    return counted.flatten(1).sum(-1)
+
+
 def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
     """Average one layer's divergence over all tokens of all passes."""
     masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
     if total is not None:
-        items = [(one.labels[..., 1:] != -100).sum(-1) for one in passes]  # type: ignore[index]  # given with a total
+        items = [_labelled(one.labels) for one in passes]
         parts = [additive_mean(d, mask, n, total) for d, mask, n in zip(terms, masks, items, strict=True)]
         return torch.stack(parts).sum()
     means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])

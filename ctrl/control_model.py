@@ -7,7 +7,7 @@ import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,14 +51,19 @@ class ControlModel(nn.Module):
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
             current.divergences = {}
-        elif self.training and torch.is_grad_enabled() and not collected:
+        missed = not own_loss and torch.is_grad_enabled() and not collected
+        if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.begin(current)
         try:
             out = base(self, **kwargs)
         finally:
             control.end()
-        return self._with_divergence(out, current, kwargs.get("num_items_in_batch")) if own_loss else out
+        if own_loss:
+            return self._with_divergence(out, current, kwargs.get("num_items_in_batch"))
+        if missed:
+            control.watch(_tensors(out), "without labels")
+        return out
 
     def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
         """Add the divergence of the pass to its loss."""
@@ -69,24 +74,8 @@ class ControlModel(nn.Module):
             divergence = lm_loss.new_zeros((), dtype=torch.float32)
         if divergence is None or config.divergence_weight == 0:
             return _output(out, lm_loss, divergence)
-        self._watch(getattr(out, "logits", None), divergence)
+        self.control.watch(_tensors(out), "with a loss from the logits or the hidden states", divergence)
         return _output(out, lm_loss + config.divergence_weight * divergence, divergence)
-
-    def _watch(self, logits: Tensor | None, divergence: Tensor) -> None:
-        """Warn if a backward pass reaches the logits and not the divergence: the loss is not that of the output."""
-        control = self.control
-        reached: list[bool] = []
-        if control.warned or torch.compiler.is_compiling() or logits is None:
-            return
-        if not (self.training and logits.requires_grad and divergence.requires_grad):
-            return
-
-        def check() -> None:
-            if not reached:
-                control.warn_of_loss_without("with a loss from the logits")
-
-        divergence.register_hook(lambda _: reached.append(True))
-        logits.register_hook(lambda _: torch.autograd.Variable._execution_engine.queue_callback(check))
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""
@@ -118,6 +107,11 @@ class ControlModel(nn.Module):
 
     @peft_config.setter
     def peft_config(self, value: Any) -> None:
+        if self.control.config.expanded == "lora":
+            raise ConfigError(
+                "PEFT takes the adapters of these low-rank copies for its own and has changed them: load the model "
+                "again (ctrl.load) and train the copies alone, or expand with expanded='full' and put adapters on that"
+            )
         if "peft_config" not in vars(self):
             warnings.warn(
                 "PEFT freezes the copies of this expanded model, and its save_pretrained writes adapters alone: loaded "
@@ -206,7 +200,7 @@ def require_expanded(model: nn.Module) -> ControlModel:
 
     Raises ConfigError if there is none.
     """
-    for module in model.modules():
+    for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, ControlModel):
             return module
     raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
@@ -220,9 +214,8 @@ def bare_expanded(model: nn.Module) -> ControlModel:
         own = {module for layer in expanded_layers(expanded) for module in layer.expanded.modules()}
     if (found := peft_adapter(model, own)) is not None:
         raise ConfigError(
-            f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. Before "
-            "ctrl.save, which writes only what trains, call requires_grad_(True) on weights that the adapters changed "
-            "outside the copies"
+            f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. ctrl.save then "
+            "writes what the adapters changed outside the copies too"
         )
     return expanded
 
@@ -250,6 +243,15 @@ def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
             "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
             "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
         )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an output, those in its tuples too."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | ModelOutput):
+        for part in value.to_tuple() if isinstance(value, ModelOutput) else value:
+            yield from _tensors(part)
 
 
 def _output(out: Any, loss: Tensor, divergence: Tensor | None) -> Any:

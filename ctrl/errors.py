@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+NO_MODEL = "a model of transformers is needed, but got {}: load one with AutoModelForCausalLM.from_pretrained"
+
 
 class ConfigError(ValueError):
     """A configuration cannot be used. The message lists every fault, one per line."""

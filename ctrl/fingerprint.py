@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
@@ -16,7 +17,6 @@ SAMPLE = 64  # values of each parameter, at most
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
 
-@torch.no_grad()
 def fingerprint(model: Any) -> str | None:
     """Hash a sample of every parameter of the base, rounded to bf16.
 
@@ -24,11 +24,46 @@ def fingerprint(model: Any) -> str | None:
 
     A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
     """
-    found = [p for name, p in model.named_parameters() if not any(f".{part}" in name for part in ADDED)]
-    if has_quantised(model) or any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found):
+    return _digest(_samples(model))
+
+
+def remember_base(control: Control, model: Any) -> None:
+    """Note the weights of the base: its fingerprint, and the samples that `changed` compares."""
+    control.samples = _samples(model)
+    control.fingerprint = _digest(control.samples)
+
+
+def changed(model: Any) -> list[Tensor]:
+    """List the base's parameters that are no longer what they were when it was expanded, as far as a sample shows.
+
+    Merged adapters do that, or parts that trained and were frozen again. Those in fp16 are not compared: they may have
+    been rounded. Empty for a plain model.
+    """
+    control = getattr(model, "control", None)
+    before = control.samples if isinstance(control, Control) else None
+    now = _samples(model) if before else None
+    if not before or not now:
+        return []
+    parameters = dict(model.named_parameters())
+    names = [name for name in now if name in before and str(parameters[name].dtype) in EXACT]
+    return [parameters[name] for name in names if not torch.equal(before[name], now[name])]
+
+
+@torch.no_grad()
+def _samples(model: Any) -> dict[str, Tensor] | None:
+    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> values in bf16."""
+    found = {n: p for n, p in model.named_parameters() if not any(f".{part}" in n for part in ADDED)}
+    if has_quantised(model) or any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found.values()):
         return None
-    samples = [_sample(p) for p in found]
+    samples = [_sample(p) for p in found.values()]
     values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()
+    return dict(zip(found, values.split([len(sample) for sample in samples]), strict=True))
+
+
+def _digest(samples: dict[str, Tensor] | None) -> str | None:
+    if samples is None:
+        return None
+    values = torch.cat(list(samples.values()))
     return hashlib.sha256(values.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
 

@@ -50,7 +50,8 @@ def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None =
 def _from_mlflow(address: str) -> Path:
     """Download an artifact. MLflow, no dependency of this library, is imported only for its own addresses."""
     try:
-        artifacts = importlib.import_module("mlflow.artifacts")
+        artifacts, store = importlib.import_module("mlflow.artifacts"), importlib.import_module("mlflow")
+        _check_store(store.get_tracking_uri())
         return Path(artifacts.download_artifacts(address))
     except ImportError as error:
         raise CheckpointError(f"{address} needs mlflow: pip install mlflow, or pass a folder") from error
@@ -59,3 +60,9 @@ def _from_mlflow(address: str) -> Path:
             f"MLflow cannot provide {address}: {error}. Set MLFLOW_TRACKING_URI to the store that has it, for example "
             "sqlite:///mlruns/mlflow.db"
         ) from error
+
+
+def _check_store(uri: str) -> None:
+    """Raise FileNotFoundError for a local store that is not there: MLflow would make an empty one."""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise FileNotFoundError(f"there is no store {uri}")

@@ -144,7 +144,7 @@ class DLerp(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.zeros(1, 2 * hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, 2 * hidden_size, dtype=torch.float32))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         w_a, w_b = self.weight.squeeze(0).chunk(2)
@@ -160,7 +160,7 @@ class DLerpIn(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return torch.sigmoid(_dot(h, self.weight.squeeze(0)) + self._theta(h))
@@ -171,7 +171,7 @@ class Projection(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size))
+        self.offset = nn.Parameter(torch.zeros(hidden_size, hidden_size, dtype=torch.float32))
 
     def projected(self, a: Tensor) -> Tensor:
         """Compute P a in fp32 for half types, returned in a's dtype."""
@@ -219,7 +219,7 @@ class MoeSoft(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.randn(2, hidden_size) * 0.02 / math.sqrt(hidden_size))
+        self.weight = nn.Parameter(torch.randn(2, hidden_size, dtype=torch.float32) * 0.02 / math.sqrt(hidden_size))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         return torch.sigmoid(_dot(h, self.weight[1] - self.weight[0]) + self._theta(h))
@@ -263,7 +263,7 @@ class Gate(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         wide = widen(h)

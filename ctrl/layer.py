@@ -27,6 +27,7 @@ from ctrl.numerics import widen
 from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
+ALONE = "that runs the decoder without the model's forward"  # cause of a warning
 RUN = "control_run"  # keyword in which a layer passes a LayerRun on to its forward
 
 
@@ -78,7 +79,7 @@ class ExpandedLayer(nn.Module):
         control, current = self.control, self.control.current
         again = current is None and _in_backward()  # run again by a checkpoint around the whole layer
         if current is None and not again and self.training and torch.is_grad_enabled():
-            control.warn_of_loss_without("that runs the decoder without the model's forward")
+            control.warn_of_loss_without(ALONE)
         fixed = None if self.interpolation is None else self.interpolation.fixed_alpha
         if not control.enabled or self.interpolation is None or control.config.divergence == "none":
             return LayerRun(current, control.enabled, fixed)
@@ -90,7 +91,7 @@ class ExpandedLayer(nn.Module):
 
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
-            add_cache_slots(self.control, args, kwargs)
+            add_cache_slots(self.control, self.index, args, kwargs)
         out = self._pretrained(super().forward, hidden_states, *args, **kwargs)
         if not run.enabled:
             return out
@@ -106,7 +107,10 @@ class ExpandedLayer(nn.Module):
         mixed = mixed.to(a.dtype)
         # as the last operation: a backward pass then enters the layer here, where FSDP gathers its parameters, and not
         # through the divergence, which needs them too
-        return _with_hidden(out, mixed.view_as(mixed) if run.measure == "gradient" else mixed)
+        mixed = mixed.view_as(mixed) if run.measure == "gradient" else mixed
+        if run.current is None and not _in_backward():
+            self.control.watch([mixed], ALONE)
+        return _with_hidden(out, mixed)
 
     def _pretrained(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the frozen layer; with `checkpoint_pretrained` its activations are computed again when needed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import torch
@@ -131,6 +131,8 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     Raises ConfigError if the number is wrong or a value is not finite.
     """
     layers = expanded_layers(model)
+    if isinstance(alpha, bool | str) or not isinstance(alpha, int | float | Iterable | None):
+        raise ConfigError(f"alpha must be a number, or one per expanded layer, but got {alpha!r}")
     if isinstance(alpha, int | float):
         alphas = [float(alpha)] * len(layers)
     elif alpha is not None:

@@ -17,7 +17,7 @@ from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
 from ctrl.probe import probe
@@ -44,15 +44,24 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             if layer.interpolation is not None:
                 fully_shard(layer.interpolation, reshard_after_forward=False)
     """
-    config = config or ControlConfig()
+    config = ControlConfig() if config is None else config
+    if not isinstance(config, ControlConfig):
+        raise ConfigError(
+            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
+        )
     if isinstance(model, ControlModel):
         raise ConfigError(
             "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
         )
-    if (adapter := peft_adapter(model)) is not None:
+    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
         raise ConfigError(
             f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
             "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
+            "before torch.compile or any other wrapper"
         )
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
@@ -60,10 +69,6 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     kinds = branch_kinds(config, len(indices))
-    if config.structure == "stack" and config.norm_mix != 0.0:
-        raise ConfigError(
-            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
-        )
     with _unchanged_if_refused(model):
         copies = [
             _copy(layers[index], kind, len(layers) + j, model, config)
@@ -72,7 +77,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
-    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim, fingerprint=fingerprint(model))
+    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
+    remember_base(control, model)
     parts = [
         Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
         for index, kind, copied in expansions
@@ -154,8 +160,12 @@ def set_alpha(model: nn.Module, alpha: float) -> None:
             f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked: use ctrl.pretrained for "
             "the base model, or expand with structure='concat'"
         )
-    if not math.isfinite(alpha):
-        raise ConfigError(f"alpha={alpha} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
+    try:
+        finite = math.isfinite(alpha)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
     for layer in layers:
         layer.interpolation.fixed_alpha = torch.tensor(float(alpha))  # type: ignore[union-attr]
 

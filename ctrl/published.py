@@ -21,7 +21,7 @@ from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
 from ctrl.control_model import IGNORED, ControlModel, bare_expanded
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import remember_base
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory
@@ -175,7 +175,7 @@ def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, 
         hint = _norm_hint(found["extra"], expansion)
         raise CheckpointError(f"tensors in {folder} do not fit its config: {'; '.join(faults)}{hint}")
     model.load_state_dict(state, strict=False)
-    model.control.fingerprint = fingerprint(model)  # expand saw random weights
+    remember_base(model.control, model)  # expand saw random weights
 
 
 def _norm_hint(extra: list[str], expansion: dict[str, Any]) -> str:

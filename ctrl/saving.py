@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctrl.checkpoint import WEIGHTS_FILE, added_names, base_facts, read_config, read_tensors, write_checkpoint
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
-from ctrl.errors import CheckpointError, ConfigError
+from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
 from ctrl.fingerprint import fingerprint, same_base
 from ctrl.hub import local_folder
@@ -33,7 +33,7 @@ def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str,
 
 
 def load(
-    base_model: PreTrainedModel | str,
+    base_model: PreTrainedModel | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     allow_other_base: bool = False,
     **kwargs: Any,
@@ -55,6 +55,7 @@ def load(
     folder = local_folder(folder)
     meta = read_config(folder)
     config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
+    _check_finite(tensors, folder / WEIGHTS_FILE)
     model = _base(base_model, meta["base"], config, kwargs)
     _check_base(model, meta["base"], folder, allow_other_base)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -75,17 +76,33 @@ def load(
     return model
 
 
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError for NaN or inf, with which no output would be a number."""
+    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if odd:
+        raise CheckpointError(f"{path}: {len(odd)} tensors hold NaN or inf, the first is {odd[0]}: train it again")
+
+
 def _base(
-    base_model: PreTrainedModel | str, saved: dict[str, Any], config: ControlConfig, kwargs: dict[str, Any]
+    base_model: PreTrainedModel | str | os.PathLike[str],
+    saved: dict[str, Any],
+    config: ControlConfig,
+    kwargs: dict[str, Any],
 ) -> PreTrainedModel:
     """Return the base model; load it if it is given by name, by default as it was in training."""
-    if isinstance(base_model, str):
+    if isinstance(base_model, str | os.PathLike):
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
             kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
         if config.divergence == "attention":
             kwargs.setdefault("attn_implementation", "eager")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_model, **kwargs)
+        try:
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_model, **kwargs)
+        except (OSError, ValueError) as error:
+            first = str(error).partition("\n")[0]
+            raise CheckpointError(f"the base model {str(base_model)!r} could not be loaded: {first}") from error
         return model
+    if not isinstance(base_model, nn.Module):
+        raise ConfigError(NO_MODEL.format(type(base_model).__name__))
     if kwargs:
         raise ConfigError(f"load got a model and {', '.join(kwargs)}: give these when you load the model itself")
     return base_model

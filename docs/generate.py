@@ -9,6 +9,7 @@ PARTS; the words after it are its arguments.
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,8 +24,13 @@ from experiments.cli import catalogue
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
 from experiments.data.config import DataConfig
+from experiments.data.grader import Grader
+from experiments.data.graders import GRADERS, Function
+from experiments.data.procedural import OtherQuestions
 from experiments.data.sources import SOURCES
+from experiments.data.tested import TestSet
 from experiments.evaluation.config import EvaluationConfig
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
@@ -55,6 +61,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "posthoc": study.Posthoc,
 }
 ANCHORS: dict[type, str] = {cls: name for name, cls in SECTIONS.items()} | {ControlConfig: "control"}
+ANCHORS |= {Grader: "Graders", TestSet: "Test sets", OtherQuestions: "Test sets", KeptFile: "Kept tasks"}
 ANCHORS |= {Tuning: "What trains", LossTerm: "Loss terms", Average: "Averages of weights"}
 ANCHORS |= dict.fromkeys(SOURCES.values(), "Sources") | dict.fromkeys(DIMENSIONS.values(), "Dimensions")
 
@@ -73,6 +80,11 @@ def kept_tasks() -> str:
 def suites() -> str:
     """Every suite with its settings."""
     return "\n\n".join(variant("Suite", name, suite, ANCHORS, suite.Settings) for name, suite in SUITES.items())
+
+
+def test_sets() -> str:
+    """The test set of a source of rows, and that of a generator."""
+    return "\n\n".join(f"{inspect.getdoc(cls)}\n\n{fields_table(cls, ANCHORS)}" for cls in (TestSet, OtherQuestions))
 
 
 def tunings() -> str:
@@ -141,6 +153,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "fields": fields,
     "control": control_table,
     "sources": lambda: variants("Source", SOURCES, ANCHORS),
+    "graders": lambda: variants("Grader", {**GRADERS, "FILE:FUNCTION": Function}, ANCHORS),
+    "test_sets": test_sets,
     "tunings": tunings,
     "loss_terms": lambda: variants("Loss term", LOSS_TERMS, ANCHORS),
     "averages": lambda: variants("Average", AVERAGES, ANCHORS),
@@ -149,6 +163,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "schedules": lambda: variants("Schedule", SCHEDULES, ANCHORS),
     "dimensions": lambda: variants("Dimension", DIMENSIONS, ANCHORS),
     "kept_tasks": kept_tasks,
+    "kept_file": lambda: fields_table(KeptFile, ANCHORS),
     "figures": figures_markdown,
     "commands": commands,
     "architectures": architectures,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.config import ExperimentConfig, load_config, parse_config
     from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
     from experiments.evaluation.weights import update_sizes
+    from experiments.measure.callback import ForgettingCallback
     from experiments.measure.run import measure as measure_models  # `measure` is the room
     from experiments.models.base import load_base
     from experiments.posthoc.run import posthoc as run_posthoc  # `posthoc` is the room
@@ -36,8 +37,10 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.reporting.plots.dial import dial_figure
     from experiments.reporting.plots.forgetting import forgetting_figure
     from experiments.reporting.tables import format_table
+    from experiments.runs.preview import preview
     from experiments.runs.run import open_run, run_experiment
     from experiments.runs.trained import load_trained, replies, replies_at
+    from experiments.soften.run import soften as soften_model  # `soften` is the room
     from experiments.studies.launch import run_study
     from experiments.studies.load import load_study, parse_study
     from experiments.tracking.sync import download

@@ -14,10 +14,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
-from experiments.common.paths import SHIPPED, check_file_name
+from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, SHIPPED, check_file_name
 from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
+from experiments.data.graders import found_next_to
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import FLAT, set_key
@@ -117,6 +118,15 @@ class ArmConfig(Section):
         parts = [self.train or Full(), *self.loss, *([self.average] if self.average else [])]
         return self.method or "+".join(part_name(part) for part in parts)
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines on settings that are given and not read: `control` of a short name that trains no copies."""
+        if self.method is None or self.control == ControlConfig() or (tuning := self.build().tuning).in_control:
+            return []
+        may = "trains" in METHODS[self.method].options.model_fields
+        way_out = "; to train copies, set options: {trains: control}" if may else ""
+        return [f"arm {self.name}: control is not read, since {self.method} trains {part_name(tuning)}{way_out}"]
+
     def params(self) -> dict[str, Any]:
         """Return all settings of the method, defaults included, as they are logged."""
         if self.method is None:
@@ -139,9 +149,9 @@ class ArmConfig(Section):
 class ExperimentConfig(Section):
     """A whole experiment: one base, one task, the same data in the same order for every arm."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its folder")
+    name: str = Field(pattern=FOLDER_NAME, max_length=LONGEST_NAME, description="name of the run and of its folder")
     base_model: str = Field(
-        "smollm2-135m-instruct", description="the shipped model, a Hugging Face name, or a local folder"
+        "smollm2-135m-instruct", min_length=1, description="the shipped model, a Hugging Face name, or a local folder"
     )
     trust_remote_code: bool = later_field(False, description="run the Python files that the base model brings along")
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -171,7 +181,13 @@ class ExperimentConfig(Section):
         """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        return load_base(self.base_model, self.data.system, self.data.template_options, self.trust_remote_code)
+        return load_base(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer alone, as `load_base` does. Raises ModelError."""
+        from experiments.models.base import load_tokenizer
+
+        return load_tokenizer(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
 
     @property
     def evaluation_steps(self) -> list[int]:
@@ -202,7 +218,7 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
         set_value(values, key, value)
-    return parse_config(values, source=str(path))
+    return parse_config(found_next_to(values, path.parent), source=str(path))
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -23,7 +23,7 @@ class Record:
 
     suite: name of the suite (`new`, `kept`, `drift`, ...); suite lm_eval writes `new` or `kept`.
     task: name within the suite (`capitals`). form: how it was asked (`generate`, `chat`, `plain`, `kl`, `nll`,
-    `lm_eval`).
+    `lm_eval`); replies that are drawn at a temperature are `sample 1`, `sample 2` and so on.
     item: id of the question, the same for base and arms, so that records pair.
     correct: 0 or 1 for suites new, kept and instructions. value: nats per token for drift and texts; tokens: how many
     were averaged. prompt: twelve hex digits of the SHA-256 of the question's text.

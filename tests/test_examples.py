@@ -22,7 +22,10 @@ from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
+from experiments.data.graders import read_grader
+from experiments.data.items import Item, NewTask, exact_match
 from experiments.data.source import Source
+from experiments.data.tested import Measured
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.similarity import METRICS
 from experiments.evaluation.suite import SuiteContext
@@ -44,7 +47,7 @@ from tests.experiments.data.test_sources import TestContract as SourceContract
 from tests.experiments.evaluation import test_suite
 from tests.experiments.evaluation.kept_tasks import test_tasks
 from tests.experiments.evaluation.kept_tasks.test_tasks import TestQuestions as KeptContract
-from tests.experiments.methods import test_averaging, test_losses, test_method, test_tuning
+from tests.experiments.methods import test_averaging, test_losses, test_method, test_token_weights, test_tuning
 from tests.experiments.scorecard import test_figures
 from tests.experiments.training.test_schedules import rates
 from tests.experiments.training.test_schedules import (
@@ -187,7 +190,10 @@ def test_the_source_keeps_the_contract(load: Load, database: Path, check: str) -
 def test_the_source_names_what_is_wrong(load: Load, database: Path) -> None:
     with pytest.raises(ConfigError, match=r"'select missing from faq' failed on .*: no such column: missing"):
         rows_of(load, database, "select missing from faq").held_out(1, 0)
-    with pytest.raises(ConfigError, match="row 1 has no column 'answer': did you mean 'answers'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"row 1 has no known shape \(its columns: question, answers; known shapes: question \+ answer",
+    ):
         rows_of(load, database, "select question, answer as answers from faq").held_out(1, 0)
     with pytest.raises(ConfigError, match=r"elsewhere\.db does not exist"):
         rows_of(load, database.with_name("elsewhere.db")).held_out(1, 0)
@@ -225,6 +231,18 @@ PARTS: dict[str, dict[str, Any]] = {  # file of an example -> an arm that uses i
 }
 
 
+def test_the_grader_reads_its_columns_and_never_ends_a_run() -> None:
+    grader = read_grader({"docs/examples/last_word:last_word": {"columns": ["synonyms"]}})
+    answer, metadata = grader.values({"synonyms": ["sofa"]}, "couch", "couch")
+    item = Item("q", answer, metadata)
+    task = Measured(source="any", grader=grader).graded(NewTask("t", (item,), exact_match))
+    assert isinstance(task, NewTask)
+    replies = {"A couch.": True, "I sat on the SOFA": True, "sofa bed": False, "!": False, "": False}
+    assert {reply: task.correct(reply, item) for reply in replies} == replies
+    with pytest.warns(UserWarning, match=r"last_word: KeyError: 'synonyms' \(the reply counts as wrong\)"):
+        assert not task.correct("sofa", Item("q", answer))
+
+
 def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> None:
     load("one_part")
     test_tuning.test_a_tuning_starts_as_the_base("one_part")
@@ -239,12 +257,18 @@ def test_the_tuning_keeps_the_contract_and_trains_its_part_alone(load: Load) -> 
         TUNINGS["one_part"]().prepare(torch.nn.Linear(2, 2), engine.context())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["focal", "to_zero"])
 @pytest.mark.parametrize("train", test_losses.TRAIN)
-def test_the_loss_terms_keep_the_contract(load: Load, name: str, train: str) -> None:
-    load(name)
-    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens(name)
-    test_losses.test_micro_batches_add_up_to_a_large_batch(name, train)
+def test_the_loss_term_with_a_penalty_keeps_the_contract(load: Load, train: str) -> None:
+    load("to_zero")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("to_zero")
+    test_losses.test_micro_batches_add_up_to_a_large_batch("to_zero", train)
+
+
+def test_the_loss_term_that_weighs_tokens_keeps_the_contract(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("focal")
+    test_losses.test_a_term_adds_a_penalty_or_weighs_tokens("focal")
+    test_token_weights.test_weights_are_constants_between_0_and_1_whatever_the_chunks("focal")
+    test_token_weights.test_chunks_of_any_size_give_the_same_weights("focal", monkeypatch)
 
 
 def test_the_loss_terms_are_their_formulas(load: Load) -> None:

@@ -33,6 +33,10 @@ COVERED_BY = {
     "experiments.training.meter": "experiments/training/test_trainer.py",
     # parts of a report or a picture, which are seen on the page
     "experiments.measure.plot": "experiments/measure/test_run.py",
+    "experiments.soften.plot": "experiments/soften/test_run.py",
+    "experiments.soften.report": "experiments/soften/test_run.py",
+    "experiments.soften.endpoint": "experiments/soften/test_run.py",
+    "experiments.cli.soften": "experiments/soften/test_run.py",
     "experiments.measure.report": "experiments/measure/test_run.py",
     "experiments.measure.kinds": "experiments/measure/test_models.py",
     "experiments.cli.measure": "experiments/measure/test_models.py",

@@ -17,7 +17,7 @@ class GapLerp(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float32))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         gap = (widen(b) - widen(a)).norm(dim=-1, keepdim=True)

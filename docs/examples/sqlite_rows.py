@@ -42,7 +42,7 @@ class SqliteRows(Columns, Finite):
         connection = sqlite3.connect(self.path)
         connection.row_factory = sqlite3.Row
         try:
-            rows = [dict(row) for row in connection.execute(self.query)]
+            rows = [(f"row {i}", dict(row)) for i, row in enumerate(connection.execute(self.query), start=1)]
         except sqlite3.Error as error:
             raise ConfigError(f"source sqlite: {self.query!r} failed on {self.path}: {error}") from error
         finally:

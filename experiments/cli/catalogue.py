@@ -89,6 +89,12 @@ def _sources() -> dict[str, str]:
     return described(SOURCES)
 
 
+def _graders() -> dict[str, str]:
+    from experiments.data.graders import GRADERS
+
+    return described(GRADERS)
+
+
 def _suites() -> dict[str, str]:
     from experiments.evaluation.suites import SUITES
 
@@ -139,6 +145,7 @@ KINDS = {  # what there is -> where it is written
     "studies": "control-llm study NAME",
     "methods": "arms: [{method: NAME}], or its parts train, loss, average",
     "sources": "data: {new: {source: NAME}}",
+    "graders": "data: {new: {source: file, grader: NAME}}",
     "suites": "evaluation: {suites: [NAME]}",
     "tasks": "evaluation: {kept_tasks: [NAME]}",
     "structures": "control: {structure: NAME}",
@@ -151,6 +158,7 @@ FILES = {"configs": "*.yaml", "studies": "studies/*.yaml"}
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "methods": _methods,
     "sources": _sources,
+    "graders": _graders,
     "suites": _suites,
     "tasks": _kept_tasks,
     "structures": _structures,

@@ -41,7 +41,7 @@ def compare_command(args: argparse.Namespace) -> int:
     comparison = compare(read_runs(args.runs, args.base, args.new), args.reference, args.draws)
     show(format_comparison(comparison))
     if args.out:
-        print(f"\nwritten: {write_comparison(comparison, args.out)}")
+        show(f"\nwritten: {write_comparison(comparison, args.out)}")
     else:
         print("\nas files, with a picture: --out FOLDER")
     return 0

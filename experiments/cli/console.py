@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from experiments.common.printable import printable
+from experiments.common.progress import print_line
+
 Commands = Any  # what argparse's add_subparsers returns; its class is private
 NO_WRAP = 10_000  # columns: what is no terminal gets each row on one line
 STYLES = (  # pattern, style of its matches on a terminal
@@ -21,16 +24,13 @@ STYLES = (  # pattern, style of its matches on a terminal
 
 
 def say(text: str) -> None:
-    """Write a line above a progress bar, if there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(styled(text, sys.stdout))
-    sys.stdout.flush()
+    """Write a line above the progress bars, if there are any."""
+    print_line(styled(text, sys.stdout))
 
 
-def show(text: str) -> None:
-    """Write the result of a command, for example a table."""
-    print(styled(text, sys.stdout))
+def show(text: str, stream: TextIO | None = None) -> None:
+    """Write the result of a command, for example a table. stream: default: stdout."""
+    print(styled(text, stream or sys.stdout), file=stream or sys.stdout)
 
 
 def show_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -47,6 +47,7 @@ def show_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(
         box=SIMPLE_HEAD if terminal and head else None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(head)
     )
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for i, width in enumerate(widths):
         table.add_column(head[i] if head else "", no_wrap=width < max(widths), overflow="fold")
@@ -59,7 +60,8 @@ def show_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def styled(text: str, stream: TextIO) -> str:
-    """Return the text with colours if the stream is a terminal, else as it is."""
+    """Return the text as it can be printed, with colours if the stream is a terminal."""
+    text = printable(text)
     if not stream.isatty():
         return text
     from rich.console import Console
@@ -79,7 +81,7 @@ def _cell(text: Any) -> Any:
 
 def stop(code: int, message: str) -> int:
     """Write the reason why a command ends, and return its exit code."""
-    print(styled(f"error: {message}" if code != 130 else message, sys.stderr), file=sys.stderr)
+    show(f"error: {message}" if code != 130 else message, sys.stderr)
     return code
 
 
@@ -99,6 +101,21 @@ def quiet_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def given(text: str) -> str:
+    """Return the text of an option. An empty one, as of an unset variable of the shell, is no default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option out")
+    return text
+
+
+def folder(text: str) -> Path:
+    """Return the path of a folder that is there or can be made."""
+    path = Path(given(text))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    return path
+
+
 def add_root(command: argparse.ArgumentParser) -> None:
     """Add the option --root, which most commands have."""
-    command.add_argument("--root", type=Path, help="where results go (default: mlruns)")
+    command.add_argument("--root", type=folder, help="where results go (default: mlruns)")

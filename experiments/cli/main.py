@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 
-from experiments.cli import catalogue, compare, measure, run, runs, study
+from experiments.cli import catalogue, compare, measure, preview, run, runs, soften, study
 from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
@@ -21,6 +21,8 @@ from experiments.common.threads import wait_asleep
 
 
 def main(argv: list[str] | None = None) -> int:
+    if any("\0" in word for word in argv or ()):
+        return stop(2, "an argument contains the character NUL, which no file name can hold: leave it out")
     args = parser().parse_args(argv)
     quiet_warnings()
     if "torch" not in sys.modules:
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=program(), description="Train, measure and compare.")
     top.set_defaults(command=welcome)
     commands = top.add_subparsers(metavar="COMMAND")
-    for room in (run, measure, runs, catalogue, compare, study):
+    for room in (run, preview, measure, soften, runs, catalogue, compare, study):
         room.add(commands)
     return top
 

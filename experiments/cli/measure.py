@@ -22,6 +22,14 @@ def add(commands: Commands) -> None:
         "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow. Several: repeat the option",
     )  # fmt: skip
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
+    one.add_argument(
+        "--grader", metavar="GRADER", help="decides whether replies to --new are right: exact, contains, math, ..., "
+        "FILE:FUNCTION, or '{numeric: .01}'; `control-llm list graders` names them",
+    )  # fmt: skip
+    one.add_argument(
+        "--kept", action="append", default=[], type=Path, metavar="FILE", dest="kept_files",
+        help="questions of your own that count as a kept task, next to the others; repeat for more",
+    )  # fmt: skip
     one.add_argument("--kept-tasks", nargs="+", metavar="TASK", help="kept tasks; `control-llm list` names them")
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: kept drift text instructions alignment")
     one.add_argument(
@@ -47,17 +55,18 @@ def measure_command(args: argparse.Namespace) -> int:
     quiet()
     found = measure(
         args.base, args.models, args.new, args.suites, args.kept_tasks, args.gate, args.out, args.root,
-        args.precision, args.seed, overrides(args.set), args.allow_other_base, say,
+        args.precision, args.seed, overrides(args.set), args.allow_other_base, say, args.kept_files,
+        overrides([f"grader={args.grader}"])["grader"] if args.grader else None,
     )  # fmt: skip
     print()
     show(found.report.text())
-    print(f"\nreport: {short_path(found.report.page)}\nfigures: {short_path(found.folder / 'figures.json')}")
+    show(f"\nreport: {short_path(found.report.page)}\nfigures: {short_path(found.folder / 'figures.json')}")
     verdicts = found.verdicts()
     if verdicts:
         print()
         show("\n".join(line for _, line in verdicts))
     for name, why in found.failed.items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
+        show(f"failed: {name}: {why}", sys.stderr)
     if not all(holds for holds, _ in verdicts):
         return GATE_FAILED
     return 1 if found.failed else 0

@@ -47,18 +47,21 @@ def run_command(args: argparse.Namespace) -> int:
     from experiments.config import load_config
     from experiments.reporting.tables import format_table
     from experiments.runs.run import run_experiment
+    from experiments.runs.unused import check_settings
     from experiments.training.processes import is_main_process
 
     quiet()
-    outcome = run_experiment(load_config(args.config, overrides(args.set)), args.root, args.fresh, say)
+    config = load_config(args.config, overrides(args.set))
+    check_settings(config)
+    outcome = run_experiment(config, args.root, args.fresh, say)
     if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has
     print()
     show(format_table(outcome.results))
     for result in outcome.failed:
-        print(f"failed: {result.label}: {result.reason}", file=sys.stderr)
+        show(f"failed: {result.label}: {result.reason}", sys.stderr)
     root = ["--root", args.root] if args.root else []
-    print(f"\nreport:    {short_path(outcome.report)}\nMLflow UI: {command('ui', *root)}")
+    show(f"\nreport:    {short_path(outcome.report)}\nMLflow UI: {command('ui', *root)}")
     return 1 if outcome.failed else 0
 
 
@@ -107,7 +110,7 @@ def sync_command(args: argparse.Namespace) -> int:
 
     said = sync(args.folders, args.root or default_root())
     for path, what in said.items():
-        print(f"{path.name}: {what}")
+        show(f"{path.name}: {what}")
     return 1 if any(what.startswith("not sent") for what in said.values()) else 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.console import Commands, add_root, show, show_rows
+from experiments.cli.console import Commands, add_root, given, show, show_rows
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root, short_path
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     runs.add_argument("--trials", action="store_true", help="list the runs of studies' trials too")
     runs.set_defaults(command=runs_command)
     one = commands.add_parser("show", help="show a run or study: config, arms, report, next command")
-    one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
+    one.add_argument("run", type=given, metavar="RUN", help="a folder, a name, or the beginning of one")
     one.set_defaults(command=show_command)
     for parser in (runs, one):
         add_root(parser)
@@ -41,7 +41,7 @@ def runs_command(args: argparse.Namespace) -> int:
     if rows:
         show_rows(HEAD, rows)
     else:
-        print(f"nothing was run below {short_path(root)} yet: {command('run', 'quickstart')}")
+        show(f"nothing was run below {short_path(root)} yet: {command('run', 'quickstart')}")
     return 0
 
 
@@ -86,7 +86,7 @@ def _show_run(folder: Path) -> None:
     one, config = read_run(folder), read_config(folder / "config.yaml")
     show(f"{folder.name}: {one.status}, {one.done} of {one.total} arms, last change {age(one.updated)} ago\n")
     for title, text in config_lines(config).items():
-        print(f"{title:<11} {text}")
+        show(f"{title:<11} {text}")
     made = [folder / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
     made += sorted(path.parent for path in folder.glob("posthoc/*/result.json"))
     files = [path / "result.json" for path in made]
@@ -95,12 +95,12 @@ def _show_run(folder: Path) -> None:
         print()
         show(format_table(results))
     for file in (file for file in files if not file.is_file()):
-        print(f"{file.parent.name}: no result yet")
+        show(f"{file.parent.name}: no result yet")
     report, root = folder / "report.html", folder.parent.parent
-    print(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
+    show(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
     if one.status != "finished":
         options: list[str | Path] = [] if root.resolve() == default_root().resolve() else ["--root", root]
-        print(f"go on:   {command('run', folder / 'config.yaml', *options)}")
+        show(f"go on:   {command('run', folder / 'config.yaml', *options)}")
 
 
 def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
@@ -129,11 +129,11 @@ def _show_study(folder: Path) -> None:
     root = folder.parent.parent
     store = Store(storage_url(root, noted_storage(root, folder.name)), name=folder.name)
     if store.config.question:
-        print(f"{store.config.question}\n")
+        show(f"{store.config.question}\n")
     show(status_text(store, root))
     report = folder / "report.html"
     missing = f"not written yet: {command_line(store, root, 'report', folder.name)}"
-    print(f"\nreport:  {short_path(report) if report.is_file() else missing}")
+    show(f"\nreport:  {short_path(report) if report.is_file() else missing}")
 
 
 def _number(value: float | None, places: str, unit: str = "") -> str:

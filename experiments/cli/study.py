@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, given, quiet, say, show
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 
@@ -44,11 +44,14 @@ def add(commands: Commands) -> None:
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):
         add_root(command)
-        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db in the root)")
+        command.add_argument(
+            "--storage", type=given, help="URL of the database of trials (default: optuna.db in the root)"
+        )
 
 
 def study_command(args: argparse.Namespace) -> int:
-    from experiments.studies.launch import run_study, work
+    from experiments.studies.checks import check_inputs
+    from experiments.studies.launch import check_start, run_study, work
     from experiments.studies.load import load_study
     from experiments.studies.storage import storage_url
     from experiments.tracking.machine import sigterm_raises
@@ -61,6 +64,8 @@ def study_command(args: argparse.Namespace) -> int:
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
+    check_start(config, root, args.workers, args.storage)
+    check_inputs(config, root, say)
     show(_end_text(run_study(config, root, args.workers, args.storage, say), root))
     return 0
 
@@ -89,14 +94,14 @@ def add_trials_command(args: argparse.Namespace) -> int:
     store, root = _store(args), args.root or default_root()
     count = store.add_trials(args.count)
     note_progress(store, root)
-    print(f"the budget is {count} trials; to run them: {command_line(store, root, 'resume', args.study)}")
+    show(f"the budget is {count} trials; to run them: {command_line(store, root, 'resume', args.study)}")
     return 0
 
 
 def export_command(args: argparse.Namespace) -> int:
     from experiments.studies.report.table import export
 
-    print(f"{export(_store(args), args.file)} trials written to {args.file}")
+    show(f"{export(_store(args), args.file)} trials written to {args.file}")
     return 0
 
 
@@ -108,7 +113,7 @@ def report_command(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {args.out}: give a folder, which gets all files of the report")
     store = _store(args)
     page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
-    print(page)
+    show(str(page))
     if said := attach(store.config.name, root, page.parent):
         say(said)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # the YAML files of the package; those of studies are in `studies`
 
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs and studies
 LONGEST_NAME = 100  # bytes; file systems allow 255, and a rate and an operation are added
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 MAX_SEED = 2**32 - 1  # NumPy's seeds are 32 bits
+MAX_DRAWS = 10**6  # resamples of the bootstrap; so many take minutes
 Place = tuple[int | str, ...]  # keys and indices from the top of the file
 
 
@@ -23,9 +25,9 @@ class Section(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _no_switches(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
-        """Refuse true and false for a number: pydantic would read 1 and 0."""
-        switches = _switches(cls, values if isinstance(values, dict) else {})
+    def _only_numbers(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse true, false and quoted numbers for a number: pydantic would read 1, 0 and the text's number."""
+        switches = _no_numbers(cls, values if isinstance(values, dict) else {})
         try:
             made, faults = make(values), list[Any]()
         except ValidationError as error:
@@ -39,18 +41,27 @@ class Section(BaseModel):
         return made
 
 
-def _switches(section: type[BaseModel], given: dict[str, Any]) -> list[Any]:
-    """Return the faults of numbers that are given as true or false."""
-    fault = {"type": "value_error", "ctx": {"error": ValueError("a number is needed, not true or false")}}
-    return [
-        {**fault, "loc": (name,), "input": given[name]}
-        for name in given.keys() & section.model_fields.keys()
-        if _has_switch(given[name]) and bool not in (number_types(section, name) or {bool})
-    ]
+def _no_numbers(section: type[BaseModel], given: dict[str, Any]) -> list[Any]:
+    """Return the faults of numbers that are given as true, false or a text."""
+    faults = []
+    for name in sorted(given.keys() & section.model_fields.keys()):
+        types = number_types(section, name) or {bool, str}
+        for one in given[name] if isinstance(given[name], list | tuple) else [given[name]]:
+            if type(one) not in types and (said := _no_number(one)):
+                fault = {"type": "value_error", "ctx": {"error": ValueError(f"a number is needed, not {said}")}}
+                faults.append({**fault, "loc": (name,), "input": given[name]})
+                break
+    return faults
 
 
-def _has_switch(value: Any) -> bool:
-    return any(isinstance(one, bool) for one in (value if isinstance(value, list | tuple) else [value]))
+def _no_number(value: Any) -> str:
+    """Say what a value is that pydantic would read as a number; empty for any other."""
+    if isinstance(value, bool):
+        return "true or false"
+    try:
+        return "a text: remove its quotes" if isinstance(value, str) and math.isfinite(float(value)) else ""
+    except ValueError:  # which pydantic says too
+        return ""
 
 
 def number_types(section: type[BaseModel], name: str) -> set[type]:

@@ -11,6 +11,8 @@ import yaml
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
 
+MAX_VALUES = 10**6  # of a file, with what its aliases repeat
+
 
 class _Loader(yaml.SafeLoader):
     """Read 1e-3 as a number, as YAML 1.2 and Python do. PyYAML would read a text, and a number only from 1.0e-3.
@@ -56,9 +58,24 @@ def dump_yaml(values: Any) -> str:
 def load_yaml(text: str) -> Any:
     """Return the values of a YAML text. Raises yaml.YAMLError."""
     try:
-        return yaml.load(text, _Loader)
+        values = yaml.load(text, _Loader)
+        if (size := _size(values, {})) > MAX_VALUES:
+            raise yaml.YAMLError(
+                f"its aliases (&x, *x) make {size:.0e} values of it; at most {MAX_VALUES:.0e} are read"
+            )
+        return values
     except (RecursionError, ValueError) as error:  # nested too deeply, a number of too many digits
         raise yaml.YAMLError(str(error)) from None
+
+
+def _size(value: Any, sizes: dict[int, int]) -> int:
+    """Count the values in a value. sizes: of the collections counted before, by id: aliases share them."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in sizes:
+        parts = value.values() if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[id(value)]
 
 
 def read_yaml(path: str | Path, shipped: Path, what: str) -> tuple[Path, dict[str, Any]]:

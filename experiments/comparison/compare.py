@@ -9,7 +9,7 @@ from experiments.common.errors import CompareError
 from experiments.common.section import nearest
 from experiments.comparison.inputs import ComparedRun
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, estimate, harmonic
+from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic
 from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.figures import GAINS, shown
 from experiments.scorecard.inference import holm
@@ -63,6 +63,10 @@ def compare(
         raise CompareError(
             f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}"
         )
+    try:
+        check_draws(draws)
+    except ValueError as error:
+        raise CompareError(f"--{error}") from error
     reference = reference or names[0]
     if reference not in names:
         raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")

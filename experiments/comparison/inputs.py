@@ -55,6 +55,8 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
     """
     found = [(source, run) for source in sources for run in _runs(source, new)]
     several = len({source for source, _ in found}) > 1
+    if new and not any(_is_samples(Path(source)) for source in (*sources, *([base] if base else []))):
+        raise CompareError(f"--new {' '.join(new)} names tasks of lm_eval samples, but none are given: leave it out")
     names = [run.name for _, run in found]
     runs = []
     for source, run in found:
@@ -68,6 +70,8 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
     records = before.base or before.after
     if not records:
         raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
+    if all(run.base for _, run in found):
+        raise CompareError(f"--base {base} has no effect: each RUN has a base of its own; leave it out")
     return share_base(runs, records)
 
 
@@ -111,6 +115,10 @@ def _split(source: str) -> Iterator[tuple[str, str]]:
     words = source.split(":")
     halves = ((":".join(words[:i]), ":".join(words[i:])) for i in range(1, len(words)))
     return ((folder, arm) for folder, arm in halves if Path(folder).is_dir())
+
+
+def _is_samples(folder: Path) -> bool:
+    return folder.is_dir() and not _is_run(folder) and not _is_run(folder.resolve().parent.parent)
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,38 +1,38 @@
-"""Map the columns of a table to question, answer or text; find the rows that cannot be used."""
+"""Map the columns of a table to examples, by its shape or as a config names them; find the rows that cannot be used."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import string
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
+from experiments.data.cells import BadRow, cell_text
 from experiments.data.items import Example, Item, Text
-from experiments.data.source import Source
-
-PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
-
-
-class BadRow(ConfigError):
-    """A row whose cells cannot be used. It is passed over with skip_bad_rows."""
+from experiments.data.shapes import MORE, Shape, conversation, recognised
+from experiments.data.tables import Row
+from experiments.data.tested import Measured
 
 
-class Columns(Source):
-    """A source with a table. With `text`, each row is a document; else it is a question and its answer.
+class Columns(Measured):
+    """A source with a table, whose columns say what a row is (`shapes.SHAPES`), unless fields name the columns.
 
-    Each of these fields names a column, or is a text with columns in braces: `question: "{instruction}\\n{input}"`. An
+    With `text`, each row is a document; with `messages` a conversation; else it is a question and its answer. Each of
+    the other fields names a column, or is a text with columns in braces: `question: "{instruction}\\n{input}"`. An
     empty cell leaves such a place empty.
     """
 
     question: str = Field("question", description="column of the question, or a text with {columns}")
-    answer: str = Field("answer", description="column of the final answer, which is scored by exact match")
+    answer: str = Field("answer", description="column of the final answer, scored by exact match or by a grader")
     solution: str | None = Field(None, description="column of worked steps, which are trained on before the answer")
     text: str | None = Field(None, description="column of a document; question and answer are not read then")
+    messages: str | None = later_field(
+        None, description="column of a conversation: role and content, or from and value"
+    )
     skip_bad_rows: bool = later_field(
         False, description="pass over rows with cells that cannot be used, and count them"
     )
@@ -50,38 +50,84 @@ class Columns(Source):
         return value
 
     @property
-    def columns(self) -> list[str]:
-        """The columns that are read."""
-        fields = [self.text] if self.text else [self.question, self.answer, self.solution]
-        return list(dict.fromkeys(name for field in fields if field for name in _names(field)))
+    def named(self) -> bool:
+        """Whether the config names columns; else the shape of the table is recognised."""
+        return bool({"question", "answer", "solution", "text", "messages"} & self.model_fields_set)
 
-    def example(self, row: Mapping[str, Any], place: str) -> Example:
-        """Convert one row. place: where it is, for errors. Raises ConfigError; BadRow for an unusable cell."""
-        missing = [name for name in self.columns if name not in row]
-        if missing:
-            raise ConfigError(
-                f"{place} has no column {missing[0]!r}: {nearest(missing[0], map(str, row))}. Name the columns with "
-                "question: and answer:, or the one of a document with text:"
-            )
+    def shape(self, columns: Iterable[str], place: str) -> Shape:
+        """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""
+        there = list(columns)
+        found = self._plain_shape(there, place)
+        if self.grader is None or self.text:
+            return found
+        _check(self.grader.reads, there, place, "Name those of the grader in grader:")
+        return self._graded(found)
+
+    def _plain_shape(self, columns: Iterable[str], place: str) -> Shape:
+        there = list(columns)
+        if not self.named:
+            return recognised(there, place)
+        fields = (
+            [self.messages or self.text] if self.messages or self.text else [self.question, self.answer, self.solution]
+        )
+        needed = tuple(dict.fromkeys(name for field in fields if field for name in _names(field)))
+        _check(
+            needed,
+            there,
+            place,
+            "Name the columns with question: and answer:, that of a conversation with messages:, or that of a document "
+            "with text:",
+        )
+        if self.messages:
+            return Shape("messages", needed, conversation(self.messages), MORE)
+        return Shape("named columns", needed, self._example)
+
+    def _example(self, row: Mapping[str, Any], place: str) -> Example:
         if self.text:
             return Text(_filled(self.text, row, place))
         solution = _filled(self.solution, row, place) if self.solution else ""
         return Item(_filled(self.question, row, place), _filled(self.answer, row, place), solution=solution)
 
-    def usable(self, rows: Iterable[Mapping[str, Any]], name: str) -> tuple[dict[int, Example], list[str]]:
+    def _graded(self, shape: Shape) -> Shape:
+        """Add what the grader reads of a row to each item."""
+
+        def read(row: Mapping[str, Any], place: str) -> Example:
+            item = shape.read(row, place)
+            if not isinstance(item, Item) or self.grader is None:
+                return item
+            try:
+                answer, metadata = self.grader.values(row, item.answer, row.get(self.answer, item.answer))
+            except ValueError as error:
+                raise BadRow(f"{place}: {error}") from None
+            return dataclasses.replace(item, answer=answer, metadata={**item.metadata, **metadata})
+
+        reads = self.grader.reads if self.grader else ()
+        return Shape(shape.name, shape.columns, read, (*shape.also, *reads))
+
+    def usable(self, rows: Iterable[Row], name: str) -> tuple[dict[int, Example], list[str]]:
         """Convert rows that are usable, by their number from 1. Returns them, and the faults of those passed over.
 
-        Raises BadRow for the first of these, unless skip_bad_rows is set.
+        The first row decides on the shape. Raises BadRow for the first fault, unless skip_bad_rows is set.
         """
-        found, faults = {}, []
-        for number, row in enumerate(rows, start=1):
+        found, faults, shape = {}, [], None
+        for number, (where, row) in enumerate(rows, start=1):
             try:
-                found[number] = self.example(row, f"{name}, row {number}")
+                if isinstance(row, BadRow):
+                    raise row
+                shape = shape or self.shape(row, f"{name}, {where}")
+                found[number] = shape.example(row, f"{name}, {where}")
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
                 faults.append(str(error))
         return found, faults
+
+
+def _check(needed: Iterable[str], there: list[str], place: str, advice: str) -> None:
+    """Raise ConfigError for a column that is not there."""
+    for name in needed:
+        if name not in there:
+            raise ConfigError(f"{place} has no column {name!r}: {nearest(name, map(str, there))}. {advice}")
 
 
 def passed_over(faults: list[str]) -> list[str]:
@@ -98,25 +144,9 @@ def _names(field: str) -> list[str]:
 
 def _filled(field: str, row: Mapping[str, Any], place: str) -> str:
     """Return a field's text for a row. Raises BadRow if a cell is no text, or if nothing is left."""
-    texts = {name: _text(row[name], name, place) for name in _names(field)}
+    texts = {name: cell_text(row[name], name, place) for name in _names(field)}
     value = field.format(**texts).strip() if "{" in field else texts[field]
     if not value.strip():
         what = f"column {field!r} is" if field in texts else f"columns {', '.join(texts)} are"
         raise BadRow(f"{place}: {what} empty")
     return value
-
-
-def _text(cell: Any, column: str, place: str) -> str:
-    if cell is None:
-        return ""
-    if not isinstance(cell, PLAIN):
-        raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text")
-    if isinstance(cell, float) and not math.isfinite(cell):
-        raise BadRow(f"{place}: column {column!r} is empty" if math.isnan(cell) else f"{place}: {column!r} is {cell}")
-    text = str(cell)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise BadRow(f"{place}: column {column!r} holds half of a character ({half} of a surrogate pair)") from None
-    return text

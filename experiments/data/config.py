@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from experiments.common.section import Section
+from experiments.common.section import Section, later_field
 from experiments.data.sources import AnySource, ReasoningGym, check_shares, named, with_shares
 from experiments.data.stages import check_stream, stage_ends
-from experiments.models.template import Option
+from experiments.models.template import TEMPLATES, Option
 
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")  # by transformers
 
@@ -32,10 +32,23 @@ class DataConfig(Section):
         exclude_if=lambda value: not value,  # so that configs without it keep their digests
         description="variables of the chat template, for example {enable_thinking: false}; in all chats",
     )
+    template: str | None = later_field(
+        None, description=f"chat template: a file, one that the tokenizer names, or {', '.join(TEMPLATES)}"
+    )
+    merge_system: bool = later_field(
+        False, description="write a system turn before the first question, for templates that refuse one"
+    )
+    loss: Literal["all_turns", "last_turn", "all_tokens"] = later_field(
+        "all_turns", description="tokens of a chat that are learned: all replies, the last, or all but tool results"
+    )
+    overlong: Literal["drop", "cut", "error"] = later_field(
+        "drop", description="chats longer than a row in sft: left out, cut to their beginning, or an error"
+    )
     length: int = Field(
         512,
         ge=16,
-        description="tokens of a row; cpt fills rows to it; sft leaves longer chats out and cuts longer texts",
+        le=10**7,
+        description="tokens of a row; cpt fills rows to it; sft cuts longer texts; longer chats: see overlong",
     )
 
     @field_validator("new", "old", mode="before")
@@ -59,6 +72,11 @@ class DataConfig(Section):
         check_stream(self.new, self.old, self.sequential)
         if any(source.source == "self" for source in self.new):
             raise ValueError("new: source self is what the base model writes already; it belongs under old")
+        for name, value in (("loss", self.loss), ("overlong", self.overlong)):
+            if self.regime == "cpt" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={value}: in cpt all tokens are learned, and chats are cut into rows: leave it out"
+                )
         if self.replay and not self.old:
             raise ValueError(
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
@@ -76,6 +94,12 @@ class DataConfig(Section):
         Raises ValueError if a stage would have no step.
         """
         return stage_ends(self.new, steps) if self.sequential else (steps,)
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """The arguments of `set_template`: what decides on the text of all chats."""
+        options = self.template_options
+        return {"system": self.system, "options": options, "template": self.template, "merge_system": self.merge_system}
 
     @property
     def label(self) -> str:

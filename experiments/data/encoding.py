@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from experiments.data.items import Example, Text
+from experiments.common.errors import ConfigError
+from experiments.data.items import Chat, Example, Item, Text
+from experiments.models.loss_mask import Labelled, Loss, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 
 Row = dict[str, Any]
+Overlong = Literal["drop", "cut", "error"]
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,81 @@ class Piece:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The pieces of an example. left_out: number of its tokens that are in none, because a row is too short."""
+
+    pieces: list[Piece]
+    left_out: int = 0
+
+
 class Encoder:
     """Encodes examples as pieces of at most `length` tokens.
 
-    sft: the loss of a chat is on the answer and the end of turn, that of a text on all tokens. cpt: a chat is a text
-    too, as the template writes it. A text longer than `length` becomes several pieces. A longer chat in sft is left
-    out, since its answer would be cut. packed: whether a row of cpt may hold several documents.
+    sft: the loss of a chat is on the tokens that `loss` names, that of a text on all tokens. cpt: a chat is a text too,
+    as the template writes it. A text longer than `length` becomes several pieces. overlong: what becomes of a longer
+    chat in sft. drop: it is left out, since its answer would be cut. cut: its first `length` tokens are kept if any of
+    them carries loss. error: ConfigError. packed: whether a row of cpt may hold several documents.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, regime: Literal["sft", "cpt"], length: int, packed: bool = True
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        regime: Literal["sft", "cpt"],
+        length: int,
+        packed: bool = True,
+        loss: Loss = "all_turns",
+        overlong: Overlong = "drop",
     ) -> None:
         self.tokenizer, self.regime, self.length = tokenizer, regime, length
+        self.loss: Loss = loss if regime == "sft" else "all_tokens"
+        self.overlong = overlong
         self.packs = packed and regime == "cpt"
         self.text_end = end_of_text(tokenizer)
 
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
         """Return the pieces of an example: none for a chat that is too long. Pieces of one token are left out."""
+        return self.encode(example, replayed).pieces
+
+    def encode(self, example: Example, replayed: bool = False) -> Encoded:
+        """Return the pieces of an example, and how many tokens were left out."""
+        rows = self.labelled(example)
+        if isinstance(example, Text) or self.regime == "cpt":
+            return Encoded([piece for row in rows for piece in self._split(row, replayed)])
+        fitting = [self._fitted(row, example) for row in rows]
+        left_out = sum(len(row.ids) for row in rows) - sum(len(row.ids) for row in fitting)
+        return Encoded([Piece(row.ids, row.labels, replayed) for row in fitting if row.ids], left_out)
+
+    def labelled(self, example: Example) -> list[Labelled]:
+        """Return the tokens of an example with their labels, however long. A chat may need several rows."""
         if isinstance(example, Text):
             ids = [*text_ids(self.tokenizer, example.text), *[self.text_end] * example.ended]
-            return self._cut(ids, replayed)
+            return [Labelled(ids, ids)]
+        if isinstance(example, Chat):
+            return labelled(self.tokenizer, example.messages, example.tools, self.loss, example.context, example.place)
         prompt = prompt_ids(self.tokenizer, example.question)
         answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended)
-        if self.regime == "cpt":
-            return self._cut(prompt + answer, replayed)
-        fits = len(prompt) + len(answer) <= self.length
-        return [Piece(prompt + answer, [IGNORED] * len(prompt) + answer, replayed)] if fits else []
+        before = prompt if self.loss == "all_tokens" else [IGNORED] * len(prompt)
+        return [Labelled(prompt + answer, before + answer)]
 
-    def _cut(self, ids: list[int], replayed: bool) -> list[Piece]:
-        cuts = (ids[start : start + self.length] for start in range(0, len(ids), self.length))
-        return [Piece(cut, cut, replayed) for cut in cuts if len(cut) > 1]
+    def _split(self, row: Labelled, replayed: bool) -> list[Piece]:
+        starts = range(0, len(row.ids), self.length)
+        cuts = [(row.ids[start : start + self.length], row.labels[start : start + self.length]) for start in starts]
+        return [Piece(ids, labels, replayed) for ids, labels in cuts if len(ids) > 1]
+
+    def _fitted(self, row: Labelled, example: Item) -> Labelled:
+        """Return a row of a chat as it is, cut, or empty if it is left out."""
+        if len(row.ids) <= self.length:
+            return row
+        if self.overlong == "error":
+            where = getattr(example, "place", "") or f"the question {example.question[:60]!r}"
+            raise ConfigError(
+                f"{where} has {len(row.ids)} tokens with its answer, more than data.length={self.length}: raise it, or "
+                "set data.overlong to drop or cut"
+            )
+        ids, labels = row.ids[: self.length], row.labels[: self.length]
+        learned = self.overlong == "cut" and any(label != IGNORED for label in labels[1:])
+        return Labelled(ids, labels) if learned else Labelled([], [])
 
 
 def padded_rows(pieces: Iterable[Piece]) -> Iterator[Row]:

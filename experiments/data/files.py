@@ -1,22 +1,23 @@
-"""Local files: JSON lines, Parquet, or plain text."""
+"""Local files: tables, or plain text."""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import json_lines, read_text
+from experiments.common.files import read_text
+from experiments.data.cells import BadRow
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
+from experiments.data.tables import OPENERS, READERS, kind, rows
 
-TABLES = (".jsonl", ".json", ".parquet")
+TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
 # files that come with a data set and are no part of it; those of CARDS only next to tables
 CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing", "security")
@@ -24,8 +25,9 @@ METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "sta
 
 
 class LocalFile(Columns, Finite):
-    """A file, or all files of one folder: `.jsonl`, `.json` (lines or one list), `.parquet`, or text.
+    """A file, or all files of one folder: `.jsonl`, `.json` (lines or one list), `.csv`, `.parquet`, `.arrow`, or text.
 
+    Tables may be compressed (`.jsonl.gz`, also `.zst`, `.bz2`, `.xz`).
     A text file is split into documents at `separator`; if that is empty, each file is a document.
     """
 
@@ -40,6 +42,18 @@ class LocalFile(Columns, Finite):
     @property
     def examples(self) -> tuple[Example, ...]:
         return self._found[0]
+
+    @property
+    def recognised(self) -> str:
+        (first, *_), _ = self._files()
+        if kind(first) not in TABLES:
+            return "plain text"
+        row = self._first(first)
+        return self.shape(row, str(first)).described(row)
+
+    def _first(self, file: Path) -> Mapping[str, Any]:
+        """Return the first row that can be read."""
+        return next((row for _, row in rows(file) if not isinstance(row, BadRow)), {})
 
     @property
     def notes(self) -> list[str]:
@@ -62,15 +76,25 @@ class LocalFile(Columns, Finite):
         same = [f"{repeated} of {len(found)} examples repeat an earlier one and are read once"] if repeated else []
         return examples, [*notes, *passed_over(faults), *same]
 
+    def has_column(self, name: str) -> bool:
+        """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""
+        file = self._files()[0][0]
+        if file.suffix in TEXTS:
+            return False
+        return name in self._first(file)
+
     def _files(self) -> tuple[list[Path], list[str]]:
         """Return the files to read, and a note on those of a folder that describe its tables."""
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
-        files = sorted(p for p in path.rglob("*") if p.suffix in TABLES + TEXTS) if path.is_dir() else [path]
+        files = sorted(p for p in path.rglob("*") if _known(p)) if path.is_dir() else [path]
+        if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
+            raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
-        if not data or data[0].suffix not in TABLES + TEXTS:
-            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {', '.join(TABLES + TEXTS)}")
+        if not data or not _known(data[0]):
+            known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
+            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}")
         left_out = ", ".join(str(file.relative_to(path)) for file in files if file not in data)
         return data, [f"not read, because they describe the data: {left_out}"] if left_out else []
 
@@ -79,13 +103,13 @@ class LocalFile(Columns, Finite):
         try:
             if file.suffix in TEXTS:
                 return self._documents(file), []
-            found, faults = self.usable(_parquet(file) if file.suffix == ".parquet" else _json(file), str(file))
+            found, faults = self.usable(rows(file), str(file))
             return found.values(), faults
         except UnicodeDecodeError as error:
             raise ConfigError(f"data file {file} is not UTF-8 text: {error}") from error
 
     def _documents(self, file: Path) -> list[Example]:
-        if self.text or {"question", "answer", "solution"} & self.model_fields_set:
+        if self.named:
             raise ConfigError(
                 f"data file {file} is plain text and has no columns: leave out question, answer and text, or give a "
                 f"table ({', '.join(TABLES)})"
@@ -99,33 +123,9 @@ def _describes(file: Path, files: Sequence[Path]) -> bool:
     """Whether a file of a folder describes a data set: its metadata, hidden files, and next to tables its card."""
     if file.name in METADATA or any(part.startswith(".") for part in file.parts):
         return True
-    tables = any(other.suffix in TABLES and other.name not in METADATA for other in files)
+    tables = any(kind(other) in TABLES and other.name not in METADATA for other in files)
     return tables and file.suffix in TEXTS and file.stem.lower() in CARDS
 
 
-def _json(file: Path) -> list[dict[str, Any]]:
-    text = read_text(file)
-    if file.suffix == ".json" and text.lstrip().startswith("["):
-        return _parsed(text, f"data file {file}", list)
-    return [_parsed(line, f"data file {file}, line {n}", dict) for n, line in json_lines(text)]
-
-
-def _parsed(text: str, place: str, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place} is not JSON: {error}") from error
-    rows = value if kind is list else [value]
-    if not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{place} must hold an object with named columns, but holds {type(rows[0]).__name__}")
-    return value
-
-
-def _parquet(file: Path) -> list[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"data file {file} is not Parquet: {error}") from error
+def _known(file: Path) -> bool:
+    return kind(file) in TABLES or file.suffix in TEXTS

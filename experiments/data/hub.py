@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.columns import BadRow, Columns, passed_over
-from experiments.data.items import Example, NewTask, NewText
-from experiments.data.source import as_task
+from experiments.data.files import LocalFile
+from experiments.data.items import Example, NewTask, NewText, is_held_out
+from experiments.data.shapes import Shape
+from experiments.data.source import Source, as_task
+from experiments.data.tables import filled
+from experiments.data.tested import TestSet
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
 
@@ -40,6 +44,10 @@ class HuggingFace(Columns):
         return None if self.streaming else len(self._usable[0])
 
     @property
+    def recognised(self) -> str:
+        return self._shape.described(self.loaded.column_names or self._shape.columns)
+
+    @property
     def notes(self) -> list[str]:
         return [] if self.streaming else passed_over(self._usable[1])
 
@@ -47,7 +55,15 @@ class HuggingFace(Columns):
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
         return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
 
+    @model_validator(mode="after")
+    def _all_rows(self) -> HuggingFace:
+        if self.streaming and self.test and self.test.of_training:
+            raise ValueError("test: a share needs all rows: give test a split or a path, or set streaming: false")
+        return self
+
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
+        if self.test:
+            return self.tested(count, seed)
         found: dict[str, Example] = {}
         for example in self._rows(self._order(-1, seed)):
             if len(found) == count:
@@ -58,10 +74,19 @@ class HuggingFace(Columns):
                 f"source {self.label} has {len(found)} distinct rows, but {count} are to be held out: lower "
                 "evaluation.new_items"
             )
-        return as_task(self.label, list(found.values()))
+        return self.graded(as_task(self.label, list(found.values())))
+
+    def test_source(self, test: TestSet) -> Source:
+        if test.path is None:
+            return super().test_source(test)
+        own = {name: value for name, value in self.given().items() if name in LocalFile.model_fields}
+        return LocalFile(**own, path=test.path)
+
+    def stored(self) -> Iterator[Example]:
+        return self._rows(self.loaded if self.streaming else self._usable[0])
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        return (example for example in self._rows(self._order(number, seed)) if example.id not in held_out_ids)
+        return (example for example in self._rows(self._order(number, seed)) if not is_held_out(example, held_out_ids))
 
     def _order(self, number: int, seed: int) -> Any:
         order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
@@ -72,7 +97,7 @@ class HuggingFace(Columns):
         """Convert rows. Those of a stream are checked here, because they are not known before."""
         for row in rows:
             try:
-                yield self.example(row, self._place)
+                yield self._shape.example(_cells(row), self._place)
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise
@@ -85,10 +110,15 @@ class HuggingFace(Columns):
     @functools.cached_property
     def _usable(self) -> tuple[Any, list[str]]:
         """The usable rows of a dataset that is not streamed, and the faults of the others."""
-        known = [name for name in self.columns if name in self.loaded.column_names]
-        rows = self.loaded.select_columns(known) if len(known) == len(self.columns) else self.loaded
+        read = [name for name in self.loaded.column_names if name in (*self._shape.columns, *self._shape.also)]
+        rows = ((f"row {n}", _cells(row)) for n, row in enumerate(self.loaded.select_columns(read), start=1))
         found, faults = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
+
+    @functools.cached_property
+    def _shape(self) -> Shape:
+        """How its rows are read. The columns of some streams are those of their first row."""
+        return self.shape(self.loaded.column_names or next(iter(self.loaded), {}), self._place)
 
     @functools.cached_property
     def loaded(self) -> Any:
@@ -104,3 +134,7 @@ class HuggingFace(Columns):
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
             ) from error
+
+
+def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: filled(cell) for name, cell in row.items()}

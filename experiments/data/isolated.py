@@ -45,11 +45,13 @@ def supported() -> bool:
 class Isolated:
     """A verifier in a process of its own; called as the verifier itself, one reply at a time.
 
-    scorer: can be pickled. seconds: for one reply.
+    scorer: can be pickled. If it has a method `ready`, that imports what it needs; others are tried with the answer.
+    seconds, memory: limits of one reply, memory in bytes.
     """
 
-    def __init__(self, scorer: Any, seconds: float = SECONDS) -> None:
-        self.scorer, self.seconds, self.lock = pickle.dumps(scorer), seconds, threading.Lock()
+    def __init__(self, scorer: Any, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        self.scorer, self.seconds, self.memory = pickle.dumps(scorer), seconds, memory
+        self.lock = threading.Lock()
         self.server: subprocess.Popen[bytes] | None = None
 
     def __call__(self, answer: str, entry: dict[str, Any]) -> float:
@@ -73,27 +75,27 @@ class Isolated:
         )
         weakref.finalize(self, _end, server)
         _send(server.stdin, self.scorer)
-        _send(server.stdin, pickle.dumps((entry, self.seconds)))
+        _send(server.stdin, pickle.dumps((entry, self.seconds, self.memory)))
         return server
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each (answer, entry) with its score, until the requests end."""
-    scorer, (entry, seconds) = (pickle.loads(_receive(requests)) for _ in range(2))
-    with suppress(Exception):
-        scorer(str(entry["answer"]), entry)  # imports what it needs; the processes without rights cannot
+    scorer, (entry, seconds, memory) = (pickle.loads(_receive(requests)) for _ in range(2))
+    with suppress(Exception):  # it imports what it needs; the processes without rights cannot
+        scorer.ready() if hasattr(scorer, "ready") else scorer(str(entry["answer"]), entry)
     while request := _receive(requests):
-        replies.write(SCORE.pack(_checked(scorer, seconds, *pickle.loads(request))))
+        replies.write(SCORE.pack(_checked(scorer, seconds, memory, *pickle.loads(request))))
         replies.flush()
 
 
-def _checked(scorer: Any, seconds: float, answer: str, entry: dict[str, Any]) -> float:
+def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]) -> float:
     """Fork, check the reply there, and return its score."""
     result, end = os.pipe()
     child = os.fork()
     if not child:
         try:
-            give_up_rights(end)
+            give_up_rights(end, memory)
             os.write(end, SCORE.pack(scorer(answer, entry)))
         finally:
             os._exit(0)
@@ -106,7 +108,7 @@ def _checked(scorer: Any, seconds: float, answer: str, entry: dict[str, Any]) ->
     return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0
 
 
-def give_up_rights(keep: int) -> None:
+def give_up_rights(keep: int, memory: int) -> None:
     """Close all files but `keep`, limit the memory, and refuse all system calls but ALLOWED, for ever."""
     import resource  # not on Windows
 
@@ -114,7 +116,7 @@ def give_up_rights(keep: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDWR), fd)
     os.closerange(3, keep)
     os.closerange(keep + 1, 1024)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     code = ctypes.create_string_buffer(_filter())
     program = struct.pack("HP", len(code) // 8, ctypes.addressof(code))  # struct sock_fprog

@@ -1,19 +1,23 @@
-"""Examples: a question with its answer, or a text; and tasks of held-out examples to measure on."""
+"""Examples: a question with its answer, a conversation, or a text; and tasks of held-out examples to measure on."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
+from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
 
-WHOLE = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d+)?")  # commas between thousands only
-NUMBER = re.compile(r"(?:(?<![\w.])[-+])?\d[\d,]*(?:\.\d+)?")
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
+WHOLE = re.compile(rf"[-+]?{_DIGITS}")  # a text that is a number and nothing else
+NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?{_DIGITS}")  # in a text: the minus of 12-5 is no sign
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 FINAL = "Answer:"  # begins the last line of a worked reply
 Form = Literal["text", "number", "commas"]
@@ -64,29 +68,98 @@ class Text:
         return text_id(self.group or self.text)
 
 
-Example = Item | Text
+@dataclass(frozen=True)
+class Chat(Item):
+    """A conversation as an item: the question is all that was said before the last reply, the answer is that reply.
+
+    fields: JSON of what the reply has besides its content (tool calls, thinking). context: number of messages at the
+    start whose replies are not trained on.
+    """
+
+    fields: str = ""
+    context: int = 0
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages, with the last reply."""
+        last = {"role": "assistant", "content": self.answer, **(json.loads(self.fields) if self.fields else {})}
+        return [*messages_of(self.question), last]
+
+    @property
+    def tools(self) -> list[Message]:
+        """The tools that may be called."""
+        return [*tools_of(self.question)]
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of the questions of all its replies: none of them is trained on if one is held out."""
+        return frozenset({self.id, *map(text_id, earlier_questions(self.question))})
+
+    @property
+    def place(self) -> str:
+        """The row that the conversation was read from, for errors."""
+        return str(getattr(self.question, "place", ""))
+
+
+def chat(messages: Sequence[Message], tools: Sequence[Message] = (), place: str = "", context: int = 0) -> Item:
+    """Return messages up to the last reply as an example: a plain Item if they are one question and its answer.
+
+    The answer of a reply without content is the JSON of its tool calls.
+    """
+    last = max(i for i, one in enumerate(messages) if one["role"] == "assistant")
+    question, reply = question_of(messages[:last], tools, place), messages[last]
+    more = {name: value for name, value in reply.items() if name not in ("role", "content")}
+    if not more and not context and type(question) is str:
+        return Item(question, reply["content"])
+    if reply["content"]:
+        return Chat(question, reply["content"], fields=_json(more) if more else "", context=context)
+    calls = _json([call["function"] for call in more.get("tool_calls", [])])
+    return Chat(question, calls, fields=_json({"content": "", **more}), context=context)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+Example = Item | Text  # a Chat is an Item
+
+
+def is_held_out(example: Example, ids: frozenset[str]) -> bool:
+    """Whether an example has one of these ids; of a conversation, whether a reply answers one of these questions."""
+    return example.id in ids or (isinstance(example, Chat) and not example.ids.isdisjoint(ids))
 
 
 @dataclass(frozen=True)
 class NewTask:
-    """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1]."""
+    """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
+
+    grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
+    by_likelihood: it scores the item's own reply.
+    further: ids of other items of its test set.
+    """
 
     name: str
     test: tuple[Item, ...]
     scorer: Scorer = field(compare=False, repr=False)
+    grader: str = ""
+    by_choice: bool = False
+    by_likelihood: bool = False
+    further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the items that must not be trained on."""
-        return frozenset(item.id for item in self.test)
+        return self.further | frozenset(item.id for item in self.test)
 
     @functools.cached_property
     def form(self) -> Form:
         """Form of all answers, in which an answer is read out of each reply.
 
         number: commas are between thousands only. commas: numbers with a decimal comma, or lists of numbers; commas are
-        part of the answer. text: anything else.
+        part of the answer. text: anything else, and all that a grader of the YAML reads.
         """
+        if self.grader:
+            return "text"
         answers = [item.answer.strip() for item in self.test]
         if all(WHOLE.fullmatch(answer) for answer in answers):
             return "number"
@@ -100,6 +173,8 @@ class NewTask:
         """
         if answer is None:
             return False
+        if self.grader:
+            return self._scored(answer, item)
         last = answer.splitlines()[-1].removeprefix(FINAL).strip() if item.solution and answer else answer
         return any(self._correct(one, item) for one in dict.fromkeys((answer, last)))
 
@@ -109,6 +184,9 @@ class NewTask:
             return True
         if self.form == "commas" and answer.count(",") != wanted.count(","):
             return False  # to the verifier, 1,234 and 1234 are one number
+        return self._scored(answer, item)
+
+    def _scored(self, answer: str, item: Item) -> bool:
         try:
             return self.scorer(answer, item.entry) >= 1.0
         except (BenchError, MemoryError):  # of the machine
@@ -121,17 +199,19 @@ class NewTask:
 class NewText:
     """Documents to measure the new task on, in nats per token.
 
-    groups: ids of the groups (modules) that are held out as a whole; empty if documents have no groups.
+    groups: ids of the groups (modules) that are held out as a whole; empty if documents have no groups. further: ids of
+    other documents of its test set.
     """
 
     name: str
     documents: tuple[str, ...]
     groups: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def ids(self) -> frozenset[str]:
         """Ids of the documents that must not be trained on."""
-        return self.groups or frozenset(text_id(document) for document in self.documents)
+        return self.further | (self.groups or frozenset(text_id(document) for document in self.documents))
 
 
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:

@@ -32,6 +32,7 @@ class Drawn:
     """Counts of what a stage has drawn from one source.
 
     epochs: times the source was started. too_long: chats that were left out because they are longer than a row.
+    shortened: chats of which only a part was left out. tokens_left_out: of both.
     """
 
     tokens: int = 0
@@ -39,6 +40,8 @@ class Drawn:
     examples: int = 0
     epochs: int = 0
     too_long: int = 0
+    shortened: int = 0
+    tokens_left_out: int = 0
 
 
 class Mixture:
@@ -89,7 +92,10 @@ class Pieces:
         while not self.waiting:
             epoch, example = next(self.examples)
             self.epochs = epoch + 1
-            self.waiting.extend(self.encoder.pieces(example, self.part.replayed))
+            encoded = self.encoder.encode(example, self.part.replayed)
+            self.waiting.extend(encoded.pieces)
+            drawn.tokens_left_out += encoded.left_out
+            drawn.shortened += bool(encoded.left_out and encoded.pieces)
             drawn.examples += bool(self.waiting)
             drawn.too_long += not self.waiting
             unusable += not self.waiting

@@ -15,7 +15,7 @@ from pydantic import Field
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
-from experiments.common.section import later_field
+from experiments.common.section import MAX_SEED, Section, later_field
 from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Example, Item, NewTask, Scorer
 from experiments.data.source import Source
@@ -24,6 +24,13 @@ from experiments.data.verifiers import guarded, runs_replies
 CHUNK = 100_000  # indices drawn from one generator; some build a list of their whole size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted
 FINAL = re.compile(r"\n?####.*\s*$")  # the last line of gsm_symbolic's worked answers
+
+
+class OtherQuestions(Section):
+    """The test set of a generator: other parameters, or the same questions for all seeds of a run."""
+
+    params: dict[str, Any] = Field(default_factory=dict, description="parameters that differ from those of training")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the test questions; default: the run's")
 
 
 class ReasoningGym(Source):
@@ -40,6 +47,9 @@ class ReasoningGym(Source):
     run_code: bool = later_field(
         False, description="allow tasks whose verifier runs replies as code; it does so in a process without rights"
     )
+    test: OtherQuestions | None = later_field(
+        None, description="test questions of other parameters ({params: {...}}), or of a fixed seed ({seed: 0})"
+    )
     worked: bool = Field(True, description="train on the worked answer, if the generator has one (gsm_symbolic)")
 
     @property
@@ -51,6 +61,9 @@ class ReasoningGym(Source):
 
     def held_out(self, count: int, seed: int) -> NewTask:
         make = _generators(self)
+        if self.test:
+            make = _generators(self.model_copy(update={"params": {**self.params, **self.test.params}}))
+            seed = seed if self.test.seed is None else self.test.seed
         items = tuple(itertools.islice(self._distinct(make, "test", seed, frozenset()), count))
         return NewTask(self.name, items, self._verifier(make("test", seed, 0).score_answer, items[0]))
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import short_digest
+from experiments.common.progress import progress
 from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
 from experiments.models.modes import evaluating
@@ -100,13 +100,15 @@ def _sample(
         int(short_digest(f"{what} {settings.seed}")[:8], 16)
     )  # other draws for replies than for questions
     batches = _batches(model, prompts, settings.batch_size)
-    for batch in tqdm(batches, desc=f"sample {what}", unit="batch", leave=False, disable=None):
-        texts = [prompts[i] for i in batch]
-        ids = pad(texts, fill, left=True).to(model.device)
-        mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
-        new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
-        for i, row in zip(batch, new, strict=True):
-            rows[i] = cut(row, end)
+    with progress(f"sample {what}", len(prompts), "text") as task:
+        for batch in batches:
+            texts = [prompts[i] for i in batch]
+            ids = pad(texts, fill, left=True).to(model.device)
+            mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
+            new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
+            for i, row in zip(batch, new, strict=True):
+                rows[i] = cut(row, end)
+            task.advance(len(batch))
     return rows
 
 

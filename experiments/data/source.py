@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
+from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match, is_held_out
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Source(Section):
         return None
 
     @property
+    def recognised(self) -> str:
+        """What a row of the data is, in a few words; empty for a source without rows."""
+        return ""
+
+    @property
     def notes(self) -> list[str]:
         """What was not read of the data, one line each. A run says it when it starts."""
         return []
@@ -63,6 +68,10 @@ class Source(Section):
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         """Return the examples of one pass, in the order of this pass, without those whose id is in `held_out_ids`."""
         raise NotImplementedError
+
+    def stored(self) -> Iterable[Example]:
+        """Return all examples, in the order in which they are stored; nothing if the source makes them."""
+        return ()
 
     def digest(self) -> str:
         """Return sixteen hex digits that change when the data changes."""
@@ -100,6 +109,9 @@ class Finite(Source):
     def size(self) -> int:
         return len(self.examples)
 
+    def stored(self) -> Iterable[Example]:
+        return self.examples
+
     def digest(self) -> str:
         return short_digest(*(repr(example) for example in self.examples))
 
@@ -124,7 +136,7 @@ class Finite(Source):
         return as_task(self.label, drawn)
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        examples = [example for example in self.examples if example.id not in held_out_ids]
+        examples = [example for example in self.examples if not is_held_out(example, held_out_ids)]
         random.Random(f"epoch {number} {seed}").shuffle(examples)
         return iter(examples)
 

@@ -29,7 +29,7 @@ def named(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     name = value.get("source", "reasoning_gym")
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         raise ValueError(f"unknown source {name!r}: {nearest(str(name), SOURCES)}")
     return {"source": name, **value}
 

@@ -16,13 +16,16 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.common.section import Place, Section, nearest
+from experiments.common.section import MAX_DRAWS, Place, Section, nearest
 from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
+from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suite import SuiteSettings
 from experiments.evaluation.suites import SUITES
 
 _sections: Any = {name: (suite.Settings, None) for name, suite in SUITES.items()}
 AllSettings = create_model("AllSettings", __base__=Section, **_sections)  # the settings of several suites at once
+
+MAX_ITEMS = 10**6  # held-out items
 
 
 class EvaluationConfig(Section):
@@ -36,13 +39,23 @@ class EvaluationConfig(Section):
     suites: tuple[str, ...] = Field(
         DEFAULT_SUITES, min_length=1, description="what is measured, in this order: names, or names with their settings"
     )
-    new_items: int = Field(128, ge=1, description="held-out items of each new source")
-    bootstrap: int = Field(10_000, ge=100, description="resamples for the intervals of figures")
+    new_items: int = Field(128, ge=1, le=MAX_ITEMS, description="held-out items of each new source")
+    bootstrap: int = Field(10_000, ge=100, le=MAX_DRAWS, description="resamples for the intervals of figures")
     _settings: dict[str, SuiteSettings] = PrivateAttr(default_factory=dict)  # of suites measured, or not the default
 
     def settings(self, suite: str) -> Any:
         """Return the settings of a suite, measured or not: an instance of its class `Settings`."""
         return self._settings[suite] if suite in self._settings else SUITES[suite].Settings()
+
+    def unused_settings(self) -> set[str]:
+        """Return the suites that are not measured but have a setting that is not its default."""
+        return self._settings.keys() - set(self.suites)
+
+    @property
+    def kept_files(self) -> tuple[KeptFile, ...]:
+        """The files of kept tasks that are measured."""
+        files: tuple[KeptFile, ...] = self.settings("kept").files if "kept" in self.suites else ()
+        return files
 
     @property
     def has_floor(self) -> bool:

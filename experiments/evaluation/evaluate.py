@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
+from experiments.common.progress import progress as show_progress
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.cache import BaseCache, CachedSuite
 from experiments.evaluation.config import EvaluationConfig
@@ -140,11 +140,9 @@ class Evaluation:
         not among those of the run, and NotFinite if logits are not finite.
         """
         chosen = [self._suite(name) for name in (self.suites if suites is None else suites)]
-        # disable=None: no progress bar if stderr is not a terminal
-        off = None if progress else True
-        bar = tqdm(total=sum(s.size for s in chosen), desc="evaluate", unit="item", leave=False, disable=off)
-        with bar, evaluating(model, precision):
-            records = [record for suite in chosen for record in suite.measure(model, bar.update)]
+        bar = show_progress("evaluate", sum(s.size for s in chosen), "item", shown=progress)
+        with bar as task, evaluating(model, precision):
+            records = [record for suite in chosen for record in suite.measure(model, task.advance)]
         records += [record for suite in chosen for record in suite.measure_weights(model)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
-from experiments.common.section import Place, Section, fault_lines
+from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field
 from experiments.data.files import LocalFile
+from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import set_key
+from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.runs.data import cut_documents
 from experiments.scorecard.names import figure_names
@@ -25,18 +27,28 @@ LENGTH = 512  # tokens of a document of the new task, as data.length is by defau
 
 
 class MeasureConfig(Section):
-    """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None."""
+    """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None.
+
+    grader: of the replies to these questions.
+    """
 
     base_model: str
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     new: str | None = None
+    grader: AnyGrader | None = later_field(None)
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("evaluation", mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
         return {"suites": list(DEFAULT), **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _graded(self) -> MeasureConfig:
+        if self.grader is not None and self.new is None:
+            raise ValueError("--grader reads the replies to the questions of --new: add --new FILE")
+        return self
 
     @model_validator(mode="after")
     def _new_task(self) -> MeasureConfig:
@@ -46,18 +58,20 @@ class MeasureConfig(Section):
                 if self.new
                 else "suite new needs a file of the new task: add --new FILE, or leave the suite out"
             )
+        for name in sorted(self.evaluation.unused_settings()):
+            raise ValueError(f"the settings of {name} have no effect: add {name} to --suites, or leave them out")
         return self
 
     def task(self, tokenizer: PreTrainedTokenizerBase) -> tuple[NewTask | NewText, ...]:
         """Return the new task, or nothing. Of a longer file, it is what an experiment with this seed holds out."""
         if self.new is None:
             return ()
-        found = LocalFile(path=self.new).sample(self.evaluation.new_items, self.seed)
+        found = LocalFile(path=self.new, grader=self.grader).sample(self.evaluation.new_items, self.seed)
         return (cut_documents(tokenizer, found, LENGTH),)
 
     def figures(self) -> list[str]:
         """List the figures that a model can have."""
-        kept = self.evaluation.settings("kept").tasks
+        kept = self.evaluation.settings("kept").names
         names = figure_names(self.evaluation.suites, kept, floor=self.evaluation.has_floor)
         return [name for name in names if not name.startswith("cost/")]
 
@@ -66,29 +80,42 @@ class MeasureConfig(Section):
 
     def digest(self, *facts: str) -> str:
         """Return eight hex digits that change whenever a result could. facts: of files on disk."""
-        data = LocalFile(path=self.new).digest() if self.new else None
-        return json_digest([{**self.to_dict(), "evaluation": self.evaluation.to_flat(), "new": data}, *facts])[:8]
+        data = LocalFile(path=self.new, grader=self.grader).digest() if self.new else None
+        kept = [file.digest() for file in self.evaluation.kept_files]
+        values = {**self.to_dict(), "evaluation": self.evaluation.to_flat(), "new": data}
+        return json_digest([values, *facts, *kept])[:8]
 
 
 def measure_config(
     base: str,
     new: str | Path | None = None,
-    suites: tuple[str, ...] | list[str] | None = None,
-    kept_tasks: tuple[str, ...] | list[str] | None = None,
+    suites: Sequence[str] | None = None,
+    kept_tasks: Sequence[str] | None = None,
     precision: str = "auto",
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
+    kept_files: Sequence[str | Path] = (),
+    grader: Any = None,
 ) -> MeasureConfig:
     """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`.
+
+    kept_files: files of further kept tasks. grader: of the new task, as in YAML.
 
     Raises ConfigError with every fault: an unknown suite, kept task or field, with the nearest name.
     """
     names = list(suites) if suites else [*(["new"] if new else []), *DEFAULT]
     evaluation: dict[str, Any] = {"suites": names}
-    given = {"kept_tasks": list(kept_tasks)} if kept_tasks else {}
+    tasks = [*(kept_tasks or (DEFAULT_TASKS if kept_files else ())), *map(str, kept_files)]
+    given = {"kept_tasks": tasks} if tasks else {}
     for key, value in {**given, **(changes or {})}.items():
         evaluation = set_key(evaluation, f"suites.{key}" if key.partition(".")[0] in SUITES else key, value)
-    values = {"base_model": base, "precision": precision, "seed": seed, "new": str(new) if new else None}
+    values = {
+        "base_model": base,
+        "precision": precision,
+        "seed": seed,
+        "new": str(new) if new else None,
+        "grader": grader,
+    }
     try:
         return MeasureConfig.model_validate({**values, "evaluation": evaluation})
     except ValidationError as error:

@@ -42,6 +42,11 @@ class Condition:
         end = estimate.low if self.sign.startswith(">") else estimate.high
         return estimate.value if end is None else end
 
+    def holds(self, card: Mapping[str, Estimate]) -> bool:
+        """Return whether the value itself, without its interval, fulfils it; True if it was not measured."""
+        found = card.get(self.figure)
+        return found is None or SIGNS[self.sign](found.value, self.limit)
+
     def judge(self, result: ArmResult, left_out: Mapping[str, str]) -> tuple[bool, str]:
         """Return whether a model fulfils it, and one line. A figure that was not measured fails."""
         found = result.scorecard.get(self.figure)

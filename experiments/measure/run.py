@@ -66,6 +66,8 @@ def measure(
     changes: Mapping[str, Any] | None = None,
     allow_other_base: bool = False,
     say: Callable[[str], None] = print,
+    kept_files: Sequence[str | Path] = (),
+    grader: Any = None,
 ) -> Measurement:
     """Measure models against their base, or go on. Raises ConfigError for wrong input, before anything heavy is loaded.
 
@@ -73,10 +75,11 @@ def measure(
     a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow. new: file with
     the new task, for the gain. gate: conditions such as "retention >= .98". out: folder of the results; default: one
     below `root`, named after base and settings. changes: fields of the section `evaluation` (`kept.items`).
-    allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
+    kept_files: files of questions that count as kept tasks. grader: of the new task, as in YAML. allow_other_base: see
+    `kinds.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
-    config = measure_config(base, new, suites, kept_tasks, precision, seed, changes)  # type: ignore[arg-type]
+    config = measure_config(base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader)
     asked = conditions(gate, config)
     found = read_base(base, allow_other_base)
     tokenizer = load_tokenizer(found.folder)
@@ -87,7 +90,7 @@ def measure(
     folder = Path(out).resolve() if out else root / "runs" / f"measure-{_slug(base)}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
-        _note(folder, config, digest)
+        note_settings(folder, config, digest)
         session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(chosen)
@@ -108,7 +111,7 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
     return results, failed
 
 
-def _note(folder: Path, config: MeasureConfig, digest: str) -> None:
+def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
     """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
     known = read_json(folder / NOTE)
     if known and known["digest"] != digest:

@@ -84,7 +84,10 @@ class Session:
         return read_json(folder / MODEL) == _facts(model) and (folder / RESULT).is_file() and not cut_off(folder)
 
     def arm(self, model: Model) -> Path:
-        return self.folder / "arms" / model.name
+        return self.arm_folder(model.name)
+
+    def arm_folder(self, name: str) -> Path:
+        return self.folder / "arms" / name
 
     def measure(self, model: Model) -> ArmResult:
         """Measure a model at each checkpoint, or read what is on disk of it."""

@@ -89,11 +89,14 @@ def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, st
                 chat, plain = q.template.chat, f"{q.template.plain} ..."
                 texts |= {(suite.name, q.task, form, q.id): chat for form in ("chat", "generate")}
                 texts[suite.name, q.task, "plain", q.id] = plain
+            written = [(task.name, item) for task in suite.written for item in task.test]
+            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in written}
         elif isinstance(suite, InstructionSuite):
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
-            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in asked}
+            forms = ("chat", *suite.settings.forms)
+            texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
     return texts
 
 

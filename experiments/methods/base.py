@@ -89,6 +89,7 @@ class Tuning(Section):
     in_control: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     hooks_optimizer: ClassVar[bool] = False
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
@@ -114,6 +115,8 @@ class Tuning(Section):
 
 class Addition(Section):
     """Base of loss terms and averages, which are added to what trains."""
+
+    reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     def refusal(self, tuning: Tuning) -> str | None:
         """Return the reason why it cannot be combined with this tuning, or None if it can."""

@@ -159,6 +159,7 @@ class Ewc(LossTerm):
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)
     reads_weights: ClassVar[bool] = True
+    reads_old: ClassVar[bool] = True
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._start = snapshot(model)

@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.config import MAX_RANK
 from ctrl.sharded import write_once
 from ctrl.structure import decoder_layers, is_attention
 from experiments.methods.base import MethodContext, Tuning
@@ -22,7 +23,7 @@ class Lora(Tuning):
     adapts: ClassVar[bool] = True
     scale_by_root: ClassVar[bool] = False
     by_direction: ClassVar[bool] = False
-    rank: int = Field(8, ge=1, description="rank of the adapters")
+    rank: int = Field(8, ge=1, le=MAX_RANK, description="rank of the adapters")
     alpha: float = Field(16.0, gt=0, description="numerator of the adapters' scale (not the alpha of an interpolation)")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     targets: Literal["all", "mlp"] = Field("all", description="linear layers that get an adapter; never the head")
@@ -75,6 +76,7 @@ class Corda(Lora):
     what the base does, up to rounding.
     """
 
+    reads_old: ClassVar[bool] = True
     batches: int = Field(4, ge=1, description="batches of old text that C is measured on")
     _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 

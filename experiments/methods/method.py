@@ -118,6 +118,11 @@ class Method:
         return any(term.needs_replay for term in self.losses)
 
     @property
+    def reads_old(self) -> bool:
+        """Whether it needs old text, replayed or not."""
+        return any((self.tuning.reads_old, self.average.reads_old, *(term.reads_old for term in self.losses)))
+
+    @property
     def reads_weights(self) -> bool:
         return any(term.reads_weights for term in self.losses)
 

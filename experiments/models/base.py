@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
-from experiments.models.checked import check_model, check_template, load_weights, load_whole
+from experiments.models.checked import check_model, check_template, load_weights, load_whole, load_words
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
@@ -30,19 +31,30 @@ def load_base(
     system: str | None = None,
     options: Mapping[str, Option] | None = None,
     remote_code: bool = False,
+    template: str | None = None,
+    merge_system: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model in fp32 on the best device, and its tokenizer.
 
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
     chats begin with; None leaves that to the chat template. options: values of the template's variables
-    (`enable_thinking`). remote_code: run Python files that the model brings along. Raises ModelError.
+    (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
+    `set_template`. Raises ModelError.
     """
     model, tokenizer = load_whole(name, _source(name), remote_code)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
-    set_template(tokenizer, system, options)
+    set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
     return _on_device(name, model), tokenizer
+
+
+def load_tokenizer(name: str, remote_code: bool = False, **chats: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model alone, with its chat template settled. chats: arguments of `set_template`."""
+    tokenizer = load_words(name, _source(name), remote_code)
+    set_template(tokenizer, **chats)
+    check_template(name, tokenizer)
+    return tokenizer
 
 
 def load_model(name: str, remote_code: bool = False) -> PreTrainedModel:

@@ -31,12 +31,17 @@ def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTr
     name: as the user wrote it. source: a folder, or a name of the Hugging Face Hub. remote_code: run Python files that
     the model brings along.
     """
-    folder = Path(source)
-    with _explained(name, folder, "tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code)
+    tokenizer = load_words(name, source, remote_code)
     model = load_weights(name, source, remote_code)
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
+
+
+def load_words(name: str, source: str, remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer alone. Parameters and errors: see `load_whole`."""
+    with _explained(name, Path(source), "tokenizer.json"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code)
+    return tokenizer
 
 
 def load_weights(name: str, source: str, remote_code: bool = False) -> PreTrainedModel:

@@ -1,13 +1,17 @@
-"""Greedy generation: the most likely next token, until the end of turn."""
+"""Generation until the end of turn: of the most likely next token, or of tokens drawn at a temperature."""
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ConfigError
 from experiments.models.prefix import Prefix, Prompts, shared_start
 from experiments.models.reading import own_replies, reading, windows
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
@@ -15,6 +19,18 @@ from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 BATCH = 128
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
 Progress = Callable[[int], object]  # called with the number of items just finished
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How tokens are drawn: at a temperature, each prompt with random numbers of its own.
+
+    seeds: one for each prompt. What is drawn for a prompt does not depend on the others, and two models draw with the
+    same numbers.
+    """
+
+    temperature: float
+    seeds: Sequence[str]
 
 
 def no_progress(count: int) -> None:
@@ -44,13 +60,19 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int = BATCH,
     progress: Progress = no_progress,
+    draw: Draw | None = None,
 ) -> list[list[int]]:
-    """Return for each prompt the greedy reply as token ids, with the end of turn if it was reached."""
+    """Return for each prompt the reply as token ids, with the end of turn if it was reached.
+
+    draw: how tokens are drawn; None: greedy. Raises ConfigError if tokens cannot be drawn from this model.
+    """
     end, lengths = end_of_turn(tokenizer), [len(prompt) for prompt in prompts]
     replies: list[list[int]] = [[] for _ in prompts]
     if not prompts:
         return replies
     if not reading(model).caches:
+        if draw:
+            raise ConfigError("temperature: this model writes only its own greedy replies here: leave it at 0")
         for rows in of_one_length(lengths, batch_size if reading(model).pads else 1):
             for i, reply in zip(rows, own_replies(model, [prompts[i] for i in rows], max_new_tokens, end), strict=True):
                 replies[i] = reply
@@ -59,7 +81,8 @@ def generate_ids(
     prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
     for rows in by_length(lengths, batch_size):
         batch = Prompts(model, [prompts[i] for i in rows], prefix)
-        _reply(batch, [replies[i] for i in rows], max_new_tokens, end)
+        numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
+        _reply(batch, [replies[i] for i in rows], max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
         progress(len(rows))
     return replies
 
@@ -69,11 +92,21 @@ def _shares(model: PreTrainedModel, longest: int) -> bool:
     return reading(model).shares and all(longest <= window for window in windows(model).values())
 
 
-def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> None:
-    """Append greedy tokens to each reply. Finished replies leave the batch once they are a quarter of it."""
+def _reply(
+    prompts: Prompts,
+    replies: list[list[int]],
+    most: int,
+    end: int,
+    temperature: float,
+    numbers: list[random.Random],
+) -> None:
+    """Append tokens to each reply. Finished replies leave the batch once they are a quarter of it.
+
+    numbers: random numbers of each reply; empty: greedy.
+    """
     logits = prompts.logits
     while True:
-        tokens = logits.argmax(dim=-1).tolist()
+        tokens = (draw_tokens(logits, temperature, numbers) if numbers else logits.argmax(dim=-1)).tolist()
         for reply, token in zip(replies, tokens, strict=True):
             if not _ended(reply, end, most):
                 reply.append(token)
@@ -82,9 +115,19 @@ def _reply(prompts: Prompts, replies: list[list[int]], most: int, end: int) -> N
             return
         if len(going) <= (1 - LEAVING) * len(replies):
             prompts.select(torch.tensor(going))
-            replies = [replies[row] for row in going]
+            replies, numbers = [replies[row] for row in going], [numbers[row] for row in going if numbers]
         last = torch.tensor([[reply[-1]] for reply in replies])
         logits = prompts.read(last, torch.ones_like(last))
+
+
+def draw_tokens(logits: Tensor, temperature: float, numbers: Sequence[random.Random]) -> Tensor:
+    """Draw a token from softmax(logits / temperature) for each row: (rows, vocabulary) -> (rows,).
+
+    It is the first whose sum of probabilities is above the row's next random number in [0, 1).
+    """
+    sums = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    drawn = torch.tensor([[one.random()] for one in numbers], dtype=sums.dtype, device=sums.device)
+    return (sums <= drawn * sums[:, -1:]).sum(dim=-1).clamp(max=sums.shape[-1] - 1)
 
 
 def _ended(reply: Sequence[int], end: int, most: int) -> bool:
@@ -98,8 +141,9 @@ def generate_replies(
     max_new_tokens: int,
     batch_size: int = BATCH,
     progress: Progress = no_progress,
+    draw: Draw | None = None,
 ) -> list[str]:
-    """Return the text of the greedy reply to each question, without what the template writes around it."""
+    """Return the text of the reply to each question, without what the template writes around it. draw: as above."""
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    replies = generate_ids(model, tokenizer, encoded, max_new_tokens, batch_size, progress)
+    replies = generate_ids(model, tokenizer, encoded, max_new_tokens, batch_size, progress, draw)
     return [reply_text(tokenizer, reply) for reply in replies]

@@ -10,40 +10,92 @@ import datetime
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
+from experiments.common.files import read_text
+from experiments.common.section import nearest
 
 Option = bool | int | float | str
 TODAY = datetime.date(2024, 7, 26)  # what Llama's templates write if they are given no date
+TEMPLATES = {  # for tokenizers without a template; a base model learns their marks
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "plain": (
+        "{{ bos_token or '' }}{% for message in messages %}{{ message['role'] | capitalize }}: "
+        "{{ message['content'] }}{{ eos_token or '' if message['role'] == 'assistant' else '' }}\n\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant: {% endif %}"
+    ),
+}
+# Start of a template: the text of a system turn begins the user's first turn, or is that turn if another role is next.
+MERGE_SYSTEM = (
+    '{%- if messages[0]["role"] == "system" %}{%- if messages | length > 1 and messages[1]["role"] == "user" %}'
+    '{%- set messages = [{"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}]'
+    " + messages[2:] %}{%- else %}"
+    '{%- set messages = [{"role": "user", "content": messages[0]["content"]}] + messages[1:] %}{%- endif %}{%- endif %}'
+)
 DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 
 def set_template(
-    tokenizer: PreTrainedTokenizerBase, system: str | None = None, options: Mapping[str, Option] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None = None,
+    options: Mapping[str, Option] | None = None,
+    template: str | None = None,
+    merge_system: bool = False,
 ) -> None:
     """Replace the chat template by one text with the system turn, the options and the date in it.
 
     Of several named templates it is the default one. A date of today becomes TODAY: chats are the same on all days.
     system: of every chat without a system turn; None leaves that to the template. options: values of the template's
-    variables. Raises ModelError if there is no template, or if it refuses the system turn or lacks an option.
+    variables. template: another template, as a file, a name of the tokenizer's own, or one of TEMPLATES. merge_system:
+    write a system turn before the first question. Raises ModelError if there is no template, or if it refuses the
+    system turn or lacks an option.
     """
-    template = _default(tokenizer)
-    if template is None:
-        for name, value in (("system", system), ("template_options", options or None)):
-            if value is not None:
-                raise ModelError(f"data.{name}={value!r} needs a chat template, and this tokenizer has none")
+    chosen = _default(tokenizer) if template is None else _named(tokenizer, template)
+    given = {
+        "template": template,
+        "system": system,
+        "template_options": dict(options or {}) or None,
+        "merge_system": merge_system or None,
+    }
+    set_fields = [f"data.{name}={value!r}" for name, value in given.items() if value is not None]
+    if chosen is None:
+        if set_fields:
+            raise ModelError(
+                f"{set_fields[0]} needs a chat template, and this tokenizer has none: give one with data.template"
+            )
         return
-    tokenizer.chat_template = _system(system) + _options(options or {}, template) + _dated(template)
-    if system is None and not options:
+    merge = MERGE_SYSTEM if merge_system else ""
+    tokenizer.chat_template = _system(system) + merge + _options(options or {}, chosen) + _dated(chosen)
+    if not set_fields:
         return
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     except TemplateError as error:
-        given = f"data.system={system!r}" if system is not None else f"data.template_options={dict(options or {})}"
-        raise ModelError(f"{given}: this model's chat template refuses it ({error})") from None
+        raise ModelError(f"{', '.join(set_fields)}: this model's chat template refuses it ({error})") from None
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """Return the template of a name or a file. Raises ModelError if there is none."""
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    known, file = {**TEMPLATES, **own}, Path(name).expanduser()
+    if name in known:
+        return str(known[name])
+    if not file.is_file():
+        raise ModelError(
+            f"data.template={name!r} is no file (looked in {Path.cwd()}) and no name of a template: "
+            f"{nearest(name, known)}"
+        )
+    try:
+        return read_text(file)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"data.template={name!r} is not UTF-8 text: {error}") from error
 
 
 def _default(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -53,8 +105,8 @@ def _default(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return template or None
     if "default" not in template:
         raise ModelError(
-            f"the tokenizer has several chat templates ({', '.join(sorted(template))}) and none is named default: save "
-            "it with a single one (tokenizer.chat_template = ...)"
+            f"the tokenizer has several chat templates ({', '.join(sorted(template))}) and none is named default: "
+            "choose one with data.template, or save it with a single one (tokenizer.chat_template = ...)"
         )
     return str(template["default"])
 

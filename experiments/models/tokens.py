@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.models.turns import prompt_text, turns, written
+from experiments.models.conversation import Message, plain, turn_of
+from experiments.models.turns import called, prompt_text, turns, written
 
 IGNORED = -100  # label of tokens that carry no loss
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -39,18 +40,23 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     Without a chat template (base models) it is `Question: ...\\nAnswer:`.
     """
     if not tokenizer.chat_template:
-        return text_ids(tokenizer, _plain(question))
+        return text_ids(tokenizer, plain(question))
     return _ids(tokenizer, prompt_text(tokenizer, question))
 
 
-def answer_ids(tokenizer: PreTrainedTokenizerBase, question: str, reply: str, ended: bool = True) -> list[int]:
+def answer_ids(
+    tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message, ended: bool = True
+) -> list[int]:
     """Return what a model is trained to write after `prompt_ids`: the template's own text of the reply's turn.
 
-    ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off.
+    ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off. Calls
+    of tools end with the token that the template writes after them.
     """
     end = end_of_turn(tokenizer)
     if not tokenizer.chat_template:
-        return continuation_ids(tokenizer, _plain(question), f" {reply}") + [end] * ended
+        return continuation_ids(tokenizer, plain(question), f" {turn_of(reply)['content']}") + [end] * ended
+    if call := called(tokenizer, question, reply):
+        return continuation_ids(tokenizer, prompt_text(tokenizer, question), call, add_special_tokens=False)
     text = written(tokenizer, question, reply) + _closing(tokenizer, end) * ended
     ids = continuation_ids(tokenizer, prompt_text(tokenizer, question), text, add_special_tokens=False)
     return ids + [end] * (ended and ids[-1:] != [end])
@@ -179,10 +185,6 @@ def drop_added_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _plain(question: str) -> str:
-    return f"Question: {question}\nAnswer:"
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> str:

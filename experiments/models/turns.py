@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.models.conversation import Conversation, Message, messages_of, tools_of, turn_of
 
 QUESTION, REPLY = "@@question@@", "@@reply@@"
 
@@ -33,11 +37,14 @@ def turns(tokenizer: PreTrainedTokenizerBase) -> Turns:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    """Return the chat up to where a reply begins: the generation prompt, without what whole chats do not have."""
+    """Return the chat up to where a reply begins: the generation prompt, without what whole chats do not have.
+
+    Raises ConfigError, as do all functions here, for a conversation that the template refuses.
+    """
     return _asked(tokenizer, question).removesuffix(turns(tokenizer).unwritten)
 
 
-def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> str:
+def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
     """Return what the template writes after `prompt_text`, up to the end of the reply: its opening and the reply.
 
     Raises ConfigError if the template writes this chat in another way than others.
@@ -46,11 +53,25 @@ def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> st
     whole = _whole(tokenizer, question, reply)
     if not whole.startswith(prompt) or not whole.endswith(tail) or len(whole) < len(prompt) + len(tail):
         raise ConfigError(
-            f"the chat template writes the question {question[:60]!r} in another way once its reply {reply[:60]!r} "
-            "follows, so a model would be asked otherwise than it was trained: use another template, or regime: cpt "
-            "with plain texts"
+            f"{_row(question)}the chat template writes the question {question[:60]!r} in another way once its reply "
+            f"{str(turn_of(reply)['content'])[:60]!r} follows, so a model would be asked otherwise than it was "
+            "trained: use another template, or regime: cpt with plain texts"
         )
     return whole[len(prompt) : len(whole) - len(tail)]
+
+
+def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+    """Return what the template writes after `prompt_text` for calls of tools that end with a token of their own.
+
+    It is empty for all other replies. Without that token, `written` raises ConfigError.
+    """
+    if "tool_calls" not in turn_of(reply):
+        return ""
+    prompt, whole = prompt_text(tokenizer, question), _whole(tokenizer, question, reply)
+    text = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else ""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    usual = whole.endswith(turns(tokenizer).tail)
+    return text if not usual and text.endswith(tuple(special)) else ""
 
 
 @functools.lru_cache(maxsize=8)
@@ -73,12 +94,54 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-    return _render(tokenizer, [{"role": "user", "content": question}], add_generation_prompt=True)
+    return _render(tokenizer, question, messages_of(question), add_generation_prompt=True)
 
 
-def _whole(tokenizer: PreTrainedTokenizerBase, question: str, reply: str) -> str:
-    return _render(tokenizer, [{"role": "user", "content": question}, {"role": "assistant", "content": reply}])
+def _whole(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+    return _render(tokenizer, question, [*messages_of(question), turn_of(reply)])
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **options: Any) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequence[Message], **options: Any) -> str:
+    """Return the text of messages with the tools of a question. Raises ConfigError if the template refuses them."""
+    turns: Any = messages
+    try:
+        text = str(
+            tokenizer.apply_chat_template(turns, tools=tools_of(question) or None, tokenize=False, **options)  # type: ignore[arg-type]
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # of Jinja's expressions too
+        roles = [str(message["role"]) for message in messages]
+        raise ConfigError(
+            f"{_where(question)}the chat template refuses a conversation of the roles {', '.join(roles)} ({error}): "
+            f"{_advice(roles)}"
+        ) from error
+    if left_out := [name for name, uses in _tools_named(question, messages).items() if text.count(name) < uses]:
+        raise ConfigError(
+            f"{_where(question)}the chat template leaves out the tool {left_out[0]!r}: give one that writes tools with "
+            "data.template, or leave the tools out of the data"
+        )
+    return text
+
+
+def _tools_named(question: str, messages: Sequence[Message]) -> Counter[str]:
+    """Count how often the tools that may be called and the calls name each tool."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    return Counter(str(one["function"].get("name", "")) for one in (*tools_of(question), *calls))
+
+
+def _advice(roles: Sequence[str]) -> str:
+    """Return what to do about a conversation that a template refuses."""
+    found = []
+    if "system" in roles:
+        found.append("data.merge_system: true puts a system turn before the first question")
+    if any(one == other for one, other in itertools.pairwise(roles)):
+        found.append("turns of one role that follow each other can be joined in the data")
+    return ", ".join([*found, "another template can be given with data.template"])
+
+
+def _where(question: str) -> str:
+    """Return the row of a question, or its beginning if that is not known."""
+    return _row(question) or f"question {question[:60]!r}: "
+
+
+def _row(question: str) -> str:
+    return f"{question.place}: " if isinstance(question, Conversation) and question.place else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.data.overlap import LEAST, N, Overlap
 from experiments.records import ArmResult, Record
 from experiments.reporting.plots.alignment import alignment_figure
 from experiments.reporting.table import Table
@@ -105,7 +106,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
             f"{part['asked']:.1%}",
             f"{part['tokens']:,}",
             f"{part['epochs']:.3g}",
-            *([f"{_too_long(part):,} of {_too_long(part) + part['examples']:,}"] if cut else []),
+            *(
+                [f"{_too_long(part):,} of {_too_long(part) + part['examples'] - part.get('shortened', 0):,}"]
+                if cut
+                else []
+            ),
         )
         for arm, parts in drawn.items()
         for part in parts
@@ -115,14 +120,38 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
     whole = "the stage's" if staged else "all"
     note = (
         f"Share: of {whole} tokens really trained on, next to the share asked for. Epochs: times the source was begun."
-        + (" Too long: chats left out because they are longer than data.length." if cut else "")
+        + (
+            " Too long: chats longer than data.length, which were left out, or cut if data.overlong says so."
+            if cut
+            else ""
+        )
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
 
 def _too_long(part: Mapping[str, Any]) -> int:
-    """How many chats were left out; data.json of earlier versions calls them left_out."""
-    return int(part.get("too_long", part.get("left_out", 0)))
+    """How many chats were left out, wholly or in part; data.json of earlier versions calls them left_out."""
+    return int(part.get("too_long", part.get("left_out", 0))) + int(part.get("shortened", 0))
+
+
+def overlap_table(overlaps: Sequence[Overlap]) -> Table | None:
+    """Show which measured questions are in the training data; None if there are none."""
+    rows = tuple(
+        (one.task, one.source, f"{one.items:,}", f"{one.same:,}", f"{one.similar:,}", _pair(one.examples))
+        for one in overlaps
+    )
+    head = ("task", "training data", "questions", "the same", "similar", "for example")
+    note = (
+        f"The same: but for case and punctuation. Similar: half or more of its sequences of {N} words are in the "
+        "training data, without those that more than a tenth of the task's questions share. Of a question with "
+        f"{LEAST} to {N - 1} words, the answer included: all of them, in sequence. Data that is made anew or streamed "
+        "is not searched."
+    )
+    return Table("Questions in the training data", head, rows, note) if rows else None
+
+
+def _pair(examples: Sequence[Sequence[str]]) -> str:
+    return " / ".join(text.replace("\n", " ") for text in examples[0]) if examples else ""
 
 
 def cost_table(results: Sequence[ArmResult]) -> Table | None:

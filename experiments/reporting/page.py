@@ -8,20 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.common.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=lambda name: str(name).endswith(".html.j2"),
-    undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+
+
+def _markdown(value: Any) -> Any:
+    """Escape tags and links of others' text in Markdown; `| safe` marks what is code."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return value.replace("<", "&lt;").replace("](", "]\\(")
+    return value
+
+
+HTML, MARKDOWN = (
+    jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=escapes, finalize=finalize,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )
+    for escapes, finalize in ((True, None), (False, _markdown))
 )  # fmt: skip
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Write `template`.html.j2 or `template`.md.j2 with these values, by the suffix of `path`. Returns the path."""
-    write_text(path, ENVIRONMENT.get_template(f"{template}{path.suffix}.j2").render(**values))
+    environment = HTML if path.suffix == ".html" else MARKDOWN
+    write_text(path, environment.get_template(f"{template}{path.suffix}.j2").render(**values))
     return path
 
 

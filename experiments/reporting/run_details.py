@@ -10,12 +10,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.config import ExperimentConfig
+from experiments.data.overlap import Overlap
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.details import (
     alignment_pictures,
     cost_table,
     data_table,
     further_table,
+    overlap_table,
     posthoc_table,
     trajectory_table,
 )
@@ -50,8 +52,16 @@ class RunRecords:
             {n: [(self.base, after)] for n, after in self.last.items() if n in finished}, draws, seed
         )
 
-    def tables(self, drawn: Mapping[str, Sequence[Mapping[str, Any]]], afterwards: Sequence[ArmResult]) -> list[Table]:
-        """Make the further tables. drawn: the data of each arm. afterwards: operations on trained weights."""
+    def tables(
+        self,
+        drawn: Mapping[str, Sequence[Mapping[str, Any]]],
+        afterwards: Sequence[ArmResult],
+        overlaps: Sequence[Overlap] = (),
+    ) -> list[Table]:
+        """Make the further tables. drawn: the data of each arm. afterwards: operations on trained weights.
+
+        overlaps: of the measured questions with the training data.
+        """
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         tables = [
             stream_table(self.config, self.results),
@@ -59,6 +69,7 @@ class RunRecords:
             further_table(self.results),
             posthoc_table(afterwards),
             data_table(drawn),
+            overlap_table(overlaps),
             cost_table(self.results),
         ]
         return [table for table in tables if table]

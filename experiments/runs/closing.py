@@ -35,7 +35,7 @@ def close_run(
     pictures = details.pictures()
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,
-        details=details.tables(drawn, _posthoc_results(folder)), figures=pictures,
+        details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps), figures=pictures,
         significant=details.significant_pairs(),
     )  # fmt: skip
     for name in (*_write_pictures(folder, pictures), *REPORT_FILES):

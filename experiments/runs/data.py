@@ -15,6 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
+from experiments.data.counts import MOST, count, too_long
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
@@ -42,21 +43,28 @@ class ExperimentData:
         packed: bool = True,
     ) -> None:
         self.config, self.tokenizer, data = config, tokenizer, config.data
-        self.encoder = Encoder(tokenizer, data.regime, data.length, packed)
+        self.encoder = Encoder(tokenizer, data.regime, data.length, packed, data.loss, data.overlong)
         self.collator: Any = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
-        self.held_out_ids = frozenset[str]().union(*(task.ids for task in held_out))
+        self.held_out_of = [task.ids for task in held_out]  # by source of data.new
+        self.held_out_ids = frozenset[str]().union(*self.held_out_of)
         self.tasks = _distinct([cut_documents(tokenizer, task, data.length) for task in held_out])
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
         self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
-        context = dataclasses.replace(self.context, base=base or load)
+        self._base = base or load  # until it has written: it may hold a model
         self.new = data.new
-        self.old: tuple[Source, ...] = ()
-        if any(_replay(config, arm) for arm in config.arms):
-            self.old = tuple(source.materialise(context) for source in data.old)
+
+    @functools.cached_property
+    def old(self) -> tuple[Source, ...]:
+        """The sources of replayed text, if an arm replays any. The base model writes its text at the first call."""
+        context = dataclasses.replace(self.context, base=self._base)
+        self._base = self.context.base
+        if not any(_replay(self.config, arm) for arm in self.config.arms):
+            return ()
+        return tuple(source.materialise(context) for source in self.config.data.old)
 
     def rows(self, arm: ArmConfig) -> Rows:
         """Return the rows of an arm in the order of training."""
@@ -66,6 +74,11 @@ class ExperimentData:
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
         return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
+
+    def check_rows(self) -> None:
+        """Read the first row of each mixture. Raises ConfigError if no example of a source fits a row."""
+        for arm in {_replay(self.config, arm): arm for arm in self.config.arms}.values():
+            _ = self.rows(arm)[0]
 
     def old_batches(self, count: int) -> list[Batch]:
         """Return `count` batches of text that the model should keep, the same at every call, replayed or not.
@@ -82,12 +95,28 @@ class ExperimentData:
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
+    def too_long(self) -> list[str]:
+        """Say for each source which chats are longer than a row. At most MOST examples of each are looked at.
+
+        Raises ConfigError for the first of them if data.overlong is error.
+        """
+        training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
+        most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
+        sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
+        counts = [count(one.epoch(*epoch), self.encoder, most) for one in sources]
+        return [
+            line
+            for one, found in zip(sources, counts, strict=True)
+            for line in too_long(one.label, found, self.encoder)
+        ]
+
     def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
         """Count what the arm's rows took from each source. Reads all rows once more.
 
         One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
         tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
-        too_long (chats longer than data.length, which are left out).
+        too_long (chats longer than data.length, which are left out), shortened (of which only a part is left out),
+        tokens_left_out (of both).
         """
         rows = self.rows(arm)
         drawn = rows.drawn()

@@ -20,20 +20,21 @@ from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.messages import BaseReady, Done, TrainArm
 from experiments.runs.outcome import Outcome
-from experiments.runs.prepared import prepare
+from experiments.runs.prepared import Inputs, prepare
 from experiments.tracking.run import Run
 from experiments.training.processes import Processes
 
 
-def lead(config: ExperimentConfig, folder: Path, session: Session, processes: Processes) -> Outcome:
+def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -> Outcome:
     """Measure the base model, run all arms and write the report; announce each step to the other processes."""
+    config = inputs.config
     write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
     session.say(_first_line(config, processes))
     session.tracker.reap()
     with _tracked(config, folder, session) as run:
         if changed := run.changed_versions():
             session.say(f"this run began with {changed}: its arms may differ for that")
-        prepared = prepare(config, folder, session.say)
+        prepared = inputs.measured(folder, session.say)
         processes.send(BaseReady())
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]

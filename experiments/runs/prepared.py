@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
+from experiments.common.hashing import json_digest
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
@@ -20,15 +21,17 @@ from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
+from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import write_result
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared(MeasuredBase):
-    """What all arms of a run share. `prepare` makes it."""
+    """What all arms of a run share. `prepare` makes it. searched: what is measured and in the training data too."""
 
     config: ExperimentConfig
     data: ExperimentData
+    searched: Searched
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
         """Measure a model after its training, fill the result, and write it and its records to `folder`."""
@@ -50,12 +53,46 @@ class Prepared(MeasuredBase):
         ]
 
 
-def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] = print) -> Prepared:
-    """Load data and base model, and measure the base model unless its records are on disk.
+@dataclass(eq=False)
+class Inputs:
+    """What a run reads before it writes: the base model, the data and the suites, checked. `read_inputs` makes it.
 
-    Raises ConfigError for data that cannot be read or has changed, and for arms that the base model cannot have.
+    model: the base; gone once it is measured, as arms need the memory. digests: of the sources, by number and name.
     """
-    precision, root = Precision(config.precision), folder.parents[1]
+
+    config: ExperimentConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: ExperimentData
+    suites: Suites
+    digests: Mapping[str, str]
+
+    def measured(self, folder: Path, say: Callable[[str], None] = print) -> Prepared:
+        """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
+        _check_sources(folder, self.digests)
+        evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
+        seed = self.config.seed
+        searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
+        for line in searched.lines():
+            say(line)
+        base = measure_base(evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say)
+        del self.model
+        return Prepared(**vars(base), config=self.config, data=self.data, searched=searched)
+
+
+def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] = print) -> Prepared:
+    """Read the inputs of a run, and measure its base model or read its records. Raises ConfigError."""
+    return read_inputs(config, folder.parents[1], say).measured(folder, say)
+
+
+def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None] = print) -> Inputs:
+    """Load data and base model, and check all that can be known before a folder or a store is made.
+
+    root: its cache gets the text of a source `self`. Raises ConfigError for data that cannot be read, and for arms that
+    the base model cannot have.
+    """
+    for line in (note for arm in config.arms for note in arm.notes):
+        say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)
     check_tokens(config, model, tokenizer)
@@ -68,20 +105,24 @@ def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] =
     if not packed:
         say("documents of one row would see each other in this model: each row is one document, so steps read less")
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
-    _check_sources(folder, data)
-    for source in (*data.new, *data.old):
-        for note in source.notes:
-            say(f"source {source.label}: {note}")
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
-    measured = measure_base(config.evaluation, suites, model, tokenizer, precision, root, folder, config.seed, say)
-    return Prepared(**vars(measured), config=config, data=data)
+    for source in (*data.new, *data.old):
+        for note in source.notes:
+            say(f"source {source.label}: {note}")
+    for line in data.too_long():
+        say(line)
+    data.check_rows()
+    digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
+    digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
+    if config.data.template is not None:  # maybe a file, which may have changed
+        digests["the data.template"] = json_digest(tokenizer.chat_template)
+    return Inputs(config, model, tokenizer, data, suites, digests)
 
 
-def _check_sources(folder: Path, data: ExperimentData) -> None:
-    """Raise ConfigError if a source has changed since this run began."""
-    digests = {f"{i} {one['name']}": one["digest"] for i, one in enumerate(data.describe())}
+def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:
+    """Raise ConfigError if a source, or a file of a kept task, has changed since this run began."""
     path = folder / "sources.json"
     known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
@@ -91,4 +132,4 @@ def _check_sources(folder: Path, data: ExperimentData) -> None:
             "bring the old data back, or start anew with --fresh"
         )
     if not known:
-        write_json(path, digests)
+        write_json(path, dict(digests))

@@ -22,7 +22,8 @@ from experiments.config import ExperimentConfig, load_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.experiment import follow, lead
 from experiments.runs.outcome import Outcome
-from experiments.runs.prepared import Prepared, prepare
+from experiments.runs.prepared import Prepared, prepare, read_inputs
+from experiments.runs.unused import check_fields
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
 from experiments.training.processes import Processes, world_size
@@ -48,19 +49,22 @@ def run_experiment(
         only_one_process("a study")
     if observe is not None:
         only_one_process("an observer")
+    if parent is None:
+        check_fields(config)
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
     with errors_explained(root), Processes.joined() as processes:
         processes.per_process(config.training.batch_size)
         if not processes.is_main:
             return follow(config, folder, processes)
+        inputs = read_inputs(config, root, say)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             if fresh and folder.exists():
                 shutil.rmtree(folder)
             sweep(folder)
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)
-            return lead(config, folder, session, processes)
+            return lead(inputs, folder, session, processes)
 
 
 def only_one_process(what: str) -> None:
@@ -113,7 +117,7 @@ def errors_explained(root: Path) -> Iterator[None]:
 
 def _machine_text(error: BaseException, fault: str, root: Path) -> str:
     if disk_full(error):
-        free = shutil.disk_usage(root).free / 1e9
+        free = shutil.disk_usage(_existing(root)).free / 1e9
         return (
             f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
             "kept: free some space, then run the same command again"
@@ -123,3 +127,8 @@ def _machine_text(error: BaseException, fault: str, root: Path) -> str:
         f"{said} a fault of the machine: {fault}\nEverything recorded so far is kept, and nothing counts as failed: "
         "the same command goes on when its cause is gone"
     )
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
+from experiments.common.section import MAX_DRAWS
 from experiments.records import Estimate, Record
 
 Array = NDArray[np.float64]
@@ -33,8 +34,8 @@ UNSEEN_WEIGHT, UNSEEN_SIZE = 0.3, 3.0  # of a reply that was not seen: mean weig
 
 
 def check_draws(draws: int) -> None:
-    if draws < 100:
-        raise ValueError(f"draws must be at least 100 for a 95 % interval, but got {draws}")
+    if not 100 <= draws <= MAX_DRAWS:
+        raise ValueError(f"draws must be 100 or more for a 95 % interval, and at most {MAX_DRAWS}, but got {draws}")
 
 
 def resample(questions: Mapping[tuple[Stratum, str], Array], draws: int, seed: int) -> dict[Stratum, Array]:

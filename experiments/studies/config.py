@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.hashing import json_digest
-from experiments.common.paths import check_file_name
+from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, check_file_name
 from experiments.common.section import MAX_SEED, Section, nearest
-from experiments.studies.space import DIMENSIONS, MAX_CELLS, Dimension, Scalar, grid, overrides
+from experiments.studies.space import DIMENSIONS, Dimension, Scalar, grid, overrides
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -113,7 +113,7 @@ class Posthoc(Section):
 class StudyConfig(Section):
     """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the study")
+    name: str = Field(pattern=FOLDER_NAME, max_length=LONGEST_NAME, description="name of the study")
     question: str = Field("", description="headline of the report")
     base: str | dict[str, Any] = Field(description="a run's YAML by name or path, or its contents")
     overrides: dict[str, Any] = Field(
@@ -134,9 +134,11 @@ class StudyConfig(Section):
     retries: int = Field(2, ge=0, description="how often a trial is continued after its process died")
     failures: int = Field(3, ge=1, description="number of failed trials in a row that stops the study")
     heartbeat: int = Field(
-        60, ge=1, description="seconds; a worker counts as dead after twice as long without a sign of life"
+        60, ge=1, le=86_400, description="seconds; a worker counts as dead after twice as long without a sign of life"
     )
-    storage: str | None = Field(None, description="a database URL; default: optuna.db in the root of the results")
+    storage: str | None = Field(
+        None, min_length=1, description="a database URL; default: optuna.db in the root of the results"
+    )
     posthoc: tuple[Posthoc, ...] = Field((), description="operations after the last trial")
     report: ReportConfig = Field(ReportConfig(), description="how the report is made")
 
@@ -173,8 +175,7 @@ class StudyConfig(Section):
         if self.pruner and late:
             raise ValueError(f"pruning needs a figure of every evaluation, but {late[0]!r} is known only at the end")
         if self.sampler.name == "grid":
-            if len(grid(self.search)) > MAX_CELLS:
-                raise ValueError(f"the grid has more than {MAX_CELLS} cells: choose another sampler")
+            grid(self.search)
         elif self.budget.trials is None and self.budget.hours is None:
             raise ValueError(f"sampler {self.sampler.name!r} never ends: give budget.trials or budget.hours")
         self._own_fields()
@@ -182,10 +183,6 @@ class StudyConfig(Section):
             key = getattr(self.report, field)
             if key is not None and key not in self.search:
                 raise ValueError(f"report.{field} {key!r} is not searched: {nearest(key, self.search)}")
-        named = [str(pick) for dimension in self.search.values() if dimension.kind == "arms" for pick in dimension.arms]
-        for posthoc in self.posthoc:
-            if named and posthoc.arm.split(" ")[0] not in named:
-                raise ValueError(f"posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, named)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, but got {list(self.seeds)}")
         return self
@@ -196,6 +193,14 @@ class StudyConfig(Section):
         twice = [path for path in paths if paths.count(path) > 1]
         if twice:
             raise ValueError(f"search: two dimensions set {twice[0]!r}: leave one out")
+        for path in paths:
+            if above := next((other for other in paths if path.startswith(f"{other}.")), None):
+                raise ValueError(f"search: {above!r} sets {path!r} too: search its fields one by one, or leave one out")
+            if path in self.overrides:
+                raise ValueError(f"{path!r} is searched: leave it out of overrides")
+        figures = [objective.figure for objective in self.objectives]
+        if twice := [figure for figure in figures if figures.count(figure) > 1]:
+            raise ValueError(f"objectives: {twice[0]!r} is there more than once: leave one out")
         within = [key for d in self.search.values() if d.kind == "arms" for arm in d.arms.values() for key in arm]
         changed = {*paths, *within, *self.overrides, *(key for p in self.profiles.values() for key in p)}
         if "seed" in changed:

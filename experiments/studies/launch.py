@@ -33,6 +33,7 @@ from experiments.tracking.machine import process_state, process_tags, sigterm_ra
 from experiments.tracking.tracker import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command continues"
+MAX_WORKERS = 1000  # of one machine
 POLL = 0.1  # seconds between two checks of the workers
 IDLE_DEATHS = 3  # so many workers in a row that died without a trial are one too many
 Say = Callable[[str], None]
@@ -50,11 +51,8 @@ def run_study(
     workers: number of processes; one that is killed is replaced. None: all trials run in this process. storage: a
     database URL in place of the study's own, or of `optuna.db` in root.
     """
-    if workers is not None and workers < 1:
-        raise StudyError(f"workers must be at least 1, but got {workers}")
-    check_options(config)
     root = (root or default_root()).resolve()
-    store = Store(storage_url(root, storage or config.storage), config)
+    store = Store(check_start(config, root, workers, storage), config)
     store.progress = functools.partial(steps_done, config, root)
     store.begin()
     folder = study_folder(root, config.name)
@@ -78,6 +76,17 @@ def run_study(
             raise StudyError(ended)
         apply_posthoc(config, store.trials(), root, say)
     return store
+
+
+def check_start(config: StudyConfig, root: Path, workers: int | None, storage: str | None) -> str:
+    """Return the URL of the storage; for arguments see `run_study`. Nothing is made.
+
+    Raises ConfigError or StudyError for a sampler, a pruner, a number of workers or a storage that cannot be.
+    """
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise StudyError(f"workers must be 1 to {MAX_WORKERS}, but got {workers}")
+    check_options(config)
+    return storage_url(root, storage or config.storage)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
@@ -13,6 +13,9 @@ from experiments.common.section import Place, fault_lines, nearest
 from experiments.common.yaml_values import read_yaml
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import DIMENSIONS, Scalar, probes
+
+if TYPE_CHECKING:
+    from experiments.config import ExperimentConfig
 
 
 def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
@@ -27,6 +30,7 @@ def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
 def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
     """Check plain values, and every override on the base. Raises ConfigError with all faults of a section."""
     from experiments.config import load_config
+    from experiments.studies.checks import check_trials  # loads torch, as the line above
 
     study = stored_study(values, source)
     changes: dict[str, Any] = {"profiles": {}}
@@ -37,8 +41,7 @@ def parse_study(values: dict[str, Any], profile: str | None = None, source: str 
     if isinstance(study.base, str):
         changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)
-    for picks in probes(study.search):
-        _check(study, picks, source)
+    check_trials(study, [_checked(study, picks, source) for picks in probes(study.search)], source)
     return study
 
 
@@ -50,7 +53,8 @@ def stored_study(values: dict[str, Any], source: str = "study") -> StudyConfig:
         raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
 
 
-def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
+def _checked(study: StudyConfig, picks: dict[str, Scalar], source: str) -> ExperimentConfig:
+    """Return the config of a trial. Raises ConfigError if it is no config, or has no figure of an objective."""
     from experiments.config import parse_config
     from experiments.scorecard.names import figure_names
 
@@ -62,12 +66,13 @@ def _check(study: StudyConfig, picks: dict[str, Scalar], source: str) -> None:
             f"{sum(len(arm.learning_rates) for arm in config.arms)} learning rates in all: set `arms` under overrides"
         )
     evaluation, stream = config.evaluation, config.data.order == "sequential"
-    known = figure_names(evaluation.suites, evaluation.settings("kept").tasks, stream, evaluation.has_floor)
+    known = figure_names(evaluation.suites, evaluation.settings("kept").names, stream, evaluation.has_floor)
     for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and "lm_eval" in evaluation.suites):
                 suites = ", ".join(config.evaluation.suites)
                 raise ConfigError(f"{source}: no figure {name!r} with the suites {suites}: {nearest(name, known)}")
+    return config
 
 
 def _keys_at(place: Place) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import optuna
@@ -38,10 +39,27 @@ def check_options(config: StudyConfig) -> None:
         for option in named.options:
             if option not in known:
                 raise ConfigError(f"{kind}.options.{option}: {named.name} has no such option; {nearest(option, known)}")
+        for option, value in named.options.items():
+            if needed := _needed(inspect.signature(table[named.name]).parameters[option], value):
+                raise ConfigError(f"{kind}.options.{option}: {needed} is needed, but got {value!r}")
         try:
             build(config)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{kind} {named.name!r}: {error}") from error
+
+
+def _needed(option: inspect.Parameter, value: Any) -> str:
+    """Say what an option needs in place of a value, by its default; empty if the value may do. Optuna fails late."""
+    default = option.default
+    if (callable(default) and default is not inspect.Parameter.empty) or option.name.endswith("_func"):
+        return "a function, which YAML cannot hold (leave it out),"
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "" if type(value) is int and value >= 0 else "a whole number from 0 on"
+    if isinstance(default, float):
+        return "" if type(value) in (int, float) and math.isfinite(value) else "a number"
+    return "a number or a text" if isinstance(value, list | dict) else ""
 
 
 def sampler(config: StudyConfig, number: int = 0) -> Any:

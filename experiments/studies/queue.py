@@ -37,7 +37,7 @@ from experiments.studies.locks import (
     sqlite_file,
     storage_fault,
 )
-from experiments.studies.space import Scalar, grid
+from experiments.studies.space import MAX_CELLS, Scalar, grid
 from experiments.studies.trial import repeated
 from experiments.studies.trials import (
     Trial,
@@ -173,8 +173,8 @@ class Store:
 
     def add_trials(self, count: int) -> int:
         """Raise the budget by `count` trials. Returns the new budget."""
-        if count < 1:
-            raise ConfigError(f"the number of trials to add must be at least 1, but got {count}")
+        if not 1 <= count <= MAX_CELLS:
+            raise ConfigError(f"the number of trials to add must be 1 to {MAX_CELLS}, but got {count}")
         if self.config.budget.trials is None:
             raise StudyError(
                 f"study {self.config.name!r} has no budget of trials to raise: it is a whole grid, or has only hours"

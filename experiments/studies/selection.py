@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.hashing import sha256
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Record, read_records
 from experiments.reporting.text import label, rate_text
 from experiments.runs.result_file import RESULT, check_files
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
+from experiments.scorecard.halves import even
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
@@ -98,11 +98,6 @@ def _names(study: StudyConfig, trial: Trial, without: str | None = None) -> tupl
 def has_name(arm: ReportRow, name: str) -> bool:
     """Whether `name` in a study's YAML is this row's, with or without the trial's number."""
     return name in (arm.name, re.sub(r"^#\d+ ", "", arm.name))
-
-
-def even(record: Record) -> bool:
-    """Whether an item is in the half that chooses. It is the same in all runs and forms, and on all machines."""
-    return int(sha256(f"{record.suite}/{record.task}/{record.item}")[:2], 16) % 2 == 0
 
 
 def report_row(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
@@ -29,9 +30,14 @@ class Choice(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
-        if len(set(map(_text, self.values))) < len(self.values):
+        if any(value in self.values[:i] for i, value in enumerate(self.values)):  # 1 and 1.0 are one value
             raise ValueError(f"values must differ, but got {list(self.values)}")
         return self
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return len(self.values)
 
     def points(self) -> list[Scalar]:
         return [value if isinstance(value, Scalar) else _text(value) for value in self.values]
@@ -54,6 +60,10 @@ class Arms(Section):
     arms: dict[str, dict[str, Any]] = Field(
         min_length=1, description="name -> dotted keys and their values; sets `arms.0.name` too"
     )
+
+    @property
+    def size(self) -> int:
+        return len(self.arms)
 
     def points(self) -> list[Scalar]:
         return list(self.arms)
@@ -80,8 +90,11 @@ class Number(Section):
             raise ValueError(f"low must be below high, but got {low} and {high}")
         if log and low <= 0:
             raise ValueError(f"log needs low > 0, but got {low}")
-        if log and getattr(self, "step", None) not in (None, 1):
+        step = getattr(self, "step", None)
+        if log and step not in (None, 1):
             raise ValueError("log and step cannot be combined: list the values with kind choice")
+        if step and step > high - low:
+            raise ValueError(f"step={step:g} is beyond the range from {low:g} to {high:g}: lower it")
         return self
 
     def probes(self) -> list[Scalar]:
@@ -100,6 +113,10 @@ class Int(Number):
     step: int = Field(1, ge=1, description="distance of two values")
     log: bool = Field(False, description="draw evenly in the logarithm")
 
+    @property
+    def size(self) -> int:
+        return (self.high - self.low) // self.step + 1
+
     def points(self) -> list[Scalar]:
         return list(range(self.low, self.high + 1, self.step))
 
@@ -116,12 +133,13 @@ class Float(Number):
     step: float | None = Field(None, gt=0, description="distance of two values; without it any number")
     log: bool = Field(False, description="draw evenly in the logarithm")
 
+    @property
+    def size(self) -> int:
+        return 0 if self.step is None else int((self.high - self.low) / self.step + 1e-9) + 1
+
     def points(self) -> list[Scalar]:
         """Return the points of a grid; none without a step."""
-        if self.step is None:
-            return []
-        steps = range(int((self.high - self.low) / self.step + 1e-9) + 1)
-        return [min(self.high, round(self.low + i * self.step, 12)) for i in steps]  # not .30000000000000004
+        return [min(self.high, round(self.low + i * (self.step or 0), 12)) for i in range(self.size)]  # not .30000004
 
     def suggest(self, trial: Any, key: str) -> Scalar:
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)
@@ -142,10 +160,12 @@ def sets_rate(key: str, dimension: Choice | Arms | Int | Float) -> bool:
 
 
 def grid(search: Mapping[str, Choice | Arms | Int | Float]) -> list[dict[str, Scalar]]:
-    """Return all combinations; the last dimension varies fastest. Raises ValueError if a dimension has no points."""
-    endless = [key for key, dimension in search.items() if not dimension.points()]
+    """Return all combinations; the last dimension varies fastest. Raises ValueError for no points, or too many."""
+    endless = [key for key, dimension in search.items() if not dimension.size]
     if endless:
         raise ValueError(f"a grid needs points, but {', '.join(endless)} has none: give a step, or kind choice")
+    if math.prod(dimension.size for dimension in search.values()) > MAX_CELLS:
+        raise ValueError(f"the grid has more than {MAX_CELLS} cells: choose another sampler")
     cells = [dimension.points() for dimension in search.values()]
     return [dict(zip(search, picks, strict=True)) for picks in itertools.product(*cells)]
 

@@ -39,6 +39,8 @@ def storage_url(root: Path, storage: str | None) -> str:
     storage = storage or os.environ.get(STORAGE)
     try:
         url = sqlalchemy.make_url(storage) if storage else None
+        if url is not None:
+            url.get_dialect()  # of a database that is known
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise StudyError(
             f"the storage is not a database URL: {str(error).splitlines()[0]}; give for example sqlite:///studies.db "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.common.progress import PLAIN
 from experiments.studies.storage import STORAGE
 
 PARENT = "STUDY_PARENT"  # environment variable: the id of the process that started a worker
@@ -24,7 +25,7 @@ POLL = 1.0  # seconds between two looks at the parent
 def worker_starter(config: Path, root: Path, storage: str, workers: int) -> Callable[[], Any]:
     """Return a function that starts one of several workers. storage: a URL, not on the command line, which all see."""
     command = [sys.executable, "-m", "experiments.cli", "study", str(config), "--worker", "--root", str(root)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} if workers > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), PLAIN: "1"} if workers > 1 else {}
     own = {STORAGE: storage, PARENT: str(os.getpid())}
     return lambda: subprocess.Popen(command, env=threads | os.environ | own)
 

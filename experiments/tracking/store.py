@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from experiments.common.errors import TrackingError
+from experiments.common.printable import printable
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
 from experiments.tracking.uri import without_password
@@ -112,7 +113,7 @@ def last_line(error: BaseException) -> str:
     """
     text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     lines = [line for line in text.splitlines() if not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
-    line = without_password(lines[-1] if lines else text)
+    line = printable(without_password(lines[-1] if lines else text))
     if "Caused by" not in line:
         return line
     inner = re.sub(r"[\"']\)+$", "", line.rpartition("Caused by")[2])

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainerCallback
 
 from ctrl.sharded import sharded, whole
+from experiments.common.progress import Task
 from experiments.methods import Method
 from experiments.training.checkpoints import complete
 from experiments.training.meter import Meter
@@ -86,22 +86,17 @@ class Checkpoint(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """Show one bar per arm. Trainer's own prints the figures of every step, which are in MLflow already."""
+    """Tell the task of an arm its step and loss. Trainer's own bar prints all figures, which MLflow has already."""
 
-    def __init__(self, label: str) -> None:
-        self.label, self.bar = label, tqdm(disable=True)
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # disable=None: no progress bar if stderr is not a terminal
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, unit="step", disable=None)
+        self.task.begin(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.bar.close()
+            self.task.advance(state.global_step - self.task.done, loss=logs["loss"])
 
 
 class Log(TrainerCallback):

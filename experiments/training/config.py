@@ -9,20 +9,22 @@ from pydantic import Field, field_validator, model_validator
 from experiments.common.section import Section, nearest
 from experiments.training.schedules import SCHEDULES
 
+MAX_STEPS, MAX_ROWS, MAX_DECAY = 10**7, 10**5, 1000.0  # beyond these a number is mistyped
+
 
 class TrainingConfig(Section):
     """One schedule for all arms; only the learning rate differs between them."""
 
-    steps: int = Field(60, ge=1, description="optimiser steps of each arm")
-    batch_size: int = Field(16, ge=1, description="sequences per optimiser step and micro-batch")
-    gradient_accumulation: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    steps: int = Field(60, ge=1, le=MAX_STEPS, description="optimiser steps of each arm")
+    batch_size: int = Field(16, ge=1, le=MAX_ROWS, description="sequences per optimiser step and micro-batch")
+    gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="micro-batches per optimiser step")
     warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
     schedule: str = Field("constant_with_warmup", description="a name in experiments.training.schedules.SCHEDULES")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
     cooldown_share: float = Field(0.3, ge=0, lt=1, description="infinite: part of all steps that leads to the constant")
     anneal_share: float = Field(0.2, ge=0, lt=1, description="infinite: part of all steps of the final annealing")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    weight_decay: float = Field(0.0, ge=0, le=MAX_DECAY, description="of AdamW")
     max_grad_norm: float = Field(
         1.0, gt=0, allow_inf_nan=True, description="gradients are clipped to this norm; .inf: never"
     )

@@ -26,6 +26,8 @@ from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch
 # the channel first. What is left is work that torch does between two of them, such as writing a sharded checkpoint
 TENSOR_TIMEOUT = timedelta(minutes=30)
 
+LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets next to WORLD_SIZE
+
 M = TypeVar("M")
 _joined = itertools.count()
 
@@ -64,6 +66,11 @@ class Processes:
         if count == 1:
             yield cls()
             return
+        if missing := [name for name in LAUNCHED if name not in os.environ]:
+            raise ConfigError(
+                f"WORLD_SIZE={count}, but {', '.join(missing)} are not set: start the processes with torchrun or "
+                "accelerate launch, or unset WORLD_SIZE"
+            )
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=TENSOR_TIMEOUT)
         own: Any = _get_default_store()
         store = dist.PrefixStore(f"experiments/{next(_joined)}", own.clone())  # a connection of its own
@@ -134,7 +141,10 @@ class Processes:
 
 def world_size() -> int:
     """How many processes a launcher has started for this job; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    given = os.environ.get("WORLD_SIZE") or "1"
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"WORLD_SIZE={given!r} is no number of processes: unset it, or let torchrun set it")
+    return int(given)
 
 
 def is_main_process() -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
+from experiments.common.progress import progress
 from experiments.methods import Method, MethodContext
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
 from experiments.training.checkpoints import last_checkpoint, resume
@@ -79,7 +80,9 @@ def train_arm(
     if checkpoint:
         resume(Path(checkpoint), method, trainer.meter)
     gc.collect()
-    with trainer.meter.memory:
+    bar = progress(plan.label, plan.training.steps, "step", shown=processes.is_main, keep=True)
+    with bar as task, trainer.meter.memory:
+        trainer.add_callback(Progress(task))
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model = trainer.optimizer = None  # the next arm needs the memory
     return _cost(model, trainer.meter, processes)
@@ -120,7 +123,7 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
         logging_nan_inf_filter=False,
         save_strategy="no",  # `Checkpoint` decides
         report_to=[],
-        disable_tqdm=True,  # `Progress` has the bar
+        disable_tqdm=True,  # the bar is `progress`
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         ddp_timeout=int(TENSOR_TIMEOUT.total_seconds()),
@@ -135,7 +138,7 @@ def _callbacks(
     method: Method, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
 ) -> list[TrainerCallback]:
     at, every = plan.evaluate_at, plan.training.save_every
-    seen = [Log(hooks.log), Progress(plan.label), ZeroGradient(plan.label)] if processes.is_main else []
+    seen = [Log(hooks.log), ZeroGradient(plan.label)] if processes.is_main else []
     return [
         *seen,
         MethodStep(method),

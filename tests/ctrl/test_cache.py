@@ -43,10 +43,15 @@ def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(family: str, structure
     assert torch.equal(model.generate(IDS, **kwargs, past_key_values=static), model.generate(IDS, **kwargs))
 
 
-def test_a_cache_filled_without_the_copies_is_refused() -> None:
+@pytest.mark.parametrize("before", [0, 2], ids=["from the start", "in the middle"])
+@pytest.mark.parametrize("config", [True, False], ids=["of the config", "config-less"])
+def test_a_cache_filled_without_the_copies_is_refused(config: bool, before: int) -> None:
     model = disturbed()
+    cache = DynamicCache(config=model.config) if config else DynamicCache()
+    if before:
+        model(IDS[:, :before], past_key_values=cache)
     with ctrl.pretrained(model):
-        cache = model(IDS, use_cache=True).past_key_values
+        model(IDS[:, before:], past_key_values=cache)
     with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
         model(IDS[:, :1], past_key_values=cache)
 

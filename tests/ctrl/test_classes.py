@@ -76,6 +76,7 @@ def test_an_open_log_does_not_travel_and_hooks_work() -> None:
     assert not any(m._forward_hooks for m in plain.modules())
 
 
+@pytest.mark.slow
 def test_it_comes_back_in_another_process(tmp_path: Path) -> None:
     model = disturbed()
     torch.save((model, model(IDS).logits), tmp_path / "both.pt")

@@ -32,6 +32,12 @@ from tests.helpers.trainers import (
 
 LOST = "leaves out divergence='mse'.* call ctrl.attach"
 LOSSES: dict[str, Callable[[Any, Any], torch.Tensor]] = {"head": head_loss, "fused": fused_loss, "logits": logits_loss}
+LOSING = {
+    **LOSSES,
+    "logits next to labels": lambda model, batch: model(**batch).logits.square().mean(),
+    "hidden states": lambda model, batch: model(**batch, output_hidden_states=True).hidden_states[-1].square().mean(),
+    "a tuple's logits": lambda model, batch: model(**batch, return_dict=False)[1].square().mean(),
+}
 TRAINERS: dict[str, Callable[[Any, Path], Any]] = {
     "SFT": sft_trainer,
     "SFT, packed": lambda model, folder: sft_trainer(model, folder, packing=True, max_length=32, eval_packing=False),
@@ -66,16 +72,24 @@ def losses(trainer: Any) -> list[float]:
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_loop_that_loses_the_divergence_is_told_once(loss: str) -> None:
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("loss", LOSING)
+def test_a_loop_that_loses_the_divergence_is_told_once(loss: str, training: bool) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        own_loop(fused().train(), LOSSES[loss])
+        own_loop(fused().train(training), LOSING[loss])
     (message,) = lost(seen)
     assert "call ctrl.attach(trainer) before trainer.train()" in message
     assert "ctrl.collect_divergence" in message
 
 
+def test_a_compiled_loop_that_loses_the_divergence_is_told() -> None:
+    compiled = torch.compile(expanded().train(), fullgraph=True, backend="eager")
+    with pytest.warns(UserWarning, match="without labels " + LOST):
+        compiled(input_ids=IDS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as seen:
@@ -84,6 +98,7 @@ def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path
     assert len(lost(seen)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [*NO_DIVERGENCE, {}])
 def test_nothing_is_missed_where_nothing_is_lost(values: dict[str, Any], tmp_path: Path) -> None:
     """Without a divergence whatever runs is complete; with one, the model's own loss and passes without gradients."""
@@ -98,6 +113,7 @@ def test_nothing_is_missed_where_nothing_is_lost(values: dict[str, Any], tmp_pat
         with ctrl.pretrained(model):
             head_loss(model, whole_batch())
         head_loss(model.eval(), whole_batch())
+        own_loop(model, own_loss)
         own_loop(model.train(), own_loss)
         assert (model(**whole_batch()).divergence is None) == ("divergence_weight" in values)
         own_loop(model, own_loss, accelerated())
@@ -184,6 +200,7 @@ def test_nothing_is_left_behind() -> None:
     copy.deepcopy(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["real", "labels"])
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4)])
 def test_attached_sft_trains_as_trainer_does(tokens: Any, batch: int, accumulation: int, tmp_path: Path) -> None:

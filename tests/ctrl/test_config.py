@@ -37,7 +37,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("copies_dtype", "bf16", r"unknown copies_dtype 'bf16': known: fp32, base"),
     ("detach_alpha", "false", r"detach_alpha must be true or false, but got 'false'"),
     ("checkpoint_pretrained", 1, r"checkpoint_pretrained must be true or false, but got 1"),
-    ("lora_rank", 0, r"lora_rank must be an integer >= 1, but got 0"),
+    ("lora_rank", 0, r"lora_rank must be an integer from 1 to 65536, but got 0"),
     ("lora_rank", 2.0, r"lora_rank .* got 2\.0"),
     (
         "layers",
@@ -59,6 +59,15 @@ def test_every_fault_names_argument_value_and_way_out(name: str, value: Any, mes
     with pytest.raises(ConfigError, match=message) as caught:
         ControlConfig(**{name: value})
     assert len(str(caught.value).splitlines()) == 1
+
+
+NUMBERS = [f.name for f in dataclasses.fields(ControlConfig) if type(f.default) in (int, float)]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_switch_is_no_number(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}\b.*(got |=)True"):
+        ControlConfig(**{name: True})
 
 
 def test_all_faults_come_at_once() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 import ctrl
 from ctrl.diagnostics import attach
 from tests.helpers import reference
-from tests.helpers.tiny_llama import IDS, MASK, disturbed, sequences
+from tests.helpers.tiny_llama import IDS, MASK, disturbed, sequences, tiny
 
 
 def test_alpha_scaling_and_detaching() -> None:
@@ -58,3 +58,21 @@ def test_the_divergence_is_scaled_by_each_tokens_alpha_over_the_tokens_that_coun
     want = divergence_of(model, batch, chosen)
     assert want > 0
     assert model(**batch).divergence.item() == pytest.approx(want, rel=1e-4)
+
+
+def test_micro_batches_of_a_classifier_add_up() -> None:
+    """One label a sequence: with Trainer's total each sequence weighs as its share of the labels."""
+    config = {**tiny().config.to_dict(), "num_labels": 3, "pad_token_id": 0}
+    model = ctrl.expand(LlamaForSequenceClassification(LlamaConfig.from_dict(config)), ctrl.ControlConfig(layers=2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    ids, labels = IDS.repeat(2, 1)[:3], torch.tensor([0, 2, 1])
+    ids[2] = ids[2].flip(0)
+    whole = model(input_ids=ids, labels=labels).divergence
+    parts = [
+        model(input_ids=ids[i], labels=labels[i], num_items_in_batch=3).divergence for i in (slice(1), slice(1, 3))
+    ]
+    assert whole > 0
+    torch.testing.assert_close(sum(parts), whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
@@ -96,6 +98,24 @@ def test_what_training_changed_besides_the_copies_does_not_matter_and_stays(tmp_
     assert trained[0] == trained[1]
     ctrl.save(again, tmp_path / "b")
     assert torch.equal(ctrl.load(named("base"), tmp_path / "b")(IDS).logits, model(IDS).logits)
+
+
+def test_a_part_that_trained_and_was_frozen_again_is_saved(tmp_path: Path) -> None:
+    model = saved(tmp_path / "before", named("base"))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    ctrl.save(copy.deepcopy(model), tmp_path / "after")
+    assert torch.equal(ctrl.load(named("base"), tmp_path / "after")(IDS).logits, model(IDS).logits)
+    before, after = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("before", "after"))
+    assert after - before == {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_dtype_is_no_change(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = saved(tmp_path / "before", named("base"))
+    ctrl.save(model.to(dtype), tmp_path / "after")
+    before, after = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("before", "after"))
+    assert after == before
 
 
 def test_folders_without_a_fingerprint_load_and_another_name_is_said(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ class TestEveryInterpolation:
         else:  # moe_soft's gate starts small and random
             torch.testing.assert_close(alpha, torch.full_like(alpha, 0.7), rtol=0, atol=0.03)
 
+    def test_trains_in_fp32_whatever_torch_s_default_is(self, name: str) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            module = build_interpolation(name, HIDDEN, learned=True)
+        finally:
+            torch.set_default_dtype(before)
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+
     def test_theta_trains_only_if_learned(self, name: str) -> None:
         assert not built(name, learned=False).theta.requires_grad
         module = built(name, learned=True)

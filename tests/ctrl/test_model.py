@@ -37,6 +37,18 @@ def test_a_plain_model_is_refused_by_name(use: Callable[[PreTrainedModel], objec
         use(build("llama"))
 
 
+@pytest.mark.parametrize("wrapped", [torch.compile, torch.nn.DataParallel, lambda model: "gpt2"])
+def test_what_is_no_model_of_transformers_is_refused(wrapped: Callable[[PreTrainedModel], Any]) -> None:
+    with pytest.raises(ConfigError, match=r"needs a model of transformers, but got \w+: load it first, and expand it"):
+        ctrl.expand(wrapped(build("llama")))
+
+
+@pytest.mark.parametrize("config", [2, {"layers": 2}])
+def test_a_config_of_another_type_is_refused(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"must be a ctrl\.ControlConfig, but got .*from_dict reads a dict"):
+        ctrl.expand(build("llama"), config)
+
+
 def test_pretrained_is_left_after_an_error() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
     with pytest.raises(KeyError, match="inside"), ctrl.pretrained(model):

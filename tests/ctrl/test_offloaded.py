@@ -32,6 +32,7 @@ def in_blocks(model: Any, folder: Path) -> None:
     accelerate.cpu_offload(model, preload_module_classes=["LlamaMLP", "Lerp", "DLerp"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [to_disk, to_memory, in_blocks])
 @pytest.mark.parametrize(
     "settings",

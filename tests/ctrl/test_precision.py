@@ -78,6 +78,7 @@ def test_every_interpolation_starts_as_its_base(interpolation: str) -> None:
     assert torch.equal(model(IDS).logits, base(IDS).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "dynamic", "static", "beams"])
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
 def test_generated_tokens_are_those_of_half_copies(structure: str, cache: str) -> None:
@@ -119,8 +120,8 @@ def small_random() -> LlamaForCausalLM:
     return model.bfloat16()
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("rate", [1e-5, 5e-5])
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "bf16"), [(1e-5, False), (5e-5, True)])
 def test_at_the_paper_s_rates_all_weights_move(rate: float, bf16: bool, tmp_path: Path) -> None:
     """With copies_dtype='base' most stay as they are, the norms all: what AdamW adds is less than half a bf16 step."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,12 @@ def test_what_else_was_unfrozen_is_saved_too(tmp_path: Path) -> None:
     assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, model(IDS).logits)
 
 
-def test_load_takes_a_base_by_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [str, Path])
+def test_load_takes_a_base_by_folder(kind: Callable[[Path], Any], tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path / "base")
     model = disturbed()
     ctrl.save(model, tmp_path / "trained")
-    again = ctrl.load(str(tmp_path / "base"), tmp_path / "trained").eval()
+    again = ctrl.load(kind(tmp_path / "base"), tmp_path / "trained").eval()
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 

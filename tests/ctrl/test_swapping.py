@@ -68,6 +68,7 @@ def test_every_family_is_given_back(family: str) -> None:
     assert torch.equal(ctrl.unload(model)(input_ids=IDS).logits, expected)
 
 
+@pytest.mark.slow
 def test_expansions_take_turns_on_one_base(tmp_path: Path) -> None:
     """From folders and from memory, in any order; each trains, saves and generates as it did alone."""
     alone = [grown(seed, **settings) for seed, settings in enumerate(EXPANSIONS)]

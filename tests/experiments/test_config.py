@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import Section, number_types
-from experiments.config import load_config, parse_config
+from experiments.config import ArmConfig, load_config, parse_config
 from experiments.evaluation.suites.text import TextSuite
 from experiments.studies.load import load_study
 from tests.helpers.one_arm import config_of
@@ -47,12 +47,32 @@ def test_what_is_new_has_a_digest_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("trusted", [False, True])
 def test_code_of_the_base_model_runs_only_if_the_yaml_says_so(trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of({}).model_copy(update={"trust_remote_code": trusted})
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("experiments.models.base.load_base", lambda *given: calls.append(given))
+    calls: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr("experiments.models.base.load_base", lambda name, **given: calls.append((name, given)))
     config.load_base()
-    assert calls == [(config.base_model, None, {}, trusted)]
+    chats = {"system": None, "options": {}, "template": None, "merge_system": False}
+    assert calls == [(config.base_model, {"remote_code": trusted, **chats})]
     assert config.to_dict().get("trust_remote_code", False) is trusted
     assert (config.digest() == config_of({}).digest()) is not trusted
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"method": "full"}, ["arm x: control is not read, since full trains full"]),
+        ({"method": "lora"}, ["arm x: control is not read, since lora trains lora"]),
+        (
+            {"method": "kl"},
+            ["arm x: control is not read, since kl trains full; to train copies, set options: {trains: control}"],
+        ),
+        ({"method": "kl", "options": {"trains": "control"}}, []),
+        ({"method": "control"}, []),
+        ({"method": "partial"}, []),
+        ({"method": "full", "control": {}}, []),
+    ],
+)
+def test_a_section_that_is_not_read_is_said(arm: dict[str, Any], said: list[str]) -> None:
+    assert ArmConfig(**{"name": "x", "learning_rates": [1e-4], "control": {"layers": 2}, **arm}).notes == said
 
 
 def test_every_shipped_config_loads() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
@@ -11,8 +11,14 @@ from ctrl.config import ControlConfig
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import INTERPOLATIONS
 
+
+def made(norm_mix: Any, **values: Any) -> ControlConfig:
+    """Stacked copies keep plain norms."""
+    return ControlConfig(norm_mix=0.0 if values["structure"] == "stack" else norm_mix, **values)
+
+
 configs = st.builds(
-    ControlConfig,
+    made,
     structure=st.sampled_from(get_args(config.Structure)),
     layers=st.integers(1, 64) | st.lists(st.integers(0, 63), min_size=1, max_size=8, unique=True),
     interpolation=st.sampled_from(list(INTERPOLATIONS)),

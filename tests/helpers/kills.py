@@ -1,6 +1,8 @@
 """Kill runs and studies at random moments, start them again until they end, and compare with what was never killed.
 
-python -m tests.helpers.kills --runs 50 --studies 10 --seed 3    # prints the kills of each; exit 1: unequal
+python -m tests.helpers.kills run study --kills 50 --seed 3    # prints the kills of each; exit 1: unequal
+
+It does runs, then studies, until each kind was killed so often. The slow tier does 2 kills of each.
 
 Equal: item records and weights byte for byte, results but for seconds and memory, one journal and one finished MLflow
 run per thing, and every point of a metric once in the store. Each attempt is a forked child of this process, which has
@@ -10,15 +12,18 @@ imported everything and trains nothing itself: a kill then hits the work, not th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
 from experiments.tracking.journal import PATTERN
+from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_values, tiny_base
 from tests.helpers.tiny_study import RATE, study_values
@@ -46,6 +52,7 @@ def start(work: Work, root: Path) -> int:
     sys.stdout.flush()
     if pid := os.fork():
         return pid
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -65,27 +72,35 @@ def ended(pid: int) -> bool:
     return bool(found)
 
 
-def killed(work: Work, root: Path, moments: Iterator[float], processes: int = 1) -> int:
+def killed(work: Work, root: Path, moments: Iterable[float], processes: int = 1) -> int:
     """Do the work in as many processes, kill one of them after each of the moments (seconds), and start it again.
 
     Returns the number of kills. Each process does the whole work with the others, as from several shells.
     """
     root.mkdir(parents=True)
     left, kills = [start(work, root) for _ in range(processes)], 0
-    for seconds in moments:
-        end = time.monotonic() + seconds
-        while left and time.monotonic() < end:
-            left = [pid for pid in left if not ended(pid)]
-            time.sleep(0.005)
-        if not left:
-            return kills
-        victim = left.pop(kills % len(left))
-        os.kill(victim, signal.SIGKILL)
-        os.waitpid(victim, 0)
-        left, kills = [*left, start(work, root)], kills + 1
-    while left := [pid for pid in left if not ended(pid)]:
-        time.sleep(0.02)
+    try:
+        for seconds in (*moments, math.inf):
+            end = time.monotonic() + seconds
+            while left and time.monotonic() < end:
+                left[:] = [pid for pid in left if not ended(pid)]
+                time.sleep(0.005)
+            if not left:
+                break
+            kill(left.pop(kills % len(left)))
+            left.append(start(work, root))
+            kills += 1
+    finally:
+        for pid in left:  # after an error, or if this process is to end
+            kill(pid)
     return kills
+
+
+def kill(pid: int) -> None:
+    """End a child, unless it has been waited for already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -152,37 +167,42 @@ def trials(root: Path) -> list[Any]:
     return [(trial.picks, trial.values) for trial in found]
 
 
-def check(kind: str, count: int, most: int, folder: Path, base: str, chance: random.Random) -> None:
-    """Do the work once without kills and `count` times with at most so many each; compare."""
+def check(kind: str, kills: int, most: int, folder: Path, base: str, chance: random.Random) -> None:
+    """Do the work once without kills, then again with at most so many kills each, until `kills` are made; compare."""
     work = {"run": one_run, "study": one_study}[kind](base)
     experiment, processes = {"run": ("small", 1), "study": ("tiny", 2)}[kind]
     whole, began = folder / kind, time.monotonic()
-    killed(work, whole, iter(()))
+    killed(work, whole, ())
     seconds = time.monotonic() - began
-    for number in range(count):
+    done = number = 0
+    while done < kills:
         other, began = folder / f"{kind}-{number}", time.monotonic()
-        kills = killed(work, other, (chance.uniform(0, 2 * seconds / (most + 1)) for _ in range(most)), processes)
+        moments = [chance.uniform(0, 2 * seconds / (most + 1)) for _ in range(min(most, kills - done))]
+        now = killed(work, other, moments, processes)
         compare(whole, other, experiment)
         if kind == "study" and trials(whole) != trials(other):
             raise Unequal(f"trials differ: {trials(whole)} and {trials(other)}")
-        print(f"{kind} {number}: {kills} kills, {time.monotonic() - began:.0f} s, equal", flush=True)
+        print(f"{kind} {number}: {now} kills, {time.monotonic() - began:.0f} s, equal", flush=True)
+        done, number = done + now, number + 1
+    print(f"{done} kills of {number} x {kind}: nothing lost, nothing repeated", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--runs", type=int, default=0)
-    parser.add_argument("--studies", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=8, help="of one run or study; then it is left alone")
+    parser.add_argument("kinds", nargs="+", choices=("run", "study"), metavar="KIND", help="run, study or both")
+    parser.add_argument("--kills", type=int, default=50, help="of each kind (default: %(default)s)")
+    parser.add_argument("--most", type=int, default=8, help="of one run or study; then it is left alone")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", flush=True)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     folder, chance = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(args.seed)
     try:
-        base = tiny_base(folder / "base")
-        for kind, count in (("run", args.runs), ("study", args.studies)):
-            if count:
-                check(kind, count, args.kills, folder, base, chance)
+        with sigterm_raises():
+            base = tiny_base(folder / "base")
+            for kind in args.kinds:
+                check(kind, args.kills, args.most, folder, base, chance)
+        shutil.rmtree(folder)
     except Unequal as error:
         print(f"{error}\nfolder: {folder}", file=sys.stderr)
         return 1

@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.records import ArmResult, Record, read_records, write_records
 from experiments.scorecard import scorecard
+from experiments.scorecard.halves import even
 from experiments.studies.config import Objective
 from experiments.studies.queue import Store
-from experiments.studies.selection import even
 from experiments.studies.trial import TrialFailed, TrialOutcome
 from tests.helpers.toy_study import open_store
 

@@ -19,6 +19,7 @@ from experiments.training.callbacks import Hooks
 from experiments.training.train import TrainingPlan, train_arm
 from tests.helpers.small_run import tiny_base
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "notebooks" / "06_expand_by_hand.py"
 SIZES = {"steps": 6, "batch_size": 3, "warmup": 2, "layers": 2, "learning_rate": 1e-2, "held_out": 2}
 

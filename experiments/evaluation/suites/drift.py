@@ -92,7 +92,7 @@ class DriftSuite(DrawnSuite):
 
         replies: int = Field(16, ge=1, description=f"replies to general prompts, at most {len(PROMPTS)}")
         new_replies: int = Field(8, ge=0, description="replies to questions of the new task")
-        reply_tokens: int = Field(48, ge=1, description="most tokens of a reply")
+        reply_tokens: int = Field(48, ge=1, le=10**5, description="most tokens of a reply")
         text_tokens: int = Field(0, ge=0, description="tokens of natural text, 64 or more; 0: none")
         kept: int = Field(0, ge=0, description="questions of each default kept task, in two forms; 0: none")
 

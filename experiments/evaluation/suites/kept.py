@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -11,9 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import text_id
 from experiments.common.section import nearest
+from experiments.data.files import TABLES
+from experiments.data.items import NewTask
+from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.replies import reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
 from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
@@ -27,7 +32,8 @@ class KeptSuite(Suite):
     """Each question as the start of a sentence and as a chat; the option with the highest likelihood is the choice.
 
     With `generated` each chat is also answered by a free reply (form `generate`, no options shown). It is correct if it
-    names the answer before any other option, and not parsed if it names none.
+    names the answer before any other option, and not parsed if it names none. Questions of a file without options are
+    answered by a greedy reply alone, which a grader reads.
     """
 
     name = "kept"
@@ -36,7 +42,9 @@ class KeptSuite(Suite):
     class Settings(SuiteSettings):
         """Which kept tasks are measured, on how many questions."""
 
-        tasks: tuple[str, ...] = Field(DEFAULT_TASKS, min_length=1, description="names of kept tasks")
+        tasks: tuple[str | KeptFile, ...] = Field(
+            DEFAULT_TASKS, min_length=1, description="names of kept tasks, and files of your own questions"
+        )
         items: int | Literal["all"] = Field(100, description="questions of each kept task, 4 or more; or all")
         generated: bool = Field(False, description="answer the chats in free replies too: a third form")
         aa_floor: bool = Field(True, description="ask the base model once more in other words, for the A/A floor")
@@ -45,6 +53,14 @@ class KeptSuite(Suite):
         def has_floor(self) -> bool:
             return self.aa_floor and set(self.tasks) != {"agreement"}  # the only task with a single wording
 
+        @property
+        def names(self) -> tuple[str, ...]:
+            return tuple(one.task if isinstance(one, KeptFile) else one for one in self.tasks)
+
+        @property
+        def files(self) -> tuple[KeptFile, ...]:
+            return tuple(one for one in self.tasks if isinstance(one, KeptFile))
+
         @field_validator("items", mode="before")
         @classmethod
         def _number_or_all(cls, value: Any) -> Any:
@@ -52,22 +68,40 @@ class KeptSuite(Suite):
                 raise ValueError("must be a number of 4 or more, or all")
             return value
 
+        @field_validator("tasks", mode="before")
+        @classmethod
+        def _paths(cls, value: Any) -> Any:
+            """Read a text that ends as a table does as the path of a file."""
+            if not isinstance(value, list | tuple):
+                return value
+            return [{"path": one} if isinstance(one, str) and one.endswith(TABLES) else one for one in value]
+
         @field_validator("tasks")
         @classmethod
-        def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        def _known(cls, value: tuple[str | KeptFile, ...]) -> tuple[str | KeptFile, ...]:
             for name in value:
-                if name not in KEPT_TASKS:
-                    raise ValueError(f"unknown name {name!r}: {nearest(name, KEPT_TASKS)}")
-                if value.count(name) > 1:
+                if isinstance(name, str) and name not in KEPT_TASKS:
+                    raise ValueError(f"unknown name {name!r}: {nearest(name, KEPT_TASKS)}, or a file of your own")
+            names = [one.task if isinstance(one, KeptFile) else one for one in value]
+            for name in names:
+                if names.count(name) > 1:
                     raise ValueError(f"{name!r} appears more than once")
             return value
 
     settings: Settings
 
     def draw(self) -> None:
-        settings = self.settings
-        self.questions = self._worded(draw_questions(settings.tasks, settings.items, self.context.seed))
+        drawn = [self._drawn(task) for task in self.settings.tasks]
+        self.questions = self._worded([one for part in drawn if not isinstance(part, NewTask) for one in part])
+        self.written = [part for part in drawn if isinstance(part, NewTask)]  # answered by a reply alone
         self.choices = {form: [as_choice(self.tokenizer, one, form) for one in self.questions] for form in FORMS}
+
+    def _drawn(self, task: str | KeptFile) -> list[Question] | NewTask:
+        count, seed = self.settings.items, self.context.seed
+        if isinstance(task, str):
+            return draw_questions([task], count, seed)
+        found = dataclasses.replace(task.draw(count, seed), name=task.task)
+        return [as_question(found.name, item) for item in found.test] if found.by_choice else found
 
     def _worded(self, questions: list[Question]) -> list[Question]:
         return questions
@@ -78,21 +112,29 @@ class KeptSuite(Suite):
 
     @property
     def size(self) -> int:
-        return (len(FORMS) + self.generated) * len(self.questions)
+        written = sum(len(task.test) for task in self.written)
+        return (len(FORMS) + self.generated) * len(self.questions) + written
 
     @property
     def longest(self) -> int:
         chats = [question.template.chat for question in self.questions] if self.generated else []
         options = (choice.longest for choices in self.choices.values() for choice in choices)
-        return max(longest_chat(self.tokenizer, chats, REPLY), *options)
+        asked = ((_asked(task), room_for(self.tokenizer, task)) for task in self.written)
+        written = (longest_chat(self.tokenizer, questions, room) for questions, room in asked)
+        return max([longest_chat(self.tokenizer, chats, REPLY), *options, *written])
 
     def content(self) -> Any:
         choices = {form: [[c.prompt, c.options] for c in choices] for form, choices in self.choices.items()}
         asked = [[[q.task, q.id, q.options, q.answer] for q in self.questions], choices]
+        asked += [self._key(task) for task in self.written]
         if not self.generated:
             return asked
         chats = [question.template.chat for question in self.questions]
         return [*asked, ["generate", REPLY, asked_key(self.tokenizer, chats)]]
+
+    def _key(self, task: NewTask) -> list[Any]:
+        items = [[item.question, item.answer, repr(dict(item.metadata))] for item in task.test]
+        return [task.name, task.grader, room_for(self.tokenizer, task), items, asked_key(self.tokenizer, _asked(task))]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for form in FORMS:
@@ -102,16 +144,26 @@ class KeptSuite(Suite):
             chats = [question.template.chat for question in self.questions]
             replies = generate_replies(model, self.tokenizer, chats, REPLY, progress=progress)
             yield from (_answered(question, reply) for question, reply in zip(self.questions, replies, strict=True))
+        for task in self.written:
+            room = room_for(self.tokenizer, task)
+            replies = generate_replies(model, self.tokenizer, _asked(task), room, progress=progress)
+            yield from reply_records(self.name, task, replies)
 
     def reworded(self) -> Suite | None:
-        return RewordedKept(self.settings, self.context, self.tokenizer, self.tasks)
+        again = RewordedKept(self.settings, self.context, self.tokenizer, self.tasks)
+        return again if again.questions else None
 
 
 class RewordedKept(KeptSuite):
     """The same questions in other words, with the same options in the same order: for the A/A floor.
 
-    Options are scored one by one, so another order could not change an answer. Tasks with one wording are left out.
+    Options are scored one by one, so another order could not change an answer. Tasks with one wording are left out, and
+    replies.
     """
+
+    def draw(self) -> None:
+        super().draw()
+        self.written = []
 
     @property
     def generated(self) -> bool:
@@ -121,6 +173,10 @@ class RewordedKept(KeptSuite):
         return reworded(questions)
 
 
+def _asked(task: NewTask) -> list[str]:
+    return [item.question for item in task.test]
+
+
 def as_choice(tokenizer: PreTrainedTokenizerBase, question: Question, form: str) -> Choice:
     """Return the question's token ids. form: `plain` or `chat`."""
     template = question.template
@@ -128,9 +184,14 @@ def as_choice(tokenizer: PreTrainedTokenizerBase, question: Question, form: str)
         prompt = text_ids(tokenizer, template.plain)
         options = [continuation_ids(tokenizer, template.plain, f" {option}") for option in question.options]
     else:
-        prompt = opened_ids(tokenizer, template.chat)
-        options = [reply_ids(tokenizer, template.chat, template.reply.format(option)) for option in question.options]
+        return chat_choice(tokenizer, template.chat, [template.reply.format(option) for option in question.options])
     return Choice(tuple(prompt), tuple(tuple(option) for option in options))
+
+
+def chat_choice(tokenizer: PreTrainedTokenizerBase, chat: str, replies: Sequence[str]) -> Choice:
+    """Return the token ids of a user's turn, and of each reply that may follow."""
+    options = (tuple(reply_ids(tokenizer, chat, reply)) for reply in replies)
+    return Choice(tuple(opened_ids(tokenizer, chat)), tuple(options))
 
 
 def named_first(reply: str, options: Sequence[str]) -> int | None:
@@ -161,8 +222,13 @@ def _answered(question: Question, reply: str) -> Record:
     )
 
 
+def likeliest(scores: Sequence[float]) -> int:
+    """Return the index of the highest score, the first of equal ones."""
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
 def _chosen(question: Question, form: str, scores: Sequence[float]) -> Record:
-    choice = max(range(len(scores)), key=lambda i: scores[i])
+    choice = likeliest(scores)
     return Record(
         KeptSuite.name,
         question.task,

@@ -1,32 +1,67 @@
-"""Suite `new`: the new task. Questions are answered by greedy replies, texts are scored by their likelihood."""
+"""Suite `new`: the new task. Questions are answered by replies or a choice, texts are scored by their likelihood."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pydantic import model_validator
 from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
-from experiments.data.items import COMMAS, NUMBER, Form, NewTask, NewText
-from experiments.evaluation.suite import Suite
+from experiments.common.section import later_field
+from experiments.data.items import Chat, Item, NewTask, NewText
+from experiments.evaluation.multiple_choice import Choice, score_options
+from experiments.evaluation.replies import GREEDY, ROOM, reply_records, room_for
+from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
-from experiments.models.generation import Progress, generate_replies
-from experiments.models.tokens import answer_ids, asked_key, longest_chat, text_ids
+from experiments.models.generation import Draw, Progress, generate_replies
+from experiments.models.tokens import answer_ids, asked_key, longest_chat, prompt_ids, text_ids
 from experiments.records import Record
-
-ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
 class NewTaskSuite(Suite):
-    """Greedy replies scored by the task's own verifier; for texts the NLL of each document in nats per token."""
+    """Replies scored by the task's own verifier or by a grader; for texts the NLL of each document in nats per token.
+
+    With `samples` each question is answered several times, and accuracy is the mean over all (mean@k). Intervals are
+    over questions. The graders `choice` and `likelihood` read no replies: with the first, the option with the highest
+    likelihood is the answer; the second measures the NLL of the data's own reply.
+    """
 
     name = "new"
-    version = 2
+    version = 3
+
+    class Settings(SuiteSettings):
+        """How questions are answered."""
+
+        samples: int = later_field(1, ge=1, description="replies to each question; more than 1 needs a temperature")
+        temperature: float = later_field(0.0, ge=0, description="replies are drawn at this temperature; 0: greedy")
+        max_tokens: int | None = later_field(
+            None, ge=1, description=f"tokens of a reply; default: the longest answer and {ROOM}"
+        )
+
+        @model_validator(mode="after")
+        def _different(self) -> NewTaskSuite.Settings:
+            if self.samples > 1 and not self.temperature:
+                raise ValueError(f"samples: {self.samples} greedy replies are all the same: set a temperature above 0")
+            return self
+
+        @property
+        def forms(self) -> tuple[str, ...]:
+            """The forms of the records of one question; a drawn reply is never compared with a greedy one."""
+            return tuple(f"sample {i + 1}" for i in range(self.samples)) if self.temperature else (GREEDY,)
+
+    settings: Settings
 
     @property
     def size(self) -> int:
-        return sum(len(task.test) if isinstance(task, NewTask) else len(task.documents) for task in self.tasks)
+        return sum(self._size(task) for task in self.tasks)
+
+    def _size(self, task: NewTask | NewText) -> int:
+        if isinstance(task, NewText):
+            return len(task.documents)
+        return len(task.test) * (1 if task.by_choice or task.by_likelihood else self.settings.samples)
 
     @property
     def longest(self) -> int:
@@ -34,6 +69,8 @@ class NewTaskSuite(Suite):
 
     def _longest(self, task: NewTask | NewText) -> int:
         if isinstance(task, NewTask):
+            if task.by_choice or task.by_likelihood:
+                return max(choice.longest for choice in self._choices(task))
             return longest_chat(self.tokenizer, [item.question for item in task.test], self._most(task))
         windows = (window for text in task.documents for window in windows_of(text_ids(self.tokenizer, text)))
         return max((len(window) for window in windows), default=0)
@@ -46,35 +83,76 @@ class NewTaskSuite(Suite):
             return [task.name, [text_ids(self.tokenizer, document) for document in task.documents]]
         pairs = [[item.question, item.answer] for item in task.test]
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
-        return [task.name, task.form, self._most(task), pairs, asked]
+        graded = [task.grader, [repr(dict(item.metadata)) for item in task.test]] if task.grader else []
+        drawn = [self.settings.samples, self.settings.temperature, self.context.seed] * (self.settings.temperature > 0)
+        chosen = (
+            [[choice.prompt, choice.options] for choice in self._choices(task)]
+            if task.by_choice or task.by_likelihood
+            else []
+        )
+        return [task.name, task.form, self._most(task), pairs, asked, *graded, *drawn, *chosen]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
-            if isinstance(task, NewTask):
-                yield from self._answered(task, model, progress)
-            else:
+            if isinstance(task, NewText):
                 yield from self._predicted(task, model, progress)
+            elif task.by_likelihood:
+                yield from self._likely(task, model, progress)
+            elif task.by_choice:
+                yield from self._chosen(task, model, progress)
+            else:
+                yield from self._answered(task, model, progress)
 
     def _answered(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        questions = [item.question for item in task.test]
-        replies = generate_replies(model, self.tokenizer, questions, self._most(task), progress=progress)
-        for item, reply in zip(task.test, replies, strict=True):
-            answer = parse_answer(reply, task.form)
+        asked = [(item, form) for item in task.test for form in self.settings.forms]
+        questions = [item.question for item, _ in asked]
+        replies = generate_replies(
+            model, self.tokenizer, questions, self._most(task), progress=progress, draw=self._draw(asked)
+        )
+        yield from reply_records(self.name, task, replies, self.settings.forms)
+
+    def _draw(self, asked: list[tuple[Item, str]]) -> Draw | None:
+        temperature = self.settings.temperature
+        seeds = [f"{self.context.seed} {item.id} {form}" for item, form in asked]
+        return Draw(temperature, seeds) if temperature else None
+
+    def _most(self, task: NewTask) -> int:
+        return self.settings.max_tokens or room_for(self.tokenizer, task)
+
+    def _choices(self, task: NewTask) -> list[Choice]:
+        if task.by_likelihood:
+            return [self._reply(item) for item in task.test]
+        return [chat_choice(self.tokenizer, item.question, item.metadata["options"]) for item in task.test]
+
+    def _reply(self, item: Item) -> Choice:
+        """Return the prompt of an item, and its reply as the only option."""
+        reply = item.messages[-1] if isinstance(item, Chat) else item.reply
+        answer = answer_ids(self.tokenizer, item.question, reply, item.ended)
+        return Choice(tuple(prompt_ids(self.tokenizer, item.question)), (tuple(answer),))
+
+    def _likely(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
+        replies = self._choices(task)
+        scores = score_options(model, replies, progress=progress)
+        for item, reply, (score,) in zip(task.test, replies, scores, strict=True):
+            tokens, prompt = len(reply.options[0]), text_id(item.question)
+            yield Record(self.name, task.name, "nll", item.id, value=-score, tokens=tokens, prompt=prompt)
+
+    def _chosen(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
+        scores = score_options(model, self._choices(task), progress=progress)
+        for item, one in zip(task.test, scores, strict=True):
+            options, choice = tuple(item.metadata["options"]), likeliest(one)
             yield Record(
                 self.name,
                 task.name,
-                "generate",
+                "chat",
                 item.id,
-                correct=int(task.correct(answer, item)),
-                answer=item.answer,
-                reply=reply,
-                parsed=answer is not None,
+                correct=int(options[choice] == item.answer),
+                choice=choice,
+                answer=options.index(item.answer),
+                options=options,
+                scores=tuple(one),
                 prompt=text_id(item.question),
             )
-
-    def _most(self, task: NewTask) -> int:
-        """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
-        return ROOM + max(len(answer_ids(self.tokenizer, item.question, item.reply, ended=False)) for item in task.test)
 
     def _predicted(self, task: NewText, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         windows = [windows_of(text_ids(self.tokenizer, text)) for text in task.documents]
@@ -87,15 +165,3 @@ class NewTaskSuite(Suite):
             progress(1)
             if tokens:
                 yield Record(self.name, task.name, "nll", text_id(text), value=total / tokens, tokens=tokens)
-
-
-def parse_answer(reply: str, form: Form) -> str | None:
-    """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
-
-    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
-    """
-    if form == "text":
-        return reply.strip() or None
-    pattern = NUMBER if form == "number" else COMMAS
-    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
-    return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

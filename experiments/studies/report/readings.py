@@ -15,9 +15,10 @@ from experiments.records import Estimate, read_records
 from experiments.reporting.text import format_number, with_interval
 from experiments.scorecard import gained, hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
-from experiments.studies.selection import ReportRow, even, record_files
+from experiments.studies.selection import ReportRow, record_files
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 

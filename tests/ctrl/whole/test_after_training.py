@@ -45,6 +45,7 @@ TRAININGS: dict[str, Callable[[Any, Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["concat", "hybrid"])
 @pytest.mark.parametrize("training", TRAININGS)
 def test_the_merged_object_is_the_saved_one(training: str, structure: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -38,8 +39,9 @@ class Counted(TorchDispatchMode):
         return tensor
 
 
+@functools.cache
 def work(run: Callable[[Any], Any], dtype: torch.dtype = torch.float32, **values: Any) -> tuple[Counter[str], int]:
-    """Operations and kept bytes of a run of a model with this config."""
+    """Operations and kept bytes of a run of a model with this config; measured once."""
     base = tiny().to(dtype)  # type: ignore[arg-type]
     base.set_attn_implementation("eager")  # for the attention divergence
     model = ctrl.expand(base, ctrl.ControlConfig(layers=2, **values)).train()

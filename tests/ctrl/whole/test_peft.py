@@ -55,9 +55,17 @@ def test_the_two_ways_out_keep_the_copies(tmp_path: Path) -> None:
     assert torch.equal(again(input_ids=IDS).logits, expected)
     merged = adapted.merge_and_unload()
     assert not hasattr(merged, "peft_config")
-    ctrl.save(merged.requires_grad_(True), tmp_path / "merged")
+    ctrl.save(merged, tmp_path / "merged")  # with the weights outside the copies that the adapters changed
     loaded = ctrl.load(tiny().eval(), tmp_path / "merged")
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]], ids=["on the copies", "elsewhere"])
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+def test_adapters_next_to_low_rank_copies_are_refused(targets: list[str]) -> None:
+    """PEFT would replace, merge or drop the adapters of the copies with its own."""
+    with pytest.raises(ctrl.ConfigError, match=r"takes the adapters of these low-rank copies .* load the model again"):
+        get_peft_model(disturbed(expanded="lora"), LoraConfig(r=2, target_modules=targets))
 
 
 def test_a_second_adapter_is_not_said_again() -> None:

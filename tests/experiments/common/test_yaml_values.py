@@ -106,7 +106,7 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "a.yaml", tmp_path, "config")[1] == {"name": "x"}
 
 
-@pytest.mark.parametrize("text", ['a: "\\ud83d"', "a: " + "[" * 5000, "a: " + "9" * 5000])
+@pytest.mark.parametrize("text", ['a: "\\ud83d"', "a: " + "[" * 1000, "a: " + "9" * 5000])
 def test_what_python_cannot_hold_is_no_yaml(text: str) -> None:
     with pytest.raises(yaml.YAMLError, match=r"half of a character|recursion|digits"):
         load_yaml(text)

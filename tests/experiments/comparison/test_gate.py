@@ -27,6 +27,7 @@ def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
     assert "margin must be" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_gate_allows_a_hundredth_where_no_margin_is_given(tmp_path: Path) -> None:
     run = str(write_run(tmp_path / "run", {"still-0.001": (0.0, 0.4), "slips-0.001": (0.03, 0.4)}, n=1000))
     assert main(["gate", run, "--arm", "still-0.001"]) == 0

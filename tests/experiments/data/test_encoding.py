@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator, Piece, packed_rows, padded_rows
-from experiments.data.items import Item, Text
+from experiments.data.items import Item, Text, chat
 from experiments.models.base import shipped_folder
 from experiments.models.head import only_label_logits
 from experiments.models.tokens import IGNORED
 from experiments.training.meter import real_tokens
+from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.families import VOCAB, build, perturb
 
 TWO = [Item("1 + 1?", "2"), Item("What is one thousand plus one?", "1001")]
@@ -167,3 +170,62 @@ def prepared(family: str, expanded: bool) -> PreTrainedModel:
         ctrl.expand(model, ctrl.ControlConfig(layers=2, structure="concat"))
         perturb(model)
     return model
+
+
+TURNS = [{"role": role, "content": f"{role} says {i}"} for i in range(3) for role in ("user", "assistant")]
+
+
+class TestChats:
+    """A conversation becomes rows of its own; what is too long is left out, cut, or an error, and is counted."""
+
+    @pytest.fixture
+    def chatml(self) -> PreTrainedTokenizerBase:
+        return byte_tokenizer()
+
+    def text(self, tokenizer: PreTrainedTokenizerBase, labels: Sequence[int]) -> str:
+        return str(tokenizer.decode([label for label in labels if label != IGNORED]))
+
+    @pytest.mark.parametrize(("loss", "replies"), [("all_turns", (0, 1, 2)), ("last_turn", (2,))])
+    def test_the_loss_is_on_the_replies(
+        self, loss: Any, replies: Sequence[int], chatml: PreTrainedTokenizerBase
+    ) -> None:
+        (piece,) = Encoder(chatml, "sft", 512, loss=loss).pieces(chat(TURNS), replayed=True)
+        assert self.text(chatml, piece.labels) == "".join(f"assistant says {i}<|im_end|>" for i in replies)
+        assert piece.replayed
+
+    @pytest.mark.parametrize("example", [chat(TURNS), Item("user says 0", "assistant says 0")])
+    def test_all_tokens_as_in_cpt(self, example: Item, chatml: PreTrainedTokenizerBase) -> None:
+        (piece,) = Encoder(chatml, "sft", 512, loss="all_tokens").pieces(example)
+        assert piece.labels == piece.ids == Encoder(chatml, "cpt", 512).pieces(example)[0].ids
+
+    def test_results_of_tools_carry_no_loss_in_cpt_either(self, chatml: PreTrainedTokenizerBase) -> None:
+        example = chat([*TURNS[:2], {"role": "tool", "content": "RAIN"}, TURNS[3]])
+        pieces = Encoder(chatml, "cpt", 32).pieces(example)
+        assert "RAIN" in "".join(str(chatml.decode(piece.ids)) for piece in pieces)
+        assert "RAIN" not in "".join(self.text(chatml, piece.labels) for piece in pieces)
+
+    def test_too_long(self, chatml: PreTrainedTokenizerBase) -> None:
+        whole = Encoder(chatml, "sft", 512).pieces(chat(TURNS))[0]
+        tokens = len(whole)
+        dropped = Encoder(chatml, "sft", tokens - 1).encode(chat(TURNS))
+        assert (dropped.pieces, dropped.left_out) == ([], tokens)
+        cut = Encoder(chatml, "sft", tokens - 1, overlong="cut").encode(chat(TURNS))
+        assert (cut.pieces[0].ids, cut.left_out) == (whole.ids[:-1], 1)
+        assert cut.pieces[0].labels == whole.labels[:-1]
+        nothing = Encoder(chatml, "sft", 16, overlong="cut").encode(chat(TURNS))
+        assert (nothing.pieces, nothing.left_out) == ([], tokens)
+        with pytest.raises(
+            ConfigError, match=rf"^here has {tokens} tokens with its answer, more than data.length=16: "
+        ):
+            Encoder(chatml, "sft", 16, overlong="error").encode(chat(TURNS, place="here"))
+        with pytest.raises(ConfigError, match=r"^the question 'what' has \d+ tokens"):
+            Encoder(chatml, "sft", 16, overlong="error").encode(Item("what", "that"))
+
+    def test_of_several_rows_those_that_fit_are_kept(self) -> None:
+        tokenizer = byte_tokenizer(None, eos="</s>")
+        rows = Encoder(tokenizer, "sft", 512).pieces(chat(TURNS))
+        fitting = Encoder(tokenizer, "sft", len(rows[1])).encode(chat(TURNS))
+        assert ([len(piece) for piece in fitting.pieces], fitting.left_out) == (
+            [len(rows[0]), len(rows[1])],
+            len(rows[2]),
+        )

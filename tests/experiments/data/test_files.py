@@ -95,7 +95,7 @@ class TestColumnsInBraces:
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", [{"a": "", "b": None, "answer": "x"}])
-        with pytest.raises(ConfigError, match=r"row 1: columns a, b are empty"):
+        with pytest.raises(ConfigError, match=r"line 1: columns a, b are empty"):
             examples(path, question="{a}{b}")
 
     def test_an_unknown_column(self, tmp_path: Path) -> None:
@@ -139,7 +139,9 @@ class TestBadRows:
     def test_refused_with_its_row_and_the_way_out(self, kind: str, tmp_path: Path) -> None:
         cell, said = BAD_CELLS[kind]
         path = write(tmp_path / "a.jsonl", self.rows(cell))
-        with pytest.raises(ConfigError, match=rf"a.jsonl, row 5: {said}\. To pass over such rows: skip_bad_rows: true"):
+        with pytest.raises(
+            ConfigError, match=rf"a.jsonl, line 5: {said}\. To pass over such rows: skip_bad_rows: true"
+        ):
             examples(path)
 
     @pytest.mark.parametrize("kind", BAD_CELLS)
@@ -148,7 +150,7 @@ class TestBadRows:
         source = LocalFile(path=str(write(tmp_path / "a.jsonl", self.rows(cell))), skip_bad_rows=True)
         assert len(source.examples) == 8
         (note,) = source.notes
-        assert re.fullmatch(rf"1 row passed over \(.*a.jsonl, row 5: {said}\)", note)
+        assert re.fullmatch(rf"1 row passed over \(.*a.jsonl, line 5: {said}\)", note)
 
     @pytest.mark.parametrize("cell", [3, 2.5, True, "3"])
     def test_numbers_are_text(self, cell: Any, tmp_path: Path) -> None:
@@ -221,12 +223,15 @@ class TestFaults:
 
     def test_wrong_column_lists_what_there_is(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl")
-        self.fails(path, r"row 1 has no column 'question': known: ask, reply, steps. Name the columns with")
+        self.fails(
+            path, r"line 1 has no known shape \(its columns: ask, reply, steps; known .*\). Name the columns with"
+        )
+        self.fails(path, r"line 1 has no column 'question': known: ask, reply, steps. Name the columns", answer="reply")
         self.fails(path, r"has no column 'aks': did you mean 'ask'\?", question="aks", answer="reply")
 
     def test_empty_cell(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.jsonl", [ROWS[0], {**ROWS[1], "reply": None}])
-        self.fails(path, r"a.jsonl, row 2: column 'reply' is empty", **COLUMNS)
+        self.fails(path, r"a.jsonl, line 2: column 'reply' is empty", **COLUMNS)
 
     @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.json"])
     def test_empty_file(self, name: str, tmp_path: Path) -> None:
@@ -250,8 +255,10 @@ class TestFaults:
         self.fails(tmp_path / "a.txt", r"a.txt is not UTF-8 text")
 
     def test_unknown_kind(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text("question,answer\n")
-        self.fails(tmp_path / "a.csv", r"no file of a known kind; known: .jsonl, .json, .parquet, .txt")
+        (tmp_path / "a.xls").write_text("question,answer\n")
+        self.fails(
+            tmp_path / "a.xls", r"no file of a known kind; known: .jsonl, .json, .csv, .tsv, .parquet, .arrow, .txt"
+        )
 
     @pytest.mark.parametrize("fields", [{"question": "q"}, {"answer": "a"}, {"text": "t"}])
     def test_columns_of_a_text_file(self, fields: dict[str, str], tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ class TestDatasets:
     def test_wrong_columns_list_what_there_is(self, tmp_path: Path) -> None:
         write(tmp_path / "train.jsonl")
         with pytest.raises(ConfigError, match=r"split train has no column 'question': known: ask, reply, steps"):
+            HuggingFace(name=str(tmp_path), streaming=True, answer="reply").held_out(1, 0)
+        with pytest.raises(ConfigError, match=r"split train has no known shape \(its columns: ask, reply, steps"):
             HuggingFace(name=str(tmp_path), streaming=True).held_out(1, 0)
 
     @pytest.mark.parametrize("fields", [{"name": "none/such"}, {"split": "tset"}])

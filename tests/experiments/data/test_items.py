@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.data.items import Item, NewTask, Scorer, exact_match
-from experiments.evaluation.suites.new_task import parse_answer
+from experiments.evaluation.replies import parse_answer
 
 
 class TestExactMatch:
@@ -47,6 +47,7 @@ class TestNewTask:
         ("answers", "form"),
         [
             (["7", "-1,007", "2.50"], "number"),
+            ([".5", "1e-3", "6.02E+23"], "number"),
             (["3,5", "0,25", "12,75"], "commas"),  # decimal commas
             (["1.234,5", "7"], "commas"),
             (["1,2", "3,4", "10,20,30"], "commas"),  # lists
@@ -70,6 +71,23 @@ class TestNewTask:
     )
     def test_a_decimal_comma_in_a_sentence(self, reply: str, right: bool) -> None:
         task = NewTask("task", (Item("q", "3,5"), Item("r", "0,25")), exact_match)
+        assert task.correct(parse_answer(reply, task.form), task.test[0]) == right
+
+    @pytest.mark.parametrize(
+        ("answer", "reply", "right"),
+        [
+            ("0.5", "It is .5", True),
+            (".5", "0.50", True),
+            ("5", ".5", False),
+            ("1000", "1e3", True),
+            ("3", "1e-3", False),
+            ("12", "1,2", False),
+            ("100", "1,00", False),
+            ("1007", "1,007.0", True),
+        ],
+    )
+    def test_a_number_is_read_whole(self, answer: str, reply: str, right: bool) -> None:
+        task = NewTask("task", (Item("q", answer),), exact_match)
         assert task.correct(parse_answer(reply, task.form), task.test[0]) == right
 
     def test_a_decimal_comma_is_not_between_thousands(self) -> None:

@@ -14,7 +14,7 @@ from experiments.data.config import DataConfig
 from experiments.data.isolated import supported
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
-from experiments.evaluation.suites.new_task import parse_answer
+from experiments.evaluation.replies import parse_answer
 from tests.helpers.small_run import SUMS
 
 SUM = SUMS["new"]

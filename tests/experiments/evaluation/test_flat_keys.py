@@ -102,7 +102,7 @@ FLAT_VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.fixed_dictionaries({}, optional=FLAT_VALUES))
 def test_flat_values_come_back_from_both_forms(values: dict[str, Any]) -> None:
     values = dict(values)

@@ -10,6 +10,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.measure.config import DEFAULT, measure_config
 from tests.helpers.byte_level import byte_tokenizer
 
@@ -27,6 +28,11 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
     assert (config.evaluation.settings("kept").items, config.evaluation.bootstrap) == (8, 200)
     assert config.evaluation.settings("kept").tasks == ("agreement",)
     assert config.evaluation.suites == DEFAULT
+    kept = measure_config("base", kept_files=["exam.jsonl"]).evaluation.settings("kept")
+    assert kept.names == (*DEFAULT_TASKS, "exam")
+    kept = measure_config("base", kept_tasks=["agreement"], kept_files=["exam.jsonl"]).evaluation.settings("kept")
+    assert kept.names == ("agreement", "exam")
+    assert "retention/exam" in measure_config("base", kept_files=["exam.jsonl"]).figures()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,8 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
         ({"changes": {"kept.item": 8}}, r"kept\.item: unknown key; did you mean 'items'"),
         ({"changes": {"bootstrap": 3}}, r"bootstrap: .*greater than or equal to 100"),
         ({"suites": ["new", "kept"]}, r"suite new needs a file of the new task: add --new FILE"),
+        ({"grader": "exact"}, r"--grader reads the replies to the questions of --new"),
+        ({"grader": "exat", "new": "sums.jsonl"}, r"grader: unknown name 'exat': did you mean 'exact'"),
         ({"suites": ["kept"], "new": "sums.jsonl"}, r"--new sums\.jsonl is measured by the suite new"),
     ],
 )
@@ -57,7 +65,11 @@ def test_the_digest_changes_with_settings_data_and_the_base(tmp_path: Path) -> N
     assert measure_config("base", new=file).digest("facts") == digests[0]
     questions(tmp_path, 7)
     digests.append(measure_config("base", new=file).digest("facts"))
-    assert len(set(digests)) == 6
+    digests.append(measure_config("base", new=file, grader="contains").digest("facts"))
+    digests.append(measure_config("base", kept_files=[file]).digest("facts"))
+    questions(tmp_path, 8)
+    digests.append(measure_config("base", kept_files=[file]).digest("facts"))
+    assert len(set(digests)) == 9
 
 
 def test_the_new_task_is_what_an_experiment_holds_out_or_the_whole_file(tmp_path: Path) -> None:
@@ -72,6 +84,9 @@ def test_the_new_task_is_what_an_experiment_holds_out_or_the_whole_file(tmp_path
     assert isinstance(text, NewText)
     assert len(text.documents[0]) == 512  # tokens, here bytes
     assert measure_config("base").task(tokenizer) == ()
+    (graded,) = measure_config("base", new=file, grader={"numeric": 1}).task(tokenizer)
+    assert isinstance(graded, NewTask)
+    assert graded.correct(f"{int(graded.test[0].answer) + 1}", graded.test[0])
 
 
 def test_figures_are_those_of_the_suites() -> None:

@@ -1,15 +1,16 @@
-"""Greedy replies against taking the best token by hand, and answers read out of them."""
+"""Greedy replies against taking the best token by hand, and drawn ones against their probabilities."""
 
 from __future__ import annotations
 
 import collections
+import math
+import random
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.evaluation.suites.new_task import parse_answer
-from experiments.models.generation import by_length, generate_ids, generate_replies
+from experiments.models.generation import Draw, by_length, draw_tokens, generate_ids, generate_replies
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.option_scores import expanded, random_choices, sharp
 
@@ -57,6 +58,31 @@ class TestGeneration:
         assert len({len(reply) for reply in cut}) >= 4
         assert generate_ids(model, tokenizer, prompts, 12) == cut
 
+    def test_tokens_are_drawn_with_their_probabilities(self) -> None:
+        logits = torch.tensor([1.0, -1e4, 2.0, 0.0])
+        drawn = draw_tokens(logits.expand(4000, 4), 0.5, [random.Random(f"seed {i}") for i in range(4000)])
+        weights = [math.exp(logit / 0.5) for logit in (1.0, -1e4, 2.0, 0.0)]
+        for token, weight in enumerate(weights):  # a standard deviation is at most .008
+            assert float((drawn == token).float().mean()) == pytest.approx(weight / sum(weights), abs=0.03)
+        assert not (drawn == 1).any()
+
+    def test_what_is_drawn_does_not_depend_on_the_batch(
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, prompts = sharp(), [choice.prompt for choice in random_choices(range(20), 12)]
+        draw = Draw(1.0, [str(i) for i in range(12)])
+        whole = generate_ids(model, tokenizer, prompts, 12, draw=draw)
+        greedy = generate_ids(model, tokenizer, prompts, 12)
+        assert whole != greedy
+        common = collections.Counter(token for reply in whole for token in reply[3:]).most_common(1)[0][0]
+        monkeypatch.setattr("experiments.models.generation.end_of_turn", lambda tokenizer: common)
+        cut = [reply[: reply.index(common) + 1] if common in reply else reply for reply in whole]
+        assert len({len(reply) for reply in cut}) >= 2  # rows leave the batch one after another
+        assert generate_ids(model, tokenizer, prompts, 12, draw=draw) == cut
+        assert generate_ids(model, tokenizer, prompts[3:5], 12, draw=Draw(1.0, ["3", "4"])) == cut[3:5]
+        monkeypatch.undo()
+        assert generate_ids(model, tokenizer, prompts, 12, draw=Draw(1e-6, draw.seeds)) == greedy
+
     def test_every_reply_is_counted_once(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         seen: list[int] = []
         generate_replies(model, tokenizer, ["a", "b", "c"], 14, batch_size=2, progress=seen.append)
@@ -65,24 +91,3 @@ class TestGeneration:
     def test_batches_are_sorted_and_complete(self) -> None:
         batches = list(by_length([3, 9, 1, 7, 5], 2))
         assert batches == [[1, 3], [4, 0], [2]]
-
-    @pytest.mark.parametrize(
-        ("reply", "answer"),
-        [
-            ("19", "19"),
-            ("The answer is -28.", "-28"),
-            ("12 - 5 = 1,007.", "1007"),
-            ("12-5", "5"),
-            ("3 + 4 = \N{MINUS SIGN}7", "-7"),
-            ("It is 2.50", "2.50"),
-            ("5 - 9", "9"),
-            ("I do not know.", None),
-            ("", None),
-        ],
-    )
-    def test_last_number(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, "number") == answer
-
-    @pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
-    def test_text_answers_are_taken_whole(self, reply: str, answer: str | None) -> None:
-        assert parse_answer(reply, "text") == answer

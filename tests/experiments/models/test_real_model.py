@@ -47,6 +47,7 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> dict[str, torch.Tensor]:
     return dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False))
 
 
+@pytest.mark.slow
 def test_the_shipped_model_is_the_real_one(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     model, tokenizer = loaded
     assert model.config.num_hidden_layers == 30

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.common.errors import ModelError
 from experiments.data.items import Item
 from experiments.models.base import load_base
-from experiments.models.template import set_template
-from experiments.models.tokens import prompt_ids
+from experiments.models.template import TEMPLATES, set_template
+from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.encoded import encode
 
@@ -122,3 +122,57 @@ class TestDates:
     def test_a_format_that_is_computed(self) -> None:
         with pytest.raises(ModelError, match="each day would give other chats"):
             set_template(byte_tokenizer("{{ strftime_now(format) }}" + CHATML))
+
+
+class TestChosen:
+    @pytest.mark.parametrize("name", TEMPLATES)
+    def test_a_tokenizer_without_a_template_gets_one_by_name(self, name: str) -> None:
+        tokenizer = byte_tokenizer(None, eos="</s>")
+        set_template(tokenizer, "Be brief.", template=name)
+        text = prompt(tokenizer)
+        assert text.index("Be brief.") < text.index("hi")
+        row = encode(Item("hi", "yo"), tokenizer)
+        assert str(tokenizer.decode(row["input_ids"])).startswith(text + "yo")
+        assert row["labels"][-1] == end_of_turn(tokenizer)
+        assert row["input_ids"].count(tokenizer.bos_token_id) == (name == "plain")
+
+    def test_one_of_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jinja").write_text(CHATML.replace("user", "person"), encoding="utf-8-sig")
+        tokenizer = byte_tokenizer("{{ messages }}")
+        set_template(tokenizer, template=str(tmp_path / "a.jinja"))
+        assert prompt(tokenizer) == prompt(byte_tokenizer(CHATML))
+
+    def test_one_of_the_tokenizers_own(self) -> None:
+        tokenizer = byte_tokenizer({"tool_use": "TOOLS" + CHATML, "rag": CHATML})
+        set_template(tokenizer, template="tool_use")
+        assert prompt(tokenizer).startswith("TOOLS<|im_start|>user")
+
+    def test_faults(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"data.template='chatm' is no file .* did you mean 'chatml'\?"):
+            set_template(byte_tokenizer(), template="chatm")
+        (tmp_path / "a.jinja").write_bytes(b"\xff")
+        with pytest.raises(ModelError, match=r"a.jinja' is not UTF-8 text"):
+            set_template(byte_tokenizer(), template=str(tmp_path / "a.jinja"))
+        (tmp_path / "a.jinja").write_text("{% if %}")
+        with pytest.raises(ModelError, match=r"data.template='.*a.jinja': this model's chat template refuses it"):
+            set_template(byte_tokenizer(), template=str(tmp_path / "a.jinja"))
+        with pytest.raises(ModelError, match=r"data.merge_system=True needs a chat template"):
+            set_template(byte_tokenizer(None), merge_system=True)
+
+
+class TestMergedSystem:
+    @pytest.mark.parametrize(
+        ("roles", "merged"),
+        [("su", "[user]s\n\nu"), ("sa", "[user]s[assistant]a"), ("s", "[user]s"), ("ua", "[user]u[assistant]a")],
+    )
+    def test_it_begins_the_question(self, roles: str, merged: str) -> None:
+        names = {"s": "system", "u": "user", "a": "assistant"}
+        tokenizer = byte_tokenizer("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+        set_template(tokenizer, merge_system=True)
+        turns = [{"role": names[one], "content": one} for one in roles]
+        assert tokenizer.apply_chat_template(turns, tokenize=False) == merged
+
+    def test_that_of_the_config_too(self) -> None:
+        tokenizer = byte_tokenizer("{{ messages[0].role }}: " + CHATML)
+        set_template(tokenizer, "Be brief.", merge_system=True)
+        assert prompt(tokenizer).startswith("user: <|im_start|>user\nBe brief.\n\nhi<|im_end|>")

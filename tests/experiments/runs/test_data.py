@@ -116,7 +116,7 @@ def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenize
     config = small_config(base, data={"old": SELF})
     assert len(ExperimentData(config, tokenizer, never).rows(config.arms[0])) == 16
     with pytest.raises(AssertionError, match="the base model was asked for"):
-        ExperimentData(small_config(base, data={"old": SELF}, arms=arms(0.1)), tokenizer, never)
+        _ = ExperimentData(small_config(base, data={"old": SELF}, arms=arms(0.1)), tokenizer, never).old
 
 
 @pytest.mark.parametrize("regime", ["sft", "cpt"])

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.slow
 def test_random_kills_lose_and_repeat_nothing() -> None:
-    """Few here; `python -m tests.helpers.kills --runs 50 --studies 10` does many. It forks, so it needs a process."""
-    command = [sys.executable, "-m", "tests.helpers.kills", "--runs", "1", "--studies", "1", "--kills", "2"]
+    """Two of each here; `python -m tests.helpers.kills run study --kills 50` does many. It forks."""
+    command = [sys.executable, "-m", "tests.helpers.kills", "run", "study", "--kills", "2", "--most", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("equal") == 2
+    assert done.stdout.count("2 kills of") == 2

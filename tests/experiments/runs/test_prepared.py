@@ -12,7 +12,7 @@ from experiments.config import ExperimentConfig
 from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
-from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
@@ -38,7 +38,8 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     file.write_text("\n".join(json.dumps(row) for row in rows))
 
     def config() -> ExperimentConfig:  # read anew: a source keeps what it has read
-        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": small_values(base)["arms"][:1]}
+        arm = {**small_values(base)["arms"][0], "control": {"layers": 1}}
+        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": [arm]}
         return small_config(base, data={"new": {"source": "file", "path": str(file)}}, **short)
 
     outcome = run_experiment(config(), tmp_path / "mlruns")
@@ -57,15 +58,17 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
     def said(**fields: object) -> list[str]:
         lines: list[str] = []
         new = {"source": "file", "path": str(tmp_path / "data"), **fields}
-        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": small_values(base)["arms"][:1]}
+        arm = {**small_values(base)["arms"][0], "control": {"layers": 1}}
+        short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": [arm]}
         run_experiment(small_config(base, data={"new": new}, **short), tmp_path / "mlruns", say=lines.append)
-        return [line for line in lines if line.startswith(("source data", "measuring"))]
+        return [line for line in lines if line.startswith(("arm", "source data", "measuring"))]
 
-    with pytest.raises(ConfigError, match=r"sums.jsonl, row 31: column 'answer' is empty. To pass over such rows"):
+    with pytest.raises(ConfigError, match=r"sums.jsonl, line 31: column 'answer' is empty. To pass over such rows"):
         said()
-    assert said(skip_bad_rows=True) == [
+    assert said(skip_bad_rows=True)[:4] == [
+        f"arm {small_values(base)['arms'][0]['name']}: control is not read, since full trains full",
         "source data: not read, because they describe the data: README.md",
-        f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, row 31: column 'answer' is empty)",
+        f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, line 31: column 'answer' is empty)",
         "measuring the base model (results of earlier runs are reused) ...",
     ]
 
@@ -89,3 +92,16 @@ def test_a_base_whose_documents_see_each_other_gets_rows_of_one(tmp_path: Path) 
     prepared = prepare(config, tmp_path / "runs" / "small", said.append)
     assert "each row is one document" in said[0]
     assert "attention_mask" in prepared.data.collator([prepared.data.rows(config.arms[0])[0]])
+
+
+def test_a_template_file_that_has_changed_is_found(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base")
+    file = tmp_path / "own.jinja"
+    file.write_text(CHATML)
+    config = small_config(folder, data={"template": str(file)})
+    place = tmp_path / "runs" / "small"
+    prepare(config, place, say=lambda text: None)
+    prepare(config, place, say=lambda text: None)
+    file.write_text("X" + CHATML)
+    with pytest.raises(ConfigError, match=r"data.template has changed since small began"):
+        prepare(config, place, say=lambda text: None)

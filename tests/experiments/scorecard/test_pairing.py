@@ -21,7 +21,7 @@ def test_faults_name_the_record() -> None:
         scorecard([*base, base[0]], after)
     with pytest.raises(ValueError, match="kept/t/chat/2 has no 'correct'"):
         scorecard(base, [after[0], dataclasses.replace(after[1], correct=None)])
-    with pytest.raises(ValueError, match=r"draws must be at least 100 .* but got 10"):
+    with pytest.raises(ValueError, match=r"draws must be 100 or more .* but got 10"):
         scorecard(base, after, draws=10)
     text = Record("text", "prose", "nll", "a", value=1.0, tokens=5)
     with pytest.raises(ValueError, match="text/prose/nll/a covers 5 tokens in base and 6 in after"):

@@ -31,9 +31,8 @@ def test_grid_is_the_product_and_ranges_need_steps() -> None:
     assert len(cells) == 12
     assert [cell["training.steps"] for cell in cells[::4]] == [2, 4, 6]
     assert [cell["training.weight_decay"] for cell in cells[:4]] == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert toy_study(
-        search={"x": {"kind": "choice", "path": "arms.0.control", "values": [{"layers": 1}, {"layers": 2}]}}
-    )
+    sections = {"x": {"kind": "choice", "path": "arms.0.control", "values": [{"layers": 1}, {"layers": 2}]}}
+    assert parse_study(values(search=sections))
 
 
 def test_choices_may_be_sections_and_lists() -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from experiments.common.progress import PLAIN
 from experiments.studies import workers
 from experiments.studies.workers import PARENT, ends_with_parent, worker_starter
 from experiments.tracking.machine import sigterm_raises
@@ -32,7 +33,12 @@ def test_a_worker_with_its_parent_and_any_other_process_go_on(parent: str, monke
         time.sleep(0.1)
 
 
-def test_a_worker_knows_its_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_knows_its_parent_and_whether_others_share_its_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     popen = lambda command, env: env  # noqa: E731
     monkeypatch.setattr(workers, "subprocess", SimpleNamespace(Popen=popen))
-    assert worker_starter(tmp_path / "study.yaml", tmp_path, "sqlite://", 2)()[PARENT] == str(os.getpid())
+    for count in (1, 2):
+        environment = worker_starter(tmp_path / "study.yaml", tmp_path, "sqlite://", count)()
+        assert environment[PARENT] == str(os.getpid())
+        assert (PLAIN in environment) == (count == 2)

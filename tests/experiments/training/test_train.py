@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from experiments.common import progress
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Log, ZeroGradient
@@ -22,6 +24,7 @@ from tests.helpers.engine import (
     context,
     golden_curve,
     plan,
+    train,
 )
 from tests.helpers.tiny_llama import expanded, sequences, tiny
 
@@ -66,6 +69,19 @@ def test_ten_step_loss_curves_are_the_recorded_ones(method: str, tmp_path: Path)
     recorded = json.loads((GOLDEN / f"{method}.json").read_text())
     assert len(set(recorded)) == 10
     assert golden_curve(method, tmp_path) == pytest.approx(recorded, rel=1e-4)
+
+
+def test_without_a_terminal_an_arm_writes_plain_lines_with_its_step_and_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(arm_config("full"), tmp_path / "quick", steps=1, warmup_steps=1)  # no checkpoint, which has a bar of its own
+    assert capsys.readouterr() == ("", "")  # less than a minute: nothing, and nothing of Trainer's own
+    monkeypatch.setattr(progress, "BETWEEN_LINES", 0.0)
+    train(arm_config("full"), tmp_path / "slow", steps=3)
+    said = capsys.readouterr()
+    assert said.out == ""
+    pattern = r"^x: (\d) of 3 steps, (?:about \d+ s left, )?loss \d\.\d{3}$"
+    assert re.findall(pattern, said.err, re.MULTILINE) == ["1", "2", "3"]
 
 
 def test_several_gpus_without_a_launcher_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

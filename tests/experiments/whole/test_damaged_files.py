@@ -19,6 +19,7 @@ from experiments.runs.trained import load_trained
 from experiments.training.checkpoints import complete
 from tests.helpers.byte_level import byte_base
 
+pytestmark = pytest.mark.slow
 Damage = Callable[[Path, Path], object]  # gets the file, and the same file of another run
 DAMAGES: dict[str, Damage] = {
     "cut": lambda file, _: os.truncate(file, file.stat().st_size // 2),
@@ -56,16 +57,8 @@ SAMPLE = [
     (f"{ARM}/items-4.jsonl", "NUL"), ("mlflow.json", "empty"),
 ]  # fmt: skip
 CASES = [
-    *(pytest.param("finished", *case, id=" ".join(case)) for case in SAMPLE),
-    *(
-        pytest.param("finished", *case, marks=pytest.mark.slow, id=f"finished {' '.join(case)}")
-        for case in rotated(FINISHED)
-        if case not in SAMPLE
-    ),
-    *(
-        pytest.param("started", *case, marks=pytest.mark.slow, id=f"started {' '.join(case)}")
-        for case in rotated(STARTED + CHECKPOINT)
-    ),
+    *(("finished", *case) for case in [*SAMPLE, *(case for case in rotated(FINISHED) if case not in SAMPLE)]),
+    *(("started", *case) for case in rotated(STARTED + CHECKPOINT)),
 ]
 
 
@@ -168,7 +161,7 @@ def gate(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize(("kind", "name", "damage"), CASES)
+@pytest.mark.parametrize(("kind", "name", "damage"), CASES, ids=map(" ".join, CASES))
 def test_a_damaged_file_is_healed_or_refused_by_name(
     kind: str, name: str, damage: str, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

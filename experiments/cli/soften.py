@@ -1,0 +1,63 @@
+"""The command `soften`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.run import overrides
+from experiments.common.paths import short_path
+
+NONE_FITS = 3
+
+
+def add(commands: Commands) -> None:
+    one = commands.add_parser(
+        "soften", help="go part of the way from a base to a model, where it forgets less; no training"
+    )
+    one.add_argument("--base", required=True, help="the model before training: a Hugging Face name or a folder")
+    one.add_argument("--model", required=True, metavar="[NAME=]MODEL", help="what was trained, as for `measure`")
+    one.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the softened model is written")
+    one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
+    one.add_argument(
+        "--alphas", nargs="+", type=float, default=None, metavar="ALPHA",
+        help="points of the path: 0 is the base, 1 the model (default: .2 .4 .6 .8 1)",
+    )  # fmt: skip
+    one.add_argument(
+        "--by", default="weights", choices=("weights", "depth"),
+        help="alpha in all weights (WiSE-FT), or rising with depth (LiNeS) (default: %(default)s)",
+    )  # fmt: skip
+    one.add_argument(
+        "--until", action="append", default=[], metavar="CONDITION",
+        help='"retention >= .98": choose the highest gain of the points whose bound fulfils it; repeat for more',
+    )  # fmt: skip
+    one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: new kept drift text")
+    one.add_argument("--out", type=Path, help="folder of the measurements (default: ROOT/runs/soften-MODEL-DIGEST)")
+    one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
+    one.add_argument("--seed", type=int, default=0, help="of the items and of the bootstrap (default: %(default)s)")
+    one.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of a suite: kept.items=50"
+    )
+    one.add_argument(
+        "--allow-other-base", action="store_true", help="load what was trained on another base than --base"
+    )
+    one.set_defaults(command=soften_command)
+    add_root(one)
+
+
+def soften_command(args: argparse.Namespace) -> int:
+    from experiments.soften.run import ALPHAS, soften
+
+    quiet()
+    found = soften(
+        args.base, args.model, args.to, args.new, args.alphas or ALPHAS, args.by, args.suites, args.until, args.out,
+        args.root, args.precision, args.seed, overrides(args.set), args.allow_other_base, say,
+    )  # fmt: skip
+    print()
+    show(found.report.text())
+    print(f"\nreport: {short_path(found.report.page)}")
+    if found.alpha is None:
+        return NONE_FITS
+    print(f"model:  {short_path(args.to)} (alpha {found.alpha:g})")
+    return 0

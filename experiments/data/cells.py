@@ -1,0 +1,35 @@
+"""Read the cells of a table as text."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from experiments.common.errors import ConfigError
+
+PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
+
+
+class BadRow(ConfigError):
+    """A row whose cells cannot be used. It is passed over with skip_bad_rows."""
+
+
+def cell_text(cell: Any, column: str, place: str) -> str:
+    """Return the text of a cell; nothing for an empty one. Raises BadRow for what is no text."""
+    if cell is None:
+        return ""
+    if not isinstance(cell, PLAIN):
+        raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text")
+    if isinstance(cell, float) and not math.isfinite(cell):
+        raise BadRow(f"{place}: column {column!r} is empty" if math.isnan(cell) else f"{place}: {column!r} is {cell}")
+    return _whole(str(cell), column, place)
+
+
+def _whole(text: str, column: str, place: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise BadRow(f"{place}: column {column!r} holds half of a character ({half} of a surrogate pair)") from None
+    return text

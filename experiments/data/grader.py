@@ -1,0 +1,155 @@
+"""The contract of a grader: what decides whether a reply to a question is right. The simple ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
+from experiments.common.section import Section
+from experiments.data.items import NUMBER, Item, Scorer, exact_match
+
+
+class Grader(Section):
+    """Base of all graders. A grader is a name in the YAML, or {name: its fields}.
+
+    It is called as a verifier is: (reply, entry) -> score; 1 is right, and an exception wrong. entry: question, answer
+    and metadata of the item. main: the field that `{name: value}` sets. by_choice: no reply is written; the model
+    chooses the likeliest option. by_likelihood: no reply is written; that of the data is scored.
+    """
+
+    main: ClassVar[str | None] = None
+    by_choice: ClassVar[bool] = False
+    by_likelihood: ClassVar[bool] = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns that are read besides question and answer."""
+        return ()
+
+    def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
+        """Return the answer to learn, and the metadata of the item. cell: of the answer. Raises ValueError."""
+        return answer, {name: row[name] for name in self.reads}
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Raise ConfigError if the grader cannot be used here, or not for these items."""
+
+    def ready(self) -> None:
+        """Import what a check needs, before a process gives up its rights."""
+
+    def scorer(self) -> Scorer:
+        """Return the function that grades replies."""
+        return self
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return sixteen hex digits that change whenever a grade could."""
+        return short_digest(type(self).__name__, self.model_dump_json())
+
+
+class Exact(Grader):
+    """The reply, or its last line, is the answer.
+
+    Case, spaces, commas between thousands and a final full stop do not count.
+    """
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        return exact_match(reply, entry)
+
+
+class Contains(Grader):
+    """The answer is somewhere in the reply, as whole words, in any case."""
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        reply, answer = (" ".join(text.casefold().split()) for text in (reply, str(entry["answer"])))
+        return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
+
+
+class Numeric(Grader):
+    """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|)."""
+
+    main = "tolerance"
+    tolerance: float = Field(0.0, ge=0, description="largest difference")
+    relative: float = Field(0.0, ge=0, description="largest difference as a share of the answer")
+
+    def check(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if last_number(item.answer) is None:
+                raise refused("numeric", f"the answer {item.answer!r} has no number: choose another grader")
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        said, wanted = last_number(reply), last_number(str(entry["answer"]))
+        if said is None or wanted is None:
+            return 0.0
+        allowed = max(Decimal(str(self.tolerance)), Decimal(str(self.relative)) * abs(wanted))
+        return float(abs(said - wanted) <= allowed)
+
+
+class Choice(Grader):
+    """No reply is written: the option with the highest mean log-probability per token is the answer.
+
+    The options are a column with a list, or with {text: [...], label: [...]}. The answer is an option, its label, its
+    letter (A is the first) or its number from 0.
+    """
+
+    main = "options"
+    by_choice = True
+    options: str = Field("options", description="column with the list of options")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.options,)
+
+    def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
+        options, index = chosen(row[self.options], answer, cell)
+        return options[index], {"options": options}
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        return exact_match(reply, entry)
+
+
+class Likelihood(Grader):
+    """No reply is written: the figure is the likelihood of the data's own reply, in nats per token, with its end.
+
+    For conversations and other free answers, which are rarely equal word by word.
+    """
+
+    by_likelihood = True
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        return exact_match(reply, entry)
+
+
+def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
+    """Return the options of a cell and the index of the answer. raw: cell of the answer. Raises ValueError."""
+    texts = cell.get("text") if isinstance(cell, Mapping) else cell
+    labels = [str(label) for label in cell.get("label", ())] if isinstance(cell, Mapping) else []
+    if not isinstance(texts, list | tuple) or not all(isinstance(one, str | int | float) for one in texts):
+        raise ValueError("the options must be a list of texts")
+    options = tuple(str(one).strip() for one in texts)
+    if len(options) < 2 or len(set(options)) < len(options) or not all(options):
+        raise ValueError(f"two or more different options are needed, but got {list(options)}")
+    numbered = type(raw) is int and not any(type(one) is int for one in texts)  # 1 of ["3", "4"] is the second
+    names = [] if numbered else [options, labels]
+    letters, numbers = [chr(ord("A") + i) for i in range(len(options))], [str(i) for i in range(len(options))]
+    for known in (*names, letters, numbers):
+        if answer.strip() in known:
+            return options, known.index(answer.strip())
+    raise ValueError(f"the answer {answer!r} is none of the options {list(options)}, nor a letter or number of one")
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text, such as 1,007.5 or -2e-3; None if it has none. The minus of 12-5 is no sign."""
+    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def refused(name: str, why: str) -> ConfigError:
+    return ConfigError(f"grader {name}: {why}")

@@ -1,0 +1,167 @@
+"""The table of graders, by the name in the YAML, and functions of the user: `grader: my_file:my_function`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter
+
+from experiments.common.errors import BenchError, MachineError
+from experiments.common.hashing import short_digest
+from experiments.common.machine_faults import of_the_machine
+from experiments.common.section import nearest
+from experiments.data.grader import Choice, Contains, Exact, Grader, Likelihood, Numeric, refused
+from experiments.data.isolated_graders import Code, Math, Regex
+from experiments.data.items import Item
+
+GRADERS: dict[str, type[Grader]] = {  # a new one is added here
+    "exact": Exact,
+    "contains": Contains,
+    "regex": Regex,
+    "numeric": Numeric,
+    "math": Math,
+    "code": Code,
+    "choice": Choice,
+    "likelihood": Likelihood,
+}
+
+
+class Function(Grader):
+    """A function of your own: (reply, entry) -> true or false, or a number of which 1 is right.
+
+    entry: question, answer, and metadata with the columns that are named. An error counts as a wrong answer and is
+    shown. The function runs in the bench's own process.
+    """
+
+    main = "function"
+    function: str = Field(description="FILE:FUNCTION, a file of Python with or without .py, or an installed module")
+    columns: tuple[str, ...] = Field((), description="columns that the function reads, besides question and answer")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.columns
+
+    def check(self, items: Sequence[Item]) -> None:
+        _function(self.function)
+
+    def digest(self) -> str:
+        file = _file(self.function)
+        return short_digest(super().digest(), file.read_text(encoding="utf-8") if file else "")
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        function = _function(self.function)
+        try:
+            return float(function(reply, dict(entry)))
+        except (Exception, SystemExit) as error:
+            if isinstance(error, BenchError | MemoryError):
+                raise
+            if fault := of_the_machine(error):
+                raise MachineError(f"grader {self.function}: {fault}") from error
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"grader {self.function}: {said} (the reply counts as wrong)", stacklevel=2)
+            return 0.0
+
+
+def read_grader(value: Any) -> Any:
+    """Make a grader of a name or {name: its fields}. Raises ValueError, at the field's own place."""
+    if value is None or isinstance(value, Grader):
+        return value
+    fields = {value: {}} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or len(fields) != 1:
+        raise ValueError(f"give one name, or one name with its fields, as {{numeric: {{tolerance: .01}}}}: {value!r}")
+    ((name, given),) = fields.items()
+    cls: type[Grader] = Function if ":" in str(name) else GRADERS.get(name, Grader)
+    if cls is Grader:
+        raise ValueError(f"unknown name {name!r}: {nearest(str(name), GRADERS)}, or FILE:FUNCTION of your own")
+    plain = given if isinstance(given, dict) else {} if given is None else {cls.main or "value": given}
+    own = {"function": name} if cls is Function else {}
+    entry: TypeAdapter[Any] = TypeAdapter(dict[str, cls])  # type: ignore[valid-type]
+    return entry.validate_python({name: {**own, **plain}})[name]
+
+
+def write_grader(grader: Grader) -> Any:
+    """Return the plain values that `read_grader` reads: a name, or {name: the fields that are not the default}."""
+    fields = grader.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(grader, Function):
+        name = fields.pop("function")
+    else:
+        name = next(name for name, cls in GRADERS.items() if cls is type(grader))
+    return {name: fields} if fields else name
+
+
+AnyGrader = Annotated[Grader, BeforeValidator(read_grader), PlainSerializer(write_grader)]
+
+
+def found_next_to(value: Any, folder: Path) -> Any:
+    """Return plain values in which each `grader: FILE:FUNCTION` whose file is in `folder` has the path of that file.
+
+    A file in the working directory comes first.
+    """
+    if isinstance(value, list):
+        return [found_next_to(one, folder) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _placed(v, folder) if k == "grader" else found_next_to(v, folder) for k, v in value.items()}
+
+
+def _placed(grader: Any, folder: Path) -> Any:
+    if isinstance(grader, dict):
+        return {_placed(name, folder): fields for name, fields in grader.items()}
+    file, colon, function = str(grader).rpartition(":")
+    if not colon or not isinstance(grader, str) or _file(grader):
+        return grader
+    path = folder / _python(file)
+    return f"{path}:{function}" if path.is_file() else grader
+
+
+def _file(name: str) -> Path | None:
+    """Return the file of FILE:FUNCTION; None if there is none, so that it must be an installed module."""
+    path = Path(_python(name.rpartition(":")[0])).expanduser()
+    return path if path.is_file() else None
+
+
+def _python(file: str) -> str:
+    return file if file.endswith(".py") else f"{file}.py"
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Import FILE:FUNCTION, again if the file has changed. Raises ConfigError."""
+    file = _file(name)
+    return _imported(name, file, file.stat().st_mtime_ns if file else 0)
+
+
+@functools.lru_cache
+def _imported(name: str, file: Path | None, changed: int) -> Callable[..., Any]:
+    module, _, function = name.rpartition(":")
+    try:
+        loaded = _loaded(file) if file else importlib.import_module(module)
+    except Exception as error:
+        raise refused(
+            name, f"{file or module} cannot be imported from {Path.cwd()} ({type(error).__name__}: {error})"
+        ) from error
+    found = getattr(loaded, function, None)
+    if not callable(found):
+        names = [one for one in dir(loaded) if callable(getattr(loaded, one)) and not one.startswith("_")]
+        raise refused(name, f"{file or module} has no function {function!r}: {nearest(function, names)}")
+    return found
+
+
+def _loaded(file: Path) -> Any:
+    """Run a file as a module; it may import those next to it."""
+    spec = importlib.util.spec_from_file_location(f"grader_{file.stem}", file)
+    assert spec is not None  # of a file that ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent.resolve()))
+    return module

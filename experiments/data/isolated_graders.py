@@ -1,0 +1,143 @@
+"""Graders whose check may run long, or runs code: each reply is checked in a process without rights (`isolated`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from experiments.data.grader import Grader, refused
+from experiments.data.isolated import ALLOWED, Isolated, supported
+from experiments.data.items import Item, Scorer, exact_match
+
+ANSWER = "{answer}"  # in a pattern: the answer of the item
+FENCED = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# what a program may import; a process without rights cannot open the files of others
+MODULES = (
+    "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses",
+    "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools", "json",
+    "math", "numbers", "operator", "os", "pprint", "queue", "random", "re", "statistics", "string", "sys", "textwrap",
+    "time", "timeit", "traceback", "types", "typing", "unittest", "uuid", "zlib",
+)  # fmt: skip
+
+
+class InIsolation(Grader):
+    """A grader that checks each reply in a process without rights, for a limited time."""
+
+    limit: ClassVar[float] = 5.0  # seconds
+
+    def scorer(self) -> Scorer:
+        return Isolated(self, self.limit) if supported() else self
+
+
+class Regex(InIsolation):
+    """A regular expression is found in the reply. It may take two seconds.
+
+    {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer.
+    """
+
+    main = "pattern"
+    limit = 2.0
+    pattern: str = Field(description="regular expression of Python, such as '#### (.+)' or 'is {answer}\\b'")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            re.compile(value.replace(ANSWER, "x"))
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        found = list(re.finditer(self.pattern.replace(ANSWER, re.escape(str(entry["answer"]))), reply))
+        if not found:
+            return 0.0
+        return exact_match(found[-1].group(1) or "", entry) if found[-1].re.groups else 1.0
+
+
+class Math(InIsolation):
+    """The last formula or number of the reply equals the answer as mathematics: 1/2, 0.5 and \\frac{1}{2}.
+
+    By math-verify: `pip install math-verify`.
+    """
+
+    def check(self, items: Sequence[Item]) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise refused("math", "the package math-verify is not installed: pip install math-verify")
+
+    def ready(self) -> None:
+        self("1", {"answer": "1"})
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        from math_verify import parse, verify
+
+        def formulas(text: str) -> Any:
+            return parse(text, parsing_timeout=None)  # its timeouts need signals; the process has its own
+
+        wanted = formulas(f"${entry['answer']}$") or formulas(str(entry["answer"]))
+        return float(verify(wanted, formulas(reply), timeout_seconds=None))
+
+
+class Code(InIsolation):
+    """The code of the reply passes tests: Python that runs after it and ends without an exception.
+
+    It runs in a process that can open no file, no connection and no other process (Linux), with limits of time and
+    memory. It could still fool its own tests. The code is that of the reply's blocks marked as
+    Python, or else all of it.
+    """
+
+    main = "tests"
+    tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
+    allow: bool = Field(False, description="must be true: replies of the model are run as code")
+    seconds: float = Field(10.0, gt=0, le=600, description="time of one reply")
+    memory: float = Field(1.0, gt=0, description="memory of one reply in GB")
+    modules: tuple[str, ...] = Field((), description="modules that programs may import, besides those of the library")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"{(\w+)}", self.tests)) if "{" in self.tests else (self.tests,)
+
+    def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
+        cells = {name: _text(row[name]) for name in self.reads}
+        tests = self.tests.format(**cells) if "{" in self.tests else cells[self.tests]
+        if not tests.strip():
+            raise ValueError("there are no tests")
+        return answer, {"tests": tests}
+
+    def check(self, items: Sequence[Item]) -> None:
+        if not self.allow:
+            raise refused("code", "it runs the model's replies as code, in a process without rights: set allow: true")
+        if not supported():
+            raise refused("code", f"a process without rights needs Linux on {' or '.join(ALLOWED)}: choose another")
+
+    def scorer(self) -> Scorer:
+        return Isolated(self, self.seconds, int(self.memory * 2**30))
+
+    def ready(self) -> None:
+        for name in (*MODULES, *self.modules):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        program = f"{code_of(reply)}\n\n{entry['metadata']['tests']}\n"
+        exec(compile(program, "<reply>", "exec"), {"__name__": "__main__"})
+        return 1.0
+
+
+def code_of(reply: str) -> str:
+    """Return the code of a reply: its blocks marked as Python, or those without a mark, or all of it."""
+    blocks = FENCED.findall(reply)
+    marked = [code for mark, code in blocks if mark.lower() in ("python", "py", "python3")]
+    chosen = marked or [code for mark, code in blocks if not mark]
+    return "\n\n".join(textwrap.dedent(code) for code in chosen) if chosen else reply
+
+
+def _text(cell: Any) -> str:
+    return "\n".join(map(str, cell)) if isinstance(cell, list | tuple) else str(cell or "")

@@ -1,0 +1,131 @@
+"""Read the messages and the tools of a row, in the forms in which people store them, as chat templates want them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.data.cells import BadRow, cell_text
+
+CALL = "function_call"  # role, or field, of a tool call in older tables
+ROLES = {  # name in a table -> role of the message
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response", "ipython"), "tool"),
+    CALL: "assistant",
+}
+KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # other fields that templates read
+Message = dict[str, Any]
+
+
+def messages(cell: Any, column: str, place: str) -> list[Message]:
+    """Return the messages of a cell: a list, the JSON of one, or a single message. Raises BadRow."""
+    value = _parsed(cell, column, place)
+    if isinstance(value, Mapping):
+        value = _listed(value)
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{place}: column {column!r} holds no messages")
+    return [_message(one, f"{place}: message {n} of column {column!r}") for n, one in enumerate(value, start=1)]
+
+
+def _listed(value: Mapping[str, Any]) -> list[Any]:
+    """Return a single message as a list, or the messages of an object with a list for each field."""
+    if value and all(isinstance(cells, list) for cells in value.values()):
+        return [dict(zip(value, cells, strict=True)) for cells in itertools.zip_longest(*value.values())]
+    return [value]
+
+
+def said(cell: Any, role: str, column: str, place: str) -> list[Message]:
+    """Return the messages of a cell that is a list of messages, or the text of a single one of this role."""
+    if not isinstance(cell, str | int | float | None):
+        return messages(cell, column, place)
+    text = cell_text(cell, column, place)
+    if not text.strip():
+        raise BadRow(f"{place}: column {column!r} is empty")
+    return [{"role": role, "content": text}]
+
+
+def tools(cell: Any, column: str, place: str) -> list[Message]:
+    """Return the JSON schemas of the tools of a cell: a list of them, its JSON, or nothing. Raises BadRow."""
+    value = _parsed(cell, column, place) or []
+    found = [_parsed(one, column, place) for one in (value if isinstance(value, list) else [value])]
+    made = [_function(one) for one in found if isinstance(one, Mapping)]
+    if len(made) < len(found) or not all(_named(one["function"]) for one in made):
+        raise BadRow(f"{place}: column {column!r} holds no list of tools, which are objects with a name")
+    return made
+
+
+def _message(value: Any, place: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise BadRow(f"{place} is a {type(value).__name__}, not an object with role and content (or from and value)")
+    name = value.get("role") or value.get("from")
+    if name not in ROLES:
+        raise BadRow(f"{place} has the role {name!r}; known: {', '.join(ROLES)}")
+    made: Message = {"role": ROLES[name], "content": "" if name == CALL else _content(value, ROLES[name], place)}
+    made |= {key: value[key] for key in KEPT if value.get(key)}
+    calls = _calls(value, name, place)
+    made |= {"tool_calls": calls} if calls else {}
+    if not made["content"].strip() and not calls and made["role"] in ("user", "assistant"):
+        raise BadRow(f"{place} ({name}) is empty")
+    return made
+
+
+def _content(message: Mapping[str, Any], role: str, place: str) -> str:
+    """Return the text of a message. A list of parts is joined; a result of a tool may be any JSON."""
+    content = _said(message)
+    if isinstance(content, list) and all(isinstance(part, Mapping) and "type" in part for part in content):
+        other = [part["type"] for part in content if part["type"] != "text"]
+        if other:
+            raise BadRow(f"{place} holds a part of type {other[0]!r}; only text can be read")
+        content = "".join(str(part.get("text", "")) for part in content)
+    if role == "tool" and isinstance(content, list | Mapping):
+        return json.dumps(content, ensure_ascii=False)
+    return cell_text(content, "content", place)
+
+
+def _said(message: Mapping[str, Any]) -> Any:
+    return message["content"] if message.get("content") is not None else message.get("value")
+
+
+def _calls(message: Mapping[str, Any], name: str, place: str) -> list[Message]:
+    """Return the tool calls of a message, with their arguments as an object."""
+    calls = _parsed(message.get("tool_calls"), "tool_calls", place) or []
+    if name == CALL or message.get(CALL):
+        calls = _parsed(message.get(CALL) or _said(message), CALL, place)
+    calls = [calls] if isinstance(calls, Mapping) else calls
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRow(f"{place} has tool calls that are no list of objects")
+    return [_call(_function(call), place) for call in calls]
+
+
+def _call(call: Message, place: str) -> Message:
+    function = call["function"]
+    arguments = _parsed(function.get("arguments"), "arguments", place) if _named(function) else None
+    if not isinstance(arguments or {}, Mapping) or not _named(function):
+        raise BadRow(f"{place} has a tool call without a name, or whose arguments are no object")
+    return {**call, "function": {**function, "arguments": arguments or {}}}
+
+
+def _named(function: Any) -> bool:
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
+
+
+def _function(value: Mapping[str, Any]) -> Message:
+    """Return a tool or a call in the form {"type": "function", "function": {...}}."""
+    if "function" in value:
+        return dict(value)
+    outer = {"type": "function", **{key: value[key] for key in ("id",) if key in value}}
+    return {**outer, "function": {key: one for key, one in value.items() if key not in ("id", "type")}}
+
+
+def _parsed(cell: Any, column: str, place: str) -> Any:
+    """Return the value of a cell that is JSON, and any other cell as it is."""
+    if not isinstance(cell, str) or not cell.strip():
+        return cell or None
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"{place}: {column!r} is not JSON: {error}") from None

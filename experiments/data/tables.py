@@ -1,0 +1,166 @@
+"""Read the rows of a table one after the other: JSON lines, JSON, CSV, Parquet, Arrow; compressed files too."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from experiments.common.errors import ConfigError
+from experiments.data.cells import BadRow
+
+BOM = b"\xef\xbb\xbf"
+Row = tuple[str, Mapping[str, Any] | BadRow]  # where it is in the file, and its cells or why they cannot be read
+
+
+def rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a table. The file is not held in memory, unless it is one JSON list.
+
+    Raises ConfigError for a file that is damaged. A line that cannot be read is yielded as BadRow.
+    """
+    try:
+        yield from READERS[kind(file)](file)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ConfigError(f"data file {file} cannot be read: {error}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"data file {file} is not UTF-8 text of a table: {error}") from error
+
+
+def kind(file: Path) -> str:
+    """Return the ending of a file without that of its compression: `.jsonl` for `a.jsonl.gz`."""
+    return (file.with_suffix("") if file.suffix in OPENERS else file).suffix.lower()
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, decompressed, after the byte order mark that it may begin with."""
+    with OPENERS.get(file.suffix, open)(file, "rb") as raw:
+        stream: Any = io.BufferedReader(raw) if not hasattr(raw, "peek") else raw
+        if stream.peek(len(BOM))[: len(BOM)] == BOM:
+            stream.read(len(BOM))
+        yield stream
+
+
+def _zstd(file: Path, mode: str) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(file), mode), "zstd")
+
+
+def _json(file: Path) -> Iterator[Row]:
+    """Read a file of one JSON list, or of lines."""
+    with opened(file) as stream:
+        start = next((line for line in stream if line.strip()), b"").lstrip()[:1]
+    if start != b"[":
+        yield from _lines(file)
+        return
+    with opened(file) as stream:
+        text = stream.read().decode()
+    value = _parsed(text, f"data file {file}")
+    if isinstance(value, BadRow):
+        raise ConfigError(str(value))
+    for number, row in enumerate(value, start=1):
+        yield f"row {number}", _object(row, f"data file {file}, row {number}")
+
+
+def _lines(file: Path) -> Iterator[Row]:
+    """Read JSON lines. They end at newlines alone: strings in them may contain other ends of lines, as U+2028."""
+    with opened(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"line {number}", _row(line, f"data file {file}, line {number}")
+
+
+def _row(line: bytes, place: str) -> Mapping[str, Any] | BadRow:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return BadRow(f"{place} is not UTF-8 text: {error}")
+    value = _parsed(text, place)
+    return value if isinstance(value, BadRow) else _object(value, place)
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"{place} is not JSON: {error}")
+
+
+def _object(value: Any, place: str) -> Mapping[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow(f"{place} must hold an object with named columns, but holds {type(value).__name__}")
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    """Read a table with a head, with commas or semicolons. Its cells are texts: 007 stays 007."""
+    csv.field_size_limit(sys.maxsize)
+    with opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+        head = text.readline()
+        mark = "\t" if kind(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
+        names = next(csv.reader([head], delimiter=mark), [])
+        reader = csv.DictReader(text, names, restkey="", delimiter=mark)
+        for row in reader:
+            place = f"line {reader.line_num + 1}"
+            yield place, BadRow(f"data file {file}, {place} has more cells than the head") if "" in row else row
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield from _batches(table.iter_batches(batch_size=1024))
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"data file {file} is not Parquet: {error}") from error
+
+
+def _arrow(file: Path) -> Iterator[Row]:
+    """Read a file, or a stream as `datasets` saves it."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as source:
+        try:
+            table = pyarrow.ipc.open_file(source)
+            yield from _batches(map(table.get_batch, range(table.num_record_batches)))
+        except pyarrow.ArrowInvalid:
+            source.seek(0)
+            try:
+                yield from _batches(iter(pyarrow.ipc.open_stream(source)))
+            except pyarrow.ArrowInvalid as error:
+                raise ConfigError(f"data file {file} is not Arrow: {error}") from error
+
+
+def _batches(batches: Iterator[Any]) -> Iterator[Row]:
+    cells = (row for batch in batches for row in batch.to_pylist())
+    for number, row in enumerate(cells, start=1):
+        yield f"row {number}", {name: filled(cell) for name, cell in row.items()}
+
+
+def filled(value: Any) -> Any:
+    """Leave out keys that are null inside of a cell: tables of one schema fill up what a row does not have."""
+    if isinstance(value, Mapping):
+        return {key: filled(one) for key, one in value.items() if one is not None}
+    return [filled(one) for one in value] if isinstance(value, list) else value
+
+
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}

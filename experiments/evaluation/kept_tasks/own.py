@@ -1,0 +1,81 @@
+"""Kept tasks of one's own: a file of questions, with options or with answers to write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+from experiments.common.paths import check_file_name
+from experiments.common.section import Section
+from experiments.data.files import LocalFile
+from experiments.data.graders import AnyGrader
+from experiments.data.items import Item, NewTask
+from experiments.evaluation.kept_tasks.question import Question, Template
+
+PLAIN = "Question: {}\nAnswer:"
+REWORDED = ("{}\nThe answer is", "Please answer this question: {}")  # plain and chat, for the A/A floor
+ALL = 10**9
+
+
+class KeptFile(Section):
+    """A file of questions that must not be forgotten. A path alone names its columns question, answer, options.
+
+    With options a question is multiple choice, all of them asked, in the same two forms as the built-in tasks. Without,
+    its greedy reply is graded.
+    """
+
+    path: str = Field(description="a table: .jsonl, .json or .parquet")
+    name: str | None = Field(None, description="of the task, in tables and figures; default: that of the file")
+    question: str = Field("question", description="column of the question, or a text with {columns}")
+    answer: str = Field("answer", description="column of the answer")
+    grader: AnyGrader | None = Field(
+        None, description="as of a source; default: choice if there is a column options, else exact"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        return check_file_name(value) if value is not None else None
+
+    @field_validator("grader")
+    @classmethod
+    def _right_or_wrong(cls, value: Any) -> Any:
+        if value is not None and value.by_likelihood:
+            raise ValueError("likelihood is for the new task: a kept task counts right answers")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _short(self, fields: SerializerFunctionWrapHandler) -> Any:
+        plain = {name: value for name, value in fields(self).items() if value != type(self).model_fields[name].default}
+        return plain["path"] if set(plain) == {"path"} else plain
+
+    @property
+    def task(self) -> str:
+        return self.name or re.sub(r"[^\w. -]", "_", Path(self.path).stem)
+
+    def digest(self) -> str:
+        """Return sixteen hex digits that change when the questions change."""
+        return self._source().digest()
+
+    def draw(self, count: int | Literal["all"], seed: int) -> NewTask:
+        """Return `count` questions, or all if there are fewer. Raises ConfigError if the file cannot be used."""
+        task = self._source().sample(ALL if count == "all" else count, seed)
+        assert isinstance(task, NewTask)  # of a table without a column of texts
+        return task
+
+    def _source(self) -> LocalFile:
+        columns = {"path": self.path, "question": self.question, "answer": self.answer}
+        grader = self.grader or ("choice" if LocalFile(**columns).has_column("options") else "exact")
+        return LocalFile(**columns, grader=grader)
+
+
+def as_question(task: str, item: Item) -> Question:
+    """Return a question of multiple choice with all options of the item, in their order."""
+    options, asked = tuple(item.metadata["options"]), item.question
+    wrong = tuple(option for option in options if option != item.answer)
+    reworded = REWORDED[0].format(asked), REWORDED[1].format(asked)
+    template = Template(item.id, PLAIN.format(asked), asked, item.answer, wrong, reworded=reworded)
+    return Question(task, template, options, options.index(item.answer))

@@ -1,0 +1,52 @@
+"""Free replies to the questions of a task: how long they may be, the answer in them, their records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.hashing import text_id
+from experiments.data.items import COMMAS, NUMBER, Form, NewTask
+from experiments.models.tokens import answer_ids
+from experiments.records import Record
+
+GREEDY = "generate"  # form of a record
+ROOM = 24  # tokens that a reply may be longer than the longest answer
+
+
+def room_for(tokenizer: PreTrainedTokenizerBase, task: NewTask) -> int:
+    """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
+    return ROOM + max(len(answer_ids(tokenizer, item.question, item.reply, ended=False)) for item in task.test)
+
+
+def reply_records(
+    suite: str, task: NewTask, replies: Sequence[str], forms: Sequence[str] = (GREEDY,)
+) -> Iterator[Record]:
+    """Yield the record of each reply. replies: one of each form to the first question, then those to the next."""
+    asked = [(item, form) for item in task.test for form in forms]
+    for (item, form), reply in zip(asked, replies, strict=True):
+        answer = parse_answer(reply, task.form)
+        yield Record(
+            suite,
+            task.name,
+            form,
+            item.id,
+            correct=int(task.correct(answer, item)),
+            answer=item.answer,
+            reply=reply,
+            parsed=answer is not None,
+            prompt=text_id(item.question),
+        )
+
+
+def parse_answer(reply: str, form: Form) -> str | None:
+    """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
+
+    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
+    """
+    if form == "text":
+        return reply.strip() or None
+    pattern = NUMBER if form == "number" else COMMAS
+    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
+    return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

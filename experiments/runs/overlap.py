@@ -1,0 +1,116 @@
+"""What a run measures that is also in its training data: searched once, said at the start, shown in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_note, write_json
+from experiments.common.hashing import short_digest
+from experiments.data.items import Example, NewText
+from experiments.data.overlap import LETTERS, Overlap, Probe, overlaps, question_probe
+from experiments.data.source import Source
+from experiments.data.tested import Measured
+from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.kept_tasks.question import Question
+from experiments.evaluation.suites.kept import KeptSuite
+from experiments.runs.data import ExperimentData
+
+VERSION = 1  # of the search: raise it when a change of the code changes what is found
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Overlaps by source and task. left_out: rows that ask a question of another test set, by the label of a source."""
+
+    overlaps: tuple[Overlap, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """Say what was found, one line each."""
+        for source, count in self.left_out.items():
+            rows, asks = ("rows", "ask") if count > 1 else ("row", "asks")
+            yield f"source {source}: {count:,} {rows} left out of training: {asks} a question of a test set"
+        for one in self.overlaps:
+            parts = [f"{one.same:,} but for case and punctuation"] * (one.same > 0)
+            parts += [f"{one.similar:,} in half of the word sequences"] * (one.similar > 0)
+            measured, trained = (text.replace("\n", " ")[: LETTERS // 2] for text in one.examples[0])
+            yield (
+                f"overlap: of {one.items:,} questions of {one.task} some are in the training data {one.source} "
+                f"({' and '.join(parts)}), such as {measured!r}: {trained!r}"
+            )
+
+
+def search(data: ExperimentData, suites: Suites, cache: Path, digests: Sequence[str]) -> Searched:
+    """Look for what is measured in all sources that are stored as a whole, or read what an earlier run found.
+
+    digests: of the sources. What is made anew or streamed is not searched.
+    """
+    probes = [*_new(data), *_kept(suites)]
+    key = short_digest(str(VERSION), *digests, repr(probes), *sorted(data.held_out_ids))
+    file = cache / "overlap" / f"{key}.json"
+    known = read_note(file)
+    if not known:
+        known = _plain(_search(data, probes))
+        write_json(file, known)
+    return Searched(tuple(Overlap(**one) for one in known["overlaps"]), known["left_out"])
+
+
+def _search(data: ExperimentData, probes: Sequence[Probe]) -> Searched:
+    found: list[Overlap] = []
+    left_out: dict[str, int] = {}
+    pairs = [*zip(data.new, data.held_out_of, strict=True), *((source, frozenset[str]()) for source in data.old)]
+    for source, ids in pairs:
+        if source.size is None:
+            continue
+        trained = _Trained(source, data.held_out_ids, ids)
+        found += overlaps(probes, trained, source.label)
+        if trained.left_out:
+            left_out[source.label] = left_out.get(source.label, 0) + trained.left_out
+    return Searched(tuple(found), left_out)
+
+
+class _Trained:
+    """The rows of a source that are trained on. left_out: rows with a question of another test set, once all are read.
+
+    held_out: ids of all test sets. ids: of the source's own one.
+    """
+
+    def __init__(self, source: Source, held_out: frozenset[str], ids: frozenset[str]) -> None:
+        self.source, self.held_out, self.left_out = source, held_out, 0
+        other = isinstance(source, Measured) and source.test is not None and not source.test.of_training
+        self.own = frozenset[str]() if other else ids  # rows that the source holds out of its own are no loss
+
+    def __iter__(self) -> Iterator[Example]:
+        for example in self.source.stored():
+            if example.id not in self.held_out:
+                yield example
+            elif example.id not in self.own:
+                self.left_out += 1
+
+
+def _new(data: ExperimentData) -> Iterator[Probe]:
+    for task in data.tasks:
+        if isinstance(task, NewText):
+            yield from (Probe("new", task.name, text, (text,)) for text in task.documents)
+        else:
+            yield from (question_probe("new", task.name, item) for item in task.test)
+
+
+def _kept(suites: Suites) -> Iterator[Probe]:
+    suite = suites.suites.get(KeptSuite.name)
+    if isinstance(suite, KeptSuite):
+        yield from map(_probe, suite.questions)
+        yield from (question_probe("kept", task.name, item) for task in suite.written for item in task.test)
+
+
+def _probe(question: Question) -> Probe:
+    template = question.template
+    statements = (f"{template.plain} {template.right}", f"{template.chat} {template.right}")
+    return Probe("kept", question.task, template.chat, statements)
+
+
+def _plain(found: Searched) -> dict[str, Any]:
+    return {"overlaps": [one.plain() for one in found.overlaps], "left_out": found.left_out}

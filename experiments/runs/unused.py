@@ -1,0 +1,118 @@
+"""Find the fields of a config that have no effect: who gives one expects something that will not happen.
+
+A field counts as given if it differs from its default, because a run's own `config.yaml` holds all defaults too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator
+
+from pydantic import BaseModel
+
+from ctrl import ControlConfig
+from experiments.common.errors import ConfigError
+from experiments.config import ArmConfig, ExperimentConfig
+from experiments.data.columns import Columns
+from experiments.data.files import TABLES, TEXTS, LocalFile
+from experiments.methods import METHODS
+from experiments.methods.tuning import Control, Partial
+
+OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
+    "min_lr_ratio": ("cosine", "infinite"),
+    "constant_lr_ratio": ("infinite",),
+    "cooldown_share": ("infinite",),
+    "anneal_share": ("infinite",),
+}
+# fields of ControlConfig about the two outputs of a layer, and those of them about their divergence
+OF_DIVERGENCE = (
+    "divergence_weight", "margin", "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens",
+)  # fmt: skip
+OF_TWO_OUTPUTS = ("interpolation", "alpha", "alpha_start", "divergence", *OF_DIVERGENCE)
+
+
+def check_fields(config: ExperimentConfig) -> None:
+    """Raise ConfigError that lists the fields without effect, each with the field that it needs."""
+    if faults := unused_fields(config):
+        raise ConfigError("\n".join(faults))
+
+
+def check_settings(config: ExperimentConfig) -> None:
+    """Raise ConfigError for settings of suites that are not measured."""
+    for name in sorted(config.evaluation.unused_settings()):
+        raise ConfigError(f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out")
+
+
+def unused_fields(config: ExperimentConfig) -> list[str]:
+    """Describe the fields without effect, one line each, except settings of suites (a study has its base's)."""
+    return [*_data(config), *_training(config), *(fault for arm in config.arms for fault in _arm(arm))]
+
+
+def _data(config: ExperimentConfig) -> Iterator[str]:
+    data = config.data
+    replays = data.replay or any(arm.replay for arm in config.arms)
+    if data.old and not replays and not any(arm.build().reads_old for arm in config.arms):
+        yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
+    for source in (*data.new, *data.old):
+        if (
+            isinstance(source, Columns)
+            and source.text
+            and (given := _given(source, ("question", "answer", "solution")))
+        ):
+            yield f"data: source {source.label}: {', '.join(given)} is not read next to text: leave one of both out"
+        if isinstance(source, LocalFile) and source.path.endswith(TABLES) and _given(source, ("separator",)):
+            yield f"data: source {source.label}: separator splits text files ({', '.join(TEXTS)}), not tables"
+
+
+def _training(config: ExperimentConfig) -> Iterator[str]:
+    training = config.training
+    for name in _given(training, OF_SCHEDULES):
+        if training.schedule not in OF_SCHEDULES[name]:
+            needed = " or ".join(OF_SCHEDULES[name])
+            yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
+
+
+def _arm(arm: ArmConfig) -> Iterator[str]:
+    method = arm.build()
+    if isinstance(method.tuning, Control):
+        faults = list(_control(method.tuning.config))
+    elif arm.method is None:
+        faults = []
+    else:
+        used = ("layers",) if isinstance(method.tuning, Partial) else ()
+        given = [name for name in _changed(arm.control) if name not in used]
+        trains = " or its option trains: control" if "trains" in METHODS[arm.method].options.model_fields else ""
+        faults = [f"control.{name} has no effect: it needs method control{trains}" for name in given]
+    yield from (f"arm {arm.name!r}: {fault}" for fault in faults)
+
+
+def _control(config: ControlConfig) -> Iterator[str]:
+    for name in _changed(config):
+        if needed := _needed(name, config):
+            yield f"control.{name} has no effect: it needs {needed}"
+
+
+def _needed(name: str, config: ControlConfig) -> str:
+    """Return what a field of ControlConfig needs to have an effect; empty if it has one."""
+    if config.structure == "stack" and name in OF_TWO_OUTPUTS:
+        return "structure concat or hybrid: a stacked copy has no second output to be compared or mixed with"
+    if config.divergence == "none" and name in OF_DIVERGENCE:
+        return "a divergence"
+    if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
+        return "divergence cosine, cosine_smooth or norm"
+    if name == "detach_alpha" and not config.scale_by_alpha:
+        return "scale_by_alpha"
+    if name == "lora_rank" and config.expanded == "full":
+        return "expanded: lora"
+    return ""
+
+
+def _changed(config: ControlConfig) -> list[str]:
+    """Return the fields that differ from their defaults."""
+    return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+
+
+def _given(section: BaseModel, names: Collection[str]) -> list[str]:
+    """Return those of the fields that differ from their defaults."""
+    fields = type(section).model_fields
+    return [name for name in names if getattr(section, name) != fields[name].default]

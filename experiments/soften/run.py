@@ -1,0 +1,148 @@
+"""Soften a model: measure points of the path from its base to it, choose one, and write it as a plain model.
+
+All state is in a folder, as of `measure`: the same call goes on there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import write_json
+from experiments.common.paths import default_root
+from experiments.measure.config import measure_config
+from experiments.measure.files import stamp
+from experiments.measure.gate import conditions as read_conditions
+from experiments.measure.kinds import Base, Kind
+from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
+from experiments.measure.run import note_settings
+from experiments.measure.session import Session
+from experiments.records import Estimate, Record, read_records
+from experiments.runs.baseline import score
+from experiments.runs.run import errors_explained, only_one, only_one_process
+from experiments.scorecard.halves import even
+from experiments.soften.choice import Point, barrier, choose
+from experiments.soften.endpoint import endpoint
+from experiments.soften.path import By, WeightPath
+from experiments.soften.report import SoftenReport, write_card, write_report
+from experiments.tracking.tracker import Tracker
+
+ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SUITES = ("kept", "drift", "text")  # and `new`, if there is a file
+
+
+@dataclass(frozen=True)
+class Softened:
+    """What a call leaves. alpha: of the chosen point; None if no point meets the conditions, and nothing is written."""
+
+    folder: Path
+    alpha: float | None
+    report: SoftenReport
+
+
+def soften(
+    base: str,
+    model: str,
+    to: str | Path,
+    new: str | Path | None = None,
+    alphas: Sequence[float] = ALPHAS,
+    by: By = "weights",
+    suites: Sequence[str] | None = None,
+    conditions: Sequence[str] = (),
+    out: str | Path | None = None,
+    root: str | Path | None = None,
+    precision: str = "auto",
+    seed: int = 0,
+    changes: Mapping[str, Any] | None = None,
+    allow_other_base: bool = False,
+    say: Callable[[str], None] = print,
+) -> Softened:
+    """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
+
+    base, model, new, suites, out, root, changes, allow_other_base: see `measure`. alphas: points of the path in (0, 1];
+    1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task one is
+    needed. Half of the questions choose the point, its figures are those of the other half.
+    """
+    only_one_process("softening")
+    names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
+    config = measure_config(base, new, names, None, precision, seed, changes)
+    points, wanted = _points(alphas), read_conditions(conditions, config)
+    if new is None and not wanted:
+        raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
+    target = Path(to).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--to {to} exists and is not empty: choose another folder")
+    found = read_base(base, allow_other_base)
+    tokenizer = load_tokenizer(found.folder)
+    task = config.task(tokenizer)
+    (chosen,) = read_models([model], found, tokenizer, task)
+    _check_path(chosen)
+    root = Path(root) if root else default_root()
+    digest = config.digest(stamp(found.folder), chosen.checkpoints[-1].stamp, by)
+    folder = Path(out).resolve() if out else root / "runs" / f"soften-{chosen.name}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with errors_explained(folder.parent), only_one(folder):
+        note_settings(folder, config, digest)
+        session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
+        session.tracker.reap()
+        session.check_fingerprints([chosen])
+        path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
+        measured = _measure(session, chosen, path, points)
+        best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
+        report = write_report(session, path, measured, best, rule, _barrier(session, measured), half)
+        if best is not None:
+            path.write(best.alpha, target)
+            write_card(target, session, path, best.alpha, rule, report)
+            write_json(folder / "chosen.json", {"alpha": best.alpha, "by": by, "to": str(target), "rule": rule})
+        return Softened(folder, best.alpha if best else None, report)
+
+
+def half(session: Session, name: str, choosing: bool) -> dict[str, Estimate]:
+    """Return the figures of a point on the half of the items that chooses, or on the other half."""
+
+    def own(records: list[Record]) -> list[Record]:
+        return [record for record in records if even(record) == choosing]
+
+    after = read_records(session.arm_folder(name) / "items-1.jsonl")
+    base, floor = own(session.base_records()), own(session.floor_records())
+    return score(base, floor, own(after), session.config.evaluation.bootstrap, session.config.seed)
+
+
+def _points(alphas: Sequence[float]) -> list[float]:
+    wrong = [alpha for alpha in alphas if not 0 < alpha <= 1]
+    if wrong:
+        raise ConfigError(f"--alphas {wrong[0]:g}: a point of the path has an alpha above 0 and at most 1")
+    return sorted({*alphas, 1.0})
+
+
+def _check_path(model: Model) -> None:
+    """Raise ConfigError if no path of weights leads to the model."""
+    reasons = [why for suite, why in model.left_out.items() if suite in ("alignment", "drift")]
+    if reasons:
+        raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")
+
+
+def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[float]) -> dict[float, str]:
+    """Measure the points, or read what is on disk of them. Returns the name of each one's records."""
+    names = {}
+    for alpha in alphas:
+        name = f"alpha-{alpha:g}"
+        point = Checkpoint(1, model.checkpoints[-1].folder, _kind(path, alpha))
+        session.measure(dataclasses.replace(model, name=name, checkpoints=(point,)))
+        names[alpha] = name
+    return names
+
+
+def _kind(path: WeightPath, alpha: float) -> Kind:
+    def load(folder: Path, base: Base) -> Any:
+        return path.load(alpha)
+
+    return Kind(f"alpha {alpha:g} of {path.by}", True, lambda _: True, lambda *_: {}, lambda *_: None, load)
+
+
+def _barrier(session: Session, measured: Mapping[float, str]) -> str | None:
+    return barrier([Point(alpha, half(session, name, False)) for alpha, name in measured.items()])

@@ -1,0 +1,49 @@
+"""Check what the trials of a study will do, before its first one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments.common.errors import ConfigError
+from experiments.common.section import nearest
+from experiments.config import ExperimentConfig
+from experiments.methods.tuning import Control
+from experiments.runs.checks import check_run
+from experiments.runs.prepared import read_inputs
+from experiments.runs.unused import unused_fields
+from experiments.studies.config import StudyConfig
+from experiments.studies.space import probes
+
+SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
+
+
+def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
+    """Raise ConfigError for what none of the trials can do. configs: each pick of each dimension is in one of them."""
+    lists = [unused_fields(config) for config in configs]
+    if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
+        raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
+    for posthoc in study.posthoc:
+        arms = {config.arms[0].name: config.arms[0] for config in configs}
+        arm = arms.get(posthoc.arm, arms.get(posthoc.arm.split(" ")[0]))
+        if arm is None:
+            raise ConfigError(f"{source}: posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, arms)}")
+        if posthoc.op == "dial" and not isinstance(arm.build().tuning, Control):
+            raise ConfigError(f"{source}: posthoc: dial needs an expanded arm, but {posthoc.arm!r} is not: use wise")
+    law = study.search.get(study.report.law or "")
+    if law and not SHARE.fullmatch(getattr(law, "path", None) or str(study.report.law)):
+        raise ConfigError(f"{source}: report.law {study.report.law!r} sets no share of replayed text: name data.replay")
+
+
+def check_inputs(study: StudyConfig, root: Path, say: Callable[[str], None] = print) -> None:
+    """Read the inputs of a trial, and check the arms of all others on its base model. Raises ConfigError, ModelError.
+
+    Takes as long as the start of one trial.
+    """
+    configs = [study.run_config(picks, 0, study.seeds[0]) for picks in probes(study.search)]
+    read = {config.base_model: read_inputs(config, root, say) for config in configs[:1]}
+    for config in configs:
+        if config.base_model not in read:
+            read[config.base_model] = read_inputs(config, root, say)
+        check_run(config, read[config.base_model].model)

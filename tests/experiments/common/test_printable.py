@@ -1,0 +1,22 @@
+"""Text of others cannot steer a terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.common.printable import printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain: ä 数学 🙂\n\tnext", "plain: ä 数学 🙂\n\tnext"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("over\rwritten", "over\\rwritten"),
+        ("a\u202eb\x00", "a\\u202eb\\x00"),
+        ("\x9b2J", "\\x9b2J"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert printable(text) == shown

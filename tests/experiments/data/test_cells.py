@@ -1,0 +1,23 @@
+"""Cells become text as a reader would write them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from experiments.data.cells import BadRow, cell_text
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(None, ""), ("a", "a"), (7, "7"), (Decimal("1.50"), "1.50"), (True, "True")]
+)
+def test_text(cell: Any, text: str) -> None:
+    assert cell_text(cell, "c", "here") == text
+
+
+@pytest.mark.parametrize("cell", [[1], {"a": 1}, b"a", float("nan"), float("inf"), "\udc80"])
+def test_what_is_no_text(cell: Any) -> None:
+    with pytest.raises(BadRow, match=r"here: .*'c'"):
+        cell_text(cell, "c", "here")

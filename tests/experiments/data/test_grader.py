@@ -1,0 +1,42 @@
+"""Options of multiple choice, as tables have them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.data.files import LocalFile
+from experiments.data.items import Item
+from tests.helpers.question_files import write
+
+
+@pytest.mark.parametrize(
+    ("cell", "answer", "right"),
+    [
+        (["Lyon", "Paris"], "Paris", "Paris"),
+        (["Lyon", "Paris"], "B", "Paris"),
+        (["Lyon", "Paris"], 1, "Paris"),
+        (["3", "1"], 1, "1"),  # a number from 0: the second
+        (["3", "1"], "3", "3"),
+        (["1", "0"], 0, "1"),
+        ([3, 1], 1, "1"),  # options that are numbers
+        ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "2", "Paris"),
+        (["Lyon", "Paris"], "C", r"the answer 'C' is none of the options"),
+        (["Lyon"], "Lyon", r"two or more different options"),
+        (["Lyon", "Lyon"], "Lyon", r"two or more different options"),
+        ("Lyon", "Lyon", r"a list of texts"),
+    ],
+)
+def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": "q", "options": cell, "answer": answer}])
+    source = LocalFile(path=str(path), grader="choice")
+    if right in ("Lyon", "Paris", "1", "3", "0"):
+        (item,) = source.examples
+        assert isinstance(item, Item)
+        assert item.answer == right
+    else:
+        with pytest.raises(ConfigError, match=rf"line 1: .*{right}"):
+            source.examples  # noqa: B018

@@ -1,0 +1,181 @@
+"""The contract of graders, what each takes for right, and functions of the user."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError, MachineError
+from experiments.config import load_config
+from experiments.data.files import LocalFile
+from experiments.data.grader import Grader
+from experiments.data.graders import GRADERS, Function, read_grader, write_grader
+from experiments.data.items import Item, NewTask
+from experiments.data.tested import Measured
+from tests.helpers.question_files import write
+
+OPTIONS = {"options": ("Lyon", "Paris")}
+HALVES = "assert half(4) == 2\nassert half(9) == 4"
+RIGHT = "```python\ndef half(x):\n    return x // 2\n```"
+# grader as in YAML; answer; columns of the row; replies that are right; replies that are wrong
+CASES: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "exact": ("exact", "Paris", {}, ("paris.", "It is in France.\nAnswer: Paris"), ("Paris it is", "")),
+    "contains": ("contains", "New York", {}, ("In new\nyork, I think", "New York"), ("New Yorker", "York", "")),
+    "regex": ({"regex": r"is {answer}\b"}, "a.b", {}, ("it is a.b",), ("it is axb", "a.b", "")),
+    "group": ({"regex": r"#### (.+)"}, "1,007", {}, ("#### 3\n#### 1007",), ("#### 1007\n#### 3", "1007")),
+    "numeric": (
+        "numeric",
+        "1,007.50",
+        {},
+        ("It is 1007.5.", "3 + 4 = 1.0075e3", "\N{MINUS SIGN}3, no: 1007.5"),
+        ("1007.4", "-1007.5", "none", "1007.5 or 3", ""),
+    ),
+    "tolerance": ({"numeric": 0.1}, "-2", {}, ("-2.1", "-1.9"), ("-2.11", "2", "5-2")),
+    "relative": ({"numeric": {"relative": 0.1}}, "200", {}, ("180", "220 km"), ("179",)),
+    "math": ("math", "1/2", {}, ("So it is $\\frac{1}{2}$.", "0.5", "\\boxed{\\frac{2}{4}}"), ("1/3", "no idea", "")),
+    "code": (
+        {"code": {"allow": True, "seconds": 1}},
+        "pass",
+        {"tests": HALVES},
+        (RIGHT, "half = lambda x: x // 2", "import math\ndef half(x): return math.floor(x / 2)"),
+        ("half = lambda x: x / 2", "raise SystemExit(0)", "while True: pass", "open('x', 'w')", "not code", ""),
+    ),
+    "choice": ("choice", "Paris", OPTIONS, ("Paris",), ("Lyon", "")),
+    "likelihood": ("likelihood", "Paris", {}, ("Paris",), ("Lyon", "")),
+}
+NAMES = {"group": "regex", "tolerance": "numeric", "relative": "numeric"}  # further cases of a grader
+
+
+def skip_without(name: str) -> None:
+    if name == "math":
+        pytest.importorskip("math_verify")
+
+
+def task(grader: Grader, answer: str, values: dict[str, Any]) -> NewTask:
+    made = Measured(source="any", grader=grader).graded(NewTask("t", (Item("q", answer, values),), print))
+    assert isinstance(made, NewTask)
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+class TestContract:
+    def test_right_and_wrong(self, case: str) -> None:
+        skip_without(case)
+        plain, answer, values, right, wrong = CASES[case]
+        made = task(read_grader(plain), answer, values)
+        assert made.grader
+        assert made.form == "text"
+        assert [reply for reply in right if not made.correct(reply, made.test[0])] == []
+        assert [reply for reply in wrong if made.correct(reply, made.test[0])] == []
+        assert not made.correct(None, made.test[0])
+
+    def test_any_reply_has_a_verdict(self, case: str) -> None:
+        skip_without(case)
+        plain, answer, values, *_ = CASES[case]
+        made = task(read_grader(plain), answer, values)
+        for reply in ("\x00", "\ud800", "9" * 5000, "(" * 500, "1e999999", "\\frac{", "```", "{answer}", "\N{SNOWMAN}"):
+            assert made.correct(reply, made.test[0]) is False
+
+    def test_it_is_written_as_it_was_read(self, case: str) -> None:
+        grader = read_grader(CASES[case][0])
+        assert read_grader(write_grader(grader)) == grader == pickle.loads(pickle.dumps(grader))
+        assert grader.digest() == read_grader(write_grader(grader)).digest()
+        others = [read_grader(CASES[other][0]).digest() for other in CASES if other != case]
+        assert len(grader.digest()) == 16
+        assert grader.digest() not in others
+
+    def test_every_grader_has_a_case(self, case: str) -> None:
+        assert set(GRADERS) == {NAMES.get(name, name) for name in CASES}
+        assert isinstance(read_grader(CASES[case][0]), GRADERS[NAMES.get(case, case)])
+
+
+@pytest.mark.parametrize(
+    ("plain", "said"),
+    [
+        ("exactly", r"unknown name 'exactly': did you mean 'exact'"),
+        ({"regex": "("}, r"'\(' is no regular expression"),
+        ("regex", r"pattern"),
+        ({"numeric": -1}, r"greater than or equal to 0"),
+        ({"exact": 3}, r"value"),
+        ({"exact": {}, "math": {}}, r"give one name"),
+        (3, r"give one name"),
+    ],
+)
+def test_faults_in_yaml(plain: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LocalFile(path="a.jsonl", grader=plain)
+
+
+@pytest.mark.parametrize(
+    ("plain", "item", "said"),
+    [
+        ("code", Item("q", "a", {"tests": "pass"}), r"grader code: it runs the model's replies as code.*allow: true"),
+        ("numeric", Item("q", "none"), r"grader numeric: the answer 'none' has no number"),
+        ("none_such:f", Item("q", "a"), r"none_such cannot be imported from .*ModuleNotFoundError"),
+    ],
+)
+def test_what_cannot_be_used_is_said_at_the_start(plain: Any, item: Item, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Measured(source="any", grader=plain).graded(NewTask("t", (item,), print))
+
+
+FUNCTIONS = """
+import mine_too
+
+def right(reply, entry):
+    return reply == entry["answer"] + entry["metadata"]["unit"] + mine_too.END
+
+def broken(reply, entry):
+    return 1 / 0
+
+def away(reply, entry):
+    raise ConnectionError("no network")
+
+def leaves(reply, entry):
+    raise SystemExit(3)
+"""
+
+
+class TestFunction:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "mine.py").write_text(FUNCTIONS)
+        (tmp_path / "mine_too.py").write_text("END = '!'")
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["mine", "mine.py"])
+    def test_a_function_next_to_the_config(self, name: str, folder: Path) -> None:
+        rows = [{"question": "q", "answer": "3", "unit": "km"}]
+        file = write(folder / "a.jsonl", rows)
+        new = {"source": "file", "path": str(file), "grader": {f"{name}:right": {"columns": ["unit"]}}}
+        arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+        (folder / "run.yaml").write_text(json.dumps({"name": "run", "data": {"new": new}, "arms": arms}))
+        source = load_config(folder / "run.yaml").data.new[0]
+        made = source.sample(1, 0)  # type: ignore[attr-defined]
+        assert made.correct("3km!", made.test[0])
+        assert not made.correct("3", made.test[0])
+
+    @pytest.mark.parametrize(("name", "said"), [("broken", "ZeroDivisionError: division"), ("leaves", "SystemExit: 3")])
+    def test_an_error_is_a_wrong_answer_and_is_named(self, name: str, said: str, folder: Path) -> None:
+        made = task(Function(function=f"{folder / 'mine.py'}:{name}"), "3", {})
+        with pytest.warns(UserWarning, match=rf"grader .*mine.py:{name}: {said}.* \(the reply counts as wrong\)"):
+            assert not made.correct("3", made.test[0])
+
+    def test_a_fault_of_the_machine_is_no_wrong_answer(self, folder: Path) -> None:
+        made = task(Function(function=f"{folder / 'mine'}:away"), "3", {})
+        with pytest.raises(MachineError, match=r"no network"):
+            made.correct("3", made.test[0])
+
+    def test_a_name_that_is_not_there(self, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=r"has no function 'rihgt': did you mean 'right'"):
+            task(Function(function=f"{folder / 'mine'}:rihgt"), "3", {})
+
+    def test_the_digest_follows_the_file(self, folder: Path) -> None:
+        grader = Function(function=f"{folder / 'mine'}:right")
+        before = grader.digest()
+        (folder / "mine.py").write_text(FUNCTIONS + "\n")
+        assert grader.digest() != before

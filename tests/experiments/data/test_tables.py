@@ -1,0 +1,131 @@
+"""Files of tables: their kinds, their compression, and one line for each that is damaged."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.data.cells import BadRow
+from experiments.data.tables import rows
+
+ROWS = [{"a": f"x\u2028{i}", "b": [{"c": i}]} for i in range(3)]
+LINES = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
+
+
+def cells(file: Path) -> list[Any]:
+    return [row for _, row in rows(file)]
+
+
+def _zstd(data: bytes) -> bytes:
+    return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
+
+
+def _streamed(data: bytes) -> bytes:
+    """Compress as programs do that do not know the length at the start."""
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+class TestCompressed:
+    @pytest.mark.parametrize(
+        ("ending", "pack"),
+        [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", _streamed), (".zst", _zstd)],
+    )
+    @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+    def test_lines(self, ending: str, pack: Callable[[bytes], bytes], bom: bytes, tmp_path: Path) -> None:
+        file = tmp_path / f"a.jsonl{ending}"
+        file.write_bytes(pack(bom + LINES))
+        assert cells(file) == ROWS
+        assert [where for where, _ in rows(file)] == ["line 1", "line 2", "line 3"]
+
+    @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+    def test_what_is_damaged(self, ending: str, tmp_path: Path) -> None:
+        file = tmp_path / f"a.jsonl{ending}"
+        file.write_bytes(b"no such thing")
+        with pytest.raises(ConfigError, match=rf"data file .*a.jsonl{ending} cannot be read"):
+            cells(file)
+
+    def test_what_was_cut_off(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.jsonl.gz"
+        file.write_bytes(gzip.compress(LINES * 100)[:-20])
+        with pytest.raises(ConfigError, match=r"a.jsonl.gz cannot be read"):
+            cells(file)
+
+
+class TestArrow:
+    @pytest.mark.parametrize("kind", [pyarrow.ipc.new_file, pyarrow.ipc.new_stream])
+    def test_files_and_streams(self, kind: Any, tmp_path: Path) -> None:
+        file = tmp_path / "a.arrow"
+        table = pyarrow.Table.from_pylist(ROWS)
+        with kind(str(file), table.schema) as writer:
+            writer.write_table(table)
+        assert cells(file) == ROWS
+
+    def test_what_a_dataset_saves(self, tmp_path: Path) -> None:
+        import datasets
+
+        datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
+        (file,) = tmp_path.glob("*.arrow")
+        assert cells(file) == ROWS
+
+    def test_not_arrow(self, tmp_path: Path) -> None:
+        (tmp_path / "a.arrow").write_text("no")
+        with pytest.raises(ConfigError, match=r"a.arrow is not Arrow"):
+            cells(tmp_path / "a.arrow")
+
+    def test_keys_that_other_rows_have_are_left_out(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"m": [{"a": 1}, {"b": 2}]}, {"m": None}]), file)
+        assert cells(file) == [{"m": [{"a": 1}, {"b": 2}]}, {"m": None}]
+
+
+class TestCsv:
+    @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
+    def test_cells_are_texts(self, name: str, mark: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(f'\ufeffa{mark}b\r\n007{mark}"x\r\ny{mark}"\r\n"z"\r\n'.encode())
+        assert cells(tmp_path / name) == [{"a": "007", "b": f"x\r\ny{mark}"}, {"a": "z", "b": None}]
+
+    def test_a_long_cell(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000)
+        assert len(cells(tmp_path / "a.csv")[0]["text"]) == 200_000
+
+    def test_more_cells_than_the_head(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2,3\n")
+        first, second = cells(tmp_path / "a.csv")
+        assert first == {"a": "1", "b": "2"}
+        assert isinstance(second, BadRow)
+        assert str(second).endswith("a.csv, line 3 has more cells than the head")
+
+
+class TestLines:
+    def test_a_line_that_cannot_be_read_is_a_bad_row(self, tmp_path: Path) -> None:
+        file = tmp_path / "a.jsonl"
+        file.write_bytes(b'{"a": 1}\n\n{"a": \n\xff\xfe\n[1]\n' + b"[" * 100_000 + b'\n{"a": 2}')
+        found = list(rows(file))
+        assert [where for where, _ in found] == [f"line {n}" for n in (1, 3, 4, 5, 6, 7)]
+        assert [row for _, row in found if not isinstance(row, BadRow)] == [{"a": 1}, {"a": 2}]
+        faults = [str(row) for _, row in found if isinstance(row, BadRow)]
+        for fault, said in zip(
+            faults, ("is not JSON", "is not UTF-8", "must hold an object", "is not JSON"), strict=True
+        ):
+            assert said in fault
+
+    def test_a_list_of_several_lines_after_blank_ones(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text("\n\n " + json.dumps(ROWS, indent=2))
+        assert cells(tmp_path / "a.json") == ROWS
+
+    def test_a_list_that_is_not_json(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text('[{"a": 1},')
+        with pytest.raises(ConfigError, match=r"data file .*a.json is not JSON"):
+            cells(tmp_path / "a.json")

@@ -1,0 +1,46 @@
+"""Answers read out of replies, and the records of several samples."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.data.items import Item, NewTask, exact_match
+from experiments.evaluation.replies import parse_answer, reply_records
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("19", "19"),
+        ("The answer is -28.", "-28"),
+        ("12 - 5 = 1,007.", "1007"),
+        ("12-5", "5"),
+        ("3 + 4 = \N{MINUS SIGN}7", "-7"),
+        ("It is 2.50", "2.50"),
+        ("5 - 9", "9"),
+        ("1,2", "2"),  # a list, not 12
+        ("It is .5.", ".5"),
+        ("It is...5", "5"),
+        ("1.5e-3", "1.5e-3"),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_last_number(reply: str, answer: str | None) -> None:
+    assert parse_answer(reply, "number") == answer
+
+
+@pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
+def test_text_answers_are_taken_whole(reply: str, answer: str | None) -> None:
+    assert parse_answer(reply, "text") == answer
+
+
+def test_samples_of_a_question_are_forms_of_one_item() -> None:
+    task = NewTask("t", (Item("q", "1"), Item("r", "2")), exact_match)
+    records = list(reply_records("kept", task, ["It is 1", "2", "none", "2"], ("sample 1", "sample 2")))
+    assert [(r.item, r.form, r.correct, r.parsed) for r in records] == [
+        (task.test[0].id, "sample 1", 1, True),
+        (task.test[0].id, "sample 2", 0, True),
+        (task.test[1].id, "sample 1", 0, False),
+        (task.test[1].id, "sample 2", 1, True),
+    ]

@@ -1,0 +1,193 @@
+"""Forgetting measured during trainings by transformers and TRL, with and without PEFT and ctrl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.integrations import integration_utils
+
+import ctrl
+from experiments.common.errors import ConfigError
+from experiments.comparison.inputs import read_runs
+from experiments.measure.callback import ForgettingCallback
+from experiments.measure.run import measure
+from experiments.records import read_records
+from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.measured import model_folder, tiny_model
+
+QUICK = {"kept.items": 4, "drift.replies": 2, "drift.reply_tokens": 4, "bootstrap": 100}
+NEW = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
+
+
+def adapted() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
+
+
+MODELS: dict[str, Any] = {
+    "plain": tiny_model,
+    "peft": adapted,
+    "ctrl": lambda: ctrl.expand(tiny_model(), ctrl.ControlConfig(layers=1)),
+}
+
+
+class Seen(TrainerCallback):
+    """A reporter, as `report_to` names them."""
+
+    logs: list[dict[str, float]] = []  # noqa: RUF012 (shared by its instances: Trainer makes its own)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+
+@pytest.fixture
+def reporter(monkeypatch: pytest.MonkeyPatch) -> type[Seen]:
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "seen", Seen)
+    Seen.logs = []
+    return Seen
+
+
+def callback(folder: Path, **options: Any) -> ForgettingCallback:
+    settings = {"every": 2, "budget": 1.0, "folder": folder / "measured", "changes": QUICK}
+    return ForgettingCallback(**{**settings, **options})
+
+
+def arguments(folder: Path, **options: Any) -> dict[str, Any]:
+    settings = {
+        "output_dir": str(folder / "out"),
+        "max_steps": 4,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    return {**settings, "learning_rate": 3e-2, "per_device_train_batch_size": 2, "disable_tqdm": True, **options}
+
+
+def trained(model: Any, folder: Path, hook: ForgettingCallback, resume: bool = False, **options: Any) -> Any:
+    torch.manual_seed(0)
+    ids = torch.randint(4, 200, (8, 12))
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    args = TrainingArguments(**arguments(folder, **options))
+    parts: Any = {"train_dataset": rows, "data_collator": default_data_collator, "processing_class": byte_tokenizer()}
+    trainer = Trainer(model, args, callbacks=[hook], **parts)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_figures_at_the_start_on_the_way_and_at_the_end(kind: str, tmp_path: Path, reporter: type[Seen]) -> None:
+    hook = callback(tmp_path)
+    trainer = trained(MODELS[kind](), tmp_path, hook, report_to=["seen"])
+    points = hook.result.trajectory
+    assert [point["step"] for point in points] == [0, 2, 4]
+    assert (points[0]["retention"].value, points[0]["kl"].value) == (1.0, 0.0)
+    assert points[-1]["kl"].value > 0
+    logged = [logs for logs in reporter.logs if "forgetting/kl" in logs]
+    assert [logs["forgetting/kl"] for logs in logged] == [point["kl"].value for point in points[1:]]
+    history = [entry["step"] for entry in trainer.state.log_history if "forgetting/retention" in entry]
+    assert history == [2, 4]
+    (run,) = read_runs([str(tmp_path / "measured")])
+    assert list(run.checkpoints) == [2, 4]
+
+
+@pytest.mark.slow
+def test_the_training_is_the_same_with_and_without(tmp_path: Path) -> None:
+    with_it = trained(tiny_model(), tmp_path / "a", callback(tmp_path / "a")).model.state_dict()
+    torch.manual_seed(0)
+    without = trained(tiny_model(), tmp_path / "b", callback(tmp_path / "b", every=100)).model.state_dict()
+    assert all(torch.equal(with_it[name], without[name]) for name in with_it)
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_the_command(tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base")
+    trainer = trained(tiny_model(), tmp_path, callback(tmp_path, base=base))
+    trainer.save_model(str(tmp_path / "model"))
+    settings = {"suites": ["kept", "drift"], "precision": "fp32", "root": tmp_path / "mlruns", "say": lambda text: None}
+    found = measure(base, [f"m={tmp_path / 'model'}"], changes={**QUICK, "kept.aa_floor": False}, **settings)  # type: ignore[arg-type]
+    ours, theirs = (
+        read_records(folder / "arms" / name)
+        for folder, name in ((tmp_path / "measured", "trained/items-4.jsonl"), (found.folder, "m/items-1.jsonl"))
+    )
+    assert ours == theirs
+
+
+@pytest.mark.slow
+def test_trl_measures_a_new_task_too(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    new = tmp_path / "new.jsonl"
+    new.write_text("".join(json.dumps(row) + "\n" for row in NEW))
+    hook = callback(tmp_path, new=new)
+    rows = Dataset.from_list([{"prompt": row["question"], "completion": " " + row["answer"]} for row in NEW])
+    args = trl.SFTConfig(**arguments(tmp_path, bf16=False, gradient_checkpointing=False, max_length=64))
+    trl.SFTTrainer(tiny_model(), args, train_dataset=rows, processing_class=byte_tokenizer(), callbacks=[hook]).train()
+    assert [point["step"] for point in hook.result.trajectory] == [0, 2, 4]
+    assert "gain" in hook.result.scorecard
+
+
+@pytest.mark.slow
+def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path: Path) -> None:
+    hook = callback(tmp_path, limits=["kl <= 1e-9"], stop=True, keep_best=True)
+    trainer = trained(tiny_model(), tmp_path, hook, max_steps=8)
+    assert trainer.state.global_step == 2
+    assert not (tmp_path / "measured" / "best").exists()
+    kept = callback(tmp_path / "kept", limits=["kl <= 1000"], keep_best=True)
+    model = trained(tiny_model(), tmp_path / "kept", kept).model.state_dict()
+    note = json.loads((tmp_path / "kept" / "measured" / "best" / "forgetting.json").read_text())
+    assert note["step"] == 4
+    best = type(tiny_model()).from_pretrained(tmp_path / "kept" / "measured" / "best").state_dict()
+    assert all(torch.equal(best[name], model[name]) for name in model)
+
+
+def test_measurements_wait_for_their_budget(tmp_path: Path) -> None:
+    hook = callback(tmp_path, every=1, budget=1e-6)
+    trained(tiny_model(), tmp_path, hook)
+    assert [point["step"] for point in hook.result.trajectory] == [0, 4]  # the end is always measured
+
+
+@pytest.mark.slow
+def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path: Path) -> None:
+    first = callback(tmp_path)
+    trained(tiny_model(), tmp_path, first, save_strategy="steps", save_steps=2, max_steps=4)
+    base = read_records(tmp_path / "measured" / "base" / "items.jsonl")
+    again = callback(tmp_path)
+    trained(tiny_model(), tmp_path, again, resume=True, save_strategy="steps", save_steps=2, max_steps=6)
+    assert [point["step"] for point in again.result.trajectory] == [0, 2, 4, 6]
+    assert read_records(tmp_path / "measured" / "base" / "items.jsonl") == base
+    other = ForgettingCallback(folder=tmp_path / "elsewhere", changes=QUICK)
+    with pytest.raises(ConfigError, match=r"goes on at step 6, so the model is not the base any more"):
+        trained(tiny_model(), tmp_path, other, resume=True, max_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"every": 0}, "every is 1 or more"),
+        ({"budget": 0}, "budget a share of time up to 1"),
+        ({"stop": True}, r'stop=True needs limits, for example limits=\["kl <= .1"\]'),
+        ({"limits": ["kll <= 1"]}, "no figure 'kll' is measured here"),
+        ({"suites": ["kept", "drifd"]}, "did you mean 'drift'"),
+        ({"changes": {"kept.item": 4}}, "did you mean 'items'"),
+    ],
+)
+def test_wrong_settings_are_refused_before_the_training(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        ForgettingCallback(**options)
+
+
+def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path) -> None:
+    args = TrainingArguments(**arguments(tmp_path))
+    row = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
+    with pytest.raises(ConfigError, match=r"the trainer has no tokenizer: give it one"):
+        Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="FSDP or DeepSpeed has it in shards"):
+        callback(tmp_path)._check(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))

@@ -1,0 +1,43 @@
+"""A question of several messages is a text that knows its messages."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.models.conversation import Conversation, messages_of, plain, question_of, tools_of, turn_of
+
+HI = {"role": "user", "content": 'h"i\n\u2028'}
+SYSTEM = {"role": "system", "content": "Be brief."}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def test_one_question_is_its_text() -> None:
+    assert type(question_of([HI])) is str
+    assert messages_of("hi") == [{"role": "user", "content": "hi"}]
+    assert tools_of("hi") == []
+
+
+@pytest.mark.parametrize("tools", [[], [TOOL]])
+def test_messages_are_as_they_were_in_copies_too(tools: list[dict[str, object]]) -> None:
+    question = question_of([SYSTEM, HI], tools, "a.jsonl, line 3")
+    for one in (question, copy.deepcopy(question), pickle.loads(pickle.dumps(question))):
+        assert isinstance(one, Conversation)
+        assert (one.messages, one.tools, one.place) == ([SYSTEM, HI], tools, "a.jsonl, line 3")
+        assert one == question
+    assert question != question_of([SYSTEM], tools)
+
+
+def test_a_reply_as_a_message() -> None:
+    assert turn_of("x") == {"role": "assistant", "content": "x"} == turn_of(turn_of("x"))
+
+
+def test_plain_text() -> None:
+    assert plain("hi") == "Question: hi\nAnswer:"
+    turns = [SYSTEM, {"role": "user", "content": "a?"}, turn_of("A"), {"role": "user", "content": "b?"}]
+    assert plain(question_of(turns)) == "Be brief.\nQuestion: a?\nAnswer: A\nQuestion: b?\nAnswer:"
+    with pytest.raises(ConfigError, match=r"has tools, and this tokenizer has no chat template"):
+        plain(question_of([HI], [TOOL]))

@@ -1,0 +1,75 @@
+"""What is shown of a config before a run: shapes, counts, and the tokens that carry loss."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import experiments
+from experiments.config import ExperimentConfig
+from experiments.runs.preview import pieces, preview
+from tests.helpers.byte_level import byte_base, byte_tokenizer
+from tests.helpers.chat_templates import QWEN3
+from tests.helpers.small_run import small_config
+
+TURNS = [{"role": role, "content": f"{role} \u65e5{i}"} for i in range(2) for role in ("user", "assistant")]
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"messages": TURNS, "id": i}) for i in range(3)))
+    return tmp_path / "own.jsonl"
+
+
+def config_of(base: str, chats: Path, **data: Any) -> ExperimentConfig:
+    return small_config(base, data={"new": {"source": "file", "path": str(chats)}, **data})
+
+
+@pytest.fixture(scope="module")
+def base_of_bytes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return byte_base(tmp_path_factory.mktemp("bytes"))
+
+
+def test_the_shape_the_counts_and_one_example(base_of_bytes: str, chats: Path) -> None:
+    found = experiments.preview(config_of(base_of_bytes, chats, length=128))
+    (source,) = found.sources
+    tokens = len(source.rows[0])
+    assert source.name == "new: own"
+    shape, counts, same = source.facts
+    assert shape == "shape: messages (columns messages)"
+    learned = sum(len(f"assistant \u65e5{i}".encode()) + 1 for i in range(2))
+    assert counts.startswith("1 examples: ")
+    assert f" tokens, {learned} of them with loss (" in counts
+    assert same == "2 of 3 examples repeat an earlier one and are read once"
+    assert "".join(token.text for token in source.rows[0] if token.learned) == (
+        "assistant \u65e50<|im_end|>assistant \u65e51<|im_end|>"
+    )
+    assert [learned for _, learned in pieces(source.rows[0])] == [False, True, False, True]
+    assert tokens > 50
+    assert "\u00ab" + "\u00a6".join(["a", "s", "s", "i", "s", "t", "a", "n", "t", " ", "\u65e5", "1"]) in str(found)
+    page = found._repr_html_()
+    assert "<h4>new: own</h4>" in page
+    assert page.count("<span style=") == 2
+    assert "&lt;|im_end|&gt;" in page
+
+
+def test_what_is_too_long_is_counted_even_if_it_is_an_error(base_of_bytes: str, chats: Path) -> None:
+    (source,) = preview(config_of(base_of_bytes, chats, length=32, overlong="error")).sources
+    assert source.facts[1] == "1 examples: 0 tokens, 0 of them with loss (0%)"
+    assert source.facts[2].startswith("1 are longer than data.length=32: ")
+    assert "".join(token.text for token in source.rows[0]).endswith("\u65e51<|im_end|>")
+
+
+def test_an_example_of_several_rows(tmp_path: Path, chats: Path) -> None:
+    tokenizer = byte_tokenizer(QWEN3, extra=("<think>", "</think>"))
+    (source,) = preview(config_of(byte_base(tmp_path / "base", tokenizer), chats, length=256)).sources
+    assert source.facts[-1] == "this example is 2 rows: the template rewrites earlier turns"
+    assert len(source.rows) == 2
+
+
+def test_what_is_made_in_the_run_is_said(base_of_bytes: str, chats: Path) -> None:
+    (_, written) = preview(config_of(base_of_bytes, chats, length=128, old={"source": "self"})).sources
+    assert (written.name, written.facts) == ("old: self", ("written by the base model when the run starts",))

@@ -1,0 +1,65 @@
+"""Fields without effect are refused with the field that they need; more are rows of `tests/helpers/bad_runs.yaml`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.common.paths import SHIPPED
+from experiments.config import load_config, parse_config
+from experiments.runs.unused import check_fields, check_settings, unused_fields
+
+ARM = {"name": "a", "method": "full", "learning_rates": [1e-3]}
+OLD = {"old": {"source": "reasoning_gym", "name": "spell_backward"}}
+
+
+def faults(arm: dict[str, Any], **sections: Any) -> list[str]:
+    given = {key: value for key, value in {**ARM, **arm}.items() if value is not None}
+    return unused_fields(parse_config({"name": "x", "arms": [given], **sections}))
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_have_none(path: Any) -> None:
+    check_fields(load_config(path))
+    check_settings(load_config(path))
+
+
+@pytest.mark.parametrize(
+    "arm", [{"method": "ewc"}, {"method": "corda"}, {"replay": 0.1}, {"method": None, "loss": ["ewc"]}]
+)
+def test_old_text_may_be_read_without_being_replayed(arm: dict[str, Any]) -> None:
+    assert not faults(arm, data=OLD)
+    assert faults({}, data=OLD) == [
+        "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"method": "kl", "control": {"layers": 2}}, "it needs method control or its option trains: control"),
+        ({"method": "kl", "options": {"trains": "control"}, "control": {"layers": 2}}, ""),
+        ({"method": "partial", "control": {"layers": 2}}, ""),
+        ({"method": "partial", "control": {"layers": 2, "alpha": "learned"}}, "control.alpha has no effect"),
+        ({"method": None, "train": {"control": {"margin": 0.1}}}, "it needs divergence cosine"),
+        ({"method": "hybrid", "control": {"divergence": "cosine"}}, ""),
+    ],
+)
+def test_control_has_an_effect_on_what_is_expanded(arm: dict[str, Any], said: str) -> None:
+    found = faults(arm)
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+
+
+def test_a_config_that_a_run_wrote_has_the_same_faults() -> None:
+    """All defaults are in it, also those of fields without effect."""
+    config = parse_config({"name": "x", "arms": [ARM, {**ARM, "name": "b", "method": "stack"}]})
+    assert not unused_fields(parse_config(config.to_dict()))
+
+
+def test_all_faults_come_at_once() -> None:
+    values = {"name": "x", "arms": [ARM], "data": OLD, "training": {"min_lr_ratio": 0.5}}
+    with pytest.raises(ConfigError, match=r"(?s)data\.old is read by no arm.*training\.min_lr_ratio has no effect"):
+        check_fields(parse_config(values))

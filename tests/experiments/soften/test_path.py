@@ -1,0 +1,128 @@
+"""The path of weights: its ends to the last bit, its middle by the formula, other tensors refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from experiments.common.errors import ConfigError
+from experiments.soften.path import WeightPath
+from tests.helpers.byte_level import byte_base, byte_tokenizer
+from tests.helpers.measured import model_folder, resized_folder, tiny_model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("path")
+    model = tiny_model()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return Path(model_folder(folder / "base")), Path(byte_base(folder / "model", byte_tokenizer(), model))
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def written(path: WeightPath, alpha: float, folder: Path) -> dict[str, Tensor]:
+    path.write(alpha, folder)
+    return tensors(folder)
+
+
+@pytest.mark.parametrize("by", ["weights", "depth"])
+def test_at_1_it_is_the_model_to_the_last_bit(by: Any, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    found, model = written(WeightPath(*folders, by), 1.0, tmp_path / "one"), tensors(folders[1])
+    assert found.keys() == model.keys()
+    assert all(torch.equal(found[name], model[name]) for name in model)
+
+
+def test_by_weights_it_is_the_straight_line(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    base, model = map(tensors, folders)
+    for alpha in (0.0, 0.3):
+        for name, tensor in written(WeightPath(*folders), alpha, tmp_path / str(alpha)).items():
+            torch.testing.assert_close(tensor, (1 - alpha) * base[name] + alpha * model[name], rtol=1e-6, atol=1e-7)
+
+
+def test_by_depth_deep_layers_change_most(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """LiNeS restated: s = .25 + .75 l / (L - 1), the embedding like the first layer, what follows the layers whole."""
+    base, model = map(tensors, folders)
+    path = WeightPath(*folders, "depth")
+    last = path.layers - 1
+    assert last >= 1
+    for name, tensor in written(path, 0.25, tmp_path / "depth").items():
+        depth = next((i / last for i in range(last + 1) if f"layers.{i}." in name), 0.0 if "embed" in name else 1.0)
+        share = 0.25 + 0.75 * depth
+        torch.testing.assert_close(tensor, torch.lerp(base[name], model[name], share), rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_loaded_is_what_is_written(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    path = WeightPath(*folders)
+    path.write(0.5, tmp_path / "half")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    for (name, one), two in zip(path.load(0.5).named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one.cpu(), two), name
+    assert (tmp_path / "half" / "tokenizer.json").is_file()
+
+
+def test_shards_and_a_base_in_one_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(folders[1]).save_pretrained(sharded, max_shard_size="20KB")
+    assert (sharded / "model.safetensors.index.json").is_file()
+    found = written(WeightPath(folders[0], sharded), 0.5, tmp_path / "a")
+    expected = written(WeightPath(*folders), 0.5, tmp_path / "b")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "a")  # its index fits its files
+
+
+def test_half_precision_stays_and_is_mixed_in_fp32(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(folders[1], dtype=torch.bfloat16).save_pretrained(half)
+    base, model = tensors(folders[0]), tensors(half)
+    for name, tensor in written(WeightPath(folders[0], half), 0.3, tmp_path / "out").items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, torch.lerp(base[name], model[name].float(), 0.3).bfloat16())
+
+
+def test_added_rows_are_the_models_own(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    resized = Path(resized_folder(tmp_path / "resized"))
+    model, base = tensors(resized), tensors(folders[0])
+    for name, tensor in written(WeightPath(folders[0], resized), 0.5, tmp_path / "out").items():
+        rows = len(base[name])
+        torch.testing.assert_close(tensor[:rows], torch.lerp(base[name], model[name][:rows], 0.5))
+        assert torch.equal(tensor[rows:], model[name][rows:])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("extra", r"1 tensors are not in the base, such as model\.extra"),
+        ("missing", r"1 tensors are not in the model, such as model\.norm\.weight"),
+        ("shape", r"model\.norm\.weight has shape \[3\], in the base \[\d+\]"),
+        ("bin", r"has no model\.safetensors: soften reads weights from safetensors files alone"),
+    ],
+)
+def test_other_tensors_are_refused(change: str, match: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    values = tensors(folders[1])
+    if change == "extra":
+        values["model.extra"] = torch.zeros(2)
+    elif change == "missing":
+        del values["model.norm.weight"]
+    elif change == "shape":
+        values["model.norm.weight"] = torch.zeros(3)
+    (tmp_path / "config.json").write_text(json.dumps({}))
+    save_file(values, tmp_path / ("model.safetensors" if change != "bin" else "other.safetensors"))
+    with pytest.raises(ConfigError, match=match):
+        WeightPath(folders[0], tmp_path)

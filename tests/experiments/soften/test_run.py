@@ -1,0 +1,164 @@
+"""Softening models of every kind: measured, chosen, written, gone on with; wrong input refused first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import ctrl
+from experiments.cli.main import main
+from experiments.common.errors import ConfigError
+from experiments.measure.run import measure
+from experiments.models.base import load_model
+from experiments.records import read_records
+from experiments.soften.run import Softened, soften
+from tests.helpers.measured import (
+    SMALL,
+    adapter_folder,
+    disturb,
+    expansion_folder,
+    model_folder,
+    other_tokenizer_folder,
+    tiny_model,
+)
+
+QUICK = {**SMALL, "new_items": 12}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("soften")
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> str:
+    return model_folder(folder / "base")
+
+
+@pytest.fixture(scope="module")
+def new(folder: Path) -> Path:
+    file = folder / "new.jsonl"
+    file.write_text("".join(json.dumps({"question": f"{i} + 1 =", "answer": str(i + 1)}) + "\n" for i in range(12)))
+    return file
+
+
+@pytest.fixture
+def softened(folder: Path, base: str, new: Path) -> Callable[..., Softened]:
+    def run(model: str, to: Path, **options: Any) -> Softened:
+        settings = {"new": new, "alphas": [0.5], "precision": "fp32", "root": folder / "mlruns", "changes": QUICK}
+        return soften(base, model, to, say=lambda text: None, **(settings | options))
+
+    return run
+
+
+MODELS = {
+    "model": lambda folder, base: model_folder(folder, noise=0.2),
+    "adapter": adapter_folder,
+    "expansion": lambda folder, base: expansion_folder(folder),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_kind_becomes_a_plain_model(
+    kind: str, base: str, folder: Path, tmp_path: Path, softened: Callable[..., Softened]
+) -> None:
+    model = MODELS[kind](folder / kind, base)
+    found = softened(f"{kind}={model}", tmp_path / "soft")
+    assert found.alpha in (0.5, 1.0)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "soft").state_dict()
+    start, end = load_model(base).state_dict(), AutoModelForCausalLM.from_pretrained(_end(found, model)).state_dict()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, torch.lerp(start[name], end[name], found.alpha), rtol=1e-6, atol=1e-7)
+    AutoTokenizer.from_pretrained(tmp_path / "soft")
+    card = (tmp_path / "soft" / "README.md").read_text()
+    assert f"alpha {found.alpha:g}" in card
+    assert "| gain |" in card
+    assert "one standard error of the best" in found.report.text()
+    page = found.report.page.read_text()
+    assert "The path" in page
+    assert "<svg" in page or "base64" in page
+
+
+def _end(found: Softened, model: str) -> str:
+    merged = found.folder / "merged"
+    return str(merged) if merged.is_dir() else model
+
+
+@pytest.mark.slow
+def test_an_expansion_leads_to_its_merged_weights(folder: Path, base: str, tmp_path: Path, softened: Any) -> None:
+    model = expansion_folder(tmp_path / "expansion")
+    found = softened(model, tmp_path / "soft")
+    expected = ctrl.merge_back(ctrl.load(load_model(base), model)).state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(found.folder / "merged").state_dict()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.slow
+def test_points_are_measured_as_measure_does_and_only_once(
+    base: str, tmp_path: Path, new: Path, folder: Path, softened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_folder(tmp_path / "model", noise=0.2)
+    found = softened(model, tmp_path / "soft")
+    same = measure(
+        base, [f"m={model}"], new=new, suites=["new", "kept", "drift", "text"], precision="fp32",
+        root=folder / "mlruns", changes=QUICK, say=lambda text: None,
+    )  # fmt: skip
+    ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
+    assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
+    monkeypatch.setattr("experiments.soften.path.load_model", lambda name: pytest.fail("measured twice"))
+    again = softened(model, tmp_path / "again")
+    assert again.alpha == found.alpha
+    assert again.report.words == found.report.words
+
+
+@pytest.mark.slow
+def test_conditions_that_no_point_meets_write_nothing(base: str, new: Path, folder: Path, tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model", noise=0.2)
+    options = [f"--set={key}={value}" for key, value in QUICK.items()]
+    where = ["--base", base, "--model", model, "--new", str(new), "--to", str(tmp_path / "soft")]
+    how = ["--alphas", ".5", "--until", "kl <= 0.000001", "--precision", "fp32", "--root", str(folder / "mlruns")]
+    status = main(["soften", *where, *how, *options])
+    assert status == 3
+    assert not (tmp_path / "soft").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"new": None}, r"without --new no gain is measured: add --new FILE, or a condition"),
+        ({"alphas": [0.5, 1.5]}, r"--alphas 1\.5: a point of the path has an alpha above 0 and at most 1"),
+        ({"alphas": [0.0]}, r"--alphas 0: a point"),
+        ({"conditions": ["retention < .9"]}, r"of retention, higher is better"),
+        ({"suites": ["new", "keptt"]}, r"unknown name 'keptt': did you mean 'kept'"),
+    ],
+)
+def test_wrong_settings_are_refused_first(
+    options: dict[str, Any], match: str, folder: Path, tmp_path: Path, softened: Any
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        softened(str(folder / "nothing"), tmp_path / "soft", root=tmp_path / "root", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_without_a_path_are_refused_and_a_full_folder_too(
+    base: str, folder: Path, tmp_path: Path, softened: Any
+) -> None:
+    root = tmp_path / "root"
+    with pytest.raises(ConfigError, match="no path of weights leads from the base to it: its tokenizer is another"):
+        softened(other_tokenizer_folder(tmp_path / "tokens"), tmp_path / "soft", root=root)
+    stacked = ctrl.expand(tiny_model().eval(), ctrl.ControlConfig(structure="stack", layers=1))
+    ctrl.save(disturb(stacked, 0.1, ".expanded."), tmp_path / "stacked")
+    with pytest.raises(ConfigError, match=r"its copies \[\d\] are stacked: the base has no such layers to mix with"):
+        softened(str(tmp_path / "stacked"), tmp_path / "soft", root=root)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError, match="full exists and is not empty: choose another folder"):
+        softened(base, tmp_path / "full", root=root)

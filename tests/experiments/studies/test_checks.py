@@ -1,0 +1,42 @@
+"""A study is checked on its base model and data before its first trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.studies.checks import check_inputs
+from tests.helpers.byte_level import byte_base
+from tests.helpers.tiny_study import ARMS, tiny_study
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return byte_base(tmp_path_factory.mktemp("base"))
+
+
+def test_layers_beyond_the_model_are_found_in_any_trial(base: str, tmp_path: Path) -> None:
+    deep = {"deep": {"arms.0.method": "control", "arms.0.control": {"layers": 9}}}
+    search = {"arm": {"kind": "arms", "arms": ARMS | deep}}
+    with pytest.raises(ConfigError, match=r"arm 'deep': layers=9: the model has 2 layers"):
+        check_inputs(tiny_study(base, search=search), tmp_path, lambda text: None)
+    check_inputs(tiny_study(base), tmp_path, lambda text: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's own base model may lack the layers that another has."""
+    other = byte_base(tmp_path / "other")
+    search = {"base_model": {"kind": "choice", "values": [base, other]}, "arm": {"kind": "arms", "arms": ARMS}}
+    loaded: list[str] = []
+    study = tiny_study(base, search=search)
+    from experiments.studies import checks
+
+    original = checks.read_inputs
+    monkeypatch.setattr(
+        checks, "read_inputs", lambda config, *rest: (loaded.append(config.base_model), original(config, *rest))[1]
+    )
+    check_inputs(study, tmp_path, lambda text: None)
+    assert loaded == [base, other]
