@@ -263,7 +263,7 @@ class Gate(Interpolation):
 
     def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
         super().__init__(hidden_size, alpha_start, learned)
-        self.weight = nn.Parameter(torch.zeros(1, hidden_size))
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
 
     def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
         wide = widen(h)

@@ -10,7 +10,7 @@ from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError
 from experiments.methods.saving import ADAPTER_CONFIG
 
-SHARES = ("wise", "merge")  # alpha is the share of the trained weights
+SHARES = ("wise", "lines", "merge")  # alpha is a share of the trained weights
 LARGEST = 100.0  # alpha of the others, which may go beyond the trained weights
 
 
@@ -34,8 +34,9 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
 def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
     """Raise ConfigError for an operation that an arm cannot have at an alpha, by the files that it saved."""
     expanded, adapted = ((arm / "trained" / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG))
-    if operation == "wise" and alpha is None:
-        raise ConfigError("wise needs the tuned model's shares: --alphas 0.25 0.5 0.75")
+    if operation in ("wise", "lines") and alpha is None:
+        whose = "tuned model's" if operation == "wise" else "first layer's"
+        raise ConfigError(f"{operation} needs the {whose} shares: --alphas 0.25 0.5 0.75")
     if operation == "dial" and (alpha is None or not expanded):
         raise ConfigError(
             f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"

@@ -1,4 +1,4 @@
-"""Change trained weights without training: WiSE-FT, merging back, the alpha dial, task vectors."""
+"""Change trained weights without training: WiSE-FT, LiNeS, merging back, the alpha dial, task vectors."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.layer import expanded_layers
 from ctrl.model import set_alpha
+from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.methods.saving import is_peft
@@ -55,6 +56,33 @@ def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
     return mixed(arm.base(), [(float(alpha or 0), tuned)]), {}
 
 
+def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Scale the change of weights linearly with depth: base + s_l (tuned - base), LiNeS (arXiv 2410.17146).
+
+    s_l = alpha + (1 - alpha) l / (L - 1) in layer l = 0 ... L - 1; alpha for what is before the layers (embeddings), 1
+    for what is after them (last norm, a head of its own). An expanded or adapted model is made plain first.
+    """
+    check_arm("lines", arm.folder, alpha)
+    base, model = arm.base(), plain_model(arm.trained(), arm.batches)
+    shares, tuned = depth_shares(base, float(alpha or 0)), {name: p.detach() for name, p in model.named_parameters()}
+    start = {name: p.detach() for name, p in base.named_parameters()}
+    if start.keys() == tuned.keys():  # else `mixed` refuses them
+        tuned = {name: torch.lerp(start[name], p, shares[name]) for name, p in tuned.items()}
+    return mixed(base, [(1.0, tuned)]), {}
+
+
+def depth_shares(model: PreTrainedModel, first: float) -> dict[str, float]:
+    """Return a share by name of parameter: `first` up to the first layer, then rising linearly to 1 in the last."""
+    layers = decoder_layers(model)
+    depth = {id(p): index for index, layer in enumerate(layers) for p in layer.parameters()}
+    share, shares = first, {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in depth:
+            share = first + (1 - first) * depth[id(parameter)] / max(len(layers) - 1, 1)
+        shares[name] = share
+    return shares
+
+
 def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Merge an expanded model back at alpha (default: its own) and measure the gap; or fold an adapter in."""
     check_arm("merge", arm.folder, alpha)
@@ -91,6 +119,7 @@ def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
 
 OPERATIONS: dict[str, Callable[[TrainedArm, float | None], tuple[PreTrainedModel, Figures]]] = {
     "wise": wise,
+    "lines": lines,
     "merge": merge,
     "dial": dial,
     "task_vectors": task_vectors,

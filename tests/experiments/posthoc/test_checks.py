@@ -31,6 +31,8 @@ WRONG = [
     *(("dial", "control", [alpha], "number from -100 to 100$") for alpha in (NAN, INF, 1e30)),
     ("wise", "full", [0.5, 0.5000001], r"must differ in six digits, but 0\.5 is there more than once"),
     ("wise", "full", [], r"--alphas 0\.25 0\.5 0\.75"),
+    ("lines", "full", [1.5], "number from 0 to 1$"),
+    ("lines", "full", [], r"first layer's shares: --alphas 0\.25 0\.5 0\.75"),
     ("merge", "full", [], "'full-0.01' is not expanded and has no adapter: use wise"),
     ("merge", "lora", [0.5], "--alphas has no meaning"),
     ("dial", "full", [0.5], "dial needs an expanded arm"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from experiments.posthoc.operations import (
     OPERATIONS,
     dial,
     gate_batches,
+    lines,
     merge,
     plain_model,
     task_vectors,
@@ -55,6 +57,19 @@ def test_wise_lies_between_base_and_plain_model(run: Path, name: str) -> None:
                 torch.testing.assert_close(value, 0.7 * start[n] + 0.3 * end[n])
             else:
                 assert torch.equal(value, end[n] if alpha else start[n])
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_lines_scales_the_change_linearly_with_depth(run: Path, name: str) -> None:
+    """Three layers, tied embeddings or none: restated by the names of the parameters."""
+    start, end = weights(arm(run, name).base()), weights(plain_model(arm(run, name).trained()))
+    for alpha in (0.0, 0.4, 1.0):
+        for n, value in weights(lines(arm(run, name), alpha)[0]).items():
+            layer = re.search(r"layers\.(\d)\.", n)
+            place = 0.0 if "embed_tokens" in n else 1.0 if layer is None else int(layer[1]) / 2
+            share = alpha + (1 - alpha) * place
+            torch.testing.assert_close(value, start[n] + share * (end[n] - start[n]), rtol=1e-5, atol=1e-7)
+            assert share != 1 or torch.equal(value, end[n])
 
 
 def test_merge_gives_a_plain_model_and_its_gap(run: Path) -> None:
