@@ -37,9 +37,10 @@ from ctrl.numerics import lerp
 from experiments.config import ArmConfig
 from experiments.methods import MethodContext
 from experiments.models.base import SHIPPED, load_base
+from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision, device
 from experiments.reporting.table import Table
-from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.lm_loss import lm_loss
 from experiments.training.meter import PeakMemory
 
 LAYERS = 8

@@ -26,6 +26,8 @@ class LayerStep:
     standard deviation over real tokens. cosine: mean cos(a, b), relative_l2: mean |b - a| / |a|, both over at most
     `tokens` of them. update: |W_expanded - W| / |W| every `update_every` passes, else NaN. A stacked layer, b = E(a),
     mixes nothing: its divergence and alphas are NaN. Its update starts above 0, since some of its weights were zeroed.
+    closed: share of real tokens whose alpha is exactly 0: for them the layer is the pretrained one. NaN if alpha does
+    not depend on the token.
     """
 
     step: int
@@ -36,6 +38,7 @@ class LayerStep:
     cosine: float
     relative_l2: float
     update: float
+    closed: float
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Log:
             _moments(cosine_similarity(a, b, dim=-1), chosen)[0],
             _moments((b - a).norm(dim=-1) / length, chosen)[0],
             update_size(layer) if self.step % self.update_every == 0 else missing,
+            missing if alpha is None or not alpha.dim() else _moments((alpha == 0).squeeze(-1), real)[0],
         ]
         self.raw.append((self.step, layer.index, torch.stack([f.to(a.device) for f in figures])))
 

@@ -26,6 +26,7 @@ from docs.generate import PART, filled
 from docs.sections import meaning
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, parse_config
+from experiments.data.shapes import SHAPES
 from experiments.evaluation.suites import SUITES
 from experiments.methods import METHODS
 from experiments.posthoc.operations import OPERATIONS
@@ -218,6 +219,7 @@ def test_the_glossary_has_every_word_and_where_it_is_used() -> None:
     [
         ("method.md", [*Structure.__args__, *INTERPOLATIONS, *DIVERGENCES, *METHODS]),  # type: ignore[attr-defined]
         ("scorecard.md", list(SUITES)),
+        ("data.md", [shape.name for shape in SHAPES]),
         ("compare-and-gate.md", list(OPERATIONS)),
         ("studies.md", [*DIMENSIONS, *(path.stem for path in SHIPPED.glob("studies/*.yaml"))]),
     ],

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import ctrl
+from experiments.models.head import only_label_logits, why_whole
 from experiments.models.precision import Precision
-from experiments.training.lm_loss import ChunkedLoss, only_label_logits, why_whole
+from experiments.training.lm_loss import ChunkedLoss
 from tests.helpers.families import build, perturb
 from tests.helpers.tiny_llama import IDS, MASK
 

@@ -72,6 +72,11 @@ class DataConfig(Section):
         check_stream(self.new, self.old, self.sequential)
         if any(source.source == "self" for source in self.new):
             raise ValueError("new: source self is what the base model writes already; it belongs under old")
+        for name, value in (("loss", self.loss), ("overlong", self.overlong)):
+            if self.regime == "cpt" and value != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={value}: in cpt all tokens are learned, and chats are cut into rows: leave it out"
+                )
         if self.replay and not self.old:
             raise ValueError(
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"

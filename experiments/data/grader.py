@@ -20,11 +20,12 @@ class Grader(Section):
 
     It is called as a verifier is: (reply, entry) -> score; 1 is right, and an exception wrong. entry: question, answer
     and metadata of the item. main: the field that `{name: value}` sets. by_choice: no reply is written; the model
-    chooses the likeliest option.
+    chooses the likeliest option. by_likelihood: no reply is written; that of the data is scored.
     """
 
     main: ClassVar[str | None] = None
     by_choice: ClassVar[bool] = False
+    by_likelihood: ClassVar[bool] = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -109,6 +110,18 @@ class Choice(Grader):
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         options, index = chosen(row[self.options], answer, cell)
         return options[index], {"options": options}
+
+    def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
+        return exact_match(reply, entry)
+
+
+class Likelihood(Grader):
+    """No reply is written: the figure is the likelihood of the data's own reply, in nats per token, with its end.
+
+    For conversations and other free answers, which are rarely equal word by word.
+    """
+
+    by_likelihood = True
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         return exact_match(reply, entry)

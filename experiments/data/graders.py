@@ -17,7 +17,7 @@ from experiments.common.errors import BenchError, MachineError
 from experiments.common.hashing import short_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.section import nearest
-from experiments.data.grader import Choice, Contains, Exact, Grader, Numeric, refused
+from experiments.data.grader import Choice, Contains, Exact, Grader, Likelihood, Numeric, refused
 from experiments.data.isolated_graders import Code, Math, Regex
 from experiments.data.items import Item
 
@@ -29,6 +29,7 @@ GRADERS: dict[str, type[Grader]] = {  # a new one is added here
     "math": Math,
     "code": Code,
     "choice": Choice,
+    "likelihood": Likelihood,
 }
 
 

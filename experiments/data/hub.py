@@ -13,7 +13,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.columns import BadRow, Columns, passed_over
 from experiments.data.files import LocalFile
-from experiments.data.items import Example, NewTask, NewText
+from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task
 from experiments.data.tables import filled
@@ -86,7 +86,7 @@ class HuggingFace(Columns):
         return self._rows(self.loaded if self.streaming else self._usable[0])
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        return (example for example in self._rows(self._order(number, seed)) if example.id not in held_out_ids)
+        return (example for example in self._rows(self._order(number, seed)) if not is_held_out(example, held_out_ids))
 
     def _order(self, number: int, seed: int) -> Any:
         order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
-from experiments.models.conversation import Message, messages_of, question_of, tools_of
+from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
 
 _THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
@@ -91,6 +91,11 @@ class Chat(Item):
         return [*tools_of(self.question)]
 
     @property
+    def ids(self) -> frozenset[str]:
+        """Ids of the questions of all its replies: none of them is trained on if one is held out."""
+        return frozenset({self.id, *map(text_id, earlier_questions(self.question))})
+
+    @property
     def place(self) -> str:
         """The row that the conversation was read from, for errors."""
         return str(getattr(self.question, "place", ""))
@@ -119,11 +124,17 @@ def _json(value: Any) -> str:
 Example = Item | Text  # a Chat is an Item
 
 
+def is_held_out(example: Example, ids: frozenset[str]) -> bool:
+    """Whether an example has one of these ids; of a conversation, whether a reply answers one of these questions."""
+    return example.id in ids or (isinstance(example, Chat) and not example.ids.isdisjoint(ids))
+
+
 @dataclass(frozen=True)
 class NewTask:
     """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
 
     grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
+    by_likelihood: it scores the item's own reply.
     further: ids of other items of its test set.
     """
 
@@ -132,6 +143,7 @@ class NewTask:
     scorer: Scorer = field(compare=False, repr=False)
     grader: str = ""
     by_choice: bool = False
+    by_likelihood: bool = False
     further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -23,10 +24,18 @@ Message = dict[str, Any]
 def messages(cell: Any, column: str, place: str) -> list[Message]:
     """Return the messages of a cell: a list, the JSON of one, or a single message. Raises BadRow."""
     value = _parsed(cell, column, place)
-    value = [value] if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        value = _listed(value)
     if not isinstance(value, list) or not value:
         raise BadRow(f"{place}: column {column!r} holds no messages")
     return [_message(one, f"{place}: message {n} of column {column!r}") for n, one in enumerate(value, start=1)]
+
+
+def _listed(value: Mapping[str, Any]) -> list[Any]:
+    """Return a single message as a list, or the messages of an object with a list for each field."""
+    if value and all(isinstance(cells, list) for cells in value.values()):
+        return [dict(zip(value, cells, strict=True)) for cells in itertools.zip_longest(*value.values())]
+    return [value]
 
 
 def said(cell: Any, role: str, column: str, place: str) -> list[Message]:
@@ -43,9 +52,10 @@ def tools(cell: Any, column: str, place: str) -> list[Message]:
     """Return the JSON schemas of the tools of a cell: a list of them, its JSON, or nothing. Raises BadRow."""
     value = _parsed(cell, column, place) or []
     found = [_parsed(one, column, place) for one in (value if isinstance(value, list) else [value])]
-    if not all(isinstance(one, Mapping) for one in found):
+    made = [_function(one) for one in found if isinstance(one, Mapping)]
+    if len(made) < len(found) or not all(_named(one["function"]) for one in made):
         raise BadRow(f"{place}: column {column!r} holds no list of tools, which are objects with a name")
-    return [_function(one) for one in found]
+    return made
 
 
 def _message(value: Any, place: str) -> Message:
@@ -93,10 +103,14 @@ def _calls(message: Mapping[str, Any], name: str, place: str) -> list[Message]:
 
 def _call(call: Message, place: str) -> Message:
     function = call["function"]
-    arguments = _parsed(function.get("arguments", {}), "arguments", place)
-    if not isinstance(function.get("name"), str) or not isinstance(arguments, Mapping):
+    arguments = _parsed(function.get("arguments"), "arguments", place) if _named(function) else None
+    if not isinstance(arguments or {}, Mapping) or not _named(function):
         raise BadRow(f"{place} has a tool call without a name, or whose arguments are no object")
-    return {**call, "function": {**function, "arguments": arguments}}
+    return {**call, "function": {**function, "arguments": arguments or {}}}
+
+
+def _named(function: Any) -> bool:
+    return isinstance(function, Mapping) and isinstance(function.get("name"), str)
 
 
 def _function(value: Mapping[str, Any]) -> Message:

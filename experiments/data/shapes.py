@@ -94,7 +94,7 @@ SHAPES = (
     Shape("messages", ("messages",), conversation("messages"), MORE),
     Shape("conversations", ("conversations",), conversation("conversations"), MORE),
     Shape("prompt and completion", ("prompt", "completion"), prompt_completion, MORE),
-    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", *SYSTEM)),
+    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", *MORE)),
     Shape("text", ("text",), document),
 )
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match
+from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match, is_held_out
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Finite(Source):
         return as_task(self.label, drawn)
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        examples = [example for example in self.examples if example.id not in held_out_ids]
+        examples = [example for example in self.examples if not is_held_out(example, held_out_ids)]
         random.Random(f"epoch {number} {seed}").shuffle(examples)
         return iter(examples)
 

@@ -105,7 +105,8 @@ class Measured(Source):
             return task
         self.grader.check(task.test)
         scorer, key = self.grader.scorer(), self.grader.digest()
-        return dataclasses.replace(task, scorer=scorer, grader=key, by_choice=self.grader.by_choice)
+        choice, likelihood = self.grader.by_choice, self.grader.by_likelihood
+        return dataclasses.replace(task, scorer=scorer, grader=key, by_choice=choice, by_likelihood=likelihood)
 
     @functools.cached_property
     def test_examples(self) -> tuple[Example, ...]:

@@ -1,6 +1,6 @@
 """Methods: how an arm trains. A method is what trains x loss terms x averaging (`method`); `tables` lists the parts."""
 
-from experiments.methods.base import MethodContext, Tokens, TokenWeights
+from experiments.methods.base import MethodContext, TokenPenalties, TokenPenalty, Tokens, TokenWeights
 from experiments.methods.batches import Batch
 from experiments.methods.method import Method
 from experiments.methods.parts import PARTS
@@ -16,6 +16,8 @@ __all__ = [
     "Batch",
     "Method",
     "MethodContext",
+    "TokenPenalties",
+    "TokenPenalty",
     "TokenWeights",
     "Tokens",
 ]

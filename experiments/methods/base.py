@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ctrl import ControlConfig
@@ -44,7 +45,20 @@ class Tokens:
         return slice(self.start, self.start + len(self.log_p))
 
 
+@dataclass(frozen=True)
+class TokenPenalty:
+    """A penalty on some of the tokens that `Tokens` holds. rows: their indices there; slope: (rows, vocabulary).
+
+    value: its sum over the tokens. slope: its gradient by their logits.
+    """
+
+    value: Tensor
+    rows: Tensor
+    slope: Tensor
+
+
 TokenWeights = Callable[[Tokens], Tensor | None]  # what `LossTerm.weights_of` is
+TokenPenalties = Callable[[Tokens], list[TokenPenalty]]
 
 
 def no_old_text(count: int) -> list[Batch]:
@@ -68,12 +82,14 @@ class Tuning(Section):
     """What trains: `train: {name: its fields}`.
 
     in_control: whether a shorthand arm has these fields in its section `control`; else they are in `options`.
-    adapts: whether what trains are adapters, whose factors are no weights of the base's kind.
+    adapts: whether what trains are adapters, whose factors are no weights of the base's kind. hooks_optimizer: whether
+    it has a `hook` of its own, which needs whole weights and their own optimizer state in this process.
     """
 
     in_control: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
+    hooks_optimizer: ClassVar[bool] = False
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
@@ -83,6 +99,9 @@ class Tuning(Section):
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         """Turn the base model into the model that trains, and mark its trainable parameters."""
         raise NotImplementedError
+
+    def hook(self, optimizer: Optimizer) -> None:
+        """Change what the optimizer does at each step, by its step hooks."""
 
     def save(self, model: PreTrainedModel, folder: Path) -> Path:
         """Write what was trained, so that `saving.load_onto` can read it."""
@@ -105,6 +124,16 @@ class Addition(Section):
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         """Note references (start weights, Fisher information) while the model still computes what the base does."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Act after an optimiser step, before the model is evaluated. step: 1 after the first."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold next to the weights; of a sharded model, this process's shards."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned, given as full tensors."""
 
 
 class LossTerm(Addition):
@@ -141,6 +170,19 @@ class LossTerm(Addition):
         """Return the weights of tokens, like `token_weights`, by more than their log-probabilities."""
         return self.token_weights(tokens.log_p)
 
+    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
+        """Return a penalty on the model's logits of labelled tokens, with its gradient; some of a batch's at a time.
+
+        The loss gets its value / labelled tokens. It is cheaper than `penalty` with `reads_logits`, because the loss
+        has computed these logits already, and never holds those of a whole batch.
+        """
+        return None
+
+    @property
+    def penalises_tokens(self) -> bool:
+        """Whether the class has a `penalty_of` of its own."""
+        return type(self).penalty_of is not LossTerm.penalty_of
+
     @property
     def weighs_tokens(self) -> bool:
         """Whether the class has a `token_weights` or `weights_of` of its own."""
@@ -166,17 +208,7 @@ class Average(Addition):
 
     writes_weights: ClassVar[bool] = False
 
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """Update the average after an optimiser step, before the model is evaluated. step: 1 after the first."""
-
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
         """Give the model, inside the block, the weights that are evaluated and saved."""
         yield
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold next to the weights; of a sharded model, this process's shards."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned, given as full tensors."""

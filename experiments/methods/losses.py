@@ -2,71 +2,132 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field, PrivateAttr
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.sharded import sharded
-from experiments.methods.base import LossTerm, MethodContext
+from experiments.common.section import later_field
+from experiments.methods.base import LossTerm, MethodContext, TokenPenalty, Tokens
 from experiments.methods.batches import Batch, micro_batch_fraction, replayed_positions, single_rows
 from experiments.methods.reference import Reference
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 
-CHUNK = 64  # tokens of the vocabulary-sized comparison at a time
-
 
 class Kl(LossTerm):
     """Penalise the KL to the base model: weight * sum over tokens of KL(base || trained) / labelled tokens of the step.
 
-    Computed over the whole vocabulary in fp32. The tokens are the labelled ones, or (`tokens: replayed`) only the
-    replayed ones of them; the others then count as 0.
+    The tokens are the labelled ones, or (`tokens: replayed`) only the replayed ones of them; the others then count as
+    0. With `top` k, the KL of k + 1 outcomes: the base's k likeliest tokens, and all others together. It is a lower
+    bound of the KL over the whole vocabulary. Computed in fp32.
+
+    With `budget` kappa the weight is multiplied by a factor f that keeps the mean KL per token near kappa. After each
+    step with counted tokens, D their mean KL: m <- .8 m + .2 D, f <- clip(f exp(.05 clip(m / kappa - 1, -1, 1)), .1,
+    10). At the start m = kappa and f = 1. A checkpoint holds both.
     """
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
     tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
+    top: int | None = later_field(None, ge=1, description="tokens of the base that are told apart; default: all")
+    budget: float | None = later_field(None, gt=0, description="mean KL per token to keep, in nats; default: no budget")
     _base: Any = PrivateAttr(None)
+    _counted: Any = PrivateAttr(None)
+    _dual: Any = PrivateAttr(None)
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._base = Reference(model, context)
+        self._dual = None if self.budget is None else Dual(self.budget)
 
-    def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
+    def begin_pass(self, model: Any, batch: Batch) -> None:
         labelled = batch["shift_labels"] != -100
         counted = labelled & replayed_positions(batch) if self.tokens == "replayed" else labelled
-        total = labelled.sum().clamp_min(1) if total is None else total
-        if not counted.any() and not (self._base.shares_weights and sharded(model)):  # shards: a pass of all processes
-            return outputs.logits.new_zeros((), dtype=torch.float32)
-        base = self._base.logits(model, batch)
-        return self.weight * kl_sum(base[counted], outputs.logits[counted]) / total
+        self._base.note(model, batch, counted)
+        self._counted = counted[labelled]
 
-    @property
-    def reads_logits(self) -> bool:
-        return True
+    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
+        rows = self._counted[tokens.rows].nonzero().squeeze(-1)
+        if not len(rows):
+            return None
+        before = int(self._counted[: tokens.start].sum())
+        logits = self._base.logits(slice(before, before + len(rows)))
+        log_q = logits - logits.logsumexp(-1, keepdim=True)  # as for p: equal logits have a KL of exactly 0
+        log_p = tokens.logits[rows] - tokens.log_sum[rows]
+        value, slope = kl(log_q, log_p) if self.top is None else top_kl(log_q, log_p, self.top)
+        weight = self.weight
+        if self._dual is not None:
+            self._dual.note(value, len(rows))
+            weight = weight * self._dual.factor
+        return TokenPenalty(weight * value, rows, slope.mul_(weight))
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if self._dual is not None:
+            self._dual.step(next(model.parameters()).device)
+
+    def state(self) -> dict[str, Tensor]:
+        dual = self._dual
+        return {} if dual is None else {"dual": torch.tensor([dual.mean, dual.factor], dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self._dual is not None:
+            self._dual.mean, self._dual.factor = state["dual"].tolist()
 
     @property
     def needs_replay(self) -> bool:
         return self.tokens == "replayed"
 
 
-def kl_sum(base: Tensor, tuned: Tensor) -> Tensor:
-    """Sum KL(base || trained) over tokens, in nats, from logits (tokens, vocabulary).
+class Dual:
+    """Follow a mean KL per token, and raise or lower a factor so that it stays near a budget (`Kl`)."""
 
-    The log-softmax is fp32, in chunks whose intermediate values are computed again in the backward pass.
+    def __init__(self, budget: float) -> None:
+        self.budget = self.mean = budget
+        self.factor, self.noted = 1.0, torch.zeros(2, dtype=torch.float64)
+
+    def note(self, value: Tensor, tokens: int) -> None:
+        """Add a sum over tokens of the step in progress."""
+        self.noted = self.noted.to(value.device) + torch.stack([value.double(), value.new_tensor(tokens).double()])
+
+    def step(self, device: torch.device) -> None:
+        """Update mean and factor from what was noted, in all processes together. device: of their exchange."""
+        noted, self.noted = self.noted.to(device), torch.zeros_like(self.noted)
+        if dist.is_initialized():
+            dist.all_reduce(noted)
+        total, tokens = noted.tolist()
+        if tokens:
+            self.mean = 0.8 * self.mean + 0.2 * total / tokens
+            excess = min(max(self.mean / self.budget - 1, -1.0), 1.0)
+            self.factor = min(max(self.factor * math.exp(0.05 * excess), 0.1), 10.0)
+
+
+def kl(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of KL(q || p) over tokens, in nats, and its gradient p - q by the logits of p.
+
+    log_q, log_p: log-probabilities (tokens, vocabulary).
     """
-    parts = [
-        checkpoint(_kl, p, q, use_reentrant=False) for p, q in zip(base.split(CHUNK), tuned.split(CHUNK), strict=True)
-    ]
-    return torch.stack(parts).sum()
+    value = F.kl_div(log_p, log_q, log_target=True, reduction="sum")
+    return value, log_p.exp() - log_q.exp()
 
 
-def _kl(base: Tensor, tuned: Tensor) -> Tensor:
-    p, q = base.float().log_softmax(-1), tuned.float().log_softmax(-1)
-    return F.kl_div(q, p, log_target=True, reduction="sum")
+def top_kl(log_q: Tensor, log_p: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Return the same for the k = `top` likeliest tokens of q and one rest: sum_k q ln(q / p) + Q ln(Q / P).
+
+    Q and P are the rests' probabilities. The gradient is p - q at the k tokens, and p (1 - Q / P) at the others.
+    """
+    likeliest, at = log_q.topk(min(top, log_q.shape[-1]))
+    p = log_p.exp()
+    rests = [x.scatter(-1, at, 0.0).sum(-1, keepdim=True).clamp_min(1e-12) for x in (log_q.exp(), p)]
+    rest_q, rest_p = rests
+    q, log_own = likeliest.exp(), log_p.gather(-1, at)
+    value = (q * (likeliest - log_own)).sum() + (rest_q * (rest_q / rest_p).log()).sum()
+    slope = (p * (1 - rest_q / rest_p)).scatter_(-1, at, log_own.exp() - q)
+    return value, slope
 
 
 class L2sp(LossTerm):

@@ -7,40 +7,85 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import evaluating
+from ctrl.numerics import widen
+from ctrl.sharded import sharded
 from experiments.methods.base import MethodContext
 from experiments.methods.batches import Batch
 from experiments.methods.saving import is_peft
+from experiments.models.head import inner, why_whole
 
 
 class Reference:
     """Compute what the base model says of a batch. Make it before training, while the model still computes that.
 
-    shares_weights: whether it is the model itself with its copies or adapters switched off, at no memory.
+    shares_weights: whether it is the model itself with its copies or adapters switched off, at no memory. It keeps the
+    hidden states before the head, so that logits exist for some tokens at a time; models that do more with their logits
+    (`why_whole`) have them all kept.
     """
 
     def __init__(self, model: PreTrainedModel, context: MethodContext) -> None:
         self.shares_weights, self.precision = has_base(model), context.precision
+        with self.precision.autocast():
+            self.by_states = why_whole(model) is None
         self.copy: Any = None
         if not self.shares_weights:
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
             context.precision.hold_frozen(self.copy)
+        self.kept = torch.empty(0)
 
     @torch.no_grad()
-    def logits(self, model: Any, batch: Batch) -> Tensor:
-        """Return the base's logits (batch, kept, vocabulary) at the positions that the batch keeps."""
-        inputs = {k: v for k, v in batch.items() if k not in ("labels", "shift_labels", "replayed")}
+    def note(self, model: Any, batch: Batch, counted: Tensor) -> None:
+        """Run the base on the rows of a batch that have counted tokens. counted: a mask (batch, kept)."""
+        rows = counted.any(1)
+        if not rows.any():
+            if not (self.shares_weights and sharded(model)):  # shards: all processes make the pass together
+                self.kept = torch.empty(0)
+                return
+            rows[0] = True
+        inputs = {k: _of_rows(v, rows) for k, v in batch.items() if k not in ("labels", "shift_labels", "replayed")}
         where: AbstractContextManager[Any] = nullcontext()
         if self.shares_weights:
             where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
         with where, evaluating(model), self.precision.autocast():  # no dropout: the base is one distribution
-            logits: Tensor = (model if self.shares_weights else self.copy)(**inputs).logits
-        return logits
+            self.kept = self._pass(model if self.shares_weights else self.copy, inputs)[counted[rows]]
+        self.head = inner(model if self.shares_weights else self.copy).get_output_embeddings()
+
+    def _pass(self, base: Any, inputs: Batch) -> Tensor:
+        """Return the hidden states before the head, (rows, kept, width), or the logits, (rows, kept, vocabulary)."""
+        if not self.by_states:
+            logits: Tensor = base(**inputs).logits
+            return logits
+        states: list[Tensor] = []
+
+        def note(head: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states.extend(args)
+            return (args[0][:, :0],)
+
+        hook = inner(base).get_output_embeddings().register_forward_pre_hook(note)
+        try:
+            base(**inputs)
+        finally:
+            hook.remove()
+        return states[0]
+
+    @torch.no_grad()
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """Return the base's logits of some of the counted tokens, (tokens, vocabulary), in fp32 or wider."""
+        kept = self.kept[rows]
+        return widen(F.linear(kept, self.head.weight, self.head.bias) if self.by_states else kept)
+
+
+def _of_rows(value: Any, rows: Tensor) -> Any:
+    """Return the marked rows of a tensor (batch, ...); other values, and all if all rows are marked, as they are."""
+    is_batch = isinstance(value, Tensor) and value.dim() > 1 and len(value) == len(rows)
+    return value[rows] if is_batch and not rows.all() else value
 
 
 def has_base(model: Any) -> bool:

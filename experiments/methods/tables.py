@@ -7,12 +7,15 @@ from experiments.methods.averaging import Ema, Mer, Wise
 from experiments.methods.base import Average, LossTerm, Tuning
 from experiments.methods.losses import Ewc, Kl, L2sp
 from experiments.methods.low_rank import Corda, Dora, Lora, Rslora
+from experiments.methods.sparse import Mofo
 from experiments.methods.token_weights import Asft, Dft, Eaft, NotReplayed, Prift, Prox, Talr
-from experiments.methods.tuning import Control, Full, Hybrid, Partial, Stack
+from experiments.methods.tuning import Control, Full, Half, Hybrid, Partial, Stack
 
 TUNINGS: dict[str, type[Tuning]] = {
     "full": Full,
     "partial": Partial,
+    "half": Half,
+    "mofo": Mofo,
     "control": Control,
     "stack": Stack,
     "hybrid": Hybrid,

@@ -75,23 +75,22 @@ class OfBase(LossTerm):
     """Base of weights that depend on the base model's probabilities of the labels."""
 
     _base: Any = PrivateAttr(None)
-    _noted: Any = PrivateAttr(None)
+    _labels: Any = PrivateAttr(None)
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
         self._base = Reference(model, context)
 
     def begin_pass(self, model: Any, batch: Batch) -> None:
         labelled = batch["shift_labels"] != -100
-        log_q = self._base.logits(model, batch)[labelled].float().log_softmax(-1)
-        self._noted = self.noted(log_q, batch["shift_labels"][labelled])
-
-    def noted(self, log_q: Tensor, labels: Tensor) -> Tensor:
-        """Return the weights of all labelled tokens. log_q: (tokens, vocabulary), the base's log-probabilities."""
-        raise NotImplementedError
+        self._base.note(model, batch, labelled)
+        self._labels = batch["shift_labels"][labelled]
 
     def weights_of(self, tokens: Tokens) -> Tensor:
-        weights: Tensor = self._noted[tokens.rows]
-        return weights
+        return self.noted(self._base.logits(tokens.rows).log_softmax(-1), self._labels[tokens.rows])
+
+    def noted(self, log_q: Tensor, labels: Tensor) -> Tensor:
+        """Return the weights of labelled tokens. log_q: (tokens, vocabulary), the base's log-probabilities."""
+        raise NotImplementedError
 
 
 class Prift(OfBase):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, field_validator, model_serializer, model_validator
 from transformers import PreTrainedModel
 
@@ -12,6 +13,7 @@ import ctrl
 from ctrl import ControlConfig
 from ctrl.structure import decoder_layers, place
 from experiments.methods.base import MethodContext, Tuning
+from experiments.methods.low_rank import linear_names
 
 
 class Full(Tuning):
@@ -47,6 +49,27 @@ class Partial(Tuning):
     @property
     def layer_choice(self) -> int | Sequence[int]:
         return self.layers
+
+
+class Half(Tuning):
+    """Train half of the matrices of each decoder layer, drawn by the seed; all else is frozen (HFT, arXiv 2404.18466).
+
+    Half of the attention's matrices and half of the others. Of an odd number, one more trains in every second layer.
+    Norms, embeddings and the head do not train. The paper draws anew in each of its training stages; a run here is one.
+    """
+
+    def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
+        generator = torch.Generator().manual_seed(context.seed)
+        model.requires_grad_(False)
+        names = {target: linear_names(model, target) for target in ("all", "mlp")}
+        where = {id(m): name for name, m in model.named_modules()}
+        for index, layer in enumerate(decoder_layers(model)):
+            inside = [name for name in names["all"] if name.startswith(f"{where[id(layer)]}.")]
+            others = [name for name in inside if name in names["mlp"]]
+            for group in ([name for name in inside if name not in others], others):
+                for i in torch.randperm(len(group), generator=generator)[: (len(group) + index % 2) // 2].tolist():
+                    model.get_submodule(group[i]).requires_grad_(True)
+        return model
 
 
 class Control(Tuning):

@@ -44,6 +44,12 @@ def question_of(messages: Sequence[Message], tools: Sequence[Message] = (), plac
     return question
 
 
+def earlier_questions(question: str) -> list[str]:
+    """Return what each reply within a question was a reply to."""
+    messages, tools = messages_of(question), tools_of(question)
+    return [question_of(messages[:i], tools) for i, one in enumerate(messages) if i and one["role"] == "assistant"]
+
+
 def messages_of(question: str) -> list[dict[str, Any]]:
     """Return the messages of a question."""
     return question.messages if isinstance(question, Conversation) else [{"role": "user", "content": question}]

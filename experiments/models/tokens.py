@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import Message, plain, turn_of
-from experiments.models.turns import prompt_text, turns, written
+from experiments.models.turns import called, prompt_text, turns, written
 
 IGNORED = -100  # label of tokens that carry no loss
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -49,11 +49,14 @@ def answer_ids(
 ) -> list[int]:
     """Return what a model is trained to write after `prompt_ids`: the template's own text of the reply's turn.
 
-    ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off.
+    ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off. Calls
+    of tools end with the token that the template writes after them.
     """
     end = end_of_turn(tokenizer)
     if not tokenizer.chat_template:
         return continuation_ids(tokenizer, plain(question), f" {turn_of(reply)['content']}") + [end] * ended
+    if call := called(tokenizer, question, reply):
+        return continuation_ids(tokenizer, prompt_text(tokenizer, question), call, add_special_tokens=False)
     text = written(tokenizer, question, reply) + _closing(tokenizer, end) * ended
     ids = continuation_ids(tokenizer, prompt_text(tokenizer, question), text, add_special_tokens=False)
     return ids + [end] * (ended and ids[-1:] != [end])

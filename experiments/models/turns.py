@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,20 @@ def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Mess
     return whole[len(prompt) : len(whole) - len(tail)]
 
 
+def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+    """Return what the template writes after `prompt_text` for calls of tools that end with a token of their own.
+
+    It is empty for all other replies. Without that token, `written` raises ConfigError.
+    """
+    if "tool_calls" not in turn_of(reply):
+        return ""
+    prompt, whole = prompt_text(tokenizer, question), _whole(tokenizer, question, reply)
+    text = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else ""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    usual = whole.endswith(turns(tokenizer).tail)
+    return text if not usual and text.endswith(tuple(special)) else ""
+
+
 @functools.lru_cache(maxsize=8)
 def _turns(tokenizer: PreTrainedTokenizerBase, template: str) -> Turns:
     """template: the tokenizer's own, to look again once it has another."""
@@ -90,15 +105,27 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequenc
     """Return the text of messages with the tools of a question. Raises ConfigError if the template refuses them."""
     turns: Any = messages
     try:
-        return str(
+        text = str(
             tokenizer.apply_chat_template(turns, tools=tools_of(question) or None, tokenize=False, **options)  # type: ignore[arg-type]
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # of Jinja's expressions too
         roles = [str(message["role"]) for message in messages]
         raise ConfigError(
-            f"{_row(question)}the chat template refuses a conversation of the roles {', '.join(roles)} ({error}): "
+            f"{_where(question)}the chat template refuses a conversation of the roles {', '.join(roles)} ({error}): "
             f"{_advice(roles)}"
         ) from error
+    if left_out := [name for name, uses in _tools_named(question, messages).items() if text.count(name) < uses]:
+        raise ConfigError(
+            f"{_where(question)}the chat template leaves out the tool {left_out[0]!r}: give one that writes tools with "
+            "data.template, or leave the tools out of the data"
+        )
+    return text
+
+
+def _tools_named(question: str, messages: Sequence[Message]) -> Counter[str]:
+    """Count how often the tools that may be called and the calls name each tool."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    return Counter(str(one["function"].get("name", "")) for one in (*tools_of(question), *calls))
 
 
 def _advice(roles: Sequence[str]) -> str:
@@ -109,6 +136,11 @@ def _advice(roles: Sequence[str]) -> str:
     if any(one == other for one, other in itertools.pairwise(roles)):
         found.append("turns of one role that follow each other can be joined in the data")
     return ", ".join([*found, "another template can be given with data.template"])
+
+
+def _where(question: str) -> str:
+    """Return the row of a question, or its beginning if that is not known."""
+    return _row(question) or f"question {question[:60]!r}: "
 
 
 def _row(question: str) -> str:

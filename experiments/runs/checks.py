@@ -103,13 +103,18 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
             f"method {arm.method_name} adds a function of all weights to the loss, and FSDP has them in shards: launch "
             "it without FSDP (each process then has the whole model), or leave the arm out"
         )
+    if method.hooks_optimizer and (shards() or deepspeed()):
+        faults.append(
+            f"method {arm.method_name} changes the optimizer's steps, and FSDP and DeepSpeed have weights or states in "
+            "shards: launch it without them, or leave the arm out"
+        )
     if method.writes_weights and deepspeed():
         faults.append(
             f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
             "without DeepSpeed, or leave the arm out"
         )
-    if method.token_weights and (reason := why_unweighted(model)):
-        faults.append(f"method {arm.method_name} weighs tokens, but {reason}")
+    if (method.token_weights or method.token_penalties) and (reason := why_unweighted(model)):
+        faults.append(f"method {arm.method_name} weighs or penalises tokens, but {reason}")
     if method.layer_choice is not None:
         try:
             place(method.layer_choice, len(decoder_layers(model)))

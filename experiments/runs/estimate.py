@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from experiments.methods import Batch, Method
+from experiments.models.head import only_label_logits
 from experiments.runs.arm_training import ArmTraining
-from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.lm_loss import lm_loss
 
 TIMED = 10  # steps; fewer are trained in the time that timing them takes
 MINUTE, OFF = 60.0, 0.25  # a time left is said anew if it is a minute or more, and this share off
@@ -92,7 +93,8 @@ def step_seconds(arm: ArmTraining) -> float:
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = {k: v for k, v in marked.items() if k != "replayed"}
     with prepared.precision.autocast():
-        loss = lm_loss(model, method.reads_logits, method.token_weights, method.reads_pass)
+        hooks = method.token_weights, method.reads_pass, method.token_penalties
+        loss = lm_loss(model, method.reads_logits, *hooks)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

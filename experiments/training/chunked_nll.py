@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ctrl.numerics import widen
-from experiments.methods import Tokens, TokenWeights
+from experiments.methods import TokenPenalties, Tokens, TokenWeights
 
 LOGITS = 2**24  # computed at a time: 64 MiB in fp32, and about three times that with the tensors made from them
 
@@ -30,17 +30,19 @@ def summed_nll(
     labels: Tensor,
     token_weights: TokenWeights | None = None,
     reads_pass: bool = False,
+    token_penalties: TokenPenalties | None = None,
 ) -> Tensor:
     """Sum w (logsumexp(z) - z[label]) over tokens, with z = weight @ hidden + bias, in fp32 or wider.
 
     hidden: (tokens, width). weight: (vocabulary, width). labels: (tokens,), none of them -100. token_weights: called
     with each chunk's tokens; its result w is a constant of the gradient (1 if not given). reads_pass: give it the
-    log-probabilities of all labels too, for which the logits are computed once more. Products run in the dtype that
+    log-probabilities of all labels too, for which the logits are computed once more. token_penalties: called with each
+    chunk's tokens too; what it returns is added, with its own gradients. Products run in the dtype that
     autocast gives them; the gradient of the head is summed in fp32. Backward works once: it uses up the gradients that
     are kept.
     """
     all_log_p = label_log_probs(hidden, weight, bias, labels) if reads_pass else None
-    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights, all_log_p)
+    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights, all_log_p, token_penalties)
     return total
 
 
@@ -71,6 +73,7 @@ class _SummedNll(torch.autograd.Function):
         labels: Tensor,
         token_weights: TokenWeights | None,
         all_log_p: Tensor | None,
+        token_penalties: TokenPenalties | None,
     ) -> Tensor:
         dtype = product_dtype(hidden)
         cast = weight.to(dtype)
@@ -87,14 +90,19 @@ class _SummedNll(torch.autograd.Function):
             z = widen(F.linear(part, cast, bias))
             log_sum = z.logsumexp(-1, keepdim=True)
             nll = log_sum - z.gather(-1, target)
-            weights = token_weights(Tokens(-nll[:, 0], z, log_sum, start, all_log_p)) if token_weights else None
+            tokens = Tokens(-nll[:, 0], z, log_sum, start, all_log_p)
+            weights = token_weights(tokens) if token_weights else None
+            penalties = token_penalties(tokens) if token_penalties else []
             total += nll.sum() if weights is None else weights @ nll[:, 0]
+            total += sum(penalty.value for penalty in penalties)
             if of_hidden is None and of_weight is None and of_bias is None:
                 continue
             z.sub_(log_sum).exp_()
             z.scatter_add_(-1, target, z.new_full(target.shape, -1.0))
             if weights is not None:
                 z.mul_(weights[:, None])
+            for penalty in penalties:
+                z.index_add_(0, penalty.rows, penalty.slope)
             dz = z.to(dtype)
             if of_hidden is not None:
                 of_hidden[start : start + rows] = dz @ cast
@@ -112,7 +120,7 @@ class _SummedNll(torch.autograd.Function):
         if ctx.slopes is None:
             raise RuntimeError("summed_nll was differentiated twice: compute the loss again before a second backward")
         slopes, ctx.slopes = ctx.slopes, None
-        return (*(None if s is None else s.mul_(slope) for s in slopes), None, None, None)
+        return (*(None if s is None else s.mul_(slope) for s in slopes), None, None, None, None)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Log the divergence and alpha of each expanded layer, step by step."""
+"""Log divergence, alpha and closed gates of each expanded layer, step by step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ctrl.control_model import ControlModel
 from ctrl.diagnostics import Log
 
 NEVER = 2**31  # passes between measurements of the weights' change, which reads all of them
-FIGURES = ("divergence", "alpha")
+FIGURES = ("divergence", "alpha", "closed")
 
 
 class LayerFigures:
@@ -33,7 +33,7 @@ class LayerFigures:
             self.control.log = before
 
     def take(self) -> dict[str, float]:
-        """Return the means since the last call: `divergence/layer_07`, `alpha/layer_07` ..."""
+        """Return the means since the last call: `divergence/layer_07`, `alpha/layer_07`, `closed/layer_07`."""
         figures = {
             f"{name}/layer_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
         }

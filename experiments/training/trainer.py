@@ -11,9 +11,10 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from experiments.methods import Method
+from experiments.models.head import only_label_logits
 from experiments.training.config import TrainingConfig
 from experiments.training.layers import LayerFigures
-from experiments.training.lm_loss import lm_loss, only_label_logits
+from experiments.training.lm_loss import ModelLoss, lm_loss
 from experiments.training.meter import Meter, real_tokens
 from experiments.training.schedules import SCHEDULES
 
@@ -37,12 +38,21 @@ class ArmTrainer(Trainer):
         if self.is_fsdp_enabled:  # fp32 shards under autocast, as in one process; FSDP2's own policy rounds logits too
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
-            self.lm_loss = lm_loss(self.model, method.reads_logits, method.token_weights, method.reads_pass)
+            self.lm_loss = lm_loss(
+                self.model, method.reads_logits, method.token_weights, method.reads_pass, method.token_penalties
+            )
         self.meter = Meter()
         self.add_callback(self.meter)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is the dataset's, for every arm
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if made:
+            self.method.hook(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -75,7 +85,7 @@ class ArmTrainer(Trainer):
         total = num_items_in_batch if self.model_accepts_loss_kwargs else None
         penalty = self.method.penalty(self.model, marked, out, total)
         scale = 1 if total is None else self.accelerator.num_processes  # DDP and FSDP average, but these parts add up
-        self._note(loss / scale, computed.plain, out, penalty, total)
+        self._note(loss / scale, computed, out, penalty, total)
         if penalty is not None:
             loss = loss + scale * penalty
         counts = torch.stack([(~torch.isfinite(loss.detach())).long(), torch.tensor(tokens, device=loss.device)])
@@ -89,10 +99,13 @@ class ArmTrainer(Trainer):
             )
         return (loss, out) if return_outputs else loss
 
-    def _note(self, loss: Tensor, plain: Tensor | None, out: Any, penalty: Tensor | None, total: Any) -> None:
+    def _note(self, loss: Tensor, computed: ModelLoss, out: Any, penalty: Tensor | None, total: Any) -> None:
         """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
-        divergence = getattr(out, "divergence", None)
+        divergence, inside = getattr(out, "divergence", None), computed.penalty  # in the loss already
         trained = loss if divergence is None else out.lm_loss
+        if inside is not None:
+            trained, penalty = trained - inside, inside if penalty is None else inside + penalty
+        plain = computed.plain
         lm = {"lm_loss": trained} if plain is None else {"lm_loss": plain, "weighted_lm_loss": trained}
         parts = {**lm, "divergence": divergence, "penalty": penalty}
         weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps

@@ -65,12 +65,14 @@ def test_branches_are_compared_at_the_first_real_tokens() -> None:
         assert log.rows[0].relative_l2 == pytest.approx(want.item(), rel=1e-5)
         assert log.rows[0].divergence == pytest.approx((b - a)[real == 1].square().mean().item(), rel=1e-5)
         assert (log.rows[0].alpha, log.rows[0].alpha_spread) == (0.5, 0.0)
+        assert np.isnan(log.rows[0].closed)  # one alpha for all tokens
 
 
 def test_figures_are_those_of_their_formulas() -> None:
     """In numpy, over the tokens that are real; alpha differs by token."""
     real = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
     a, b, alpha = torch.randn(2, 4, 8), torch.randn(2, 4, 8), torch.rand(2, 4, 1)
+    alpha[0, 0] = alpha[0, 2] = alpha[1, 3] = 0.0  # padding, and two of five real tokens
     per_token = (b - a).square().mean(-1)
     log = Log(tokens=100, update_every=2**31, step=0)
     log.note(expanded_layers(disturbed())[0], a, b, alpha, per_token, real)
@@ -80,6 +82,7 @@ def test_figures_are_those_of_their_formulas() -> None:
     assert row.cosine == pytest.approx(cosine.mean(), rel=1e-5)
     assert (row.alpha, row.alpha_spread) == pytest.approx((share.mean(), share.std(ddof=1)), rel=1e-4)
     assert row.divergence == pytest.approx(((x - y) ** 2).mean(), rel=1e-5)
+    assert row.closed == pytest.approx(0.4)
 
 
 def test_noting_reads_no_value() -> None:
@@ -89,7 +92,7 @@ def test_noting_reads_no_value() -> None:
     a, b = torch.randn(2, 2, 6, 32, device="meta")
     mask = torch.ones(2, 9, device="meta")
     log.note(layer, a, b, torch.rand(2, 6, 1, device="meta"), torch.rand(2, 6, device="meta"), mask)
-    assert log.raw[0][2].shape == (6,)
+    assert log.raw[0][2].shape == (7,)
 
 
 def test_the_log_keeps_the_last_passes() -> None:

@@ -338,6 +338,36 @@ class TestMoe:
         assert torch.equal(alpha == 1, wants_b)
 
 
+class TestGate:
+    def test_a_closed_gate_passes_the_pretrained_branch_on_bit_for_bit_and_trains_nothing(self) -> None:
+        """Above 1 it is the copy. Between them the gradient is that of the smooth step, which is 0 at both ends."""
+        module = built("gate", learned=False)
+        weight = module.get_parameter("weight")
+        with torch.no_grad():
+            weight.zero_()[0, 0] = 1.0
+        a, b, h = branches(batch=4, seq=8)
+        h[..., 0] *= 3
+        mixed, alpha = module(a, b, h)
+        s = 0.5 + h[..., :1] / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        assert (alpha[s <= 0] == 0).all()
+        assert (alpha[s >= 1] == 1).all()
+        assert 0 < (alpha == 0).double().mean() < 1
+        closed, opened = ((alpha == value).expand_as(a) for value in (0, 1))
+        assert torch.equal(mixed[closed], a[closed])
+        assert torch.equal(mixed[opened], b[opened])
+        inside = ((s > 0) & (s < 1)).double()
+        (alpha * torch.arange(32).view(4, 8, 1)).sum().backward()
+        hn = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        want = (torch.arange(32).view(4, 8, 1) * inside * 6 * s * (1 - s) * hn).sum((0, 1))
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad[0], want)
+
+    def test_it_starts_exactly_half_open(self) -> None:
+        for dtype in DTYPES:
+            _, alpha = build_interpolation("gate", HIDDEN)(*branches(dtype=dtype))
+            assert (alpha == 0.5).all()
+
+
 class TestProjections:
     @pytest.mark.parametrize("name", list(INTERPOLATIONS))
     def test_what_is_mixed_and_what_is_compared(self, name: str) -> None:

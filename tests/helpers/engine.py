@@ -55,6 +55,11 @@ PRODUCTS: dict[str, dict[str, Any]] = {
     "mer on corda": {"train": {"corda": {"rank": 2, "batches": 2}}, "average": {"mer": {"every": 2, "rate": 0.5}}},
     "kl and ema": {"train": "full", "loss": [{"kl": {"weight": 0.5}}], "average": {"ema": {"decay": 0.5}}},
     "kl on replayed and control": {"train": CONTROL, "loss": [{"kl": {"weight": 2.0, "tokens": "replayed"}}]},
+    "kl with a budget": {"train": CONTROL, "loss": [{"kl": {"budget": 0.001, "top": 8, "weight": 50.0}}]},
+    "kl on gates": {
+        "train": {"control": {**LAYERS, "interpolation": "gate", "divergence": "none"}},
+        "loss": [{"kl": {"tokens": "replayed", "weight": 5.0}}, "not_replayed"],
+    },
     "dft on control": {"train": CONTROL, "loss": ["dft"]},
     "dft, kl and l2sp": {"loss": ["dft", {"kl": {"weight": 0.5}}, {"l2sp": {"weight": 0.5}}]},
 }

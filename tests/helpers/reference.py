@@ -67,6 +67,12 @@ def alpha_token(name: str, a: Array, b: Array, h: Array, p: Parameters) -> float
         return sigmoid(p["w"] @ np.concatenate([a, b]) + theta)
     if name == "dlerpin":
         return sigmoid(p["w"] @ h + theta)
+    if name == "gate":
+        share = sigmoid(theta)
+        grid = np.linspace(0, 1, 1_000_001)
+        start = float(np.interp(share, grid**2 * (3 - 2 * grid), grid))  # the s at which s^2 (3 - 2 s) is the share
+        s = min(max(start + p["w"] @ (h / np.sqrt(np.mean(h**2) + 1e-6)), 0.0), 1.0)
+        return s**2 * (3 - 2 * s)
     scores = p["gate"] @ h + np.array([0.0, theta])
     shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     if name == "moe_soft":

@@ -40,6 +40,13 @@ class KeptFile(Section):
     def _folder(cls, value: str | None) -> str | None:
         return check_file_name(value) if value is not None else None
 
+    @field_validator("grader")
+    @classmethod
+    def _right_or_wrong(cls, value: Any) -> Any:
+        if value is not None and value.by_likelihood:
+            raise ValueError("likelihood is for the new task: a kept task counts right answers")
+        return value
+
     @model_serializer(mode="wrap")
     def _short(self, fields: SerializerFunctionWrapHandler) -> Any:
         plain = {name: value for name, value in fields(self).items() if value != type(self).model_fields[name].default}

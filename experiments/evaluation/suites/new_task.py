@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
 from experiments.common.section import later_field
-from experiments.data.items import Item, NewTask, NewText
+from experiments.data.items import Chat, Item, NewTask, NewText
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.replies import GREEDY, ROOM, reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, Progress, generate_replies
-from experiments.models.tokens import asked_key, longest_chat, text_ids
+from experiments.models.tokens import answer_ids, asked_key, longest_chat, prompt_ids, text_ids
 from experiments.records import Record
 
 
@@ -25,7 +25,8 @@ class NewTaskSuite(Suite):
     """Replies scored by the task's own verifier or by a grader; for texts the NLL of each document in nats per token.
 
     With `samples` each question is answered several times, and accuracy is the mean over all (mean@k). Intervals are
-    over questions. The grader `choice` reads no replies: the option with the highest likelihood is the answer.
+    over questions. The graders `choice` and `likelihood` read no replies: with the first, the option with the highest
+    likelihood is the answer; the second measures the NLL of the data's own reply.
     """
 
     name = "new"
@@ -60,7 +61,7 @@ class NewTaskSuite(Suite):
     def _size(self, task: NewTask | NewText) -> int:
         if isinstance(task, NewText):
             return len(task.documents)
-        return len(task.test) * (1 if task.by_choice else self.settings.samples)
+        return len(task.test) * (1 if task.by_choice or task.by_likelihood else self.settings.samples)
 
     @property
     def longest(self) -> int:
@@ -68,7 +69,7 @@ class NewTaskSuite(Suite):
 
     def _longest(self, task: NewTask | NewText) -> int:
         if isinstance(task, NewTask):
-            if task.by_choice:
+            if task.by_choice or task.by_likelihood:
                 return max(choice.longest for choice in self._choices(task))
             return longest_chat(self.tokenizer, [item.question for item in task.test], self._most(task))
         windows = (window for text in task.documents for window in windows_of(text_ids(self.tokenizer, text)))
@@ -84,13 +85,19 @@ class NewTaskSuite(Suite):
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
         graded = [task.grader, [repr(dict(item.metadata)) for item in task.test]] if task.grader else []
         drawn = [self.settings.samples, self.settings.temperature, self.context.seed] * (self.settings.temperature > 0)
-        chosen = [[choice.prompt, choice.options] for choice in self._choices(task)] if task.by_choice else []
+        chosen = (
+            [[choice.prompt, choice.options] for choice in self._choices(task)]
+            if task.by_choice or task.by_likelihood
+            else []
+        )
         return [task.name, task.form, self._most(task), pairs, asked, *graded, *drawn, *chosen]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:
             if isinstance(task, NewText):
                 yield from self._predicted(task, model, progress)
+            elif task.by_likelihood:
+                yield from self._likely(task, model, progress)
             elif task.by_choice:
                 yield from self._chosen(task, model, progress)
             else:
@@ -113,7 +120,22 @@ class NewTaskSuite(Suite):
         return self.settings.max_tokens or room_for(self.tokenizer, task)
 
     def _choices(self, task: NewTask) -> list[Choice]:
+        if task.by_likelihood:
+            return [self._reply(item) for item in task.test]
         return [chat_choice(self.tokenizer, item.question, item.metadata["options"]) for item in task.test]
+
+    def _reply(self, item: Item) -> Choice:
+        """Return the prompt of an item, and its reply as the only option."""
+        reply = item.messages[-1] if isinstance(item, Chat) else item.reply
+        answer = answer_ids(self.tokenizer, item.question, reply, item.ended)
+        return Choice(tuple(prompt_ids(self.tokenizer, item.question)), (tuple(answer),))
+
+    def _likely(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
+        replies = self._choices(task)
+        scores = score_options(model, replies, progress=progress)
+        for item, reply, (score,) in zip(task.test, replies, scores, strict=True):
+            tokens, prompt = len(reply.options[0]), text_id(item.question)
+            yield Record(self.name, task.name, "nll", item.id, value=-score, tokens=tokens, prompt=prompt)
 
     def _chosen(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         scores = score_options(model, self._choices(task), progress=progress)

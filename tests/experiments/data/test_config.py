@@ -28,6 +28,8 @@ class TestConfig:
                 r"shares of new must sum to 1, but sum to 0.9",
             ),
             ({"old": [{**CHAIN, "share": 1}, CHAIN]}, r"shares of old must sum to 1, but sum to 2 \(1 \+ 1\)"),
+            ({"regime": "cpt", "loss": "last_turn"}, r"loss=last_turn: in cpt all tokens are learned"),
+            ({"regime": "cpt", "overlong": "cut"}, r"overlong=cut: in cpt all tokens are learned"),
             ({"replay": 0.1}, r"replay=0.1 needs something to replay: write old:"),
             ({"new": {"source": "self"}}, r"source self is what the base model writes already; it belongs under old"),
             ({"template_options": {"messages": "x"}}, r"'messages' is not a variable that can be set: messages, "),

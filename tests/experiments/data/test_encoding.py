@@ -16,8 +16,8 @@ from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator, Piece, packed_rows, padded_rows
 from experiments.data.items import Item, Text, chat
 from experiments.models.base import shipped_folder
+from experiments.models.head import only_label_logits
 from experiments.models.tokens import IGNORED
-from experiments.training.lm_loss import only_label_logits
 from experiments.training.meter import real_tokens
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.families import VOCAB, build, perturb

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...
         ("half = lambda x: x / 2", "raise SystemExit(0)", "while True: pass", "open('x', 'w')", "not code", ""),
     ),
     "choice": ("choice", "Paris", OPTIONS, ("Paris",), ("Lyon", "")),
+    "likelihood": ("likelihood", "Paris", {}, ("Paris",), ("Lyon", "")),
 }
 NAMES = {"group": "regex", "tolerance": "numeric", "relative": "numeric"}  # further cases of a grader
 

@@ -67,6 +67,7 @@ def test_a_result_may_be_any_json_and_other_fields_stay() -> None:
         ([{"role": "user", "content": {"a": 1}}], r"column 'content' holds a dict"),
         ([{"role": "user", "content": "\ud83d"}], r"half of a character"),
         ([{"role": "assistant", "tool_calls": ["f"]}], r"tool calls that are no list of objects"),
+        ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], r"a tool call without a name"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}], r"whose arguments are no object"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], r"'arguments' is not JSON"),
         ("[" * 100_000, r"'c' is not JSON"),
@@ -75,6 +76,12 @@ def test_a_result_may_be_any_json_and_other_fields_stay() -> None:
 def test_what_cannot_be_used(cell: Any, why: str) -> None:
     with pytest.raises(BadRow, match=f"here.*{why}"):
         messages(cell, "c", "here")
+
+
+def test_a_list_for_each_field() -> None:
+    """As `datasets` gives a sequence of objects in some versions."""
+    given = {"role": ["user", "assistant"], "content": ["hi", "hello"]}
+    assert messages(given, "c", "here") == [USER, {"role": "assistant", "content": "hello"}]
 
 
 def test_said() -> None:
@@ -90,5 +97,6 @@ def test_tools(form: Any) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"x": {}}}}
     assert tools(form([tool]), "tools", "here") == tools(form([tool["function"]]), "tools", "here") == [tool]
     assert tools(None, "tools", "here") == tools("", "tools", "here") == tools([], "tools", "here") == []
-    with pytest.raises(BadRow, match="holds no list of tools"):
-        tools(form([3]), "tools", "here")
+    for wrong in (3, {"function": "f"}, {"description": "no name"}):
+        with pytest.raises(BadRow, match="holds no list of tools"):
+            tools(form([wrong]), "tools", "here")

@@ -150,6 +150,15 @@ class TestChats:
         assert one.messages == [BRIEF, HI, HELLO, *MORE]
         assert len({one, other, chat([BRIEF, HI, HELLO, *MORE])}) == 2
 
+    def test_a_held_out_question_is_not_trained_on_as_an_earlier_turn(self, tmp_path: Path) -> None:
+        rows = [{"messages": [HI, HELLO]}, {"messages": [HI, HELLO, *MORE]}, {"messages": [MORE[0], HELLO]}]
+        source = LocalFile(path=str(write(tmp_path / "a.jsonl", rows)))
+        short, long, other = source.examples
+        assert list(source.epoch(0, 0, frozenset({short.id}))) == [other]
+        assert set(source.epoch(0, 0, frozenset({long.id}))) == {short, other}
+        assert isinstance(long, Chat)
+        assert long.ids == {long.id, short.id}
+
     def test_a_reply_of_calls_is_answered_with_them(self) -> None:
         call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         made = chat([HI, {"role": "assistant", "content": "", "tool_calls": [call]}], [TOOL])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiments.methods.batches import micro_batch_fraction, single_rows
-from experiments.training.lm_loss import only_label_logits
+from experiments.models.head import only_label_logits
 from tests.helpers.engine import collate
 from tests.helpers.tiny_llama import sequences
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,16 +13,24 @@ from torch import Tensor
 from experiments.methods import LOSS_TERMS, TUNINGS
 from experiments.methods.base import LossTerm
 from experiments.methods.batches import single_rows
-from experiments.methods.losses import Kl, fisher, kl_sum
-from experiments.methods.parts import read_part
+from experiments.methods.losses import Dual, Kl, fisher, kl, top_kl
+from experiments.methods.method import Method
+from experiments.methods.parts import read_part, write_part
+from experiments.methods.token_weights import Dft
+from experiments.methods.tuning import Full
 from experiments.methods.weights import snapshot, trainable
+from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
-from experiments.training.lm_loss import only_label_logits
+from experiments.training.lm_loss import ChunkedLoss, WholeLoss
 from tests.helpers.engine import CONTROL, LAYERS, arm_config, collate, context, old_text, rows, train
 from tests.helpers.tiny_llama import sequences, tiny
 
 FIELDS: dict[str, dict[str, Any]] = {"kl": {"weight": 0.5}, "l2sp": {"weight": 0.5}, "ewc": {"weight": 5.0}}
-PENALTIES = [name for name, term in LOSS_TERMS.items() if term.penalty is not LossTerm.penalty]
+PENALTIES = [
+    name
+    for name, term in LOSS_TERMS.items()
+    if term.penalty is not LossTerm.penalty or term.penalty_of is not LossTerm.penalty_of
+]
 TRAIN: dict[str, Any] = {
     "full": "full",
     "partial": {"partial": LAYERS},
@@ -56,13 +65,22 @@ def short(count: int = 8, replayed: bool = False) -> dict[str, Any]:
 
 
 def penalty(term: LossTerm, model: Any, batch: dict[str, Any], total: Tensor | None = None) -> Tensor:
-    """The penalty; without logits if the term says that it does not read them."""
-    out = model(**{k: v for k, v in batch.items() if k != "replayed"})
-    if not term.reads_logits:
+    """What the term adds to the loss, without the logits of a batch."""
+    inputs = {k: v for k, v in batch.items() if k != "replayed"}
+    if not term.penalises_tokens:
+        out = model(**inputs)
         out.logits = out.logits[:, :0]
-    value = term.penalty(model, batch, out, total)
-    assert value is not None
-    return value
+        value = term.penalty(model, batch, out, total)
+        assert value is not None
+        return value
+    term.begin_pass(model, batch)
+    found = Method(Full(), (term,)).token_penalties
+    computed = ChunkedLoss(model, lambda tokens: torch.zeros_like(tokens.log_p), token_penalties=found)
+    with computed.computed():
+        out = model(**inputs, **({} if total is None else {"num_items_in_batch": total}))
+    alone: Tensor = out.lm_loss if hasattr(out, "lm_loss") else out.loss
+    torch.testing.assert_close(computed.penalty, alone.detach())
+    return alone
 
 
 @pytest.mark.parametrize("train", TRAIN)
@@ -90,7 +108,7 @@ def test_micro_batches_add_up_to_a_large_batch(name: str, train: str) -> None:
 @pytest.mark.parametrize("name", LOSS_TERMS)
 def test_a_term_adds_a_penalty_or_weighs_tokens(name: str) -> None:
     term = read(name)
-    assert term.weighs_tokens or type(term).penalty is not LossTerm.penalty
+    assert term.weighs_tokens or name in PENALTIES
     assert LossTerm().token_weights(torch.zeros(3)) is None
     assert LossTerm().penalty(None, {}, None, None) is None
 
@@ -145,31 +163,111 @@ def test_kl_is_that_of_the_base_at_labelled_tokens(train: str) -> None:
     value = penalty(term, model, marked)
     with torch.no_grad():
         p, q = (m(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits for m in (tiny(), model))
-    kl = torch.zeros(batch["labels"].shape)
-    for i in range(kl.shape[0]):
-        for t in range(kl.shape[1] - 1):
+    each = torch.zeros(batch["labels"].shape)
+    for i in range(each.shape[0]):
+        for t in range(each.shape[1] - 1):
             if batch["labels"][i, t + 1] != -100:
                 a, b = p[i, t].double().softmax(-1), q[i, t].double().softmax(-1)
-                kl[i, t] = float((a * (a / b).log()).sum())
+                each[i, t] = float((a * (a / b).log()).sum())
     count = int((batch["labels"][:, 1:] != -100).sum())
-    assert value.item() == pytest.approx(0.5 * kl.sum().item() / count, rel=1e-3)
+    assert value.item() == pytest.approx(0.5 * each.sum().item() / count, rel=1e-3)
     only = Kl(weight=0.5, tokens="replayed")
     model, _ = begun(only, TRAIN[train])
     model.eval()
     for marks in (replayed, replayed[:, None].expand_as(batch["labels"])):  # per row, per token
         found = penalty(only, model, {**marked, "replayed": marks})
-        assert found.item() == pytest.approx(0.5 * kl[replayed].sum().item() / count, rel=1e-3)
+        assert found.item() == pytest.approx(0.5 * each[replayed].sum().item() / count, rel=1e-3)
         assert 0 < found < value
 
 
-def test_kl_has_the_gradient_of_its_formula() -> None:
+@pytest.mark.parametrize("top", [None, 1, 3, 6, 7, 9])
+def test_kl_has_the_value_and_the_gradient_of_its_formula(top: int | None) -> None:
+    """Restated with autograd: the likeliest tokens of the base one by one, the others as one outcome."""
     torch.manual_seed(0)
-    base = torch.randn(3, 7, dtype=torch.float64)
-    tuned = torch.randn(150, 7, requires_grad=True)  # three chunks
-    kl_sum(base.float()[torch.arange(150) % 3], tuned).backward()
-    assert tuned.grad is not None
-    expected = tuned.detach().softmax(-1) - base.float().softmax(-1)[torch.arange(150) % 3]
-    torch.testing.assert_close(tuned.grad, expected, rtol=1e-4, atol=1e-6)
+    q = torch.randn(50, 7, dtype=torch.float64).softmax(-1)
+    logits = torch.randn(50, 7, dtype=torch.float64, requires_grad=True)
+    p = logits.softmax(-1)
+    whole = (q * (q / p).log()).sum()
+    expected = whole.new_zeros(())
+    for one, other in zip(q, p, strict=True):
+        alone = one.argsort(descending=True)[:top]
+        rest = [i for i in range(7) if i not in alone]
+        expected = expected + (one[alone] * (one[alone] / other[alone]).log()).sum()
+        if rest:
+            expected = expected + one[rest].sum() * (one[rest].sum() / other[rest].sum()).log()
+    (slope,) = torch.autograd.grad(expected, logits)
+    log_p = p.detach().log()
+    found = kl(q.log(), log_p) if top is None else top_kl(q.log(), log_p, top)
+    torch.testing.assert_close(found, (expected.detach(), slope), rtol=1e-8, atol=1e-9)
+    assert found[0] <= whole + 1e-9
+    if top is None or top >= 6:  # a rest of one token is told apart too
+        torch.testing.assert_close(expected, whole, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("term", [Kl(weight=0.5), Kl(weight=0.5, tokens="replayed"), Kl(top=5)])
+@pytest.mark.parametrize("train", ["full", "control", "lora"])
+def test_chunks_and_whole_logits_give_one_kl(train: str, term: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients, next to a cross-entropy with weights; also with a base whose logits are kept whole."""
+    term = read_part(LOSS_TERMS, write_part(term))  # its own references
+    model, _ = begun(term, TRAIN[train])
+    model.eval()
+    batch = short(replayed=True)
+    inputs = {**{k: v for k, v in batch.items() if k != "replayed"}, "num_items_in_batch": torch.tensor(50)}
+    penalties, found = Method(Full(), (term,)).token_penalties, []
+    for loss, by_states, chunk in ((WholeLoss, True, 2**24), (ChunkedLoss, True, 7 * 96), (ChunkedLoss, False, 96)):
+        monkeypatch.setattr("experiments.training.chunked_nll.LOGITS", chunk)
+        term._base.by_states = by_states
+        term.begin_pass(model, batch)
+        with loss(model, Dft().weights_of, token_penalties=penalties).computed() as done:
+            value = model(**inputs).loss
+        found.append((value, done.penalty, *torch.autograd.grad(value, list(trainable(model).values()))))
+    assert found[0][1] > 1e-3
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-6)
+
+
+def test_the_factor_of_a_budget_follows_the_mean_kl_by_its_rule() -> None:
+    """Restated step by step; two micro-batches count as one step, and a step without counted tokens changes nothing."""
+    dual, mean, factor = Dual(0.05), 0.05, 1.0
+    for kl_sum, tokens in ((4.0, 10), (0.0, 0), (0.001, 4), *[(0.0, 5)] * 70, *[(50.0, 5)] * 200):
+        dual.note(torch.tensor(kl_sum / 2), tokens // 2)
+        dual.note(torch.tensor(kl_sum / 2), tokens - tokens // 2)
+        dual.step(torch.device("cpu"))
+        if tokens:
+            mean = 0.8 * mean + 0.2 * kl_sum / tokens
+            factor = float(np.clip(factor * np.exp(0.05 * np.clip(mean / 0.05 - 1, -1, 1)), 0.1, 10))
+        assert (dual.mean, dual.factor) == pytest.approx((mean, factor))
+    assert dual.factor == 10
+
+
+def test_a_budget_multiplies_the_weight_and_is_kept_in_the_checkpoint() -> None:
+    term, again, plain = (read("kl", **fields) for fields in ({"budget": 0.01}, {"budget": 0.01}, {}))
+    model, _ = begun(term)
+    first = penalty(term, model, short())
+    for _ in range(4):
+        penalty(term, model, short())
+        term.after_step(model, 1)
+    torch.testing.assert_close(first * term._dual.factor, penalty(term, model, short()))
+    assert term._dual.factor > 1
+    again.begin(model, context())
+    state = Method(Full(), (plain, term)).state()
+    assert list(state) == ["loss 1 dual"]
+    Method(Full(), (plain, again)).load_state(state)
+    assert (again._dual.mean, again._dual.factor) == (term._dual.mean, term._dual.factor)
+    assert plain.state() == {}
+
+
+def test_rows_without_replayed_tokens_are_not_shown_to_the_base() -> None:
+    term = Kl(tokens="replayed")
+    model, _ = begun(term)
+    seen: list[int] = []
+    term._base.copy.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    batch = short(replayed=True)
+    assert penalty(term, model, batch) > 0
+    assert penalty(term, model, {**batch, "replayed": torch.zeros(8, dtype=torch.bool)}) == 0
+    assert seen == [3]  # of 8, and no second pass
 
 
 @pytest.mark.parametrize("train", ["full", "control"])

@@ -19,7 +19,7 @@ from experiments.methods.low_rank import Corda, Lora
 from experiments.methods.saving import load_onto
 from experiments.methods.tuning import Control, Full, Partial
 from experiments.methods.weights import trainable
-from experiments.training.lm_loss import only_label_logits
+from experiments.models.head import only_label_logits
 from tests.helpers.engine import LAYERS, OPTIONS, PRODUCTS, Killed, Outcome, arm_config, collate, context, train
 from tests.helpers.tiny_llama import sequences, tiny
 
@@ -29,7 +29,7 @@ LAYER_PARTS = tuple(f"model.layers.{i}." for i in LAYERS["layers"])
 TRAINED: dict[type[Tuning], tuple[str, ...]] = {  # what the names of trained weights begin with
     Full: ("",),
     Partial: LAYER_PARTS,
-    Control: tuple(part + "expanded." for part in LAYER_PARTS),
+    Control: tuple(part + name for part in LAYER_PARTS for name in ("expanded.", "interpolation.")),
     Lora: ("base_model.model.model.layers.",),
 }
 
@@ -97,7 +97,7 @@ def test_two_micro_batches_are_one_large_batch(name: str, tmp_path: Path) -> Non
                 assert small.logs[step][part] == pytest.approx(logs[part], rel=1e-3, abs=1e-6), (step, part)
     terms = arm.build().losses
     assert ("weighted_lm_loss" in large.logs[3]) == any(term.weighs_tokens for term in terms)
-    if any(type(term).penalty is not LossTerm.penalty for term in terms):
+    if any(type(term).penalty is not LossTerm.penalty or term.penalises_tokens for term in terms):
         assert large.logs[3]["penalty"] > 1e-4
 
 
@@ -126,25 +126,30 @@ def penalty(method: Method, model: Any, batch: dict[str, Any]) -> Tensor | None:
 def test_penalties_add_up_and_token_weights_multiply() -> None:
     batch = only_label_logits(collate(sequences()))
     model: Any = tiny()
-    terms = {name: arm_config(name).build().losses[0] for name in ("kl", "l2sp", "dft")}
+    terms = {name: arm_config(name).build().losses[0] for name in ("ewc", "l2sp", "kl", "dft")}
     for term in terms.values():
         term.begin(model, context())
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    method = Method(Full(), (terms["kl"], terms["l2sp"], terms["dft"], terms["dft"]))
-    parts = [penalty(Method(Full(), (terms[name],)), model, batch) for name in ("kl", "l2sp")]
+    method = Method(Full(), (*terms.values(), terms["dft"], terms["kl"]))
+    parts = [penalty(Method(Full(), (terms[name],)), model, batch) for name in ("ewc", "l2sp")]
     assert None not in parts
     torch.testing.assert_close(penalty(method, model, batch), sum(parts))  # type: ignore[arg-type]
     assert method.token_weights is not None
-    tokens = Tokens(torch.tensor([0.5, 0.25]).log(), torch.zeros(2, 1), torch.zeros(2, 1))
+    assert method.token_penalties is not None
+    tokens = Tokens(torch.tensor([0.5, 0.25]).log(), torch.zeros(2, 96), torch.full((2, 1), 96.0).log())
     torch.testing.assert_close(method.token_weights(tokens), torch.tensor([0.25, 0.0625]))
-    assert (method.reads_logits, method.reads_weights, method.needs_replay) == (True, True, False)
+    method.begin_pass(model, batch)
+    one, two = method.token_penalties(tokens)
+    assert one.value == two.value > 0
+    assert (method.reads_logits, method.reads_weights, method.needs_replay) == (False, True, False)
 
 
 def test_a_method_without_additions_adds_nothing() -> None:
     method, model = Method(Full()), tiny()
     assert method.token_weights is None
+    assert method.token_penalties is None
     assert penalty(method, model, only_label_logits(collate(sequences()))) is None
     assert method.state() == {}
     assert not any((method.reads_logits, method.reads_weights, method.needs_replay, method.writes_weights))

@@ -35,7 +35,12 @@ def test_it_stays_the_base_and_only_models_that_lost_it_are_copied(train: str) -
         for p in trainable(model).values():
             p.add_(0.05 * torch.randn_like(p))
     expected = tiny().eval()(**batch).logits
-    torch.testing.assert_close(reference.logits(model, batch), expected, rtol=1e-4, atol=1e-5)
+    counted = torch.ones_like(batch["input_ids"], dtype=torch.bool)
+    for by_states in (True, False):
+        reference.by_states = by_states
+        reference.note(model, batch, counted)
+        torch.testing.assert_close(reference.logits(), expected[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(reference.logits(slice(3, 7)), expected[0, 3:7], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(model.eval()(**batch).logits, expected, atol=1e-3)
 
 
@@ -45,5 +50,9 @@ def test_it_has_no_dropout_while_the_model_trains_with_it(train: str) -> None:
     model = read_part(TUNINGS, TRAIN[train]).prepare(GPT2LMHeadModel(config), context()).train()
     reference = Reference(model, context())
     batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
-    torch.testing.assert_close(reference.logits(model, batch), reference.logits(model, batch), rtol=0, atol=0)
+    found = []
+    for _ in range(2):
+        reference.note(model, batch, torch.ones_like(batch["input_ids"], dtype=torch.bool))
+        found.append(reference.logits())
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)  # its mode is back

@@ -15,8 +15,9 @@ from experiments.methods import LOSS_TERMS, Tokens
 from experiments.methods.base import LossTerm
 from experiments.methods.parts import read_part
 from experiments.methods.token_weights import Dft, NotReplayed, Prift, Prox, Talr
+from experiments.models.head import only_label_logits
 from experiments.training.chunked_nll import label_log_probs, summed_nll
-from experiments.training.lm_loss import ChunkedLoss, WholeLoss, only_label_logits
+from experiments.training.lm_loss import ChunkedLoss, WholeLoss
 from tests.helpers.engine import collate, context, rows
 from tests.helpers.tiny_llama import sequences, tiny
 
@@ -166,8 +167,13 @@ def test_asft_is_dft_and_kl() -> None:
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
     inputs = only_label_logits(collate(sequences(4)))
-    out = model(**inputs)
-    torch.testing.assert_close(term.penalty(model, inputs, out, None), kl.penalty(model, inputs, out, None))
+    count = int((inputs["shift_labels"] != -100).sum())
+    tokens, _ = seen(count, vocabulary=96)
+    for one in (term, kl):
+        one.begin_pass(model, inputs)
+    found, expected = term.penalty_of(tokens), kl.penalty_of(tokens)
+    assert found.value == expected.value > 0
+    assert torch.equal(found.slope, expected.slope)
     torch.testing.assert_close(term.token_weights(torch.tensor([-1.0])), torch.tensor([-1.0]).exp())
 
 

@@ -10,8 +10,10 @@ import torch
 from ctrl import ControlConfig
 from ctrl.structure import place
 from experiments.methods import TUNINGS
+from experiments.methods.base import MethodContext
 from experiments.methods.parts import read_part, write_part
 from experiments.methods.shorthands import WITHOUT_FIELDS
+from experiments.methods.tuning import Half
 from experiments.methods.weights import trainable
 from tests.helpers.engine import CONTROL, LAYERS, collate, context
 from tests.helpers.tiny_llama import sequences, tiny
@@ -73,6 +75,20 @@ def test_a_shorthand_gives_it_its_control(name: str) -> None:
         assert tuning.layer_choice == 3
     else:
         assert tuning == TUNINGS[name]()
+
+
+def test_half_of_each_layers_matrices_train_and_nothing_else() -> None:
+    """Two of four in attention; of the three others one, in every second layer two."""
+    model: Any = Half().prepare(tiny(), context())
+    names = set(trainable(model))
+    for layer in range(4):
+        of_layer = {n for n in names if f".layers.{layer}." in n}
+        assert len({n for n in of_layer if ".self_attn." in n}) == 2
+        assert len({n for n in of_layer if ".mlp." in n}) == 1 + layer % 2
+    assert all("_proj.weight" in n for n in names)
+    assert set(trainable(Half().prepare(tiny(), context()))) == names
+    other = MethodContext(1, context().precision)
+    assert set(trainable(Half().prepare(tiny(), other))) != names
 
 
 def test_the_structure_is_fixed_by_stack_and_hybrid() -> None:

@@ -16,7 +16,7 @@ from experiments.models.conversation import question_of
 from experiments.models.loss_mask import Labelled, labelled
 from experiments.models.template import set_template
 from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
-from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.chat_templates import FAMILIES, Family, family_tokenizer
 
 Messages = list[dict[str, Any]]
@@ -170,6 +170,25 @@ class TestTools:
             ConfigError, match=r"a.jsonl, line 3: the chat template rewrites .* regime sft with data.loss: all_turns"
         ):
             labelled(tokenizer, messages, TOOLS, "all_tokens", place="a.jsonl, line 3")
+
+    def test_calls_that_end_with_a_token_of_their_own(self) -> None:
+        """As in gpt-oss and Gemma 4: <|call|> instead of the end of other replies."""
+        ends = "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}<|call|>{% else %}<|im_end|>\n{% endif %}"
+        tokenizer = family_tokenizer(Family("{{ tools }}" + CHATML.replace("<|im_end|>\n", ends), ("<|call|>",)))
+        (row,) = labelled(tokenizer, tool_chat(), TOOLS)
+        (text,) = learned(tokenizer, [row])
+        assert text == '{"name": "weather", "arguments": {"city": "Bonn"}}<|call|>It is wet<|im_end|>'
+        without = family_tokenizer(Family(str(tokenizer.chat_template), ()))  # there it is no token
+        with pytest.raises(ConfigError, match=r"here: the chat template writes the question .* in another way"):
+            labelled(without, tool_chat(), TOOLS, place="here")
+
+    @pytest.mark.parametrize(("tools", "where"), [([], r"question 'How is it in Bonn\?'"), (TOOLS, r"a.jsonl, line 3")])
+    def test_a_template_that_writes_no_tools_is_refused(self, tools: list[dict[str, Any]], where: str) -> None:
+        writes_tools_only = "{{ tools }}" + FAMILIES["chatml"].template
+        for template in (FAMILIES["chatml"].template, writes_tools_only):
+            tokenizer = byte_tokenizer(template)
+            with pytest.raises(ConfigError, match=f"{where}: the chat template leaves out the tool 'weather'"):
+                labelled(tokenizer, tool_chat(), tools, place="a.jsonl, line 3")
 
 
 class TestThoughts:

@@ -27,7 +27,7 @@ def test_an_arm_is_checked_against_its_base_model() -> None:
         (wrong, "arm 'x': .*9"),
         (
             arm(loss=["dft"]),
-            r"arm 'x': method full\+dft weighs tokens, but the loss of this model is not transformers'",
+            r"arm 'x': method full\+dft weighs or penalises tokens, but the loss of this model is not transformers'",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,7 +12,7 @@ from experiments.config import ExperimentConfig
 from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
-from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.readers import build_other
 from tests.helpers.small_run import small_config, small_values
 
@@ -92,3 +92,16 @@ def test_a_base_whose_documents_see_each_other_gets_rows_of_one(tmp_path: Path) 
     prepared = prepare(config, tmp_path / "runs" / "small", said.append)
     assert "each row is one document" in said[0]
     assert "attention_mask" in prepared.data.collator([prepared.data.rows(config.arms[0])[0]])
+
+
+def test_a_template_file_that_has_changed_is_found(tmp_path: Path) -> None:
+    folder = byte_base(tmp_path / "base")
+    file = tmp_path / "own.jinja"
+    file.write_text(CHATML)
+    config = small_config(folder, data={"template": str(file)})
+    place = tmp_path / "runs" / "small"
+    prepare(config, place, say=lambda text: None)
+    prepare(config, place, say=lambda text: None)
+    file.write_text("X" + CHATML)
+    with pytest.raises(ConfigError, match=r"data.template has changed since small began"):
+        prepare(config, place, say=lambda text: None)

@@ -18,9 +18,10 @@ from torch.profiler import profile
 
 import ctrl
 from experiments.methods.token_weights import Dft
+from experiments.models.head import only_label_logits, why_whole
 from experiments.training import chunked_nll, lm_loss
 from experiments.training.chunked_nll import summed_nll
-from experiments.training.lm_loss import ChunkedLoss, WholeLoss, only_label_logits, why_whole
+from experiments.training.lm_loss import ChunkedLoss, WholeLoss
 from tests.helpers.engine import arm_config, train
 from tests.helpers.families import FAMILIES, SHAPE, VOCAB, build, labelled, left_padded, perturb
 
@@ -265,7 +266,9 @@ def test_the_engine_uses_it_unless_the_method_reads_logits(
     whole = partial(lm_loss.lm_loss, reads_logits=True)
     monkeypatch.setattr(
         "experiments.training.trainer.lm_loss",
-        lambda model, reads, weights, reads_pass: whole(model, token_weights=weights),
+        lambda model, reads, weights, reads_pass, penalties: whole(
+            model, token_weights=weights, token_penalties=penalties
+        ),
     )
     expected = train(arm, tmp_path / "b", steps=2, batch_size=2, gradient_accumulation=2)
     assert found.logs.keys() == expected.logs.keys()

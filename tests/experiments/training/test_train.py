@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from experiments.common import progress
+from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Log, ZeroGradient
-from experiments.training.lm_loss import only_label_logits
 from experiments.training.train import PRECISION, launcher_precision, training_arguments
 from tests.helpers.engine import (
     GOLDEN,

@@ -121,6 +121,7 @@ def test_yaml_and_digests(base: str, folder: Path, tokenizer: PreTrainedTokenize
         ([{"path": "a.jsonl", "name": "a/b"}], r"a folder gets this name"),
         ([{"path": "a.jsonl", "grader": "exat"}], r"unknown name 'exat': did you mean 'exact'"),
         ([{"name": "a"}], r"path"),
+        ([{"path": "a.jsonl", "grader": "likelihood"}], r"likelihood is for the new task: a kept task counts right"),
     ],
 )
 def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:
@@ -131,7 +132,7 @@ def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"question": "q", "options": ["a", "b"], "answer": "c"}], r"row 1: the answer 'c' is none of the options"),
+        ([{"question": "q", "options": ["a", "b"], "answer": "c"}], r"line 1: the answer 'c' is none of the options"),
         ([{"question": "q", "reply": "c"}], r"has no column 'answer'"),
     ],
 )

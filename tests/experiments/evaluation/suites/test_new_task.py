@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.config import ExperimentConfig, parse_config
-from experiments.data.items import Item, NewTask, NewText, exact_match
+from experiments.data.items import Item, NewTask, NewText, chat, exact_match
 from experiments.data.tested import Measured
 from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites import SUITES
@@ -148,6 +148,27 @@ class TestGraders:
             assert record.scores == pytest.approx(by_hand, abs=1e-4)
             assert record.choice == by_hand.index(max(by_hand))
             assert record.correct == int(record.options[record.choice] == item.answer)
+
+    def test_a_likelihood_is_that_of_the_reply_with_its_end(
+        self, base: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> None:
+        turns = [{"role": role, "content": f"{role} {i}"} for i in range(2) for role in ("user", "assistant")]
+        task = NewTask("chats", (chat(turns), Item("q", "a")), exact_match, grader="x", by_likelihood=True)
+        suite = make_suite(SUITES["new"], asked(base, **SAMPLED), tokenizer, [task])
+        records, counts = measured(suite, model)
+        assert len(records) == sum(counts) == suite.size == 2
+        assert [(r.form, r.item, r.correct) for r in records] == [("nll", item.id, None) for item in task.test]
+        before, whole = (
+            tokenizer.apply_chat_template(turns[:n], tokenize=True, add_generation_prompt=n == 3)["input_ids"]
+            for n in (3, 4)
+        )
+        ids = whole[:-1]  # without the newline after the end of the turn
+        with torch.no_grad():
+            log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        by_hand = -log_p[torch.arange(len(before) - 1, len(ids) - 1), ids[len(before) :]].mean().item()
+        assert records[0].value == pytest.approx(by_hand, abs=1e-4)
+        assert records[0].tokens == len(ids) - len(before)
+        assert suite.longest >= len(ids)
 
     def test_the_grader_is_part_of_the_key(self, base: str, tokenizer: PreTrainedTokenizerBase) -> None:
         tasks = [capitals(grader) for grader in (None, "exact", "contains", "choice")]
