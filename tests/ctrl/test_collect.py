@@ -83,6 +83,7 @@ def test_a_loop_that_loses_the_divergence_is_told_once(loss: str, training: bool
     assert "ctrl.collect_divergence" in message
 
 
+@pytest.mark.slow
 def test_a_compiled_loop_that_loses_the_divergence_is_told() -> None:
     compiled = torch.compile(expanded().train(), fullgraph=True, backend="eager")
     with pytest.warns(UserWarning, match="without labels " + LOST):
