@@ -20,15 +20,20 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
     wrong = [alpha for alpha in alphas if not (math.isfinite(alpha) and low <= alpha <= high)]
     if wrong:
         raise ConfigError(f"--alphas {wrong[0]:g}: alpha of {operation} is a number from {low:g} to {high:g}")
-    names = [f"{alpha:g}" for alpha in alphas]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--alphas must differ in six digits, but {', '.join(twice)} is there more than once")
+    check_distinct(alphas)
     for alpha in alphas or (None,):
         check_arm(operation, arm, alpha)
     if others and operation != "task_vectors":
         raise ConfigError(f"--with names arms to add, which {operation} does not do: leave it out, or use task_vectors")
     if operation == "task_vectors" and not others:
         raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+
+
+def check_distinct(alphas: Sequence[float]) -> None:
+    """Raise ConfigError for alphas that would share a folder: they are printed with six digits there."""
+    names = [f"{alpha:g}" for alpha in alphas]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--alphas must differ in six digits, but {', '.join(twice)} is there more than once")
 
 
 def check_arm(operation: str, arm: Path, alpha: float | None) -> None:

@@ -21,6 +21,7 @@ from experiments.measure.kinds import Base, Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
 from experiments.measure.run import note_settings
 from experiments.measure.session import Session
+from experiments.posthoc.checks import check_distinct
 from experiments.records import Estimate, Record, read_records
 from experiments.runs.baseline import score
 from experiments.runs.run import errors_explained, only_one, only_one_process
@@ -116,6 +117,7 @@ def _points(alphas: Sequence[float]) -> list[float]:
     wrong = [alpha for alpha in alphas if not 0 < alpha <= 1]
     if wrong:
         raise ConfigError(f"--alphas {wrong[0]:g}: a point of the path has an alpha above 0 and at most 1")
+    check_distinct(alphas)
     return sorted({*alphas, 1.0})
 
 

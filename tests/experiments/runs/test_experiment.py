@@ -40,10 +40,10 @@ def test_every_run_has_its_config_data_and_place_in_the_chain(store: Path) -> No
 
 def test_a_run_that_fails_early_has_its_config(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> None:
-        raise RuntimeError("no data today")
+        raise RuntimeError("no suite today")
 
-    monkeypatch.setattr("experiments.runs.prepared.ExperimentData", broken)
-    with pytest.raises(RuntimeError, match="no data today"):
+    monkeypatch.setattr("experiments.runs.prepared.measure_base", broken)
+    with pytest.raises(RuntimeError, match="no suite today"):
         run_experiment(small_config(base), tmp_path)
     tracker = Tracker(tmp_path, "small")
     [run] = tracker.client.search_runs([tracker.experiment_id])

@@ -94,7 +94,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (Path(name) / "config.yaml").write_text(dump_yaml({**RUN, "name": name}))
         make_study(Path("mlruns"), "toy")
         open_store(Path("mlruns"))
-        for work in ("runs.run.lead", "studies.launch.Tracker", "measure.run.Tracker", "posthoc.run._opened"):
+        for work in (
+            "runs.run.lead",
+            "studies.launch.Tracker",
+            "measure.run.Tracker",
+            "soften.run.Tracker",
+            "posthoc.run._opened",
+        ):
             patch.setattr(f"experiments.{work}", accepted)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield folder
@@ -263,4 +269,4 @@ def test_the_tables_are_whole() -> None:
     assert len(set(rows)) == len(rows) >= 300
     commands = {row[0].split(" ")[0] for row in table("calls")}
     assert commands >= {"run", "study", "resume", "status", "add-trials", "export", "report", "show", "runs", "list",
-                        "compare", "gate", "posthoc", "sync", "measure", "ui"}  # fmt: skip
+                        "compare", "gate", "posthoc", "sync", "measure", "ui", "soften", "preview"}  # fmt: skip
