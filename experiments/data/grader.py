@@ -156,9 +156,15 @@ def _parsed(cell: str) -> Any:
 
 
 def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text, such as 1,007.5 or -2e-3; None if it has none. The minus of 12-5 is no sign."""
+    """Return the last number of a text, such as 1,007.5, -2e-3 or 1/3; None if it has none, or if it divides by 0.
+
+    The minus of 12-5 is no sign.
+    """
     found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(found[-1].replace(",", "")) if found else None
+    if not found:
+        return None
+    top, _, bottom = found[-1].replace(",", "").partition("/")
+    return Decimal(top) / Decimal(bottom or 1) if Decimal(bottom or 1) else None
 
 
 def refused(name: str, why: str) -> ConfigError:

@@ -22,6 +22,10 @@ from experiments.evaluation.replies import parse_answer, reply_records
         ("It is .5.", ".5"),
         ("It is...5", "5"),
         ("1.5e-3", "1.5e-3"),
+        ("10,00,000", "1000000"),  # commas as in India
+        ("It is 1/3.", "1/3"),  # not 3
+        ("Born on 1/2/2024", "2024"),
+        ("12/4 = 3", "3"),
         ("I do not know.", None),
         ("", None),
     ],
