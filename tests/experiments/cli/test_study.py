@@ -42,7 +42,7 @@ def test_printed_commands_find_the_study_again(
     assert cli.main(["add-trials", "toy", "3", *options[1:]]) == 0
     assert "the budget is 5 trials; to run them: " + line in capsys.readouterr().out
     assert cli.main(["add-trials", "toy", "-5", *options[1:]]) == 2
-    assert "must be at least 1, but got -5" in capsys.readouterr().err
+    assert "must be 1 to 100000, but got -5" in capsys.readouterr().err
     commands = _commands(elsewhere, root, tmp_path / "here" / "results")
     assert "study results/study.yaml --workers 1 --root ../root --storage" in commands[0]
     assert "report toy --out results --root ../root" in commands[-1]

@@ -29,7 +29,7 @@ def test_storages_that_are_none(tmp_path: Path) -> None:
     assert shown("postgresql+psycopg://me:secret@host/db") == "postgresql+psycopg://me:***@host/db"
     with pytest.raises(StudyError, match="has no budget of trials"):
         store.add_trials(3)
-    with pytest.raises(ConfigError, match="must be at least 1, but got -5"):
+    with pytest.raises(ConfigError, match="must be 1 to 100000, but got -5"):
         store.add_trials(-5)
     Store(store.url, toy_study(name="made"))  # killed before `begin`
     with pytest.raises(StudyError, match="study 'made' was ended before it had begun: `study CONFIG` begins it"):
