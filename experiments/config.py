@@ -166,10 +166,10 @@ class ExperimentConfig(Section):
     @field_validator("arms")
     @classmethod
     def _distinct(cls, arms: tuple[ArmConfig, ...]) -> tuple[ArmConfig, ...]:
-        names = [arm.name for arm in arms]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = [arm.name.casefold() for arm in arms]  # some disks do not tell A from a
+        twice = sorted({arm.name for arm in arms if names.count(arm.name.casefold()) > 1})
         if twice:
-            raise ValueError(f"arm names must differ, but {', '.join(twice)} stands more than once")
+            raise ValueError(f"arm names must differ, in more than case, but one is there twice: {', '.join(twice)}")
         return arms
 
     @model_validator(mode="after")

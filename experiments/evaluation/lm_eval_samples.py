@@ -22,6 +22,7 @@ RIGHT = (
     *("acc", "exact_match", "pass@1", "pass_at_1", "acc_norm", "math_verify", "em"),
     "prompt_level_strict_acc",  # IFEval
 )
+PLAIN = ("acc", "exact_match")  # metrics that a record's form does not name
 UNREADABLE = "[invalid]"  # result of lm_eval's filters if they find no answer
 
 
@@ -64,22 +65,28 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
     seen: Counter[tuple[str, str]] = Counter()
     records = []
     for sample in sorted(samples, key=lambda s: s["doc_id"]):
-        form = "lm_eval" if sample["filter"] == "none" else f"lm_eval {sample['filter']}"
+        metric = _metric(task, sample)
+        filtered = "" if sample["filter"] == "none" else f" {sample['filter']}"
+        form = f"lm_eval{filtered}{'' if metric in PLAIN else f' {metric}'}"  # verdicts of other metrics do not pair
         item = sample["doc_hash"][:12]
         seen[form, item] += 1
         if seen[form, item] > 1:
             item = f"{item}-{seen[form, item]}"
         asked = str(sample["prompt_hash"])[:12] if sample.get("prompt_hash") else None  # few-shot examples included
         records.append(
-            Record(side, task, form, item, correct=_correct(task, sample), prompt=asked, **_answered(sample))
+            Record(side, task, form, item, correct=_correct(task, metric, sample), prompt=asked, **_answered(sample))
         )
     return records
 
 
-def _correct(task: str, sample: Mapping[str, Any]) -> int:
+def _metric(task: str, sample: Mapping[str, Any]) -> str:
     name = next((name for name in RIGHT if name in sample["metrics"]), None)
     if name is None:
         raise NoVerdict(no_verdict(task, sample["metrics"]))
+    return name
+
+
+def _correct(task: str, name: str, sample: Mapping[str, Any]) -> int:
     value = float(sample[name])
     if value not in (0.0, 1.0):
         raise NoVerdict(f"task {task} of lm_eval: {name}={value:g} of an item is neither 0 nor 1")

@@ -98,3 +98,14 @@ class TestFiles:
         sample = {"doc_id": 0, "filter": "none", "doc_hash": "ab", "arguments": [], "filtered_resps": [], "target": ""}
         with pytest.raises(ValueError, match=message):
             to_records("text", [{**sample, **change}], "kept")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "form"),
+    [(["acc", "acc_norm"], "lm_eval"), (["acc_norm"], "lm_eval acc_norm"), (["exact_match"], "lm_eval")],
+)
+def test_verdicts_of_other_metrics_do_not_pair(metrics: list[str], form: str) -> None:
+    sample = {"doc_id": 0, "doc_hash": "a" * 40, "prompt_hash": "b" * 40, "filter": "none", "metrics": metrics}
+    answer = {"target": "x", "arguments": [["q", " x"]], "resps": [[["x"]]], "filtered_resps": ["x"], "doc": {}}
+    (record,) = to_records("task", [{**sample, **answer, **dict.fromkeys(metrics, 1.0)}], "kept")
+    assert (record.form, record.correct) == (form, 1)
