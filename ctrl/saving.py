@@ -111,10 +111,15 @@ def _base(
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model)}
-    wrong = [k for k in here if k not in ("name", "dtype", "fingerprint") and k in saved and saved[k] != here[k]]
-    if wrong:
-        differences = ", ".join(f"{k} is {saved[k]} there, {here[k]} here" for k in wrong)
+    noted = ("name", "dtype", "fingerprint", "computes")
+    if differences := _differences({k: v for k, v in saved.items() if k not in noted}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
+    differences = _differences(saved.get("computes", {}), here["computes"])
+    if differences and not allow_other:
+        raise CheckpointError(
+            f"{folder} was trained on {saved['name']!r}, whose config computes something else: {differences}. Load the "
+            "base with the config of the training; allow_other_base=True puts the copies onto this one"
+        )
     same, named = same_base(saved, here), saved["name"] and here["name"]
     if same is False and not allow_other:
         raise CheckpointError(
@@ -128,6 +133,12 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,
         )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Name the facts that both have and in which they differ."""
+    wrong = [name for name in here if name in there and there[name] != here[name]]
+    return ", ".join(f"{name} is {there[name]} there, {here[name]} here" for name in wrong)
 
 
 def _norm_factors(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:

@@ -192,3 +192,31 @@ def test_a_checkpoint_of_trainer_still_resumes_beside_its_config(tmp_path: Path)
     second = run()
     second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert second.state.global_step == 4
+
+
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 1e-2}, {"hidden_act": "relu"}, {"rope_theta": 5e5}])
+def test_equal_weights_under_a_config_that_computes_something_else_are_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    saved(tmp_path, named("base"))
+    other: Any = named("base")
+    (name, value), *_ = change.items()
+    if name == "rope_theta":
+        other.config.rope_parameters = {**other.config.rope_parameters, name: value}
+    else:
+        setattr(other.config, name, value)
+    with pytest.raises(
+        ctrl.CheckpointError, match=rf"whose config computes something else: {name} is .* there, .* here"
+    ):
+        ctrl.load(other, tmp_path)
+    ctrl.load(other, tmp_path, allow_other_base=True)
+
+
+def test_a_folder_without_these_fields_loads_as_before(tmp_path: Path) -> None:
+    model = saved(tmp_path, named("base"))
+    meta = json.loads((tmp_path / "control_config.json").read_text())
+    assert {"rms_norm_eps", "hidden_act", "num_attention_heads", "rope_theta"} <= meta["base"].pop("computes").keys()
+    (tmp_path / "control_config.json").write_text(json.dumps(meta))
+    other: Any = named("base")
+    other.config.rms_norm_eps = 1e-2
+    assert torch.equal(ctrl.load(other, tmp_path)(IDS).logits, model(IDS).logits)  # the model is built already
