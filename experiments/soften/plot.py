@@ -49,7 +49,7 @@ def _against_alpha(axes: Axes, cards: Cards, name: str, chosen: float | None) ->
     if chosen is not None:
         look: dict[str, Any] = {"color": "#d55e00", "fontsize": 9, "ha": "right"}
         axes.axvline(chosen, color="#d55e00", linestyle="--", linewidth=1)
-        axes.annotate("chosen", (chosen, 0.02), xycoords=("data", "axes fraction"), **look)
+        axes.annotate("chosen ", (chosen, 0.03), xycoords=("data", "axes fraction"), **look)
     axes.set_xlabel("alpha: 0 the base, 1 the model")
     axes.set_title(row.title, loc="left", fontsize=11, fontweight="bold")
     sns.despine(ax=axes)
