@@ -232,7 +232,7 @@ PARTS: dict[str, dict[str, Any]] = {  # file of an example -> an arm that uses i
 
 
 def test_the_grader_reads_its_columns_and_never_ends_a_run() -> None:
-    grader = read_grader({"docs/examples/last_word:last_word": {"columns": ["synonyms"]}})
+    grader = read_grader({f"{ROOT / 'docs' / 'examples' / 'last_word.py'}:last_word": {"columns": ["synonyms"]}})
     answer, metadata = grader.values({"synonyms": ["sofa"]}, "couch", "couch")
     item = Item("q", answer, metadata)
     task = Measured(source="any", grader=grader).graded(NewTask("t", (item,), exact_match))

@@ -72,9 +72,6 @@ class Inputs:
         """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
         _check_sources(folder, self.digests)
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
-        searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
-        for line in searched.lines():
-            say(line)
         seed = self.config.seed
         searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
         for line in searched.lines():

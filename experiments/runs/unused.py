@@ -15,8 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
-from experiments.methods import METHODS
-from experiments.methods.tuning import Control, Partial
+from experiments.methods.tuning import Control
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "min_lr_ratio": ("cosine", "infinite"),
@@ -73,16 +72,9 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _arm(arm: ArmConfig) -> Iterator[str]:
-    method = arm.build()
-    if isinstance(method.tuning, Control):
-        faults = list(_control(method.tuning.config))
-    elif arm.method is None:
-        faults = []
-    else:
-        used = ("layers",) if isinstance(method.tuning, Partial) else ()
-        given = [name for name in _changed(arm.control) if name not in used]
-        trains = " or its option trains: control" if "trains" in METHODS[arm.method].options.model_fields else ""
-        faults = [f"control.{name} has no effect: it needs method control{trains}" for name in given]
+    tuning = arm.build().tuning
+    # `control` of an arm without copies is said (`ArmConfig.notes`), not refused: a study gives it to all its arms
+    faults = _control(tuning.config) if isinstance(tuning, Control) else ()
     yield from (f"arm {arm.name!r}: {fault}" for fault in faults)
 
 

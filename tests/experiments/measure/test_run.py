@@ -19,6 +19,7 @@ from experiments.tracking.journal import journals
 from tests.helpers.measured import SMALL, model_folder
 
 pytestmark = pytest.mark.slow  # nine models are loaded and measured
+KEPT = {key: value for key, value in SMALL.items() if key in ("kept.items", "bootstrap")}
 DISTANCES = ("kl", "perplexity_drift", "alignment_relative_l2", "alignment_update")
 
 
@@ -134,7 +135,7 @@ def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
 def test_it_goes_on_after_a_stop_and_measures_changed_files_again(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"precision": "fp32", "root": tmp_path, "changes": {**SMALL, "suites": ["kept"]}}
+    options = {"precision": "fp32", "root": tmp_path, "changes": {**KEPT, "suites": ["kept"]}}
     first, second = model_folder(tmp_path / "first", 0.1), model_folder(tmp_path / "second", 0.2)
     original = "experiments.measure.session.Session._records"
     with monkeypatch.context() as patched:
@@ -169,12 +170,12 @@ def stop_at(name: str) -> object:
 def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, models: dict[str, str]) -> None:
     broken = model_folder(tmp_path / "broken", noise=float("nan"))
     options = {"precision": "fp32", "out": tmp_path / "out", "root": tmp_path, "gate": ["retention >= 0"]}
-    found = measure(base, [broken, models["same"]], changes={**SMALL, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
+    found = measure(base, [broken, models["same"]], changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
     assert [r.arm for r in found.results] == ["same"]
     assert found.failed.keys() == {"broken"}
     assert found.failed["broken"].endswith("holds NaN or infinity: take other weights")
     assert [holds for holds, _ in found.verdicts()] == [True, False]
     with pytest.raises(ConfigError, match=r"out holds a measurement of another base, or with other settings"):
-        measure(base, [models["same"]], seed=1, changes={**SMALL, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
+        measure(base, [models["same"]], seed=1, changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"same is not empty and holds no measurement"):
         measure(base, [models["same"]], out=models["same"], root=tmp_path)

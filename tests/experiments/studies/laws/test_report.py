@@ -13,6 +13,7 @@ from experiments.studies.queue import Store
 from experiments.studies.selection import choose
 from tests.helpers.planted_study import TABLE5, synthetic_store
 
+OLD = {"data.old": {"source": "self"}}
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 
 
@@ -21,9 +22,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Loss of general text over the base's: (0.8 - kept accuracy) R^2 T nats, T = 1 after 40 steps."""
     monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
     monkeypatch.setattr("tests.helpers.planted_study.STEPS", (10, 20, 30, 40))
-    replay = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
+    replay = {"kind": "choice", "path": "data.replay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
     arms = {"kind": "arms", "arms": {"stack": {}}}
-    return synthetic_store(tmp_path, TABLE5, {"arm": arms, "replay": replay}, report={"law": "replay"})
+    return synthetic_store(tmp_path, TABLE5, {"arm": arms, "replay": replay}, report={"law": "replay"}, overrides=OLD)
 
 
 @pytest.mark.slow
@@ -45,7 +46,7 @@ def test_evaluations_on_the_way_give_the_law_its_tokens(store: Store, tmp_path: 
 
 @pytest.mark.slow
 def test_on_the_way_of_a_falling_learning_rate_nothing_is_comparable(store: Store, tmp_path: Path) -> None:
-    config = store.config.model_copy(update={"overrides": {"training.schedule": "linear"}})
+    config = store.config.model_copy(update={"overrides": {**OLD, "training.schedule": "linear"}})
     arms = choose(store.config, store.trials(), tmp_path)
     assert list(law_table(config, arms, tmp_path).step) == [40] * 5
     assert "no term in tokens" in mixture_laws(config, arms, tmp_path, draws=2)[0][0]
@@ -55,10 +56,10 @@ def test_on_the_way_of_a_falling_learning_rate_nothing_is_comparable(store: Stor
 def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss over the base's: (0.8 - kept accuracy) R^2 nats, R = 1 - replay; .05 nats are what may be lost."""
     monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
-    replay = {"kind": "choice", "path": "training.weight_decay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
+    replay = {"kind": "choice", "path": "data.replay", "values": [0.0, 0.05, 0.1, 0.25, 0.5]}
     truth = {name: TABLE5[name] for name in ("full", "stack", "lerp8-mse")}
     arms = {"kind": "arms", "arms": {name: {} for name in truth}}
-    store = synthetic_store(tmp_path, truth, {"arm": arms, "replay": replay}, report={"law": "replay"})
+    store = synthetic_store(tmp_path, truth, {"arm": arms, "replay": replay}, report={"law": "replay"}, overrides=OLD)
     chosen = choose(store.config, store.trials(), tmp_path)
     table = law_table(store.config, chosen, tmp_path)
     full = table[(table.arm == "full") & (table.step == 40)]
