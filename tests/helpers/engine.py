@@ -46,7 +46,7 @@ LORA = {"lora": {"rank": 2}}
 # arms that no short name can say, by a name of their own
 PRODUCTS: dict[str, dict[str, Any]] = {
     "kl on lora": {"train": {"lora": {"rank": 16}}, "loss": [{"kl": {"weight": 0.5}}]},
-    "kl on oft": {"train": {"peft": {"type": "oft", "oft_block_size": 8}}, "loss": [{"kl": {"weight": 50.0}}]},
+    "kl on shira": {"train": {"peft": {"type": "shira", "r": 8}}, "loss": [{"kl": {"weight": 5.0}}]},
     "kl on corda": {"train": {"corda": {"rank": 16, "batches": 2}}, "loss": [{"kl": {"weight": 5.0}}]},
     "kl on stack": {"train": {"stack": LAYERS}, "loss": [{"kl": {"weight": 0.5}}]},
     "l2sp on lora": {"train": LORA, "loss": [{"l2sp": {"weight": 0.5}}]},
