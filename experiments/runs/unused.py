@@ -15,7 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
-from experiments.methods.tuning import Control
+from experiments.methods.tuning import Control, Partial
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "min_lr_ratio": ("cosine", "infinite"),
@@ -73,8 +73,11 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
 
 def _arm(arm: ArmConfig) -> Iterator[str]:
     tuning = arm.build().tuning
-    # `control` of an arm without copies is said (`ArmConfig.notes`), not refused: a study gives it to all its arms
+    # `control` of an arm that reads none of it is said (`ArmConfig.notes`), not refused: a study gives it to all arms
     faults = _control(tuning.config) if isinstance(tuning, Control) else ()
+    if isinstance(tuning, Partial) and arm.method is not None:
+        given = [name for name in _changed(arm.control) if name != "layers"]
+        faults = (f"control.{name} has no effect: it needs method control" for name in given)
     yield from (f"arm {arm.name!r}: {fault}" for fault in faults)
 
 
