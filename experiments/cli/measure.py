@@ -37,6 +37,13 @@ def add(commands: Commands) -> None:
         help='"retention >= .98": exit with 3 if the bound of its interval does not hold; repeat for more',
     )  # fmt: skip
     one.add_argument("--out", type=Path, help="folder of the results (default: ROOT/runs/measure-BASE-DIGEST)")
+    add_settings(one)
+    one.set_defaults(command=measure_command)
+    add_root(one)
+
+
+def add_settings(one: argparse.ArgumentParser) -> None:
+    """Add the options that `measure` and `soften` share."""
     one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
     one.add_argument("--seed", type=int, default=0, help="of the items and of the bootstrap (default: %(default)s)")
     one.add_argument(
@@ -45,8 +52,6 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--allow-other-base", action="store_true", help="load what was trained on another base than --base"
     )
-    one.set_defaults(command=measure_command)
-    add_root(one)
 
 
 def measure_command(args: argparse.Namespace) -> int:

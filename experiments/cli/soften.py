@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.measure import add_settings
 from experiments.cli.run import overrides
 from experiments.common.paths import short_path
 
@@ -34,14 +35,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: new kept drift text")
     one.add_argument("--out", type=Path, help="folder of the measurements (default: ROOT/runs/soften-MODEL-DIGEST)")
-    one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
-    one.add_argument("--seed", type=int, default=0, help="of the items and of the bootstrap (default: %(default)s)")
-    one.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of a suite: kept.items=50"
-    )
-    one.add_argument(
-        "--allow-other-base", action="store_true", help="load what was trained on another base than --base"
-    )
+    add_settings(one)
     one.set_defaults(command=soften_command)
     add_root(one)
 

@@ -35,7 +35,9 @@ class Kl(LossTerm):
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
     tokens: Literal["all", "replayed"] = Field("all", description="all labelled tokens, or the replayed ones of them")
-    top: int | None = later_field(None, ge=1, description="tokens of the base that are told apart; default: all")
+    top: int | None = later_field(
+        None, ge=1, description="likeliest tokens of the base that count one by one; default: all"
+    )
     budget: float | None = later_field(None, gt=0, description="mean KL per token to keep, in nats; default: no budget")
     _base: Any = PrivateAttr(None)
     _counted: Any = PrivateAttr(None)

@@ -51,7 +51,7 @@ def labelled(
     of the template ({% generation %}) take more tokens of a reply out of the loss, but never its end of turn.
 
     place: the row, for errors. Raises ConfigError if the template refuses the conversation, and for all_tokens if tool
-    results cannot be told apart because it has rewritten them.
+    results cannot be found again because it has rewritten them.
     """
     replies = [i for i, one in enumerate(messages) if one["role"] == "assistant" and _asked(messages[:i])]
     replies = [i for i in replies if i >= first] if loss != "all_tokens" else replies

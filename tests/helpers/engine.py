@@ -44,6 +44,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CONTROL = {"control": LAYERS}
 LORA = {"lora": {"rank": 2}}
 # arms that no short name can say, by a name of their own
+TUNED: dict[str, Any] = {
+    "full": "full",
+    "partial": {"partial": LAYERS},
+    "control": CONTROL,
+    "stack": {"stack": LAYERS},
+    "lora": {"lora": {"rank": 2}},
+    "corda": {"corda": {"rank": 2, "batches": 2}},
+}
 PRODUCTS: dict[str, dict[str, Any]] = {
     "kl on lora": {"train": {"lora": {"rank": 16}}, "loss": [{"kl": {"weight": 0.5}}]},
     "kl on shira": {"train": {"peft": {"type": "shira", "r": 8}}, "loss": [{"kl": {"weight": 5.0}}]},

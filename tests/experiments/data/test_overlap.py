@@ -63,14 +63,14 @@ def test_sequences_may_be_in_several_rows_but_not_across_two() -> None:
 
 
 def test_a_common_instruction_does_not_count() -> None:
-    told = "Please answer the following question with a single word and nothing else at all:"
-    probes = [question_probe("new", "t", Item(f"{told} topic{i} thing{i} part{i}?", "x")) for i in range(30)]
-    rows = [Item(f"{told} other{i} things?", "x") for i in range(50)]
+    asked = "Please answer the following question with a single word and nothing else at all:"
+    probes = [question_probe("new", "t", Item(f"{asked} topic{i} thing{i} part{i}?", "x")) for i in range(30)]
+    rows = [Item(f"{asked} other{i} things?", "x") for i in range(50)]
     assert overlaps(probes, rows, "train") == []
-    rows.append(Item(f"{told} topic3 thing3 part3 and more?", "x"))
+    rows.append(Item(f"{asked} topic3 thing3 part3 and more?", "x"))
     (one,) = overlaps(probes, rows, "train")
     assert (one.items, one.same, one.similar) == (30, 0, 1)
-    assert one.examples == [[f"{told} topic3 thing3 part3?", f"{told} topic3 thing3 part3 and more?\nx"]]
+    assert one.examples == [[f"{asked} topic3 thing3 part3?", f"{asked} topic3 thing3 part3 and more?\nx"]]
 
 
 def test_each_task_has_its_counts_and_up_to_three_examples() -> None:

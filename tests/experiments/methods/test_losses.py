@@ -22,7 +22,7 @@ from experiments.methods.weights import snapshot, trainable
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
 from experiments.training.lm_loss import ChunkedLoss, WholeLoss
-from tests.helpers.engine import CONTROL, LAYERS, arm_config, collate, context, old_text, rows, train
+from tests.helpers.engine import TUNED, arm_config, collate, context, old_text, rows, train
 from tests.helpers.tiny_llama import sequences, tiny
 
 FIELDS: dict[str, dict[str, Any]] = {"kl": {"weight": 0.5}, "l2sp": {"weight": 0.5}, "ewc": {"weight": 5.0}}
@@ -34,14 +34,7 @@ def has_penalty(name: str) -> bool:
 
 
 PENALTIES = [name for name in LOSS_TERMS if has_penalty(name)]
-TRAIN: dict[str, Any] = {
-    "full": "full",
-    "partial": {"partial": LAYERS},
-    "control": CONTROL,
-    "stack": {"stack": LAYERS},
-    "lora": {"lora": {"rank": 2}},
-    "corda": {"corda": {"rank": 2, "batches": 2}},
-}
+TRAIN = TUNED
 
 
 def read(name: str, **fields: Any) -> Any:

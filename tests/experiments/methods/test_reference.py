@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -12,22 +10,13 @@ from experiments.methods import TUNINGS
 from experiments.methods.parts import read_part
 from experiments.methods.reference import Reference, has_base
 from experiments.methods.weights import trainable
-from tests.helpers.engine import CONTROL, LAYERS, context
+from tests.helpers.engine import TUNED, context
 from tests.helpers.tiny_llama import tiny
 
-TRAIN: dict[str, Any] = {
-    "full": "full",
-    "partial": {"partial": LAYERS},
-    "control": CONTROL,
-    "stack": {"stack": LAYERS},
-    "lora": {"lora": {"rank": 2}},
-    "corda": {"corda": {"rank": 2, "batches": 2}},
-}
 
-
-@pytest.mark.parametrize("train", TRAIN)
+@pytest.mark.parametrize("train", TUNED)
 def test_it_stays_the_base_and_only_models_that_lost_it_are_copied(train: str) -> None:
-    model = read_part(TUNINGS, TRAIN[train]).prepare(tiny(), context())
+    model = read_part(TUNINGS, TUNED[train]).prepare(tiny(), context())
     reference, batch = Reference(model, context()), {"input_ids": torch.arange(12)[None]}
     assert (reference.copy is None) == reference.shares_weights == has_base(model)
     assert has_base(model) == (train in ("control", "stack", "lora"))
@@ -47,7 +36,7 @@ def test_it_stays_the_base_and_only_models_that_lost_it_are_copied(train: str) -
 @pytest.mark.parametrize("train", ["full", "control", "lora"])
 def test_it_has_no_dropout_while_the_model_trains_with_it(train: str) -> None:
     config = GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=4, n_head=2, resid_pdrop=0.5, embd_pdrop=0.5)
-    model = read_part(TUNINGS, TRAIN[train]).prepare(GPT2LMHeadModel(config), context()).train()
+    model = read_part(TUNINGS, TUNED[train]).prepare(GPT2LMHeadModel(config), context()).train()
     reference = Reference(model, context())
     batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
     found = []
