@@ -1,6 +1,6 @@
 """Train a model with TRL alone, on facts about invented people: what `control-llm measure` and `soften` are for.
 
-    python docs/examples/train_elsewhere.py FOLDER        # 10 to 20 minutes on two CPU cores
+    python docs/examples/train_elsewhere.py FOLDER        # 5 minutes on two CPU cores
 
 It writes FOLDER/train.jsonl, FOLDER/test.jsonl (the same facts, asked in other words) and FOLDER/model.
 """
@@ -35,7 +35,7 @@ def as_chat(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def main(folder: Path, people: int = 40, steps: int = 90) -> None:
+def main(folder: Path, people: int = 20, steps: int = 45) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder, people)
     rows = load_dataset("json", data_files=str(folder / "train.jsonl"), split="train").map(as_chat)
