@@ -57,7 +57,7 @@ def write_report(
         "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
         "words": words,
         "tables": [report.table],
-        "pictures": [("The path", inline_svg(path_figure(cards, best.alpha if best else None)))],
+        "pictures": [("Figures along the path", inline_svg(path_figure(cards, best.alpha if best else None)))],
         "notes": [
             f"{NAMES[path.by]}. alpha 0 is the base, alpha 1 the model itself.",
             "The point was chosen on half of the questions. The figures here are those of the other half.",
@@ -95,11 +95,13 @@ def _sentence(cards: Mapping[float, Mapping[str, Estimate]], best: Point | None,
         return f"No point of the path fits, so nothing was written. Wanted: {rule}."
     card, whole = cards[best.alpha], cards[1.0]
     parts = [
-        f"{FIGURES[name].title} {figure_text(card, name)} (the model itself {figure_text(whole, name)})"
+        f"{FIGURES[name].title} {figure_text(card, name)}"
+        + (f" (the model itself {figure_text(whole, name)})" if best.alpha < 1 else "")
         for name in (*GAINS, "retention", "nfr")
         if name in card and name in whole
     ]
-    return f"alpha {best.alpha:g}: " + "; ".join(parts) + f". Chosen: {rule}."
+    of = "" if best.alpha < 1 else ", the model itself"
+    return f"alpha {best.alpha:g}{of}: " + "; ".join(parts) + f". Chosen: {rule}."
 
 
 def _table(cards: Mapping[float, Mapping[str, Estimate]], best: Point | None) -> Table:

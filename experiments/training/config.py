@@ -65,6 +65,6 @@ class TrainingConfig(Section):
         if self.schedule == "infinite" and self.min_lr_ratio > self.constant_lr_ratio:
             raise ValueError(
                 f"schedule 'infinite' anneals down from constant_lr_ratio={self.constant_lr_ratio:g}, but "
-                f"min_lr_ratio={self.min_lr_ratio:g} lies above it"
+                f"min_lr_ratio={self.min_lr_ratio:g} is above it"
             )
         return self

@@ -196,7 +196,7 @@ def test_kl_has_the_value_and_the_gradient_of_its_formula(top: int | None) -> No
     found = kl(q.log(), log_p) if top is None else top_kl(q.log(), log_p, top)
     torch.testing.assert_close(found, (expected.detach(), slope), rtol=1e-8, atol=1e-9)
     assert found[0] <= whole + 1e-9
-    if top is None or top >= 6:  # a rest of one token is told apart too
+    if top is None or top >= 6:  # a rest of one token counts by itself
         torch.testing.assert_close(expected, whole, rtol=1e-8, atol=1e-9)
 
 

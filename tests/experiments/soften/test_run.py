@@ -82,7 +82,7 @@ def test_every_kind_becomes_a_plain_model(
     assert "| gain |" in card
     assert "one standard error of the best" in found.report.text()
     page = found.report.page.read_text()
-    assert "The path" in page
+    assert "Figures along the path" in page
     assert "<svg" in page or "base64" in page
 
 
