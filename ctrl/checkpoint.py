@@ -118,7 +118,9 @@ def computes(config: Any) -> dict[str, Any]:
     """Return the fields of a config that change what the same weights compute: heads, norms, activation, positions."""
     rope = getattr(config, "rope_parameters", None)
     theta = rope.get("rope_theta") if isinstance(rope, dict) else None
-    found = {name: getattr(config, name, None) for name in COMPUTES}
+    values, other_names = config.to_dict(), config.attribute_map
+    # not by getattr: a config whose layers differ raises for the fields in which they do
+    found = {name: values.get(other_names.get(name, name)) for name in COMPUTES}
     found["rope_theta"] = theta if found["rope_theta"] is None else found["rope_theta"]
     return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
