@@ -108,6 +108,14 @@ def set_field(values: dict[str, Any], dotted: str, value: Any) -> None:
     place[last if isinstance(place, dict) else _index(place, last, dotted)] = value
 
 
+def get_field(values: dict[str, Any], dotted: str) -> Any:
+    """Return the value of one field, or None if it is not set. A number in the key is an index into a list."""
+    place: Any = values
+    for key in dotted.split("."):
+        place = place[_index(place, key, dotted)] if isinstance(place, list) else (place or {}).get(key)
+    return place
+
+
 def _index(entries: list[Any], key: str, dotted: str) -> int:
     if not key.isdecimal() or int(key) >= len(entries):
         raise ConfigError(

@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from experiments.common.hashing import json_digest
 from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, check_file_name
 from experiments.common.section import MAX_SEED, Section, nearest
-from experiments.studies.space import DIMENSIONS, Dimension, Scalar, grid, overrides
+from experiments.common.yaml_values import get_field
+from experiments.studies.space import DIMENSIONS, Dimension, Scalar, Times, grid, overrides
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
@@ -212,10 +213,13 @@ class StudyConfig(Section):
         """Return the plain config of a trial with these picks."""
         from experiments.config import load_config, set_value  # loads torch; `status` needs none
 
+        def new(key: str, value: Any) -> Any:
+            return value.of(get_field(values, key), key) if isinstance(value, Times) else copy.deepcopy(value)
+
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
         for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
-            set_value(values, key, copy.deepcopy(value))
+            set_value(values, key, new(key, value))
         return values
 
     def run_config(self, picks: dict[str, Scalar], number: int, seed: int) -> ExperimentConfig:

@@ -10,15 +10,29 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from experiments.common.errors import ConfigError
 from experiments.common.section import Section
 
 Scalar = str | int | float | bool | None
 MAX_CELLS = 100_000
 RATE = re.compile(r"arms\.\d+\.learning_rates(\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Times:
+    """A factor: it multiplies the value that a config has, in place of setting it."""
+
+    factor: float
+
+    def of(self, value: Any, dotted: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{dotted!r} is multiplied, but it is {value!r}: set it to a number, or leave out times")
+        return float(f"{value * self.factor:.12g}")  # not .30000000000000004
 
 
 class Choice(Section):
@@ -27,6 +41,15 @@ class Choice(Section):
     kind: Literal["choice"] = Field("choice", description="kind of dimension")
     path: str | None = Field(None, description="dotted key, if it is not the dimension's name")
     values: tuple[Any, ...] = Field(min_length=1, description="the values")
+    times: bool = Field(
+        False, description="multiply the value that the config has there, such as a learning rate that each arm has"
+    )
+
+    @model_validator(mode="after")
+    def _factors(self) -> Choice:
+        if self.times and not all(type(value) in (int, float) and 0 < value < math.inf for value in self.values):
+            raise ValueError(f"times needs numbers above 0, but got {list(self.values)}")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
@@ -50,7 +73,8 @@ class Choice(Section):
         return trial.suggest_categorical(key, self.points())
 
     def overrides(self, key: str, pick: Scalar) -> dict[str, Any]:
-        return {self.path or key: self.values[self.points().index(pick)]}
+        value = self.values[self.points().index(pick)]
+        return {self.path or key: Times(value) if self.times else value}
 
 
 class Arms(Section):
