@@ -23,6 +23,13 @@ def add(commands: Commands) -> None:
     study.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: table5")
     study.add_argument("--workers", type=int, default=1, help=WORKERS)
     study.add_argument("--profile", help="one of the study's profiles: gpu")
+    study.add_argument(
+        "--from",
+        dest="known",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the trials in FOLDER/trials.tar.xz, which `report --out` writes",
+    )
     study.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --workers
     study.set_defaults(command=study_command)
     resume = commands.add_parser("resume", help="continue a study by its name, without its YAML")
@@ -68,7 +75,7 @@ def study_command(args: argparse.Namespace) -> int:
         return 0
     check_start(config, root, args.workers, args.storage)
     check_inputs(config, root, say)
-    show(_end_text(run_study(config, root, args.workers, args.storage, say), root))
+    show(_end_text(run_study(config, root, args.workers, args.storage, say, args.known), root))
     return 0
 
 

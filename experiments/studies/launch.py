@@ -18,10 +18,11 @@ from typing import Any
 
 from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
-from experiments.common.paths import default_root
+from experiments.common.paths import default_root, short_path
 from experiments.common.yaml_values import dump_yaml
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
+from experiments.studies.exchange import as_attempts, read_trials, unpack_runs
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
@@ -45,16 +46,23 @@ def run_study(
     workers: int | None = None,
     storage: str | None = None,
     say: Say = print,
+    known: Path | None = None,
 ) -> Store:
     """Run the trials of a study that are left. Results: `Store.trials`. Raises ConfigError and StudyError.
 
     workers: number of processes; one that is killed is replaced. None: all trials run in this process. storage: a
-    database URL in place of the study's own, or of `optuna.db` in root.
+    database URL in place of the study's own, or of `optuna.db` in root. known: a folder with `trials.tar.xz`, whose
+    trials are not run again.
     """
     root = (root or default_root()).resolve()
+    found = read_trials(config, known) if known else []
     store = Store(check_start(config, root, workers, storage), config)
     store.progress = functools.partial(steps_done, config, root)
-    store.begin()
+    if known:
+        unpack_runs(known, root)
+    taken = store.begin(as_attempts(config, found))
+    if known:
+        say(f"{config.name}: {taken} of the {len(found)} trials in {short_path(known)} are taken from there")
     folder = study_folder(root, config.name)
     write_text(folder / "study.yaml", dump_yaml(config.to_dict()), private=config.storage is not None)
     note_progress(store, root)

@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -101,8 +101,12 @@ class Store:
         self.config = config
         self.progress: Progress = lambda number, picks: 0
 
-    def begin(self) -> None:
-        """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row."""
+    def begin(self, known_trials: Sequence[optuna.trial.FrozenTrial] = ()) -> int:
+        """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row.
+
+        known_trials: complete trials of another store of this study; those with new picks are added. Returns their
+        number.
+        """
         with self.lock():
             known = self.study.user_attrs.get("config")
             if known and stored_study(known).identity() != self.config.identity():
@@ -111,8 +115,13 @@ class Store:
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
             self.study.set_user_attr("config", public_values(self.config))
+            complete = [trial.picks for trial in self.trials() if trial.state == "complete"]
+            new = [trial for trial in known_trials if trial.params not in complete]
+            for trial in new:
+                self.study.add_trial(trial)
             ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
             self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
+        return len(new)
 
     def work(self, run: RunTrial, say: Callable[[str], None] = print) -> str:
         """Run trials until none is left to claim. Returns why it ended. Raises StudyError if the storage fails."""

@@ -20,6 +20,7 @@ from experiments.reporting.table import Table
 from experiments.reporting.tables import COSTS, arms_table, columns_of, flat_costs, flat_figures
 from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
+from experiments.studies.exchange import write_trials
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
@@ -76,13 +77,14 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
 
 
 def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRow], drawn: Sequence[Picture]) -> None:
-    """Write the pictures, table.csv and, in a folder of its own, the study's YAML without the storage's password."""
+    """Write the pictures, table.csv and, in a folder of its own, the trials and the YAML without a password."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in drawn:
         (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
     if folder.resolve() != study_folder(root, store.config.name).resolve():
         write_text(folder / "study.yaml", public_yaml(store.config))
+        write_trials(store.config, store.trials(), root, folder)
 
 
 def _arms(

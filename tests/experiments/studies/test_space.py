@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.studies.load import parse_study
 from experiments.studies.space import grid, overrides
 from tests.helpers.study_of_one_arm import ARM, RATE, values
@@ -54,3 +57,30 @@ def test_steps_of_a_float_are_the_numbers_that_one_would_write() -> None:
         0.2,
         0.3,
     ]
+
+
+def test_a_factor_multiplies_what_each_arm_has() -> None:
+    arms = {"full": {"arms.0.learning_rates": [1e-4]}, "control": {}}
+    rate = {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [1, 0.3], "times": True}
+    study = toy_study(search={"rate": rate, "arm": {"kind": "arms", "arms": arms}})
+    rates = {
+        (cell["arm"], cell["rate"]): study.run_config(cell, 0, 0).arms[0].learning_rates for cell in grid(study.search)
+    }
+    assert rates == {
+        ("full", 1): (1e-4,),
+        ("full", 0.3): (3e-5,),
+        ("control", 1): (1e-3,),
+        ("control", 0.3): (3e-4,),
+    }
+
+
+@pytest.mark.parametrize("values", [[0], [-1], ["1"], [True], [float("inf")], [float("nan")]])
+def test_a_factor_is_a_number_above_0(values: list[Any]) -> None:
+    with pytest.raises(ConfigError, match="times needs numbers above 0"):
+        toy_study(search={"rate": {"kind": "choice", "path": "training.steps", "values": values, "times": True}})
+
+
+@pytest.mark.parametrize("path", ["training.schedule", "training.weight_decay", "arms.0.method"])
+def test_a_factor_needs_a_number_to_multiply(path: str) -> None:
+    with pytest.raises(ConfigError, match="is multiplied, but it is"):
+        toy_study(search={"rate": {"kind": "choice", "path": path, "values": [2], "times": True}})

@@ -213,7 +213,9 @@ def test_kill_all_workers_while_a_trial_trains(base: str, tmp_path: Path) -> Non
 
     before = {trial.number: trial for trial in Store(f"sqlite:///{root / 'optuna.db'}", name="tiny").trials()}
     complete = {number: trial for number, trial in before.items() if trial.state == "complete"}
-    hit = {number for number, trial in before.items() if trial.state in ("lost", "running")}  # a worker may still be dying
+    hit = {
+        number for number, trial in before.items() if trial.state in ("lost", "running")
+    }  # a worker may still be dying
     assert hit, "no trial was running"
     half = _training(root)
     measured = {path: path.stat().st_mtime_ns for path in root.glob("runs/*/arms/*/items-*.jsonl")}

@@ -1,0 +1,181 @@
+"""Trials leave a machine in one file, and a study begins from it: nothing that was run is run again."""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError, DamagedError
+from experiments.records import ArmResult, Estimate
+from experiments.runs.result_file import write_result
+from experiments.studies.exchange import FILE, TRIALS, as_attempts, read_trials, unpack_runs, write_trials
+from experiments.studies.queue import Store
+from experiments.studies.trial import TrialOutcome
+from tests.helpers.toy_study import open_store, value
+
+
+def quiet(text: str) -> None: ...
+
+
+def run_in(root: Path, begun: list[int], constraint: float | None = None) -> Any:
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        begun.append(number)
+        name = f"runs/toy-{number:03d}"
+        arm = root / name / "arms" / "arm-0.001"
+        for path, text in ((arm / "items-4.jsonl", f"{number}"), (root / name / "base" / "items.jsonl", "base")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (arm / "trained").mkdir()
+        (arm / "trained" / "weights").write_text("large")
+        (root / name / "config.yaml").write_text("name: toy")
+        result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"kl": Estimate(value(picks))})
+        write_result(arm, result)
+        limits = {} if constraint is None else {"kl <= 1": constraint}
+        return TrialOutcome([value(picks)], limits, [{"seed": 0, "folder": name, "result": result.to_dict()}])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path, Path]:
+    """A study of six trials with four of them complete, its root, and the folder of its file."""
+    folder = tmp_path_factory.mktemp("first")
+    root, out, begun = folder / "one", folder / "out", list[int]()
+    root.mkdir()
+    out.mkdir()
+    store, run = open_store(root), run_in(root, begun, 0.5)
+
+    def four(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        if number == 4:
+            raise KeyboardInterrupt
+        return run(number, picks, report)
+
+    with pytest.raises(KeyboardInterrupt):
+        store.work(four, quiet)
+    assert write_trials(store.config, store.trials(), root, out) == out / FILE
+    return store, root, out
+
+
+@pytest.fixture
+def written(first: tuple[Store, Path, Path], tmp_path: Path) -> tuple[Store, Path, Path]:
+    """The same with a folder that a test may change."""
+    store, root, out = first
+    (tmp_path / "out").mkdir()
+    shutil.copy(out / FILE, tmp_path / "out")
+    return store, root, tmp_path / "out"
+
+
+def test_a_study_goes_on_where_another_machine_stopped(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
+    first, root, out = written
+    there, begun = tmp_path / "two", list[int]()
+    there.mkdir()
+    store = Store(f"sqlite:///{there / 'optuna.db'}", first.config)
+    unpack_runs(out, there)
+    attempts = as_attempts(store.config, read_trials(store.config, out))
+    assert store.begin(attempts) == 4
+    assert store.begin(attempts) == 0, "nothing is added twice"
+    before = {trial.number: trial for trial in first.trials() if trial.state == "complete"}
+    taken = {trial.number: trial for trial in store.trials() if trial.state == "complete"}
+    for number, trial in before.items():
+        assert taken[number].picks == trial.picks
+        assert (taken[number].values, taken[number].constraints) == (trial.values, {"kl <= 1": 0.5})
+        assert (taken[number].runs, taken[number].feasible) == (trial.runs, False)
+        assert taken[number].seconds == pytest.approx(trial.seconds)
+    assert store.work(run_in(there, begun), quiet) == "all 6 cells of the grid are finished"
+    assert len(begun) == 2
+    assert [trial.state for trial in store.trials()] == ["complete"] * 6
+    files = {
+        path.relative_to(root) for path in root.glob("runs/*/**/*") if path.is_file() and path.parent.name != "trained"
+    }
+    found = {path.relative_to(there) for path in there.glob("runs/*/**/*") if path.is_file()}
+    assert files <= found
+    assert all((there / path).read_bytes() == (root / path).read_bytes() for path in files)
+
+
+def test_the_file_has_no_weights_and_is_the_same_each_time(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
+    store, root, out = written
+    again = write_trials(store.config, store.trials(), root, tmp_path)
+    assert again is not None
+    assert again.read_bytes() == (out / FILE).read_bytes()
+    with tarfile.open(out / FILE) as archive:
+        assert not [name for name in archive.getnames() if "trained" in name]
+
+
+def test_a_study_without_complete_trials_writes_none(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert write_trials(store.config, store.trials(), tmp_path, tmp_path) is None
+
+
+def test_trials_of_another_study_are_refused(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
+    store, _, out = written
+    other = store.config.model_copy(update={"seeds": (7,)})
+    with pytest.raises(ConfigError, match="of a study with another base, search or objective"):
+        read_trials(other, out)
+    with pytest.raises(ConfigError, match=f"there is no {FILE}"):
+        read_trials(store.config, tmp_path)
+
+
+def test_a_run_folder_that_exists_stays(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
+    _, _, out = written
+    mine = tmp_path / "two" / "runs" / "toy-001" / "config.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    unpack_runs(out, tmp_path / "two")
+    assert [path.name for path in mine.parent.iterdir()] == ["config.yaml"]
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "runs/../../out", "studies/x/out", "runs/out"])
+def test_members_outside_the_runs_are_refused(written: tuple[Store, Path, Path], tmp_path: Path, name: str) -> None:
+    store, _, out = written
+    with tarfile.open(out / FILE, "w:xz") as archive:
+        for member in (TRIALS, name):
+            archive.addfile(tarfile.TarInfo(member), io.BytesIO(b""))
+    for read in (lambda: read_trials(store.config, out), lambda: unpack_runs(out, tmp_path / "two")):
+        with pytest.raises(DamagedError, match="was not written by"):
+            read()
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null"])
+def test_a_file_with_other_contents_is_refused(written: tuple[Store, Path, Path], text: bytes) -> None:
+    store, _, out = written
+    with tarfile.open(out / FILE, "w:xz") as archive:
+        member = tarfile.TarInfo(TRIALS)
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    with pytest.raises(DamagedError, match="cannot be read"):
+        read_trials(store.config, out)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: bytes(len(raw))])
+def test_a_damaged_file_is_refused(written: tuple[Store, Path, Path], damage: Any) -> None:
+    store, _, out = written
+    (out / FILE).write_bytes(damage((out / FILE).read_bytes()))
+    with pytest.raises(DamagedError, match="cannot be read"):
+        read_trials(store.config, out)
+
+
+def test_records_that_were_changed_are_refused(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
+    _, _, out = written
+    raw = lzma.decompress((out / FILE).read_bytes())
+    changed = raw.replace(b"base" + bytes(508), b"best" + bytes(508))  # the content of a member, padded to a block
+    assert changed != raw
+    (out / FILE).write_bytes(lzma.compress(changed))
+    with pytest.raises(DamagedError, match=r"items\.jsonl is not the file that"):
+        unpack_runs(out, tmp_path / "two")
+
+
+def test_trials_are_plain_json(written: tuple[Store, Path, Path]) -> None:
+    with tarfile.open(written[2] / FILE) as archive:
+        file = archive.extractfile(TRIALS)
+        assert file is not None
+        values = json.load(file)
+    assert {"number", "picks", "values", "constraints", "seconds", "runs"} == set(values["trials"][0])
