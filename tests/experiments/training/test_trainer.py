@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.config import ArmConfig
-from experiments.methods.losses import L2sp
+from experiments.methods.losses import FromStart
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import (
     CONTROL,
@@ -65,6 +65,6 @@ def test_the_plain_loss_is_logged_next_to_the_weighted_one_that_trains(tmp_path:
 
 
 def test_a_penalty_that_is_no_number_stops_the_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(L2sp, "penalty", lambda *args: torch.tensor(float("nan")))
+    monkeypatch.setattr(FromStart, "penalty", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(ArmFailed, match="loss became nan at step 1: lower the learning rate"):
         train(arm_config("l2sp"), tmp_path)
