@@ -24,8 +24,6 @@ def test_the_same_settings_open_it_again_and_others_are_refused(tmp_path: Path) 
 
 def test_a_folder_of_something_else_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=r"is not empty and holds no measurement \(no measure\.json\): choose"
-    ):
+    with pytest.raises(ConfigError, match=r"is not empty and holds no measurement \(no measure\.json\): choose"):
         note_settings(tmp_path, measure_config("base"), "0123abcd")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
