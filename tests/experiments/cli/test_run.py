@@ -44,6 +44,7 @@ def test_values_of_set_are_yaml() -> None:
     assert overrides(given) == expected
 
 
+@pytest.mark.slow
 def test_the_ui_says_that_its_port_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
