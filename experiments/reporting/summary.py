@@ -10,7 +10,10 @@ from experiments.reporting.text import figure_text, format_number, gain_name, ga
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.pairwise import SignificantPairs
 
-PAIRED = "Two arms differ significantly if Holm's p over all pairs of arms is below .05, from their answers to the same questions."
+PAIRED = (
+    "Two arms differ significantly if Holm's p over all pairs of arms is below .05, from their answers to the same "
+    "questions."
+)
 OVERLAP = "Two arms differ significantly if their intervals do not overlap, which is a cautious test."
 
 
