@@ -90,11 +90,12 @@ class ArmRun:
 
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""
-        path = self.folder / "data.json"
-        drawn: list[dict[str, Any]] | None = read_note(path).get("drawn")
-        if drawn is None:
-            drawn = self.prepared.data.drawn(self.arm)
-            write_json(path, {"drawn": drawn})
+        path, run = self.folder / "data.json", self.prepared.folder.name
+        note = read_note(path)
+        if "drawn" not in note or note.get("run", run) != run:  # earlier versions did not name it
+            note = {"run": run, "drawn": self.prepared.data.drawn(self.arm)}
+            write_json(path, note)
+        drawn: list[dict[str, Any]] = note["drawn"]
         return drawn
 
     def _read(self) -> ArmResult:

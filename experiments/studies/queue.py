@@ -97,7 +97,10 @@ class Store:
                     load_if_exists=True,
                 )
         except (*STORAGE_FAULTS, ImportError) as error:
-            raise StudyError(f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}") from error
+            raise StudyError(
+                f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}\nIf its file is damaged, "
+                "move it away: the same study then begins anew, and takes over the run folders that are there"
+            ) from error
         self.config = config
         self.progress: Progress = lambda number, picks: 0
 

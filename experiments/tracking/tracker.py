@@ -27,7 +27,7 @@ from experiments.tracking.machine import (
     process_tags,
     sigterm_raises,
 )
-from experiments.tracking.reap import reap
+from experiments.tracking.reap import reap, sweep_root
 from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import TrackingStore, last_line
@@ -136,8 +136,12 @@ class Tracker:
                 run.close(status)
 
     def reap(self) -> list[str]:
-        """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids."""
+        """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids.
+
+        Their temporary files are deleted.
+        """
         with contextlib.suppress(Exception):  # a run wrongly shown as running must not stop training
+            sweep_root(self.root)
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
