@@ -81,6 +81,7 @@ def run_trial(
         run_id=saved.get("run_id"),
         note=lambda run_id: write_json(note, {"run_id": run_id, "picks": picks}),
     ) as run:
+        run.log_note("\n".join(f"- {key}: {pick}" for key, pick in picks.items()))
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):
