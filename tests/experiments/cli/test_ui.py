@@ -151,8 +151,8 @@ def served(root: Path, *options: str) -> Iterator[tuple[Any, str]]:
             said += line_read
         yield process, said
     finally:
-        process.kill() if process.poll() is None else None
-        process.wait(30)
+        process.send_signal(signal.SIGINT)  # which ends the servers; after a kill they would stay
+        process.wait(60)
 
 
 @pytest.fixture
