@@ -118,6 +118,7 @@ class Store:
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
             self.study.set_user_attr("config", public_values(self.config))
+            self.study.set_metric_names([objective.figure for objective in self.config.objectives])
             complete = [trial.picks for trial in self.trials() if trial.state == "complete"]
             new = [trial for trial in known_trials if trial.params not in complete]
             for trial in new:

@@ -150,8 +150,11 @@ class Tracker:
         """Whether `ui_command` starts a server; a remote store has one already."""
         return not (self.remote and self.remote.startswith("http"))
 
-    def ui_command(self) -> str:
-        """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
+    def ui_command(self, port: int | None = None) -> str:
+        """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen.
+
+        port: default: PORT.
+        """
         python = shlex.quote(short_path(sys.executable))
         if self.remote and not self.serves_ui:
             return f"{python} -m webbrowser {shlex.quote(page(self.remote))}"
@@ -160,7 +163,7 @@ class Tracker:
         return (
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
             f"{python} -m mlflow server --backend-store-uri {store} "
-            f"--host 127.0.0.1 --port {PORT} --workers 1"
+            f"--host 127.0.0.1 --port {port or PORT} --workers 1"
         )
 
     def run_url(self, run_id: str, server: str | None = None) -> str:
