@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from experiments.data.encoding import Encoder
-from experiments.data.items import Example
+from experiments.data.encoding import Encoded, Encoder
 from experiments.models.tokens import IGNORED
 
 MOST = 1000  # examples that are counted of each source before a run
@@ -34,10 +33,10 @@ class Counts:
         return self.left_out / max(1, self.left_out + self.tokens)
 
 
-def count(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Counts:
-    """Encode at most `most` examples and count. Raises ConfigError as the encoder does."""
+def count(examples: Iterable[Encoded], most: int = MOST) -> Counts:
+    """Count at most `most` encoded examples. Raises ConfigError as the encoder does."""
     rest = iter(examples)
-    encoded = [encoder.encode(example) for example in itertools.islice(rest, most)]
+    encoded = list(itertools.islice(rest, most))
     pieces = [piece for one in encoded for piece in one.pieces]
     return Counts(
         examples=len(encoded),

@@ -22,6 +22,7 @@ from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.packing import Packing, PackingCollator, packing
 from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
+from experiments.data.token_cache import encoded_epoch
 from experiments.methods import Batch
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
@@ -107,7 +108,7 @@ class ExperimentData:
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
         most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
-        counts = [count(one.epoch(*epoch), self.encoder, most) for one in sources]
+        counts = [count(encoded_epoch(one, *epoch, self.encoder), most) for one in sources]
         return [
             line
             for one, found in zip(sources, counts, strict=True)

@@ -82,7 +82,7 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     later = next((why for kind, why in LATER.items() if isinstance(source, kind)), None)
     if later is not None:
         return SourcePreview(name, (later,))
-    counts, first = count(_examples(source, seed), encoder), next(iter(_examples(source, seed)))
+    counts, first = count(map(encoder.encode, _examples(source, seed))), next(iter(_examples(source, seed)))
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in encoder.labelled(first)]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []

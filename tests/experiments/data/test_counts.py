@@ -23,7 +23,7 @@ PROMPT, SHORT, LONG = (len(prompt_ids(TOKENIZER, "a?")), *(len(answer_ids(TOKENI
 )
 def test_counts(overlong: Overlong, learned: int, left_out: int) -> None:
     encoder = Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong=overlong)
-    counts = count(ITEMS, encoder)
+    counts = count(map(encoder.encode, ITEMS))
     rows = 3 if overlong == "cut" else 2
     assert (counts.examples, counts.too_long, counts.whole) == (3, 1, True)
     assert (counts.tokens, counts.learned, counts.left_out) == (rows * (PROMPT + SHORT), learned, left_out)
@@ -37,18 +37,18 @@ def test_counts(overlong: Overlong, learned: int, left_out: int) -> None:
 
 def test_the_first_of_many() -> None:
     encoder = Encoder(TOKENIZER, "sft", PROMPT + SHORT)
-    counts = count(itertools.cycle(ITEMS), encoder, 5)
+    counts = count(map(encoder.encode, itertools.cycle(ITEMS)), 5)
     assert (counts.examples, counts.too_long, counts.whole) == (5, 2, False)
     assert "2 of the first 5 chats are longer" in too_long("own", counts, encoder)[0]
 
 
 def test_nothing_is_said_if_all_fits() -> None:
     encoder = Encoder(TOKENIZER, "sft", 512)
-    counts = count([*ITEMS, Text("x" * 2000)], encoder)
+    counts = count(map(encoder.encode, [*ITEMS, Text("x" * 2000)]))
     assert counts.left_out == 0
     assert too_long("own", counts, encoder) == []
 
 
 def test_an_error_if_the_config_says_so() -> None:
     with pytest.raises(ConfigError, match=r"the question 'b\?' has .* set data.overlong to drop or cut"):
-        count(ITEMS, Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong="error"))
+        count(map(Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong="error").encode, ITEMS))
