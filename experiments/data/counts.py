@@ -17,7 +17,8 @@ class Counts:
     """Counts over the first examples of a source.
 
     too_long: examples of which tokens are left out. tokens: of all rows. learned: those with loss. left_out: tokens of
-    the examples that are in no row. whole: whether the source has no other examples.
+    the examples that are in no row. whole: whether the source has no other examples. refused: why the chat template
+    refuses examples that are passed over.
     """
 
     examples: int
@@ -26,6 +27,7 @@ class Counts:
     learned: int
     left_out: int
     whole: bool
+    refused: tuple[str, ...] = ()
 
     @property
     def share_left_out(self) -> float:
@@ -45,7 +47,16 @@ def count(examples: Iterable[Encoded], most: int = MOST) -> Counts:
         learned=sum(label != IGNORED for piece in pieces for label in piece.labels),
         left_out=sum(one.left_out for one in encoded),
         whole=next(rest, None) is None,
+        refused=tuple(one.refused for one in encoded if one.refused),
     )
+
+
+def refused(label: str, counts: Counts) -> list[str]:
+    """Say how many examples the chat template refuses, and why the first; nothing without any."""
+    if not counts.refused:
+        return []
+    of = f"{counts.examples:,}" if counts.whole else f"the first {counts.examples:,}"
+    return [f"source {label}: {len(counts.refused):,} of {of} conversations are passed over ({counts.refused[0]})"]
 
 
 def too_long(label: str, counts: Counts, encoder: Encoder) -> list[str]:
