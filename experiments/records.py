@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.common.errors import DamagedError
-from experiments.common.files import json_lines, write_text
+from experiments.common.files import json_lines, parse_json, write_text
 
 MEASURED = "measured"  # method of a model that was trained elsewhere; its learning rate is not known, and 0
 
@@ -117,12 +117,12 @@ def read_records(path: Path) -> list[Record]:
 def _read(path: Path) -> Iterator[Record]:
     for number, line in json_lines(path.read_text(encoding="utf-8")):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             for name in ("options", "scores"):
                 if name in values:
                     values[name] = tuple(values[name])
             yield Record(**values)
-        except (json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise DamagedError(
                 f"{path}, line {number} is not an item record ({error}); delete the file to redo it"
             ) from error

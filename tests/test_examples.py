@@ -275,8 +275,7 @@ def test_the_loss_terms_are_their_formulas(load: Load) -> None:
     p = torch.tensor([0.1, 0.5, 0.9])
     weights = load("focal").Focal(gamma=2.0).token_weights(p.log())
     torch.testing.assert_close(weights, torch.tensor([0.81, 0.25, 0.01]))
-    term = load("to_zero").ToZero(weight=3.0)
-    model, _ = test_losses.begun(term)
+    term, model, _ = test_losses.begun(load("to_zero").ToZero(weight=3.0))
     squares = sum(float(p.detach().double().square().sum()) for p in model.parameters())
     assert test_losses.penalty(term, model, test_losses.short()).item() == pytest.approx(1.5 * squares, rel=1e-5)
 
@@ -291,8 +290,7 @@ def test_the_average_keeps_the_contract(load: Load, train: str) -> None:
 
 def test_the_average_is_the_mean_of_every_second_step(load: Load) -> None:
     load("swa")
-    average = test_averaging.read("swa", every=2)
-    model, seen = test_averaging.walk(average, 5)
+    average, model, seen = test_averaging.walk(test_averaging.read("swa", every=2), 5)
     for name, value in test_averaging.evaluated(average, model).items():
         torch.testing.assert_close(value, (seen[2][name] + seen[4][name]) / 2)
 

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from experiments.methods.averaging import SecondCopy
+from experiments.methods.base import Average
 from experiments.methods.tables import AVERAGES
-from experiments.methods.weights import shard_like, swap_weights, trainable
+from experiments.methods.weights import trainable
 
 
-class Swa(SecondCopy):
+class MeanOfSome(SecondCopy):
+    """`Swa` in training: the second copy of the weights is their mean."""
+
+    part: Swa
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        every, kept = self.part.every, self.kept(model)
+        if step % every == 0:
+            for name, p in trainable(model).items():
+                kept[name].lerp_(p, every / step)  # mean of n: 1/n of the new one, n = step / every
+
+
+class Swa(Average):
     """Evaluate and save the mean of the weights after steps `every`, 2 `every`, ... (SWA, arXiv 1803.05407).
 
     Before the first of these steps it is the start.
     """
 
     every: int = Field(1, ge=1, description="steps between two weights of the mean")
-
-    @torch.no_grad()
-    def after_step(self, model: nn.Module, step: int) -> None:
-        if step % self.every:
-            return
-        self._kept = shard_like(self._kept, model)
-        for name, p in trainable(model).items():
-            self._kept[name].lerp_(p, self.every / step)  # mean of n: 1/n of the new one, n = step / every
-
-    @contextmanager
-    def evaluated(self, model: nn.Module) -> Iterator[None]:
-        self._kept = shard_like(self._kept, model)
-        with swap_weights(model, self._kept):
-            yield
+    active: ClassVar[type[Any]] = MeanOfSome
 
 
 AVERAGES["swa"] = Swa

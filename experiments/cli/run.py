@@ -1,18 +1,16 @@
-"""The commands of runs: `run`, `posthoc`, `ui` and `sync`."""
+"""The commands of runs: `run`, `posthoc` and `sync`."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root, short_path
 
 
@@ -34,12 +32,10 @@ def add(commands: Commands) -> None:
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
     )
     after.set_defaults(command=posthoc_command)
-    ui = commands.add_parser("ui", help="open the MLflow UI on the store")
-    ui.set_defaults(command=ui_command)
     sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
     sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="for example mlruns/runs/NAME")
     sync.set_defaults(command=sync_command)
-    for one in (run, ui, sync):
+    for one in (run, sync):
         add_root(one)
 
 
@@ -83,26 +79,6 @@ def split_arm(text: str) -> tuple[str, float]:
     if not found:
         raise ConfigError(f"--arm {text!r} has no learning rate: write it at the end, for example {text}-0.0003")
     return found[1], float(found[2])
-
-
-def ui_command(args: argparse.Namespace) -> int:
-    from experiments.tracking.tracker import PORT, Tracker
-
-    tracker = Tracker(args.root or default_root(), "Default")
-    line = tracker.ui_command()
-    if tracker.serves_ui and _is_taken(PORT):
-        raise RunError(
-            f"port {PORT} is in use. If that is this UI already, open http://127.0.0.1:{PORT}; else stop the program "
-            f"that has it, or start the UI yourself on another port:\n{line}"
-        )
-    say(line)
-    return subprocess.run(line, shell=True, check=False).returncode  # our own command, quoted by Tracker
-
-
-def _is_taken(port: int) -> bool:
-    """Whether a program on this machine answers at the port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def sync_command(args: argparse.Namespace) -> int:

@@ -25,6 +25,14 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse a text. Raises ValueError if it is no JSON, is not UTF-8, or is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def json_lines(text: str) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1.
 
@@ -78,7 +86,7 @@ def read_json(path: Path, advice: str = "bring it back, or delete it to have it 
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or UTF-8
         raise DamagedError(f"{path} is damaged ({error}): {advice}") from error
     if not isinstance(values, dict):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
-from experiments.common.files import read_json
+from experiments.common.files import parse_json, read_json
 from experiments.common.paths import SHIPPED
 from experiments.common.section import nearest
 from experiments.common.yaml_values import read_yaml
@@ -229,7 +228,7 @@ def _export(path: Path) -> list[ComparedRun]:
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for trial in json.loads(path.read_text(encoding="utf-8"))["trials"]:
+    for trial in parse_json(path.read_text(encoding="utf-8"))["trials"]:
         for run in trial["runs"]:
             result = ArmResult.from_dict(run["result"])
             arm = f"{result.arm}-{result.learning_rate:g}"

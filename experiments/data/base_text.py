@@ -16,7 +16,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import json_lines, write_json, write_text
+from experiments.common.files import json_lines, parse_json, write_json, write_text
 from experiments.common.hashing import file_stamp, sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
@@ -39,7 +39,7 @@ class SampledText(Finite):
     @functools.cached_property
     def examples(self) -> tuple[Example, ...]:
         text = (Path(self.folder) / ROWS).read_text(encoding="utf-8")
-        return distinct([_example(json.loads(line)) for _, line in json_lines(text)])
+        return distinct([_example(parse_json(line)) for _, line in json_lines(text)])
 
 
 class BaseText(Sampling, Source):
@@ -104,7 +104,7 @@ def weight_files(base_model: str) -> list[list[Any]]:
 
 def _whole(folder: Path) -> bool:
     try:
-        made = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        made = parse_json((folder / PROVENANCE).read_text(encoding="utf-8"))
         return bool(made["sha256"] == sha256((folder / ROWS).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError):
         return False

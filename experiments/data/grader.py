@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -11,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import NUMBER, Item, Scorer, exact_match
@@ -150,7 +150,7 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
 def _parsed(cell: str) -> Any:
     """Read a list that is written as JSON, as a cell of a CSV file has it."""
     try:
-        return json.loads(cell)
+        return parse_json(cell)
     except ValueError:
         return cell
 

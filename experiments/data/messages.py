@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.common.files import parse_json
 from experiments.data.cells import BadRow, cell_text
 
 CALL = "function_call"  # role, or field, of a tool call in older tables
@@ -126,6 +127,6 @@ def _parsed(cell: Any, column: str, place: str) -> Any:
     if not isinstance(cell, str) or not cell.strip():
         return cell or None
     try:
-        return json.loads(cell)
-    except (ValueError, RecursionError) as error:
+        return parse_json(cell)
+    except ValueError as error:
         raise BadRow(f"{place}: {column!r} is not JSON: {error}") from None

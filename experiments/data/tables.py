@@ -6,7 +6,6 @@ import bz2
 import csv
 import gzip
 import io
-import json
 import lzma
 import sys
 import zlib
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import parse_json
 from experiments.data.cells import BadRow
 
 BOM = b"\xef\xbb\xbf"
@@ -91,8 +91,8 @@ def _row(line: bytes, place: str) -> Mapping[str, Any] | BadRow:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         return BadRow(f"{place} is not JSON: {error}")
 
 

@@ -8,7 +8,6 @@ Suite `drift` also keeps the base model's log-probabilities there (`log_probs.py
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import transformers
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.files import write_json
+from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
@@ -67,10 +66,10 @@ class BaseCache:
     def read(self, place: Path) -> CachedSuite | None:
         """Return the results in a folder; None if there are none or a file is damaged."""
         try:
-            meta = json.loads((place / META).read_text(encoding="utf-8"))
+            meta = parse_json((place / META).read_text(encoding="utf-8"))
             if any(file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
                 return None
-            state = json.loads((place / STATE).read_text(encoding="utf-8"))
+            state = parse_json((place / STATE).read_text(encoding="utf-8"))
             return CachedSuite(read_records(place / RECORDS), state, float(meta["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -6,11 +6,12 @@ JSON file of results with the same date.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.common.files import parse_json
 
 SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT.+)\.jsonl")
 RESULTS = re.compile(r".+_(?P<date>\d{4}-\d\d-\d\dT.+)\.json")
@@ -83,7 +84,7 @@ def _results(file: Path) -> dict[str, Any]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}): delete it, or measure again") from error
     return found if isinstance(found, dict) else {}

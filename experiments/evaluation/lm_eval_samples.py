@@ -53,7 +53,7 @@ def read_samples(path: str | Path, new: Sequence[str] = ()) -> Samples:
             records += to_records(task, samples, side)
         except NoVerdict as error:
             left_out.append(str(error))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{file} does not hold lm_eval's samples ({type(error).__name__}: {error})") from error
     if not records:
         raise ValueError(f"{path} has no task that can be compared: {'; '.join(left_out) or 'its files are empty'}")

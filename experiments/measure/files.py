@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 import ctrl
 from ctrl.hub import MLFLOW, local_folder
 from experiments.common.errors import ConfigError
+from experiments.common.files import parse_json
 from experiments.common.hashing import json_digest
 from experiments.models.base import SHIPPED, shipped_folder
 
@@ -102,6 +102,6 @@ def stamp(folder: Path) -> str:
 
 def _shards(index: Path) -> list[str]:
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} is no list of files ({error!r}): save or download it again") from error

@@ -13,21 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import ctrl
-from experiments.common.errors import BenchError, ConfigError
-from experiments.common.files import read_json, write_json
-from experiments.common.paths import default_root
+from experiments.common.errors import BenchError
 from experiments.evaluation.evaluate import NotFinite
-from experiments.measure.config import MeasureConfig, measure_config
-from experiments.measure.files import stamp
+from experiments.measure.config import measure_config
+from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.models import Model, load_tokenizer, read_base, read_models
 from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
 from experiments.records import ArmResult
-from experiments.runs.run import errors_explained, only_one, only_one_process
-from experiments.tracking.tracker import Tracker
-
-NOTE = "measure.json"  # of the folder: the settings, and what changes with the base's files
+from experiments.runs.run import only_one_process
 
 
 @dataclass(frozen=True)
@@ -85,19 +80,12 @@ def measure(
     tokenizer = load_tokenizer(found.folder)
     task = config.task(tokenizer)
     chosen = read_models(models, found, tokenizer, task)
-    root = Path(root) if root else default_root()
-    digest = config.digest(stamp(found.folder))
-    folder = Path(out).resolve() if out else root / "runs" / f"measure-{_slug(base)}-{digest}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with errors_explained(folder.parent), only_one(folder):
-        note_settings(folder, config, digest)
-        session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
-        session.tracker.reap()
-        session.check_fingerprints(chosen)
+    folder = Folder("measure", _slug(base), out, root)
+    with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
         report = write_measurement(session, results, failed, left_out)
-        return Measurement(folder, results, report, failed, left_out, asked)
+        return Measurement(session.folder, results, report, failed, left_out, asked)
 
 
 def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmResult], dict[str, str]]:
@@ -109,18 +97,6 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
             failed[model.name] = f"{type(error).__name__}: {error}"
             session.say(f"  failed: {failed[model.name]}")
     return results, failed
-
-
-def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
-    """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
-    known = read_json(folder / NOTE)
-    if known and known["digest"] != digest:
-        raise ConfigError(
-            f"{folder} holds a measurement of another base, or with other settings: choose another --out, or delete it"
-        )
-    if folder.is_dir() and not known and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty and holds no measurement (no {NOTE}): choose another --out")
-    write_json(folder / NOTE, {"digest": digest, **config.to_dict()})
 
 
 def _slug(base: str) -> str:

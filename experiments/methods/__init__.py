@@ -1,8 +1,9 @@
 """Methods: how an arm trains. A method is what trains x loss terms x averaging (`method`); `tables` lists the parts."""
 
-from experiments.methods.base import MethodContext, TokenPenalties, TokenPenalty, Tokens, TokenWeights
+from experiments.methods.active import TokenPenalties, TokenPenalty, Tokens, TokenWeights
+from experiments.methods.base import MethodContext
 from experiments.methods.batches import Batch
-from experiments.methods.method import Method
+from experiments.methods.method import ActiveMethod, Method
 from experiments.methods.parts import PARTS
 from experiments.methods.shorthands import METHODS
 from experiments.methods.tables import AVERAGES, LOSS_TERMS, TUNINGS
@@ -13,6 +14,7 @@ __all__ = [
     "METHODS",
     "PARTS",
     "TUNINGS",
+    "ActiveMethod",
     "Batch",
     "Method",
     "MethodContext",

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from experiments.methods.active import ActiveAverage
 from experiments.methods.base import Average, MethodContext, Tuning
 from experiments.methods.weights import shard_like, snapshot, swap_weights, trainable
 
 
-class SecondCopy(Average):
-    """Base of averages that hold one more copy of the trained weights; a checkpoint keeps it."""
+class SecondCopy(ActiveAverage):
+    """Base of averages that hold one more copy of the trained weights; a checkpoint keeps it. part: the average."""
 
-    _kept: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    def __init__(self, part: Any, model: PreTrainedModel, context: MethodContext) -> None:
+        self.part, self._kept = part, snapshot(model)
 
-    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._kept = snapshot(model)
+    def kept(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the copy, sharded like the model: that may have been sharded since."""
+        self._kept = shard_like(self._kept, model)
+        return self._kept
+
+    @contextmanager
+    def evaluated(self, model: nn.Module) -> Iterator[None]:
+        with swap_weights(model, self.kept(model)):
+            yield
 
     def state(self) -> dict[str, Tensor]:
         return self._kept
@@ -30,33 +39,55 @@ class SecondCopy(Average):
         self._kept = {name: state[name].to(t.device) for name, t in self._kept.items()}
 
 
-class Ema(SecondCopy):
+class MeanOverSteps(SecondCopy):
+    """`Ema` in training."""
+
+    part: Ema
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        kept = self.kept(model)
+        for name, p in trainable(model).items():
+            kept[name].lerp_(p, 1 - self.part.decay)
+
+
+class Ema(Average):
     """Evaluate and save an average over steps, which begins at the start: m <- decay m + (1 - decay) theta.
 
     Of adapters it averages the factors, not their products.
     """
 
     decay: float = Field(0.99, ge=0, lt=1, description="share of the average that stays at each step")
+    active: ClassVar[type[Any]] = MeanOverSteps
 
-    @torch.no_grad()
-    def after_step(self, model: nn.Module, step: int) -> None:
-        self._kept = shard_like(self._kept, model)
-        for name, p in trainable(model).items():
-            self._kept[name].lerp_(p, 1 - self.decay)
+
+class MixWithStart(SecondCopy):
+    """`Wise` in training."""
+
+    part: Wise
 
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
-        self._kept = shard_like(self._kept, model)
-        with swap_weights(model, self._kept):
+        kept = self.kept(model)
+        with torch.no_grad():
+            mixed = {n: torch.lerp(kept[n], p.detach(), self.part.alpha) for n, p in trainable(model).items()}
+        with swap_weights(model, mixed):
             yield
 
+    def state(self) -> dict[str, Tensor]:
+        return {}  # the copy is the start, which `begin` notes again
 
-class Wise(SecondCopy):
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing was saved."""
+
+
+class Wise(Average):
     """Evaluate and save (1 - alpha) theta_0 + alpha theta (WiSE-FT, arXiv 2109.01903); training is not changed."""
 
     alpha: float = Field(
         0.5, ge=0, le=1, description="share of the trained weights (not the alpha of an interpolation)"
     )
+    active: ClassVar[type[Any]] = MixWithStart
 
     def refusal(self, tuning: Tuning) -> str | None:
         if not tuning.adapts:
@@ -66,19 +97,26 @@ class Wise(SecondCopy):
             "use the posthoc operation 'wise', which folds the adapter into the weights first"
         )
 
+
+class SlowWeights(SecondCopy):
+    """`Mer` in training: the copy is the slow weights."""
+
+    part: Mer
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if step % self.part.every:
+            return
+        kept = self.kept(model)
+        for name, p in trainable(model).items():
+            p.copy_(kept[name].lerp_(p, self.part.rate))
+
     @contextmanager
     def evaluated(self, model: nn.Module) -> Iterator[None]:
-        self._kept = shard_like(self._kept, model)
-        with torch.no_grad():
-            mixed = {n: torch.lerp(self._kept[n], p.detach(), self.alpha) for n, p in trainable(model).items()}
-        with swap_weights(model, mixed):
-            yield
-
-    def state(self) -> dict[str, Tensor]:
-        return {}  # the copy is the start, which `begin` notes again
+        yield  # with the weights that train
 
 
-class Mer(SecondCopy):
+class Mer(Average):
     """Pull the weights back every `every` steps: slow <- slow + rate (theta - slow), then theta <- slow.
 
     This is Reptile's step of MER (arXiv 1810.11910), which the paper combines with replay: give the arm `replay`. Steps
@@ -87,12 +125,5 @@ class Mer(SecondCopy):
 
     every: int = Field(10, ge=1, description="steps between two averages")
     rate: float = Field(0.5, gt=0, le=1, description="share of the way from the slow weights to the trained ones")
+    active: ClassVar[type[Any]] = SlowWeights
     writes_weights: ClassVar[bool] = True
-
-    @torch.no_grad()
-    def after_step(self, model: nn.Module, step: int) -> None:
-        if step % self.every:
-            return
-        self._kept = shard_like(self._kept, model)
-        for name, p in trainable(model).items():
-            p.copy_(self._kept[name].lerp_(p, self.rate))

@@ -9,16 +9,59 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from experiments.common.section import later_field
-from experiments.methods.base import LossTerm, MethodContext, TokenPenalty, Tokens
+from experiments.methods.active import ActiveTerm, TokenPenalty, Tokens
+from experiments.methods.base import LossTerm, MethodContext
 from experiments.methods.batches import Batch, micro_batch_fraction, replayed_positions, single_rows
-from experiments.methods.reference import Reference
+from experiments.methods.reference import BaseLogits, Reference
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
+
+
+class KlToBase(ActiveTerm):
+    """`Kl` in training: holds the base model, and the factor of a budget."""
+
+    def __init__(self, term: Kl, model: PreTrainedModel, context: MethodContext) -> None:
+        self.term, self.base = term, Reference(model, context)
+        self.dual = None if term.budget is None else Dual(term.budget)
+
+    def begin_pass(self, model: Any, batch: Batch) -> tuple[BaseLogits, Tensor]:
+        """Return the base's logits of the counted tokens, and which of the labelled tokens those are."""
+        labelled = batch["shift_labels"] != -100
+        counted = labelled & replayed_positions(batch) if self.term.tokens == "replayed" else labelled
+        return self.base.read(model, batch, counted), counted[labelled]
+
+    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
+        base, counted = tokens.noted
+        rows = counted[tokens.rows].nonzero().squeeze(-1)
+        if not len(rows):
+            return None
+        before = int(counted[: tokens.start].sum())
+        logits = base.logits(slice(before, before + len(rows)))
+        log_q = logits - logits.logsumexp(-1, keepdim=True)  # as for p: equal logits have a KL of exactly 0
+        log_p = tokens.logits[rows] - tokens.log_sum[rows]
+        value, slope = kl(log_q, log_p) if self.term.top is None else top_kl(log_q, log_p, self.term.top)
+        weight = self.term.weight
+        if self.dual is not None:
+            self.dual.note(value, len(rows))
+            weight = weight * self.dual.factor
+        return TokenPenalty(weight * value, rows, slope.mul_(weight))
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        if self.dual is not None:
+            self.dual.step(next(model.parameters()).device)
+
+    def state(self) -> dict[str, Tensor]:
+        dual = self.dual
+        return {} if dual is None else {"dual": torch.tensor([dual.mean, dual.factor], dtype=torch.float64)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.dual is not None:
+            self.dual.mean, self.dual.factor = state["dual"].tolist()
 
 
 class Kl(LossTerm):
@@ -39,46 +82,7 @@ class Kl(LossTerm):
         None, ge=1, description="likeliest tokens of the base that count one by one; default: all"
     )
     budget: float | None = later_field(None, gt=0, description="mean KL per token to keep, in nats; default: no budget")
-    _base: Any = PrivateAttr(None)
-    _counted: Any = PrivateAttr(None)
-    _dual: Any = PrivateAttr(None)
-
-    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._base = Reference(model, context)
-        self._dual = None if self.budget is None else Dual(self.budget)
-
-    def begin_pass(self, model: Any, batch: Batch) -> None:
-        labelled = batch["shift_labels"] != -100
-        counted = labelled & replayed_positions(batch) if self.tokens == "replayed" else labelled
-        self._base.note(model, batch, counted)
-        self._counted = counted[labelled]
-
-    def penalty_of(self, tokens: Tokens) -> TokenPenalty | None:
-        rows = self._counted[tokens.rows].nonzero().squeeze(-1)
-        if not len(rows):
-            return None
-        before = int(self._counted[: tokens.start].sum())
-        logits = self._base.logits(slice(before, before + len(rows)))
-        log_q = logits - logits.logsumexp(-1, keepdim=True)  # as for p: equal logits have a KL of exactly 0
-        log_p = tokens.logits[rows] - tokens.log_sum[rows]
-        value, slope = kl(log_q, log_p) if self.top is None else top_kl(log_q, log_p, self.top)
-        weight = self.weight
-        if self._dual is not None:
-            self._dual.note(value, len(rows))
-            weight = weight * self._dual.factor
-        return TokenPenalty(weight * value, rows, slope.mul_(weight))
-
-    def after_step(self, model: nn.Module, step: int) -> None:
-        if self._dual is not None:
-            self._dual.step(next(model.parameters()).device)
-
-    def state(self) -> dict[str, Tensor]:
-        dual = self._dual
-        return {} if dual is None else {"dual": torch.tensor([dual.mean, dual.factor], dtype=torch.float64)}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        if self._dual is not None:
-            self._dual.mean, self._dual.factor = state["dual"].tolist()
+    active: ClassVar[type[Any]] = KlToBase
 
     @property
     def needs_replay(self) -> bool:
@@ -132,19 +136,38 @@ def top_kl(log_q: Tensor, log_p: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
+class FromStart(ActiveTerm):
+    """`L2sp` in training: holds the start weights."""
+
+    def __init__(self, term: L2sp | Ewc, model: PreTrainedModel, context: MethodContext) -> None:
+        self.weight, self.start = term.weight, snapshot(model)
+
+    def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
+        terms = [self.distance(name, p) for name, p in trainable(model).items()]
+        return self.weight / 2 * torch.stack(terms).sum() * micro_batch_fraction(batch, total)
+
+    def distance(self, name: str, p: Tensor) -> Tensor:
+        """Return the squared distance of one trained weight from its start."""
+        return (p - self.start[name]).square().sum()
+
+
 class L2sp(LossTerm):
     """Penalise distance from the start: weight / 2 * |theta - theta_0|^2 over what trains (arXiv 1802.01483)."""
 
     weight: float = Field(0.01, ge=0, description="factor of the term")
-    _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    active: ClassVar[type[Any]] = FromStart
     reads_weights: ClassVar[bool] = True
 
-    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._start = snapshot(model)
 
-    def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
-        squares = [(p - self._start[name]).square().sum() for name, p in trainable(model).items()]
-        return self.weight / 2 * torch.stack(squares).sum() * micro_batch_fraction(batch, total)
+class FromStartByFisher(FromStart):
+    """`Ewc` in training: holds the Fisher information too."""
+
+    def __init__(self, term: Ewc, model: PreTrainedModel, context: MethodContext) -> None:
+        super().__init__(term, model, context)
+        self.fisher = fisher(model, list(single_rows(context.old(term.batches), model.device)), context.precision)
+
+    def distance(self, name: str, p: Tensor) -> Tensor:
+        return (self.fisher[name] * (p - self.start[name]).square()).sum()
 
 
 class Ewc(LossTerm):
@@ -158,18 +181,9 @@ class Ewc(LossTerm):
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
     batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
-    _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
-    _fisher: dict[str, Tensor] = PrivateAttr(default_factory=dict)
+    active: ClassVar[type[Any]] = FromStartByFisher
     reads_weights: ClassVar[bool] = True
     reads_old: ClassVar[bool] = True
-
-    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._start = snapshot(model)
-        self._fisher = fisher(model, list(single_rows(context.old(self.batches), model.device)), context.precision)
-
-    def penalty(self, model: Any, batch: Batch, outputs: Any, total: Tensor | int | None) -> Tensor | None:
-        terms = [(self._fisher[name] * (p - self._start[name]).square()).sum() for name, p in trainable(model).items()]
-        return self.weight / 2 * torch.stack(terms).sum() * micro_batch_fraction(batch, total)
 
 
 def fisher(model: PreTrainedModel, rows: list[dict[str, Any]], precision: Precision) -> dict[str, Tensor]:

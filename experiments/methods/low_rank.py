@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -78,7 +78,6 @@ class Corda(Lora):
 
     reads_old: ClassVar[bool] = True
     batches: int = Field(4, ge=1, description="batches of old text that C is measured on")
-    _start: dict[str, Tensor] = PrivateAttr(default_factory=dict)
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         from peft import get_peft_model_state_dict
@@ -94,18 +93,23 @@ class Corda(Lora):
 
         settings = {"init_lora_weights": "corda", "corda_config": CordaConfig(corda_method="kpm")}
         preprocess_corda(model, self._config(model, **settings), run_model=run)
-        adapted = self._adapted(model, context, **settings)
+        adapted: Any = self._adapted(model, context, **settings)
         state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        self._start = {name: t.detach().clone() for name, t in state.items()}
+        adapted.corda_start = {name: t.detach().clone() for name, t in state.items()}  # for `save`
         return adapted
 
     def save(self, model: PreTrainedModel, folder: Path) -> Path:
-        """Write a plain adapter of the unchanged base: B A - B_0 A_0 = [B, -B_0] [A; A_0], of twice the rank."""
+        """Write a plain adapter of the unchanged base: B A - B_0 A_0 = [B, -B_0] [A; A_0], of twice the rank.
+
+        model: one that `prepare` returned, which holds B_0 and A_0.
+        """
         from peft import LoraConfig, get_peft_model_state_dict
         from safetensors.torch import save_file
 
+        starts: Any = model.corda_start
+
         def joined(name: str, now: Tensor) -> Tensor:
-            start = self._start[name].to(now.device)
+            start = starts[name].to(now.device)
             return torch.cat([now, start]) if "lora_A" in name else torch.cat([now, -start], dim=1)
 
         config: Any = model.peft_config["default"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,23 @@ from experiments.methods.saving import is_peft
 from experiments.models.head import inner, why_whole
 
 
+@dataclass(frozen=True)
+class BaseLogits:
+    """What the base model says of the counted tokens of one batch.
+
+    kept: hidden states before the head, (tokens, width); without a head, the logits, (tokens, vocabulary).
+    """
+
+    kept: Tensor
+    head: Any
+
+    @torch.no_grad()
+    def logits(self, rows: slice = slice(None)) -> Tensor:
+        """Return the base's logits of some of the counted tokens, (tokens, vocabulary), in fp32 or wider."""
+        kept = self.kept[rows]
+        return widen(kept if self.head is None else F.linear(kept, self.head.weight, self.head.bias))
+
+
 class Reference:
     """Compute what the base model says of a batch. Make it before training, while the model still computes that.
 
@@ -38,24 +56,23 @@ class Reference:
         if not self.shares_weights:
             self.copy = copy.deepcopy(model).requires_grad_(False).eval()
             context.precision.hold_frozen(self.copy)
-        self.kept = torch.empty(0)
 
     @torch.no_grad()
-    def note(self, model: Any, batch: Batch, counted: Tensor) -> None:
+    def read(self, model: Any, batch: Batch, counted: Tensor) -> BaseLogits:
         """Run the base on the rows of a batch that have counted tokens. counted: a mask (batch, kept)."""
+        head = inner(model if self.shares_weights else self.copy).get_output_embeddings()
         rows = counted.any(1)
         if not rows.any():
             if not (self.shares_weights and sharded(model)):  # shards: all processes make the pass together
-                self.kept = torch.empty(0)
-                return
+                return BaseLogits(torch.empty(0), head if self.by_states else None)
             rows[0] = True
         inputs = {k: _of_rows(v, rows) for k, v in batch.items() if k not in ("labels", "shift_labels", "replayed")}
         where: AbstractContextManager[Any] = nullcontext()
         if self.shares_weights:
             where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
         with where, evaluating(model), self.precision.autocast():  # no dropout: the base is one distribution
-            self.kept = self._pass(model if self.shares_weights else self.copy, inputs)[counted[rows]]
-        self.head = inner(model if self.shares_weights else self.copy).get_output_embeddings()
+            kept = self._pass(model if self.shares_weights else self.copy, inputs)[counted[rows]]
+        return BaseLogits(kept, head if self.by_states else None)
 
     def _pass(self, base: Any, inputs: Batch) -> Tensor:
         """Return the hidden states before the head, (rows, kept, width), or the logits, (rows, kept, vocabulary)."""
@@ -74,12 +91,6 @@ class Reference:
         finally:
             hook.remove()
         return states[0]
-
-    @torch.no_grad()
-    def logits(self, rows: slice = slice(None)) -> Tensor:
-        """Return the base's logits of some of the counted tokens, (tokens, vocabulary), in fp32 or wider."""
-        kept = self.kept[rows]
-        return widen(F.linear(kept, self.head.weight, self.head.bias) if self.by_states else kept)
 
 
 def _of_rows(value: Any, rows: Tensor) -> Any:

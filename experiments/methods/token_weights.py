@@ -6,14 +6,15 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.methods.base import LossTerm, MethodContext, Tokens
+from experiments.methods.active import ActiveTerm, Tokens
+from experiments.methods.base import LossTerm, MethodContext
 from experiments.methods.batches import Batch, replayed_positions
-from experiments.methods.losses import Kl
-from experiments.methods.reference import Reference
+from experiments.methods.losses import Kl, KlToBase
+from experiments.methods.reference import BaseLogits, Reference
 
 
 class Dft(LossTerm):
@@ -71,29 +72,23 @@ class Prox(LossTerm):
         return (odds * math.expm1(self.rho)).clamp_max(1.0)
 
 
-class OfBase(LossTerm):
-    """Base of weights that depend on the base model's probabilities of the labels."""
+class KnownToBase(ActiveTerm):
+    """`Prift` in training: holds the base model."""
 
-    _base: Any = PrivateAttr(None)
-    _labels: Any = PrivateAttr(None)
+    def __init__(self, term: Prift, model: PreTrainedModel, context: MethodContext) -> None:
+        self.term, self.base = term, Reference(model, context)
 
-    def begin(self, model: PreTrainedModel, context: MethodContext) -> None:
-        self._base = Reference(model, context)
-
-    def begin_pass(self, model: Any, batch: Batch) -> None:
+    def begin_pass(self, model: Any, batch: Batch) -> tuple[BaseLogits, Tensor]:
+        """Return the base's logits of the labelled tokens, and their labels."""
         labelled = batch["shift_labels"] != -100
-        self._base.note(model, batch, labelled)
-        self._labels = batch["shift_labels"][labelled]
+        return self.base.read(model, batch, labelled), batch["shift_labels"][labelled]
 
     def weights_of(self, tokens: Tokens) -> Tensor:
-        return self.noted(self._base.logits(tokens.rows).log_softmax(-1), self._labels[tokens.rows])
-
-    def noted(self, log_q: Tensor, labels: Tensor) -> Tensor:
-        """Return the weights of labelled tokens. log_q: (tokens, vocabulary), the base's log-probabilities."""
-        raise NotImplementedError
+        base, labels = tokens.noted
+        return self.term.weights_by(base.logits(tokens.rows).log_softmax(-1), labels[tokens.rows])
 
 
-class Prift(OfBase):
+class Prift(LossTerm):
     """Weight by what the base model knew: w = q(label), or 1 where it knew nothing better (PriFT, arXiv 2606.09396).
 
     q: the base's probabilities. The weight is 1 if the tokens that the base finds at most as likely as the label have
@@ -101,8 +96,10 @@ class Prift(OfBase):
     """
 
     mass: float = Field(0.5, ge=0, le=1, description="probability of these tokens from which on the weight is 1")
+    active: ClassVar[type[Any]] = KnownToBase
 
-    def noted(self, log_q: Tensor, labels: Tensor) -> Tensor:
+    def weights_by(self, log_q: Tensor, labels: Tensor) -> Tensor:
+        """Return the weights of labelled tokens. log_q: (tokens, vocabulary), the base's log-probabilities."""
         own = log_q.gather(-1, labels[:, None])
         no_likelier = log_q.exp().masked_fill(log_q > own, 0).sum(-1)
         return own[:, 0].exp().masked_fill(no_likelier >= self.mass, 1.0)
@@ -114,17 +111,23 @@ class NotReplayed(LossTerm):
     `loss: [{kl: {tokens: replayed}}, not_replayed]` is cross-entropy on new text and KL to the base on old text.
     """
 
-    _replayed: Any = PrivateAttr(None)
-
-    def begin_pass(self, model: Any, batch: Batch) -> None:
-        self._replayed = replayed_positions(batch)[batch["shift_labels"] != -100]
+    def begin_pass(self, model: Any, batch: Batch) -> Tensor:
+        """Return which of the labelled tokens are replayed."""
+        return replayed_positions(batch)[batch["shift_labels"] != -100]
 
     def weights_of(self, tokens: Tokens) -> Tensor:
-        return (~self._replayed[tokens.rows]).to(tokens.log_p)
+        return (~tokens.noted[tokens.rows]).to(tokens.log_p)
 
     @property
     def needs_replay(self) -> bool:
         return True
+
+
+class DftAndKl(KlToBase):
+    """`Asft` in training."""
+
+    def token_weights(self, log_p: Tensor) -> Tensor:
+        return log_p.exp()
 
 
 class Asft(Kl):
@@ -133,5 +136,4 @@ class Asft(Kl):
     weight: float = Field(0.05, ge=0, description="factor of the KL")
     tokens: Literal["all"] = Field("all", description="all labelled tokens")
 
-    def token_weights(self, log_p: Tensor) -> Tensor:
-        return log_p.exp()
+    active: ClassVar[type[Any]] = DftAndKl

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from experiments.common.files import write_json
+from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_stamp, json_digest
 
 
@@ -44,7 +43,7 @@ def _stamp(model: PreTrainedModel) -> str | None:
 
 def _read_known(path: Path) -> dict[str, str]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -10,8 +10,11 @@ from experiments.reporting.text import figure_text, format_number, gain_name, ga
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.pairwise import SignificantPairs
 
-PAIRED = "Arms are told apart by their differences on the same questions: Holm's p over all pairs of arms below .05."
-OVERLAP = "Arms are told apart where their intervals do not overlap, which is a cautious test."
+PAIRED = (
+    "Two arms differ significantly if Holm's p over all pairs of arms is below .05, from their answers to the same "
+    "questions."
+)
+OVERLAP = "Two arms differ significantly if their intervals do not overlap, which is a cautious test."
 
 
 def overlap(first: Estimate, second: Estimate) -> bool:

@@ -15,13 +15,14 @@ from experiments.common.files import read_note, write_json
 from experiments.common.machine_faults import of_the_machine
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
+from experiments.reporting.tables import arms_table
 from experiments.reporting.text import gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
 from experiments.runs.estimate import TimeLeft
 from experiments.runs.result_file import RESULT, whole_results, write_result
-from experiments.scorecard.figures import GAINS, HEADLINE
+from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
@@ -30,6 +31,7 @@ from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
 from experiments.training.processes import LaunchMismatch
 
+CONSTANT = ("trainable_parameters", "added_parameters")  # costs that are known before the first step
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
 
 
@@ -85,16 +87,17 @@ class ArmRun:
                 self._say_end(result, time.perf_counter() - start)
             elif result.status == "failed":
                 run.fail(str(result.reason))
-            self._close(result, run, parent)
+            self._close(result, run)
         return result
 
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""
-        path = self.folder / "data.json"
-        drawn: list[dict[str, Any]] | None = read_note(path).get("drawn")
-        if drawn is None:
-            drawn = self.prepared.data.drawn(self.arm)
-            write_json(path, {"drawn": drawn})
+        path, run = self.folder / "data.json", self.prepared.folder.name
+        note = read_note(path)
+        if "drawn" not in note or note.get("run", run) != run:  # earlier versions did not name it
+            note = {"run": run, "drawn": self.prepared.data.drawn(self.arm)}
+            write_json(path, note)
+        drawn: list[dict[str, Any]] = note["drawn"]
         return drawn
 
     def _read(self) -> ArmResult:
@@ -120,6 +123,7 @@ class ArmRun:
     def _log_start(self, run: Run) -> None:
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
+        run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
 
     def _drop_unmeasured(self) -> None:
         """Go back to before the first evaluation whose records are gone or were changed, and measure it again."""
@@ -182,18 +186,17 @@ class ArmRun:
         if result.cost:
             drawn = self.drawn()
             result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))
-        run.log_metrics({f"cost/{k}": v for k, v in result.cost.items()}, result.steps)
+        run.log_metrics({f"cost/{k}": v for k, v in result.cost.items() if k not in CONSTANT}, result.steps)
+        run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
 
-    def _close(self, result: ArmResult, run: Run, parent: Run) -> None:
+    def _close(self, result: ArmResult, run: Run) -> None:
         """Do what follows a result, also if the process that wrote it died before this."""
         # Only now: without a result the arm goes on from its checkpoint. One that failed can be continued by hand, but
         # not in a study, which never comes back to a trial that failed with a reason.
         if result.status != "failed" or self.session.parent is not None:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         run.log_file(self.result_file, "scorecard")
-        for point in result.trajectory:  # the parent's charts would be empty otherwise
-            figures = {k: v.value for k, v in point.items() if k in (*GAINS, "retention")}
-            parent.log_new({f"{k}/{result.label}": v for k, v in figures.items()}, point["step"])
+        run.log_note(arms_table([result]).markdown())
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

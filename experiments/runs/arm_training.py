@@ -49,10 +49,11 @@ class ArmTraining:
             base_parameters = base.num_parameters()
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
-            cost = train_arm(model, method, self.context, self.plan(), hooks, self.processes)
-            with method.evaluated(model):
+            active = method.begin(model, self.context)
+            cost = train_arm(model, active, self.context, self.plan(), hooks, self.processes)
+            with active.evaluated(model):
                 self.processes.on_main(
-                    "trained model", lambda: method.save(model, self.folder / "trained"), together=sharded(model)
+                    "trained model", lambda: active.save(model, self.folder / "trained"), together=sharded(model)
                 )
         return {**cost, "added_parameters": float(added)}
 

@@ -113,7 +113,7 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
             f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
             "without DeepSpeed, or leave the arm out"
         )
-    if (method.token_weights or method.token_penalties) and (reason := why_unweighted(model)):
+    if (method.weighs_tokens or method.penalises_tokens) and (reason := why_unweighted(model)):
         faults.append(f"method {arm.method_name} weighs or penalises tokens, but {reason}")
     if method.layer_choice is not None:
         try:

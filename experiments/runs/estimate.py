@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from experiments.methods import Batch, Method
+from experiments.methods import ActiveMethod, Batch
 from experiments.models.head import only_label_logits
 from experiments.runs.arm_training import ArmTraining
 from experiments.training.lm_loss import lm_loss
@@ -88,20 +88,19 @@ def step_seconds(arm: ArmTraining) -> float:
     """Return the seconds of one optimiser step, from forward and backward passes on the arm's first batch."""
     prepared, method = arm.prepared, arm.arm.build()
     model = method.prepare(prepared.config.load_base()[0], arm.context).train()
-    prepared.precision.hold_frozen(model)
-    method.begin(model, arm.context)
+    active = method.begin(model, arm.context)
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = {k: v for k, v in marked.items() if k != "replayed"}
     with prepared.precision.autocast():
-        hooks = method.token_weights, method.reads_pass, method.token_penalties
+        hooks = active.token_weights, method.reads_pass, active.token_penalties
         loss = lm_loss(model, method.reads_logits, *hooks)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        method.begin_pass(model, marked)
-        with prepared.precision.autocast(), loss():
+        noted = active.begin_pass(model, marked)
+        with prepared.precision.autocast(), loss(noted):
             out = model(**inputs)
-        _total_loss(method, model, marked, out).backward()
+        _total_loss(active, model, marked, out).backward()
         times.append(time.perf_counter() - start)
     return min(times) * prepared.config.training.gradient_accumulation
 
@@ -113,7 +112,7 @@ def _first_batch(arm: ArmTraining, device: torch.device) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def _total_loss(method: Method, model: Any, batch: Batch, out: Any) -> torch.Tensor:
+def _total_loss(method: ActiveMethod, model: Any, batch: Batch, out: Any) -> torch.Tensor:
     penalty = method.penalty(model, batch, out, None)
     total: torch.Tensor = out.loss if penalty is None else out.loss + penalty
     return total

@@ -15,7 +15,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import BenchError, MachineError, RunError
-from experiments.common.files import sweep
 from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, load_config
@@ -62,7 +61,6 @@ def run_experiment(
         with only_one(folder):
             if fresh and folder.exists():
                 shutil.rmtree(folder)
-            sweep(folder)
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)
             return lead(inputs, folder, session, processes)
 

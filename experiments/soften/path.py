@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_json
+from experiments.common.files import parse_json, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS
 from experiments.models.base import load_model
 
@@ -142,7 +141,7 @@ def _files(folder: Path) -> dict[str, str]:
     """Return the file of each tensor. Raises ConfigError if the weights are not in safetensors files."""
     index, single = folder / INDEXES[0], folder / WEIGHTS[0]
     if index.is_file():
-        found: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found: dict[str, str] = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         return found
     if not single.is_file():
         raise ConfigError(

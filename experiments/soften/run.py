@@ -13,24 +13,21 @@ from typing import Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
-from experiments.common.paths import default_root
 from experiments.measure.config import measure_config
-from experiments.measure.files import stamp
+from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Base, Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
-from experiments.measure.run import note_settings
 from experiments.measure.session import Session
 from experiments.posthoc.checks import check_distinct
 from experiments.records import Estimate, Record, read_records
 from experiments.runs.baseline import score
-from experiments.runs.run import errors_explained, only_one, only_one_process
+from experiments.runs.run import only_one_process
 from experiments.scorecard.halves import even
 from experiments.soften.choice import Point, barrier, choose
 from experiments.soften.endpoint import endpoint
 from experiments.soften.path import By, WeightPath
 from experiments.soften.report import SoftenReport, write_card, write_report
-from experiments.tracking.tracker import Tracker
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SUITES = ("kept", "drift", "text")  # and `new`, if there is a file
@@ -82,15 +79,9 @@ def soften(
     task = config.task(tokenizer)
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen)
-    root = Path(root) if root else default_root()
-    digest = config.digest(stamp(found.folder), chosen.checkpoints[-1].stamp, by)
-    folder = Path(out).resolve() if out else root / "runs" / f"soften-{chosen.name}-{digest}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with errors_explained(folder.parent), only_one(folder):
-        note_settings(folder, config, digest)
-        session = Session(config, found, tokenizer, task, root, folder, Tracker(root, "measure"), say)
-        session.tracker.reap()
-        session.check_fingerprints([chosen])
+    where = Folder("soften", chosen.name, out, root, more=(chosen.checkpoints[-1].stamp, by))
+    with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
+        folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
         measured = _measure(session, chosen, path, points)
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)

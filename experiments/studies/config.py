@@ -128,6 +128,9 @@ class StudyConfig(Section):
     constraints: tuple[Constraint, ...] = Field((), description="limits that make a trial feasible")
     sampler: Sampler = Field(Sampler(), description="how trials are chosen; the name alone is enough")
     pruner: Pruner | None = Field(None, description="stops bad trials early; needs a single objective")
+    kl_budget: float | None = Field(
+        None, gt=0, description="nats per token; a trial whose KL to the base is higher at an evaluation is stopped"
+    )
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
     )
@@ -236,6 +239,8 @@ class StudyConfig(Section):
     def identity(self) -> str:
         """Return hex digits that change whenever trials would no longer be comparable."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
+        if self.kl_budget is None:  # as studies had it before there was this field
+            del kept["kl_budget"]
         return json_digest(kept)[:12]
 
 

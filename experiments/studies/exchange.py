@@ -72,17 +72,22 @@ def read_trials(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def unpack_runs(folder: Path, root: Path) -> None:
-    """Copy the runs of a folder's file to root. A run folder that exists stays as it is. Raises DamagedError."""
-    with _archive(folder) as archive:
-        known = {run for run in _names(archive) if (root / run).exists()}
+    """Copy the runs of a folder's file to root. A run folder that exists stays as it is. Raises DamagedError.
+
+    Each run folder appears whole, after its records were checked: a kill or a full disk leaves none in part.
+    """
+    (root / "runs").mkdir(parents=True, exist_ok=True)
+    with _archive(folder) as archive, tempfile.TemporaryDirectory(dir=root, prefix=".from-") as part:
+        new = {run for run in _names(archive) if not (root / run).exists()}
         for member in archive.getmembers():
-            if member.name == TRIALS or _run(member.name) in known:
-                continue
-            (root / member.name).parent.mkdir(parents=True, exist_ok=True)
-            (root / member.name).write_bytes(_bytes(archive, member))
-        for run in _names(archive) - known:
-            for result in (root / run).glob(f"arms/*/{RESULT}"):
-                check_files(result)
+            if _run(member.name) in new:
+                path = Path(part) / member.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(_bytes(archive, member))
+        for result in Path(part).glob(f"runs/*/arms/*/{RESULT}"):
+            check_files(result)
+        for run in sorted(new):
+            (Path(part) / run).rename(root / run)
 
 
 def as_attempts(study: StudyConfig, found: list[dict[str, Any]]) -> list[optuna.trial.FrozenTrial]:

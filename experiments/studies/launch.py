@@ -113,6 +113,8 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
     run_id = _mlflow_run(folder)
     with tracker.run(config.name, kind="study", params=_params(config), run_id=run_id, note=write_note) as run:
         run.log_text(public_yaml(config), "study.yaml")
+        if config.question:
+            run.log_note(config.question)
         try:
             yield run
         finally:

@@ -97,7 +97,10 @@ class Store:
                     load_if_exists=True,
                 )
         except (*STORAGE_FAULTS, ImportError) as error:
-            raise StudyError(f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}") from error
+            raise StudyError(
+                f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}\nIf its file is damaged, "
+                "move it away: the same study then begins anew, and takes over the run folders that are there"
+            ) from error
         self.config = config
         self.progress: Progress = lambda number, picks: 0
 
@@ -115,6 +118,7 @@ class Store:
                     "another name (budget, retries, failures, heartbeat, report and storage may change)"
                 )
             self.study.set_user_attr("config", public_values(self.config))
+            self.study.set_metric_names([objective.figure for objective in self.config.objectives])
             complete = [trial.picks for trial in self.trials() if trial.state == "complete"]
             new = [trial for trial in known_trials if trial.params not in complete]
             for trial in new:

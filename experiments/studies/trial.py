@@ -81,13 +81,14 @@ def run_trial(
         run_id=saved.get("run_id"),
         note=lambda run_id: write_json(note, {"run_id": run_id, "picks": picks}),
     ) as run:
+        run.log_note("\n".join(f"- {key}: {pick}" for key, pick in picks.items()))
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):
                     config = study.run_config(picks, number, seed)  # picks may be valid one by one, but not together
                     if i == 0:
                         run.log_text(dump_yaml(config.to_dict()), "config.yaml")
-                    observe = _observer(study, should_prune, i * config.training.steps) if should_prune else None
+                    observe = _observer(study, should_prune, i * config.training.steps)
                     done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
             except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise
@@ -191,13 +192,17 @@ def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
             outcome.constraints[f"{bound.figure} <= {bound.max:g}"] = mean(bound.figure) - bound.max
 
 
-def _observer(study: StudyConfig, should_prune: ShouldPrune, before: int) -> Observer:
-    """before: steps of the seeds that have run."""
+def _observer(study: StudyConfig, should_prune: ShouldPrune | None, before: int) -> Observer:
+    """Return what looks at each evaluation. before: steps of the seeds that have run."""
     from experiments.runs.arm import StopArm
 
     name = study.objectives[0].figure
 
     def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:
+        if study.kl_budget is not None and (kl := sum_of(figures, "kl")) > study.kl_budget:
+            raise StopArm(f"stopped at step {step}: kl was {kl:.4g}, above the budget of {study.kl_budget:g}")
+        if should_prune is None:
+            return
         value = sum_of(figures, name)
         if math.isfinite(value) and should_prune(before + step, value):
             raise StopArm(f"pruned at step {step}: {name} was {value:.4g}")

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.common.files import write_json
+from experiments.common.files import parse_json, write_json
 from experiments.tracking.uri import without_password
 
 PATTERN = "journal-*.jsonl"
@@ -107,7 +107,7 @@ class Journal:
                     return
                 offset += len(line)
                 try:
-                    event = json.loads(line)
+                    event = parse_json(line)
                 except ValueError:
                     continue
                 if isinstance(event, dict) and "event" in event:
@@ -144,7 +144,7 @@ class Journal:
 
     def _notes(self) -> dict[str, dict[str, Any]]:
         try:
-            notes = json.loads(self._notes_path.read_text(encoding="utf-8"))
+            notes = parse_json(self._notes_path.read_text(encoding="utf-8"))
             return {without_password(store): note for store, note in notes.items()}  # earlier versions kept passwords
         except (FileNotFoundError, ValueError, AttributeError):
             return {}  # everything is delivered again, which changes nothing

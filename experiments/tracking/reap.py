@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from experiments.common.files import sweep
 from experiments.tracking.journal import PATTERN, Journal, in_order
 from experiments.tracking.machine import process_alive
 from experiments.tracking.senders import deliver
@@ -60,6 +61,15 @@ def may_live(journal: Journal) -> bool:
     return start is None or process_alive(start["tags"])
 
 
+def sweep_root(root: Path) -> None:
+    """Delete temporary files of dead processes everywhere below a root: in runs, studies and the cache."""
+    for place in _places(root):
+        sweep(place)
+
+
 def _journals(root: Path) -> list[Journal]:
-    places = [place for place in root.iterdir() if place.is_dir() and place.name != ARTIFACTS]
-    return [Journal(path) for place in places for path in place.rglob(PATTERN)]
+    return [Journal(path) for place in _places(root) for path in place.rglob(PATTERN)]
+
+
+def _places(root: Path) -> list[Path]:
+    return [place for place in root.iterdir() if place.is_dir() and place.name != ARTIFACTS]

@@ -27,7 +27,7 @@ from experiments.tracking.machine import (
     process_tags,
     sigterm_raises,
 )
-from experiments.tracking.reap import reap
+from experiments.tracking.reap import reap, sweep_root
 from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import TrackingStore, last_line
@@ -136,8 +136,12 @@ class Tracker:
                 run.close(status)
 
     def reap(self) -> list[str]:
-        """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids."""
+        """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids.
+
+        Their temporary files are deleted.
+        """
         with contextlib.suppress(Exception):  # a run wrongly shown as running must not stop training
+            sweep_root(self.root)
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
@@ -146,8 +150,11 @@ class Tracker:
         """Whether `ui_command` starts a server; a remote store has one already."""
         return not (self.remote and self.remote.startswith("http"))
 
-    def ui_command(self) -> str:
-        """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen."""
+    def ui_command(self, port: int | None = None) -> str:
+        """Return the shell command that opens the UI on this store: on loopback, in two processes, not fifteen.
+
+        port: default: PORT.
+        """
         python = shlex.quote(short_path(sys.executable))
         if self.remote and not self.serves_ui:
             return f"{python} -m webbrowser {shlex.quote(page(self.remote))}"
@@ -156,7 +163,7 @@ class Tracker:
         return (
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
             f"{python} -m mlflow server --backend-store-uri {store} "
-            f"--host 127.0.0.1 --port {PORT} --workers 1"
+            f"--host 127.0.0.1 --port {port or PORT} --workers 1"
         )
 
     def run_url(self, run_id: str, server: str | None = None) -> str:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ctrl.sharded import sharded, whole
 from experiments.common.progress import Task
-from experiments.methods import Method
+from experiments.methods import ActiveMethod
 from experiments.training.checkpoints import complete
 from experiments.training.meter import Meter
 from experiments.training.processes import ALONE, Processes
@@ -37,7 +37,7 @@ class Hooks:
 class MethodStep(TrainerCallback):
     """Let the method act after each optimiser step."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: ActiveMethod) -> None:
         self.method = method
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class Evaluate(TrainerCallback):
     """Evaluate at the steps `at`, with the weights that the method wants measured."""
 
     def __init__(
-        self, at: Container[int], hooks: Hooks, method: Method, meter: Meter, processes: Processes = ALONE
+        self, at: Container[int], hooks: Hooks, method: ActiveMethod, meter: Meter, processes: Processes = ALONE
     ) -> None:
         self.at, self.hooks, self.method, self.meter, self.processes = at, hooks, method, meter, processes
 
@@ -69,7 +69,7 @@ class Checkpoint(TrainerCallback):
     """Save every `every` steps, by default at the steps `at`, but not after the last step; mark what is complete."""
 
     def __init__(
-        self, at: Container[int], every: int | None, method: Method, meter: Meter, processes: Processes = ALONE
+        self, at: Container[int], every: int | None, method: ActiveMethod, meter: Meter, processes: Processes = ALONE
     ) -> None:
         self.at, self.every, self.method, self.meter, self.processes = at, every, method, meter, processes
 

@@ -15,12 +15,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
-from experiments.methods import Method
+from experiments.methods import ActiveMethod
 from experiments.training.meter import Meter
 from experiments.training.processes import LaunchMismatch, launch_kind
 
 COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
-METHOD_STATE = "method.safetensors"  # Method.state, in a checkpoint
+METHOD_STATE = "method.safetensors"  # ActiveMethod.state, in a checkpoint
 LAUNCH = "launch.json"  # the kind of launch that wrote it
 
 
@@ -69,7 +69,7 @@ def complete(folder: Path, method_state: Mapping[str, Tensor], meter: Meter) -> 
             shutil.rmtree(old)
 
 
-def resume(checkpoint: Path, method: Method, meter: Meter) -> None:
+def resume(checkpoint: Path, method: ActiveMethod, meter: Meter) -> None:
     """Load what `complete` added. Raises LaunchMismatch."""
     check_launch(checkpoint)
     meter.load(checkpoint)

@@ -33,9 +33,9 @@ class LayerFigures:
             self.control.log = before
 
     def take(self) -> dict[str, float]:
-        """Return the means since the last call: `divergence/layer_07`, `alpha/layer_07`, `closed/layer_07`."""
+        """Return the means since the last call: `layers/divergence_07`, `layers/alpha_07`, `layers/closed_07`."""
         figures = {
-            f"{name}/layer_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
+            f"layers/{name}_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
         }
         self.log.raw.clear()
         return figures

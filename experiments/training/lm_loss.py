@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ def lm_loss(
     token_weights: TokenWeights | None = None,
     reads_pass: bool = False,
     token_penalties: TokenPenalties | None = None,
-) -> Callable[[], AbstractContextManager[ModelLoss]]:
+) -> Callable[..., AbstractContextManager[ModelLoss]]:
     """Return a context for a model's training passes (`with context(): model(**only_label_logits(batch))`).
 
     Inside it the loss is the same as outside, with `token_weights` and `token_penalties` on its tokens (see
     `summed_nll`), and `logits` are empty: (batch, 0, vocabulary). They are computed for all labelled tokens if a method
     reads them, or if the model does more with them (`why_whole`, a warning once). Call it under the autocast of the
-    training. Raises ValueError for token weights in a model whose loss has none (`why_unweighted`).
+    training. The context takes what terms noted of the batch, for `Tokens.noted`. Raises ValueError for token weights
+    in a model whose loss has none (`why_unweighted`).
     """
     if not reads_logits:
         reason = why_whole(model)
@@ -60,7 +62,7 @@ class ModelLoss:
     penalty: Tensor | None = None
 
     @contextmanager
-    def computed(self) -> Iterator[ModelLoss]:
+    def computed(self, noted: Any = None) -> Iterator[ModelLoss]:
         yield self
 
 
@@ -85,9 +87,9 @@ class WholeLoss(ModelLoss):
             raise ValueError(reason)
 
     @contextmanager
-    def computed(self) -> Iterator[ModelLoss]:
+    def computed(self, noted: Any = None) -> Iterator[ModelLoss]:
         self.plain = self.penalty = None
-        self.seen = False
+        self.seen, self.noted = False, noted
         with intercepted(self.model, self.head, self._before_head, self._loss):
             yield self
         if (self.token_weights or self.token_penalties) and not self.seen:
@@ -110,8 +112,8 @@ class WholeLoss(ModelLoss):
         targets = shift_labels.to(logits.device)
         labelled = targets != -100
         count = labelled.sum() if num_items_in_batch is None else num_items_in_batch
-        weigh = Weighing(self.token_weights) if self.token_weights else None
-        penalise = Penalising(self.token_penalties) if self.token_penalties else None
+        weigh = Weighing(self.token_weights, self.noted) if self.token_weights else None
+        penalise = Penalising(self.token_penalties, self.noted) if self.token_penalties else None
         total = self._summed(logits, targets, labelled, weigh, penalise)
         count = torch.as_tensor(count, device=total.device)
         self.seen, self.plain = True, weigh.plain / count if weigh else None
@@ -150,8 +152,8 @@ class ChunkedLoss(WholeLoss):
     hidden: Tensor | None = None
 
     @contextmanager
-    def computed(self) -> Iterator[ModelLoss]:
-        with super().computed():
+    def computed(self, noted: Any = None) -> Iterator[ModelLoss]:
+        with super().computed(noted):
             yield self
         self.hidden = None
 
@@ -175,13 +177,13 @@ class ChunkedLoss(WholeLoss):
 class Weighing:
     """Call `token_weights`, and sum up the plain loss of all tokens on the way: plain = sum of -log p."""
 
-    def __init__(self, token_weights: TokenWeights) -> None:
-        self.token_weights, self.plain = token_weights, torch.zeros(())
+    def __init__(self, token_weights: TokenWeights, noted: Any) -> None:
+        self.token_weights, self.noted, self.plain = token_weights, noted, torch.zeros(())
 
     def __call__(self, tokens: Tokens) -> Tensor | None:
         log_p = tokens.log_p
         self.plain = self.plain.to(log_p) - log_p.sum()
-        weights = self.token_weights(tokens)
+        weights = self.token_weights(replace(tokens, noted=self.noted))
         if weights is not None and weights.shape != log_p.shape:
             raise ValueError(
                 f"token_weights must return one weight for each token, shape {tuple(log_p.shape)}, but returned shape "
@@ -193,11 +195,11 @@ class Weighing:
 class Penalising:
     """Call `token_penalties`, and sum up the values of all penalties on the way."""
 
-    def __init__(self, token_penalties: TokenPenalties) -> None:
-        self.token_penalties, self.value = token_penalties, torch.zeros(())
+    def __init__(self, token_penalties: TokenPenalties, noted: Any) -> None:
+        self.token_penalties, self.noted, self.value = token_penalties, noted, torch.zeros(())
 
     def __call__(self, tokens: Tokens) -> list[TokenPenalty]:
-        found = self.token_penalties(tokens)
+        found = self.token_penalties(replace(tokens, noted=self.noted))
         for penalty in found:
             self.value = self.value.to(penalty.value) + penalty.value
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import psutil
 import torch
 from transformers import TrainerCallback
 
-from experiments.common.files import write_json
+from experiments.common.files import parse_json, write_json
 
 METER = "meter.json"
 
@@ -96,7 +95,7 @@ class Meter(TrainerCallback):
         write_json(folder / METER, {"tokens": self.tokens, "seconds": self.seconds, "peak": self.memory.peak})
 
     def load(self, folder: Path) -> None:
-        values = json.loads((folder / METER).read_text())
+        values = parse_json((folder / METER).read_text())
         self.tokens, self.seconds, self.memory.peak = values["tokens"], values["seconds"], values["peak"]
         self._last = (self.tokens, self.seconds)
 

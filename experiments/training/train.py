@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from experiments.common.progress import progress
-from experiments.methods import Method, MethodContext
+from experiments.methods import ActiveMethod, MethodContext
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
 from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
@@ -48,7 +48,7 @@ class TrainingPlan:
 
 def train_arm(
     model: PreTrainedModel,
-    method: Method,
+    method: ActiveMethod,
     context: MethodContext,
     plan: TrainingPlan,
     hooks: Hooks,
@@ -56,12 +56,10 @@ def train_arm(
 ) -> dict[str, float]:
     """Train to `plan.training.steps`, from the last complete checkpoint if there is one.
 
-    model: prepared by `method`, at its start. processes: all of them call this with the same arguments. Returns the
+    model: at its start. method: begun on it. processes: all of them call this with the same arguments. Returns the
     cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
     ArmFailed at a NaN.
     """
-    context.precision.hold_frozen(model)
-    method.begin(model, context)
     with launcher_precision(context.precision.bf16):
         trainer = ArmTrainer(
             model=model,
@@ -135,7 +133,7 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
 
 
 def _callbacks(
-    method: Method, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
+    method: ActiveMethod, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
 ) -> list[TrainerCallback]:
     at, every = plan.evaluate_at, plan.training.save_every
     seen = [Log(hooks.log), ZeroGradient(plan.label)] if processes.is_main else []

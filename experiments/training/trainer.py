@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from experiments.methods import Method
+from experiments.methods import ActiveMethod
 from experiments.models.head import only_label_logits
 from experiments.training.config import TrainingConfig
 from experiments.training.layers import LayerFigures
@@ -30,7 +30,7 @@ class ArmTrainer(Trainer):
     method's token weights, if it has any), `divergence`, `penalty`.
     """
 
-    def __init__(self, *args: Any, method: Method, training: TrainingConfig, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, method: ActiveMethod, training: TrainingConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method, self.training_config = method, training
         self.parts: dict[str, Tensor] = {}
@@ -38,9 +38,8 @@ class ArmTrainer(Trainer):
         if self.is_fsdp_enabled:  # fp32 shards under autocast, as in one process; FSDP2's own policy rounds logits too
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         with self.accelerator.autocast():
-            self.lm_loss = lm_loss(
-                self.model, method.reads_logits, method.token_weights, method.reads_pass, method.token_penalties
-            )
+            hooks = method.token_weights, method.method.reads_pass, method.token_penalties
+            self.lm_loss = lm_loss(self.model, method.method.reads_logits, *hooks)
         self.meter = Meter()
         self.add_callback(self.meter)
 
@@ -51,7 +50,7 @@ class ArmTrainer(Trainer):
         made = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made:
-            self.method.hook(optimizer)
+            self.method.method.hook(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -75,10 +74,10 @@ class ArmTrainer(Trainer):
         replayed = inputs.pop("replayed", None)
         batch = only_label_logits(inputs)
         marked = batch if replayed is None else {**batch, "replayed": replayed}
-        self.method.begin_pass(self.model, marked)
+        noted = self.method.begin_pass(self.model, marked)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
         autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext
-        with autocast(), self.layers.noting(), self.lm_loss() as computed:
+        with autocast(), self.layers.noting(), self.lm_loss(noted) as computed:
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )

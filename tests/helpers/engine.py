@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.config import ArmConfig, ExperimentConfig, parse_config
-from experiments.methods import Batch, Method, MethodContext
+from experiments.methods import ActiveMethod, Batch, MethodContext
 from experiments.methods.weights import snapshot
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Hooks
@@ -79,7 +79,7 @@ class Killed(Exception):
 
 @dataclass
 class Outcome:
-    method: Method
+    method: ActiveMethod
     model: PreTrainedModel
     logs: dict[int, dict[str, float]] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
@@ -137,7 +137,8 @@ def train(
     method, using = arm.build(), context(precision)
     data = data or rows(replayed=method.needs_replay)
     model = method.prepare(tiny(), using)
-    outcome = Outcome(method, model)
+    active = method.begin(model, using)
+    outcome = Outcome(active, model)
     probe = sequences(1)[0]["input_ids"][None]
 
     def evaluate(model: PreTrainedModel) -> Tensor:
@@ -157,8 +158,8 @@ def train(
             outcome.logs[step] = {k: v for k, v in logs.items() if k != "tokens_per_s"}
 
     planned = plan(config(arm, **training), folder, data)
-    outcome.cost = train_arm(model, method, using, planned, Hooks(evaluate, record, note), processes)
-    with method.evaluated(model):
+    outcome.cost = train_arm(model, active, using, planned, Hooks(evaluate, record, note), processes)
+    with active.evaluated(model):
         outcome.weights = snapshot(model)
     return outcome
 

@@ -37,5 +37,7 @@ def trained(
 
     steps = config.evaluation_steps
     plan = TrainingPlan(arm.name, config.training, 1e-2, steps, made.rows(arm), made.collator, folder)
-    cost = train_arm(model, method, setting, plan, Hooks(lambda model: None, lambda step, found: None, log))
+    cost = train_arm(
+        model, method.begin(model, setting), setting, plan, Hooks(lambda model: None, lambda step, found: None, log)
+    )
     return losses, cost

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from ctrl.sharded import sharded, whole
 from experiments.cli import main as cli
 from experiments.config import ArmConfig
-from experiments.methods import METHODS, Method
+from experiments.methods import METHODS, ActiveMethod
 from experiments.training.processes import MainProcessError, Processes
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train
@@ -84,7 +84,7 @@ def train_with(mode: str, folder: Path, processes: Processes) -> int:
         if processes.is_main:
             torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
     if not processes.is_main:
-        Method.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
+        ActiveMethod.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
     with pytest.raises(ArmFailed, match="loss became"):
         train(arm("full"), folder / "broken", processes=processes)
     return 0

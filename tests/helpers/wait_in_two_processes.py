@@ -59,7 +59,7 @@ def train(folder: Path, processes: Processes, evaluate: Callable[[PreTrainedMode
     method, model = arm.build(), tiny()
     method.prepare(model, context())
     hooks = Hooks(evaluate, lambda step, found: None, lambda step, logs: None)
-    train_arm(model, method, context(), plan(config(arm, steps=3), folder), hooks, processes)
+    train_arm(model, method.begin(model, context()), context(), plan(config(arm, steps=3), folder), hooks, processes)
 
 
 def nap(seconds: float) -> None:

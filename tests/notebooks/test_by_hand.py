@@ -58,7 +58,7 @@ def engine_curve(base: str, data: dict[str, torch.Tensor], folder: Path) -> list
     context, method = MethodContext(0, Precision("fp32")), config.arms[0].build()
     model = method.prepare(load_base(base, "")[0], context)
     plan = TrainingPlan("x", config.training, float(SIZES["learning_rate"]), (), rows, collate, folder)
-    train_arm(model, method, context, plan, Hooks(evaluate, lambda step, records: None, log))
+    train_arm(model, method.begin(model, context), context, plan, Hooks(evaluate, lambda step, records: None, log))
     return losses
 
 

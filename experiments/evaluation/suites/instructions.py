@@ -7,7 +7,6 @@ instructions fails here long before it forgets facts.
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import parse_json
 from experiments.common.hashing import text_id
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
@@ -25,6 +25,7 @@ from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 
 TOKENS = 64
+NUMBERED = re.compile(r"^[^\S\n]*(\d+)[.)]\s*\S", re.MULTILINE)  # \s* at its start would be quadratic in newlines
 Check = Callable[[str], bool]
 TOPICS = (
     "the sea", "winter", "a bicycle", "music", "bread", "the moon", "a garden", "trains", "coffee", "a library", "rain",
@@ -124,7 +125,7 @@ def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
 def _numbered(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((2, 3, 4))
     prompt = f"Give a numbered list of exactly {count} words that have to do with {topic}, one per line."
-    return prompt, lambda reply: re.findall(r"^\s*(\d+)[.)]\s*\S", reply, re.M) == [str(i + 1) for i in range(count)]
+    return prompt, lambda reply: NUMBERED.findall(reply) == [str(i + 1) for i in range(count)]
 
 
 def _language(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -173,8 +174,8 @@ def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
 def _has_keys(reply: str, keys: Sequence[str]) -> bool:
     """Whether the reply is a JSON object with exactly these keys; a code fence around it is allowed."""
     try:
-        value = json.loads(re.sub(r"^```(?:json)?\s*|\s*```$", "", reply))
-    except (ValueError, RecursionError):
+        value = parse_json(re.sub(r"^```(?:json)?", "", reply).removesuffix("```").strip())
+    except ValueError:
         return False
     return isinstance(value, dict) and set(value) == set(keys)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +41,6 @@ def test_values_of_set_are_yaml() -> None:
         "arms.0.learning_rates": [1e-3],
     }
     assert overrides(given) == expected
-
-
-def test_the_ui_says_that_its_port_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        monkeypatch.setattr("experiments.tracking.tracker.PORT", port)
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        monkeypatch.setattr("experiments.cli.run.subprocess", None)  # nothing may be started
-        assert cli.main(["ui", "--root", str(tmp_path)]) == 1
-    assert f"port {port} is in use. If that is this UI already, open http://127.0.0.1:{port}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from experiments.methods import AVERAGES, TUNINGS
-from experiments.methods.base import Average
+from experiments.methods.active import ActiveAverage
+from experiments.methods.losses import Kl
+from experiments.methods.method import Method
 from experiments.methods.parts import read_part
+from experiments.methods.tuning import Full
 from experiments.methods.weights import snapshot, trainable
 from tests.helpers.engine import CONTROL, LAYERS, context
 from tests.helpers.tiny_llama import tiny
@@ -25,9 +28,8 @@ TRAIN: dict[str, Any] = {
 }
 
 
-def read(name: str, **fields: Any) -> Average:
-    average: Average = read_part(AVERAGES, {name: FIELDS.get(name, {}) | fields})
-    return average
+def read(name: str, **fields: Any) -> Any:
+    return read_part(AVERAGES, {name: FIELDS.get(name, {}) | fields})
 
 
 def move(model: Any) -> None:
@@ -36,20 +38,20 @@ def move(model: Any) -> None:
             p.add_(0.1 * torch.randn_like(p))
 
 
-def walk(average: Average, steps: int, train: Any = "full") -> tuple[Any, list[dict[str, Tensor]]]:
-    """A model whose weights a fixed sequence of steps moves: the weights before, then after each step."""
+def walk(part: Any, steps: int, train: Any = "full") -> tuple[ActiveAverage, Any, list[dict[str, Tensor]]]:
+    """An average, and a model that a fixed sequence of steps moves: its weights before, then after each step."""
     model = read_part(TUNINGS, train).prepare(tiny(), context())
-    average.begin(model, context())
+    average = part.begin(model, context())
     seen = [snapshot(model)]
     torch.manual_seed(9)
     for step in range(1, steps + 1):
         move(model)
         seen.append(snapshot(model))
         average.after_step(model, step)
-    return model, seen
+    return average, model, seen
 
 
-def evaluated(average: Average, model: Any) -> dict[str, Tensor]:
+def evaluated(average: ActiveAverage, model: Any) -> dict[str, Tensor]:
     with average.evaluated(model):
         return snapshot(model)
 
@@ -61,9 +63,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "train"), CASES)
 def test_a_fresh_object_with_the_state_goes_on_the_same_way(name: str, train: str) -> None:
-    one, two = read(name), read(name)
-    model, _ = walk(one, 3, TRAIN[train])
-    again, _ = walk(two, 0, TRAIN[train])
+    one, model, _ = walk(read(name), 3, TRAIN[train])
+    two, again, _ = walk(read(name), 0, TRAIN[train])
     with torch.no_grad():
         for p, q in zip(trainable(again).values(), trainable(model).values(), strict=True):
             p.copy_(q)
@@ -78,15 +79,24 @@ def test_a_fresh_object_with_the_state_goes_on_the_same_way(name: str, train: st
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("name", AVERAGES)
+def test_its_state_loads_next_to_that_of_a_loss_term(name: str) -> None:
+    method = Method(Full(), (Kl(budget=0.1),), read(name))
+    one, two = (method.begin(tiny(), context()) for _ in range(2))
+    one.terms[0].dual.factor = 3.0  # type: ignore[attr-defined]
+    two.load_state(one.state())
+    assert two.terms[0].dual.factor == 3.0  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(("name", "train"), CASES)
 def test_training_goes_on_with_the_same_bits_after_an_evaluation(name: str, train: str) -> None:
-    average = read(name)
-    model, seen = walk(average, 3, TRAIN[train])
+    part = read(name)
+    average, model, seen = walk(part, 3, TRAIN[train])
     before = snapshot(model)
     inside = evaluated(average, model)
     assert all(torch.equal(before[key], value) for key, value in snapshot(model).items())
     wrote = any(not torch.equal(before[key], seen[-1][key]) for key in before)
-    assert wrote == (average.writes_weights and 3 % 2 == 0)  # mer has every=2, and step 3 is none of them
+    assert wrote == (part.writes_weights and 3 % 2 == 0)  # mer has every=2, and step 3 is none of them
     move(model)
     average.after_step(model, 4)
     moved = snapshot(model)
@@ -96,15 +106,14 @@ def test_training_goes_on_with_the_same_bits_after_an_evaluation(name: str, trai
 
 @pytest.mark.parametrize("name", AVERAGES)
 def test_only_those_that_say_so_write_weights(name: str) -> None:
-    average = read(name)
-    model, seen = walk(average, 2)
+    part = read(name)
+    _, model, seen = walk(part, 2)
     wrote = any(not torch.equal(value, seen[-1][key]) for key, value in snapshot(model).items())
-    assert wrote == average.writes_weights
+    assert wrote == part.writes_weights
 
 
 def test_ema_is_the_weighted_sum_of_all_steps() -> None:
-    average = read("ema", decay=0.8)
-    model, seen = walk(average, 5)
+    average, model, seen = walk(read("ema", decay=0.8), 5)
     found = evaluated(average, model)
     for name in found:
         expected = 0.8**5 * seen[0][name] + sum(0.2 * 0.8 ** (5 - t) * seen[t][name] for t in range(1, 6))
@@ -113,8 +122,7 @@ def test_ema_is_the_weighted_sum_of_all_steps() -> None:
 
 def test_wise_is_measured_between_base_and_tuned() -> None:
     for alpha, expected in ((0.0, "base"), (0.25, "between"), (1.0, "tuned")):
-        average = read("wise", alpha=alpha)
-        model, seen = walk(average, 2)
+        average, model, seen = walk(read("wise", alpha=alpha), 2)
         for name, value in evaluated(average, model).items():
             start, end = seen[0][name], seen[2][name]
             if expected == "between":
@@ -124,8 +132,7 @@ def test_wise_is_measured_between_base_and_tuned() -> None:
 
 
 def test_mer_pulls_weights_to_the_slow_ones_every_k_steps() -> None:
-    average = read("mer", every=2, rate=0.25)
-    model, seen = walk(average, 5)
+    average, model, seen = walk(read("mer", every=2, rate=0.25), 5)
     slow = {name: t.double() for name, t in seen[0].items()}
     for step in (2, 4):
         slow = {name: t + 0.25 * (seen[step][name].double() - t) for name, t in slow.items()}

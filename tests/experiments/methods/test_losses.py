@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from experiments.methods import LOSS_TERMS, TUNINGS
+from experiments.methods.active import ActiveTerm
 from experiments.methods.base import LossTerm
 from experiments.methods.batches import single_rows
 from experiments.methods.losses import Dual, Kl, fisher, kl, top_kl
-from experiments.methods.method import Method
-from experiments.methods.parts import read_part, write_part
+from experiments.methods.method import ActiveMethod, Method
+from experiments.methods.parts import read_part
 from experiments.methods.token_weights import Dft
 from experiments.methods.tuning import Full
 from experiments.methods.weights import snapshot, trainable
@@ -29,8 +30,8 @@ FIELDS: dict[str, dict[str, Any]] = {"kl": {"weight": 0.5}, "l2sp": {"weight": 0
 
 
 def has_penalty(name: str) -> bool:
-    term = LOSS_TERMS[name]
-    return term.penalty is not LossTerm.penalty or term.penalty_of is not LossTerm.penalty_of
+    term = LOSS_TERMS[name].active_class()
+    return term.penalty is not ActiveTerm.penalty or term.penalty_of is not ActiveTerm.penalty_of
 
 
 PENALTIES = [name for name in LOSS_TERMS if has_penalty(name)]
@@ -41,16 +42,16 @@ def read(name: str, **fields: Any) -> Any:
     return read_part(LOSS_TERMS, {name: FIELDS.get(name, {}) | fields})
 
 
-def begun(term: LossTerm, train: Any = "full") -> tuple[Any, dict[str, Tensor]]:
-    """A model with references noted at its start and weights moved away from it; and the start."""
+def begun(part: LossTerm, train: Any = "full") -> tuple[ActiveMethod, Any, dict[str, Tensor]]:
+    """A method of this term, begun on a model whose weights then moved; that model; its start."""
     model: Any = read_part(TUNINGS, train).prepare(tiny(), context())
-    term.begin(model, context())
+    method = Method(Full(), (part,)).begin(model, context())
     start = snapshot(model)
     torch.manual_seed(5)
     with torch.no_grad():
         for p in trainable(model).values():
             p.add_(0.05 * torch.randn_like(p))
-    return model, start
+    return method, model, start
 
 
 def short(count: int = 8, replayed: bool = False) -> dict[str, Any]:
@@ -60,19 +61,18 @@ def short(count: int = 8, replayed: bool = False) -> dict[str, Any]:
     return {**only_label_logits(batch), **marks}
 
 
-def penalty(term: LossTerm, model: Any, batch: dict[str, Any], total: Tensor | None = None) -> Tensor:
+def penalty(method: ActiveMethod, model: Any, batch: dict[str, Any], total: Tensor | None = None) -> Tensor:
     """What the term adds to the loss, without the logits of a batch."""
     inputs = {k: v for k, v in batch.items() if k != "replayed"}
-    if not term.penalises_tokens:
+    if not method.method.penalises_tokens:
         out = model(**inputs)
         out.logits = out.logits[:, :0]
-        value = term.penalty(model, batch, out, total)
+        value = method.penalty(model, batch, out, total)
         assert value is not None
         return value
-    term.begin_pass(model, batch)
-    found = Method(Full(), (term,)).token_penalties
+    noted, found = method.begin_pass(model, batch), method.token_penalties
     computed = ChunkedLoss(model, lambda tokens: torch.zeros_like(tokens.log_p), token_penalties=found)
-    with computed.computed():
+    with computed.computed(noted):
         out = model(**inputs, **({} if total is None else {"num_items_in_batch": total}))
     alone: Tensor = out.lm_loss if hasattr(out, "lm_loss") else out.loss
     torch.testing.assert_close(computed.penalty, alone.detach())
@@ -83,8 +83,7 @@ def penalty(term: LossTerm, model: Any, batch: dict[str, Any], total: Tensor | N
 @pytest.mark.parametrize("name", PENALTIES)
 def test_micro_batches_add_up_to_a_large_batch(name: str, train: str) -> None:
     """Value and gradient of the penalty, on everything that can train."""
-    term = read(name)
-    model, _ = begun(term, TRAIN[train])
+    term, model, _ = begun(read(name), TRAIN[train])
     model.eval()
     total = (collate(sequences(8))["labels"][:, 1:] != -100).sum()
     large, leaves = penalty(term, model, short(), total), list(trainable(model).values())
@@ -110,8 +109,7 @@ def test_a_term_adds_a_penalty_or_weighs_tokens(name: str) -> None:
 
 
 def test_l2sp_is_half_the_weighted_squared_distance() -> None:
-    term = read("l2sp", weight=0.3)
-    model, start = begun(term)
+    term, model, start = begun(read("l2sp", weight=0.3))
     expected = 0.0
     for name, p in model.named_parameters():
         expected += float(((p.detach().double() - start[name].double()) ** 2).sum())
@@ -138,8 +136,7 @@ def test_fisher_is_the_mean_square_of_gradients_row_by_row() -> None:
 
 
 def test_ewc_weighs_each_parameter_by_its_fisher_information() -> None:
-    term = read("ewc", weight=3.0, batches=1)
-    model, start = begun(term)
+    term, model, start = begun(read("ewc", weight=3.0, batches=1))
     base = tiny()
     weights = fisher(base, list(single_rows(old_text(1), base.device)), Precision("fp32"))
     terms = [float((weights[n] * (p.detach() - start[n]) ** 2).sum()) for n, p in model.named_parameters()]
@@ -153,8 +150,7 @@ def test_kl_is_that_of_the_base_at_labelled_tokens(train: str) -> None:
     batch = collate(rows(8, replayed=True))
     replayed = batch.pop("replayed")
     marked = short(replayed=True)
-    term = Kl(weight=0.5)
-    model, _ = begun(term, TRAIN[train])
+    term, model, _ = begun(Kl(weight=0.5), TRAIN[train])
     model.eval()
     value = penalty(term, model, marked)
     with torch.no_grad():
@@ -167,8 +163,7 @@ def test_kl_is_that_of_the_base_at_labelled_tokens(train: str) -> None:
                 each[i, t] = float((a * (a / b).log()).sum())
     count = int((batch["labels"][:, 1:] != -100).sum())
     assert value.item() == pytest.approx(0.5 * each.sum().item() / count, rel=1e-3)
-    only = Kl(weight=0.5, tokens="replayed")
-    model, _ = begun(only, TRAIN[train])
+    only, model, _ = begun(Kl(weight=0.5, tokens="replayed"), TRAIN[train])
     model.eval()
     for marks in (replayed, replayed[:, None].expand_as(batch["labels"])):  # per row, per token
         found = penalty(only, model, {**marked, "replayed": marks})
@@ -204,17 +199,16 @@ def test_kl_has_the_value_and_the_gradient_of_its_formula(top: int | None) -> No
 @pytest.mark.parametrize("train", ["full", "control", "lora"])
 def test_chunks_and_whole_logits_give_one_kl(train: str, term: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradients, next to a cross-entropy with weights; also with a base whose logits are kept whole."""
-    term = read_part(LOSS_TERMS, write_part(term))  # its own references
-    model, _ = begun(term, TRAIN[train])
+    method, model, _ = begun(term, TRAIN[train])
     model.eval()
     batch = short(replayed=True)
     inputs = {**{k: v for k, v in batch.items() if k != "replayed"}, "num_items_in_batch": torch.tensor(50)}
-    penalties, found = Method(Full(), (term,)).token_penalties, []
+    penalties, found = method.token_penalties, []
     for loss, by_states, chunk in ((WholeLoss, True, 2**24), (ChunkedLoss, True, 7 * 96), (ChunkedLoss, False, 96)):
         monkeypatch.setattr("experiments.training.chunked_nll.LOGITS", chunk)
-        term._base.by_states = by_states
-        term.begin_pass(model, batch)
-        with loss(model, Dft().weights_of, token_penalties=penalties).computed() as done:
+        method.terms[0].base.by_states = by_states  # type: ignore[attr-defined]
+        noted = method.begin_pass(model, batch)
+        with loss(model, Dft().weights_of, token_penalties=penalties).computed(noted) as done:
             value = model(**inputs).loss
         found.append((value, done.penalty, *torch.autograd.grad(value, list(trainable(model).values()))))
     assert found[0][1] > 1e-3
@@ -237,27 +231,28 @@ def test_the_factor_of_a_budget_follows_the_mean_kl_by_its_rule() -> None:
 
 
 def test_a_budget_multiplies_the_weight_and_is_kept_in_the_checkpoint() -> None:
-    term, again, plain = (read("kl", **fields) for fields in ({"budget": 0.01}, {"budget": 0.01}, {}))
-    model, _ = begun(term)
-    first = penalty(term, model, short())
+    method, model, _ = begun(read("kl", budget=0.01))
+    dual: Dual = method.terms[0].dual  # type: ignore[attr-defined]
+    first = penalty(method, model, short())
     for _ in range(4):
-        penalty(term, model, short())
-        term.after_step(model, 1)
-    torch.testing.assert_close(first * term._dual.factor, penalty(term, model, short()))
-    assert term._dual.factor > 1
-    again.begin(model, context())
-    state = Method(Full(), (plain, term)).state()
-    assert list(state) == ["loss 1 dual"]
-    Method(Full(), (plain, again)).load_state(state)
-    assert (again._dual.mean, again._dual.factor) == (term._dual.mean, term._dual.factor)
-    assert plain.state() == {}
+        penalty(method, model, short())
+        method.after_step(model, 1)
+    torch.testing.assert_close(first * dual.factor, penalty(method, model, short()))
+    assert dual.factor > 1
+    two = Method(Full(), (read("kl"), read("kl", budget=0.01)))
+    one, again = (two.begin(tiny(), context()) for _ in range(2))
+    one.terms[1].load_state({"dual": method.state()["loss 0 dual"]})
+    assert list(one.state()) == ["loss 1 dual"]
+    again.load_state(one.state())
+    found: Dual = again.terms[1].dual  # type: ignore[attr-defined]
+    assert (found.mean, found.factor) == (dual.mean, dual.factor)
+    assert again.terms[0].state() == {}
 
 
 def test_rows_without_replayed_tokens_are_not_shown_to_the_base() -> None:
-    term = Kl(tokens="replayed")
-    model, _ = begun(term)
+    term, model, _ = begun(Kl(tokens="replayed"))
     seen: list[int] = []
-    term._base.copy.model.register_forward_pre_hook(
+    term.terms[0].base.copy.model.register_forward_pre_hook(  # type: ignore[attr-defined]
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     batch = short(replayed=True)
@@ -280,7 +275,7 @@ def test_in_bf16_the_base_is_still_the_base(train: str, tmp_path: Path) -> None:
     out = train_three(arm_config("kl", {"weight": 1.0, "trains": train}), tmp_path, precision="bf16")
     assert out.logs[1]["penalty"] == 0.0
     assert out.logs[3]["penalty"] > 1e-4
-    copied: Any = out.method.losses[0]._base.copy  # type: ignore[attr-defined]
+    copied: Any = out.method.terms[0].base.copy  # type: ignore[attr-defined]
     assert (copied is not None) == (train == "full")
     if copied is not None:
         assert copied.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import tempfile
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.methods import METHODS, Method, Tokens
+from experiments.methods import METHODS, ActiveMethod, Method, Tokens
+from experiments.methods.active import ActiveTerm
 from experiments.methods.adapters import Peft
-from experiments.methods.base import LossTerm, Tuning
+from experiments.methods.base import Tuning
 from experiments.methods.low_rank import Corda, Lora
 from experiments.methods.saving import load_onto
 from experiments.methods.tuning import Control, Full, Partial
@@ -97,7 +99,7 @@ def test_two_micro_batches_are_one_large_batch(name: str, tmp_path: Path) -> Non
                 assert small.logs[step][part] == pytest.approx(logs[part], rel=1e-3, abs=1e-6), (step, part)
     terms = arm.build().losses
     assert ("weighted_lm_loss" in large.logs[3]) == any(term.weighs_tokens for term in terms)
-    if any(type(term).penalty is not LossTerm.penalty or term.penalises_tokens for term in terms):
+    if any(term.active_class().penalty is not ActiveTerm.penalty or term.penalises_tokens for term in terms):
         assert large.logs[3]["penalty"] > 1e-4
 
 
@@ -112,14 +114,14 @@ def test_what_is_saved_loads_as_what_was_measured(name: str, tmp_path: Path) -> 
     with torch.no_grad():
         again = load_onto(tiny(), tmp_path).eval()(ids()).logits
         base = tiny().eval()(ids()).logits
-    rounding = 1e-5 if isinstance(out.method.tuning, Corda) else 0.0  # saved as an adapter of the unchanged base
+    rounding = 1e-5 if isinstance(out.method.method.tuning, Corda) else 0.0  # saved as an adapter of the unchanged base
     torch.testing.assert_close(again, expected, rtol=0, atol=rounding)
     assert (expected - base).abs().max() > 1e-3
     names = {p.name for p in tmp_path.iterdir()}
-    assert ("adapter_config.json" in names) == out.method.tuning.adapts
+    assert ("adapter_config.json" in names) == out.method.method.tuning.adapts
 
 
-def penalty(method: Method, model: Any, batch: dict[str, Any]) -> Tensor | None:
+def penalty(method: ActiveMethod, model: Any, batch: dict[str, Any]) -> Tensor | None:
     return method.penalty(model, batch, model(**batch), None)
 
 
@@ -127,45 +129,49 @@ def test_penalties_add_up_and_token_weights_multiply() -> None:
     batch = only_label_logits(collate(sequences()))
     model: Any = tiny()
     terms = {name: arm_config(name).build().losses[0] for name in ("ewc", "l2sp", "kl", "dft")}
-    for term in terms.values():
-        term.begin(model, context())
+    method = Method(Full(), (*terms.values(), terms["dft"], terms["kl"]))
+    active = method.begin(model, context())
+    alone = [Method(Full(), (terms[name],)).begin(model, context()) for name in ("ewc", "l2sp")]
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    method = Method(Full(), (*terms.values(), terms["dft"], terms["kl"]))
-    parts = [penalty(Method(Full(), (terms[name],)), model, batch) for name in ("ewc", "l2sp")]
+    parts = [penalty(one, model, batch) for one in alone]
     assert None not in parts
-    torch.testing.assert_close(penalty(method, model, batch), sum(parts))  # type: ignore[arg-type]
-    assert method.token_weights is not None
-    assert method.token_penalties is not None
-    tokens = Tokens(torch.tensor([0.5, 0.25]).log(), torch.zeros(2, 96), torch.full((2, 1), 96.0).log())
-    torch.testing.assert_close(method.token_weights(tokens), torch.tensor([0.25, 0.0625]))
-    method.begin_pass(model, batch)
-    one, two = method.token_penalties(tokens)
+    torch.testing.assert_close(penalty(active, model, batch), sum(parts))  # type: ignore[arg-type]
+    assert active.token_weights is not None
+    assert active.token_penalties is not None
+    noted, log_sum = active.begin_pass(model, batch), torch.full((2, 1), 96.0).log()
+    tokens = Tokens(torch.tensor([0.5, 0.25]).log(), torch.zeros(2, 96), log_sum, noted=noted)
+    torch.testing.assert_close(active.token_weights(tokens), torch.tensor([0.25, 0.0625]))
+    one, two = active.token_penalties(tokens)
     assert one.value == two.value > 0
     assert (method.reads_logits, method.reads_weights, method.needs_replay) == (False, True, False)
 
 
 def test_a_method_without_additions_adds_nothing() -> None:
     method, model = Method(Full()), tiny()
-    assert method.token_weights is None
-    assert method.token_penalties is None
-    assert penalty(method, model, only_label_logits(collate(sequences()))) is None
-    assert method.state() == {}
+    active = method.begin(model, context())
+    assert active.token_weights is None
+    assert active.token_penalties is None
+    assert penalty(active, model, only_label_logits(collate(sequences()))) is None
+    assert active.state() == {}
     assert not any((method.reads_logits, method.reads_weights, method.needs_replay, method.writes_weights))
     before = [p.detach().clone() for p in model.parameters()]
-    method.after_step(model, 1)
-    with method.evaluated(model):
+    active.after_step(model, 1)
+    with active.evaluated(model):
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
-def test_each_build_has_state_of_its_own() -> None:
-    arm = arm_config("dft, kl and l2sp")
-    one, two = arm.build(), arm.build()
-    one.begin(tiny(), context())
-    assert one.losses[1]._base is not None  # type: ignore[attr-defined]
-    assert two.losses[1]._base is None  # type: ignore[attr-defined]
-    assert arm.build().losses[2]._start == {}  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", ALL)
+def test_a_method_may_begin_twice_and_holds_nothing_itself(name: str) -> None:
+    """All that training notes is in what `begin` returns."""
+    method = arm_config(name).build()
+    before = copy.deepcopy(method)
+    one, two = (method.begin(method.prepare(tiny(), context()), context()) for _ in range(2))
+    assert method == before
+    assert not any(part.__pydantic_private__ for part in (method.tuning, *method.additions))
+    for part, again, config in zip((*one.terms, one.average), (*two.terms, two.average), method.additions, strict=True):
+        assert (part is again) == (part is config) == (config.active is None)
 
 
 def test_parts_that_exclude_each_other_are_refused_with_a_reason() -> None:

@@ -27,9 +27,9 @@ def test_it_stays_the_base_and_only_models_that_lost_it_are_copied(train: str) -
     counted = torch.ones_like(batch["input_ids"], dtype=torch.bool)
     for by_states in (True, False):
         reference.by_states = by_states
-        reference.note(model, batch, counted)
-        torch.testing.assert_close(reference.logits(), expected[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(reference.logits(slice(3, 7)), expected[0, 3:7], rtol=1e-4, atol=1e-5)
+        found = reference.read(model, batch, counted)
+        torch.testing.assert_close(found.logits(), expected[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.logits(slice(3, 7)), expected[0, 3:7], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(model.eval()(**batch).logits, expected, atol=1e-3)
 
 
@@ -41,7 +41,6 @@ def test_it_has_no_dropout_while_the_model_trains_with_it(train: str) -> None:
     batch = {"input_ids": torch.arange(20)[None], "labels": torch.arange(20)[None]}
     found = []
     for _ in range(2):
-        reference.note(model, batch, torch.ones_like(batch["input_ids"], dtype=torch.bool))
-        found.append(reference.logits())
+        found.append(reference.read(model, batch, torch.ones_like(batch["input_ids"], dtype=torch.bool)).logits())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not torch.equal(model(batch["input_ids"]).logits, model(batch["input_ids"]).logits)  # its mode is back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from experiments.methods import LOSS_TERMS, Tokens
-from experiments.methods.base import LossTerm
 from experiments.methods.parts import read_part
 from experiments.methods.token_weights import Dft, NotReplayed, Prift, Prox, Talr
 from experiments.models.head import only_label_logits
@@ -42,29 +42,29 @@ def batch() -> dict[str, Any]:
 
 
 def ready(name: str) -> tuple[Any, Any, dict[str, Any]]:
-    """A term that has seen a batch, its model, and the batch."""
-    model, term = tiny().eval(), read_part(LOSS_TERMS, name)
-    term.begin(model, context())
+    """A term's weights of the tokens of a batch, its model, and the batch."""
+    model = tiny().eval()
+    term = read_part(LOSS_TERMS, name).begin(model, context())
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    term.begin_pass(model, batch())
-    return term, model, batch()
+    noted = term.begin_pass(model, batch())
+    return lambda tokens: term.weights_of(replace(tokens, noted=noted)), model, batch()
 
 
 @pytest.mark.parametrize("name", WEIGHING)
 def test_weights_are_constants_between_0_and_1_whatever_the_chunks(name: str) -> None:
     """In chunks, and from whole logits: the same loss and gradient, and each token's weight times its own loss."""
-    term, model, marked = ready(name)
+    (weights_of, model, marked), reads_pass = ready(name), LOSS_TERMS[name].reads_pass
     inputs = {k: v for k, v in marked.items() if k != "replayed"}
     weights: list[Tensor] = []
 
     def noted(tokens: Tokens) -> Tensor:
-        weights.append(term.weights_of(tokens))
+        weights.append(weights_of(tokens))
         return weights[-1]
 
     losses = []
-    for loss in (WholeLoss(model, noted, term.reads_pass), ChunkedLoss(model, noted, term.reads_pass)):
+    for loss in (WholeLoss(model, noted, reads_pass), ChunkedLoss(model, noted, reads_pass)):
         with loss.computed():
             value = model(**inputs).loss
         losses.append((value, *torch.autograd.grad(value, model.lm_head.weight)))
@@ -78,14 +78,14 @@ def test_weights_are_constants_between_0_and_1_whatever_the_chunks(name: str) ->
 
 @pytest.mark.parametrize("name", WEIGHING)
 def test_chunks_of_any_size_give_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    term, model, marked = ready(name)
+    weights_of, model, marked = ready(name)
     labelled = marked["shift_labels"] != -100
     hidden = model.model(marked["input_ids"]).last_hidden_state[:, marked["logits_to_keep"]][labelled].detach()
     weight, labels = model.lm_head.weight.detach(), marked["shift_labels"][labelled]
     found = []
     for chunk in (2**24, 5 * len(weight), len(weight)):
         monkeypatch.setattr("experiments.training.chunked_nll.LOGITS", chunk)
-        found.append(summed_nll(hidden, weight, None, labels, term.weights_of, term.reads_pass))
+        found.append(summed_nll(hidden, weight, None, labels, weights_of, LOSS_TERMS[name].reads_pass))
     torch.testing.assert_close(found[1:], [found[0]] * 2, rtol=1e-5, atol=1e-6)
 
 
@@ -134,7 +134,7 @@ def test_prox_is_the_gradient_towards_a_distribution_in_which_the_label_is_limit
 def test_prift_weighs_by_the_bases_probability_unless_the_label_is_no_surprise() -> None:
     _, q = seen(seed=4)
     labels = q.argsort(-1)[torch.arange(9), torch.tensor([0, 5, 10, 15, 20, 25, 27, 28, 29])]
-    found = Prift().noted(q.log(), labels)
+    found = Prift().weights_by(q.log(), labels)
     for weight, row, label in zip(found.tolist(), q.numpy(), labels.tolist(), strict=True):
         mass = row[row <= row[label]].sum()
         assert weight == pytest.approx(1.0 if mass >= 0.5 else row[label])
@@ -142,36 +142,24 @@ def test_prift_weighs_by_the_bases_probability_unless_the_label_is_no_surprise()
 
 
 def test_replayed_tokens_are_not_learned_by_their_labels() -> None:
-    term, _, marked = ready("not_replayed")
+    weights_of, _, marked = ready("not_replayed")
     labelled = marked["shift_labels"] != -100
     tokens, _ = seen(int(labelled.sum()))
     expected = (~marked["replayed"][:, None].expand_as(labelled)[labelled]).to(tokens.log_p)
-    torch.testing.assert_close(term.weights_of(tokens), expected)
+    torch.testing.assert_close(weights_of(tokens), expected)
     assert NotReplayed().needs_replay
 
 
-def test_terms_without_weights_have_none() -> None:
-    tokens, _ = seen()
-    assert LossTerm().token_weights(tokens.log_p) is None
-    assert LossTerm().weights_of(tokens) is None
-    assert not read_part(LOSS_TERMS, "l2sp").weighs_tokens
-
-
 def test_asft_is_dft_and_kl() -> None:
-    term = read_part(LOSS_TERMS, {"asft": {"weight": 0.3}})
-    kl = read_part(LOSS_TERMS, {"kl": {"weight": 0.3}})
     model = tiny().eval()
-    for one in (term, kl):
-        one.begin(model, context())
+    term, kl = (read_part(LOSS_TERMS, {n: {"weight": 0.3}}).begin(model, context()) for n in ("asft", "kl"))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
     inputs = only_label_logits(collate(sequences(4)))
     count = int((inputs["shift_labels"] != -100).sum())
     tokens, _ = seen(count, vocabulary=96)
-    for one in (term, kl):
-        one.begin_pass(model, inputs)
-    found, expected = term.penalty_of(tokens), kl.penalty_of(tokens)
+    found, expected = (one.penalty_of(replace(tokens, noted=one.begin_pass(model, inputs))) for one in (term, kl))
     assert found.value == expected.value > 0
     assert torch.equal(found.slope, expected.slope)
     torch.testing.assert_close(term.token_weights(torch.tensor([-1.0])), torch.tensor([-1.0]).exp())

@@ -17,7 +17,7 @@ from experiments.models.loss_mask import Labelled, labelled
 from experiments.models.template import set_template
 from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
 from tests.helpers.byte_level import CHATML, byte_tokenizer
-from tests.helpers.chat_templates import FAMILIES, Family, family_tokenizer
+from tests.helpers.chat_families import FAMILIES, Family, family_tokenizer
 
 Messages = list[dict[str, Any]]
 TOOLS = [

@@ -50,7 +50,14 @@ def test_per_step_and_per_evaluation_figures_are_in_mlflow(store: Path) -> None:
     for metric in ("loss", "lm_loss", "divergence", "grad_norm", "learning_rate"):
         steps = [m.step for m in tracker.client.get_metric_history(run.info.run_id, metric)]
         assert steps == [1, 2, 3, 4], metric
-    assert [m.step for m in tracker.client.get_metric_history(run.info.run_id, "retention")] == [2, 4]
+    for metric in ("retention", "gain", "kl"):  # step 0: the base model
+        assert [m.step for m in tracker.client.get_metric_history(run.info.run_id, metric)] == [0, 2, 4], metric
+    assert [name for name in run.data.metrics if name.startswith("layers/alpha_")]
+    assert int(run.data.params["cost/trainable_parameters"]) > 0
+    assert "cost/trainable_parameters" not in run.data.metrics
+    assert "cost/seconds" in run.data.metrics
+    assert run.data.tags["mlflow.note.content"].startswith("| arm")
+    assert not [name for name in runs["small"].data.metrics if "full" in name or "control" in name]
     assert run.data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
 
 

@@ -148,6 +148,7 @@ def test_wrong_settings_are_refused_first(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_models_without_a_path_are_refused_and_a_full_folder_too(
     base: str, folder: Path, tmp_path: Path, softened: Any
 ) -> None:

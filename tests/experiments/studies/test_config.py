@@ -7,8 +7,9 @@ from typing import Any, get_args
 import pytest
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
 from experiments.posthoc.operations import OPERATIONS
-from experiments.studies.config import SAMPLERS, Posthoc
+from experiments.studies.config import NOT_IDENTITY, SAMPLERS, Posthoc
 from experiments.studies.load import parse_study
 from experiments.studies.space import DIMENSIONS
 from tests.helpers.study_of_one_arm import RATE, values
@@ -121,3 +122,11 @@ def test_tables() -> None:
 def test_values_that_could_not_work_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         toy_study(**change)
+
+
+def test_a_study_without_a_budget_of_kl_is_the_one_of_before() -> None:
+    """Its trials, kept before there was this field, can be taken over."""
+    plain, limited = toy_study(), toy_study(kl_budget=0.1)
+    kept = {key: value for key, value in plain.to_dict().items() if key not in {*NOT_IDENTITY, "kl_budget"}}
+    assert plain.identity() == json_digest(kept)[:12]
+    assert limited.identity() != plain.identity()

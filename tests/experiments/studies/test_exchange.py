@@ -141,7 +141,7 @@ def test_members_outside_the_runs_are_refused(written: tuple[Store, Path, Path],
     for read in (lambda: read_trials(store.config, out), lambda: unpack_runs(out, tmp_path / "two")):
         with pytest.raises(DamagedError, match="was not written by"):
             read()
-    assert not (tmp_path / "two").exists()
+    assert not list((tmp_path / "two").rglob("*/*"))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null"])
@@ -171,6 +171,29 @@ def test_records_that_were_changed_are_refused(written: tuple[Store, Path, Path]
     (out / FILE).write_bytes(lzma.compress(changed))
     with pytest.raises(DamagedError, match=r"items\.jsonl is not the file that"):
         unpack_runs(out, tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two").rglob("*")] == ["runs"], "a refused file leaves no run"
+
+
+def test_a_full_disk_leaves_no_run_in_part(
+    written: tuple[Store, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start would take a run folder that exists for a whole one."""
+    _, _, out = written
+    write, calls = Path.write_bytes, []
+
+    def fails_at_the_fourth(path: Path, content: bytes) -> int:
+        calls.append(path)
+        if len(calls) == 4:
+            raise OSError("no space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fails_at_the_fourth)
+    with pytest.raises(OSError, match="no space left"):
+        unpack_runs(out, tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two").rglob("*")] == ["runs"]
+    monkeypatch.undo()
+    unpack_runs(out, tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("runs/*/arms/*/result.json"))) == 4
 
 
 def test_trials_are_plain_json(written: tuple[Store, Path, Path]) -> None:

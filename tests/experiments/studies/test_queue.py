@@ -137,6 +137,13 @@ def test_several_objectives_and_constraints(tmp_path: Path) -> None:
     assert max(store.importances()["gain"], key=store.importances()["gain"].__getitem__) == "training.steps"
 
 
+def test_optuna_calls_the_objectives_by_their_figures(tmp_path: Path) -> None:
+    objectives = [{"figure": name, "direction": "maximize"} for name in ("gain", "retention + kept_accuracy")]
+    store = open_store(tmp_path, objectives=objectives)
+    store.begin()
+    assert Store(store.url, name="toy").study.metric_names == ["gain", "retention + kept_accuracy"]
+
+
 def test_power_cut_in_the_middle_of_a_write(tmp_path: Path) -> None:
     """The files as they lie on the disk in the middle of a transaction, half of its pages written."""
     store = open_store(tmp_path)

@@ -124,6 +124,17 @@ def test_a_hopeless_trial_is_pruned_on_its_way(base: str, tmp_path: Path) -> Non
     assert [point["step"] for point in trial.runs[0]["result"]["trajectory"]] == [0, 2]
 
 
+def test_a_trial_above_its_budget_of_kl_is_stopped_with_several_objectives(base: str, tmp_path: Path) -> None:
+    objectives = [{"figure": "kl", "direction": "minimize"}, {"figure": "retention", "direction": "maximize"}]
+    search = {"rate": {**RATE, "values": [1e-2]}}
+    store = run_study(tiny_study(base, search=search, objectives=objectives, kl_budget=1e-12), tmp_path)
+    [trial] = store.trials()
+    assert (trial.state, trial.values) == ("pruned", None)
+    assert trial.reason.startswith("stopped at step 2: kl was ")
+    assert trial.reason.endswith(", above the budget of 1e-12")
+    assert store.front() == []
+
+
 def test_figures_by_name_and_sums() -> None:
     result = ArmResult("a", "full", 1e-3, "finished", scorecard={"gain": Estimate(0.25), "nan": Estimate(float("nan"))})
     result.cost = {"seconds": 3.0}

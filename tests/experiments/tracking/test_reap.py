@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,3 +95,16 @@ def test_a_run_whose_process_died_is_reaped_and_can_be_continued(root: Path) -> 
         assert tracker.reap() == []  # it is this process's now
     assert read(tracker, run).info.status == "FINISHED"
     assert "error" not in read(tracker, run).data.tags
+
+
+def test_temporary_files_of_dead_processes_are_deleted_wherever_they_are(root: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    names = {pid: f".x.json.abc-{socket.gethostname()}-{pid}.part" for pid in (ended.pid, os.getpid())}
+    places = [root / name for name in ("runs/a/arms/b", "studies/s", "cache/base", "journals")]
+    for place in places:
+        place.mkdir(parents=True)
+        for name in names.values():
+            (place / name).touch()
+    Tracker(root, "demo").reap()
+    assert [sorted(file.name for file in place.iterdir()) for place in places] == [[names[os.getpid()]]] * 4

@@ -18,6 +18,6 @@ def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.Monkey
     one = train(arm_config("control"), tmp_path / "a", steps=2)
     monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
     two = train(arm_config("control"), tmp_path / "b", steps=2)
-    assert "alpha/layer_01" in one.logs[2]
-    assert "alpha/layer_01" not in two.logs[2]
+    assert "layers/alpha_01" in one.logs[2]
+    assert "layers/alpha_01" not in two.logs[2]
     assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)

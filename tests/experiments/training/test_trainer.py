@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.config import ArmConfig
-from experiments.methods.losses import L2sp
+from experiments.methods.losses import FromStart
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import (
     CONTROL,
@@ -23,8 +23,8 @@ def test_each_step_logs_the_parts_of_its_loss_and_its_layers(tmp_path: Path) -> 
     out = train(arm_config("l2sp", options), tmp_path, steps=3, batch_size=2, gradient_accumulation=2)
     for logs in out.logs.values():
         assert logs["loss"] == pytest.approx(logs["lm_loss"] + logs["divergence"] + logs["penalty"], rel=1e-4)
-        layers = [logs[f"divergence/layer_{i:02d}"] for i in (1, 3)]
-        assert logs["alpha/layer_01"] == logs["alpha/layer_03"] == 0.5
+        layers = [logs[f"layers/divergence_{i:02d}"] for i in (1, 3)]
+        assert logs["layers/alpha_01"] == logs["layers/alpha_03"] == 0.5
         # per layer the mean over tokens, in the loss each row weighs by its labels: near, not equal
         assert logs["divergence"] == pytest.approx(sum(layers) / 2, rel=0.5)
     assert out.logs[1]["penalty"] == 0.0
@@ -65,6 +65,6 @@ def test_the_plain_loss_is_logged_next_to_the_weighted_one_that_trains(tmp_path:
 
 
 def test_a_penalty_that_is_no_number_stops_the_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(L2sp, "penalty", lambda *args: torch.tensor(float("nan")))
+    monkeypatch.setattr(FromStart, "penalty", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(ArmFailed, match="loss became nan at step 1: lower the learning rate"):
         train(arm_config("l2sp"), tmp_path)

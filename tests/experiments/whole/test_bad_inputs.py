@@ -97,8 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for work in (
             "runs.run.lead",
             "studies.launch.Tracker",
-            "measure.run.Tracker",
-            "soften.run.Tracker",
+            "measure.folder.Tracker",
             "posthoc.run._opened",
         ):
             patch.setattr(f"experiments.{work}", accepted)

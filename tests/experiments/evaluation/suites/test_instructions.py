@@ -85,11 +85,13 @@ def test_language(text: str, language: str | None) -> None:
     assert language_of(text) == language
 
 
-@pytest.mark.parametrize("reply", ["[" * 200_000, "." * 200_000 + "x", "{" * 50_000, "1" * 10_000])
-def test_hostile_replies_are_wrong_at_once(reply: str) -> None:
+@pytest.mark.parametrize("part", ["[", "{", ".", "1", " ", "\n", "\u2028", "\n ", "1.\n", "```", '"', "é", "-"])
+def test_hostile_replies_are_wrong_at_once(part: str) -> None:
+    """No check takes quadratic time: each would need minutes here."""
     start = time.monotonic()
-    items = [item for item in instructions(len(KINDS), 0) if item.kind in ("json", "sentences", "numbered list")]
-    assert not any(item.check(reply) for item in items)
+    for item in instructions(len(KINDS), 0):
+        right = [item.check(reply) for reply in (part * 200_000, f"x{part * 200_000}x")]
+        assert not any(right) or item.kind not in ("json", "numbered list")
     assert time.monotonic() - start < 5
 
 

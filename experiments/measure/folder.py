@@ -1,0 +1,77 @@
+"""Open the folder of a measurement: one process at a time, the settings noted, and refused if it is of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import read_json, write_json
+from experiments.common.paths import default_root
+from experiments.data.items import NewTask, NewText
+from experiments.measure.config import MeasureConfig
+from experiments.measure.files import stamp
+from experiments.measure.kinds import Base
+from experiments.measure.models import Model
+from experiments.measure.session import Session
+from experiments.runs.run import errors_explained, only_one
+from experiments.tracking.tracker import Tracker
+
+NOTE = "measure.json"  # of the folder: the settings, and what changes with the base's files
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a command keeps its results: `out`, or `root`/runs/COMMAND-NAME-DIGEST.
+
+    root: also of the tracking store and the caches; default: the bench's. more: what else the digest depends on, next
+    to the settings and the base's files.
+    """
+
+    command: str
+    name: str
+    out: str | Path | None = None
+    root: str | Path | None = None
+    more: Sequence[str] = ()
+
+
+@contextmanager
+def open_session(
+    config: MeasureConfig,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    task: tuple[NewTask | NewText, ...],
+    where: Folder,
+    models: list[Model],
+    say: Callable[[str], None],
+) -> Iterator[Session]:
+    """Give the session, while no other process has the folder. models: those that will be measured.
+
+    Raises ConfigError for a folder of another measurement, and for an expansion of other weights than the base's.
+    """
+    root = Path(where.root) if where.root else default_root()
+    digest = config.digest(stamp(base.folder), *where.more)
+    folder = Path(where.out).resolve() if where.out else root / "runs" / f"{where.command}-{where.name}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with errors_explained(folder.parent), only_one(folder):
+        note_settings(folder, config, digest)
+        session = Session(config, base, tokenizer, task, root, folder, Tracker(root, "measure"), say)
+        session.tracker.reap()
+        session.check_fingerprints(models)
+        yield session
+
+
+def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
+    """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
+    known = read_json(folder / NOTE)
+    if known and known["digest"] != digest:
+        raise ConfigError(
+            f"{folder} holds a measurement of another base, or with other settings: choose another --out, or delete it"
+        )
+    if folder.is_dir() and not known and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty and holds no measurement (no {NOTE}): choose another --out")
+    write_json(folder / NOTE, {"digest": digest, **config.to_dict()})

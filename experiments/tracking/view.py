@@ -1,0 +1,133 @@
+"""Prepare what MLflow shows of an experiment: columns, charts and colours, as a view that a link opens.
+
+MLflow stores a view as one tag of the experiment, in a format of its own. Only `prepare` knows it (MLflow 3.17).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.common.colours import arm_colour
+
+VIEW, TITLE = "forgetting", "Forgetting"
+COLOUR = "mlflow.runColor"
+MOST_RUNS = 1000  # that are coloured, and whose metrics are looked at
+STEPS, CHART = ("retention", "kl", "loss"), "compareRunsMode=CHART&"
+LAYERS = (("layers/divergence_", "divergence/layer_"), ("layers/alpha_", "alpha/layer_"))  # now, and of older runs
+
+
+def prepare(client: Any, experiment: str, gains: Sequence[str]) -> None:
+    """Write the shared view of an experiment, and colour the runs that have no colour by method and learning rate.
+
+    client: MLflow's. experiment: its id. gains: names of the metric that is the gain; the first that was logged counts.
+    Raises errors of MLflow.
+    """
+    runs = client.search_runs([experiment], max_results=MOST_RUNS)
+    for run in runs:
+        if COLOUR not in run.data.tags and (colour := _colour(run.data.params)):
+            client.set_tag(run.info.run_id, COLOUR, colour)
+    metrics = sorted({name for run in runs for name in run.data.metrics})
+    gain = next((name for name in gains if name in metrics), gains[0])
+    packed = base64.b64encode(zlib.compress(json.dumps(_state(gain, metrics)).encode())).decode()
+    now = int(time.time() * 1000)
+    view = {"name": TITLE, "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+    client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+
+
+def latest_experiments(client: Any) -> list[Any]:
+    """Return the experiments that have runs, the one with the latest run first."""
+    found = {}
+    for experiment in client.search_experiments():
+        order = ["attributes.start_time DESC"]
+        if runs := client.search_runs([experiment.experiment_id], max_results=1, order_by=order):
+            found[runs[0].info.start_time, experiment.experiment_id] = experiment
+    return [found[key] for key in sorted(found, reverse=True)]
+
+
+def view_url(server: str, experiment: str, charts: bool) -> str:
+    """Return the address of the view: its charts, or its table."""
+    mode = CHART if charts else ""
+    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
+    return f"{page}?viewStateShareKey={VIEW}&{mode}workflowType=machine_learning"
+
+
+def _colour(params: Mapping[str, str]) -> str:
+    try:
+        return arm_colour(params["method"], float(params["learning_rate"]))
+    except (KeyError, ValueError):  # not an arm
+        return ""
+
+
+def _state(gain: str, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the view as MLflow's page keeps it."""
+    own = sorted({name.split("/")[0] if "/" in name else "Model metrics" for name in metrics})
+    layers = [[m for m in metrics if m.startswith(names)] for names in LAYERS]
+    sections = [_section("s1", TITLE), _section("s2", "Over steps"), _section("s3", "Inside the layers")]
+    charts = [_scatter(gain, "retention"), _scatter("kl", "retention"), _scatter("kl", gain)]
+    charts += [_lines("s2", [name]) for name in (gain, *STEPS)]
+    charts += [_lines("s3", names) for names in layers if names]
+    return {
+        "searchFilter": "",
+        "orderByKey": f"metrics.`{gain}`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            "params.`method`",
+            "params.`learning_rate`",
+            *(f"metrics.`{name}`" for name in (gain, "retention", "kl", "nfr")),
+        ],
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "isAccordionReordered": True,  # otherwise the sections are sorted by name
+        "compareRunSections": sections + [_section(f"own-{name}", name, shown=False, own=True) for name in own],
+        "compareRunCharts": charts,
+        "viewMaximized": False,
+        "runListHidden": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _section(uuid: str, name: str, shown: bool = True, own: bool = False) -> dict[str, Any]:
+    """own: a section that MLflow makes itself, for each prefix of the metrics' names."""
+    return {
+        "uuid": uuid, "name": name, "display": shown, "isReordered": False, "deleted": False, "isGenerated": own,
+    }  # fmt: skip
+
+
+def _scatter(x: str, y: str) -> dict[str, Any]:
+    axes = {"xaxis": {"key": x, "type": "METRIC"}, "yaxis": {"key": y, "type": "METRIC"}}
+    return _chart("s1", "SCATTER", f"{y}-{x}") | axes
+
+
+def _lines(section: str, names: Sequence[str]) -> dict[str, Any]:
+    return _chart(section, "LINE", names[0]) | {
+        "metricKey": names[0],
+        "selectedMetricKeys": list(names),
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "yAxisKey": "metric",
+        "scaleType": "linear",
+        "lineSmoothness": 0,
+        "selectedXAxisMetricKey": "",
+        "useGlobalLineChartConfig": True,
+    }
+
+
+def _chart(section: str, kind: str, name: str) -> dict[str, Any]:
+    return {
+        "uuid": f"{section}-{name}", "type": kind, "metricSectionId": section, "runsCountToCompare": 100,
+        "deleted": False, "isGenerated": False,
+    }  # fmt: skip

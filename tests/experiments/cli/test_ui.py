@@ -1,0 +1,205 @@
+"""`ui`: ports, links and servers that end together; in the slow tier what a browser shows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cli import main as cli
+from experiments.cli.ui import (
+    DASHBOARD,
+    ended_by_ctrl_c,
+    free_port,
+    has_screen,
+    is_taken,
+    optuna_command,
+    server,
+)
+from experiments.common.errors import ConfigError, RunError, StudyError
+from experiments.tracking.tracker import Tracker
+from tests.helpers.toy_study import open_store
+
+START = 120.0  # seconds
+COLOURED = "colour => [...document.querySelectorAll('*')].some(e => getComputedStyle(e).backgroundColor === colour)"
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        yield int(own.getsockname()[1])
+
+
+def test_a_port_that_is_taken(
+    taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["ui", "--root", str(tmp_path), "--port", str(taken)]) == 1
+    said = capsys.readouterr().err
+    assert f"port {taken} is in use. If that is this UI already, open http://127.0.0.1:{taken}; else leave" in said
+    assert taken < free_port(taken) < taken + 100
+
+
+def test_no_port_is_free(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.cli.ui.PORTS", 1)
+    with pytest.raises(RunError, match="are in use: give a free one with --port"):
+        free_port(taken)
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "five", "5e3"])
+def test_what_is_no_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ui", f"--port={text}"])
+    assert f"'{text}' is no port: give a number from 1 to 65535" in capsys.readouterr().err
+
+
+class TestOptuna:
+    @pytest.fixture(autouse=True)
+    def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("STUDY_STORAGE", raising=False)
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+
+    def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match="not installed: pip install optuna-dashboard"):
+            optuna_command(tmp_path)
+
+    def test_no_study_yet(self, tmp_path: Path) -> None:
+        with pytest.raises(StudyError, match=r"there is no .*optuna\.db; leave --optuna out"):
+            optuna_command(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_the_storage_of_the_root(self, tmp_path: Path) -> None:
+        (tmp_path / "optuna.db").touch()
+        line = optuna_command(tmp_path)(8081)
+        assert f"sqlite:///{tmp_path}/optuna.db --host 127.0.0.1 --port 8081" in line
+
+    def test_the_password_is_in_no_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("STUDY_STORAGE", "postgresql+psycopg://bob:S3CRET@host/db")
+        line = optuna_command(tmp_path)(8081)
+        assert '"$STUDY_STORAGE"' in line
+        assert "S3CRET" not in line
+
+
+def freed(port: int) -> bool:
+    """Whether a port is free soon: the system ends a killed process a moment later."""
+    return any(not is_taken(port) or time.sleep(0.1) for _ in range(50))
+
+
+def test_a_server_and_its_children_end_with_the_block() -> None:
+    port = free_port(20_000)
+    with server("files", port, f"sh -c '{sys.executable} -m http.server --bind 127.0.0.1 {port}; true'") as process:
+        assert is_taken(port)
+        assert process.poll() is None
+    assert process.poll() is not None
+    assert freed(port)
+
+
+def test_a_server_that_does_not_start() -> None:
+    with pytest.raises(RunError, match=r"(?s)toy does not answer at port 1; its last lines:.*no such store"):  # noqa: SIM117
+        with server("toy", 1, "sh -c 'echo no such store; exit 3'"):
+            pass
+
+
+def test_the_second_ctrl_c_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    ended, before = [], signal.getsignal(signal.SIGINT)
+    with ended_by_ctrl_c():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # while the servers are ended
+            ended.append(True)
+    assert ended == [True]
+    assert capsys.readouterr().out == "ended\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_browser_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not has_screen()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert has_screen()
+
+
+@contextlib.contextmanager
+def served(root: Path, *options: str) -> Iterator[tuple[Any, str]]:
+    """Yield the process of `ui` and what it has printed when all servers answer."""
+    line = [sys.executable, "-u", "-m", "experiments.cli", "ui", "--no-browser", "--root", str(root), *options]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said, deadline = "", time.monotonic() + START
+    assert process.stdout is not None
+    try:
+        while "Ctrl-C ends" not in said:
+            assert time.monotonic() < deadline, said
+            line_read = process.stdout.readline()
+            assert line_read, f"ui ended: {said}"
+            said += line_read
+        yield process, said
+    finally:
+        process.send_signal(signal.SIGINT)  # which ends the servers; after a kill they would stay
+        process.wait(60)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with Tracker(tmp_path, "demo").run("full 0.01", "arm", params={"method": "full", "learning_rate": 0.01}) as run:
+        run.log_metrics({"gain": 0.25, "retention": 0.5, "kl": 0.125, "nfr": 0.0625}, 2)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_both_servers_end_at_ctrl_c(store: Path) -> None:
+    pytest.importorskip(DASHBOARD, reason="optuna-dashboard is not installed")
+    open_store(store)
+    with served(store, "--optuna") as (process, said):
+        addresses = re.findall(r"(?m)^\S+: (http://127\.0\.0\.1:\d+)$", said)
+        assert len(addresses) == 2
+        assert re.search(r"demo +charts +\S+/#/experiments/1/runs\?viewStateShareKey=forgetting", said)
+        assert "MLflow" in urllib.request.urlopen(addresses[0], timeout=30).read().decode()
+        study = re.search(r"toy +(\S+/dashboard/studies/\d+)", said)
+        assert study is not None
+        assert urllib.request.urlopen(study[1], timeout=30).status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    assert all(freed(int(address.rpartition(":")[2])) for address in addresses)
+
+
+@pytest.mark.slow
+def test_a_browser_lands_on_the_prepared_table(store: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium")
+    with served(store) as (process, said):
+        address = next(word for word in said.split() if word.endswith("forgetting&workflowType=machine_learning"))
+        with playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1900, "height": 900})
+            page.goto(address)
+            page.get_by_text("full 0.01").first.wait_for(timeout=60_000)
+            heads = {text.strip() for text in page.locator(".ag-header-cell").all_inner_texts()}
+            assert {"gain", "kl", "nfr", "retention", "learning_rate", "method"} <= heads
+            assert page.evaluate(COLOURED, "rgb(1, 115, 178)")  # of full
+            page = browser.new_page(viewport={"width": 1900, "height": 1200})
+            page.goto(address.replace("workflowType", "compareRunsMode=CHART&workflowType"))
+            for title in ("Forgetting", "Over steps", "gain vs. retention"):
+                page.get_by_text(title).first.wait_for(timeout=60_000)
+            browser.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
