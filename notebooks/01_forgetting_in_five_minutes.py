@@ -21,12 +21,14 @@
 # - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
 #   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
-# @@ANSWER@@
+# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its accuracy
+# on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
 #
 # This notebook runs the same pipeline as `make quickstart`. Change a number and run it again: finished arms are not run
 # twice.
 
 # %% tags=["parameters"]
+base_model = "smollm2-135m-instruct"
 steps = 45  # three times through the 240 questions, 16 at a time
 batch_size = 16
 new_items = 80  # the 80 facts, each asked in a way that is not trained on
@@ -50,6 +52,7 @@ config = load_config(
     "quickstart",
     {
         "name": "notebook-01",
+        "base_model": base_model,
         "training.steps": steps,
         "training.batch_size": batch_size,
         "evaluation.every": max(1, steps // 3),
