@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.console import Commands, add_root, given, show, show_rows
+from experiments.cli.console import Commands, add_root, show, show_rows
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.paths import default_root, short_path
 
 HEAD = ("folder", "status", "done", "best gain", "retention", "of arm", "age")
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
     runs.add_argument("--trials", action="store_true", help="list the runs of studies' trials too")
     runs.set_defaults(command=runs_command)
     one = commands.add_parser("show", help="show a run or study: config, arms, report, next command")
-    one.add_argument("run", type=given, metavar="RUN", help="a folder, a name, or the beginning of one")
+    one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
     one.set_defaults(command=show_command)
     for parser in (runs, one):
         add_root(parser)
@@ -50,8 +50,14 @@ def show_command(args: argparse.Namespace) -> int:
     folder = find(args.run, root)
     if (folder / "study.yaml").is_file():
         _show_study(folder)
-    else:
+        return 0
+    try:
         _show_run(folder)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise DamagedError(
+            f"{folder}: config.yaml or a result is not as the bench wrote it ({type(error).__name__}: {error}): bring "
+            "the folder back, or start its config again"
+        ) from error
     return 0
 
 

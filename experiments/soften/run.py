@@ -74,6 +74,8 @@ def soften(
     target = Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to {to} exists and is not empty: choose another folder")
+    if not next(parent for parent in target.parents if parent.exists()).is_dir():
+        raise ConfigError(f"--to {to} is below a file: choose another folder")
     found = read_base(base, allow_other_base)
     tokenizer = load_tokenizer(found.folder)
     task = config.task(tokenizer)

@@ -142,7 +142,7 @@ def _archive(folder: Path) -> Iterator[tarfile.TarFile]:
                     f"{odd[0] if odd else f'no {TRIALS}, or more than {MOST >> 30} GB'}. Leave out --from"
                 )
             yield archive
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"--from {short_path(folder)}: there is no {FILE}; `control-llm report STUDY --out FOLDER` writes one"
         ) from None
