@@ -14,6 +14,8 @@ from experiments.common.errors import ConfigError
 from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.loss_mask import Labelled, Loss, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
+from experiments.models.turns import marks
+from experiments.models.words import found, special_tokens
 
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
@@ -75,6 +77,18 @@ class Encoder:
         fitting = [self._fitted(row, example) for row in rows]
         left_out = sum(len(row.ids) for row in rows) - sum(len(row.ids) for row in fitting)
         return Encoded([Piece(row.ids, row.labels, replayed) for row in fitting if row.ids], left_out)
+
+    def held(self, example: Example) -> tuple[set[str], set[str]]:
+        """Return the special tokens in the words of an example that are read as text, and those read as tokens.
+
+        In a chat those that begin or end texts and turns are text, in a document none.
+        """
+        if isinstance(example, Text):
+            return set(), found(example.text, special_tokens(self.tokenizer))
+        words = [example.messages, example.tools] if isinstance(example, Chat) else [example.question, example.reply]
+        special = found(words, special_tokens(self.tokenizer))
+        as_text = special & marks(self.tokenizer) if special else special
+        return as_text, special - as_text
 
     def labelled(self, example: Example) -> list[Labelled]:
         """Return the tokens of an example with their labels, however long. A chat may need several rows."""

@@ -15,7 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import MOST, count, too_long
+from experiments.data.counts import MOST, count, notes
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
@@ -95,8 +95,8 @@ class ExperimentData:
         batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
-    def too_long(self) -> list[str]:
-        """Say for each source which chats are longer than a row. At most MOST examples of each are looked at.
+    def counted(self) -> list[str]:
+        """Say for each source which chats are too long and which words hold special tokens, of at most MOST examples.
 
         Raises ConfigError for the first of them if data.overlong is error.
         """
@@ -105,9 +105,7 @@ class ExperimentData:
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
         counts = [count(one.epoch(*epoch), self.encoder, most) for one in sources]
         return [
-            line
-            for one, found in zip(sources, counts, strict=True)
-            for line in too_long(one.label, found, self.encoder)
+            line for one, found in zip(sources, counts, strict=True) for line in notes(one.label, found, self.encoder)
         ]
 
     def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
