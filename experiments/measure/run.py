@@ -80,7 +80,7 @@ def measure(
     tokenizer = load_tokenizer(found.folder)
     task = config.task(tokenizer)
     chosen = read_models(models, found, tokenizer, task)
-    folder = Folder("measure", _slug(base), out, root)
+    folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}

@@ -18,6 +18,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import PART, read_json, write_json
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
+from experiments.measure.folder import NOTE as FOLDER_NOTE
 from experiments.models.precision import Precision
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE
@@ -80,6 +81,7 @@ class Watch:
         write_records(folder / "base" / ITEMS, records)
         note = {"suites": evaluation.state(), "seconds": budget.spent, **config.to_dict()}
         write_json(folder / "base" / STATE, note)
+        write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget)
 
     @classmethod

@@ -79,7 +79,8 @@ def soften(
     task = config.task(tokenizer)
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen)
-    where = Folder("soften", chosen.name, out, root, more=(chosen.checkpoints[-1].stamp, by))
+    arms = [name_of(alpha) for alpha in points]
+    where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
         folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
@@ -91,6 +92,11 @@ def soften(
             write_card(target, session, path, best.alpha, rule, report)
             write_json(folder / "chosen.json", {"alpha": best.alpha, "by": by, "to": str(target), "rule": rule})
         return Softened(folder, best.alpha if best else None, report)
+
+
+def name_of(alpha: float) -> str:
+    """Return the name of a point's records."""
+    return f"alpha-{alpha:g}"
 
 
 def half(session: Session, name: str, choosing: bool) -> dict[str, Estimate]:
@@ -123,7 +129,7 @@ def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[
     """Measure the points, or read what is on disk of them. Returns the name of each one's records."""
     names = {}
     for alpha in alphas:
-        name = f"alpha-{alpha:g}"
+        name = name_of(alpha)
         point = Checkpoint(1, model.checkpoints[-1].folder, _kind(path, alpha))
         session.measure(dataclasses.replace(model, name=name, checkpoints=(point,)))
         names[alpha] = name

@@ -81,6 +81,16 @@ def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
     assert figures["perturbed"]["kl"]["value"] == card(measured, "perturbed")["kl"]
 
 
+def test_runs_and_show_know_the_folder(measured: Measurement, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "measure", "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert f"{measured.folder.name}: measure, finished, 7 of 7 models, " in said
+    assert f"\n{measured.report.words[0]}\n" in said
+    assert said.rstrip().endswith("report.html")
+    assert main(["runs", "--root", str(root)]) == 0
+    assert " finished  7/7 models " in capsys.readouterr().out
+
+
 def test_compare_and_gate_read_the_folder(measured: Measurement, capsys: pytest.CaptureFixture[str]) -> None:
     runs = {run.name: run for run in read_runs([str(measured.folder)])}
     assert runs.keys() == {r.arm for r in measured.results}

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ctrl
 from experiments.cli.main import main
+from experiments.cli.overview import read_measurement
 from experiments.common.errors import ConfigError
 from experiments.measure.run import measure
 from experiments.models.base import load_model
@@ -117,6 +118,10 @@ def test_points_are_measured_as_measure_does_and_only_once(
     again = softened(model, tmp_path / "again")
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
+    one = read_measurement(found.folder)
+    assert (one.kind, one.status, one.best and one.best["arm"]) == ("soften", "finished", f"alpha-{found.alpha:g}")
+    assert one.best is not None
+    assert one.best["scorecard"]["gain"]["value"] == found.report.cards[found.alpha or 0]["gain"].value
 
 
 @pytest.mark.slow
