@@ -18,7 +18,7 @@ from experiments.measure.config import MeasureConfig
 from experiments.measure.files import stamp
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
-from experiments.measure.session import Session
+from experiments.measure.session import Session, draw_suites
 from experiments.runs.run import errors_explained, only_one
 from experiments.tracking.tracker import Tracker
 
@@ -53,15 +53,17 @@ def open_session(
 ) -> Iterator[Session]:
     """Give the session, while no other process has the folder. models: those that will be measured.
 
-    Raises ConfigError for a folder of another measurement, and for an expansion of other weights than the base's.
+    Raises ConfigError for a folder of another measurement, for an expansion of other weights than the base's, and as
+    `draw_suites` before anything is written.
     """
+    suites = draw_suites(config.evaluation, config, base, tokenizer, task)
     root = Path(where.root) if where.root else default_root()
     digest = config.digest(stamp(base.folder), *where.more)
     folder = Path(where.out).resolve() if where.out else root / "runs" / f"{where.command}-{where.name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
         note_settings(folder, config, digest, command=where.command, arms=list(where.arms))
-        session = Session(config, base, tokenizer, task, root, folder, Tracker(root, "measure"), say)
+        session = Session(config, base, tokenizer, task, suites, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(models)
         yield session

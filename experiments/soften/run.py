@@ -58,24 +58,25 @@ def soften(
     changes: Mapping[str, Any] | None = None,
     allow_other_base: bool = False,
     say: Callable[[str], None] = print,
+    **loading: Any,
 ) -> Softened:
     """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
 
-    base, model, new, suites, out, root, changes, allow_other_base: see `measure`. alphas: points of the path in (0, 1];
-    1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task one is
-    needed. Half of the questions choose the point, its figures are those of the other half.
+    base, model, new, suites, out, root, changes, allow_other_base, loading: see `measure`. alphas: points of the path
+    in (0, 1]; 1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task
+    one is needed. Half of the questions choose the point, its figures are those of the other half.
     """
     only_one_process("softening")
     names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
-    config = measure_config(base, new, names, None, precision, seed, changes)
+    config = measure_config(base, new, names, None, precision, seed, changes, **loading)
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
     target = Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to {to} exists and is not empty: choose another folder")
-    found = read_base(base, allow_other_base)
-    tokenizer = load_tokenizer(found.folder)
+    found = read_base(base, allow_other_base, config.loading)
+    tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen)
@@ -138,7 +139,7 @@ def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[
 
 def _kind(path: WeightPath, alpha: float) -> Kind:
     def load(folder: Path, base: Base) -> Any:
-        return path.load(alpha)
+        return path.load(alpha, base)
 
     return Kind(f"alpha {alpha:g} of {path.by}", True, lambda _: True, lambda *_: {}, lambda *_: None, load)
 

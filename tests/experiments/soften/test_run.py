@@ -114,7 +114,7 @@ def test_points_are_measured_as_measure_does_and_only_once(
     )  # fmt: skip
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
-    monkeypatch.setattr("experiments.soften.path.load_model", lambda name: pytest.fail("measured twice"))
+    monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
     again = softened(model, tmp_path / "again")
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
