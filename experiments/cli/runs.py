@@ -53,11 +53,11 @@ def show_command(args: argparse.Namespace) -> int:
     if (folder / "study.yaml").is_file():
         _show_study(folder)
         return 0
-    if (folder / MEASUREMENT).is_file():
-        _show_measurement(folder)
-        return 0
     try:
-        _show_run(folder)
+        if (folder / MEASUREMENT).is_file():
+            _show_measurement(folder)
+        else:
+            _show_run(folder)
     except (AttributeError, LookupError, TypeError) as error:
         raise DamagedError(
             f"{folder}: config.yaml or a result is not as the bench wrote it ({type(error).__name__}: {error}): bring "
