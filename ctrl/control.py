@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,17 +78,20 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
+    owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
         copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
-        copied.fingerprint, copied.samples = self.fingerprint, self.samples
+        copied.fingerprint, copied.computes, copied.samples = self.fingerprint, self.computes, self.samples
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process
+        here = dict.fromkeys(("log", "thread", "owner"))  # the log and the passes are those of this process
+        return {**vars(self), **here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, thread=_OfThread())

@@ -17,8 +17,10 @@ from experiments.common.hashing import short_digest
 from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.loss_mask import Labelled, Loss, has_markers, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
+from experiments.models.turns import marks
+from experiments.models.words import found, special_tokens
 
-VERSION = 1  # of the tokens: raise it when a change of the code changes those of any example
+VERSION = 2  # of the tokens: raise it when a change of the code changes those of any example
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
 
@@ -107,6 +109,18 @@ class Encoder:
         except RefusedRow as error:
             return str(error)
         return ""
+
+    def held(self, example: Example) -> tuple[set[str], set[str]]:
+        """Return the special tokens in the words of an example that are read as text, and those read as tokens.
+
+        In a chat those that begin or end texts and turns are text, in a document none.
+        """
+        if isinstance(example, Text):
+            return set(), found(example.text, special_tokens(self.tokenizer))
+        words = [example.messages, example.tools] if isinstance(example, Chat) else [example.question, example.reply]
+        special = found(words, special_tokens(self.tokenizer))
+        as_text = special & marks(self.tokenizer) if special else special
+        return as_text, special - as_text
 
     def labelled(self, example: Example) -> list[Labelled]:
         """Return the tokens of an example with their labels, however long. A chat may need several rows."""

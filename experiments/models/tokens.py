@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import Message, plain, turn_of
-from experiments.models.turns import called, prompt_text, turns, written
+from experiments.models.turns import as_words, called, prompt_text, turns, written
+from experiments.models.words import BREAK, encoded
 
 IGNORED = -100  # label of tokens that carry no loss
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -23,8 +24,10 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     Some tokenizers add an end (eos) after every text too. It is left out: more may follow.
     """
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    return ids[: len(ids) - len(added(tokenizer)[1])]
+    first, *rest = text.split(BREAK, 1)
+    ids = list(tokenizer(first, verbose=False)["input_ids"])
+    ids = ids[: len(ids) - len(added(tokenizer)[1])]
+    return [*ids, *encoded(tokenizer, BREAK + rest[0])] if rest else ids
 
 
 def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -40,7 +43,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     Without a chat template (base models) it is `Question: ...\\nAnswer:`.
     """
     if not tokenizer.chat_template:
-        return text_ids(tokenizer, plain(question))
+        return text_ids(tokenizer, as_words(tokenizer, plain(question)))
     return _ids(tokenizer, prompt_text(tokenizer, question))
 
 
@@ -58,8 +61,8 @@ def answer_ids(
     """
     end = end_of_turn(tokenizer)
     if not tokenizer.chat_template:
-        text = f" {turn_of(reply)['content']}"
-        return continuation_ids(tokenizer, plain(question), text, before=prompt) + [end] * ended
+        asked, said = as_words(tokenizer, [plain(question), f" {turn_of(reply)['content']}"])
+        return continuation_ids(tokenizer, asked, said, before=prompt) + [end] * ended
     asked = prompt_text(tokenizer, question)
     if call := called(tokenizer, question, reply):
         return continuation_ids(tokenizer, asked, call, add_special_tokens=False, before=prompt)
@@ -194,7 +197,7 @@ def drop_added_end(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return encoded(tokenizer, text)
 
 
 def _closing(tokenizer: PreTrainedTokenizerBase, end: int) -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import MOST, count, refused, too_long
+from experiments.data.counts import MOST, count, notes
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.packing import Packing, PackingCollator, packing
@@ -101,19 +101,20 @@ class ExperimentData:
         batches = [self.padding([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
-    def too_long(self) -> list[str]:
-        """Say for each source which chats are longer than a row, or refused by the template; also of those held out.
+    def counted(self) -> list[str]:
+        """Say for each source which chats are too long or refused, and which words hold special tokens.
 
-        At most MOST examples of each are looked at. Raises ConfigError for the first of them if data.overlong is error.
+        At most MOST examples of each are looked at. Raises ConfigError for the first that is too long if data.overlong
+        is error.
         """
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
         most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
-        counts = [count(encoded_epoch(one, *epoch, self.encoder), most) for one in sources]
-        return [*self.unasked] + [
-            line
-            for one, found in zip(sources, counts, strict=True)
-            for line in (*refused(one.label, found), *too_long(one.label, found, self.encoder))
+        counts = [
+            count(one.epoch(*epoch), self.encoder, most, encoded_epoch(one, *epoch, self.encoder)) for one in sources
+        ]
+        return self.unasked + [
+            line for one, found in zip(sources, counts, strict=True) for line in notes(one.label, found, self.encoder)
         ]
 
     def packing_of(self, rows: Rows, batch: int, most: int | None = None) -> Packing | None:

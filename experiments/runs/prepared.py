@@ -113,7 +113,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
         for note in source.notes:
             say(f"source {source.label}: {note}")
     data.check_rows()
-    for line in data.too_long():
+    for line in data.counted():
         say(line)
     digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
     digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}

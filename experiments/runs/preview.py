@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import Counts, count
+from experiments.data.counts import Counts, count, special
 from experiments.data.encoding import Encoder, Overlong
 from experiments.data.items import Example
 from experiments.data.source import Source
@@ -82,7 +82,7 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     later = next((why for kind, why in LATER.items() if isinstance(source, kind)), None)
     if later is not None:
         return SourcePreview(name, (later,))
-    counts, first = count(map(encoder.encode, _examples(source, seed))), next(iter(_examples(source, seed)))
+    counts, first = count(_examples(source, seed), encoder), next(iter(_examples(source, seed)))
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in encoder.labelled(first)]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
@@ -104,7 +104,7 @@ def _counted(counts: Counts, encoder: Encoder) -> list[str]:
             f"{counts.too_long:,} are longer than data.length={encoder.length}: {counts.left_out:,} tokens are left "
             f"out ({counts.share_left_out:.1%})"
         )
-    return lines
+    return [*lines, *special(counts)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, row: Labelled) -> tuple[Token, ...]:

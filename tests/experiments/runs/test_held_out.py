@@ -47,14 +47,14 @@ def test_rows_that_the_template_refuses_are_an_error_or_counted(tmp_path: Path, 
     rows = [conversation(i, system=i % 3 == 0) for i in range(40)]
     strict = ExperimentData(config(tmp_path, rows), gemma)
     with pytest.raises(ConfigError, match=r"chats.jsonl, line \d+: the chat template refuses a conversation of the"):
-        strict.too_long()
+        strict.counted()
     made = ExperimentData(config(tmp_path, rows, skip_bad_rows=True), gemma)
     (task,) = made.tasks
     assert isinstance(task, NewTask)
     refused = 12 - len(task.test)
     assert 0 < refused < 12
     assert len(made.held_out_ids) == 12
-    said = made.too_long()
+    said = made.counted()
     assert f"{refused} of 12 held-out questions are not measured" in said[0]
     assert "conversations are passed over (" in said[1]
     assert all("the chat template refuses a conversation of the roles system, user" in line for line in said)
@@ -63,7 +63,7 @@ def test_rows_that_the_template_refuses_are_an_error_or_counted(tmp_path: Path, 
     assert (drawn["pieces"], drawn["too_long"]) == (16, 0)
     assert drawn["refused"] > 0
     merged = ExperimentData(config(tmp_path, rows, skip_bad_rows=True), family_tokenizer(FAMILIES["gemma-3"]))
-    assert merged.too_long() == []
+    assert merged.counted() == []
 
 
 def test_all_are_refused(tmp_path: Path, gemma: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
