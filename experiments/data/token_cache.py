@@ -35,10 +35,7 @@ class TokenCache:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.base = path, None
-        with contextlib.suppress(OSError, sqlite3.Error):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.base = self._open()
+        self.path, self.base = path, self._open(path)
 
     def read(self, numbers: Sequence[int]) -> dict[int, Encoded]:
         """Return those of the examples that are known."""
@@ -49,10 +46,9 @@ class TokenCache:
             found = self.base.execute(f"SELECT number, value FROM tokens WHERE number IN ({marks})", numbers).fetchall()
         except sqlite3.OperationalError:  # busy for a minute
             return {}
-        except sqlite3.DatabaseError:  # damaged
+        except sqlite3.DatabaseError:
             self.base.close()
-            self.path.unlink(missing_ok=True)
-            self.base = self._open()
+            self.base = self._anew(self.path)
             return {}
         return {number: one for number, value in found if (one := decoded(value)) is not None}
 
@@ -62,11 +58,23 @@ class TokenCache:
             with contextlib.suppress(sqlite3.Error), self.base:
                 self.base.executemany("INSERT OR REPLACE INTO tokens VALUES (?, ?)", rows)
 
-    def _open(self) -> sqlite3.Connection:
-        base = sqlite3.connect(self.path, timeout=60)
-        base.execute(f"PRAGMA mmap_size = {MAPPED}")
-        base.execute("CREATE TABLE IF NOT EXISTS tokens (number INTEGER PRIMARY KEY, value BLOB NOT NULL)")
+    def _open(self, path: Path) -> sqlite3.Connection | None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            base = sqlite3.connect(path, timeout=60)
+            base.execute(f"PRAGMA mmap_size = {MAPPED}")
+            base.execute("CREATE TABLE IF NOT EXISTS tokens (number INTEGER PRIMARY KEY, value BLOB NOT NULL)")
+        except (OSError, sqlite3.OperationalError):
+            return None
+        except sqlite3.DatabaseError:
+            base.close()
+            return self._anew(path)
         return base
+
+    def _anew(self, path: Path) -> sqlite3.Connection | None:
+        """Replace a damaged file."""
+        path.unlink(missing_ok=True)
+        return self._open(path)
 
 
 def value_of(encoded: Encoded) -> bytes:

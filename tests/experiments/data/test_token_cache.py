@@ -91,10 +91,17 @@ def test_few_are_tokenised_before_the_first_row(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("damage", [b"no database", b""])
-def test_a_damaged_file_is_made_again(damage: bytes, tmp_path: Path) -> None:
+def test_a_damaged_file_is_made_again(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = list(encoded_epoch(source(tmp_path), 0, 0, NONE, encoder()))
     (file,) = tmp_path.glob("cache/tokens/*.db")
     file.write_bytes(damage + file.read_bytes()[len(damage) : 5000 if damage else 0])
+    assert list(encoded_epoch(source(tmp_path), 0, 0, NONE, encoder())) == wanted
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "encode", never)
+        assert list(encoded_epoch(source(tmp_path), 0, 0, NONE, encoder())) == wanted
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2 :] = bytes(len(whole) - len(whole) // 2)  # zeros, as after a power cut
+    file.write_bytes(whole)
     assert list(encoded_epoch(source(tmp_path), 0, 0, NONE, encoder())) == wanted
 
 
