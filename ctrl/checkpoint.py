@@ -18,17 +18,12 @@ from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import changed
+from ctrl.fingerprint import changed, computes
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.offloaded import in_memory
 from ctrl.sharded import write_once
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
-COMPUTES = (
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "activation_function"),
-    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "sliding_window"),
-    *("attn_logit_softcapping", "query_pre_attn_scalar", "residual_multiplier", "attention_multiplier"),
-)
 FORMAT = 1
 WAY_OUT = "this folder holds a Control LLM expansion, not a model: load it with ctrl.load(base_model, folder)"
 # the Auto classes show the type; Llama's and other configs refuse text where a number or a config must be, and show it
@@ -110,19 +105,8 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "num_hidden_layers": text.num_hidden_layers,
         "vocab_size": text.vocab_size,
         "dtype": str(model.dtype),
-        "computes": computes(text),
+        "computes": computes(config),
     }
-
-
-def computes(config: Any) -> dict[str, Any]:
-    """Return the fields of a config that change what the same weights compute: heads, norms, activation, positions."""
-    rope = getattr(config, "rope_parameters", None)
-    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
-    values, other_names = config.to_dict(), config.attribute_map
-    # not by getattr: a config whose layers differ raises for the fields in which they do
-    found = {name: values.get(other_names.get(name, name)) for name in COMPUTES}
-    found["rope_theta"] = theta if found["rope_theta"] is None else found["rope_theta"]
-    return {name: value for name, value in found.items() if isinstance(value, int | float | str)}
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:

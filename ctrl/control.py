@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
-from ctrl.divergence import additive_mean, masked_mean, real_tokens
+from ctrl.divergence import additive_mean, additive_mean_of_documents, masked_mean, real_tokens
 from ctrl.errors import ConfigError
 from ctrl.structure import branch_kinds
 
@@ -25,7 +26,8 @@ from ctrl.structure import branch_kinds
 class ForwardPass:
     """One forward pass of the model, or of its decoder alone, in one thread.
 
-    mask: the attention mask. labels: (batch, seq), if the model got them.
+    mask: the attention mask. labels: (batch, seq), if the model got them. documents: (batch, seq) of packed rows,
+    1, 2, ... for the tokens of each document and 0 for padding: a document then counts as a sequence does.
     divergences: layer index -> divergence per token (batch, seq); None if nobody adds them to a loss.
     running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
     decoder: the module whose call this is; None if it is the model's own forward.
@@ -36,10 +38,16 @@ class ForwardPass:
     divergences: dict[int, Tensor] | None = None
     running: bool = True
     decoder: Any = None
+    documents: Tensor | None = None
+
+    @property
+    def marks(self) -> Any:
+        """What marks the padding: the attention mask, or the documents of packed rows."""
+        return self.mask if self.documents is None else self.documents
 
     def counted(self, tokens: str, seq: int) -> Tensor | None:
         """Return which tokens count, (batch, seq); None for all. tokens: `divergence_tokens` of the config."""
-        mask = real_tokens(self.mask, seq)
+        mask = real_tokens(self.marks, seq)
         if tokens == "real":
             return mask
         if self.labels is None:
@@ -70,17 +78,20 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
+    owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
         copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
-        copied.fingerprint, copied.samples = self.fingerprint, self.samples
+        copied.fingerprint, copied.computes, copied.samples = self.fingerprint, self.computes, self.samples
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "log": None, "thread": None}  # the log and the passes are those of this process
+        here = dict.fromkeys(("log", "thread", "owner"))  # the log and the passes are those of this process
+        return {**vars(self), **here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, thread=_OfThread())
@@ -183,12 +194,17 @@ def _labelled(labels: Any) -> Tensor:
     return counted.flatten(1).sum(-1)
 
 
+def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: Tensor | int) -> Tensor:
+    if one.documents is None or mask is None or one.labels is None:
+        return additive_mean(per_token, mask, _labelled(one.labels), total)
+    return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
+
+
 def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
     """Average one layer's divergence over all tokens of all passes."""
     masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
     if total is not None:
-        items = [_labelled(one.labels) for one in passes]
-        parts = [additive_mean(d, mask, n, total) for d, mask, n in zip(terms, masks, items, strict=True)]
+        parts = [_additive(d, mask, one, total) for d, mask, one in zip(terms, masks, passes, strict=True)]
         return torch.stack(parts).sum()
     means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])
     if len(means) == 1:

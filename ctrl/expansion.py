@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, control_class, heed_fields, ignore_fields
+from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
 from ctrl.structure import decoder_layers, is_attention
@@ -36,13 +38,23 @@ class Expansion:
 
 
 def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
-    """Freeze a plain model and add the parts, on the devices of their layers."""
+    """Freeze a plain model and add the parts, on the devices of their layers.
+
+    Raises ConfigError if another model has them: it would share their settings, and train the same copies.
+    """
+    control = expansion.control
+    if control.owner is not None and control.owner() is not None:
+        raise ConfigError(
+            "another model has this expansion: ctrl.swap or ctrl.unload that one first, or put a copy.deepcopy of the "
+            "expansion on this one"
+        )
     layers = decoder_layers(model)
     model.requires_grad_(False)
     for part in expansion.parts:
-        _add(layers[part.index], part, expansion.control)
+        _add(layers[part.index], part, control)
     become(model, control_class(type(model)))
-    model.control = expansion.control  # type: ignore[assignment]
+    model.control = control  # type: ignore[assignment]
+    control.owner = weakref.ref(model)
     ignore_fields(model.config)
 
 
@@ -57,6 +69,7 @@ def take_off(model: Any) -> Expansion:
             delattr(layer, name)
         become(layer, class_before(layer, ExpandedLayer))
     expansion = Expansion(model.control, parts)
+    model.control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))
     heed_fields(model.config)

@@ -1,8 +1,10 @@
-"""Recognise a base model by its weights, so that copies are not loaded onto another model of the same shapes."""
+"""Recognise a base model by weights and config, so that copies are not loaded onto another one of the same shapes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from typing import Any
 
 import torch
@@ -16,6 +18,20 @@ from ctrl.sharded import is_sharded
 SAMPLE = 64  # values of each parameter, at most
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
+COMPUTES = (  # fields of a config that many families have, some by another name
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "activation_function"),
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "sliding_window"),
+    *("attn_logit_softcapping", "query_pre_attn_scalar", "residual_multiplier", "attention_multiplier"),
+)
+# fields that do not change what the same weights compute: training, start values, outputs, sizes that `base_facts` has
+IDLE = re.compile(
+    r"_.*|.*(dropout|pdrop|layerdrop|jitter|token_id|initializer|loss|aux_|kernels).*|init_.*|.*_init|summary_.*"
+    r"|classifier_.*|output_(hidden_states|attentions|router_logits|scores)|return_dict|use_cache|keys_to_ignore.*"
+    r"|architectures|transformers_version|auto_map|dtype|torch_dtype|model_type|id2label|label2id|problem_type"
+    r"|quantization_config|tie_word_embeddings|vocab_size|hidden_size|num_hidden_layers|max_position_embeddings"
+    r"|n_positions|n_ctx|model_max_length|pretraining_tp|chunk_size_feed_forward|num_logits_to_keep|n_embd|n_layer"
+)
+
 
 def fingerprint(model: Any) -> str | None:
     """Hash a sample of every parameter of the base, rounded to bf16.
@@ -28,7 +44,8 @@ def fingerprint(model: Any) -> str | None:
 
 
 def remember_base(control: Control, model: Any) -> None:
-    """Note the weights of the base: its fingerprint, and the samples that `changed` compares."""
+    """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
+    control.computes = computes(model.config)
     control.samples = _samples(model)
     control.fingerprint = _digest(control.samples)
 
@@ -51,7 +68,7 @@ def changed(model: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def _samples(model: Any) -> dict[str, Tensor] | None:
-    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> values in bf16."""
+    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> bits of values in bf16."""
     found = {n: p for n, p in model.named_parameters() if not any(f".{part}" in n for part in ADDED)}
     if has_quantised(model) or any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found.values()):
         return None
@@ -64,7 +81,38 @@ def _digest(samples: dict[str, Tensor] | None) -> str | None:
     if samples is None:
         return None
     values = torch.cat(list(samples.values()))
-    return hashlib.sha256(values.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+
+
+def computes(config: Any) -> dict[str, Any]:
+    """Return the fields of a model's config that change what the same weights compute: heads, norms, positions, ...
+
+    These are all but `IDLE`, as JSON has them. Those of COMPUTES have the same name in every family.
+    """
+    config = config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None)
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    values, other_names = config.to_dict(), config.attribute_map
+    # not by getattr: a config whose layers differ raises for the fields in which they do
+    found = {name: values.get(other_names.get(name, name)) for name in COMPUTES}
+    found["rope_theta"] = theta if found["rope_theta"] is None else found["rope_theta"]
+    known = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
+    more = {name: value for name, value in values.items() if not IDLE.fullmatch(name)}
+    plain: dict[str, Any] = json.loads(json.dumps(known | more, default=str))
+    return plain
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Name the facts that both have and in which they differ."""
+    wrong = [name for name in here if name in there and _differ(there[name], here[name])]
+    return ", ".join(f"{name} is {there[name]} there, {here[name]} here" for name in wrong)
+
+
+def _differ(there: Any, here: Any) -> bool:
+    """Compare two values; of dicts what both have, since versions of transformers add keys."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return any(_differ(there[key], here[key]) for key in there.keys() & here.keys())
+    return bool(there != here)
 
 
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
@@ -76,4 +124,4 @@ def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
 
 def _sample(parameter: Tensor) -> Tensor:
     flat = parameter.detach().flatten()
-    return flat[:: -(-len(flat) // SAMPLE)].bfloat16()
+    return flat[:: -(-len(flat) // SAMPLE)].bfloat16().view(torch.int16)  # autocast cannot join bf16

@@ -29,7 +29,13 @@ class MergeGap:
 
 @torch.no_grad()
 def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> MergeGap:
-    """Compare two models on text, both in eval mode. Raises ConfigError if the batches have no real token."""
+    """Compare two models on text, both in eval mode.
+
+    Raises ConfigError if the batches have no real token, and inside `ctrl.pretrained`, where an expanded model is its
+    base.
+    """
+    if not getattr(getattr(expanded, "control", None), "enabled", True):
+        raise ConfigError("inside ctrl.pretrained the expanded model runs as its base: measure the gap outside of it")
     kl, largest, tokens = 0.0, torch.zeros(()), 0
     with evaluating(expanded, merged):
         for batch in batches:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import take_off
+from ctrl.fingerprint import computes, differences
 from ctrl.gap import Batches, MergeGap, merge_gap
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
@@ -53,8 +54,11 @@ def merge_models(
             "merge_models needs structure='concat': stacked copies of several models cannot share one plain model"
         )
     start = _base_state(expanded[0])
+    computed = computes(expanded[0].config)
     for number, model in enumerate(expanded):
         _check_same_base(model, number, start)
+        if different := differences(computed, computes(model.config)):
+            raise ConfigError(f"model {number} and the first have configs that compute different things: {different}")
     totals: dict[str, Tensor] = {}
     for model, factor, alphas in zip(expanded, factors, _per_model(alpha, len(models)), strict=True):
         for name, mixed in _merged(model, alphas, batches).items():

@@ -16,7 +16,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import fingerprint, same_base
+from ctrl.fingerprint import differences, fingerprint, same_base
 from ctrl.hub import local_folder
 from ctrl.model import expand
 
@@ -112,12 +112,12 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model)}
     noted = ("name", "dtype", "fingerprint", "computes")
-    if differences := _differences({k: v for k, v in saved.items() if k not in noted}, here):
-        raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {differences}")
-    differences = _differences(saved.get("computes", {}), here["computes"])
-    if differences and not allow_other:
+    if different := differences({k: v for k, v in saved.items() if k not in noted}, here):
+        raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
+    different = differences(saved.get("computes", {}), here["computes"])
+    if different and not allow_other:
         raise CheckpointError(
-            f"{folder} was trained on {saved['name']!r}, whose config computes something else: {differences}. Load the "
+            f"{folder} was trained on {saved['name']!r}, whose config computes something else: {different}. Load the "
             "base with the config of the training; allow_other_base=True puts the copies onto this one"
         )
     same, named = same_base(saved, here), saved["name"] and here["name"]
@@ -133,12 +133,6 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,
         )
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Name the facts that both have and in which they differ."""
-    wrong = [name for name in here if name in there and there[name] != here[name]]
-    return ", ".join(f"{name} is {there[name]} there, {here[name]} here" for name in wrong)
 
 
 def _norm_factors(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import computes, differences, fingerprint
 from ctrl.offloaded import is_offloaded
 from ctrl.saving import load
 from ctrl.sharded import sharded
@@ -42,7 +42,8 @@ def swap(
 
     other: what an earlier `swap` returned, or a folder or an address as in `ctrl.load`. allow_other_base: as there.
     Optimizers and trainers hold the former weights: make new ones. If it fails, the model keeps what it had. Raises
-    ConfigError for a sharded or offloaded model and for the expansion of another base, CheckpointError as `load` does.
+    ConfigError for a sharded or offloaded model, for the expansion of another base, and for one that another model has;
+    CheckpointError as `load` does.
     """
     base: Any = _changeable(model) if any(isinstance(m, ControlModel) for m in model.modules()) else model
     former = take_off(base) if isinstance(base, ControlModel) else None
@@ -71,8 +72,17 @@ def _changeable(model: nn.Module) -> ControlModel:
 
 
 def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
-    """Raise ConfigError if the expansion was made on a base of other depth or, unless allowed, of other weights."""
+    """Raise ConfigError if the expansion was made on a base of other depth or, unless allowed, on another one.
+
+    That is one of other weights, or whose config computes something else with them.
+    """
     own, found, layers = other.control.fingerprint, fingerprint(base), len(decoder_layers(base))
+    different = differences(other.control.computes, computes(base.config))
+    if different and not allow_other:
+        raise ConfigError(
+            f"this expansion was made on a base whose config computes something else: {different} (allow_other_base="
+            "True puts it onto this one)"
+        )
     if layers != other.control.total or (own and found and own != found and not allow_other):
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "

@@ -1,12 +1,13 @@
-"""Count what examples become: how many are too long for a row, and which tokens are learned."""
+"""Count what examples become: how many are too long for a row, which tokens are learned, which are no text."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from experiments.data.encoding import Encoder
+from experiments.data.encoding import Encoded, Encoder
 from experiments.data.items import Example
 from experiments.models.tokens import IGNORED
 
@@ -18,7 +19,8 @@ class Counts:
     """Counts over the first examples of a source.
 
     too_long: examples of which tokens are left out. tokens: of all rows. learned: those with loss. left_out: tokens of
-    the examples that are in no row. whole: whether the source has no other examples.
+    the examples that are in no row. whole: whether the source has no other examples. as_text, as_tokens: special tokens
+    in the words of examples that are read as text, or as tokens, with the number of examples.
     """
 
     examples: int
@@ -27,6 +29,8 @@ class Counts:
     learned: int
     left_out: int
     whole: bool
+    as_text: Mapping[str, int]
+    as_tokens: Mapping[str, int]
 
     @property
     def share_left_out(self) -> float:
@@ -34,10 +38,17 @@ class Counts:
         return self.left_out / max(1, self.left_out + self.tokens)
 
 
-def count(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Counts:
-    """Encode at most `most` examples and count. Raises ConfigError as the encoder does."""
+def count(
+    examples: Iterable[Example], encoder: Encoder, most: int = MOST, known: Iterable[Encoded] | None = None
+) -> Counts:
+    """Encode at most `most` examples and count. Raises ConfigError as the encoder does.
+
+    known: the same examples encoded, from a cache.
+    """
     rest = iter(examples)
-    encoded = [encoder.encode(example) for example in itertools.islice(rest, most)]
+    first = list(itertools.islice(rest, most))
+    encoded = list(map(encoder.encode, first) if known is None else itertools.islice(known, len(first)))
+    held = [encoder.held(example) for example in first]
     pieces = [piece for one in encoded for piece in one.pieces]
     return Counts(
         examples=len(encoded),
@@ -46,7 +57,25 @@ def count(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Co
         learned=sum(label != IGNORED for piece in pieces for label in piece.labels),
         left_out=sum(one.left_out for one in encoded),
         whole=next(rest, None) is None,
+        as_text=Counter(token for text, _ in held for token in text),
+        as_tokens=Counter(token for _, tokens in held for token in tokens),
     )
+
+
+def notes(label: str, counts: Counts, encoder: Encoder) -> list[str]:
+    """Say which examples are too long for a row, and which have special tokens in their words."""
+    return [*too_long(label, counts, encoder), *(f"source {label}: {line}" for line in special(counts))]
+
+
+def special(counts: Counts) -> list[str]:
+    """Say which special tokens the words of the examples hold, and how they are read."""
+    of = f"{counts.examples:,} examples" if counts.whole else f"the first {counts.examples:,} examples"
+    held = {"text": counts.as_text, "one token": counts.as_tokens}
+    return [
+        f"{number:,} of {of} have the special token {token} in their words, where it is read as {read}"
+        for read, found in held.items()
+        for token, number in sorted(found.items())
+    ]
 
 
 def too_long(label: str, counts: Counts, encoder: Encoder) -> list[str]:

@@ -13,7 +13,10 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import NUMBER, Item, Scorer, exact_match
+from experiments.data.items import Item, Scorer, exact_match, normal
+from experiments.data.numerals import NUMBER, WHOLE, tidy
+
+NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
 
 
 class Grader(Section):
@@ -58,7 +61,8 @@ class Grader(Section):
 class Exact(Grader):
     """The reply, or its last line, is the answer.
 
-    Case, spaces, commas between thousands and a final full stop do not count.
+    Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop do not count. An
+    answer that is a number may be said as a fraction.
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
@@ -66,10 +70,12 @@ class Exact(Grader):
 
 
 class Contains(Grader):
-    """The answer is somewhere in the reply, as whole words, in any case."""
+    """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers."""
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        reply, answer = (" ".join(text.casefold().split()) for text in (reply, str(entry["answer"])))
+        reply, answer = (" ".join(tidy(text).casefold().split()) for text in (reply, str(entry["answer"])))
+        if WHOLE.fullmatch(answer):
+            return float(normal(answer) in map(normal, NUMBERS.findall(reply)))
         return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
 
 
@@ -139,7 +145,7 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
         raise ValueError(f"two or more different options are needed, but got {list(options)}")
     numbered = type(raw) is int and not any(type(one) is int for one in texts)  # 1 of ["3", "4"] is the second
-    names = [] if numbered else [options, labels]
+    names = [labels] if numbered else [options, labels]
     letters, numbers = [chr(ord("A") + i) for i in range(len(options))], [str(i) for i in range(len(options))]
     for known in (*names, letters, numbers):
         if answer.strip() in known:
@@ -160,7 +166,7 @@ def last_number(text: str) -> Decimal | None:
 
     The minus of 12-5 is no sign.
     """
-    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
+    found = NUMBER.findall(tidy(text))
     if not found:
         return None
     top, _, bottom = found[-1].replace(",", "").partition("/")

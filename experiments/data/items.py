@@ -8,19 +8,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
+from experiments.data.numerals import COMMAS, WHOLE, tidy
 from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
 
-_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
-_DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
-WHOLE = re.compile(rf"[-+]?{_DIGITS}")  # a text that is a number and nothing else
-_LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
-# in a text: the minus of 12-5 is no sign, and 1/3 is one number
-NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
-COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
+FRACTION = re.compile(r"[-+]?\d{1,30}/\d{1,30}")
 FINAL = "Answer:"  # begins the last line of a worked reply
 Form = Literal["text", "number", "commas"]
 Scorer = Callable[[str, dict[str, Any]], float]
@@ -162,7 +158,7 @@ class NewTask:
         """
         if self.grader:
             return "text"
-        answers = [item.answer.strip() for item in self.test]
+        answers = [tidy(item.answer).strip() for item in self.test]
         if all(WHOLE.fullmatch(answer) for answer in answers):
             return "number"
         return "commas" if all(COMMAS.fullmatch(answer) for answer in answers) else "text"
@@ -181,7 +177,7 @@ class NewTask:
         return any(self._correct(one, item) for one in dict.fromkeys((answer, last)))
 
     def _correct(self, answer: str, item: Item) -> bool:
-        wanted = item.answer.strip()
+        wanted = tidy(item.answer).strip()
         if answer.strip() == (wanted.replace(",", "") if self.form == "number" else wanted):
             return True
         if self.form == "commas" and answer.count(",") != wanted.count(","):
@@ -219,14 +215,28 @@ class NewText:
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
 
-    Case, spaces, commas between thousands and a final full stop are ignored.
+    Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop are ignored. An
+    answer that is a number may be said as a fraction.
     """
     lines = [line for line in answer.splitlines() if line.strip()] or [""]
-    wanted = _normal(str(entry["answer"]))
-    return float(wanted in (_normal(answer), _normal(lines[-1].removeprefix(FINAL))))
+    wanted = normal(str(entry["answer"]))
+    return float(any(_same(normal(said), wanted) for said in (answer, lines[-1].removeprefix(FINAL))))
 
 
-def _normal(text: str) -> str | Decimal:
+def normal(text: str) -> str | Decimal:
     """Return a number as a Decimal, so that 7 equals 7.0; other text lowercased. "1,2" is a list and not a number."""
-    text = " ".join(text.casefold().split()).rstrip(".")
+    text = _bare(_bare(" ".join(tidy(text).casefold().split())).rstrip("."))
     return Decimal(text.replace(",", "")) if WHOLE.fullmatch(text) else text
+
+
+def _bare(text: str) -> str:
+    """Return a text without the marks of bold type around it."""
+    inner = text[2:-2]
+    return inner.strip() if text == f"**{inner}**" and "**" not in inner else text
+
+
+def _same(said: str | Decimal, wanted: str | Decimal) -> bool:
+    if isinstance(said, str) and isinstance(wanted, Decimal) and FRACTION.fullmatch(said):
+        top, _, bottom = said.partition("/")
+        return int(bottom) != 0 and Fraction(int(top), int(bottom)) == Fraction(wanted)
+    return said == wanted

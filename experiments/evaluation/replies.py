@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.hashing import text_id
-from experiments.data.items import COMMAS, NUMBER, Form, NewTask
+from experiments.data.items import Form, NewTask
+from experiments.data.numerals import COMMAS, NUMBER, tidy
 from experiments.models.tokens import answer_ids
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
+GRADING = 2  # in the key of cached records: raise it when a change of the code changes which replies are right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
@@ -48,5 +50,5 @@ def parse_answer(reply: str, form: Form) -> str | None:
     if form == "text":
         return reply.strip() or None
     pattern = NUMBER if form == "number" else COMMAS
-    numbers: list[str] = pattern.findall(reply.replace("\N{MINUS SIGN}", "-"))
+    numbers: list[str] = pattern.findall(tidy(reply))
     return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import Conversation, Message, messages_of, tools_of, turn_of
+from experiments.models.words import found, special_tokens, spelled
 
 QUESTION, REPLY = "@@question@@", "@@reply@@"
 
@@ -94,6 +95,11 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    return _rendered_prompt(tokenizer, str(tokenizer.chat_template), question)
+
+
+@functools.lru_cache(maxsize=4)  # the tokens of one reply need it several times
+def _rendered_prompt(tokenizer: PreTrainedTokenizerBase, template: str, question: str) -> str:
     return _render(tokenizer, question, messages_of(question), add_generation_prompt=True)
 
 
@@ -102,12 +108,13 @@ def _whole(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Messa
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequence[Message], **options: Any) -> str:
-    """Return the text of messages with the tools of a question. Raises ConfigError if the template refuses them."""
-    turns: Any = messages
+    """Return the text of messages with the tools of a question, in which their words hold no `marks`.
+
+    Raises ConfigError if the template refuses them.
+    """
+    turns, tools = as_words(tokenizer, [list(messages), tools_of(question)])
     try:
-        text = str(
-            tokenizer.apply_chat_template(turns, tools=tools_of(question) or None, tokenize=False, **options)  # type: ignore[arg-type]
-        )
+        text = str(tokenizer.apply_chat_template(turns, tools=tools or None, tokenize=False, **options))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # of Jinja's expressions too
         roles = [str(message["role"]) for message in messages]
         raise ConfigError(
@@ -120,6 +127,28 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequenc
             "data.template, or leave the tools out of the data"
         )
     return text
+
+
+def as_words(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:
+    """Return messages or a text that are somebody's words, so that `marks` in them are encoded as text."""
+    return spelled(value, marks(tokenizer)) if found(value, special_tokens(tokenizer)) else value
+
+
+def marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Return the special tokens that begin or end texts and turns: those of the template, and bos, eos and pad.
+
+    Others (calls of tools, images) are what they are in the words of a chat too.
+    """
+    return _marks(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=8)
+def _marks(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+    """template: as in `_turns`."""
+    ends = {str(token) for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) if token}
+    written = _asked(tokenizer, QUESTION) + _whole(tokenizer, QUESTION, REPLY) if tokenizer.chat_template else ""
+    tokens = special_tokens(tokenizer)
+    return frozenset(found(written, tokens) | (ends & tokens))
 
 
 def _tools_named(question: str, messages: Sequence[Message]) -> Counter[str]:

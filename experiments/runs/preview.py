@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import Counts, count
+from experiments.data.counts import Counts, count, special
 from experiments.data.encoding import Encoder, Overlong
 from experiments.data.items import Example
 from experiments.data.source import Source
@@ -104,7 +104,7 @@ def _counted(counts: Counts, encoder: Encoder) -> list[str]:
             f"{counts.too_long:,} are longer than data.length={encoder.length}: {counts.left_out:,} tokens are left "
             f"out ({counts.share_left_out:.1%})"
         )
-    return lines
+    return [*lines, *special(counts)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, row: Labelled) -> tuple[Token, ...]:

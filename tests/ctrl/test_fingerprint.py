@@ -212,6 +212,47 @@ def test_equal_weights_under_a_config_that_computes_something_else_are_refused(
     ctrl.load(other, tmp_path, allow_other_base=True)
 
 
+OTHER_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "scaled positions": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
+    "logits": ("gemma2", {"final_logit_softcapping": 1.0}),
+    "kinds of layers": ("gemma2", {"layer_types": ["full_attention"] * 4}),
+    "no window": ("mistral", {"sliding_window": None}),
+    "positions by layer": ("smollm3", {"no_rope_layers": [0, 0, 0, 0]}),
+    "residual": ("gpt_neox", {"use_parallel_residual": False}),
+    "experts": ("mixtral", {"num_experts_per_tok": 1}),
+    "attention scale": ("gpt2", {"scale_attn_weights": False}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_CONFIGS)
+def test_any_field_that_changes_the_logits_is_refused(kind: str, tmp_path: Path) -> None:
+    family, changes = OTHER_CONFIGS[kind]
+    base: Any = build(family)
+    config = copy.deepcopy(base.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    other = type(base)(config).eval()
+    other.load_state_dict(base.state_dict())
+    assert not torch.equal(other(IDS).logits, base(IDS).logits)  # so loading onto it gives another model
+    saved(tmp_path, base)
+    reason = rf"whose config computes something else: .*{next(iter(changes))} is "
+    with pytest.raises(ctrl.CheckpointError, match=reason):
+        ctrl.load(other, tmp_path)
+
+
+def test_fields_that_compute_nothing_are_no_other_base(tmp_path: Path) -> None:
+    """What trainers and tokenizers set, and keys that another version of transformers adds."""
+    model = saved(tmp_path, named("base"))
+    other: Any = named("renamed")
+    changes = {"use_cache": False, "pad_token_id": 3, "attention_dropout": 0.1, "initializer_range": 1.0}
+    for name, value in {**changes, "max_position_embeddings": 4096, "new_in_this_version": 1}.items():
+        setattr(other.config, name, value)
+    other.config.rope_parameters = {**other.config.rope_parameters, "new_here": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(ctrl.load(other, tmp_path)(IDS).logits, model(IDS).logits)
+
+
 def test_a_folder_without_these_fields_loads_as_before(tmp_path: Path) -> None:
     model = saved(tmp_path, named("base"))
     meta = json.loads((tmp_path / "control_config.json").read_text())

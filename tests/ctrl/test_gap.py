@@ -62,6 +62,12 @@ def test_a_merge_that_is_no_number_shows() -> None:
     assert np.isnan(ctrl.merge_gap(model, broken, BATCHES).max_logit_difference)
 
 
+def test_an_expanded_model_that_runs_as_its_base_is_refused() -> None:
+    model = disturbed()
+    with ctrl.pretrained(model), pytest.raises(ctrl.ConfigError, match=r"inside ctrl\.pretrained .* runs as its base"):
+        ctrl.merge_gap(model, disturbed(), BATCHES)
+
+
 @pytest.mark.parametrize("batches", [[], [{"input_ids": IDS, "attention_mask": torch.zeros_like(MASK)}]])
 def test_no_text_is_refused(batches: list[dict[str, torch.Tensor]]) -> None:
     with pytest.raises(ctrl.ConfigError, match="merge_gap got no real token"):

@@ -86,6 +86,13 @@ def test_what_cannot_be_merged_is_refused() -> None:
         ctrl.merge_models([disturbed(interpolation="moe")])
 
 
+def test_bases_whose_configs_compute_different_things_are_refused() -> None:
+    other: Any = disturbed(seed=6)
+    other.config.rms_norm_eps = 1e-2
+    with pytest.raises(ctrl.ConfigError, match=r"model 1 and the first have configs that .*: rms_norm_eps is 1e-06"):
+        ctrl.merge_models([disturbed(), other])
+
+
 def test_leaves_its_inputs_alone() -> None:
     one = disturbed()
     before = copy.deepcopy(one.state_dict())

@@ -31,6 +31,16 @@ def test_expanding_twice_is_refused() -> None:
         ctrl.expand(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_expanding_under_autocast_is_expanding(dtype: torch.dtype) -> None:
+    plain = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    with torch.autocast("cpu", dtype=dtype):
+        model = ctrl.expand(build("llama"), ControlConfig(layers=1))
+    assert model.control.fingerprint == plain.control.fingerprint
+    assert {name: p.dtype for name, p in model.named_parameters()} == {n: p.dtype for n, p in plain.named_parameters()}
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in plain.parameters()]
+
+
 @pytest.mark.parametrize("use", [ctrl.describe, ctrl.merge_back, lambda m: ctrl.pretrained(m).__enter__()])
 def test_a_plain_model_is_refused_by_name(use: Callable[[PreTrainedModel], object]) -> None:
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM is not expanded: call ctrl\.expand\("):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ def other_depth(folder: Path) -> Any:
     return take_off(ctrl.expand(LlamaForCausalLM(config), ctrl.ControlConfig(layers=2)))
 
 
+def other_positions(folder: Path) -> Any:
+    """The same weights under a config that computes something else with them."""
+    plain: Any = tiny()
+    plain.config.rope_parameters = {**plain.config.rope_parameters, "rope_theta": 5e5}
+    return take_off(ctrl.expand(plain, ctrl.ControlConfig(layers=2)))
+
+
 def no_folder(folder: Path) -> Any:
     return folder / "nothing"
 
@@ -126,6 +134,7 @@ def folder_of_another_base(folder: Path) -> Any:
     [
         (other_weights, ctrl.ConfigError, "made on another base model, or on other weights"),
         (other_depth, ctrl.ConfigError, "made on another base model"),
+        (other_positions, ctrl.ConfigError, "whose config computes something else: rope_theta is 500000.0 there"),
         (no_folder, ctrl.CheckpointError, r"has no control_config\.json"),
         (folder_of_another_base, ctrl.CheckpointError, "the weights of this base"),
     ],
@@ -139,8 +148,28 @@ def test_what_cannot_be_put_on_leaves_the_model_as_it_was(
         ctrl.swap(model, other(tmp_path))
     assert torch.equal(model(IDS).logits, expected)
     assert model(**whole_batch()).divergence is not None
-    if other in (other_weights, folder_of_another_base):
+    if other in (other_weights, other_positions, folder_of_another_base):
         ctrl.swap(model, other(tmp_path), allow_other_base=True)
+
+
+def test_two_models_never_share_an_expansion() -> None:
+    """They would share its switches: ctrl.pretrained of one would hold for the other, and both would train one copy."""
+    first, second, plain = grown(1), base(), base()
+    kept = take_off(first)
+    ctrl.swap(second, kept)
+    expected = second(IDS).logits
+    for other in (plain, first):
+        with pytest.raises(ctrl.ConfigError, match=r"another model has this expansion: ctrl\.swap or"):
+            ctrl.swap(other, kept)
+    ctrl.swap(plain, copy.deepcopy(kept))
+    with ctrl.pretrained(plain):
+        assert torch.equal(second(IDS).logits, expected)
+    assert torch.equal(plain(IDS).logits, expected)
+    back = ctrl.swap(second, kept)  # onto its own model: it is taken off first
+    assert torch.equal(second(IDS).logits, expected)
+    del second
+    ctrl.swap(first, back)  # type: ignore[arg-type]  # its model is gone
+    assert torch.equal(first(IDS).logits, expected)
 
 
 def offloaded(model: Any) -> Any:

@@ -20,7 +20,7 @@ from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import reply_records, room_for
+from experiments.evaluation.replies import GRADING, reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, generate_replies
 from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
@@ -136,7 +136,8 @@ class KeptSuite(Suite):
 
     def _key(self, task: NewTask) -> list[Any]:
         items = [[item.question, item.answer, repr(dict(item.metadata))] for item in task.test]
-        return [task.name, task.grader, room_for(self.tokenizer, task), items, asked_key(self.tokenizer, _asked(task))]
+        asked = asked_key(self.tokenizer, _asked(task))
+        return [task.name, task.grader, GRADING, room_for(self.tokenizer, task), items, asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for form in FORMS:

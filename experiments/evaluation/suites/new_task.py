@@ -12,7 +12,7 @@ from experiments.common.hashing import text_id
 from experiments.common.section import later_field
 from experiments.data.items import Chat, Item, NewTask, NewText
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GREEDY, ROOM, reply_records, room_for
+from experiments.evaluation.replies import GRADING, GREEDY, ROOM, reply_records, room_for
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
@@ -90,7 +90,7 @@ class NewTaskSuite(Suite):
             if task.by_choice or task.by_likelihood
             else []
         )
-        return [task.name, task.form, self._most(task), pairs, asked, *graded, *drawn, *chosen]
+        return [task.name, task.form, GRADING, self._most(task), pairs, asked, *graded, *drawn, *chosen]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
         for task in self.tasks:

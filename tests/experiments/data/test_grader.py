@@ -24,6 +24,9 @@ from tests.helpers.question_files import write
         (["1", "0"], 0, "1"),
         ([3, 1], 1, "1"),  # options that are numbers
         ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "2", "Paris"),
+        ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, 1, "Lyon"),  # its label, not its number from 0
+        ({"text": ["Lyon", "Paris"], "label": [1, 2]}, 2, "Paris"),
+        ({"text": ["Lyon", "Paris"], "label": ["A", "B"]}, 1, "Paris"),
         ('["Lyon", "Paris"]', "B", "Paris"),  # JSON in a cell of CSV
         (["Lyon", "Paris"], "C", r"the answer 'C' is none of the options"),
         (["Lyon"], "Lyon", r"two or more different options"),

@@ -49,6 +49,25 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...
 }
 NAMES = {"group": "regex", "tolerance": "numeric", "relative": "numeric"}  # further cases of a grader
 
+# the same answer in other spellings
+SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
+    "contained number": (
+        "contains",
+        "1,005",
+        {},
+        ("It is 1005 km.", "x=1005.0", "1\u202f005", "7-1005"),
+        ("-1005", "1005.5", "21,005", "a1005", "1005th", ""),
+    ),
+    "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
+    "spelled number": (
+        "numeric",
+        "-1234",
+        {},
+        ("\u20131\u202f234", r"$-1{,}234$", "\uff0d1'234", "**-1,234**"),
+        ("1\u202f234", "5\u20131234", "-234", "-1 234 567"),
+    ),
+}
+
 
 def skip_without(name: str) -> None:
     if name == "math":
@@ -59,6 +78,14 @@ def task(grader: Grader, answer: str, values: dict[str, Any]) -> NewTask:
     made = Measured(source="any", grader=grader).graded(NewTask("t", (Item("q", answer, values),), print))
     assert isinstance(made, NewTask)
     return made
+
+
+@pytest.mark.parametrize("case", SPELLED)
+def test_spellings_of_an_answer(case: str) -> None:
+    plain, answer, values, right, wrong = SPELLED[case]
+    made = task(read_grader(plain), answer, values)
+    assert [reply for reply in right if not made.correct(reply, made.test[0])] == []
+    assert [reply for reply in wrong if made.correct(reply, made.test[0])] == []
 
 
 @pytest.mark.parametrize("case", CASES)

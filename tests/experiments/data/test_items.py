@@ -19,6 +19,14 @@ class TestExactMatch:
             ("9007199254740993", "9,007,199,254,740,993"),
             ("-0", "0"),
             ("It is in France.\nAnswer: Paris", "Paris"),
+            ("**Paris**", "Paris"),
+            ("It is in France.\n**Paris**.", "Paris"),
+            ("cafe\u0301", "caf\u00e9"),  # a letter and its accent, or both in one
+            ("\u22125", "-5"),
+            ("-5", "\u22125"),
+            ("1/2", "0.5"),
+            ("-6/8", "-.75"),
+            ("1000000", "10,00,000"),
         ],
     )
     def test_right(self, said: str, answer: str) -> None:
@@ -34,6 +42,11 @@ class TestExactMatch:
             ("123456789012345678901234567891", "123456789012345678901234567892"),
             ("123", "1,2,3"),  # a list
             ("12,3", "1,23"),
+            ("6/8", "3/4"),  # an answer that is a fraction is a text: it may ask for the reduced one
+            ("1/0", "0"),
+            ("1/3", "0.3333"),
+            ("**a** or **b**", "a** or **b"),
+            ("5", "-5"),
         ],
     )
     def test_wrong(self, said: str, answer: str) -> None:
@@ -84,6 +97,20 @@ class TestNewTask:
             ("12", "1,2", False),
             ("100", "1,00", False),
             ("1007", "1,007.0", True),
+            ("1234", "1\u202f234", True),  # thin and fixed spaces, apostrophes, LaTeX's commas
+            ("1234567", "1\u00a0234\u2009567", True),
+            ("1234.5", "1'234.5", True),
+            ("1234", r"\boxed{1{,}234}", True),
+            ("1234", r"$1\,234$", True),
+            ("234", "1\u202f234", False),
+            ("11", "5'11\"", True),  # feet and inches
+            ("-5", "\u20135", True),
+            ("5", "3\u20135", True),  # a range
+            ("-5", "3\u20135", False),
+            ("0.5", "1/2", True),
+            ("2", "1/2", False),
+            ("10,00,000", "1000000", True),
+            ("\u22125", "x = -5", True),
         ],
     )
     def test_a_number_is_read_whole(self, answer: str, reply: str, right: bool) -> None:

@@ -1,0 +1,25 @@
+"""Find numbers in texts, however they are written."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
+_LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
+WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number and nothing else
+# in a text: the minus of 12-5 is no sign, and 1/3 is one number
+NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
+COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
+_MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
+_GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
+
+
+def tidy(text: str) -> str:
+    """Return a text in one spelling: composed letters, -5 with a hyphen, nothing but commas between thousands.
+
+    Spaces of a full width stay, since they may be between two numbers.
+    """
+    text = unicodedata.normalize("NFC", text).replace("{,}", ",")  # LaTeX's comma without a space after it
+    return _GROUP.sub("", _MINUS.sub("-", text))
