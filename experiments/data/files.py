@@ -11,7 +11,7 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
-from experiments.data.cells import BadRow
+from experiments.data.cells import BadRow, blank
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
@@ -116,7 +116,7 @@ class LocalFile(Columns, Finite):
             )
         text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
-        return [Text(part.strip("\n")) for part in parts if part.strip()]
+        return [Text(part.strip("\n")) for part in parts if not blank(part)]
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

@@ -11,6 +11,9 @@ from experiments.common.errors import ConfigError
 Message = Mapping[str, Any]  # role and content, as chat templates read them; a reply may have tool_calls
 
 
+WEIGHT = "weight"  # field of a message; 0: its reply is not learned
+
+
 class Conversation(str):
     """A question of several messages. Its text has a JSON object on each line: the tools, if any, and each message.
 
@@ -58,6 +61,11 @@ def messages_of(question: str) -> list[dict[str, Any]]:
 def tools_of(question: str) -> list[dict[str, Any]]:
     """Return the tools that may be called in reply to a question."""
     return question.tools if isinstance(question, Conversation) else []
+
+
+def learned(message: Message) -> bool:
+    """Whether a reply is learned, unless its weight says that it is not."""
+    return message.get(WEIGHT, 1) != 0
 
 
 def turn_of(reply: str | Message) -> Message:
