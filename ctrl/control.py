@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
-from ctrl.divergence import additive_mean, masked_mean, real_tokens
+from ctrl.divergence import additive_mean, additive_mean_of_documents, masked_mean, real_tokens
 from ctrl.errors import ConfigError
 from ctrl.structure import branch_kinds
 
@@ -26,7 +26,8 @@ from ctrl.structure import branch_kinds
 class ForwardPass:
     """One forward pass of the model, or of its decoder alone, in one thread.
 
-    mask: the attention mask. labels: (batch, seq), if the model got them.
+    mask: the attention mask. labels: (batch, seq), if the model got them. documents: (batch, seq) of packed rows,
+    1, 2, ... for the tokens of each document and 0 for padding: a document then counts as a sequence does.
     divergences: layer index -> divergence per token (batch, seq); None if nobody adds them to a loss.
     running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
     decoder: the module whose call this is; None if it is the model's own forward.
@@ -37,10 +38,16 @@ class ForwardPass:
     divergences: dict[int, Tensor] | None = None
     running: bool = True
     decoder: Any = None
+    documents: Tensor | None = None
+
+    @property
+    def marks(self) -> Any:
+        """What marks the padding: the attention mask, or the documents of packed rows."""
+        return self.mask if self.documents is None else self.documents
 
     def counted(self, tokens: str, seq: int) -> Tensor | None:
         """Return which tokens count, (batch, seq); None for all. tokens: `divergence_tokens` of the config."""
-        mask = real_tokens(self.mask, seq)
+        mask = real_tokens(self.marks, seq)
         if tokens == "real":
             return mask
         if self.labels is None:
@@ -187,12 +194,17 @@ def _labelled(labels: Any) -> Tensor:
     return counted.flatten(1).sum(-1)
 
 
+def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: Tensor | int) -> Tensor:
+    if one.documents is None or mask is None or one.labels is None:
+        return additive_mean(per_token, mask, _labelled(one.labels), total)
+    return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
+
+
 def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
     """Average one layer's divergence over all tokens of all passes."""
     masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
     if total is not None:
-        items = [_labelled(one.labels) for one in passes]
-        parts = [additive_mean(d, mask, n, total) for d, mask, n in zip(terms, masks, items, strict=True)]
+        parts = [_additive(d, mask, one, total) for d, mask, one in zip(terms, masks, passes, strict=True)]
         return torch.stack(parts).sum()
     means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])
     if len(means) == 1:

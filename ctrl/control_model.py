@@ -42,11 +42,13 @@ class ControlModel(nn.Module):
 
         divergence: mean over expanded layers of the mean over real tokens. With num_items_in_batch (Trainer) both
         parts are sums over sequences, so accumulated gradients equal those of one large batch. Inside
-        `ctrl.collect_divergence` the loss is the LM loss, since the caller adds the divergence.
+        `ctrl.collect_divergence` the loss is the LM loss, since the caller adds the divergence. documents: an argument
+        for packed rows, see `ForwardPass`; the base class does not get it.
         """
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
-        current = ForwardPass(kwargs.get("attention_mask"), kwargs.get("labels"))
+        documents = kwargs.pop("documents", None)
+        current = ForwardPass(kwargs.get("attention_mask"), kwargs.get("labels"), documents=documents)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:

@@ -101,3 +101,22 @@ def additive_mean(per_token: Tensor, mask: Tensor | None, items: Tensor, total: 
     mask = torch.ones_like(per_token, dtype=torch.bool) if mask is None else mask.to(per_token.device, torch.bool)
     per_sequence = per_token.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp_min(1)
     return (per_sequence * items.to(per_token.device)).sum() / total
+
+
+def additive_mean_of_documents(
+    per_token: Tensor, mask: Tensor, labelled: Tensor, documents: Tensor, total: Tensor | int
+) -> Tensor:
+    """Return `additive_mean` over the documents of packed rows, as if each were a sequence of its own.
+
+    labelled: tokens with a label (batch, seq); no first token of a document has one. documents: (batch, seq) integers
+    that are equal in a document and differ between those of a row, from 0 to seq.
+    """
+    mask, labelled, documents = (x.to(per_token.device) for x in (mask, labelled, documents))
+    rows, seq = per_token.shape
+    keys = (documents + (seq + 1) * torch.arange(rows, device=per_token.device)[:, None]).flatten()
+
+    def sums(marked: Tensor) -> Tensor:
+        return per_token.new_zeros(rows * (seq + 1)).index_add_(0, keys, marked.flatten().to(per_token.dtype))
+
+    weights = (sums(labelled) / sums(mask).clamp_min(1))[keys].view_as(per_token)
+    return (per_token.masked_fill(~mask, 0.0) * weights).sum() / total

@@ -136,7 +136,7 @@ class ExpandedLayer(nn.Module):
         if control.log is not None and run.current is not None and run.current.running:
             dim = control.batch_dim
             alpha = None if alpha is None else alpha_of_tokens(alpha, dim)
-            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.mask)
+            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.marks)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""

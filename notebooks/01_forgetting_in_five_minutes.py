@@ -14,23 +14,28 @@
 # %% [markdown]
 # # Forgetting in five minutes
 #
-# A small pretrained LLM learns arithmetic in two ways, on the same data in the same order:
+# A small pretrained LLM learns 80 facts about 20 people that do not exist, in two ways, on the same data in the same
+# order:
 #
 # - **full**: all weights train;
 # - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
 #   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
-# What does each learn, and what does each forget? This notebook runs the same pipeline as `make quickstart`, with few
-# steps and items, so its intervals are wide. Change a number and run it again: finished arms are not run twice.
+# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its accuracy
+# on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
+#
+# This notebook runs the same pipeline as `make quickstart`. Change a number and run it again: finished arms are not run
+# twice.
 
 # %% tags=["parameters"]
-steps = 32
-batch_size = 8
-new_items = 48
-kept_items = 30
+base_model = "smollm2-135m-instruct"
+steps = 45  # three times through the 240 questions, 16 at a time
+batch_size = 16
+new_items = 80  # the 80 facts, each asked in a way that is not trained on
+kept_items = 32  # of each of four kept tasks, in two forms
 replies_measured = 8  # texts of the base on which the KL is measured
-text_tokens = 2048  # of a story, for the perplexity
-learning_rate = 1e-3
+text_tokens = 1024  # of a story, for the perplexity
+rates = {"full": 1e-4, "control": 1e-3}  # learning rates
 reply_tokens = 48  # of the replies shown
 root = None  # where results go; None: the project's mlruns/
 
@@ -47,16 +52,17 @@ config = load_config(
     "quickstart",
     {
         "name": "notebook-01",
+        "base_model": base_model,
         "training.steps": steps,
         "training.batch_size": batch_size,
-        "evaluation.every": steps // 2,
+        "evaluation.every": max(1, steps // 3),
         "evaluation.new_items": new_items,
         "evaluation.kept_items": kept_items,
         "evaluation.replies": replies_measured,
         "evaluation.perplexity_tokens": text_tokens,
         "arms": [
-            {"name": "full", "method": "full", "learning_rates": [learning_rate]},
-            {"name": "control", "method": "control", "learning_rates": [learning_rate], "control": {"layers": 8}},
+            {"name": "full", "method": "full", "learning_rates": [rates["full"]]},
+            {"name": "control", "method": "control", "learning_rates": [rates["control"]], "control": {"layers": 8}},
         ],
     },
 )
@@ -70,7 +76,7 @@ outcome = run_experiment(config, root)
 
 # %% [markdown]
 # ## What each learned and forgot
-# *Gain* is the rise in accuracy on sums that were never trained on. *Retention* is the accuracy on kept tasks after
+# *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on kept tasks after
 # training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
 
 # %%
@@ -81,14 +87,15 @@ display(Image(outcome.folder / "forgetting.png", width=900))
 
 # %% [markdown]
 # ## Replies side by side
-# Sums first, then two questions that have nothing to do with sums.
+# The first two of the held-out questions, then two that have nothing to do with the invented people.
 
 # %%
-arms = [("full", learning_rate), ("control", learning_rate)]
-prompts = ["38 - 5 =", "What is 12 + 7?"]
+asked = config.data.new[0].held_out(new_items, config.seed).test[:2]
+print("to learn:", *(f"{item.question} {item.answer}." for item in asked), sep="\n")
+prompts = [item.question for item in asked]
 prompts += ["What is the capital of France?", "Write one sentence about the sea."]
 with pd.option_context("display.max_colwidth", None):
-    display(HTML(replies(outcome.folder, arms, prompts, reply_tokens).to_html()))
+    display(HTML(replies(outcome.folder, list(rates.items()), prompts, reply_tokens).to_html()))
 
 # %% [markdown]
 # ## Where to look next

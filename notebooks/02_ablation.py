@@ -85,7 +85,7 @@ changes = {
     "evaluation.perplexity_tokens": text_tokens,
 }
 outcomes = [
-    run_experiment(load_config("quickstart", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms
+    run_experiment(load_config("sums", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms
 ]
 
 # %% [markdown]
@@ -117,7 +117,7 @@ display(Image(buffer.getvalue()))
 
 # %%
 model = load_trained(control.folder, "control", learning_rate)
-tokenizer = load_base(base_model, load_config("quickstart").data.system)[1]
+tokenizer = load_base(base_model, load_config("sums").data.system)[1]
 prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?"]
 display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens).to_html()))

@@ -56,7 +56,7 @@ from experiments import (
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
-    "quickstart",
+    "sums",
     {
         "name": "notebook-03",
         "base_model": base_model,

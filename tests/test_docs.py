@@ -74,7 +74,7 @@ def test_generated_parts_are_up_to_date(page: Path) -> None:
 
 def test_a_part_that_is_out_of_date_is_found() -> None:
     stale = "<!-- generated: config quickstart -->\n\n```yaml\nname: old\n```\n\n<!-- end -->\n"
-    assert "chain_sum" in filled(stale)
+    assert "source: facts" in filled(stale)
     with pytest.raises(KeyError, match="nothing"):
         filled("<!-- generated: nothing -->\n<!-- end -->")
 

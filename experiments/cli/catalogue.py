@@ -145,14 +145,14 @@ KINDS = {  # what there is -> where it is written
     "studies": "control-llm study NAME",
     "methods": "arms: [{method: NAME}], or its parts train, loss, average",
     "sources": "data: {new: {source: NAME}}",
-    "graders": "data: {new: {source: file, grader: NAME}}",
-    "suites": "evaluation: {suites: [NAME]}",
-    "tasks": "evaluation: {kept_tasks: [NAME]}",
+    "graders": "data: {new: {source: file, grader: NAME}}, or measure --grader NAME",
+    "suites": "evaluation: {suites: [NAME]}, or measure --suites NAME",
+    "tasks": "evaluation: {kept_tasks: [NAME]}, or measure --kept-tasks NAME",
     "structures": "control: {structure: NAME}",
     "interpolations": "control: {interpolation: NAME}",
     "divergences": "control: {divergence: NAME}",
     "schedules": "training: {schedule: NAME}",
-    "figures": "in reports, and in a study: objectives: [{figure: NAME}]",
+    "figures": "in reports; in a study: objectives: [{figure: NAME}]; or measure --gate 'NAME >= 1'",
 }
 FILES = {"configs": "*.yaml", "studies": "studies/*.yaml"}
 TABLES: dict[str, Callable[[], dict[str, str]]] = {

@@ -101,16 +101,9 @@ def quiet_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def given(text: str) -> str:
-    """Return the text of an option. An empty one, as of an unset variable of the shell, is no default."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option out")
-    return text
-
-
 def folder(text: str) -> Path:
     """Return the path of a folder that is there or can be made."""
-    path = Path(given(text))
+    path = Path(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is no folder")
     return path

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
 
 from experiments.cli import catalogue, compare, measure, preview, run, runs, soften, study, ui
 from experiments.cli.console import quiet_warnings, stop
@@ -21,9 +24,10 @@ from experiments.common.threads import wait_asleep
 
 
 def main(argv: list[str] | None = None) -> int:
-    if any("\0" in word for word in argv or ()):
-        return stop(2, "an argument contains the character NUL, which no file name can hold: leave it out")
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if fault := unusable(words):
+        return stop(2, fault)
+    args = parser().parse_args(words)
     quiet_warnings()
     if "torch" not in sys.modules:
         wait_asleep(os.environ)
@@ -41,6 +45,18 @@ def main(argv: list[str] | None = None) -> int:
         if not code:
             raise
         return stop(code, message)
+
+
+def unusable(words: Sequence[str]) -> str:
+    """Return what is wrong with the words of a command line, before an option takes them; empty if nothing is."""
+    for before, word in pairwise((program(), *words)):
+        if "\0" in word:
+            return "an argument contains the character NUL, which no file name can hold: leave it out"
+        if not word.strip():  # an unset variable of the shell is no default
+            return f"the argument after {before} is empty: give a value, or leave it out"
+        if re.fullmatch(r"--[a-z-]+=\s*", word):
+            return f"{word} is empty: give a value, or leave the option out"
+    return ""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -31,6 +31,10 @@ def add(commands: Commands) -> None:
         help="questions of your own that count as a kept task, next to the others; repeat for more",
     )  # fmt: skip
     one.add_argument("--kept-tasks", nargs="+", metavar="TASK", help="kept tasks; `control-llm list` names them")
+    one.add_argument(
+        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness that count as kept; "
+        "`lm_eval ls tasks` names them; settings: --set lm_eval.limit=100, lm_eval.fewshot, lm_eval.run_code",
+    )  # fmt: skip
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: kept drift text instructions alignment")
     one.add_argument(
         "--gate", action="append", default=[], metavar="CONDITION",
@@ -45,6 +49,13 @@ def add(commands: Commands) -> None:
 def add_settings(one: argparse.ArgumentParser) -> None:
     """Add the options that `measure` and `soften` share."""
     one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
+    one.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights (default: fp32)")
+    one.add_argument(
+        "--device-map", metavar="MAP", help="auto: spread a model over the devices; or one device, such as cuda:1"
+    )
+    one.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python files that base and model bring along"
+    )
     one.add_argument("--seed", type=int, default=0, help="of the items and of the bootstrap (default: %(default)s)")
     one.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of a suite: kept.items=50"
@@ -52,6 +63,11 @@ def add_settings(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--allow-other-base", action="store_true", help="load what was trained on another base than --base"
     )
+
+
+def loading(args: argparse.Namespace) -> dict[str, object]:
+    """Return how weights are loaded, as `measure` and `soften` take it."""
+    return {"dtype": args.dtype, "device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
 
 
 def measure_command(args: argparse.Namespace) -> int:
@@ -62,6 +78,7 @@ def measure_command(args: argparse.Namespace) -> int:
         args.base, args.models, args.new, args.suites, args.kept_tasks, args.gate, args.out, args.root,
         args.precision, args.seed, overrides(args.set), args.allow_other_base, say, args.kept_files,
         overrides([f"grader={args.grader}"])["grader"] if args.grader else None,
+        [name for word in args.lm_eval for name in word.split(",") if name], **loading(args),
     )  # fmt: skip
     print()
     show(found.report.text())

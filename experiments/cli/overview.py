@@ -1,4 +1,4 @@
-"""Read the progress and the best result of runs and studies from the files in their folders, without torch."""
+"""Read the progress and the best result of runs, studies and measurements from their files, without torch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second
 TRIAL = r"-\d{3,}(-seed\d+)?-[0-9a-f]{8}"  # what follows a study's name in the names of its runs
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+MEASUREMENT = "measure.json"  # of the folder of a measurement
 DEEP = 20_000  # characters: from 50,000 nested lists on it ends the process
 
 
 @dataclass(frozen=True)
 class Overview:
-    """A run or a study.
+    """A run, a study or a measurement (`measure`, `soften`, `callback`).
 
     status: running, finished, failed, stopped, unknown (it runs on another machine, or left no sign), or unreadable.
-    done, total: arms of a run, trials of a study; total is None if it is not known. best: result.json of the arm with
-    the highest gain, and of those the highest retention. updated: seconds since 1970.
+    done, total: arms of a run, trials of a study, models; total is None if it is not known. best: result.json of the
+    arm with the highest gain, and of those the highest retention; of `soften` the chosen point. updated: seconds since
+    1970.
     """
 
     kind: str
@@ -43,11 +45,12 @@ class Overview:
 
 
 def read_all(root: Path, trials: bool = False) -> list[Overview]:
-    """Return the studies and runs below a root, the latest first. trials: the runs of studies' trials too."""
+    """Return what was run below a root, the latest first. trials: the runs of studies' trials too."""
     studies, runs = folders(root)
     own = {run for study in studies for run in trial_runs(study, runs)}
     found = [_readable("study", study, partial(read_study, study, trial_runs(study, runs))) for study in studies]
     found += [_readable("run", run, partial(read_run, run)) for run in runs if trials or run not in own]
+    found += [_readable("measure", one, partial(read_measurement, one)) for one in measurements(root)]
     return sorted(found, key=lambda one: one.updated, reverse=True)
 
 
@@ -65,6 +68,11 @@ def folders(root: Path) -> tuple[list[Path], list[Path]]:
     return [file.parent for file in studies], [file.parent for file in runs]
 
 
+def measurements(root: Path) -> list[Path]:
+    """Return the folders of measurements below a root."""
+    return [file.parent for file in sorted(root.glob(f"runs/*/{MEASUREMENT}"))]
+
+
 def trial_runs(study: Path, runs: Iterable[Path]) -> list[Path]:
     """Return those of the runs that are a study's."""
     return [run for run in runs if re.fullmatch(re.escape(study.name) + TRIAL, run.name)]
@@ -76,7 +84,7 @@ def read_run(folder: Path) -> Overview:
     total = sum(len(arm["learning_rates"]) for arm in read_config(folder / "config.yaml")["arms"])
     whole = len(results) >= total and (folder / "report.html").is_file()
     failed = any(result["status"] == "failed" for result in results)
-    status = ("failed" if failed else "finished") if whole else _process(folder)
+    status = ("failed" if failed else "finished") if whole else _process(folder.glob(PATTERN))
     return Overview("run", folder, status, len(results), total, best(results), _updated(folder))
 
 
@@ -95,6 +103,30 @@ def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
     else:
         status = "unknown" if alive is None or not progress else "stopped"
     return Overview("study", folder, status, done, progress.get("limit"), best(results), _updated(folder, runs))
+
+
+def read_measurement(folder: Path) -> Overview:
+    """Raises as `read_run`. A call that was stopped before its first model has no sign of what it is doing."""
+    note, arms = read_json(folder / MEASUREMENT), folder / "arms"
+    names = sorted({*note.get("arms", ()), *(path.name for path in arms.glob("*") if path.is_dir())})
+    results = [read_json(arms / name / "result.json") for name in names]
+    missing = [name for name, result in zip(names, results, strict=True) if not result]
+    command = note.get("command", "measure")
+    whole = bool(names) and not missing and (command == "callback" or (folder / "report.html").is_file())
+    journals = [path for name in missing or names for path in (arms / name).glob(PATTERN)]
+    status = "finished" if whole else "unknown" if command == "callback" else _process(journals)
+    done = len(names) - len(missing)
+    return Overview(command, folder, status, done, len(names), _shown(folder, command, results), _updated(folder))
+
+
+def _shown(folder: Path, command: str, results: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the result that a line on a measurement shows; of `soften` with the figures that it reports."""
+    if command == "soften":
+        name = f"alpha-{read_json(folder / 'chosen.json').get('alpha', 0.0):g}"
+        card = read_json(folder / "figures.json").get(name)
+        return {"arm": name, "learning_rate": 0.0, "scorecard": card} if card else None
+    whole = [result for result in results if result]
+    return best(whole) or max(whole, key=lambda r: figure(r, "retention") or 0.0, default=None)
 
 
 def best(results: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -135,9 +167,9 @@ def age(updated: float) -> str:
     return f"{seconds / 86_400:.0f} d"
 
 
-def _process(folder: Path) -> str:
-    """Return the status of a run that is not whole, from the last event of its journal and its process."""
-    journal = max(map(Journal, folder.glob(PATTERN)), key=lambda j: j.path.stat().st_mtime, default=None)
+def _process(journals: Iterable[Path]) -> str:
+    """Return the status of a run that is not whole, from the last event of its latest journal and its process."""
+    journal = max(map(Journal, journals), key=lambda j: j.path.stat().st_mtime, default=None)
     events = [e for e, _ in journal.read() if e["event"] in ("start", "end")] if journal else []
     if not events:
         return "stopped"

@@ -1,4 +1,4 @@
-"""The commands `runs` and `show`: list runs and studies, and show one with the command that continues it."""
+"""The commands `runs` and `show`: list runs, studies and measurements, and show one with what continues it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.console import Commands, add_root, given, show, show_rows
+from experiments.cli.console import Commands, add_root, show, show_rows
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.paths import default_root, short_path
 
+UNITS = {"study": "trials", "run": "arms", "soften": "points"}  # what is counted; else models
 HEAD = ("folder", "status", "done", "best gain", "retention", "of arm", "age")
 
 
 def add(commands: Commands) -> None:
-    runs = commands.add_parser("runs", help="list runs and studies with their status and best result")
+    runs = commands.add_parser("runs", help="list runs, studies and measurements with their status and best result")
     runs.add_argument("--trials", action="store_true", help="list the runs of studies' trials too")
     runs.set_defaults(command=runs_command)
-    one = commands.add_parser("show", help="show a run or study: config, arms, report, next command")
-    one.add_argument("run", type=given, metavar="RUN", help="a folder, a name, or the beginning of one")
+    one = commands.add_parser("show", help="show a run, study or measurement: config, results, report, next command")
+    one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
     one.set_defaults(command=show_command)
     for parser in (runs, one):
         add_root(parser)
@@ -32,12 +33,11 @@ def runs_command(args: argparse.Namespace) -> int:
     root = args.root or default_root()
     rows = []
     for one in read_all(root, args.trials):
-        done = f"{one.done}/{'?' if one.total is None else one.total} {'trials' if one.kind == 'study' else 'arms'}"
+        done = f"{one.done}/{'?' if one.total is None else one.total} {UNITS.get(one.kind, 'models')}"
         best = one.best or {"scorecard": {}}
-        arm = f"{best['arm']} {best['learning_rate']:g}" if one.best else ""
         nats = "" if "gain" in best["scorecard"] else " nats"
         figures = [_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f")]
-        rows.append([short_path(one.folder), one.status, done, *figures, arm, age(one.updated)])
+        rows.append([short_path(one.folder), one.status, done, *figures, _label(one.best), age(one.updated)])
     if rows:
         show_rows(HEAD, rows)
     else:
@@ -46,25 +46,36 @@ def runs_command(args: argparse.Namespace) -> int:
 
 
 def show_command(args: argparse.Namespace) -> int:
+    from experiments.cli.overview import MEASUREMENT
+
     root = args.root or default_root()
     folder = find(args.run, root)
     if (folder / "study.yaml").is_file():
         _show_study(folder)
-    else:
-        _show_run(folder)
+        return 0
+    try:
+        if (folder / MEASUREMENT).is_file():
+            _show_measurement(folder)
+        else:
+            _show_run(folder)
+    except (AttributeError, LookupError, TypeError) as error:
+        raise DamagedError(
+            f"{folder}: config.yaml or a result is not as the bench wrote it ({type(error).__name__}: {error}): bring "
+            "the folder back, or start its config again"
+        ) from error
     return 0
 
 
 def find(name: str, root: Path) -> Path:
-    """Return the folder of a run or study by its path, its name, or the beginning of its name. Raises ConfigError."""
-    from experiments.cli.overview import folders, trial_runs
+    """Return the folder of a run, study or measurement by its path or the beginning of its name. Raises ConfigError."""
+    from experiments.cli.overview import MEASUREMENT, folders, measurements, trial_runs
 
     path = Path(name).resolve()
-    if any((path / file).is_file() for file in ("config.yaml", "study.yaml")):
+    if any((path / file).is_file() for file in ("config.yaml", "study.yaml", MEASUREMENT)):
         return path
     studies, runs = folders(root)
     trials = [run for study in studies for run in trial_runs(study, runs)]
-    own = [*studies, *(run for run in runs if run not in trials)]
+    own = [*studies, *(run for run in runs if run not in trials), *measurements(root)]
     for candidates in (own, trials):
         exact = [folder for folder in candidates if folder.name == name]
         found = exact or [folder for folder in candidates if folder.name.startswith(name)]
@@ -101,6 +112,33 @@ def _show_run(folder: Path) -> None:
     if one.status != "finished":
         options: list[str | Path] = [] if root.resolve() == default_root().resolve() else ["--root", root]
         show(f"go on:   {command('run', folder / 'config.yaml', *options)}")
+
+
+def _show_measurement(folder: Path) -> None:
+    from experiments.cli.overview import MEASUREMENT, age, read_measurement
+    from experiments.common.files import read_json
+
+    one, config = read_measurement(folder), read_json(folder / MEASUREMENT)
+    done = f"{one.done} of {one.total} {UNITS.get(one.kind, 'models')}"
+    show(f"{folder.name}: {one.kind}, {one.status}, {done}, last change {age(one.updated)} ago\n")
+    base = config["base_model"] or "the model at the start of the training"
+    show(f"base model  {base}, precision {config['precision']}, seed {config['seed']}")
+    show(f"new task    {config['new'] or 'none'}\nsuites      {', '.join(config['evaluation']['suites'])}")
+    text, report = folder / "report.txt", folder / "report.html"
+    if text.is_file():
+        show(f"\n{text.read_text(encoding='utf-8').strip()}")
+    if one.kind != "callback":
+        show(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
+        if one.status != "finished":
+            show(f"go on:   give the command {one.kind} once more, with the same options")
+
+
+def _label(result: Mapping[str, Any] | None) -> str:
+    """Return the arm of a result with its learning rate; a model that was trained elsewhere has none."""
+    if result is None:
+        return ""
+    rate = result["learning_rate"]
+    return f"{result['arm']} {rate:g}" if rate else str(result["arm"])
 
 
 def config_lines(config: Mapping[str, Any]) -> dict[str, str]:

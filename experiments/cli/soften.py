@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
-from experiments.cli.measure import add_settings
+from experiments.cli.measure import add_settings, loading
 from experiments.cli.run import overrides
+from experiments.common.errors import ConfigError
 from experiments.common.paths import short_path
 
 NONE_FITS = 3
@@ -18,7 +19,9 @@ def add(commands: Commands) -> None:
         "soften", help="go part of the way from a base to a model, where it forgets less; no training"
     )
     one.add_argument("--base", required=True, help="the model before training: a Hugging Face name or a folder")
-    one.add_argument("--model", required=True, metavar="[NAME=]MODEL", help="what was trained, as for `measure`")
+    one.add_argument(
+        "--model", action="append", required=True, metavar="[NAME=]MODEL", help="what was trained, as for `measure`"
+    )
     one.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the softened model is written")
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
     one.add_argument(
@@ -43,10 +46,12 @@ def add(commands: Commands) -> None:
 def soften_command(args: argparse.Namespace) -> int:
     from experiments.soften.run import ALPHAS, soften
 
+    if len(args.model) > 1:
+        raise ConfigError(f"--model: one model is softened at a time, but got {', '.join(args.model)}")
     quiet()
     found = soften(
-        args.base, args.model, args.to, args.new, args.alphas or ALPHAS, args.by, args.suites, args.until, args.out,
-        args.root, args.precision, args.seed, overrides(args.set), args.allow_other_base, say,
+        args.base, args.model[0], args.to, args.new, args.alphas or ALPHAS, args.by, args.suites, args.until, args.out,
+        args.root, args.precision, args.seed, overrides(args.set), args.allow_other_base, say, **loading(args),
     )  # fmt: skip
     print()
     show(found.report.text())

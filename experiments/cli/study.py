@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.console import Commands, add_root, given, quiet, say, show
+from experiments.cli.console import Commands, add_root, quiet, say, show
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 
@@ -53,9 +53,7 @@ def add(commands: Commands) -> None:
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):
         add_root(command)
-        command.add_argument(
-            "--storage", type=given, help="URL of the database of trials (default: optuna.db in the root)"
-        )
+        command.add_argument("--storage", help="URL of the database of trials (default: optuna.db in the root)")
 
 
 def study_command(args: argparse.Namespace) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -14,8 +15,20 @@ from experiments.common.section import later_field, nearest
 from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
+from experiments.data.stored import Found, packed
 from experiments.data.tables import Row
 from experiments.data.tested import Measured
+
+PART = 1000  # rows of a large table that a process converts at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """Some rows of a large table. name: of the table, for errors. columns: of its first row, which decides."""
+
+    rows: Sequence[Row]
+    name: str
+    columns: Sequence[str]
 
 
 class Columns(Measured):
@@ -104,12 +117,16 @@ class Columns(Measured):
         reads = self.grader.reads if self.grader else ()
         return Shape(shape.name, shape.columns, read, (*shape.also, *reads))
 
-    def usable(self, rows: Iterable[Row], name: str) -> tuple[dict[int, Example], list[str]]:
+    def usable(
+        self, rows: Iterable[Row], name: str, columns: Sequence[str] = ()
+    ) -> tuple[dict[int, Example], list[str]]:
         """Convert rows that are usable, by their number from 1. Returns them, and the faults of those passed over.
 
-        The first row decides on the shape. Raises BadRow for the first fault, unless skip_bad_rows is set.
+        The first row decides on the shape, unless `columns` are given. Raises BadRow for the first fault, unless
+        skip_bad_rows is set.
         """
-        found, faults, shape = {}, [], None
+        found, faults = {}, []
+        shape = self.shape(columns, name) if columns else None
         for number, (where, row) in enumerate(rows, start=1):
             try:
                 if isinstance(row, BadRow):
@@ -121,6 +138,24 @@ class Columns(Measured):
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
                 faults.append(str(error))
         return found, faults
+
+    def packed_part(self, chunk: Chunk) -> Found:
+        """Convert a part of a large table. Raises BadRow, and TypeError for examples that cannot be stored."""
+        found, faults = self.usable(chunk.rows, chunk.name, chunk.columns)
+        return Found([packed(example) for example in found.values()], faults)
+
+    def chunks(self, rows: Iterable[Row], name: str) -> Iterator[Chunk]:
+        """Yield a table in parts. Raises ConfigError for a shape that is not known."""
+        rest, start = iter(rows), list[Row]()
+        for where, row in rest:
+            start.append((where, row))
+            if not isinstance(row, BadRow):
+                self.shape(row, f"{name}, {where}")
+                break
+        columns = [] if isinstance(start[-1][1], BadRow) else list(start[-1][1])
+        rest = itertools.chain(start, rest)
+        while part := list(itertools.islice(rest, PART)):
+            yield Chunk(part, name, columns)
 
 
 def _check(needed: Iterable[str], there: list[str], place: str, advice: str) -> None:

@@ -44,6 +44,9 @@ class DataConfig(Section):
     overlong: Literal["drop", "cut", "error"] = later_field(
         "drop", description="chats longer than a row in sft: left out, cut to their beginning, or an error"
     )
+    packed: bool | None = later_field(
+        None, description="several conversations or documents in a row; default: in cpt only"
+    )
     length: int = Field(
         512,
         ge=16,
@@ -82,6 +85,11 @@ class DataConfig(Section):
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
             )
         return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether a row may hold several conversations or documents."""
+        return self.regime == "cpt" if self.packed is None else self.packed
 
     @property
     def sequential(self) -> bool:

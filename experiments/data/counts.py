@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from experiments.data.encoding import Encoder
+from experiments.data.encoding import Encoded, Encoder
 from experiments.data.items import Example
 from experiments.models.tokens import IGNORED
 
@@ -38,11 +38,16 @@ class Counts:
         return self.left_out / max(1, self.left_out + self.tokens)
 
 
-def count(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Counts:
-    """Encode at most `most` examples and count. Raises ConfigError as the encoder does."""
+def count(
+    examples: Iterable[Example], encoder: Encoder, most: int = MOST, known: Iterable[Encoded] | None = None
+) -> Counts:
+    """Encode at most `most` examples and count. Raises ConfigError as the encoder does.
+
+    known: the same examples encoded, from a cache.
+    """
     rest = iter(examples)
     first = list(itertools.islice(rest, most))
-    encoded = [encoder.encode(example) for example in first]
+    encoded = list(map(encoder.encode, first) if known is None else itertools.islice(known, len(first)))
     held = [encoder.held(example) for example in first]
     pieces = [piece for one in encoded for piece in one.pieces]
     return Counts(

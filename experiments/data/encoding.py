@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.loss_mask import Labelled, Loss, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 from experiments.models.turns import marks
 from experiments.models.words import found, special_tokens
 
+VERSION = 1  # of the tokens: raise it when a change of the code changes those of any example
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
 
@@ -65,6 +69,15 @@ class Encoder:
         self.packs = packed and regime == "cpt"
         self.text_end = end_of_text(tokenizer)
 
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of all that decides the tokens of an example."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend else repr(sorted(self.tokenizer.get_vocab().items()))
+        template, special = str(self.tokenizer.chat_template), repr(self.tokenizer.special_tokens_map)
+        settings = repr((VERSION, transformers.__version__, self.regime, self.length, self.loss, self.overlong))
+        return short_digest(words, template, special, settings)
+
     def pieces(self, example: Example, replayed: bool = False) -> list[Piece]:
         """Return the pieces of an example: none for a chat that is too long. Pieces of one token are left out."""
         return self.encode(example, replayed).pieces
@@ -98,7 +111,7 @@ class Encoder:
         if isinstance(example, Chat):
             return labelled(self.tokenizer, example.messages, example.tools, self.loss, example.context, example.place)
         prompt = prompt_ids(self.tokenizer, example.question)
-        answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended)
+        answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended, prompt)
         before = prompt if self.loss == "all_tokens" else [IGNORED] * len(prompt)
         return [Labelled(prompt + answer, before + answer)]
 

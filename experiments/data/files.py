@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +12,21 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
+from experiments.common.hashing import file_stamp, short_digest
+from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
+from experiments.data.stored import VERSION, Stored, stored
 from experiments.data.tables import OPENERS, READERS, kind, rows
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
 # files that come with a data set and are no part of it; those of CARDS only next to tables
 CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing", "security")
+LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept on disk as they were read
+PACKED = 4  # times that a compressed table is larger than its file, or more
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -40,7 +46,7 @@ class LocalFile(Columns, Finite):
         return Path(self.path).stem
 
     @property
-    def examples(self) -> tuple[Example, ...]:
+    def examples(self) -> Sequence[Example]:
         return self._found[0]
 
     @property
@@ -60,9 +66,12 @@ class LocalFile(Columns, Finite):
         return self._found[1]
 
     @functools.cached_property
-    def _found(self) -> tuple[tuple[Example, ...], list[str]]:
+    def _found(self) -> tuple[Sequence[Example], list[str]]:
         """All examples, and what was not read of the files."""
         files, notes = self._files()
+        table = self._table(files)
+        if table:
+            return table, [*notes, *passed_over(table.faults), *_repeated(table.repeated, len(table))]
         found: list[Example] = []
         faults: list[str] = []
         for file in files:
@@ -72,9 +81,21 @@ class LocalFile(Columns, Finite):
         if not found:
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
         examples = tuple(dict.fromkeys(found))
-        repeated = len(found) - len(examples)
-        same = [f"{repeated} of {len(found)} examples repeat an earlier one and are read once"] if repeated else []
-        return examples, [*notes, *passed_over(faults), *same]
+        return examples, [*notes, *passed_over(faults), *_repeated(len(found) - len(examples), len(examples))]
+
+    def _table(self, files: Sequence[Path]) -> Stored | None:
+        """Return the examples of large tables on disk; None for others, and if there is no room for them."""
+        size = sum(file.stat().st_size * (PACKED if file.suffix in OPENERS else 1) for file in files)
+        if size < LARGE or any(kind(file) not in TABLES for file in files) or (self.grader and self.grader.reads):
+            return None
+        fields = self.model_dump_json(exclude={"share", "path", "test"})
+        stamps = json.dumps([[str(file), *file_stamp(file)] for file in files])
+        parts = (part for file in files for part in spread(self.packed_part, self.chunks(rows(file), str(file))))
+        try:
+            table = stored(short_digest(str(VERSION), fields, stamps), parts, distinct=True)
+        except (OSError, TypeError):
+            return None
+        return table if len(table) else None
 
     def has_column(self, name: str) -> bool:
         """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""
@@ -117,6 +138,12 @@ class LocalFile(Columns, Finite):
         text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if not blank(part)]
+
+
+def _repeated(repeated: int, kept: int) -> list[str]:
+    if not repeated:
+        return []
+    return [f"{repeated} of {repeated + kept} examples repeat an earlier one and are read once"]
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

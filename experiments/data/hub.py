@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
-from experiments.data.columns import BadRow, Columns, passed_over
+from experiments.common.spread import spread
+from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over
 from experiments.data.files import LocalFile
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
-from experiments.data.source import Source, as_task
-from experiments.data.tables import filled
+from experiments.data.source import Source, as_task, free
+from experiments.data.stored import VERSION, Found, Stored, stored
+from experiments.data.tables import Row, filled
 from experiments.data.tested import TestSet
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
+LARGE = 5000  # rows of a data set whose examples are kept on disk as they were read
 
 
 class HuggingFace(Columns):
@@ -41,7 +44,7 @@ class HuggingFace(Columns):
 
     @property
     def size(self) -> int | None:
-        return None if self.streaming else len(self._usable[0])
+        return None if self.streaming else len(self.table or self._usable[0])
 
     @property
     def recognised(self) -> str:
@@ -49,7 +52,7 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        return [] if self.streaming else passed_over(self._usable[1])
+        return [] if self.streaming else passed_over(self.table.faults if self.table else self._usable[1])
 
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
@@ -65,7 +68,7 @@ class HuggingFace(Columns):
         if self.test:
             return self.tested(count, seed)
         found: dict[str, Example] = {}
-        for example in self._rows(self._order(-1, seed)):
+        for example in self.epoch(-1, seed, frozenset()):
             if len(found) == count:
                 break
             found.setdefault(example.id, example)
@@ -82,16 +85,40 @@ class HuggingFace(Columns):
         own = {name: value for name, value in self.given().items() if name in LocalFile.model_fields}
         return LocalFile(**own, path=test.path)
 
-    def stored(self) -> Iterator[Example]:
-        return self._rows(self.loaded if self.streaming else self._usable[0])
+    @functools.cached_property
+    def table(self) -> Stored | None:
+        if self.streaming or len(self.loaded) < LARGE or (self.grader and self.grader.reads):
+            return None
+        fields = self.model_dump_json(exclude={"share", "test"})
+        starts = range(0, len(self.loaded), PART)
+        try:
+            key = short_digest(str(VERSION), fields, self.loaded._fingerprint)
+            return stored(key, spread(self._part, starts), distinct=False)
+        except (OSError, TypeError):
+            return None
+
+    def _part(self, start: int) -> Found:
+        """Convert the rows from `start` on. Raises BadRow, and TypeError for examples that cannot be stored."""
+        rows = self.loaded.select_columns(self._read).select(range(start, min(start + PART, len(self.loaded))))
+        numbered: list[Row] = [(f"row {n}", _cells(row)) for n, row in enumerate(rows, start=start + 1)]
+        return self.packed_part(Chunk(numbered, self._place, self.loaded.column_names))
+
+    def stored(self) -> Iterable[Example]:
+        return self.table or self._rows(self.loaded if self.streaming else self._usable[0])
+
+    def order(self, number: int, seed: int, held_out_ids: frozenset[str]) -> list[int]:
+        import datasets
+
+        left = set(free(self.table or (), held_out_ids))
+        numbers = datasets.Dataset.from_dict({"number": range(len(self.table or ()))})
+        return [n for n in _shuffled(numbers, number, seed)["number"] if n in left]
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        return (example for example in self._rows(self._order(number, seed)) if not is_held_out(example, held_out_ids))
-
-    def _order(self, number: int, seed: int) -> Any:
-        order = int(short_digest(f"{number} {seed}")[:8], 16) >> 1  # NumPy's seeds are 32 bits
+        if self.table:
+            return map(self.table.__getitem__, self.order(number, seed, held_out_ids))
         extra = {"buffer_size": BUFFER} if self.streaming else {}
-        return (self.loaded if self.streaming else self._usable[0]).shuffle(seed=order, **extra)
+        rows = _shuffled(self.loaded if self.streaming else self._usable[0], number, seed, **extra)
+        return (example for example in self._rows(rows) if not is_held_out(example, held_out_ids))
 
     def _rows(self, rows: Any) -> Iterator[Example]:
         """Convert rows. Those of a stream are checked here, because they are not known before."""
@@ -110,10 +137,14 @@ class HuggingFace(Columns):
     @functools.cached_property
     def _usable(self) -> tuple[Any, list[str]]:
         """The usable rows of a dataset that is not streamed, and the faults of the others."""
-        read = [name for name in self.loaded.column_names if name in (*self._shape.columns, *self._shape.also)]
-        rows = ((f"row {n}", _cells(row)) for n, row in enumerate(self.loaded.select_columns(read), start=1))
+        rows = ((f"row {n}", _cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
         found, faults = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
+
+    @property
+    def _read(self) -> list[str]:
+        """The columns that are read."""
+        return [name for name in self.loaded.column_names if name in (*self._shape.columns, *self._shape.also)]
 
     @functools.cached_property
     def _shape(self) -> Shape:
@@ -134,6 +165,11 @@ class HuggingFace(Columns):
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
             ) from error
+
+
+def _shuffled(rows: Any, number: int, seed: int, **extra: Any) -> Any:
+    """Return rows of the library in the order of a pass."""
+    return rows.shuffle(seed=int(short_digest(f"{number} {seed}")[:8], 16) >> 1, **extra)  # NumPy's seeds are 32 bits
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:

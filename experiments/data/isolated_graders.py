@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -17,7 +17,8 @@ from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Item, Scorer, exact_match
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
-FENCED = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+FENCE = "```"
+MARK = re.compile(r"[ \t]*([\w+-]*)")  # of a block of code: its language
 # what a program may import; a process without rights cannot open the files of others
 MODULES = (
     "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses",
@@ -135,10 +136,20 @@ class Code(InIsolation):
 
 def code_of(reply: str) -> str:
     """Return the code of a reply: its blocks marked as Python, or those without a mark, or all of it."""
-    blocks = FENCED.findall(reply)
+    blocks = list(_blocks(reply))
     marked = [code for mark, code in blocks if mark.lower() in ("python", "py", "python3")]
     chosen = marked or [code for mark, code in blocks if not mark]
     return "\n\n".join(textwrap.dedent(code) for code in chosen) if chosen else reply
+
+
+def _blocks(reply: str) -> Iterator[tuple[str, str]]:
+    """Yield the mark and the code of each block. One that is cut off goes to the end of the reply."""
+    at = 0
+    while (start := reply.find(FENCE, at)) >= 0 and (line := reply.find("\n", start)) >= 0:
+        end = reply.find(FENCE, line)
+        at = end + len(FENCE) if end >= 0 else len(reply)
+        mark = MARK.match(reply, start + len(FENCE), line)
+        yield mark[1] if mark else "", reply[line + 1 : end if end >= 0 else None]
 
 
 def _text(cell: Any) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
 from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoder, Piece, Row, packed_rows, padded_rows
 from experiments.data.source import Source
+from experiments.data.token_cache import encoded_epoch
 
 WINDOW = 256  # rows kept: a batch that is read again costs nothing
 PATIENCE = 1000  # examples in a row without a usable piece, after which the source counts as unusable
@@ -82,7 +83,9 @@ class Pieces:
 
     def __init__(self, part: Part, encoder: Encoder, seed: int, held_out_ids: frozenset[str]) -> None:
         self.part, self.encoder = part, encoder
-        self.examples = part.source.stream(seed, held_out_ids)
+        self.encoded = part.source.without_end(
+            lambda number: encoded_epoch(part.source, number, seed, held_out_ids, encoder), len(held_out_ids)
+        )
         self.waiting: deque[Piece] = deque()
         self.epochs = 0
 
@@ -90,10 +93,9 @@ class Pieces:
         """Return the next piece and count it in `drawn`. Raises ConfigError if no example fits in a row."""
         unusable = 0
         while not self.waiting:
-            epoch, example = next(self.examples)
+            epoch, encoded = next(self.encoded)
             self.epochs = epoch + 1
-            encoded = self.encoder.encode(example, self.part.replayed)
-            self.waiting.extend(encoded.pieces)
+            self.waiting.extend(replace(piece, replayed=self.part.replayed) for piece in encoded.pieces)
             drawn.tokens_left_out += encoded.left_out
             drawn.shortened += bool(encoded.left_out and encoded.pieces)
             drawn.examples += bool(self.waiting)

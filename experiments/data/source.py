@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +17,9 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match, is_held_out
+from experiments.data.stored import Stored
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,15 @@ class Source(Section):
         """Return the examples of one pass, in the order of this pass, without those whose id is in `held_out_ids`."""
         raise NotImplementedError
 
+    @property
+    def table(self) -> Stored | None:
+        """Its examples on disk, if it is a large table; `order` then returns their numbers in place of `epoch`."""
+        return None
+
+    def order(self, number: int, seed: int, held_out_ids: frozenset[str]) -> list[int]:
+        """Return the numbers of the examples of one pass in the table, in the order of `epoch`."""
+        raise NotImplementedError
+
     def stored(self) -> Iterable[Example]:
         """Return all examples, in the order in which they are stored; nothing if the source makes them."""
         return ()
@@ -83,25 +97,30 @@ class Source(Section):
 
     def stream(self, seed: int, held_out_ids: frozenset[str]) -> Iterator[tuple[int, Example]]:
         """Yield (epoch, example) without end: a finite source starts again in another order."""
-        number = 0
-        while True:
+        return self.without_end(lambda number: self.epoch(number, seed, held_out_ids), len(held_out_ids))
+
+    def without_end(self, epoch: Callable[[int], Iterator[One]], held_out: int) -> Iterator[tuple[int, One]]:
+        """Yield (number, one) of epoch(0), epoch(1) ... without end. Raises ConfigError if one is empty."""
+        for number in itertools.count():
             empty = True
-            for example in self.epoch(number, seed, held_out_ids):
+            for one in epoch(number):
                 empty = False
-                yield number, example
+                yield number, one
             if empty:
                 raise ConfigError(
-                    f"source {self.label}: nothing is left to train on besides {len(held_out_ids)} held-out items: "
+                    f"source {self.label}: nothing is left to train on besides {held_out} held-out items: "
                     "lower evaluation.new_items, or give it more data"
                 )
-            number += 1
 
 
 class Finite(Source):
-    """A source whose examples fit in memory. A subclass defines `examples`; this class splits and shuffles them."""
+    """A source whose examples fit in memory, or are a large table on disk.
+
+    A subclass defines `examples`; this class splits and shuffles them.
+    """
 
     @functools.cached_property
-    def examples(self) -> tuple[Example, ...]:
+    def examples(self) -> Sequence[Example]:
         """All examples in the order in which they are stored. Several may have one id, as rows of one question do."""
         raise NotImplementedError
 
@@ -112,33 +131,60 @@ class Finite(Source):
     def stored(self) -> Iterable[Example]:
         return self.examples
 
+    @property
+    def table(self) -> Stored | None:
+        return self.examples if isinstance(self.examples, Stored) else None
+
     def digest(self) -> str:
-        return short_digest(*(repr(example) for example in self.examples))
+        return self.table.digest if self.table else short_digest(*(repr(example) for example in self.examples))
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
         """Return `count` examples with different ids. Raises ConfigError if nothing would be left to train on.
 
         All rows of a question that is held out are kept out of training. It is measured by the answer of the first.
         """
-        each = distinct(self.examples)
-        if count >= len(each):
-            different = "" if len(each) == len(self.examples) else " different"
+        each = len(set(ids_of(self.examples)))
+        if count >= each:
+            different = "" if each == len(self.examples) else " different"
             raise ConfigError(
-                f"source {self.label} has {len(each)}{different} examples, but {count} are to be held out: "
+                f"source {self.label} has {each}{different} examples, but {count} are to be held out: "
                 "set evaluation.new_items below that, or give it more data"
             )
         return self.sample(count, seed)
 
     def sample(self, count: int, seed: int) -> NewTask | NewText:
         """Return `count` examples with different ids to measure on, or all if there are fewer: none is trained on."""
-        each = distinct(self.examples)
-        drawn = sorted(each, key=lambda example: short_digest(f"{seed} {example.id}"))[:count]
-        return as_task(self.label, drawn)
+        return as_task(self.label, drawn(self.examples, count, seed)[0])
+
+    def order(self, number: int, seed: int, held_out_ids: frozenset[str]) -> list[int]:
+        order = free(self.examples, held_out_ids)
+        random.Random(f"epoch {number} {seed}").shuffle(order)
+        return order
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
-        examples = [example for example in self.examples if not is_held_out(example, held_out_ids)]
-        random.Random(f"epoch {number} {seed}").shuffle(examples)
-        return iter(examples)
+        return (self.examples[i] for i in self.order(number, seed, held_out_ids))
+
+
+def ids_of(examples: Sequence[Example]) -> list[str]:
+    """Return the id of each example."""
+    return examples.ids if isinstance(examples, Stored) else [example.id for example in examples]
+
+
+def free(examples: Sequence[Example], held_out_ids: frozenset[str]) -> list[int]:
+    """Return the numbers of the examples that are not held out."""
+    if isinstance(examples, Stored):
+        return examples.free(held_out_ids)
+    return [i for i, example in enumerate(examples) if not is_held_out(example, held_out_ids)]
+
+
+def drawn(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[str]]:
+    """Return `count` examples with different ids, or all if there are fewer, and all ids; both in an order by hash.
+
+    Of several examples with one id it is the first, so that a repeated question is not both trained and measured.
+    """
+    first = {one: number for number, one in reversed(list(enumerate(ids_of(examples))))}
+    order = sorted(first, key=lambda one: short_digest(f"{seed} {one}"))
+    return [examples[first[one]] for one in order[:count]], order
 
 
 def as_task(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
@@ -150,5 +196,5 @@ def as_task(label: str, drawn: Sequence[Example]) -> NewTask | NewText:
 
 
 def distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Return the first example of each id, so that a repeated question is not both trained and measured."""
+    """Return the first example of each id, in their order."""
     return tuple({example.id: example for example in reversed(examples)}.values())[::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
@@ -13,7 +14,7 @@ from experiments.common.hashing import short_digest
 from experiments.common.section import Section, later_field
 from experiments.data.graders import AnyGrader
 from experiments.data.items import Example, Item, NewTask, NewText
-from experiments.data.source import Finite, Source, as_task, distinct
+from experiments.data.source import Finite, Source, as_task, drawn
 
 
 class TestSet(Section):
@@ -90,14 +91,14 @@ class Measured(Source):
 
     def tested(self, count: int, seed: int) -> NewTask | NewText:
         """Return `count` examples of the test set, none of which is trained on. Raises ConfigError if it is empty."""
-        each = sorted(distinct(self.test_examples), key=lambda example: short_digest(f"{seed} {example.id}"))
+        found, ids = drawn(self.test_examples, count, seed)
         if self.test and self.test.share:
-            size = max(1, round(self.test.share * len(each)))
-            if size == len(each):
-                raise ConfigError(f"source {self.label}: test.share leaves none of {len(each)} questions to train on")
-            each = each[:size]
-        task = as_task(self.label, each[:count])
-        return self.graded(dataclasses.replace(task, further=frozenset(example.id for example in each)))
+            size = max(1, round(self.test.share * len(ids)))
+            if size == len(ids):
+                raise ConfigError(f"source {self.label}: test.share leaves none of {len(ids)} questions to train on")
+            ids = ids[:size]
+        task = as_task(self.label, found[: len(ids)])
+        return self.graded(dataclasses.replace(task, further=frozenset(ids)))
 
     def graded(self, task: NewTask | NewText) -> NewTask | NewText:
         """Return the task with the grader of the YAML, if there is one. Raises ConfigError if it cannot be used."""
@@ -113,11 +114,12 @@ class Measured(Source):
         return dataclasses.replace(task, scorer=scorer, grader=key, by_choice=choice, by_likelihood=likelihood)
 
     @functools.cached_property
-    def test_examples(self) -> tuple[Example, ...]:
+    def test_examples(self) -> Sequence[Example]:
         """All rows of the test set; of a share, all rows."""
         if self.test is None:
             return ()
-        return tuple((self if self.test.of_training else self.test_source(self.test)).stored())
+        rows = (self if self.test.of_training else self.test_source(self.test)).stored()
+        return rows if isinstance(rows, Sequence) else tuple(rows)
 
     def test_source(self, test: TestSet) -> Source:
         """Return the source of the test rows, with the columns of this one."""

@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import get_reporting_integration_callbacks
 
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
-from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
+from experiments.measure.watch import Watch, measured_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
-from experiments.models.precision import Precision
 from experiments.models.template import set_template
-from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
-from experiments.runs.base_records import ITEMS
-from experiments.runs.baseline import headline, score
-from experiments.runs.result_file import write_result
+from experiments.records import ArmResult
+from experiments.runs.baseline import headline
 
 logger = logging.getLogger(__name__)
 PREFIX = "forgetting/"
 SUITES = ("kept", "drift")  # and `new`, if there is a file
-STATE = "state.json"
-NAME = "trained"
 
 
 class ForgettingCallback(TrainerCallback):
     """Measure what a model forgets while it trains: `Trainer(..., callbacks=[ForgettingCallback(every=100)])`.
 
     base: name or folder of the base model; default: the model at the start of the training, which for PEFT and ctrl are
-    the same weights with adapters or copies off. every: steps between measurements; the last step is always measured.
-    budget: share of the training's time that measurements may take: one that would take more waits for a later step.
+    the same weights with adapters or copies off. every: steps between measurements; the base and the last step are
+    always measured. budget: share of the training's time that measurements may take, those two included: one on the way
+    that would leave no room for the last waits for a later step. A training that is too short for the two is said.
     new: file with questions of the new task that are not trained on. suites, changes: as for `measure`; few questions
     by default. limits: conditions such as "kl <= .1"; stop: end the training when the value of one is broken.
     keep_best: save to `folder`/best the model of the highest gain (without `new`: the latest) whose values keep the
@@ -75,138 +71,100 @@ class ForgettingCallback(TrainerCallback):
         names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
         few = {"kept.items": 50, "kept.aa_floor": False} if "kept" in names else {}
         self.config: MeasureConfig = measure_config(
-            base or "", new, names, None, "auto", seed, {**few, **(changes or {})}
+            base or "", new, names, None, "fp32", seed, {**few, **(changes or {})}
         )
         self.limits: list[Condition] = conditions(limits, self.config)
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
         self.folder = Path(folder) if folder else None
-        self.points: dict[int, dict[str, Estimate]] = {}
-        self.measuring = 0.0  # seconds
-        self._longest = 0.0
-        self._best: tuple[float, int] | None = None
+        self._watch: Watch | None = None  # while a training is measured, in its first process
+        self._reporters: list[TrainerCallback] = []
 
     @property
     def result(self) -> ArmResult:
-        """What was measured, as a result of the bench: for its tables and pictures."""
-        base = score(self._base_records, [], self._base_records, self._draws, self.config.seed)
-        points = [{"step": 0, **headline(base)}, *({"step": s, **headline(c)} for s, c in sorted(self.points.items()))]
-        last = max(self.points, default=0)
-        return ArmResult(
-            NAME, MEASURED, 0.0, "finished", steps=last, trajectory=points, scorecard=self.points.get(last, base)
-        )
+        """What was measured, as a result of the bench: for its tables and pictures. Raises ConfigError before that."""
+        return self._watched().result()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure the base, or read it back in a resumed training."""
-        self._check(args)
-        self._began = time.perf_counter()
+        check_whole(args)
         if not state.is_world_process_zero:
             return
-        model, tokenizer = kwargs["model"], copy.deepcopy(_tokenizer(kwargs))
-        set_template(tokenizer)  # of a copy: the trainer goes on with its own
-        self.folder = self.folder or default_root() / "runs" / f"callback-{Path(args.output_dir).resolve().name}"
-        self._precision = Precision("bf16" if args.bf16 else "fp32")
+        folder = self.folder or default_root() / "runs" / f"callback-{Path(args.output_dir).resolve().name}"
+        self.folder = folder
+        config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
         self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]
-        task = self.config.task(tokenizer)
-        suites = Suites.drawn(self.config.evaluation, SuiteContext(self.config.seed, self.base or ""), tokenizer, task)
-        known = read_json(self.folder / "base" / STATE)
-        if state.global_step and not known and self.base is None and not _has_base(model):
+        suites = self._suites(_tokenizer(kwargs))
+        model = kwargs["model"]
+        if state.global_step and not measured_base(folder) and self.base is None and not _has_base(model):
             raise ConfigError(
                 f"the training goes on at step {state.global_step}, so the model is not the base any more, and "
-                f"{self.folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
+                f"{folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
-        other = load_base(self.base)[0] if self.base else None
-        with nullcontext() if other is not None else _as_base(model):
-            self._prepare(suites, model if other is None else other, known)
-        self._read_back(state.global_step)
+        base = load_base(self.base)[0] if self.base else model
+        with nullcontext() if self.base else _as_base(model):
+            if state.global_step and measured_base(folder):
+                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
+            else:
+                self._watch = Watch.begun(folder, config, suites, base, self.budget)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        due = state.global_step % self.every == 0 and state.global_step < state.max_steps
-        if due and state.is_world_process_zero and self._affordable():
-            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
+        if state.global_step % self.every or state.global_step >= state.max_steps:
+            return
+        stop = False
+        if state.is_world_process_zero and self._watched().budget.allows(2):  # this one and the last
+            stop = self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
+        if self.stop and broadcast_object_list([stop])[0]:  # all processes, or none
+            control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            if state.global_step not in self.points:
-                self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
-            write_result(self._arm, self.result)
-
-    def _check(self, args: Any) -> None:
-        """Raise ConfigError for what cannot be measured from inside a training."""
-        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
-            raise ConfigError(
-                "ForgettingCallback needs a whole model in each process, but FSDP or DeepSpeed has it in shards: "
-                "measure its checkpoints after the training, control-llm measure --model OUTPUT_DIR"
-            )
-
-    @property
-    def _arm(self) -> Path:
-        assert self.folder is not None  # set when the training begins
-        return self.folder / "arms" / NAME
-
-    @property
-    def _draws(self) -> int:
-        return self.config.evaluation.bootstrap
-
-    def _prepare(self, suites: Suites, base: PreTrainedModel, known: Mapping[str, Any]) -> None:
-        assert self.folder is not None
-        self._evaluation: Evaluation = suites.prepare(base, self._precision, state=known.get("suites"))
-        file = self.folder / "base" / ITEMS
-        if known and file.is_file():
-            self._base_records = read_records(file)
+        if not state.is_world_process_zero:
             return
-        self._base_records = self._timed(base)
-        write_records(file, self._base_records)
-        write_json(self.folder / "base" / STATE, {"suites": self._evaluation.state(), **self.config.to_dict()})
+        watch = self._watched()
+        if state.global_step not in watch.points:
+            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
+        watch.write()
+        if not watch.budget.allows(0):
+            logger.warning(
+                "measuring took %.0f s, more than budget=%g: base and end are always measured. Fewer questions take "
+                'less: ForgettingCallback(changes={"kept.items": 20})', watch.budget.spent, self.budget,
+            )  # fmt: skip
+        if self.keep_best and watch.best is None:
+            logger.warning("no measured model keeps %s: none is saved", " and ".join(c.text for c in self.limits))
 
-    def _read_back(self, step: int) -> None:
-        """Take the measurements of an earlier process, up to the step at which the training goes on."""
-        for file in self._arm.glob("items-*.jsonl"):
-            number = int(file.stem.rpartition("-")[2])
-            if number <= step:
-                self.points[number] = self._card(read_records(file))
-            else:
-                file.unlink()
+    def _watched(self) -> Watch:
+        if self._watch is None:
+            raise ConfigError("nothing is measured before the training begins; results are in its first process alone")
+        return self._watch
 
-    def _affordable(self) -> bool:
-        passed = time.perf_counter() - self._began
-        return self.measuring + self._longest <= self.budget * passed
+    def _suites(self, tokenizer: PreTrainedTokenizerBase) -> Suites:
+        own = copy.deepcopy(tokenizer)
+        set_template(own)  # of a copy: the trainer goes on with its own
+        context = SuiteContext(self.config.seed, self.base or "")
+        return Suites.drawn(self.config.evaluation, context, own, self.config.task(own))
 
-    def _measure(self, args: Any, state: TrainerState, control: TrainerControl, model: Any, tokenizer: Any) -> None:
-        records = self._timed(model)
-        write_records(self._arm / f"items-{state.global_step}.jsonl", records)
-        card = self.points[state.global_step] = self._card(records)
+    def _measure(self, args: Any, state: TrainerState, control: TrainerControl, model: Any, tokenizer: Any) -> bool:
+        """Measure, report, and keep the model if it is the best. Returns whether a limit is broken that ends it."""
+        watch, step = self._watched(), state.global_step
+        card = watch.measure(step, model)
         logs = {PREFIX + name: figure.value for name, figure in headline(card).items()}
-        state.log_history.append({**logs, "step": state.global_step})
+        state.log_history.append({**logs, "step": step})
         for reporter in self._reporters:
             reporter.on_log(args, state, control, logs=dict(logs), model=model)
         broken = [limit for limit in self.limits if not limit.holds(card)]
         if broken and self.stop:
-            logger.warning("step %d: %s is broken: the training stops", state.global_step, broken[0].text)
-            control.should_training_stop = True
+            logger.warning("step %d: %s is broken: the training stops", step, broken[0].text)
         if self.keep_best and not broken:
-            self._keep(state.global_step, card, model, tokenizer)
+            watch.keep_best(step, model, tokenizer)
+        return bool(broken)
 
-    def _keep(self, step: int, card: dict[str, Estimate], model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Save the model if it is the best so far that keeps the limits."""
-        assert self.folder is not None
-        value = next((card[name].value for name in ("gain", "new_nll_drop") if name in card), float(step))
-        if self._best is None or value >= self._best[0]:
-            self._best = (value, step)
-            target = self.folder / "best"
-            ctrl.save(model, target) if isinstance(model, ControlModel) else model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-            figures = {name: estimate.value for name, estimate in headline(card).items()}
-            write_json(target / "forgetting.json", {"step": step, **figures})
 
-    def _timed(self, model: PreTrainedModel) -> list[Record]:
-        start = time.perf_counter()
-        records = self._evaluation.evaluate(model, self._precision, progress=False)
-        self._longest = max(self._longest, time.perf_counter() - start)
-        self.measuring += time.perf_counter() - start
-        return records
-
-    def _card(self, records: list[Record]) -> dict[str, Estimate]:
-        return score(self._base_records, [], records, self._draws, self.config.seed)
+def check_whole(args: Any) -> None:
+    """Raise ConfigError for a training whose models cannot be measured from inside of it."""
+    if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+        raise ConfigError(
+            "ForgettingCallback needs a whole model in each process, but FSDP or DeepSpeed has it in shards: "
+            "measure its checkpoints after the training, control-llm measure --model OUTPUT_DIR"
+        )
 
 
 def _tokenizer(kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:

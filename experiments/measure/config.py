@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, ValidationError, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
-from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field
+from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
@@ -23,13 +24,16 @@ from experiments.runs.data import cut_documents
 from experiments.scorecard.names import figure_names
 
 DEFAULT = ("kept", "drift", "text", "instructions", "alignment")  # and `new`, if there is a file
+SEVERAL = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of accelerate over several devices
 LENGTH = 512  # tokens of a document of the new task, as data.length is by default
 
 
 class MeasureConfig(Section):
     """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None.
 
-    grader: of the replies to these questions.
+    grader: of the replies to these questions. dtype: of the weights of base and models. device_map: of accelerate: over
+    several devices (`auto`) or on one (`cuda:1`); None: the best device. trust_remote_code: run Python files that base
+    and models bring along.
     """
 
     base_model: str
@@ -37,12 +41,25 @@ class MeasureConfig(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     new: str | None = None
     grader: AnyGrader | None = later_field(None)
+    dtype: Literal["fp32", "bf16", "fp16"] = later_field("fp32")
+    device_map: str | None = later_field(None)
+    trust_remote_code: bool = later_field(False)
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("evaluation", mode="before")
     @classmethod
     def _defaults(cls, value: Any) -> Any:
         return {"suites": list(DEFAULT), **value} if isinstance(value, dict) else value
+
+    @field_validator("device_map")
+    @classmethod
+    def _device(cls, value: str | None) -> str | None:
+        if value is not None and value not in SEVERAL:
+            try:
+                torch.device(value)
+            except RuntimeError:
+                raise ValueError(f"{value!r} is no device: {nearest(value, SEVERAL)}, or one, such as cuda:0") from None
+        return value
 
     @model_validator(mode="after")
     def _graded(self) -> MeasureConfig:
@@ -69,10 +86,17 @@ class MeasureConfig(Section):
         found = LocalFile(path=self.new, grader=self.grader).sample(self.evaluation.new_items, self.seed)
         return (cut_documents(tokenizer, found, LENGTH),)
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How weights are loaded: arguments of `load_base` and `load_model`."""
+        return {"remote_code": self.trust_remote_code, "dtype": self.dtype, "device_map": self.device_map}
+
     def figures(self) -> list[str]:
         """List the figures that a model can have."""
+        suites = self.evaluation.suites
         kept = self.evaluation.settings("kept").names
-        names = figure_names(self.evaluation.suites, kept, floor=self.evaluation.has_floor)
+        kept += self.evaluation.settings("lm_eval").kept if "lm_eval" in suites else ()
+        names = figure_names(suites, kept, floor=self.evaluation.has_floor)
         return [name for name in names if not name.startswith("cost/")]
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,17 +120,22 @@ def measure_config(
     changes: Mapping[str, Any] | None = None,
     kept_files: Sequence[str | Path] = (),
     grader: Any = None,
+    lm_eval: Sequence[str] = (),
+    **loading: Any,
 ) -> MeasureConfig:
     """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`.
 
-    kept_files: files of further kept tasks. grader: of the new task, as in YAML.
+    kept_files: files of further kept tasks. grader: of the new task, as in YAML. lm_eval: names of its tasks, which
+    count as kept. loading: dtype, device_map, trust_remote_code.
 
     Raises ConfigError with every fault: an unknown suite, kept task or field, with the nearest name.
     """
     names = list(suites) if suites else [*(["new"] if new else []), *DEFAULT]
+    names += ["lm_eval"] if lm_eval and "lm_eval" not in names else []
     evaluation: dict[str, Any] = {"suites": names}
     tasks = [*(kept_tasks or (DEFAULT_TASKS if kept_files else ())), *map(str, kept_files)]
-    given = {"kept_tasks": tasks} if tasks else {}
+    given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
+    given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
     for key, value in {**given, **(changes or {})}.items():
         evaluation = set_key(evaluation, f"suites.{key}" if key.partition(".")[0] in SUITES else key, value)
     values = {
@@ -115,6 +144,7 @@ def measure_config(
         "seed": seed,
         "new": str(new) if new else None,
         "grader": grader,
+        **loading,
     }
     try:
         return MeasureConfig.model_validate({**values, "evaluation": evaluation})

@@ -24,11 +24,11 @@ WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repo
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def folder_of(address: str) -> Path:
+def folder_of(address: str, remote_code: bool = False) -> Path:
     """Return the folder of a model. Raises ConfigError if nothing has this address.
 
     address: a folder, the shipped model's name, a repository of the Hugging Face Hub (`me/name`, `me/name@revision`),
-    or an address in MLflow (`models:/...`, `runs:/...`).
+    or an address in MLflow (`models:/...`, `runs:/...`). remote_code: download Python files of a repository too.
     """
     if address.lower() == SHIPPED:
         return shipped_folder()
@@ -42,14 +42,14 @@ def folder_of(address: str) -> Path:
             return local_folder(address)
         except ctrl.CheckpointError as error:
             raise ConfigError(str(error)) from error
-    return _downloaded(address)
+    return _downloaded(address, [*WANTED, "*.py"] if remote_code else WANTED)
 
 
-def _downloaded(address: str) -> Path:
+def _downloaded(address: str, wanted: list[str]) -> Path:
     match, reason = REPOSITORY.fullmatch(address), "it is no name of a repository"
     if match:
         try:
-            return Path(snapshot_download(match["name"], revision=match["revision"], allow_patterns=WANTED))
+            return Path(snapshot_download(match["name"], revision=match["revision"], allow_patterns=wanted))
         except Exception as error:  # of the network, of the Hub, of its cache: each has classes of its own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ConfigError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +18,7 @@ from experiments.measure.config import MeasureConfig
 from experiments.measure.files import stamp
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
-from experiments.measure.session import Session
+from experiments.measure.session import Session, draw_suites
 from experiments.runs.run import errors_explained, only_one
 from experiments.tracking.tracker import Tracker
 
@@ -29,7 +30,7 @@ class Folder:
     """Where a command keeps its results: `out`, or `root`/runs/COMMAND-NAME-DIGEST.
 
     root: also of the tracking store and the caches; default: the bench's. more: what else the digest depends on, next
-    to the settings and the base's files.
+    to the settings and the base's files. arms: names of what will be measured.
     """
 
     command: str
@@ -37,6 +38,7 @@ class Folder:
     out: str | Path | None = None
     root: str | Path | None = None
     more: Sequence[str] = ()
+    arms: Sequence[str] = ()
 
 
 @contextmanager
@@ -51,22 +53,27 @@ def open_session(
 ) -> Iterator[Session]:
     """Give the session, while no other process has the folder. models: those that will be measured.
 
-    Raises ConfigError for a folder of another measurement, and for an expansion of other weights than the base's.
+    Raises ConfigError for a folder of another measurement, for an expansion of other weights than the base's, and as
+    `draw_suites` before anything is written.
     """
+    suites = draw_suites(config.evaluation, config, base, tokenizer, task)
     root = Path(where.root) if where.root else default_root()
     digest = config.digest(stamp(base.folder), *where.more)
     folder = Path(where.out).resolve() if where.out else root / "runs" / f"{where.command}-{where.name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
-        note_settings(folder, config, digest)
-        session = Session(config, base, tokenizer, task, root, folder, Tracker(root, "measure"), say)
+        note_settings(folder, config, digest, command=where.command, arms=list(where.arms))
+        session = Session(config, base, tokenizer, task, suites, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(models)
         yield session
 
 
-def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
-    """Note the settings. Raises ConfigError if the folder is of others: its models would not compare."""
+def note_settings(folder: Path, config: MeasureConfig, digest: str, **facts: Any) -> None:
+    """Note the settings and other facts. Raises ConfigError if the folder is of others: its models would not compare.
+
+    `control-llm runs` and `show` read the facts.
+    """
     known = read_json(folder / NOTE)
     if known and known["digest"] != digest:
         raise ConfigError(
@@ -74,4 +81,4 @@ def note_settings(folder: Path, config: MeasureConfig, digest: str) -> None:
         )
     if folder.is_dir() and not known and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no measurement (no {NOTE}): choose another --out")
-    write_json(folder / NOTE, {"digest": digest, **config.to_dict()})
+    write_json(folder / NOTE, {"digest": digest, **facts, **config.to_dict()})

@@ -16,7 +16,7 @@ from experiments.reporting.text import with_interval
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES
 
-PATTERN = re.compile(r"\s*(\S.*?)\s*(>=|<=|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*", re.IGNORECASE)
+PATTERN = re.compile(r"([^<>=]+)(>=|<=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e-?\d+)?)\s*", re.IGNORECASE)
 SIGNS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -76,7 +76,7 @@ def _read(text: str, known: Sequence[str]) -> Condition:
     match = PATTERN.fullmatch(text)
     if match is None:
         raise ConfigError(f'--gate {text!r}: write FIGURE >= NUMBER, for example --gate "retention >= .98"')
-    name, sign, limit = match[1], match[2], float(match[3])
+    name, sign, limit = match[1].strip(), match[2], float(match[3])
     if name not in known:
         raise ConfigError(f"--gate {text!r}: no figure {name!r} is measured here: {nearest(name, known)}")
     better = figure_of(name).better

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import ctrl
 from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, base_facts, read_config
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note
+from experiments.measure.config import SEVERAL
 from experiments.measure.files import CONFIG, check_file, check_weights
 from experiments.methods.saving import ADAPTER_CONFIG, load_onto
 from experiments.models.base import load_model
-from experiments.models.precision import device
+from experiments.models.precision import DTYPES, device
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of `ctrl.checkpoint.base_facts`
@@ -29,24 +30,37 @@ class Base:
     """The base model before it is loaded.
 
     name: as given. folder: of its files. allow_other: load what was trained on another base of the same shapes too.
+    loading: arguments of `load_model`, for the models too.
     """
 
     name: str
     folder: Path
     allow_other: bool = False
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def remote_code(self) -> bool:
+        return bool(self.loading.get("remote_code"))
 
     @property
     def facts(self) -> dict[str, Any]:
-        return whole_facts(self.folder)
+        return whole_facts(self.folder, self.remote_code)
 
-    def load(self) -> PreTrainedModel:
-        return load_model(str(self.folder))
+    def load(self, folder: Path | None = None) -> PreTrainedModel:
+        """Load the base, or a whole model in another folder in the same way."""
+        return load_model(str(folder or self.folder), **self.loading)
 
     def skeleton(self) -> PreTrainedModel:
         """Build the model without its weights."""
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=self.remote_code)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(self.folder))
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=self.remote_code)
         return model
+
+    def place(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Move a model that was built elsewhere to the device, and to the dtype."""
+        where, dtype = self.loading.get("device_map") or device(), DTYPES[self.loading.get("dtype", "fp32")]
+        return model.to(device=where, dtype=dtype)  # type: ignore[call-arg]  # its decorator hides the signature
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Kind:
     """A kind of model. whole: it holds all weights, and not what was changed of the base.
 
     found: whether a folder is of this kind. facts: FACTS of the model. check: raises ConfigError before weights are
-    read. load: returns the model in fp32 on the device; a base is loaded for it if it is not whole.
+    read. load: returns the model, loaded as the base says; a base is loaded for it if it is not whole.
     """
 
     name: str
@@ -75,10 +89,15 @@ def kind_of(folder: Path) -> Kind:
     raise ConfigError(f"{folder} is no model: it has no {CONFIG}, but {files}. Known kinds by their files: {known}")
 
 
-def whole_facts(folder: Path) -> dict[str, Any]:
+def whole_facts(folder: Path, remote_code: bool = False) -> dict[str, Any]:
     """Return the FACTS of a model's config. Raises ConfigError if transformers cannot read it."""
+    if not remote_code and read_note(folder / CONFIG).get("auto_map"):
+        raise ConfigError(
+            f"{folder} brings Python files of its own (auto_map in its {CONFIG}), which are not run: read them, then "
+            "add --trust-remote-code"
+        )
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote_code)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"{folder / CONFIG} is not the config of a model: {error}") from error
     text = config.get_text_config(decoder=True)
@@ -102,11 +121,25 @@ def _expansion_facts(folder: Path, base: Base) -> dict[str, Any]:
 
 
 def _check_expansion(folder: Path, base: Base) -> None:
+    _check_one_device(folder, base)
     check_file(folder / WEIGHTS_FILE)
     wrong = [n for n, here in base.facts.items() if _saved(folder).get(n, here) != here]
     if wrong:
         there = ", ".join(f"{name} {_saved(folder)[name]} there, {base.facts[name]} here" for name in wrong)
         raise ConfigError(f"{folder} was trained on {_saved(folder)['name']!r}, --base is {base.name!r}: {there}")
+
+
+def _check_one_device(folder: Path, base: Base) -> None:
+    if base.loading.get("device_map") in SEVERAL:
+        raise ConfigError(
+            f"{folder} is an expansion, which is loaded on one device: --device-map {base.loading['device_map']} is "
+            "for models over several; leave it out, or name a device, such as cuda:0"
+        )
+
+
+def _check_published(folder: Path, base: Base) -> None:
+    _check_one_device(folder, base)
+    check_weights(folder)
 
 
 def _saved(folder: Path) -> dict[str, Any]:
@@ -172,7 +205,7 @@ def _is_published(folder: Path) -> bool:
 
 def _check_whole(folder: Path, base: Base) -> None:
     check_weights(folder)
-    whole_facts(folder)
+    whole_facts(folder, base.remote_code)
 
 
 def _base_facts(folder: Path, base: Base) -> dict[str, Any]:
@@ -202,15 +235,15 @@ KINDS = (
         False,
         _is_published,
         _published_facts,
-        lambda folder, base: check_weights(folder),
-        lambda folder, base: ctrl.load_published(folder).float().to(device()),
+        _check_published,
+        lambda folder, base: base.place(ctrl.load_published(folder)),
     ),
     Kind(
         "model",
         True,
         lambda folder: (folder / CONFIG).is_file(),
-        lambda folder, base: whole_facts(folder),
+        lambda folder, base: whole_facts(folder, base.remote_code),
         _check_whole,
-        lambda folder, base: load_model(str(folder)),
+        lambda folder, base: base.load(folder),
     ),
 )

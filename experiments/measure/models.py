@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -52,10 +53,14 @@ class Model:
         return self.checkpoints[-1].kind.name
 
 
-def read_base(address: str, allow_other: bool = False) -> Base:
-    """Find the base model, which must be a whole one, and check its files. Raises ConfigError."""
-    folder = folder_of(address)
-    base = Base(address, folder, allow_other)
+def read_base(address: str, allow_other: bool = False, loading: Mapping[str, Any] | None = None) -> Base:
+    """Find the base model, which must be a whole one, and check its files. Raises ConfigError.
+
+    loading: see `Base`.
+    """
+    remote_code = bool(loading and loading["remote_code"])
+    folder = folder_of(address, remote_code)
+    base = Base(address, folder, allow_other, loading or {})
     kind = kind_of(folder)
     if not kind.whole:
         raise ConfigError(f"--base {address} is a {kind.name}: name the whole model from which it was trained")
@@ -78,10 +83,10 @@ def read_models(
     return [_read(name, address, base, tokenizer, task) for name, address in pairs]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer with its chat template settled, as `load_base` does. Raises ConfigError."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the tokenizer in {folder} could not be loaded: {error}") from error
     set_template(tokenizer)
@@ -104,14 +109,14 @@ def _named(text: str) -> tuple[str, str]:
 def _read(
     name: str, address: str, base: Base, tokenizer: PreTrainedTokenizerBase, task: Sequence[NewTask | NewText]
 ) -> Model:
-    folder = folder_of(address)
+    folder = folder_of(address, base.remote_code)
     steps = checkpoints(folder) or {1: folder}
     found = tuple(Checkpoint(step, path, kind_of(path)) for step, path in steps.items())
     for one in found:
         one.kind.check(one.folder, base)
     last = found[-1]
     facts = last.kind.facts(last.folder, base)
-    own = _own_tokenizer(last, folder)
+    own = _own_tokenizer(last, folder, base.remote_code)
     if own is None:
         return Model(name, address, found, tokenizer, False, _other_shape(facts, base.facts))
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
@@ -131,12 +136,12 @@ def distributions() -> list[str]:
     return [name for name, suite in SUITES.items() if suite.compares_tokens]
 
 
-def _own_tokenizer(last: Checkpoint, folder: Path) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(last: Checkpoint, folder: Path, remote_code: bool) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model; None if it has none and is a change of the base, whose tokenizer it has then."""
     if last.kind.whole:
         _tokenizer_files(last.folder, folder)
     place = tokenizer_folder(last.folder)
-    return load_tokenizer(place) if place else None
+    return load_tokenizer(place, remote_code) if place else None
 
 
 def _tokenizer_files(folder: Path, named: Path) -> None:

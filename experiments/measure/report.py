@@ -13,7 +13,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from experiments.common.errors import CompareError
-from experiments.common.files import write_json
+from experiments.common.files import write_json, write_text
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.comparison.report import differences_table
@@ -55,7 +55,7 @@ def write_measurement(
     failed: Mapping[str, str],
     left_out: Mapping[str, Mapping[str, str]],
 ) -> Report:
-    """Write report.html and figures.json to the folder of a measurement. Returns what they say."""
+    """Write report.html, report.txt and figures.json to the folder of a measurement. Returns what they say."""
     runs = _runs(session, results)
     questions = question_texts(session.suites.suites.values())
     words = [sentence(r, runs[r.arm].base, runs[r.arm].after) for r in results]
@@ -65,7 +65,8 @@ def write_measurement(
     notes += [f"{name}: suite {suite} is left out: {why}" for name, s in left_out.items() for suite, why in s.items()]
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
-    write_json(session.folder / "figures.json", {r.arm: _plain(r.scorecard) for r in results})
+    write_json(session.folder / "figures.json", {r.arm: plain_figures(r.scorecard) for r in results})
+    write_text(session.folder / "report.txt", report.text() + "\n")
     write_page(page, "measure", **_values(session, report, results, runs))
     return report
 
@@ -146,7 +147,7 @@ def _pictures(results: Sequence[ArmResult], runs: Mapping[str, ComparedRun]) -> 
     return found + alignment_pictures({name: run.after for name, run in runs.items()})
 
 
-def _plain(card: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
+def plain_figures(card: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
     """Return figures as JSON can hold them: what is not a number is null."""
     return {
         name: {end: value if value is None or math.isfinite(value) else None for end, value in asdict(e).items()}

@@ -63,6 +63,8 @@ def measure(
     say: Callable[[str], None] = print,
     kept_files: Sequence[str | Path] = (),
     grader: Any = None,
+    lm_eval: Sequence[str] = (),
+    **loading: Any,
 ) -> Measurement:
     """Measure models against their base, or go on. Raises ConfigError for wrong input, before anything heavy is loaded.
 
@@ -70,17 +72,20 @@ def measure(
     a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow. new: file with
     the new task, for the gain. gate: conditions such as "retention >= .98". out: folder of the results; default: one
     below `root`, named after base and settings. changes: fields of the section `evaluation` (`kept.items`).
-    kept_files: files of questions that count as kept tasks. grader: of the new task, as in YAML. allow_other_base: see
-    `kinds.Base`. A model that fails does not stop the others.
+    kept_files: files of questions that count as kept tasks. grader: of the new task, as in YAML. lm_eval: tasks of
+    lm-evaluation-harness that count as kept. loading: dtype, device_map and trust_remote_code, see `MeasureConfig`.
+    allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
-    config = measure_config(base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader)
+    config = measure_config(
+        base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader, lm_eval, **loading
+    )
     asked = conditions(gate, config)
-    found = read_base(base, allow_other_base)
-    tokenizer = load_tokenizer(found.folder)
+    found = read_base(base, allow_other_base, config.loading)
+    tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
     chosen = read_models(models, found, tokenizer, task)
-    folder = Folder("measure", _slug(base), out, root)
+    folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}

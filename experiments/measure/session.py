@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.files import read_json, read_note, write_json
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
@@ -35,25 +36,25 @@ from experiments.tracking.tracker import Tracker
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What all models of a measurement share. tokenizer: of the base. task: the new one, or nothing."""
+    """What all models of a measurement share.
+
+    tokenizer: of the base. task: the new one, or nothing. suites: of the config, with their items drawn.
+    """
 
     config: MeasureConfig
     base: Base
     tokenizer: PreTrainedTokenizerBase
     task: tuple[NewTask | NewText, ...]
+    suites: Suites
     root: Path
     folder: Path
     tracker: Tracker
     say: Callable[[str], None] = print
 
     @cached_property
-    def suites(self) -> Suites:
-        return self._suites(list(self.config.evaluation.suites), self.tokenizer)
-
-    @cached_property
     def measured(self) -> MeasuredBase:
         """The base model's records; it is loaded for them, and not kept."""
-        model, tokenizer = load_base(str(self.base.folder))
+        model, tokenizer = load_base(str(self.base.folder), **self.base.loading)
         evaluation, seed, precision = self.config.evaluation, self.config.seed, Precision(self.config.precision)
         found = measure_base(
             evaluation, self.suites, model, tokenizer, precision, self.root, self.folder, seed, self.say
@@ -135,7 +136,7 @@ class Session:
 
     def _suites(self, names: list[str], tokenizer: PreTrainedTokenizerBase) -> Suites:
         config = self.config.evaluation.model_copy(update={"suites": tuple(names)})
-        return Suites.drawn(config, SuiteContext(self.config.seed, str(self.base.folder)), tokenizer, self.task)
+        return draw_suites(config, self.config, self.base, tokenizer, self.task)
 
     def _result(self, model: Model) -> ArmResult:
         folder, draws, seed = self.arm(model), self.config.evaluation.bootstrap, self.config.seed
@@ -172,6 +173,18 @@ class Session:
         for one in model.checkpoints:
             run.log_file(self.arm(model) / f"items-{one.step}.jsonl", "records")
         run.log_file(self.arm(model) / RESULT, "scorecard")
+
+
+def draw_suites(
+    evaluation: EvaluationConfig,
+    config: MeasureConfig,
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    task: tuple[NewTask | NewText, ...],
+) -> Suites:
+    """Draw the items of all suites. Raises ConfigError for unknown tasks and for more items than there are."""
+    context = SuiteContext(config.seed, str(base.folder), base.remote_code)
+    return Suites.drawn(evaluation, context, tokenizer, task)
 
 
 def _facts(model: Model) -> dict[str, Any]:

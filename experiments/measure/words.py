@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
+from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.records import ArmResult, Record
 from experiments.reporting.text import figure_text, gain_name, gain_text
@@ -73,7 +74,7 @@ def lost_answers(
     found: dict[tuple[str, str], Lost] = {}
     for r0, r in pairs:
         if r0.correct and not r.correct:
-            one = _lost(r0, r, questions.get(r.key, r.item))
+            one = _lost(r0, r, questions.get(r.key) or questions.get((r.suite, r.task, "", r.item), r.item))
             known = found.get((r.task, r.item))
             if known is None or known.clarity < one.clarity:
                 found[r.task, r.item] = one
@@ -81,7 +82,10 @@ def lost_answers(
 
 
 def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, str], str]:
-    """Return the text of each question of suites by the key of its record: records hold only its digest."""
+    """Return the text of each question of suites by the key of its record: records hold only its digest.
+
+    Of lm_eval's tasks the form in the key is empty: it has several.
+    """
     texts: dict[tuple[str, str, str, str], str] = {}
     for suite in suites:
         if isinstance(suite, KeptSuite):
@@ -93,6 +97,8 @@ def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, st
             texts |= {(suite.name, name, "generate", item.id): item.question for name, item in written}
         elif isinstance(suite, InstructionSuite):
             texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
+        elif isinstance(suite, HarnessSuite):
+            texts |= {(side, name, "", item): text for (side, name, item), text in suite.questions().items()}
         elif isinstance(suite, NewTaskSuite):
             asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
             forms = ("chat", *suite.settings.forms)

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl.control_model import ControlModel
+
 Batch = Mapping[str, Tensor]  # the arguments of the model's call; `labels` (batch, seq) are -100 where no loss is
+
+
+def read_by(model: Any, batch: Batch) -> dict[str, Any]:
+    """Return the arguments of a model's call, without the marks of tokens that it does not read."""
+    unread = ("replayed",) if isinstance(model, ControlModel) else ("replayed", "documents")
+    return {name: value for name, value in batch.items() if name not in unread}
 
 
 def single_rows(batches: list[Batch], device: torch.device) -> Iterator[dict[str, Any]]:

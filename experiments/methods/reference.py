@@ -22,6 +22,8 @@ from experiments.methods.batches import Batch
 from experiments.methods.saving import is_peft
 from experiments.models.head import inner, why_whole
 
+UNREAD = ("labels", "shift_labels", "replayed", "documents")  # values of a batch that no logits depend on
+
 
 @dataclass(frozen=True)
 class BaseLogits:
@@ -66,7 +68,7 @@ class Reference:
             if not (self.shares_weights and sharded(model)):  # shards: all processes make the pass together
                 return BaseLogits(torch.empty(0), head if self.by_states else None)
             rows[0] = True
-        inputs = {k: _of_rows(v, rows) for k, v in batch.items() if k not in ("labels", "shift_labels", "replayed")}
+        inputs = {k: _of_rows(v, rows) for k, v in batch.items() if k not in UNREAD}
         where: AbstractContextManager[Any] = nullcontext()
         if self.shares_weights:
             where = model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)

@@ -33,20 +33,23 @@ def load_base(
     remote_code: bool = False,
     template: str | None = None,
     merge_system: bool = False,
+    dtype: str = "fp32",
+    device_map: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The pretrained model in fp32 on the best device, and its tokenizer.
+    """The pretrained model on the best device, and its tokenizer.
 
     name: `smollm2-135m-instruct` (shipped), a local folder, or a Hugging Face name. system: the system turn that its
     chats begin with; None leaves that to the chat template. options: values of the template's variables
     (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
-    `set_template`. Raises ModelError.
+    `set_template`. dtype: of the weights, a name of DTYPES. device_map: of accelerate, instead of the best device.
+    Raises ModelError.
     """
-    model, tokenizer = load_whole(name, _source(name), remote_code)
+    model, tokenizer = load_whole(name, _source(name), remote_code, dtype, device_map)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
-    return _on_device(name, model), tokenizer
+    return _on_device(name, model, device_map), tokenizer
 
 
 def load_tokenizer(name: str, remote_code: bool = False, **chats: Any) -> PreTrainedTokenizerBase:
@@ -57,13 +60,16 @@ def load_tokenizer(name: str, remote_code: bool = False, **chats: Any) -> PreTra
     return tokenizer
 
 
-def load_model(name: str, remote_code: bool = False) -> PreTrainedModel:
-    """The pretrained model alone, in fp32 on the best device. Parameters and errors: see `load_base`."""
-    return _on_device(name, load_weights(name, _source(name), remote_code))
+def load_model(
+    name: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
+) -> PreTrainedModel:
+    """The pretrained model alone, on the best device. Parameters and errors: see `load_base`."""
+    return _on_device(name, load_weights(name, _source(name), remote_code, dtype, device_map), device_map)
 
 
-def _on_device(name: str, model: PreTrainedModel) -> PreTrainedModel:
-    model = model.to(device())  # type: ignore[arg-type]
+def _on_device(name: str, model: PreTrainedModel, device_map: str | None) -> PreTrainedModel:
+    if device_map is None:  # else its parts are where they belong
+        model = model.to(device())  # type: ignore[arg-type]
     check_model(name, model)
     return model
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.models.modes import evaluating
-from experiments.models.precision import Precision
+from experiments.models.precision import DTYPES, Precision
 
 TOKENS = 4  # of the two rows of the probe, which differ in the last one
 SAME = 1e-4  # largest change by rounding, as a share of the largest logit
@@ -25,14 +25,16 @@ QUESTION, REPLY = "a question", "a reply"
 GENERATION = "generation_config.json"  # transformers skips a damaged one without a word
 
 
-def load_whole(name: str, source: str, remote_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model in fp32 on the CPU, and its tokenizer. Raises ModelError, which names the file or the weights.
+def load_whole(
+    name: str, source: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer. Raises ModelError, which names the file or the weights.
 
     name: as the user wrote it. source: a folder, or a name of the Hugging Face Hub. remote_code: run Python files that
-    the model brings along.
+    the model brings along. dtype: of the weights, a name of DTYPES. device_map: of accelerate; None: the CPU.
     """
     tokenizer = load_words(name, source, remote_code)
-    model = load_weights(name, source, remote_code)
+    model = load_weights(name, source, remote_code, dtype, device_map)
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
 
@@ -44,13 +46,16 @@ def load_words(name: str, source: str, remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def load_weights(name: str, source: str, remote_code: bool = False) -> PreTrainedModel:
-    """Load a model alone, in fp32 on the CPU. Parameters and errors: see `load_whole`."""
+def load_weights(
+    name: str, source: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
+) -> PreTrainedModel:
+    """Load a model alone. Parameters and errors: see `load_whole`."""
     folder = Path(source)
     with _explained(name, folder, "config.json"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            dtype=torch.float32,
+            dtype=DTYPES[dtype],
+            device_map=device_map,
             trust_remote_code=remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
@@ -66,6 +71,13 @@ def load_weights(name: str, source: str, remote_code: bool = False) -> PreTraine
             "save its tokenizer there too, and name that folder"
         )
     _check_report(name, report)
+    offloaded = [tensor for tensor, values in model.named_parameters() if values.is_meta]
+    if offloaded:
+        raise ModelError(
+            f"base_model {name!r} does not fit on the devices of device_map {device_map}: {len(offloaded)} tensors "
+            f"({_some(offloaded)}) would be read from disk or main memory in each pass. Take a smaller dtype (bf16), "
+            "or more devices"
+        )
     return model
 
 

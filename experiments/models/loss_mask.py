@@ -83,7 +83,8 @@ def turn(
 ) -> Turn:
     """Return the prompt and the answer of the reply at `index`."""
     question = question_of(messages[:index], tools, place)
-    return Turn(index, prompt_ids(tokenizer, question), answer_ids(tokenizer, question, messages[index]))
+    prompt = prompt_ids(tokenizer, question)
+    return Turn(index, prompt, answer_ids(tokenizer, question, messages[index], prompt=prompt))
 
 
 def _asked(messages: Sequence[Message]) -> bool:

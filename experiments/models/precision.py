@@ -1,4 +1,4 @@
-"""Choose the arithmetic of a run: fp32, or bf16 where the machine computes it fast; and the device."""
+"""Choose the arithmetic of a run: fp32, or bf16 where the machine computes it fast; the device; dtypes by name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from ctrl.sharded import sharded
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of weights
 
 
 def device() -> torch.device:

@@ -48,21 +48,26 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
 
 
 def answer_ids(
-    tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message, ended: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    question: str,
+    reply: str | Message,
+    ended: bool = True,
+    prompt: Sequence[int] | None = None,
 ) -> list[int]:
     """Return what a model is trained to write after `prompt_ids`: the template's own text of the reply's turn.
 
     ended: with the end of turn, after which nothing of the template follows; False for a reply that was cut off. Calls
-    of tools end with the token that the template writes after them.
+    of tools end with the token that the template writes after them. prompt: `prompt_ids`, if they are known.
     """
     end = end_of_turn(tokenizer)
     if not tokenizer.chat_template:
         asked, said = as_words(tokenizer, [plain(question), f" {turn_of(reply)['content']}"])
-        return continuation_ids(tokenizer, asked, said) + [end] * ended
+        return continuation_ids(tokenizer, asked, said, before=prompt) + [end] * ended
+    asked = prompt_text(tokenizer, question)
     if call := called(tokenizer, question, reply):
-        return continuation_ids(tokenizer, prompt_text(tokenizer, question), call, add_special_tokens=False)
+        return continuation_ids(tokenizer, asked, call, add_special_tokens=False, before=prompt)
     text = written(tokenizer, question, reply) + _closing(tokenizer, end) * ended
-    ids = continuation_ids(tokenizer, prompt_text(tokenizer, question), text, add_special_tokens=False)
+    ids = continuation_ids(tokenizer, asked, text, add_special_tokens=False, before=prompt)
     return ids + [end] * (ended and ids[-1:] != [end])
 
 
@@ -102,14 +107,18 @@ def cut_in_thought(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
 
 
 def continuation_ids(
-    tokenizer: PreTrainedTokenizerBase, prefix: str, text: str, add_special_tokens: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    prefix: str,
+    text: str,
+    add_special_tokens: bool = True,
+    before: Sequence[int] | None = None,
 ) -> list[int]:
-    """Return the tokens of `text` after `prefix`.
+    """Return the tokens of `text` after `prefix`. before: those of the prefix, if they are known.
 
     Both are encoded together if the boundary is between two tokens: some tokenizers add a space to a text on its own.
     """
     encode = text_ids if add_special_tokens else _ids
-    before, whole = encode(tokenizer, prefix), encode(tokenizer, prefix + text)
+    before, whole = encode(tokenizer, prefix) if before is None else list(before), encode(tokenizer, prefix + text)
     if len(whole) > len(before) and whole[: len(before)] == before:
         return whole[len(before) :]
     return _ids(tokenizer, text)

@@ -95,6 +95,11 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+    return _rendered_prompt(tokenizer, str(tokenizer.chat_template), question)
+
+
+@functools.lru_cache(maxsize=4)  # the tokens of one reply need it several times
+def _rendered_prompt(tokenizer: PreTrainedTokenizerBase, template: str, question: str) -> str:
     return _render(tokenizer, question, messages_of(question), add_generation_prompt=True)
 
 

@@ -134,6 +134,20 @@ def _too_long(part: Mapping[str, Any]) -> int:
     return int(part.get("too_long", part.get("left_out", 0))) + int(part.get("shortened", 0))
 
 
+def packing_table(packed: Mapping[str, Mapping[str, Any] | None]) -> Table | None:
+    """Show how much padding packing saved in each arm; None if nothing was packed. packed: by arm, from `Packing`."""
+    names = ("conversations", "rows", "tokens", "computed", "padded")
+    rows = tuple(
+        (arm, *(f"{one[name]:,}" for name in names), f"{one['saved']:.1%}") for arm, one in packed.items() if one
+    )
+    head = ("arm", "conversations", "rows", "tokens", "with padding", "without packing", "saved")
+    note = (
+        "With padding: tokens that the model read, each row padded to the longest of its batch. Without packing: the "
+        "same with one conversation in a row. The loss is the same."
+    )
+    return Table("Packed conversations", head, rows, note) if rows else None
+
+
 def overlap_table(overlaps: Sequence[Overlap]) -> Table | None:
     """Show which measured questions are in the training data; None if there are none."""
     rows = tuple(

@@ -18,6 +18,7 @@ from experiments.reporting.details import (
     data_table,
     further_table,
     overlap_table,
+    packing_table,
     posthoc_table,
     trajectory_table,
 )
@@ -57,10 +58,11 @@ class RunRecords:
         drawn: Mapping[str, Sequence[Mapping[str, Any]]],
         afterwards: Sequence[ArmResult],
         overlaps: Sequence[Overlap] = (),
+        packed: Mapping[str, Mapping[str, Any] | None] | None = None,
     ) -> list[Table]:
         """Make the further tables. drawn: the data of each arm. afterwards: operations on trained weights.
 
-        overlaps: of the measured questions with the training data.
+        overlaps: of the measured questions with the training data. packed: counts of packing of each arm, if any.
         """
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         tables = [
@@ -69,6 +71,7 @@ class RunRecords:
             further_table(self.results),
             posthoc_table(afterwards),
             data_table(drawn),
+            packing_table(packed or {}),
             overlap_table(overlaps),
             cost_table(self.results),
         ]

@@ -92,13 +92,26 @@ class ArmRun:
 
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""
+        drawn: list[dict[str, Any]] = self._data()["drawn"]
+        return drawn
+
+    def packing(self) -> dict[str, Any] | None:
+        """Return the counts of packing (`Packing`), if conversations are packed. Kept in data.json too."""
+        packing: dict[str, Any] | None = self._data().get("packing")
+        return packing
+
+    def _data(self) -> dict[str, Any]:
         path, run = self.folder / "data.json", self.prepared.folder.name
         note = read_note(path)
         if "drawn" not in note or note.get("run", run) != run:  # earlier versions did not name it
-            note = {"run": run, "drawn": self.prepared.data.drawn(self.arm)}
+            data = self.prepared.data
+            rows = data.rows(self.arm)
+            batch = self.training.processes.per_process(self.prepared.config.training.batch_size)
+            packing = data.packing_of(rows, batch)
+            note = {"run": run, "drawn": data.drawn(self.arm, rows)}
+            note |= {"packing": packing.plain()} if packing else {}
             write_json(path, note)
-        drawn: list[dict[str, Any]] = note["drawn"]
-        return drawn
+        return note
 
     def _read(self) -> ArmResult:
         """Return the result on disk, or one to be filled. Raises DamagedError."""

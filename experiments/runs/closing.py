@@ -29,13 +29,15 @@ def close_run(
     """Write report, tables and pictures to the run's folder, log them, and return the outcome. results: of the arms."""
     folder, command = prepared.folder, tracker.ui_command()
     pairs = list(zip(arms, results, strict=True))
-    drawn = {arm.arm.name: arm.drawn() for arm, result in pairs if result.status == "finished"}
+    finished = [arm for arm, result in pairs if result.status == "finished"]
+    drawn = {arm.arm.name: arm.drawn() for arm in finished}
+    packed = {arm.arm.name: arm.packing() for arm in finished}
     records = {label(result): arm.records.read() for arm, result in pairs}
     details = RunRecords(prepared.config, prepared.base, results, {name: r for name, r in records.items() if r})
     pictures = details.pictures()
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,
-        details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps), figures=pictures,
+        details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps, packed), figures=pictures,
         significant=details.significant_pairs(),
     )  # fmt: skip
     for name in (*_write_pictures(folder, pictures), *REPORT_FILES):

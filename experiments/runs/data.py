@@ -19,8 +19,10 @@ from experiments.data.counts import MOST, count, notes
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
+from experiments.data.packing import Packing, PackingCollator, packing
 from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
+from experiments.data.token_cache import encoded_epoch
 from experiments.methods import Batch
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
@@ -31,7 +33,7 @@ class ExperimentData:
 
     tasks: held-out items of the new task. collator: makes a batch of rows. base: returns the base model; called only if
     a source samples from it. cache: folder of sampled text. packed: whether the base model keeps several documents of
-    one row apart (`documents_apart`); if not, each row of cpt is one. Raises ConfigError for data that cannot be read.
+    one row apart (`documents_apart`); if not, none is packed. Raises ConfigError for data that cannot be read.
     """
 
     def __init__(
@@ -43,8 +45,11 @@ class ExperimentData:
         packed: bool = True,
     ) -> None:
         self.config, self.tokenizer, data = config, tokenizer, config.data
+        packed = packed and data.packs
         self.encoder = Encoder(tokenizer, data.regime, data.length, packed, data.loss, data.overlong)
-        self.collator: Any = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
+        self.packing = packed and data.regime == "sft"
+        self.padding = PackedCollator() if self.encoder.packs else PaddingCollator(tokenizer)
+        self.collator: Any = PackingCollator(tokenizer, data.length) if self.packing else self.padding
         _check_old(config)
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.held_out_of = [task.ids for task in held_out]  # by source of data.new
@@ -92,7 +97,7 @@ class ExperimentData:
         whole = sum(source.share for source in sources)
         parts = [Part(source.materialise(self.context), source.share / whole, True) for source in sources]
         rows = Rows(Mixture(parts, self.encoder, config.seed, self.held_out_ids), size * count)
-        batches = [self.collator([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
+        batches = [self.padding([rows[start + i] for i in range(size)]) for start in range(0, len(rows), size)]
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
     def counted(self) -> list[str]:
@@ -103,20 +108,32 @@ class ExperimentData:
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
         most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
-        counts = [count(one.epoch(*epoch), self.encoder, most) for one in sources]
+        counts = [
+            count(one.epoch(*epoch), self.encoder, most, encoded_epoch(one, *epoch, self.encoder)) for one in sources
+        ]
         return [
             line for one, found in zip(sources, counts, strict=True) for line in notes(one.label, found, self.encoder)
         ]
 
-    def drawn(self, arm: ArmConfig) -> list[dict[str, Any]]:
-        """Count what the arm's rows took from each source. Reads all rows once more.
+    def packing_of(self, rows: Rows, batch: int, most: int | None = None) -> Packing | None:
+        """Count what packing makes of the first `most` rows of an arm, or of all; None if nothing is packed.
+
+        batch: conversations that a process reads at a time.
+        """
+        if not self.packing:
+            return None
+        lengths = (len(rows[i]["input_ids"]) for i in range(min(len(rows), most or len(rows))))
+        return packing(lengths, batch, self.config.data.length)
+
+    def drawn(self, arm: ArmConfig, rows: Rows | None = None) -> list[dict[str, Any]]:
+        """Count what the arm's rows took from each source. Reads all rows once more, if `rows` have not been read.
 
         One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
         tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
         too_long (chats longer than data.length, which are left out), shortened (of which only a part is left out),
         tokens_left_out (of both).
         """
-        rows = self.rows(arm)
+        rows = rows or self.rows(arm)
         drawn = rows.drawn()
         total: Counter[int] = Counter()
         for part, one in zip(rows.mixture.parts, drawn, strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from experiments.methods import ActiveMethod, Batch
+from experiments.methods.batches import read_by
 from experiments.models.head import only_label_logits
 from experiments.runs.arm_training import ArmTraining
 from experiments.training.lm_loss import lm_loss
@@ -90,7 +91,7 @@ def step_seconds(arm: ArmTraining) -> float:
     model = method.prepare(prepared.config.load_base()[0], arm.context).train()
     active = method.begin(model, arm.context)
     marked = only_label_logits(_first_batch(arm, model.device))
-    inputs = {k: v for k, v in marked.items() if k != "replayed"}
+    inputs = read_by(model, marked)
     with prepared.precision.autocast():
         hooks = active.token_weights, method.reads_pass, active.token_penalties
         loss = lm_loss(model, method.reads_logits, *hooks)

@@ -13,9 +13,10 @@ from experiments.common.errors import RunError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
+from experiments.data.counts import MOST
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
-from experiments.runs.arm_training import arm_trainings
+from experiments.runs.arm_training import ArmTraining, arm_trainings
 from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.messages import BaseReady, Done, TrainArm
@@ -95,9 +96,20 @@ def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | No
         return None
     missing = [arm.training for arm in arms if not arm.result_file.is_file()]
     if missing:
+        _say_packing(missing[0], session)
         return say_time(missing, session.say)
     session.say("all arms are finished already; making the report again (--fresh repeats everything)")
     for arm in arms:
         if read_note(arm.result_file).get("status") == "failed":
             session.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")
     return None
+
+
+def _say_packing(arm: ArmTraining, session: Session) -> None:
+    """Say how much padding packing saves in the first steps of an arm."""
+    data, batch = arm.prepared.data, arm.processes.per_process(arm.prepared.config.training.batch_size)
+    if found := data.packing_of(data.rows(arm.arm), batch, MOST):
+        session.say(
+            f"packing: the first {found.conversations:,} conversations are {found.rows:,} rows of {found.computed:,} "
+            f"tokens with padding, {found.saved:.0%} less than the {found.padded:,} without packing"
+        )

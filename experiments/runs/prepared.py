@@ -102,9 +102,9 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
         say("the base model writes the text of the source `self` (once) ...")
         return model
 
-    packed = config.data.regime != "cpt" or documents_apart(model)
-    if not packed:
-        say("documents of one row would see each other in this model: each row is one document, so steps read less")
+    packed = config.data.packs and documents_apart(model)
+    if config.data.packs and not packed:
+        say(_not_packed(config.data.regime))
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
@@ -120,6 +120,12 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     if config.data.template is not None:  # maybe a file, which may have changed
         digests["the data.template"] = json_digest(tokenizer.chat_template)
     return Inputs(config, model, tokenizer, data, suites, digests)
+
+
+def _not_packed(regime: str) -> str:
+    if regime == "sft":
+        return "conversations of one row would see each other in this model: each has a row of its own, not packed"
+    return "documents of one row would see each other in this model: each row is one document, so steps read less"
 
 
 def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:

@@ -39,7 +39,7 @@ def endpoint(model: Model, base: Base, folder: Path, say: Callable[[str], None])
     plain = _merged(loaded, model.tokenizer, model.address)
     writing = folder / "merged.part"
     shutil.rmtree(writing, ignore_errors=True)
-    plain.to(stored_base(str(base.folder)).dtype).save_pretrained(writing)  # type: ignore[arg-type]
+    plain.to(stored_base(str(base.folder), base.remote_code).dtype).save_pretrained(writing)  # type: ignore[arg-type]
     model.tokenizer.save_pretrained(writing)
     writing.rename(target)
     return target

@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS
-from experiments.models.base import load_model
+from experiments.measure.kinds import Base
 
 By = Literal["weights", "depth"]
 LAYER = re.compile(r"\.(\d+)\.")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 HEAD = "lm_head.weight"
-COPIED = (".json", ".jinja", ".txt", ".model")  # files of a model besides its weights
+COPIED = (".json", ".jinja", ".txt", ".model", ".py")  # files of a model besides its weights
 TRAINING = ("trainer_state.json",)
 NO_PATH = "no path of weights leads there"
 
@@ -79,11 +79,11 @@ class WeightPath:
             return alpha + (1 - alpha) * int(found[1]) / max(1, self.layers - 1)
         return alpha if name.endswith(EMBEDDINGS) else 1.0
 
-    def load(self, alpha: float) -> PreTrainedModel:
-        """Load the model at a point, as `write` writes it."""
+    def load(self, alpha: float, base: Base) -> PreTrainedModel:
+        """Load the model at a point, as `write` writes it, in the way in which the base is loaded."""
         with tempfile.TemporaryDirectory(prefix="soften-") as folder:
             self.write(alpha, Path(folder))
-            return load_model(folder)
+            return base.load(Path(folder))
 
     def write(self, alpha: float, folder: Path) -> None:
         """Write the model at a point: weights, config, tokenizer. One file of weights is in memory at a time."""

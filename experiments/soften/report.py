@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from experiments.common.files import write_json, write_text
+from experiments.measure.report import plain_figures
 from experiments.measure.session import Session
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
@@ -46,7 +48,10 @@ def write_report(
     barrier: str | None,
     half: Half,
 ) -> SoftenReport:
-    """Write report.html. measured: names of the points' records. best: the chosen point. rule: how it was chosen."""
+    """Write report.html, report.txt and figures.json.
+
+    measured: names of the points' records. best: the chosen point. rule: how it was chosen.
+    """
     cards = {alpha: half(session, name, False) for alpha, name in measured.items()}
     words = [_sentence(cards, best, rule), *([barrier] if barrier else [])]
     page = session.folder / "report.html"
@@ -66,6 +71,8 @@ def write_report(
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
     }
     write_page(page, "measure", **values)
+    write_json(session.folder / "figures.json", {name: plain_figures(cards[a]) for a, name in measured.items()})
+    write_text(session.folder / "report.txt", report.text() + "\n")
     return report
 
 

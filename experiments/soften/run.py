@@ -58,28 +58,32 @@ def soften(
     changes: Mapping[str, Any] | None = None,
     allow_other_base: bool = False,
     say: Callable[[str], None] = print,
+    **loading: Any,
 ) -> Softened:
     """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
 
-    base, model, new, suites, out, root, changes, allow_other_base: see `measure`. alphas: points of the path in (0, 1];
-    1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task one is
-    needed. Half of the questions choose the point, its figures are those of the other half.
+    base, model, new, suites, out, root, changes, allow_other_base, loading: see `measure`. alphas: points of the path
+    in (0, 1]; 1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task
+    one is needed. Half of the questions choose the point, its figures are those of the other half.
     """
     only_one_process("softening")
     names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
-    config = measure_config(base, new, names, None, precision, seed, changes)
+    config = measure_config(base, new, names, None, precision, seed, changes, **loading)
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
     target = Path(to).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to {to} exists and is not empty: choose another folder")
-    found = read_base(base, allow_other_base)
-    tokenizer = load_tokenizer(found.folder)
+    if not next(parent for parent in target.parents if parent.exists()).is_dir():
+        raise ConfigError(f"--to {to} is below a file: choose another folder")
+    found = read_base(base, allow_other_base, config.loading)
+    tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen)
-    where = Folder("soften", chosen.name, out, root, more=(chosen.checkpoints[-1].stamp, by))
+    arms = [name_of(alpha) for alpha in points]
+    where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
         folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
@@ -91,6 +95,11 @@ def soften(
             write_card(target, session, path, best.alpha, rule, report)
             write_json(folder / "chosen.json", {"alpha": best.alpha, "by": by, "to": str(target), "rule": rule})
         return Softened(folder, best.alpha if best else None, report)
+
+
+def name_of(alpha: float) -> str:
+    """Return the name of a point's records."""
+    return f"alpha-{alpha:g}"
 
 
 def half(session: Session, name: str, choosing: bool) -> dict[str, Estimate]:
@@ -123,7 +132,7 @@ def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[
     """Measure the points, or read what is on disk of them. Returns the name of each one's records."""
     names = {}
     for alpha in alphas:
-        name = f"alpha-{alpha:g}"
+        name = name_of(alpha)
         point = Checkpoint(1, model.checkpoints[-1].folder, _kind(path, alpha))
         session.measure(dataclasses.replace(model, name=name, checkpoints=(point,)))
         names[alpha] = name
@@ -132,7 +141,7 @@ def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[
 
 def _kind(path: WeightPath, alpha: float) -> Kind:
     def load(folder: Path, base: Base) -> Any:
-        return path.load(alpha)
+        return path.load(alpha, base)
 
     return Kind(f"alpha {alpha:g} of {path.by}", True, lambda _: True, lambda *_: {}, lambda *_: None, load)
 

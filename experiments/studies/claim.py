@@ -17,12 +17,13 @@ from optuna.trial import TrialState
 
 from experiments.studies.space import Scalar
 from experiments.studies.trial import ShouldPrune, TrialFailed, TrialOutcome, TrialPruned
+from experiments.studies.trials import RUNS
 
 STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 ACTIVE: set[int] = set()  # ids of the trials that this process runs
 Say = Callable[[str], None]
 RunTrial = Callable[[int, dict[str, Scalar], ShouldPrune | None], TrialOutcome]
-End = tuple[TrialState, list[float] | None, dict[str, Any]]  # state, values of the objectives, user attributes
+End = tuple[TrialState, list[float] | None, dict[str, Any]]  # state, values of the objectives, attributes
 
 
 @contextlib.contextmanager
@@ -58,7 +59,7 @@ def next_attempt(trial: Any) -> Any:
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        system_attrs={**trial.system_attrs, "retry_history": history},
+        system_attrs={**{k: v for k, v in trial.system_attrs.items() if k != RUNS}, "retry_history": history},
     )
 
 
@@ -91,16 +92,31 @@ def _result(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: Run
     try:
         outcome = run(number, picks, should_prune if prunes else None)
     except TrialPruned as pruned:
-        return TrialState.PRUNED, None, {"runs": pruned.outcome.runs, "pruned": str(pruned)}
+        return TrialState.PRUNED, None, {RUNS: pruned.outcome.runs, "pruned": str(pruned), "mlflow": pruned.outcome.url}
     except TrialFailed as failure:
         say(f"trial {number} failed: {failure}")
-        return TrialState.FAIL, None, {"runs": failure.runs, "reason": str(failure)}
+        return TrialState.FAIL, None, {RUNS: failure.runs, "reason": str(failure)}
     for key, value in outcome.constraints.items():
         trial.set_constraint(key, value)
-    return TrialState.COMPLETE, outcome.values, {"runs": outcome.runs}
+    _show(trial, number, outcome)
+    return TrialState.COMPLETE, outcome.values, {RUNS: outcome.runs, **outcome.figures, "mlflow": outcome.url}
+
+
+def _show(trial: optuna.Trial, number: int, outcome: TrialOutcome) -> None:
+    """Write a note that optuna-dashboard shows on the trial's page, if it is installed."""
+    with contextlib.suppress(ImportError, *STORAGE_FAULTS):
+        from optuna_dashboard import save_note
+
+        figures = [f"- {name}: {value:.4g}" for name, value in outcome.figures.items()]
+        folders = [f"- seed {run['seed']}: `{run['folder']}`" for run in outcome.runs if "folder" in run]
+        link = [f"[Trial {number} in MLflow]({outcome.url}) (start it with `control-llm ui`)"] if outcome.url else []
+        save_note(trial, "\n".join([*link, "", *figures, "", "Folders below the root:", "", *folders]))
 
 
 def _end(trial: optuna.Trial, state: TrialState, values: list[float] | None, notes: dict[str, Any]) -> None:
     for key, value in notes.items():
-        trial.set_user_attr(key, value)
+        if key == RUNS:
+            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+        else:
+            trial.set_user_attr(key, value)
     trial.study.tell(trial, values, state=state, skip_if_finished=True)

@@ -25,7 +25,7 @@ from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.paths import short_path
 from experiments.runs.result_file import RESULT, check_files
 from experiments.studies.config import StudyConfig
-from experiments.studies.trials import Trial
+from experiments.studies.trials import RUNS, Trial
 
 FILE, TRIALS = "trials.tar.xz", "trials.json"
 KEPT = ("config.yaml", "sources.json", "base/*.json", "base/*.jsonl", "arms/*/*.json", "arms/*/items-*.jsonl")
@@ -104,8 +104,7 @@ def _attempt(study: StudyConfig, values: dict[str, Any]) -> optuna.trial.FrozenT
         values=values["values"],
         params=picks,
         distributions=fixed.distributions,
-        user_attrs={"runs": values["runs"]},
-        system_attrs={"fixed_params": picks, **noted},
+        system_attrs={"fixed_params": picks, RUNS: values["runs"], **noted},
     )
     assert attempt.datetime_complete is not None
     attempt.datetime_start = attempt.datetime_complete - timedelta(seconds=values["seconds"])
@@ -142,7 +141,7 @@ def _archive(folder: Path) -> Iterator[tarfile.TarFile]:
                     f"{odd[0] if odd else f'no {TRIALS}, or more than {MOST >> 30} GB'}. Leave out --from"
                 )
             yield archive
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"--from {short_path(folder)}: there is no {FILE}; `control-llm report STUDY --out FOLDER` writes one"
         ) from None

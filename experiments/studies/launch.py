@@ -26,6 +26,7 @@ from experiments.studies.exchange import as_attempts, read_trials, unpack_runs
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
+from experiments.studies.report.table import progress_text
 from experiments.studies.space import Scalar
 from experiments.studies.storage import note_progress, public_yaml, storage_url, study_folder
 from experiments.studies.trial import ShouldPrune, TrialOutcome, run_trial, steps_done
@@ -133,6 +134,7 @@ def work(store: Store, root: Path, say: Say) -> str:
 
     def run(number: int, picks: dict[str, Scalar], should_prune: ShouldPrune | None) -> TrialOutcome:
         note_progress(store, root)
+        say(progress_text(store))
         return run_trial(store.config, number, picks, root, parent, should_prune, say)
 
     store.progress = functools.partial(steps_done, store.config, root)

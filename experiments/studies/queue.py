@@ -176,6 +176,10 @@ class Store:
         """Whether a trial runs, or was interrupted and will be continued by the next start."""
         return any(trial.state in GOING_ON for trial in self.trials())
 
+    def running(self) -> int:
+        """Return the number of trials that run now, on all machines."""
+        return sum(trial.state == "running" for trial in self.trials())
+
     def limit(self) -> int | None:
         """Return the number of trials in the budget, with those that were added. None: no such limit."""
         added, budget = self.study.user_attrs.get("added", 0), self.config.budget.trials

@@ -21,7 +21,7 @@ from experiments.runs.result_file import RESULT, check_files
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.scorecard.halves import even
 from experiments.studies.config import StudyConfig
-from experiments.studies.space import sets_rate
+from experiments.studies.space import picks_words, sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
 from experiments.studies.trials import Trial
 
@@ -86,13 +86,9 @@ def _names(study: StudyConfig, trial: Trial, without: str | None = None) -> tupl
     """Return `arm_name` in two parts: without the learning rate, and the rate after a space if it is searched."""
     keys = [key for key in study.search if key not in (study.report.select, without)]
     rates = [key for key in keys if sets_rate(key, study.search[key])]
-    named = [str(trial.picks[key]) for key in keys if study.search[key].kind == "arms"]
-    others = [key for key in keys if study.search[key].kind != "arms" and key not in rates]
-    picks = {key: _pick(trial.picks[key]) for key in others}
-    spoken = {key for key in others if isinstance(trial.picks[key], str)}  # a word needs no name of its dimension
-    words = [*named, *(p if key in spoken else f"{key.split('.')[-1]}={p}" for key, p in picks.items())]
+    words = picks_words(study.search, {key: trial.picks[key] for key in keys if key not in rates})
     result = result_of(trial.runs[0])
-    return " ".join(words) or result.arm, f" {rate_text(result.learning_rate)}" if rates else ""
+    return words or result.arm, f" {rate_text(result.learning_rate)}" if rates else ""
 
 
 def has_name(arm: ReportRow, name: str) -> bool:
@@ -216,7 +212,3 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Repo
     feasible = [trial.feasible for trial in group]
     trial = group[max(range(len(group)), key=lambda i: (feasible[i], scores[i]))]
     return report_row(name, trial, trial.runs, len(group), split, root)
-
-
-def _pick(pick: object) -> str:
-    return f"{pick:.3g}" if isinstance(pick, float) else str(pick)

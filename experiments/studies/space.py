@@ -35,6 +35,18 @@ class Times:
         return float(f"{value * self.factor:.12g}")  # not .30000000000000004
 
 
+def picks_words(search: Mapping[str, Dimension], picks: Mapping[str, Scalar]) -> str:
+    """Return picks as a name: those of `arms` first, then words as they are, and numbers as dimension=value."""
+    named = [str(pick) for key, pick in picks.items() if search[key].kind == "arms"]
+    others = {key: pick for key, pick in picks.items() if search[key].kind != "arms"}
+    words = [pick if isinstance(pick, str) else f"{key.split('.')[-1]}={_short(pick)}" for key, pick in others.items()]
+    return " ".join([*named, *words])
+
+
+def _short(pick: Scalar) -> str:
+    return f"{pick:.3g}" if isinstance(pick, float) else str(pick)
+
+
 class Choice(Section):
     """One value of a list, without an order: numbers, names, lists or sections."""
 

@@ -15,7 +15,7 @@ from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
-from experiments.studies.space import Scalar
+from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial
 from experiments.tracking.tracker import Tracker
 
@@ -44,11 +44,16 @@ class TrialPruned(Exception):
 
 @dataclass
 class TrialOutcome:
-    """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`."""
+    """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`.
+
+    figures: the headline of the scorecard, means over the seeds. url: of the trial's MLflow run.
+    """
 
     values: list[float] = field(default_factory=list)
     constraints: dict[str, float] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    url: str = ""
 
 
 def run_trial(
@@ -67,20 +72,24 @@ def run_trial(
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
     from experiments.scorecard import mean_card
+    from experiments.scorecard.figures import HEADLINE
 
     note = trial_folder(study, root, number) / "mlflow.json"
     saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
     outcome, pruned = TrialOutcome(), ""
-    with Tracker(root, study.name).run(
-        f"trial {number}",
+    tracker = Tracker(root, study.name)
+    with tracker.run(
+        f"#{number} {picks_words(study.search, picks)}",
         kind="trial",
         parent=parent,
         params=picks,
         run_id=saved.get("run_id"),
         note=lambda run_id: write_json(note, {"run_id": run_id, "picks": picks}),
     ) as run:
+        outcome.url = tracker.run_url(run.id)
+        run.set_tags({"optuna_study": study.name, "optuna_trial": str(number)})
         run.log_note("\n".join(f"- {key}: {pick}" for key, pick in picks.items()))
         for i, seed in enumerate(study.seeds):
             try:
@@ -113,6 +122,7 @@ def run_trial(
             means = mean_card([result_of(run).scorecard for run in outcome.runs])  # MLflow can sort the trials by them
             feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
             run.log_metrics({**{name: e.value for name, e in means.items()}, **named, **feasible})
+            outcome.figures = {name: means[name].value for name in HEADLINE if name in means}
     if pruned:
         raise TrialPruned(outcome, pruned)
     return outcome

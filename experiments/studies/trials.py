@@ -13,6 +13,8 @@ from typing import Any
 
 from experiments.studies.space import Scalar
 
+RUNS = "runs"  # the system attribute with a trial's runs: the dashboard would show all of it as a user attribute
+
 
 @dataclass
 class Trial:
@@ -129,7 +131,7 @@ def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Tria
         attempts=len(attempts),
         seconds=sum(t.duration.total_seconds() for t in attempts if t.duration and not died(t)),
         feasible=complete and all(value <= 0 for value in last.constraints.values()),
-        runs=last.user_attrs.get("runs", []),
+        runs=last.system_attrs.get(RUNS) or last.user_attrs.get(RUNS, []),  # there in studies of earlier versions
         constraints=dict(last.constraints) if complete else {},
         repeats=last.user_attrs.get("repeats"),
     )

@@ -101,6 +101,9 @@ class Meter(TrainerCallback):
 
 
 def real_tokens(inputs: dict[str, Any]) -> int:
-    """Count the tokens of a batch without its padding; a packed batch has no mask and no padding."""
-    mask = inputs.get("attention_mask")
-    return inputs["input_ids"].numel() if mask is None else int(mask.sum())
+    """Count the tokens of a batch without its padding.
+
+    A mask marks it, or the documents of packed conversations; packed documents (cpt) have none.
+    """
+    marks = inputs.get("attention_mask", inputs.get("documents"))
+    return inputs["input_ids"].numel() if marks is None else int((marks != 0).sum())

@@ -11,6 +11,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from experiments.methods import ActiveMethod
+from experiments.methods.batches import read_by
 from experiments.models.head import only_label_logits
 from experiments.training.config import TrainingConfig
 from experiments.training.layers import LayerFigures
@@ -70,10 +71,8 @@ class ArmTrainer(Trainer):
         **kwargs: Any,
     ) -> Any:
         tokens = real_tokens(inputs)
-        inputs = dict(inputs)
-        replayed = inputs.pop("replayed", None)
-        batch = only_label_logits(inputs)
-        marked = batch if replayed is None else {**batch, "replayed": replayed}
+        marked = only_label_logits(inputs)
+        batch = read_by(self.model, marked)
         noted = self.method.begin_pass(self.model, marked)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
         autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext

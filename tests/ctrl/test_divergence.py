@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ctrl import config
-from ctrl.divergence import DIVERGENCES, additive_mean, masked_mean
+from ctrl.divergence import DIVERGENCES, additive_mean, additive_mean_of_documents, masked_mean
 from tests.helpers import reference
 from tests.helpers.branches import HIDDEN, quick
 
@@ -263,6 +263,27 @@ class TestAdditiveMean:
     def test_nan_at_padded_places_does_not_count(self) -> None:
         values, mask = torch.tensor([[torch.nan, 1.0], [3.0, 5.0]]), torch.tensor([[0, 1], [1, 1]])
         assert additive_mean(values, mask, torch.tensor([1, 2]), 3).item() == pytest.approx((1 + 2 * 4) / 3)
+
+    @quick
+    @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6), cut=st.integers(0, 6), seed=st.integers(0, 99))
+    def test_packed_documents_count_as_sequences_do(self, lengths: list[int], cut: int, seed: int) -> None:
+        """Two rows hold the documents one after the other, with padding of any value behind them."""
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn((len(lengths), 5), generator=generator, dtype=torch.float64)
+        labelled = torch.rand((len(lengths), 5), generator=generator) < 0.5
+        labelled[:, 0] = False
+        mask = torch.arange(5) < torch.tensor(lengths)[:, None]
+        packed, marks = torch.full((2, 30), torch.nan, dtype=torch.float64), torch.zeros((2, 30), dtype=torch.int64)
+        labels = torch.zeros((2, 30), dtype=torch.bool)
+        for row, documents in enumerate((range(len(lengths))[:cut], range(len(lengths))[cut:])):
+            start = 0
+            for number, i in enumerate(documents, start=1):
+                where = slice(start, start + lengths[i])
+                packed[row, where], labels[row, where] = values[i, : lengths[i]], labelled[i, : lengths[i]]
+                marks[row, where], start = number, start + lengths[i]
+        found = additive_mean_of_documents(packed, marks > 0, labels, marks, 7)
+        wanted = additive_mean(values, mask, (labelled & mask).sum(-1), 7)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_the_config_takes_every_name_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

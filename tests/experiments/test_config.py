@@ -21,7 +21,7 @@ from tests.helpers.one_arm import config_of
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("quickstart", "a528516a"),
+        ("sums", "40d6a487"),
         ("cpt-python", "0c7903ed"),
         ("stream", "f316d842"),
     ],

@@ -58,6 +58,13 @@ def expansion_folder(folder: Path, noise: float = 0.3) -> str:
     return str(folder)
 
 
+def published_folder(folder: Path, noise: float = 0.3) -> str:
+    """The same expansion in the layout of the published Control LLM checkpoints."""
+    model = ctrl.expand(tiny_model().eval(), ctrl.ControlConfig(layers=1))
+    ctrl.export_published(disturb(model, noise, ".expanded."), folder)
+    return str(folder)
+
+
 def training_folder(folder: Path) -> str:
     """A training run as Trainer leaves it: two checkpoints, each further away, with the tokenizer above them."""
     for step, noise in ((10, 0.02), (20, 0.2)):

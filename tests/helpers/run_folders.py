@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from experiments.common.files import write_json, write_text
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 
 CONFIG = {
     "base_model": "some-model",
@@ -35,6 +35,20 @@ def add_result(folder: Path, label: str, status: Any, card: dict[str, float] | N
     figures = {name: Estimate(value) for name, value in (card or {}).items()}
     result = ArmResult(arm, "full", float(rate), status, scorecard=figures)
     write_json(folder / "arms" / f"{arm}-{rate}" / "result.json", result.to_dict())
+
+
+def make_measurement(root: Path, name: str, command: str, cards: dict[str, dict[str, float] | None]) -> Path:
+    """cards: the figures of each model by its name; None: not measured yet."""
+    folder = root / "runs" / name
+    evaluation = {"suites": ["kept", "drift"]}
+    facts = {"digest": "0123abcd", "command": command, "arms": list(cards), "new": None, "evaluation": evaluation}
+    write_json(folder / "measure.json", {**facts, "base_model": "some-model", "precision": "fp32", "seed": 0})
+    for arm, card in cards.items():
+        if card is not None:
+            figures = {name: Estimate(value) for name, value in card.items()}
+            result = ArmResult(arm, MEASURED, 0.0, "finished", scorecard=figures)
+            write_json(folder / "arms" / arm / "result.json", result.to_dict())
+    return folder
 
 
 def make_study(root: Path, name: str, owner: dict[str, str] | None = None, **progress: Any) -> Path:

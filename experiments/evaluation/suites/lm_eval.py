@@ -113,6 +113,17 @@ class HarnessSuite(Suite):
         version, asked = importlib.metadata.version("lm_eval"), asked_key(self.tokenizer)
         return {"lm_eval": version, "settings": settings, "tasks": tasks, "asked": asked}
 
+    def questions(self) -> dict[tuple[str, str, str], str]:
+        """Return the text of each document, without examples, by side, task and the item of its records."""
+        from lm_eval.utils import handle_non_serializable, hash_string
+
+        found: dict[tuple[str, str, str], str] = {}
+        for name, task in self.loaded.items():
+            for doc in itertools.islice(task.eval_docs, self.counts[name]):
+                text = json.dumps(doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+                found[self.sides[name], name, hash_string(text)[:12]] = str(task.doc_to_text(doc))
+        return found
+
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         """Return one record per item and filter, task by task. lm_eval computes under the autocast of the caller."""
         from lm_eval.evaluator import evaluate
@@ -161,7 +172,13 @@ def load_tasks(settings: HarnessSettings) -> tuple[dict[str, Any], dict[str, Any
     for name in names:
         if name not in manager.all_tasks:
             raise ConfigError(f"evaluation.suites.lm_eval: {unknown_name('task', name, manager.all_tasks)}")
-    new, kept = (dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept))
+    try:
+        new, kept = (dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept))
+    except (OSError, ValueError, ImportError) as error:  # of the network, of the Hub, of a package that a task needs
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"evaluation.suites.lm_eval: the data of {', '.join(names)} could not be read: {reason}"
+        ) from error
     unsafe = sorted(name for name, task in {**new, **kept}.items() if getattr(task, "UNSAFE_CODE", False))
     if unsafe and not settings.run_code:
         raise ConfigError(

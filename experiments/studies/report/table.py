@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
+from experiments.common.progress import duration
 from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
 from experiments.studies.trial import result_of
@@ -76,6 +77,22 @@ def status_text(store: Store, root: Path) -> str:
     ended = "" if store.going_on() else store.ended()
     lines.append(ended or f"not finished: {command_line(store, root, 'resume', config.name)}")
     return "\n".join(lines)
+
+
+def progress_text(store: Store) -> str:
+    """Return a line for a study that runs: trials that are done, the best so far, about how long the rest takes."""
+    trials, limit, workers = store.trials(), store.limit(), max(store.running(), 1)
+    ended = [trial for trial in trials if trial.state in ("complete", "pruned", "failed")]
+    parts = [f"{len(ended)} of {limit} trials done" if limit is not None else f"{len(ended)} trials done"]
+    best = [trial for trial in trials if trial.number in set(store.front())]
+    if len(best) == 1:
+        parts.append(f"best so far #{best[0].number} ({picks_text(best[0])}): {values_text(store, best[0])}")
+    elif best:
+        parts.append(f"front of {len(best)}: " + ", ".join(f"#{trial.number}" for trial in best))
+    timed = [trial.seconds for trial in ended if trial.state == "complete" and trial.repeats is None]
+    if limit is not None and timed and limit > len(ended):
+        parts.append(f"about {duration(sum(timed) / len(timed) * (limit - len(ended)) / workers)} left")
+    return "; ".join(parts)
 
 
 def _no_nan(value: Any) -> Any:

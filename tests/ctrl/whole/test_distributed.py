@@ -17,7 +17,6 @@ from tests.helpers.tiny_llama import expanded, sequences
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-half, policy, wide = (sys.argv[1] == f"fsdp-{name}" for name in ("bf16", "policy", "fp32-copies"))
 batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
 total = (batch["labels"][:, 1:] != -100).sum()
 mine = {k: v[rank::2] for k, v in batch.items()}
@@ -28,11 +27,11 @@ def learned_norms(model):
             parameter.data.fill_(0.5)  # below 0 it has no gradient
     return model
 
-def build(interpolation):
-    if policy:
+def build(wrapper, interpolation):
+    if wrapper == "fsdp-policy":
         return learned_norms(expanded(interpolation=interpolation, alpha="learned", norm_mix="learned"))
-    if not half:  # wide: one shard for fp32 copies, fp32 interpolations and bf16 originals, which do not train
-        dtype = torch.bfloat16 if wide else torch.float32
+    if wrapper != "fsdp-bf16":  # fp32-copies: one shard for fp32 copies, fp32 interpolations and bf16 originals
+        dtype = torch.bfloat16 if wrapper == "fsdp-fp32-copies" else torch.float32
         settings = {"interpolation": interpolation, "alpha": "learned", "norm_mix": "learned", "dtype": dtype}
         model = learned_norms(expanded(checkpoint_pretrained=interpolation == "dlerp", **settings))
         model.config.use_cache = False  # which would turn that off
@@ -43,51 +42,55 @@ def build(interpolation):
         layer.interpolation.float()
     return model
 
-def wrap(model):
-    if sys.argv[1] == "ddp":
+def wrap(wrapper, model):
+    if wrapper == "ddp":
         return torch.nn.parallel.DistributedDataParallel(model)
-    if sys.argv[1].startswith("accelerate"):
+    if wrapper.startswith("accelerate"):
         from accelerate import Accelerator
         from tests.helpers.launch import shard_on_cpu
-        if sys.argv[1] == "accelerate-fsdp":
+        if wrapper == "accelerate-fsdp":
             shard_on_cpu()
         accelerator = Accelerator(cpu=True)
         trained = [p for p in model.parameters() if p.requires_grad]
         wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(trained))
         shards = [p for p in wrapped.parameters() if hasattr(p, "full_tensor")]
         assert accelerator.num_processes == 2
-        assert bool(shards) == (wrapped is model) == (sys.argv[1] == "accelerate-fsdp")  # FSDP2 wraps in place
+        assert bool(shards) == (wrapped is model) == (wrapper == "accelerate-fsdp")  # FSDP2 wraps in place
         return wrapped
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    settings = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if policy else {}
-    if half:
+    settings = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)} if wrapper == "fsdp-policy" else {}
+    if wrapper == "fsdp-bf16":
         for layer in expanded_layers(model):
             fully_shard(layer.interpolation, reshard_after_forward=False)
     for layer in model.model.layers:
         fully_shard(layer, **settings)
     return fully_shard(model, **settings)
 
-for interpolation in ("lerp", "dlerpin") if policy else ("lerp", "dlerp", "plerp", "proj"):
-    reference, model = build(interpolation), build(interpolation)
-    if policy:
+def compare(wrapper, interpolation):
+    reference, model = build(wrapper, interpolation), build(wrapper, interpolation)
+    if wrapper == "fsdp-policy":
         reference.bfloat16()  # theta's gradient is a sum that cancels: rounding alone changes it by a tenth
     reference(**batch, num_items_in_batch=total).loss.backward()
     expected = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
-    wrapped = wrap(model)  # kept: without DDP's reducer the backward pass would not average
+    wrapped = wrap(wrapper, model)  # kept: without DDP's reducer the backward pass would not average
     out = wrapped(**mine, num_items_in_batch=total)
     (out.loss * 2).backward()  # both wrappers average over the two processes
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             gradient = parameter.grad
             gradient = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
-            if half or policy or wide:
+            if wrapper in ("fsdp-bf16", "fsdp-policy", "fsdp-fp32-copies"):
                 assert expected[name].any(), name
                 apart = (gradient.float() - expected[name].float()).norm() / expected[name].float().norm()
                 assert apart < 5e-2, (interpolation, name, apart)  # rounding
             else:
-                torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+                torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=f"{wrapper} {name}")
     assert len(expected) > 10
-print("gradients agree", flush=True)
+
+for wrapper in sys.argv[1].split(","):
+    for interpolation in ("lerp", "dlerpin") if wrapper == "fsdp-policy" else ("lerp", "dlerp", "plerp", "proj"):
+        compare(wrapper, interpolation)
+    print(f"{wrapper}: gradients agree", flush=True)
 dist.destroy_process_group()
 """
 
@@ -159,13 +162,18 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "wrapper", ["ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "fsdp-fp32-copies", "accelerate", "accelerate-fsdp"]
+WRAPPERS = (  # those of one line share two processes: most of the time is their start
+    ("ddp", "fsdp", "fsdp-bf16", "fsdp-policy", "fsdp-fp32-copies", "accelerate"),
+    ("accelerate-fsdp",),
 )
-def test_two_processes_give_the_gradients_of_one(wrapper: str, tmp_path: Path) -> None:
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrappers", WRAPPERS, ids=lambda wrappers: wrappers[0])
+def test_two_processes_give_the_gradients_of_one(wrappers: tuple[str, ...], tmp_path: Path) -> None:
     """ddp and fsdp: torch's own; accelerate: what its `prepare` makes of the model, with and without its FSDP2."""
-    assert run_twice(DISTRIBUTED, tmp_path, wrapper).count("gradients agree") == 2
+    said = run_twice(DISTRIBUTED, tmp_path, ",".join(wrappers))
+    assert [said.count(f"{wrapper}: gradients agree") for wrapper in wrappers] == [2] * len(wrappers)
 
 
 @pytest.mark.slow

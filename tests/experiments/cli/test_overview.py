@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from experiments.cli.overview import Overview, age, read_all, read_run
-from experiments.common.files import write_text
+from experiments.cli.overview import Overview, age, read_all, read_measurement, read_run
+from experiments.common.files import write_json, write_text
 from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
-from tests.helpers.run_folders import add_result, make_run, make_study
+from tests.helpers.run_folders import add_result, make_measurement, make_run, make_study
 
 DEAD = {"pid": "1", "pid_started": "0"}  # a process that is not that of today's id 1
 
@@ -111,6 +111,42 @@ def test_a_study(tmp_path: Path, owner: Any, progress: Any, expected: tuple[str,
     assert (one.kind, one.status, one.done, one.total) == ("study", *expected)
     assert one.best is not None
     assert one.best["scorecard"]["gain"]["value"] == 0.3
+
+
+def test_a_measurement_from_its_start_to_its_end(tmp_path: Path) -> None:
+    folder = make_measurement(tmp_path, "measure-0123abcd", "measure", {"a": {"retention": 0.9}, "b": None})
+    assert read_measurement(folder).status == "stopped"  # nothing says that it lives
+    journal = start(folder / "arms" / "b")
+    one = read_measurement(folder)
+    assert (one.kind, one.status, one.done, one.total) == ("measure", "running", 1, 2)
+    assert one.best is not None
+    assert one.best["arm"] == "a"  # no gain was measured
+    journal.append("end", status="FAILED")
+    (folder / "report.html").touch()
+    assert read_measurement(folder).status == "failed"  # which does not stop the others
+    make_measurement(tmp_path, "measure-0123abcd", "measure", {"b": {"retention": 1.1}})  # a later call, of b alone
+    one = read_measurement(folder)
+    assert (one.status, one.done, one.total, one.best and one.best["arm"]) == ("finished", 2, 2, "b")
+    assert read_all(tmp_path) == [one]
+
+
+def test_softening_shows_the_chosen_point_with_the_figures_that_it_reports(tmp_path: Path) -> None:
+    cards: dict[str, Any] = {"alpha-0.5": {"gain": 0.5, "retention": 1.0}, "alpha-1": {"gain": 0.9, "retention": 0.8}}
+    folder = make_measurement(tmp_path, "soften-0123abcd", "soften", cards)
+    (folder / "report.html").touch()
+    assert read_measurement(folder).best is None
+    write_json(folder / "chosen.json", {"alpha": 0.5})
+    write_json(folder / "figures.json", {"alpha-0.5": {"gain": {"value": 0.4}}})
+    one = read_measurement(folder)
+    assert (one.kind, one.status) == ("soften", "finished")
+    assert one.best == {"arm": "alpha-0.5", "learning_rate": 0.0, "scorecard": {"gain": {"value": 0.4}}}
+
+
+def test_a_training_that_is_measured_has_no_sign_of_life(tmp_path: Path) -> None:
+    folder = make_measurement(tmp_path, "callback-out", "callback", {"trained": None})
+    assert read_measurement(folder).status == "unknown"
+    make_measurement(tmp_path, "callback-out", "callback", {"trained": {"retention": 1.0}})
+    assert read_measurement(folder).status == "finished"  # it has no report
 
 
 def test_runs_of_trials_are_shown_when_asked_for(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from experiments.cli import main as cli
 from experiments.cli.runs import config_lines, find
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
-from tests.helpers.run_folders import CONFIG, add_result, make_run, make_study
+from experiments.common.files import write_text
+from tests.helpers.run_folders import CONFIG, add_result, make_measurement, make_run, make_study
 from tests.helpers.toy_study import open_store, value
 
 
@@ -68,6 +69,27 @@ def test_the_command_of_another_root_names_it(root: Path, capsys: pytest.Capture
     assert cli.main(["show", str(folder)]) == 0
     line = capsys.readouterr().out.splitlines()[-1].removeprefix("go on:   ")
     assert shlex.split(line)[-4:] == ["run", "else where/runs/demo-0123abcd/config.yaml", "--root", "else where"]
+
+
+def test_show_a_measurement(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_measurement(root, "measure-base-0123abcd", "measure", {"mine": {"retention": 0.9}, "other": None})
+    assert cli.main(["runs"]) == 0
+    cells = capsys.readouterr().out.splitlines()[-1].split()[:-2]
+    assert cells == ["mlruns/runs/measure-base-0123abcd", "stopped", "1/2", "models", "0.90", "mine"]
+    assert cli.main(["show", "measure"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("measure-base-0123abcd: measure, stopped, 1 of 2 models, last change ")
+    assert "\nbase model  some-model, precision fp32, seed 0\nnew task    none\nsuites      kept, drift\n" in said
+    ends = "report:  not written yet\ngo on:   give the command measure once more, with the same options\n"
+    assert said.endswith(ends)
+    make_measurement(root, "measure-base-0123abcd", "measure", {"mine": {"retention": 0.9}})
+    write_text(folder / "report.txt", "mine lost 3 of 7 kept answers.\n")
+    (folder / "report.html").touch()
+    assert cli.main(["show", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("measure-base-0123abcd: measure, finished, 1 of 1 models, ")
+    ends = "\nmine lost 3 of 7 kept answers.\n\nreport:  mlruns/runs/measure-base-0123abcd/report.html\n"
+    assert said.endswith(ends)
 
 
 def test_show_a_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

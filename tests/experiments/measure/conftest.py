@@ -13,6 +13,7 @@ from tests.helpers.measured import (
     expansion_folder,
     model_folder,
     other_tokenizer_folder,
+    published_folder,
     resized_folder,
     training_folder,
 )
@@ -32,6 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, base: str) -> dict[str, str
         "perturbed": model_folder(folder / "perturbed", noise=0.2),
         "adapter": adapter_folder(folder / "adapter", base),
         "expansion": expansion_folder(folder / "expansion"),
+        "published": published_folder(folder / "published"),
         "trained": training_folder(folder / "trained"),
         "tokens": other_tokenizer_folder(folder / "tokens"),
         "resized": resized_folder(folder / "resized"),

@@ -14,11 +14,13 @@ from transformers.integrations import integration_utils
 import ctrl
 from experiments.common.errors import ConfigError
 from experiments.comparison.inputs import read_runs
-from experiments.measure.callback import ForgettingCallback
+from experiments.measure.callback import ForgettingCallback, check_whole
 from experiments.measure.run import measure
 from experiments.records import read_records
 from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.launch import two_processes
 from tests.helpers.measured import model_folder, tiny_model
+from tests.helpers.token_rows import rows_of
 
 QUICK = {"kept.items": 4, "drift.replies": 2, "drift.reply_tokens": 4, "bootstrap": 100}
 NEW = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(8)]
@@ -70,11 +72,12 @@ def arguments(folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def trained(model: Any, folder: Path, hook: ForgettingCallback, resume: bool = False, **options: Any) -> Any:
-    torch.manual_seed(0)
-    ids = torch.randint(4, 200, (8, 12))
-    rows = [{"input_ids": row, "labels": row} for row in ids]
     args = TrainingArguments(**arguments(folder, **options))
-    parts: Any = {"train_dataset": rows, "data_collator": default_data_collator, "processing_class": byte_tokenizer()}
+    parts: Any = {
+        "train_dataset": rows_of(8),
+        "data_collator": default_data_collator,
+        "processing_class": byte_tokenizer(),
+    }
     trainer = Trainer(model, args, callbacks=[hook], **parts)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -148,10 +151,21 @@ def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path:
     assert all(torch.equal(best[name], model[name]) for name in model)
 
 
-def test_measurements_wait_for_their_budget(tmp_path: Path) -> None:
+def test_measurements_wait_for_their_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hook = callback(tmp_path, every=1, budget=1e-6)
+    with pytest.raises(ConfigError, match="nothing is measured before the training begins"):
+        _ = hook.result
     trained(tiny_model(), tmp_path, hook)
     assert [point["step"] for point in hook.result.trajectory] == [0, 4]  # the end is always measured
+    assert "more than budget=1e-06: base and end are always measured" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_limit_that_breaks_ends_the_training_in_all_processes(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "helpers" / "stop_in_two_processes.py"
+    done = two_processes(script, tmp_path, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {file.name: file.read_text() for file in tmp_path.glob("rank-*")} == {"rank-0": "2", "rank-1": "2"}
 
 
 @pytest.mark.slow
@@ -163,6 +177,9 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path:
     trained(tiny_model(), tmp_path, again, resume=True, save_strategy="steps", save_steps=2, max_steps=6)
     assert [point["step"] for point in again.result.trajectory] == [0, 2, 4, 6]
     assert read_records(tmp_path / "measured" / "base" / "items.jsonl") == base
+    changed = callback(tmp_path, seed=1)
+    with pytest.raises(ConfigError, match="holds measurements with another seed: they would not compare"):
+        trained(tiny_model(), tmp_path, changed, resume=True, max_steps=8)
     other = ForgettingCallback(folder=tmp_path / "elsewhere", changes=QUICK)
     with pytest.raises(ConfigError, match=r"goes on at step 6, so the model is not the base any more"):
         trained(tiny_model(), tmp_path, other, resume=True, max_steps=8)
@@ -188,6 +205,6 @@ def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path)
     args = TrainingArguments(**arguments(tmp_path))
     row = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
     with pytest.raises(ConfigError, match=r"the trainer has no tokenizer: give it one"):
-        Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()  # type: ignore[arg-type]
+        Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()
     with pytest.raises(ConfigError, match="FSDP or DeepSpeed has it in shards"):
-        callback(tmp_path)._check(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))
+        check_whole(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))

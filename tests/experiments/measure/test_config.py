@@ -45,6 +45,8 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
         ({"suites": ["new", "kept"]}, r"suite new needs a file of the new task: add --new FILE"),
         ({"grader": "exact"}, r"--grader reads the replies to the questions of --new"),
         ({"grader": "exat", "new": "sums.jsonl"}, r"grader: unknown name 'exat': did you mean 'exact'"),
+        ({"device_map": "cdua:0"}, r"device_map: 'cdua:0' is no device: known: auto, balanced.*, such as cuda:0"),
+        ({"dtype": "int8"}, r"dtype: .*'fp32', 'bf16' or 'fp16'"),
         ({"suites": ["kept"], "new": "sums.jsonl"}, r"--new sums\.jsonl is measured by the suite new"),
     ],
 )
@@ -69,7 +71,21 @@ def test_the_digest_changes_with_settings_data_and_the_base(tmp_path: Path) -> N
     digests.append(measure_config("base", kept_files=[file]).digest("facts"))
     questions(tmp_path, 8)
     digests.append(measure_config("base", kept_files=[file]).digest("facts"))
-    assert len(set(digests)) == 9
+    digests += [
+        measure_config("base", dtype="bf16").digest("facts"),
+        measure_config("base", lm_eval=["x"]).digest("facts"),
+    ]
+    assert len(set(digests)) == 11
+    plain = measure_config("base").to_dict()
+    assert not {"dtype", "device_map", "trust_remote_code"} & plain.keys()  # digests of earlier versions stay
+
+
+def test_tasks_of_lm_eval_are_a_suite_with_figures() -> None:
+    config = measure_config("base", lm_eval=["gsm8k", "mmlu"], changes={"lm_eval.limit": 10})
+    assert config.evaluation.suites == (*DEFAULT, "lm_eval")
+    settings = config.evaluation.settings("lm_eval")
+    assert (settings.kept, settings.limit, settings.run_code) == (("gsm8k", "mmlu"), 10, False)
+    assert {"retention/gsm8k", "retention/capitals"} <= set(config.figures())
 
 
 def test_the_new_task_is_what_an_experiment_holds_out_or_the_whole_file(tmp_path: Path) -> None:

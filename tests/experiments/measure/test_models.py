@@ -23,6 +23,17 @@ def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.measure.session.load_base", None)
 
 
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own-llama"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
 def read(base: str, *addresses: str, **options: Any) -> list[Model]:
     found = read_base(base, **options)
     return read_models(addresses, found, load_tokenizer(found.folder))
@@ -31,7 +42,7 @@ def read(base: str, *addresses: str, **options: Any) -> list[Model]:
 def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
     found = read(base, *(f"{name}={folder}" for name, folder in models.items()))
     assert [model.name for model in found] == list(models)
-    assert [[one.step for one in model.checkpoints] for model in found][4] == [10, 20]
+    assert [[one.step for one in model.checkpoints] for model in found][5] == [10, 20]
     (plain,) = read(base, models["same"])
     assert (plain.name, plain.own, plain.extra, plain.left_out) == ("same", False, 0, {})
     for name, match in (
@@ -128,6 +139,34 @@ def test_a_base_of_other_shapes_is_refused(models: dict[str, str], tmp_path: Pat
     for allow in (False, True):
         with pytest.raises(ConfigError, match=match):
             read(other, models[model], allow_other=allow)
+
+
+def test_code_that_a_model_brings_along_runs_only_if_asked_for(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(model_folder(tmp_path / "own"))
+    config = json.loads((folder / "config.json").read_text())
+    maps = {"AutoConfig": "own_code.OwnConfig", "AutoModelForCausalLM": "own_code.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own-llama", "auto_map": maps}))
+    (folder / "own_code.py").write_text(OWN_CODE)
+    with pytest.raises(ConfigError, match=r"own brings Python files of its own .*, then add --trust-remote-code"):
+        read(base, str(folder))
+    loading = {"remote_code": True, "dtype": "fp32", "device_map": None}
+    (model,) = read(base, str(folder), loading=loading)
+    assert model.left_out == {"alignment": "another architecture: model_type own-llama, not llama"}
+    monkeypatch.undo()
+    loaded = model.checkpoints[0].kind.load(folder, read_base(base, loading=loading))
+    assert type(loaded).__name__ == "OwnModel"
+
+
+def test_an_expansion_is_loaded_on_one_device(base: str, models: dict[str, str]) -> None:
+    loading = {"remote_code": False, "dtype": "fp32", "device_map": "auto"}
+    for name in ("expansion", "published"):
+        with pytest.raises(ConfigError, match="is an expansion, which is loaded on one device: --device-map auto is"):
+            read(base, models[name], loading=loading)
+    assert read(base, models["expansion"], loading={**loading, "device_map": "cpu"})[0].kind == "folder of ctrl.save"
 
 
 def test_an_adapter_of_a_base_of_another_name_can_be_vouched_for(

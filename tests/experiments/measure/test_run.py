@@ -16,6 +16,7 @@ from experiments.measure.run import Measurement, measure
 from experiments.records import read_records
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
+from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.measured import SMALL, model_folder
 
 pytestmark = pytest.mark.slow  # nine models are loaded and measured
@@ -32,7 +33,10 @@ def test_every_kind_is_measured(measured: Measurement, models: dict[str, str]) -
     assert measured.failed == {}
     assert [r.arm for r in measured.results] == list(models)
     kinds = [json.loads((measured.folder / "arms" / n / "model.json").read_text())["kind"] for n in models]
-    assert kinds == ["model", "model", "PEFT adapter", "folder of ctrl.save", "model", "model", "model"]
+    assert kinds == [
+        *("model", "model", "PEFT adapter", "folder of ctrl.save", "published Control LLM checkpoint"),
+        *("model", "model", "model"),
+    ]
     assert not (measured.folder / "config.yaml").exists()  # it is no experiment
 
 
@@ -48,12 +52,17 @@ def test_a_copy_of_the_base_has_no_change_in_any_figure(measured: Measurement, n
     assert name not in measured.report.lost
 
 
-@pytest.mark.parametrize("name", ["perturbed", "adapter", "expansion", "trained"])
+@pytest.mark.parametrize("name", ["perturbed", "adapter", "expansion", "published", "trained"])
 def test_a_changed_model_moves_every_figure_of_distance(measured: Measurement, name: str) -> None:
     found = card(measured, name)
     assert all(found[figure] != 0 for figure in DISTANCES), found
     assert found["nfr"] > 0
     assert measured.report.lost[name]
+
+
+def test_a_published_checkpoint_has_the_figures_of_the_expansion_that_was_exported(measured: Measurement) -> None:
+    saved, published = card(measured, "expansion"), card(measured, "published")
+    assert {n: published[n] for n in saved} == pytest.approx(saved, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
 def test_checkpoints_are_a_trajectory(measured: Measurement) -> None:
@@ -79,6 +88,16 @@ def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
     assert list(figures) == [r.arm for r in measured.results]
     assert figures["perturbed"]["kl"].keys() == {"value", "low", "high"}
     assert figures["perturbed"]["kl"]["value"] == card(measured, "perturbed")["kl"]
+
+
+def test_runs_and_show_know_the_folder(measured: Measurement, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "measure", "--root", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert f"{measured.folder.name}: measure, finished, 8 of 8 models, " in said
+    assert f"\n{measured.report.words[0]}\n" in said
+    assert said.rstrip().endswith("report.html")
+    assert main(["runs", "--root", str(root)]) == 0
+    assert " finished  8/8 models " in capsys.readouterr().out
 
 
 def test_compare_and_gate_read_the_folder(measured: Measurement, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +171,42 @@ def test_it_goes_on_after_a_stop_and_measures_changed_files_again(
     measure(base, [first, second], say=said.append, **options)  # type: ignore[arg-type]
     assert "second is another model than before, or its files have changed: it is measured again" in said
     assert read_records(found.folder / "arms" / "second" / "items-1.jsonl") != before
+
+
+def test_tasks_of_lm_eval_count_as_kept(
+    base: str,
+    models: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = write_tasks(tmp_path / "tasks")
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", f"{tasks}/manager.py")  # not its 16,000
+    words = ["measure", "--base", base, "--model", f"same={models['same']}", "--model", models["perturbed"],
+             "--suites", "lm_eval", "--set", f"lm_eval.include_path={tasks}", "--root", str(tmp_path / "mlruns"),
+             "--precision", "fp32", "--set", "bootstrap=100"]  # fmt: skip
+    assert main([*words, "--lm-eval", "colours,suns"]) == 2
+    assert "unknown task 'suns': did you mean 'sums'" in capsys.readouterr().err
+    assert not (tmp_path / "mlruns").exists()
+    assert main([*words, "--lm-eval", "colours", "sums", "--gate", "retention/colours >= .01"]) in (0, 3)
+    assert "retention/colours >= 0.01" in capsys.readouterr().out
+    (folder,) = (file.parent for file in tmp_path.glob("mlruns/runs/*/report.txt"))
+    records = read_records(folder / "arms" / "same" / "items-1.jsonl")
+    assert {(r.suite, r.task) for r in records} == {("kept", "colours"), ("kept", "sums")}
+
+
+def test_weights_in_bf16_on_a_named_device(base: str, models: dict[str, str], tmp_path: Path) -> None:
+    options = {"suites": ["kept", "drift"], "precision": "fp32", "root": tmp_path, "say": lambda text: None}
+    changes = {key: value for key, value in SMALL.items() if key.startswith(("kept", "drift", "boot"))}
+    found = measure(
+        base, [models["same"], models["adapter"], models["published"]],
+        changes=changes, dtype="bf16", device_map="cpu", **options,
+    )  # type: ignore[arg-type]  # fmt: skip
+    assert found.failed == {}
+    assert found.results[0].scorecard["kl"].value == 0
+    assert all(r.scorecard["kl"].value > 0 for r in found.results[1:])
+    note = json.loads((found.folder / "measure.json").read_text())
+    assert (note["dtype"], note["device_map"]) == ("bf16", "cpu")
 
 
 def stop_at(name: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -63,8 +64,8 @@ def test_the_shipped_model_is_the_real_one(loaded: tuple[PreTrainedModel, PreTra
 def test_expanded_smollm_starts_as_the_base_and_its_cache_is_right(
     structure: str, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ) -> None:
-    _, tokenizer = loaded
-    model, _ = load_base(SHIPPED)
+    base, tokenizer = loaded
+    model = copy.deepcopy(base)
     inputs = prompts(tokenizer)
     with torch.no_grad():
         before = model(**inputs).logits
@@ -72,8 +73,8 @@ def test_expanded_smollm_starts_as_the_base_and_its_cache_is_right(
         assert torch.equal(model(**inputs).logits, before)
         perturb(model, seed=1, size=0.01)
         assert not torch.allclose(model(**inputs).logits, before)
-        cached = model.generate(**inputs, max_new_tokens=24, min_new_tokens=24, do_sample=False)
-        uncached = model.generate(**inputs, max_new_tokens=24, min_new_tokens=24, do_sample=False, use_cache=False)
+        greedy = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+        cached, uncached = (model.generate(**inputs, **greedy, use_cache=cache) for cache in (True, False))
         assert torch.equal(cached, uncached)
         with ctrl.pretrained(model):
             assert torch.equal(model(**inputs).logits, before)

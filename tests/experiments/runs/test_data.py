@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, load_config
 from experiments.data.items import NewText, Text
+from experiments.data.packing import packing
 from experiments.runs.data import ExperimentData
 from tests.helpers.run_data import never, trained
 from tests.helpers.small_run import small_config
@@ -185,6 +186,58 @@ def test_rows_of_one_document_where_a_row_cannot_hold_several(base: str, tokeniz
         == batch["attention_mask"].sum()
         == sum(len(rows[i]["input_ids"]) for i in range(4))
     )
+
+
+def packed(base: str, packed: bool, **changes: Any) -> ExperimentConfig:
+    data = {"length": 256, "new": {"name": "gcd"}, "old": {"name": "chain_sum"}, "replay": 0.3, "packed": packed}
+    return small_config(base, **{"data": data, "training": {"steps": 3, "batch_size": 4, "warmup_steps": 1}} | changes)
+
+
+def test_packed_conversations_are_those_of_padded_rows(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A step trains on `batch_size` conversations either way, in the same order."""
+    data = [ExperimentData(packed(base, one), tokenizer, never) for one in (True, False)]
+    rows, plain = (one.rows(one.config.arms[0]) for one in data)
+    given = [rows[i] for i in range(len(rows))]
+    assert given == [plain[i] for i in range(len(plain))]
+    assert len(given) == 3 * 4
+    batch = data[0].collator(given[:4])
+    assert int((batch["documents"].diff(dim=1, prepend=torch.zeros(len(batch["documents"]), 1)) > 0).sum()) == 4
+    assert len(batch["input_ids"]) < 4
+    found = data[0].packing_of(rows, 4)
+    assert found is not None
+    assert (found.conversations, found.tokens) == (12, sum(len(row["input_ids"]) for row in given))
+    assert found.tokens <= found.computed < found.padded
+    assert data[0].packing_of(rows, 4, most=8) == packing([len(row["input_ids"]) for row in given[:8]], 4, 256)
+    assert data[1].packing_of(rows, 4) is None
+    for one, other in zip(data[0].old_batches(2), data[1].old_batches(2), strict=True):
+        assert one.keys() == other.keys()  # methods read old text row by row: packing changes nothing there
+        assert torch.equal(one["input_ids"], other["input_ids"])
+
+
+def test_documents_of_cpt_can_have_rows_of_their_own(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    made = ExperimentData(cpt(base, 4, packed=False), tokenizer, never)
+    assert "attention_mask" in made.collator([made.rows(made.config.arms[0])[0]])
+    assert made.packing_of(made.rows(made.config.arms[0]), 4) is None
+
+
+PACKED_ARMS: dict[str, Any] = {
+    "full": {"method": "full"},
+    "control": {"method": "control", "control": {"layers": 2}},
+    "kl": {"train": {"control": {"layers": 2}}, "loss": [{"kl": {"tokens": "replayed"}}, "not_replayed"]},
+    "copy": {"train": "full", "loss": ["dft", {"kl": {"weight": 0.5}}, {"l2sp": {"weight": 0.5}}]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PACKED_ARMS)
+def test_training_on_packed_conversations_is_training_on_padded_rows(name: str, base: str, tmp_path: Path) -> None:
+    arms = [{"name": name, "learning_rates": [1e-2], **PACKED_ARMS[name]}]
+    training = {"steps": 3, "batch_size": 4, "gradient_accumulation": 2, "warmup_steps": 1}
+    one, other = (
+        trained(packed(base, how, arms=arms, training=training), name, tmp_path / str(how)) for how in (True, False)
+    )
+    assert one[0] == pytest.approx(other[0], rel=2e-5)
+    assert one[1]["tokens"] == other[1]["tokens"]
 
 
 @pytest.mark.parametrize("method", ["full", "control"])

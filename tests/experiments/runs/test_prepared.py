@@ -94,6 +94,17 @@ def test_a_base_whose_documents_see_each_other_gets_rows_of_one(tmp_path: Path) 
     assert "attention_mask" in prepared.data.collator([prepared.data.rows(config.arms[0])[0]])
 
 
+def test_packed_conversations_of_such_a_base_get_rows_of_their_own(tmp_path: Path) -> None:
+    bases = {"opt": byte_base(tmp_path / "opt", model=build_other("opt")), "llama": byte_base(tmp_path / "llama")}
+    for name, base in bases.items():
+        said: list[str] = []
+        data = {"packed": True, "length": 256, "new": {"name": "gcd"}}
+        prepared = prepare(small_config(base, data=data), tmp_path / name / "runs" / "small", said.append)
+        rows = prepared.data.rows(prepared.config.arms[0])
+        batch = prepared.data.collator([rows[i] for i in range(4)])
+        assert ("each has a row of its own, not packed" in said[0]) == ("attention_mask" in batch) == (name == "opt")
+
+
 def test_a_template_file_that_has_changed_is_found(tmp_path: Path) -> None:
     folder = byte_base(tmp_path / "base")
     file = tmp_path / "own.jinja"

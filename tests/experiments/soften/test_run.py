@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ctrl
 from experiments.cli.main import main
+from experiments.cli.overview import read_measurement
 from experiments.common.errors import ConfigError
 from experiments.measure.run import measure
 from experiments.models.base import load_model
@@ -113,10 +114,14 @@ def test_points_are_measured_as_measure_does_and_only_once(
     )  # fmt: skip
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
-    monkeypatch.setattr("experiments.soften.path.load_model", lambda name: pytest.fail("measured twice"))
+    monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
     again = softened(model, tmp_path / "again")
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
+    one = read_measurement(found.folder)
+    assert (one.kind, one.status, one.best and one.best["arm"]) == ("soften", "finished", f"alpha-{found.alpha:g}")
+    assert one.best is not None
+    assert one.best["scorecard"]["gain"]["value"] == found.report.cards[found.alpha or 0]["gain"].value
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from experiments.common.errors import StudyError
@@ -121,3 +122,38 @@ def test_a_storage_that_fails_ends_the_worker_with_one_error(tmp_path: Path) -> 
     assert Store(store.url, store.config).trials()[0].state == "lost"  # this process lives, but has left it
     store.work(dying(print, ()), print)
     assert [t.state for t in store.trials()] == ["complete"] * 6
+
+
+def test_the_storage_has_what_the_dashboard_shows_of_a_trial(tmp_path: Path) -> None:
+    """Its figures as numbers, which can be plotted, its page in MLflow and a note; its runs are not in the way."""
+    note = pytest.importorskip("optuna_dashboard").get_note
+    store, runs = open_store(tmp_path), [{"seed": 0, "folder": "runs/toy-000"}]
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        return TrialOutcome([value(picks)], runs=runs, figures={"kl": 0.25, "nfr": 0.5}, url="http://here/#/runs/1")
+
+    store.work(run, print)
+    trial = store.study.trials[0]
+    assert {name: trial.user_attrs[name] for name in ("kl", "nfr", "mlflow")} == {
+        "kl": 0.25,
+        "nfr": 0.5,
+        "mlflow": "http://here/#/runs/1",
+    }
+    assert "runs" not in trial.user_attrs
+    assert store.trials()[0].runs == runs
+    notes = store.storage.get_study_system_attrs(store.study._study_id)
+    text = "".join(str(v) for k, v in notes.items() if k.startswith(f"dashboard:{trial._trial_id}:note_str"))
+    assert "[Trial 0 in MLflow](http://here/#/runs/1)" in text
+    assert "- kl: 0.25" in text
+    assert note(store.study) == ""  # which is the user's
+
+
+def test_runs_of_trials_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    store, runs = open_store(tmp_path), [{"seed": 0, "folder": "runs/toy-000"}]
+    picks = {"training.steps": 1, "rate": 0.1}
+    fixed = optuna.trial.FixedTrial(picks)
+    for key, dimension in store.config.search.items():
+        dimension.suggest(fixed, key)
+    old = optuna.create_trial(values=[1.0], params=picks, distributions=fixed.distributions, user_attrs={"runs": runs})
+    store.study.add_trial(old)
+    assert [trial.runs for trial in store.trials() if trial.state == "complete"] == [runs]

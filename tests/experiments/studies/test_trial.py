@@ -74,6 +74,7 @@ def test_study_runs_tracks_reports_and_exports(
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
     assert whole.data.metrics["feasible"] == 1
     assert "config.yaml" in [file.path for file in client.list_artifacts(whole.info.run_id)]
+    assert (whole.info.run_name.split()[0], whole.data.tags["optuna_trial"]) == (f"#{good.number}", str(good.number))
 
     capsys.readouterr()
     assert cli.main(["status", "tiny", *places]) == 0
@@ -191,11 +192,13 @@ def _check_failure(study: StudyConfig, root: Path, reason: str, trace: str) -> N
     assert re.match(reason, bad.reason)
     tracker = Tracker(root, study.name)
     runs = tracker.client.search_runs([tracker.experiment_id], f"tags.study = '{study.name}'")
-    status = {(run.data.tags["kind"], run.data.tags.get("trial")): run.info.status for run in runs}
+    names = [run.data.tags.get("trial", "").partition(" ") for run in runs]  # `#0 rate=0.001`
+    status = {(run.data.tags["kind"], name[0]): run.info.status for run, name in zip(runs, names, strict=True)}
+    assert all(name[2] for name in names if name[0])
     assert status == {
-        ("study", None): "FINISHED",
-        **{("trial", "trial 0"): "FAILED", ("experiment", "trial 0"): "FINISHED", ("arm", "trial 0"): "FAILED"},
-        **{(kind, "trial 1"): "FINISHED" for kind in ("trial", "experiment", "arm")},
+        ("study", ""): "FINISHED",
+        **{("trial", "#0"): "FAILED", ("experiment", "#0"): "FINISHED", ("arm", "#0"): "FAILED"},
+        **{(kind, "#1"): "FINISHED" for kind in ("trial", "experiment", "arm")},
     }
     for run in runs:
         if run.info.status == "FAILED":

@@ -19,6 +19,7 @@ from experiments.tracking.uri import page, without_password
         ),
         ("API request to http://bob:S3CRET@h:9/api failed (S)", "API request to http://bob:***@h:9/api failed (S)"),
         ("http://h?access_token=S3CRET", "http://h?access_token=***"),
+        ("http://h?a?b=1&x?my_KEY=S3CRET", "http://h?a?b=1&x?my_KEY=***"),
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],

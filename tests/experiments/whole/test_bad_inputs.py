@@ -10,6 +10,7 @@ import copy
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 import ctrl
-from experiments.cli.main import main
+from experiments.cli.main import main, parser
 from experiments.common.yaml_values import dump_yaml, set_field
 from tests.helpers.byte_level import byte_base
 from tests.helpers.planted_run import write_run
@@ -57,7 +58,8 @@ FILES: dict[str, str | bytes] = {
         f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     ) + "arms: [{name: x, method: control, learning_rates: [0.1], control: {layers: *i}}]\n",
     "broken.json": "{", "export.csv": "a,b\n1,2\n", "broken.db": b"no database at all" * 100,
-    "begun/config.yaml": "name: x\n", "half/base/items.jsonl": '{"suite": "kept", "ta', "bare/base/items.jsonl": "",
+    "begun/config.yaml": "name: x\n", "odd/config.yaml": "arms: 5\n", "text/config.yaml": "arms",
+    "other/trials.tar.xz": "x","half/base/items.jsonl": '{"suite": "kept", "ta', "bare/base/items.jsonl": "",
     "q.yaml": dump_yaml(STUDY),
     "sums.jsonl": "".join(f'{{"question": "{i} + {i + 1} =", "answer": "{2 * i + 1}"}}\n' for i in range(40)),
     "words.jsonl": "".join(f'{{"question": "word {i}", "answer": "x"}}\n' for i in range(40)),
@@ -263,9 +265,17 @@ def test_what_is_right_is_accepted(place: Path) -> None:
 
 
 def test_the_tables_are_whole() -> None:
-    """All commands that take input are in them, and no row is there twice."""
+    """All commands, and all options that take a value, are in them, and no row is there twice."""
     rows = [json.dumps(row) for name in ("runs", "rows", "studies", "calls", "ctrl") for row in table(name)]
     assert len(set(rows)) == len(rows) >= 300
-    commands = {row[0].split(" ")[0] for row in table("calls")}
-    assert commands >= {"run", "study", "resume", "status", "add-trials", "export", "report", "show", "runs", "list",
-                        "compare", "gate", "posthoc", "sync", "measure", "ui", "soften", "preview"}  # fmt: skip
+    given = [re.split(r"[ =]", row[0]) for row in table("calls")]
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
+    lacking = [
+        f"{name} {action.option_strings}"
+        for name, command in commands.items()
+        for action in command._actions
+        if action.nargs != 0 and action.option_strings
+        if not any(words[0] == name and set(words) & set(action.option_strings) for words in given)
+    ]
+    assert lacking == []
+    assert {words[0] for words in given} >= set(commands)

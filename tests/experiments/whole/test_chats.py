@@ -48,7 +48,7 @@ def test_twenty_conversations_become_a_report(base: str, tmp_path: Path, capsys:
         base = byte_base(tmp_path / base, byte_tokenizer(template[base], extra=("<think>", "</think>")))
     given = [f"base_model={base}", f"data.new.path={file}", *FEW]
     if base.endswith("bytes"):
-        given += ["data.template=chatml", "data.overlong=cut", "data.length=96"]
+        given += ["data.template=chatml", "data.overlong=cut", "data.length=96", "data.packed=true"]
     sets = [word for pair in given for word in ("--set", pair)]
     assert cli.main(["run", "own-chats", "--root", str(root), *sets]) == 0
     said = capsys.readouterr().out
@@ -59,6 +59,9 @@ def test_twenty_conversations_become_a_report(base: str, tmp_path: Path, capsys:
     assert [(r.form, r.task) for r in records if r.suite == "new"] == [("nll", "mine")] * 3
     drawn = [json.loads(path.read_text()) for path in report.parent.glob("arms/*/data.json")]
     assert len(drawn) == 1
+    assert ("packing: the first 4 conversations are" in said) == base.endswith("bytes")
+    assert ("Packed conversations" in report.read_text()) == base.endswith("bytes")
+    assert [one["packing"]["conversations"] for one in drawn if "packing" in one] == [4] * base.endswith("bytes")
     several = base.endswith("thinking")  # the template rewrites earlier turns: each reply has its row
     assert all((part["pieces"] > part["examples"] > 0) == several for one in drawn for part in one["drawn"])
     assert cli.main(["run", "own-chats", "--root", str(root), *sets]) == 0

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from experiments.records import ArmResult
 from experiments.studies import trial
-from experiments.studies.report.table import export, frame, status_text
+from experiments.studies.report.table import export, frame, progress_text, status_text
 from experiments.studies.report.write import _setup
 from experiments.studies.trial import TrialOutcome, run_trial
 from tests.helpers.planted_study import TABLE5, synthetic_store
@@ -64,6 +66,26 @@ def test_a_trial_without_picks_is_shown_and_left_out_of_the_setup(tmp_path: Path
     assert _setup(store).endswith("1 seed per trial, sampler random")
     assert "running: trial 0 ()" in status_text(store, tmp_path)
     assert list(frame(store).state) == ["running"]
+
+
+def test_a_study_that_runs_says_how_far_it_is(tmp_path: Path) -> None:
+    store, said = open_store(tmp_path), list[str]()
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        said.append(progress_text(store))
+        return TrialOutcome([value(picks)])
+
+    store.work(run, quiet)
+    assert said[0] == "0 of 6 trials done"
+    best = "best so far #2 (training.steps=2, rate=0.1): gain 1.9"
+    assert re.fullmatch(rf"3 of 6 trials done; {re.escape(best)}; about \d+ s left", said[3]), said[3]
+    assert progress_text(store).startswith("6 of 6 trials done; best so far #4 (training.steps=3, rate=0.1): gain 2.9")
+    objectives = [{"figure": "gain", "direction": "maximize"}, {"figure": "kl", "direction": "minimize"}]
+    folder = tmp_path / "two"
+    folder.mkdir()
+    two = open_store(folder, objectives=objectives)
+    two.work(lambda number, picks, report: TrialOutcome([value(picks), value(picks)]), quiet)
+    assert "; front of 6: #0, #1, #2, #3, #4, #5" in progress_text(two)
 
 
 def test_what_a_failed_trial_measured_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,12 @@ class TestMeasure:
         assert {(r.suite, r.task) for r in records} == {("new", "sums"), ("kept", "colours")}
         assert len({r.key for r in records}) == len(records) == 24
 
+    def test_each_record_has_the_text_of_its_question(self, suite: HarnessSuite, model: PreTrainedModel) -> None:
+        records, questions = measured(suite, model), suite.questions()
+        assert {(r.suite, r.task, r.item) for r in records} == questions.keys()
+        texts = [questions["kept", "colours", r.item] for r in of(records, "colours")]
+        assert texts == [f"The colour of {thing} is" for thing in THINGS]
+
     def test_size_is_what_progress_counts(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> None:

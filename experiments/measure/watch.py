@@ -1,0 +1,176 @@
+"""The measurements of one training in their folder: the base, each step, the best model. `ForgettingCallback` asks."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import ctrl
+from ctrl.control_model import ControlModel
+from experiments.common.errors import ConfigError
+from experiments.common.files import PART, read_json, write_json
+from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.measure.config import MeasureConfig
+from experiments.measure.folder import NOTE as FOLDER_NOTE
+from experiments.models.precision import Precision
+from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
+from experiments.runs.base_records import ITEMS, STATE
+from experiments.runs.baseline import headline, score
+from experiments.runs.result_file import write_result
+from experiments.scorecard.figures import GAINS
+
+NAME, BEST, NOTE = "trained", "best", "forgetting.json"
+Card = dict[str, Estimate]
+
+
+@dataclass
+class Budget:
+    """Spend at most a share of a training's time on measurements. longest: seconds of the longest one so far."""
+
+    share: float
+    longest: float = 0.0
+    spent: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def allows(self, count: int) -> bool:
+        """Whether `count` more measurements stay within the share of the time that has passed after them."""
+        more = count * self.longest
+        return self.spent + more <= self.share * (time.perf_counter() - self.began + more)
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.spent, self.longest = self.spent + seconds, max(self.longest, seconds)
+
+
+@dataclass(eq=False)
+class Watch:
+    """What was measured of one training, on disk as it is here.
+
+    points: figures by step. best: value and step of the model in the folder `best`; None if there is none of this
+    training. Made by `begun`, or by `resumed` if the training goes on.
+    """
+
+    folder: Path
+    config: MeasureConfig
+    evaluation: Evaluation
+    precision: Precision
+    base: list[Record]
+    budget: Budget
+    points: dict[int, Card] = field(default_factory=dict)
+    best: tuple[float, int] | None = None
+
+    @classmethod
+    def begun(cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float) -> Watch:
+        """Measure the base. Records of an earlier training in this folder are deleted, its best model is not."""
+        budget, precision = Budget(share), Precision(config.precision)
+        for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
+            file.unlink()
+        with budget.measuring():
+            evaluation = suites.prepare(model, precision)
+            records = evaluation.evaluate(model, precision, progress=False)
+        write_records(folder / "base" / ITEMS, records)
+        note = {"suites": evaluation.state(), "seconds": budget.spent, **config.to_dict()}
+        write_json(folder / "base" / STATE, note)
+        write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
+        return cls(folder, config, evaluation, precision, records, budget)
+
+    @classmethod
+    def resumed(
+        cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float, step: int
+    ) -> Watch:
+        """Read back what was measured up to the step at which a training goes on; what is later is deleted.
+
+        Raises ConfigError if it was measured with other settings.
+        """
+        note = read_json(folder / "base" / STATE)
+        check_settings(folder, note, config)
+        precision = Precision(config.precision)
+        evaluation = suites.prepare(model, precision, state=note["suites"])
+        records = read_records(folder / "base" / ITEMS)
+        watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
+        for file in watch.arm.glob("items-*.jsonl"):
+            number = int(file.stem.rpartition("-")[2])
+            if number <= step:
+                watch.points[number] = watch.card(read_records(file))
+            else:
+                file.unlink()
+        watch.best = best_of(folder, step)
+        return watch
+
+    @property
+    def arm(self) -> Path:
+        return self.folder / "arms" / NAME
+
+    def card(self, records: list[Record]) -> Card:
+        return score(self.base, [], records, self.config.evaluation.bootstrap, self.config.seed)
+
+    def measure(self, step: int, model: PreTrainedModel) -> Card:
+        """Measure the model at a step, and write its records."""
+        with self.budget.measuring():
+            records = self.evaluation.evaluate(model, self.precision, progress=False)
+        write_records(self.arm / f"items-{step}.jsonl", records)
+        self.points[step] = self.card(records)
+        return self.points[step]
+
+    def keep_best(self, step: int, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Save the model if no earlier one has a higher gain; without a new task the latest is the best."""
+        figures = {name: estimate.value for name, estimate in headline(self.points[step]).items()}
+        value = _merit(figures, step)
+        if self.best is not None and value < self.best[0]:
+            return
+        target = self.folder / BEST
+        part = target.with_name(BEST + PART)
+        shutil.rmtree(part, ignore_errors=True)
+        ctrl.save(model, part) if isinstance(model, ControlModel) else model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        write_json(part / NOTE, {"step": step, **figures})
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+        self.best = (value, step)
+
+    def result(self) -> ArmResult:
+        """Return what was measured as a result of the bench."""
+        base = self.card(self.base)
+        points = [{"step": 0, **headline(base)}, *({"step": s, **headline(c)} for s, c in sorted(self.points.items()))]
+        last = max(self.points, default=0)
+        return ArmResult(
+            NAME, MEASURED, 0.0, "finished", steps=last, trajectory=points, scorecard=self.points.get(last, base)
+        )
+
+    def write(self) -> None:
+        write_result(self.arm, self.result())
+
+
+def measured_base(folder: Path) -> bool:
+    """Whether a folder holds the measurement of a base."""
+    return all((folder / "base" / name).is_file() for name in (ITEMS, STATE))
+
+
+def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig) -> None:
+    """Raise ConfigError if a training would go on with other settings than its base was measured with."""
+    changed = [name for name, value in config.to_dict().items() if note.get(name) != value]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds measurements with another {', '.join(changed)}: they would not compare. Take the old "
+            "settings, or another folder, ForgettingCallback(folder=...)"
+        )
+
+
+def best_of(folder: Path, step: int) -> tuple[float, int] | None:
+    """Return value and step of the best model on disk; None if it is of a later step, so of a training that is gone."""
+    found = read_json(folder / BEST / NOTE)
+    return (_merit(found, found["step"]), found["step"]) if found and found["step"] <= step else None
+
+
+def _merit(figures: Mapping[str, float], step: int) -> float:
+    return next((figures[name] for name in GAINS if name in figures), float(step))

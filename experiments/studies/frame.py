@@ -1,0 +1,165 @@
+"""Put the figures of runs, studies and MLflow into one table, a row per arm, step and figure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.common.errors import CompareError
+from experiments.common.paths import default_root, short_path
+from experiments.common.section import nearest
+from experiments.common.yaml_values import load_yaml
+from experiments.records import ArmResult, Estimate
+from experiments.runs.result_file import RESULT, whole_results
+from experiments.studies.load import load_study
+from experiments.studies.queue import Store
+from experiments.studies.storage import storage_url
+from experiments.studies.trial import result_of
+from experiments.tracking.store import TrackingStore
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MLFLOW = "mlflow:"
+TYPES = {
+    "source": "string",
+    "run": "string",
+    "trial": "Int64",
+    "arm": "string",
+    "method": "string",
+    "learning_rate": "Float64",
+    "operation": "string",
+    "seed": "Int64",
+    "status": "string",
+    "step": "Int64",
+    "figure": "string",
+    "value": "Float64",
+    "low": "Float64",
+    "high": "Float64",
+}
+Row = dict[str, Any]
+
+
+def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
+    """Return a row for each arm, evaluation and figure of some sources, in the columns of TYPES.
+
+    A source is the folder of a run, the beginning of its name, the name of a study, or `mlflow:EXPERIMENT`. Without a
+    source: all studies, and all runs that are not of a study. root: where they are (default: mlruns). A study has a
+    column `pick/NAME` for each dimension. low and high: the 95 % interval; MLflow has none. cost/NAME is at the last
+    step.
+    Raises CompareError for a source that is not there, DamagedError for a result that was changed.
+    """
+    import pandas as pd
+
+    root = (root or default_root()).resolve()
+    found = list(map(str, sources)) or [str(folder) for folder in _all(root)]
+    rows = [row for source in found for row in _rows(source, root)]
+    table = pd.DataFrame(rows, columns=[*TYPES, *sorted({key for row in rows for key in row} - set(TYPES))])
+    return table.astype(TYPES)
+
+
+def _all(root: Path) -> list[Path]:
+    """Return the folders of the studies and of the runs that are not a study's trials."""
+    studies = sorted(file.parent for file in root.glob("studies/*/study.yaml"))
+    runs = sorted(file.parent for file in root.glob("runs/*/config.yaml"))
+    return [*studies, *(run for run in runs if not any(run.name.startswith(f"{s.name}-0") for s in studies))]
+
+
+def _rows(source: str, root: Path) -> Iterator[Row]:
+    if source.startswith(MLFLOW):
+        return _tracked(source.removeprefix(MLFLOW), root)
+    folder = _folder(source, root)
+    return _study(folder, root) if (folder / "study.yaml").is_file() else _run(folder)
+
+
+def _folder(source: str, root: Path) -> Path:
+    """Return the folder of a run or a study, named by its path or by the beginning of its name. Raises CompareError."""
+    known = [file.parent for pattern in ("studies/*/study.yaml", "runs/*/config.yaml") for file in root.glob(pattern)]
+    path = Path(source).resolve()
+    if any((path / name).is_file() for name in ("study.yaml", "config.yaml")):
+        return path
+    exact = [folder for folder in known if folder.name == source]
+    begun = exact or [folder for folder in known if source and folder.name.startswith(source)]
+    if len(begun) == 1:
+        return begun[0]
+    names = sorted(folder.name for folder in begun or known)
+    if begun:
+        raise CompareError(f"{source!r} is the beginning of {', '.join(names)}: write more of the name")
+    raise CompareError(f"{source!r} is no run or study below {short_path(root)}: {nearest(source, names)}")
+
+
+def _run(folder: Path) -> Iterator[Row]:
+    files = [*sorted(folder.glob(f"arms/*/{RESULT}")), *sorted(folder.glob(f"posthoc/*/{RESULT}"))]
+    seed = load_yaml((folder / "config.yaml").read_text(encoding="utf-8")).get("seed", 0)
+    for result in whole_results(files):
+        yield from _figures(result, {"source": folder.name, "run": str(folder), "seed": seed})
+
+
+def _study(folder: Path, root: Path) -> Iterator[Row]:
+    config = load_study(folder / "study.yaml")
+    for trial in Store(storage_url(root, config.storage), config).trials():
+        picks = {f"pick/{key}": pick for key, pick in trial.picks.items()}
+        for run in trial.runs:
+            place = {
+                "source": config.name,
+                "run": str(root / run["folder"]),
+                "trial": trial.number,
+                "seed": run["seed"],
+            }
+            yield from _figures(result_of(run), {**place, "trial": trial.number, **picks})
+
+
+def _figures(result: ArmResult, place: Row) -> Iterator[Row]:
+    """Return the rows of one arm: its trajectory, and at the last step its scorecard and cost."""
+    row = {**place, "arm": result.arm, "method": result.method, "operation": result.operation, "status": result.status}
+    row["learning_rate"] = result.learning_rate or None  # 0: not known
+    last: dict[str, Estimate] = {**result.scorecard, **{f"cost/{k}": Estimate(v) for k, v in result.cost.items()}}
+    for point in result.trajectory:
+        figures = {name: value for name, value in point.items() if isinstance(value, Estimate)}
+        if point["step"] == result.steps:
+            figures, last = {**figures, **last}, {}
+        yield from _each(figures, {**row, "step": point["step"]})
+    yield from _each(last, {**row, "step": result.steps})
+
+
+def _each(figures: dict[str, Estimate], row: Row) -> Iterator[Row]:
+    for name, value in figures.items():
+        yield {**row, "figure": name, "value": value.value, "low": value.low, "high": value.high}
+
+
+def _tracked(experiment: str, root: Path) -> Iterator[Row]:
+    """Return the metrics of the arms in an MLflow experiment, at all their steps, without the machine's."""
+    store = TrackingStore(root, os.environ.get("MLFLOW_TRACKING_URI"))
+    if store.local and not (root / "mlflow.db").is_file():
+        raise CompareError(f"{MLFLOW}{experiment}: there is no store {short_path(root / 'mlflow.db')}")
+    found = store.client.get_experiment_by_name(experiment)
+    if found is None:
+        names = [one.name for one in store.client.search_experiments()]
+        raise CompareError(f"{MLFLOW}{experiment}: the store has no such experiment: {nearest(experiment, names)}")
+    for run in _arms(store.client, found.experiment_id):
+        params, tags = run.data.params, run.data.tags
+        row = {"source": f"{MLFLOW}{experiment}", "run": run.info.run_id, "status": run.info.status.lower()}
+        row |= {"arm": params.get("arm"), "method": params.get("method"), "operation": tags.get("operation")}
+        row |= {"learning_rate": _number(params.get("learning_rate")), "seed": _number(params.get("seed"))}
+        for name in (name for name in run.data.metrics if not name.startswith("system/")):
+            for point in store.client.get_metric_history(run.info.run_id, name):
+                yield {**row, "step": point.step, "figure": name, "value": point.value}
+
+
+def _arms(client: Any, experiment: str) -> Iterator[Any]:
+    """Return the runs of arms, a page at a time."""
+    token = None
+    while True:
+        page = client.search_runs([experiment], "tags.kind = 'arm'", max_results=1000, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,94 @@
+"""The measurements of a training in their folder: their share of the time, and the best model, also when it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM
+
+from experiments.common.files import write_json
+from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.suite import SuiteContext
+from experiments.measure import watch as room
+from experiments.measure.config import measure_config
+from experiments.measure.watch import Budget, Watch, best_of, measured_base
+from experiments.records import Estimate
+from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.measured import tiny_model
+
+CONFIG = measure_config("", None, ["kept"], None, "fp32", 0, {"kept.items": 4, "bootstrap": 100})
+
+
+class TestBudget:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        now = [100.0]
+        monkeypatch.setattr(room.time, "perf_counter", lambda: now[0])
+        return now
+
+    def test_room_is_left_for_the_last_measurement(self, clock: list[float]) -> None:
+        budget = Budget(0.1, began=100.0)
+        assert budget.allows(2)  # nothing is known of how long one takes
+        with budget.measuring():
+            clock[0] += 5
+        clock[0] += 89  # 5 s of 94; one more makes 10 s of 99
+        assert not budget.allows(1)
+        clock[0] += 1
+        assert (budget.allows(1), budget.allows(2)) == (True, False)
+        clock[0] += 45  # 5 s of 140; two more make 15 s of 150
+        assert budget.allows(2)
+
+    def test_a_resumed_training_knows_how_long_one_takes(self, clock: list[float]) -> None:
+        budget = Budget(0.5, longest=10, began=100.0)
+        clock[0] += 19
+        assert (budget.allows(1), budget.allows(2)) == (True, False)
+        clock[0] += 1
+        assert budget.allows(2)
+
+    def test_the_whole_time_allows_all(self, clock: list[float]) -> None:
+        budget = Budget(1.0, began=100.0)
+        with budget.measuring():
+            clock[0] += 5
+        assert budget.allows(100)
+
+
+@pytest.mark.parametrize(
+    ("note", "best"),
+    [
+        ({"step": 4, "retention": 0.9}, (4.0, 4)),  # without a new task the latest is the best
+        ({"step": 4, "retention": 0.9, "gain": 0.25}, (0.25, 4)),
+        ({"step": 4, "new_nll_drop": 0.5}, (0.5, 4)),
+        ({"step": 6, "gain": 0.5}, None),  # after the step at which the training goes on
+        ({}, None),
+    ],
+)
+def test_the_best_model_of_a_resumed_training(
+    tmp_path: Path, note: dict[str, float], best: tuple[float, int] | None
+) -> None:
+    if note:
+        write_json(tmp_path / "best" / "forgetting.json", note)
+    assert best_of(tmp_path, step=4) == best
+
+
+def suites() -> Suites:
+    return Suites.drawn(CONFIG.evaluation, SuiteContext(0, ""), byte_tokenizer(), ())
+
+
+def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    assert not measured_base(tmp_path)
+    first = Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+    assert measured_base(tmp_path)
+    for step, gain in ((2, 0.5), (4, 0.1)):
+        first.measure(step, model)
+        first.points[step]["gain"] = Estimate(gain)
+        first.keep_best(step, model, tokenizer)
+    assert first.best == (0.5, 2)
+    again = Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2)
+    assert (list(again.points), again.best, again.base) == ([2], (0.5, 2), first.base)
+    assert again.budget.longest > 0
+    assert [file.name for file in again.arm.glob("items-*")] == ["items-2.jsonl"]
+    assert isinstance(LlamaForCausalLM.from_pretrained(tmp_path / "best"), LlamaForCausalLM)
+    assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
+    assert not list(again.arm.glob("items-*"))

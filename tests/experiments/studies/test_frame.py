@@ -1,0 +1,102 @@
+"""One table of figures from runs, studies and MLflow: the same values, typed; what is not there is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import frame
+from experiments.common.errors import CompareError, DamagedError
+from experiments.common.files import write_text
+from experiments.common.yaml_values import dump_yaml
+from experiments.records import ArmResult, Estimate
+from experiments.runs.result_file import write_result
+from experiments.studies.frame import TYPES
+from experiments.tracking.tracker import Tracker
+from tests.helpers.planted_study import TABLE5, synthetic_store
+from tests.helpers.run_folders import make_run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+GAINS = (Estimate(0.0, -0.1, 0.1), Estimate(0.25, 0.2, 0.3), Estimate(0.5, 0.4, 0.6))
+
+
+def run_of(root: Path, name: str) -> Path:
+    folder = make_run(root, name)
+    trajectory = [{"step": step, "gain": gain} for step, gain in zip((0, 10, 20), GAINS, strict=True)]
+    card = {"gain": GAINS[2], "kl": Estimate(1.0)}
+    result = ArmResult("control", "control", 1e-3, "finished", None, 20, trajectory, card, {"seconds": 60.0})
+    write_result(folder / "arms" / "control-0.001", result)
+    return folder
+
+
+def test_a_run_has_a_row_for_each_step_and_figure(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, "demo-0123abcd")
+    for source in (folder, str(folder), "demo-0123abcd", "demo"):
+        table = frame(source, root=tmp_path)
+        assert {name: str(kind) for name, kind in table.dtypes.items()} == TYPES
+        rows = table[["step", "figure", "value"]].itertuples(index=False, name=None)
+        expected = [
+            (0, "gain", 0.0),
+            (10, "gain", 0.25),
+            (20, "gain", 0.5),
+            (20, "kl", 1.0),
+            (20, "cost/seconds", 60.0),
+        ]
+        assert list(rows) == expected
+        assert set(table["arm"]) == {"control"}
+        assert set(table["learning_rate"]) == {1e-3}
+        assert set(table["seed"]) == {0}
+        assert table.query("step == 20 and figure == 'gain'")[["low", "high"]].to_numpy().tolist() == [[0.4, 0.6]]
+        assert table["trial"].isna().all()
+    assert len(frame(root=tmp_path)) == 5
+
+
+def test_without_runs_the_table_is_empty_and_typed(tmp_path: Path) -> None:
+    table = frame(root=tmp_path)
+    assert (len(table), {name: str(kind) for name, kind in table.dtypes.items()}) == (0, TYPES)
+
+
+@pytest.mark.slow
+def test_a_study_has_its_picks(tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path, {"full": TABLE5["full"]}, report={})
+    write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(store.config.to_dict()))
+    table = frame("toy", root=tmp_path)
+    assert list(table.columns) == [*TYPES, "pick/arm", "pick/rate"]
+    for trial in (trial for trial in store.trials() if trial.runs):
+        own = table[table["trial"] == trial.number]
+        assert set(own["pick/rate"]) == {trial.picks["rate"]}
+        last = own.query(f"figure == 'gain' and step == {own['step'].max()}")
+        assert last["value"].tolist() == [trial.runs[0]["result"]["scorecard"]["gain"]["value"]]
+
+
+@pytest.mark.slow
+def test_mlflow_has_the_same_values_without_intervals(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "demo")
+    params = {"arm": "control", "method": "control", "learning_rate": 1e-3, "seed": 3}
+    with tracker.run("control 0.001", kind="arm", params=params) as run:
+        for step, gain in zip((0, 10, 20), GAINS, strict=True):
+            run.log_metrics({"gain": gain.value}, step)
+    table = frame("mlflow:demo", root=tmp_path)
+    assert table["value"].tolist() == [0.0, 0.25, 0.5]
+    assert table["step"].tolist() == [0, 10, 20]
+    assert set(table["seed"]) == {3}
+    assert table["low"].isna().all()
+    with pytest.raises(CompareError, match="no such experiment: did you mean 'demo'"):
+        frame("mlflow:dem", root=tmp_path)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    run_of(tmp_path, "demo-0123abcd")
+    run_of(tmp_path, "demo-89abcdef")
+    with pytest.raises(CompareError, match="'demo' is the beginning of demo-0123abcd, demo-89abcdef: write more"):
+        frame("demo", root=tmp_path)
+    with pytest.raises(CompareError, match=r"is no run or study below .*: did you mean 'demo-0123abcd'"):
+        frame("demi-0123abcd", root=tmp_path)
+    with pytest.raises(CompareError, match=r"there is no store .*mlflow\.db"):
+        frame("mlflow:demo", root=tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()  # reading makes nothing
+    changed = tmp_path / "runs" / "demo-0123abcd" / "arms" / "control-0.001" / "result.json"
+    changed.write_text(changed.read_text().replace("0.25", "0.75"))
+    with pytest.raises(DamagedError, match="was changed after it was written"):
+        frame("demo-0123abcd", root=tmp_path)

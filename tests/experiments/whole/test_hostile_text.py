@@ -1,0 +1,143 @@
+"""No regular expression, and no function that reads replies or texts of users, takes quadratic time on hostile text."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.common.printable import printable
+from experiments.data.grader import Contains, last_number
+from experiments.data.isolated_graders import code_of
+from experiments.data.items import exact_match
+from experiments.data.overlap import words
+from experiments.evaluation.replies import parse_answer
+from experiments.evaluation.suites.instructions import language_of
+from experiments.evaluation.suites.kept import named_first
+from experiments.measure.config import MeasureConfig
+from experiments.measure.gate import conditions
+from experiments.tracking.store import last_line
+from experiments.tracking.uri import page, without_password
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[3]
+LENGTH, SECONDS = 200_000, 1.0
+PARTS = (
+    "a", "1", " ", "\n", "\n \n", ",", "1,", "11,", "1,111,", ".", "1e1", "```", "```a", "#### \n", "://", "://a:@",
+    "?", "?pass", "&key=", "'", '")', "a>", ">1", "[Errno 1] ", "_", "{% generation", "strftime_now(", "word", "é",
+)  # fmt: skip
+STARTS = {"1": "a>", " ": "a>1", "\n": "1."}  # what must come first, so that a pattern gets as far as the part
+TEXTS = [f"{start}{part * (LENGTH // len(part))}x" for part in PARTS for start in {"", STARTS.get(part, "")}]
+METHODS = ("search", "match", "fullmatch", "sub", "findall", "finditer", "split")
+OWN = {"experiments.cli.catalogue"}  # reads the docstrings of this package alone
+
+
+def sources() -> dict[str, str]:
+    files = sorted([*ROOT.glob("ctrl/**/*.py"), *ROOT.glob("experiments/**/*.py")])
+    named = {".".join(file.relative_to(ROOT).with_suffix("").parts): file.read_text() for file in files}
+    return {name: text for name, text in named.items() if name not in OWN and not name.endswith("__main__")}
+
+
+def patterns() -> Iterator[tuple[str, str, str]]:
+    """Yield where each pattern of ctrl and experiments is, the pattern, and the method that it is used by."""
+    found = sources()
+    for module, text in found.items():
+        if re.search(r"^import re$", text, re.MULTILINE):
+            for name, value in vars(importlib.import_module(module)).items():
+                if isinstance(value, re.Pattern) and f"\n{name} = " in text:
+                    yield from ((f"{module}.{name}", value.pattern, method) for method in uses(found, module, name))
+            yield from inline(module, text)
+
+
+def uses(found: dict[str, str], module: str, name: str) -> set[str]:
+    importing = rf"from {re.escape(module)} import .*\b{name}\b"
+    readers = [text for other, text in found.items() if other == module or re.search(importing, text)]
+    return {m for text in readers for m in re.findall(rf"\b{name}\.({'|'.join(METHODS)})\b", text)}
+
+
+def inline(module: str, text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the calls of `re.search(r"...", text)` and others. What an f-string fills in is `word`."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="re"), attr=method), args=[first, *_]):
+                constants = [part for part in getattr(first, "values", [first]) if method in METHODS]
+                texts = [part.value if isinstance(part, ast.Constant) else "word" for part in constants]
+                if texts and texts != ["word"]:
+                    yield f"{module}:{node.lineno}", "".join(map(str, texts)), method
+
+
+PATTERNS = list(patterns())
+
+
+def numbers(reply: str) -> Any:
+    return parse_answer(reply, "number"), parse_answer(reply, "commas"), last_number(reply)
+
+
+def condition(text: str) -> Any:
+    with pytest.raises(ConfigError, match="--gate"):
+        conditions([text], MEASURED)
+
+
+MEASURED = MeasureConfig(base_model="m", evaluation={"suites": ["kept"]})  # type: ignore[arg-type]
+ENTRY = {"answer": "1,111"}
+READERS: dict[str, Callable[[str], Any]] = {
+    "numbers": numbers,
+    "exact": lambda text: exact_match(text, ENTRY),
+    "contains": lambda text: Contains()(text, ENTRY),
+    "options": lambda text: named_first(text, ["word", "1,111"]),
+    "code": code_of,
+    "language": language_of,
+    "words": words,
+    "password": without_password,
+    "page": page,
+    "printable": printable,
+    "reason": lambda text: last_line(RuntimeError(text)),
+    "condition": condition,
+}
+
+
+def in_time(work: Callable[[], object], what: str) -> None:
+    """Do the work. It is stopped, and the test fails, after a second of this process."""
+
+    def stop(*_: object) -> None:
+        pytest.fail(f"more than {SECONDS} s for {what}")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        work()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def test_the_walk_finds_the_patterns() -> None:
+    names = {name for name, *_ in PATTERNS}
+    assert {"experiments.data.items.NUMBER", "experiments.tracking.uri.USER", "ctrl.hub.REPOSITORY"} <= names
+    assert sum(":" in name for name in names) > 15
+    assert len(names) > 40
+
+
+def used(found: Any) -> Any:
+    return list(found) if isinstance(found, Iterator) else found
+
+
+@pytest.mark.parametrize(("name", "pattern", "method"), PATTERNS, ids=[f"{n} {m}" for n, _, m in PATTERNS])
+def test_patterns(name: str, pattern: str, method: str) -> None:
+    compiled = re.compile(pattern)
+    for text in TEXTS:
+        given = ("", text) if method == "sub" else (text,)
+        in_time(lambda: used(getattr(compiled, method)(*given)), repr(text[:20]))  # noqa: B023
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers(name: str) -> None:
+    for text in TEXTS:
+        in_time(lambda: READERS[name](text), repr(text[:20]))  # noqa: B023
