@@ -16,6 +16,11 @@ from ctrl.interpolation import INTERPOLATIONS
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
 MAX_RANK = 2**16  # more than the width of any model: a mistyped number
+# fields about the two outputs of a layer, and those of them about their divergence
+OF_DIVERGENCE = (
+    "divergence_weight", "margin", "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens",
+)  # fmt: skip
+OF_TWO_OUTPUTS = ("interpolation", "alpha", "alpha_start", "divergence", *OF_DIVERGENCE)
 ADDED_LATER = ("copies_dtype", "checkpoint_pretrained")
 
 
@@ -115,6 +120,32 @@ class ControlConfig:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in defaults or v != defaults[k]}
         values["layers"] = list(self.layers) if isinstance(self.layers, tuple) else self.layers
         return values
+
+
+def without_effect(config: ControlConfig) -> list[str]:
+    """Describe the fields that differ from their defaults and change nothing, each with what it needs."""
+    needed = {name: _needed(name, config) for name in changed_fields(config)}
+    return [f"{name} has no effect: it needs {needs}" for name, needs in needed.items() if needs]
+
+
+def changed_fields(config: ControlConfig) -> list[str]:
+    """Return the fields that differ from their defaults."""
+    return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+
+
+def _needed(name: str, config: ControlConfig) -> str:
+    """Return what a field needs to have an effect; empty if it has one."""
+    if config.structure == "stack" and name in OF_TWO_OUTPUTS:
+        return "structure concat or hybrid: a stacked copy has no second output to be compared or mixed with"
+    if config.divergence == "none" and name in OF_DIVERGENCE:
+        return "a divergence"
+    if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
+        return "divergence cosine, cosine_smooth or norm"
+    if name == "detach_alpha" and not config.scale_by_alpha:
+        return "scale_by_alpha"
+    if name == "detach_alpha" and config.alpha == "fixed" and not INTERPOLATIONS[config.interpolation].per_token:
+        return "an alpha that trains: alpha learned, or an interpolation whose alpha depends on the token"
+    return "expanded: lora" if name == "lora_rank" and config.expanded == "full" else ""
 
 
 def _choice_faults(config: ControlConfig) -> list[str]:

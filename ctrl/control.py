@@ -5,6 +5,7 @@ A pass is never kept on a module or in `Control` itself: several threads may run
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 import weakref
@@ -20,6 +21,8 @@ from ctrl.config import ControlConfig
 from ctrl.divergence import additive_mean, additive_mean_of_documents, masked_mean, real_tokens
 from ctrl.errors import ConfigError
 from ctrl.structure import branch_kinds
+
+UNUSED = "with a loss from the logits or the hidden states"  # cause of a warning
 
 
 @dataclass(eq=False)
@@ -82,19 +85,24 @@ class Control:
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
+    looked: bool = False  # whether the gradient of `used` was seen
+    used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
         # passes hold graph tensors, which cannot be copied; log and warning belong to the original
         copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
         copied.fingerprint, copied.computes, copied.samples = self.fingerprint, self.computes, self.samples
+        if self.used is not None:
+            copied.look_from(self.used.device)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        here = dict.fromkeys(("log", "thread", "owner"))  # the log and the passes are those of this process
+        here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
         return {**vars(self), **here}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, thread=_OfThread())
+        self.look_from(torch.device("cpu"))
 
     @property
     def current(self) -> ForwardPass | None:
@@ -126,7 +134,7 @@ class Control:
     def watch(self, outputs: Iterable[Tensor], cause: str, divergence: Tensor | None = None) -> None:
         """Warn if a backward pass reaches an output but not the divergence; None: it is in no loss.
 
-        A pass in eval mode may train too, which is not known before. Compiled passes are not watched.
+        A pass in eval mode may train too, which is not known before. For compiled passes with labels see `marked`.
         """
         reached: list[bool] = []
         if not self._may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -141,6 +149,22 @@ class Control:
         for output in outputs:
             if output.requires_grad:
                 output.register_hook(unserializable_hook(lambda _: _queue_callback(check)))
+
+    def look_from(self, device: torch.device) -> None:
+        """Prepare `marked` for a model on this device."""
+        self.used = None if device.type == "meta" else torch.zeros((), device=device, requires_grad=True)
+        if self.used is not None:
+            self.used.register_hook(unserializable_hook(functools.partial(_look, weakref.ref(self))))
+
+    def marked(self, loss: Tensor) -> Tensor:
+        """Return the loss of a compiled pass, from which `used` gets a gradient: 0 if the loss is not in the backward.
+
+        Hooks on what a compiled pass returns would break its graph. The first gradient tells it for all passes.
+        """
+        used = self.used
+        if used is None or used.device != loss.device or torch.compiler.is_exporting():
+            return loss
+        return loss + (used - used.detach()).to(loss.dtype)
 
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
@@ -159,6 +183,16 @@ class Control:
 
     def _may_warn(self) -> bool:
         return self.adds and self.enabled and not self.warned
+
+
+def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
+    """Warn if the loss of a compiled pass has no gradient, but something else that it returns has."""
+    control = reference()
+    if control is None or control.looked:
+        return
+    control.looked = True
+    if not gradient.any():
+        control.warn_of_loss_without(UNUSED)
 
 
 def _queue_callback(check: Callable[[], None]) -> None:

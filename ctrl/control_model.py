@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
-from ctrl.control import Control, ForwardPass, mean_divergence
+from ctrl.control import UNUSED, Control, ForwardPass, mean_divergence
 from ctrl.errors import ConfigError
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
@@ -76,8 +76,15 @@ class ControlModel(nn.Module):
             divergence = lm_loss.new_zeros((), dtype=torch.float32)
         if divergence is None or config.divergence_weight == 0:
             return _output(out, lm_loss, divergence)
-        self.control.watch(_tensors(out), "with a loss from the logits or the hidden states", divergence)
-        return _output(out, lm_loss + config.divergence_weight * divergence, divergence)
+        self.control.watch(_tensors(out), UNUSED, divergence)
+        loss = lm_loss + config.divergence_weight * divergence
+        return _output(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move or convert the model as torch does, and what belongs to it."""
+        moved = super()._apply(*args, **kwargs)
+        self.control.look_from(next(self.parameters()).device)
+        return moved
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""

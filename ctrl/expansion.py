@@ -55,6 +55,7 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
     control.owner = weakref.ref(model)
+    control.look_from(next(model.parameters()).device)
     ignore_fields(model.config)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.config import ControlConfig
+from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
@@ -28,7 +29,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     """Expand a causal LM in place and return it: add trainable copies of layers, freeze everything else.
 
     Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
-    a model or layers that cannot be expanded, and then leaves the model unchanged. Part of this is seen in a pass of
+    a model or layers that cannot be expanded, and then leaves the model unchanged. Warns of settings that have no
+    effect. Part of this is seen in a pass of
     four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
     no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen.
 
@@ -63,6 +65,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
             "before torch.compile or any other wrapper"
         )
+    for fault in without_effect(config):
+        warnings.warn(f"ControlConfig: {fault}", stacklevel=2)
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     check_layers(layers, indices)

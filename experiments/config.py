@@ -66,7 +66,8 @@ class ArmConfig(Section):
         if tuning is None or not issubclass(tuning, Control) or tuning.structure is None:
             return values
         control = values.get("control") or {}
-        return {**values, "control": tuning.with_structure(control if isinstance(control, dict) else control.to_dict())}
+        fields = control if isinstance(control, dict) else tuning.fields_of(control)
+        return {**values, "control": tuning.with_structure(fields)}
 
     @field_validator("control", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,28 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse a text. Raises ValueError if it is no JSON, is not UTF-8, or is nested too deep."""
+def parse_json(text: str | bytes, once: bool = False) -> Any:
+    """Parse a text. Raises ValueError if it is no JSON, is not UTF-8, or is nested too deep.
+
+    once: also if an object has a key twice, of which the first would be lost.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once if once else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"an object has the key {repeated(key for key, _ in pairs)!r} twice")
+    return made
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that is there a second time; None if all differ."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
 def json_lines(text: str) -> Iterator[tuple[int, str]]:

@@ -26,6 +26,11 @@ def cell_text(cell: Any, column: str, place: str) -> str:
     return _whole(str(cell), column, place)
 
 
+def blank(text: str) -> bool:
+    """Whether a text has nothing to see: spaces, and characters without a shape, such as U+200B or U+FEFF."""
+    return not any(char.isprintable() and not char.isspace() for char in text)
+
+
 def _whole(text: str, column: str, place: str) -> str:
     try:
         text.encode()

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
-from experiments.data.cells import BadRow, cell_text
+from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
@@ -185,7 +185,7 @@ def _filled(field: str, row: Mapping[str, Any], place: str) -> str:
     """Return a field's text for a row. Raises BadRow if a cell is no text, or if nothing is left."""
     texts = {name: cell_text(row[name], name, place) for name in _names(field)}
     value = field.format(**texts).strip() if "{" in field else texts[field]
-    if not value.strip():
+    if blank(value):
         what = f"column {field!r} is" if field in texts else f"columns {', '.join(texts)} are"
         raise BadRow(f"{place}: {what} empty")
     return value

@@ -14,7 +14,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
 from experiments.common.hashing import file_stamp, short_digest
 from experiments.common.spread import spread
-from experiments.data.cells import BadRow
+from experiments.data.cells import BadRow, blank
 from experiments.data.columns import Columns, passed_over
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
@@ -137,7 +137,7 @@ class LocalFile(Columns, Finite):
             )
         text = read_text(file)
         parts = text.split(self.separator) if self.separator else [text]
-        return [Text(part.strip("\n")) for part in parts if part.strip()]
+        return [Text(part.strip("\n")) for part in parts if not blank(part)]
 
 
 def _repeated(repeated: int, kept: int) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.common.files import parse_json
-from experiments.data.cells import BadRow, cell_text
+from experiments.data.cells import BadRow, blank, cell_text
+from experiments.models.conversation import WEIGHT
 
 CALL = "function_call"  # role, or field, of a tool call in older tables
 ROLES = {  # name in a table -> role of the message
@@ -44,9 +45,18 @@ def said(cell: Any, role: str, column: str, place: str) -> list[Message]:
     if not isinstance(cell, str | int | float | None):
         return messages(cell, column, place)
     text = cell_text(cell, column, place)
-    if not text.strip():
+    if blank(text):
         raise BadRow(f"{place}: column {column!r} is empty")
     return [{"role": role, "content": text}]
+
+
+def history(cell: Any, column: str, place: str) -> list[Message]:
+    """Return the messages of earlier turns: a list of [question, reply], as tables with instructions have it."""
+    pairs = _parsed(cell, column, place) or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadRow(f"{place}: column {column!r} holds no list of [question, reply]")
+    turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [message for role, text in turns for message in said(text, role, column, place)]
 
 
 def tools(cell: Any, column: str, place: str) -> list[Message]:
@@ -67,11 +77,20 @@ def _message(value: Any, place: str) -> Message:
         raise BadRow(f"{place} has the role {name!r}; known: {', '.join(ROLES)}")
     made: Message = {"role": ROLES[name], "content": "" if name == CALL else _content(value, ROLES[name], place)}
     made |= {key: value[key] for key in KEPT if value.get(key)}
+    made |= {WEIGHT: 0} if made["role"] == "assistant" and _unlearned(value, place) else {}
     calls = _calls(value, name, place)
     made |= {"tool_calls": calls} if calls else {}
-    if not made["content"].strip() and not calls and made["role"] in ("user", "assistant"):
+    if blank(made["content"]) and not calls and made["role"] in ("user", "assistant"):
         raise BadRow(f"{place} ({name}) is empty")
     return made
+
+
+def _unlearned(message: Mapping[str, Any], place: str) -> bool:
+    """Whether a reply says that it is not learned, in one of the ways in use: weight: 0, train: false, loss: false."""
+    weight = message.get(WEIGHT)
+    if weight is not None and weight not in (0, 1):
+        raise BadRow(f"{place} has weight {weight!r}: a reply is learned (1), or it is not (0)")
+    return weight == 0 or any(message.get(name) is False for name in ("train", "loss"))
 
 
 def _content(message: Mapping[str, Any], role: str, place: str) -> str:
@@ -127,6 +146,6 @@ def _parsed(cell: Any, column: str, place: str) -> Any:
     if not isinstance(cell, str) or not cell.strip():
         return cell or None
     try:
-        return parse_json(cell)
+        return parse_json(cell, once=True)
     except ValueError as error:
         raise BadRow(f"{place}: {column!r} is not JSON: {error}") from None

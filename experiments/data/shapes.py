@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.data.cells import BadRow, cell_text
+from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text, chat
-from experiments.data.messages import messages, said, tools
+from experiments.data.messages import history, messages, said, tools
+from experiments.models.conversation import learned
 
 Row = Mapping[str, Any]
 SYSTEM = ("system", "system_prompt")  # columns of the system turn
@@ -58,11 +59,12 @@ def prompt_completion(row: Row, place: str) -> Item:
 
 
 def instruction_output(row: Row, place: str) -> Item:
-    """The input follows the instruction after an empty line."""
+    """The input follows the instruction after an empty line. A history is what was asked and said before."""
     given = cell_text(row.get("input"), "input", place)
     asked = "\n\n".join(part for part in (_filled(row, "instruction", place), given) if part.strip())
     reply = _filled(row, "output", place)
-    return as_chat([{"role": "user", "content": asked}, {"role": "assistant", "content": reply}], row, place)
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+    return as_chat([*history(row.get("history"), "history", place), *turns], row, place)
 
 
 def document(row: Row, place: str) -> Text:
@@ -75,7 +77,7 @@ def as_chat(turns: list[dict[str, Any]], row: Row, place: str, context: int = 0)
     if system and turns[0]["role"] != "system":
         turns, context = [{"role": "system", "content": system}, *turns], context + bool(context)
     asked = next((i for i, one in enumerate(turns) if one["role"] == "user"), len(turns))
-    if not any(one["role"] == "assistant" for one in turns[max(asked, context) :]):
+    if not any(one["role"] == "assistant" and learned(one) for one in turns[max(asked, context) :]):
         raise BadRow(f"{place} has no reply to a user's turn, so there is nothing to learn")
     replies = any(one["role"] == "assistant" for one in turns[:context])
     return chat(turns, tools(row.get("tools"), "tools", place), place, context if replies else 0)
@@ -83,7 +85,7 @@ def as_chat(turns: list[dict[str, Any]], row: Row, place: str, context: int = 0)
 
 def _filled(row: Row, column: str, place: str) -> str:
     text = cell_text(row[column], column, place)
-    if not text.strip():
+    if blank(text):
         raise BadRow(f"{place}: column {column!r} is empty")
     return text
 
@@ -94,7 +96,7 @@ SHAPES = (
     Shape("messages", ("messages",), conversation("messages"), MORE),
     Shape("conversations", ("conversations",), conversation("conversations"), MORE),
     Shape("prompt and completion", ("prompt", "completion"), prompt_completion, MORE),
-    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", *MORE)),
+    Shape("instruction and output", ("instruction", "output"), instruction_output, ("input", "history", *MORE)),
     Shape("text", ("text",), document),
 )
 

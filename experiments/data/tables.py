@@ -9,13 +9,13 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import parse_json
+from experiments.common.files import parse_json, repeated
 from experiments.data.cells import BadRow
 
 BOM = b"\xef\xbb\xbf"
@@ -91,7 +91,7 @@ def _row(line: bytes, place: str) -> Mapping[str, Any] | BadRow:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_json(text, once=True)
     except ValueError as error:
         return BadRow(f"{place} is not JSON: {error}")
 
@@ -109,10 +109,17 @@ def _csv(file: Path) -> Iterator[Row]:
         head = text.readline()
         mark = "\t" if kind(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
         names = next(csv.reader([head], delimiter=mark), [])
-        reader = csv.DictReader(text, names, restkey="", delimiter=mark)
+        _check_names(names, file)
+        reader = csv.DictReader(text, names, delimiter=mark)
         for row in reader:
             place = f"line {reader.line_num + 1}"
-            yield place, BadRow(f"data file {file}, {place} has more cells than the head") if "" in row else row
+            yield place, BadRow(f"data file {file}, {place} has more cells than the head") if None in row else row
+
+
+def _check_names(names: Iterable[str], file: Path) -> None:
+    """Raise ConfigError for a column that is there twice, since one of both would be lost. Several may have no name."""
+    if twice := repeated(name for name in names if name):
+        raise ConfigError(f"data file {file} has the column {twice!r} twice: rename one of them")
 
 
 def _parquet(file: Path) -> Iterator[Row]:
@@ -121,6 +128,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
+            _check_names(table.schema_arrow.names, file)
             yield from _batches(table.iter_batches(batch_size=1024))
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"data file {file} is not Parquet: {error}") from error
@@ -133,11 +141,14 @@ def _arrow(file: Path) -> Iterator[Row]:
     with pyarrow.memory_map(str(file)) as source:
         try:
             table = pyarrow.ipc.open_file(source)
+            _check_names(table.schema.names, file)
             yield from _batches(map(table.get_batch, range(table.num_record_batches)))
         except pyarrow.ArrowInvalid:
             source.seek(0)
             try:
-                yield from _batches(iter(pyarrow.ipc.open_stream(source)))
+                stream = pyarrow.ipc.open_stream(source)
+                _check_names(stream.schema.names, file)
+                yield from _batches(iter(stream))
             except pyarrow.ArrowInvalid as error:
                 raise ConfigError(f"data file {file} is not Arrow: {error}") from error
 

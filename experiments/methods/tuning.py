@@ -86,12 +86,12 @@ class Control(Tuning):
     def with_structure(cls, fields: dict[str, Any]) -> dict[str, Any]:
         """Return the fields of a ControlConfig with the structure that this class fixes, if it fixes one.
 
-        Raises ValueError if they ask for another one; `concat` is the default, so it asks for nothing.
+        Raises ValueError if they ask for another one.
         """
         if cls.structure is None:
             return fields
         given = fields.get("structure", cls.structure)
-        if given not in (cls.structure, "concat"):
+        if given != cls.structure:
             raise ValueError(f"method {cls.structure!r} has structure {cls.structure!r}, but structure={given!r}")
         return {**fields, "structure": cls.structure}
 
@@ -108,7 +108,14 @@ class Control(Tuning):
 
     @classmethod
     def from_control(cls, control: ControlConfig) -> Control:
-        return cls.model_validate(control.to_dict())
+        return cls.model_validate(cls.with_structure(cls.fields_of(control)))
+
+    @classmethod
+    def fields_of(cls, control: ControlConfig) -> dict[str, Any]:
+        """Return a ControlConfig as plain values. Its default structure asks for nothing if this class fixes one."""
+        fields = control.to_dict()
+        default = cls.structure is not None and control.structure == ControlConfig.structure
+        return {name: value for name, value in fields.items() if name != "structure" or not default}
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         return ctrl.expand(model, self.config)

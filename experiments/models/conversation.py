@@ -11,6 +11,9 @@ from experiments.common.errors import RefusedRow
 Message = Mapping[str, Any]  # role and content, as chat templates read them; a reply may have tool_calls
 
 
+WEIGHT = "weight"  # field of a message; 0: its reply is not learned
+
+
 class Conversation(str):
     """A question of several messages. Its text has a JSON object on each line: the tools, if any, and each message.
 
@@ -63,6 +66,11 @@ def tools_of(question: str) -> list[dict[str, Any]]:
 def said(question: str) -> str:
     """Return what the messages of a question say, without roles: the question itself if it is a plain text."""
     return "\n".join(str(message["content"]) for message in messages_of(question))
+
+
+def learned(message: Message) -> bool:
+    """Whether a reply is learned, unless its weight says that it is not."""
+    return message.get(WEIGHT, 1) != 0
 
 
 def turn_of(reply: str | Message) -> Message:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import RefusedRow
-from experiments.models.conversation import Message, question_of
+from experiments.models.conversation import Message, learned, question_of
 from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
 
 Loss = Literal["all_turns", "last_turn", "all_tokens"]
@@ -47,8 +47,9 @@ def labelled(
     One row holds all replies if each prompt goes on where the reply before it ended. Else the template has rewritten
     what was said (earlier thoughts are dropped, or no end of turn is written), and a reply whose prompt does not go on
     starts a row of its own. The loss is on the replies with their ends of turn, from the message `first` on: on all of
-    them, on the last, or on all tokens but those of tool results. A reply to nothing (a greeting) carries none. Markers
-    of the template ({% generation %}) take more tokens of a reply out of the loss, but never its end of turn.
+    them, on the last, or on all tokens but those of tool results. A reply to nothing (a greeting) carries none, and
+    neither does one of weight 0. Markers of the template ({% generation %}) take more tokens of a reply out of the
+    loss, but never its end of turn.
 
     place: the row, for errors. Raises RefusedRow if the template refuses the conversation, and for all_tokens if tool
     results cannot be found again because it has rewritten them.
@@ -56,6 +57,12 @@ def labelled(
     replies = [i for i, one in enumerate(messages) if one["role"] == "assistant" and _asked(messages[:i])]
     replies = [i for i in replies if i >= first] if loss != "all_tokens" else replies
     replies = replies[-1:] if loss == "last_turn" else replies
+    if loss == "all_tokens" and not all(map(learned, messages)):
+        raise ConfigError(
+            f"{place + ': ' if place else ''}a reply has weight 0, but all tokens are learned: leave the weight out, "
+            "or use regime sft with data.loss: all_turns"
+        )
+    replies = [i for i in replies if learned(messages[i])]
     if not replies:
         return []
     chains = list(_chains(turn(tokenizer, messages, tools, i, place) for i in replies))

@@ -5,16 +5,17 @@ A field counts as given if it differs from its default, because a run's own `con
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 
-from ctrl import ControlConfig
+from ctrl.config import changed_fields, without_effect
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
+from experiments.data.tables import kind
 from experiments.methods.tuning import Control, Partial
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
@@ -23,11 +24,11 @@ OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "cooldown_share": ("infinite",),
     "anneal_share": ("infinite",),
 }
-# fields of ControlConfig about the two outputs of a layer, and those of them about their divergence
-OF_DIVERGENCE = (
-    "divergence_weight", "margin", "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens",
-)  # fmt: skip
-OF_TWO_OUTPUTS = ("interpolation", "alpha", "alpha_start", "divergence", *OF_DIVERGENCE)
+# field that names columns -> fields that are not read next to it
+INSTEAD_OF = {
+    "messages": ("text", "question", "answer", "solution"),
+    "text": ("question", "answer", "solution"),
+}
 
 
 def check_fields(config: ExperimentConfig) -> None:
@@ -53,13 +54,10 @@ def _data(config: ExperimentConfig) -> Iterator[str]:
     if data.old and not replays and not any(arm.build().reads_old for arm in config.arms):
         yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
     for source in (*data.new, *data.old):
-        if (
-            isinstance(source, Columns)
-            and source.text
-            and (given := _given(source, ("question", "answer", "solution")))
-        ):
-            yield f"data: source {source.label}: {', '.join(given)} is not read next to text: leave one of both out"
-        if isinstance(source, LocalFile) and source.path.endswith(TABLES) and _given(source, ("separator",)):
+        read = next((name for name in INSTEAD_OF if isinstance(source, Columns) and getattr(source, name)), None)
+        if read and (given := _given(source, INSTEAD_OF[read])):
+            yield f"data: source {source.label}: {', '.join(given)} is not read next to {read}: leave one of both out"
+        if isinstance(source, LocalFile) and kind(Path(source.path)) in TABLES and _given(source, ("separator",)):
             yield f"data: source {source.label}: separator splits text files ({', '.join(TEXTS)}), not tables"
 
 
@@ -74,37 +72,11 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
 def _arm(arm: ArmConfig) -> Iterator[str]:
     tuning = arm.build().tuning
     # `control` of an arm that reads none of it is said (`ArmConfig.notes`), not refused: a study gives it to all arms
-    faults = _control(tuning.config) if isinstance(tuning, Control) else ()
+    faults = (f"control.{fault}" for fault in without_effect(tuning.config)) if isinstance(tuning, Control) else ()
     if isinstance(tuning, Partial) and arm.method is not None:
-        given = [name for name in _changed(arm.control) if name != "layers"]
+        given = [name for name in changed_fields(arm.control) if name != "layers"]
         faults = (f"control.{name} has no effect: it needs method control" for name in given)
     yield from (f"arm {arm.name!r}: {fault}" for fault in faults)
-
-
-def _control(config: ControlConfig) -> Iterator[str]:
-    for name in _changed(config):
-        if needed := _needed(name, config):
-            yield f"control.{name} has no effect: it needs {needed}"
-
-
-def _needed(name: str, config: ControlConfig) -> str:
-    """Return what a field of ControlConfig needs to have an effect; empty if it has one."""
-    if config.structure == "stack" and name in OF_TWO_OUTPUTS:
-        return "structure concat or hybrid: a stacked copy has no second output to be compared or mixed with"
-    if config.divergence == "none" and name in OF_DIVERGENCE:
-        return "a divergence"
-    if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
-        return "divergence cosine, cosine_smooth or norm"
-    if name == "detach_alpha" and not config.scale_by_alpha:
-        return "scale_by_alpha"
-    if name == "lora_rank" and config.expanded == "full":
-        return "expanded: lora"
-    return ""
-
-
-def _changed(config: ControlConfig) -> list[str]:
-    """Return the fields that differ from their defaults."""
-    return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
 
 
 def _given(section: BaseModel, names: Collection[str]) -> list[str]:

@@ -91,6 +91,37 @@ def test_a_compiled_loop_that_loses_the_divergence_is_told() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("moved", [lambda model: model, copy.deepcopy, lambda model: model.to("cpu")])
+def test_a_compiled_loop_that_takes_the_logits_is_told_once(moved: Callable[[Any], Any], training: bool) -> None:
+    """The model has the labels, and its loss with the divergence is not used."""
+    compiled = torch.compile(moved(expanded()).train(training), fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            compiled(input_ids=IDS, labels=IDS).logits.square().mean().backward()
+    (message,) = lost(seen)
+    assert "a training pass with a loss from the logits or the hidden states leaves out" in message
+
+
+@pytest.mark.slow
+def test_a_compiled_loop_with_the_model_s_loss_is_told_nothing_and_trains_alike() -> None:
+    model, other = expanded().train(), expanded().train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for scale in (0.5, 65536.0):  # of accumulated gradients, or of a scaler
+            out, expected = compiled(input_ids=IDS, labels=IDS), other(input_ids=IDS, labels=IDS)
+            assert out.loss == expected.loss
+            (out.loss * scale).backward()
+            (expected.loss * scale).backward()
+    assert all(
+        p.grad is None or torch.equal(p.grad, q.grad)
+        for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_trainer_that_loses_the_divergence_is_told_once(trainer: str, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as seen:

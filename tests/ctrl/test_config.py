@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from ctrl.config import ControlConfig
+import ctrl
+from ctrl.config import ControlConfig, without_effect
 from ctrl.errors import ConfigError
 from tests.helpers.control_configs import configs
+from tests.helpers.tiny_llama import tiny
 
 # argument, bad value, what the message says about it
 FAULTS: list[tuple[str, Any, str]] = [
@@ -137,6 +139,41 @@ def test_fields_that_came_later_leave_older_configs_as_they_were() -> None:
 def test_the_former_name_of_learned_norms_is_taken() -> None:
     with pytest.warns(UserWarning, match="norm_mix='alpha' is now 'learned'"):
         assert ControlConfig(norm_mix="alpha") == ControlConfig(norm_mix="learned")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"structure": "stack", "interpolation": "slerp"}, "interpolation has no effect: it needs structure concat"),
+        ({"structure": "stack", "divergence": "cosine"}, "divergence has no effect: it needs structure concat or"),
+        ({"divergence": "none", "divergence_weight": 2.0}, "divergence_weight has no effect: it needs a divergence"),
+        ({"margin": 0.1}, "margin has no effect: it needs divergence cosine, cosine_smooth or norm"),
+        ({"detach_alpha": True}, "detach_alpha has no effect: it needs scale_by_alpha"),
+        ({"detach_alpha": True, "scale_by_alpha": True}, "detach_alpha has no effect: it needs an alpha that trains"),
+        ({"lora_rank": 4}, "lora_rank has no effect: it needs expanded: lora"),
+    ],
+)
+def test_settings_without_effect_are_said(values: dict[str, Any], said: str) -> None:
+    config = ControlConfig(layers=2, **values)
+    assert [fault[: len(said)] for fault in without_effect(config)] == [said]
+    with pytest.warns(UserWarning, match=f"^ControlConfig: {said}"):
+        ctrl.expand(tiny(), config)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"structure": "hybrid", "interpolation": "slerp"},
+        {"divergence": "norm", "margin": 0.1},
+        {"scale_by_alpha": True, "detach_alpha": True, "alpha": "learned"},
+        {"scale_by_alpha": True, "detach_alpha": True, "interpolation": "gate"},
+        {"expanded": "lora", "lora_rank": 4},
+        {"divergence_weight": 0.0},
+    ],
+)
+def test_nothing_is_said_of_settings_that_have_one(values: dict[str, Any]) -> None:
+    assert without_effect(ControlConfig(**values)) == []
 
 
 def test_is_frozen() -> None:

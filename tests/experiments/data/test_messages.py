@@ -52,6 +52,15 @@ def test_a_result_may_be_any_json_and_other_fields_stay() -> None:
     assert messages([thought], "c", "here") == [thought]
 
 
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}], ids=str)
+def test_a_reply_that_is_not_learned(flag: dict[str, Any]) -> None:
+    assert messages([{**USER, **flag}], "c", "here") == [USER]  # questions are not learned anyway
+    reply = {"role": "assistant", "content": "x"}
+    assert messages([{**reply, **flag}], "c", "here") == [{**reply, "weight": 0}]
+    learned = [{**reply, "weight": 1}, {**reply, "weight": None}, {**reply, "train": True}, {**reply, "loss": True}]
+    assert messages(learned, "c", "here") == [reply] * 4
+
+
 @pytest.mark.parametrize(
     ("cell", "why"),
     [

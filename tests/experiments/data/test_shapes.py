@@ -62,6 +62,15 @@ CASES: dict[str, tuple[dict[str, Any], Example]] = {
         chat([BRIEF, HI, HELLO, *MORE], context=4),
     ),
     "alpaca": (shaped(instruction="Add", input="1 1", output="2"), Item("Add\n\n1 1", "2")),
+    "alpaca-history": (
+        shaped(instruction="and?", input="", output="so", history=[["hi", "hello"]]),
+        chat([HI, HELLO, *MORE]),
+    ),
+    "alpaca-no-history": (shaped(instruction="hi", input="", output="hello", history=[]), Item("hi", "hello")),
+    "messages-weight": (
+        shaped(messages=[HI, {**HELLO, "weight": 0}, MORE[0], {**MORE[1], "weight": 1}]),
+        chat([HI, {**HELLO, "weight": 0}, *MORE]),
+    ),
     "alpaca-no-input": (shaped(instruction="hi", input="", output="hello", text="rendered"), Item("hi", "hello")),
     "question": (shaped(question="hi", answer="hello", system="not read", text="nor this"), Item("hi", "hello")),
     "text": (shaped(text="hi"), Text("hi")),

@@ -90,11 +90,32 @@ class TestArrow:
         assert cells(file) == [{"m": [{"a": 1}, {"b": 2}]}, {"m": None}]
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "arrow"])
+def test_a_column_that_is_there_twice_is_refused(ending: str, tmp_path: Path) -> None:
+    """One of the two would be lost."""
+    file = tmp_path / f"a.{ending}"
+    table = pyarrow.Table.from_arrays([pyarrow.array(["x"])] * 3, names=["q", "a", "q"])
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    elif ending == "arrow":
+        with pyarrow.ipc.new_stream(str(file), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        file.write_text("q,a,q\nx,x,x\n".replace(",", "\t" if ending == "tsv" else ","))
+    with pytest.raises(ConfigError, match="has the column 'q' twice: rename one of them"):
+        cells(file)
+
+
 class TestCsv:
     @pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
     def test_cells_are_texts(self, name: str, mark: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(f'\ufeffa{mark}b\r\n007{mark}"x\r\ny{mark}"\r\n"z"\r\n'.encode())
         assert cells(tmp_path / name) == [{"a": "007", "b": f"x\r\ny{mark}"}, {"a": "z", "b": None}]
+
+    def test_a_column_without_a_name(self, tmp_path: Path) -> None:
+        """As pandas writes its index."""
+        (tmp_path / "a.csv").write_text(",question,answer\n0,a,b\n")
+        assert cells(tmp_path / "a.csv") == [{"": "0", "question": "a", "answer": "b"}]
 
     def test_a_long_cell(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000)

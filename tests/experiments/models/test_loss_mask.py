@@ -162,6 +162,18 @@ class TestTools:
         assert "RAIN" not in text
         assert "How is it in Bonn?" in text
 
+    def test_a_reply_of_weight_0_is_read_and_not_learned(self) -> None:
+        tokenizer = byte_tokenizer(CHATML)
+        plain = turns(THREE)
+        weighted = [{**turn, "weight": 0} if turn["content"] == THREE[3] else turn for turn in plain]
+        (all_of,), (some,) = labelled(tokenizer, plain), labelled(tokenizer, weighted)
+        assert some.ids == all_of.ids
+        (text,), (fewer,) = learned(tokenizer, [all_of]), learned(tokenizer, [some])
+        assert fewer == text.replace(f"{THREE[3]}<|im_end|>", "") != text
+        assert labelled(tokenizer, [*plain[:-1], {**plain[-1], "weight": 0}], loss="last_turn") == []
+        with pytest.raises(ConfigError, match=r"a\.jsonl, line 3: a reply has weight 0, but all tokens are learned"):
+            labelled(tokenizer, weighted, loss="all_tokens", place="a.jsonl, line 3")
+
     def test_a_result_that_is_written_again_is_refused_for_all_tokens(self) -> None:
         tokenizer = settled("mistral-3")
         messages = [*tool_chat(), *turns(["Thanks", "Welcome"])]
