@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from experiments.common.errors import RefusedRow
+from experiments.common.errors import ConfigError, RefusedRow
 from experiments.models.conversation import Message, learned, question_of
 from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
 
