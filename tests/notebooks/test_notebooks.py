@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "replies_measured": 2,
         "text_tokens": 256,
         "reply_tokens": 2,
+        "layers": 2,
     },
     "02_ablation": {
         "steps": 2,
@@ -39,7 +40,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
 }
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
-REAL = ("01_forgetting_in_five_minutes",)  # with the shipped model; the others run on one of three small layers
 
 
 def name(path: Path) -> str:
@@ -97,7 +97,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     before = set(root.glob("runs/*/report.html"))
     parameters = dict(SMALL[path.stem])
-    parameters |= {} if path.stem in REAL else {"base_model": small}
+    parameters |= {"base_model": small}  # three small layers; test_real_model.py has the shipped model
     parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     executed = papermill.execute_notebook(
         path, tmp_path / path.name, parameters=parameters, cwd=path.parent, progress_bar=False, kernel_name="python3"
