@@ -21,8 +21,8 @@
 # - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
 #   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
-# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its accuracy
-# on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
+# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its
+# accuracy on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
 #
 # This notebook runs the same pipeline as `make quickstart`. Change a number and run it again: finished arms are not run
 # twice.
@@ -82,8 +82,8 @@ outcome = run_experiment(config, root)
 
 # %% [markdown]
 # ## What each learned and forgot
-# *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on kept tasks after
-# training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
+# *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on
+# kept tasks after training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
 
 # %%
 print(format_table(outcome.results))
