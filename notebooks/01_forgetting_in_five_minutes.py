@@ -83,7 +83,7 @@ outcome = run_experiment(config, root)
 # %% [markdown]
 # ## What each learned and forgot
 # *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on
-# kept tasks after training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
+# kept tasks after training divided by before: 1 means that nothing was lost. Brackets: 95 % intervals over questions.
 
 # %%
 print(format_table(outcome.results))
