@@ -35,6 +35,7 @@ new_items = 80  # the 80 facts, each asked in a way that is not trained on
 kept_items = 32  # of each of four kept tasks, in two forms
 replies_measured = 8  # texts of the base on which the KL is measured
 text_tokens = 1024  # of a story, for the perplexity
+layers = 8  # of which the control arm has copies
 rates = {"full": 1e-4, "control": 1e-3}  # learning rates
 reply_tokens = 48  # of the replies shown
 root = None  # where results go; None: the project's mlruns/
@@ -62,7 +63,12 @@ config = load_config(
         "evaluation.perplexity_tokens": text_tokens,
         "arms": [
             {"name": "full", "method": "full", "learning_rates": [rates["full"]]},
-            {"name": "control", "method": "control", "learning_rates": [rates["control"]], "control": {"layers": 8}},
+            {
+                "name": "control",
+                "method": "control",
+                "learning_rates": [rates["control"]],
+                "control": {"layers": layers},
+            },
         ],
     },
 )

@@ -84,9 +84,7 @@ changes = {
     "evaluation.replies": replies,
     "evaluation.perplexity_tokens": text_tokens,
 }
-outcomes = [
-    run_experiment(load_config("sums", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms
-]
+outcomes = [run_experiment(load_config("sums", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms]
 
 # %% [markdown]
 # ## Side by side

@@ -23,6 +23,10 @@ class ConfigError(BenchError, ValueError):
     exit_code = 2
 
 
+class RefusedRow(ConfigError):
+    """A conversation that the chat template cannot write. It is passed over with skip_bad_rows."""
+
+
 class CompareError(BenchError):
     """A run on the command line that cannot be compared."""
 

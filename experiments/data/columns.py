@@ -47,7 +47,7 @@ class Columns(Measured):
         None, description="column of a conversation: role and content, or from and value"
     )
     skip_bad_rows: bool = later_field(
-        False, description="pass over rows with cells that cannot be used, and count them"
+        False, description="pass over rows with cells that cannot be used, or that the template refuses; count them"
     )
 
     @field_validator("question", "answer", "solution", "text")
@@ -61,6 +61,10 @@ class Columns(Measured):
             if any(name == "" or form or turn for _, name, form, turn in parts):
                 raise ValueError(f"{value!r} has braces with more or less than the name of a column")
         return value
+
+    @property
+    def skips(self) -> bool:
+        return self.skip_bad_rows
 
     @property
     def named(self) -> bool:

@@ -20,7 +20,8 @@ class Counts:
 
     too_long: examples of which tokens are left out. tokens: of all rows. learned: those with loss. left_out: tokens of
     the examples that are in no row. whole: whether the source has no other examples. as_text, as_tokens: special tokens
-    in the words of examples that are read as text, or as tokens, with the number of examples.
+    in the words of examples that are read as text, or as tokens, with the number of examples. refused: why the chat
+    template refuses examples that are passed over.
     """
 
     examples: int
@@ -31,6 +32,7 @@ class Counts:
     whole: bool
     as_text: Mapping[str, int]
     as_tokens: Mapping[str, int]
+    refused: tuple[str, ...] = ()
 
     @property
     def share_left_out(self) -> float:
@@ -59,12 +61,22 @@ def count(
         whole=next(rest, None) is None,
         as_text=Counter(token for text, _ in held for token in text),
         as_tokens=Counter(token for _, tokens in held for token in tokens),
+        refused=tuple(one.refused for one in encoded if one.refused),
     )
 
 
 def notes(label: str, counts: Counts, encoder: Encoder) -> list[str]:
-    """Say which examples are too long for a row, and which have special tokens in their words."""
-    return [*too_long(label, counts, encoder), *(f"source {label}: {line}" for line in special(counts))]
+    """Say which examples the template refuses, which are too long, and which have special tokens in their words."""
+    lines = [*refused(counts), *special(counts)]
+    return [*too_long(label, counts, encoder), *(f"source {label}: {line}" for line in lines)]
+
+
+def refused(counts: Counts) -> list[str]:
+    """Say how many examples the chat template refuses, and why the first; nothing without any."""
+    if not counts.refused:
+        return []
+    of = f"{counts.examples:,}" if counts.whole else f"the first {counts.examples:,}"
+    return [f"{len(counts.refused):,} of {of} conversations are passed over ({counts.refused[0]})"]
 
 
 def special(counts: Counts) -> list[str]:

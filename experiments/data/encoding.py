@@ -12,15 +12,15 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RefusedRow
 from experiments.common.hashing import short_digest
 from experiments.data.items import Chat, Example, Item, Text
-from experiments.models.loss_mask import Labelled, Loss, labelled
+from experiments.models.loss_mask import Labelled, Loss, has_markers, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 from experiments.models.turns import marks
 from experiments.models.words import found, special_tokens
 
-VERSION = 1  # of the tokens: raise it when a change of the code changes those of any example
+VERSION = 2  # of the tokens: raise it when a change of the code changes those of any example
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
 
@@ -39,10 +39,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The pieces of an example. left_out: number of its tokens that are in none, because a row is too short."""
+    """The pieces of an example. left_out: number of its tokens that are in none, because a row is too short.
+
+    refused: why the chat template cannot write it, if it is passed over for that.
+    """
 
     pieces: list[Piece]
     left_out: int = 0
+    refused: str = ""
 
 
 class Encoder:
@@ -91,6 +95,21 @@ class Encoder:
         left_out = sum(len(row.ids) for row in rows) - sum(len(row.ids) for row in fitting)
         return Encoded([Piece(row.ids, row.labels, replayed) for row in fitting if row.ids], left_out)
 
+    def encode_or_skip(self, example: Example) -> Encoded:
+        """Encode an example of a source with skip_bad_rows: without pieces if the chat template refuses it."""
+        try:
+            return self.encode(example)
+        except RefusedRow as error:
+            return Encoded([], refused=str(error))
+
+    def refusal(self, example: Example) -> str:
+        """Return why the chat template refuses an example; empty if it does not."""
+        try:
+            self.labelled(example)
+        except RefusedRow as error:
+            return str(error)
+        return ""
+
     def held(self, example: Example) -> tuple[set[str], set[str]]:
         """Return the special tokens in the words of an example that are read as text, and those read as tokens.
 
@@ -110,6 +129,9 @@ class Encoder:
             return [Labelled(ids, ids)]
         if isinstance(example, Chat):
             return labelled(self.tokenizer, example.messages, example.tools, self.loss, example.context, example.place)
+        if example.ended and has_markers(self.tokenizer) and self.loss != "all_tokens":
+            turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.reply}]
+            return labelled(self.tokenizer, turns, loss=self.loss)
         prompt = prompt_ids(self.tokenizer, example.question)
         answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended, prompt)
         before = prompt if self.loss == "all_tokens" else [IGNORED] * len(prompt)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch.utils.data import Dataset
 
 from experiments.common.errors import ConfigError
-from experiments.data.encoding import Encoder, Piece, Row, packed_rows, padded_rows
+from experiments.data.encoding import Encoded, Encoder, Piece, Row, packed_rows, padded_rows
 from experiments.data.source import Source
 from experiments.data.token_cache import encoded_epoch
 
@@ -32,17 +32,20 @@ class Part:
 class Drawn:
     """Counts of what a stage has drawn from one source.
 
-    epochs: times the source was started. too_long: chats that were left out because they are longer than a row.
-    shortened: chats of which only a part was left out. tokens_left_out: of both.
+    epochs: times the source was started. repeats: examples that an earlier epoch had drawn already. too_long: chats
+    that were left out because they are longer than a row. shortened: chats of which only a part was left out.
+    tokens_left_out: of both. refused: chats that the chat template cannot write, which were passed over.
     """
 
     tokens: int = 0
     pieces: int = 0
     examples: int = 0
     epochs: int = 0
+    repeats: int = 0
     too_long: int = 0
     shortened: int = 0
     tokens_left_out: int = 0
+    refused: int = 0
 
 
 class Mixture:
@@ -99,18 +102,22 @@ class Pieces:
             drawn.tokens_left_out += encoded.left_out
             drawn.shortened += bool(encoded.left_out and encoded.pieces)
             drawn.examples += bool(self.waiting)
-            drawn.too_long += not self.waiting
+            drawn.repeats += bool(self.waiting and epoch)
+            drawn.refused += bool(encoded.refused)
+            drawn.too_long += not (self.waiting or encoded.refused)
             unusable += not self.waiting
             if unusable >= PATIENCE:
-                raise ConfigError(
-                    f"source {self.part.source.label}: {PATIENCE} examples in a row are longer than data.length="
-                    f"{self.encoder.length} tokens: raise data.length"
-                )
+                raise ConfigError(f"source {self.part.source.label}: {PATIENCE} examples in a row {self._why(encoded)}")
         piece = self.waiting.popleft()
         drawn.tokens += len(piece)
         drawn.pieces += 1
         drawn.epochs = self.epochs
         return piece
+
+    def _why(self, encoded: Encoded) -> str:
+        if encoded.refused:
+            return f"cannot be used, the last because {encoded.refused}"
+        return f"are longer than data.length={self.encoder.length} tokens: raise data.length"
 
 
 def most_lacking(shares: Sequence[float], tokens: Sequence[int]) -> int:

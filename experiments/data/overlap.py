@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.data.items import Example, Item
+from experiments.models.conversation import said
 
 N, LEAST, SHARE, COMMON = 8, 4, 0.5, 0.1
 CHUNK, SHOWN, LETTERS = 20_000, 3, 160  # rows at a time; examples of a task, and letters of each
@@ -67,8 +68,9 @@ class Overlap:
 
 def question_probe(suite: str, task: str, item: Item) -> Probe:
     """Return the probe of a question; a short one is looked for with its answer."""
-    short = len(words(item.question)) < N
-    return Probe(suite, task, item.question, (f"{item.question} {item.answer}" if short else item.question,))
+    question = said(item.question)
+    short = len(words(question)) < N
+    return Probe(suite, task, question, (f"{question} {item.answer}" if short else question,))
 
 
 def words(text: str) -> list[str]:
@@ -92,7 +94,7 @@ def overlaps(probes: Sequence[Probe], rows: Iterable[Example], source: str) -> l
 
 def _chunks(rows: Iterable[Example]) -> Iterator[list[tuple[str, str]]]:
     """Yield lists of (question or whole text, reply)."""
-    pairs = ((row.question, row.reply) if isinstance(row, Item) else (row.text, "") for row in rows)
+    pairs = ((said(row.question), row.reply) if isinstance(row, Item) else (row.text, "") for row in rows)
     while chunk := list(itertools.islice(pairs, CHUNK)):
         yield chunk
 

@@ -57,6 +57,11 @@ class Source(Section):
         return None
 
     @property
+    def skips(self) -> bool:
+        """Whether rows that cannot be used are passed over and counted."""
+        return False
+
+    @property
     def recognised(self) -> str:
         """What a row of the data is, in a few words; empty for a source without rows."""
         return ""

@@ -7,7 +7,7 @@ import functools
 import itertools
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from experiments.common.hashing import short_digest
 from experiments.common.spread import spread
 from experiments.data.encoding import Encoded, Encoder, Piece
+from experiments.data.items import Example
 from experiments.data.source import Source
 from experiments.data.stored import Stored
 from experiments.models.base import cache_folder
@@ -23,6 +24,7 @@ from experiments.models.tokens import IGNORED
 FIRST, AHEAD = 64, 1024  # examples that are encoded at a time: few at the start, then twice as many each time
 CHUNK = 32  # examples for a process at a time
 FEW = 64  # so many are encoded here: starting processes takes longer
+Encode = Callable[[Example], Encoded]
 MAPPED = 2**34  # bytes of the file that SQLite may read through memory
 
 
@@ -96,32 +98,38 @@ def encoded_epoch(
     """Return the encoded examples of one pass of a source, in the order of this pass."""
     table = source.table
     if table is None:
-        return map(encoder.encode, source.epoch(number, seed, held_out_ids))
-    return encoded(table, source.order(number, seed, held_out_ids), encoder, source.digest())
+        return map(encode_of(source, encoder), source.epoch(number, seed, held_out_ids))
+    key = short_digest(source.digest(), encoder.key)
+    return encoded(table, source.order(number, seed, held_out_ids), encode_of(source, encoder), key)
 
 
-def encoded(table: Stored, order: Sequence[int], encoder: Encoder, digest: str) -> Iterator[Encoded]:
+def encode_of(source: Source, encoder: Encoder) -> Encode:
+    """Return how the examples of a source are encoded."""
+    return encoder.encode_or_skip if source.skips else encoder.encode
+
+
+def encoded(table: Stored, order: Sequence[int], encode: Encode, key: str) -> Iterator[Encoded]:
     """Yield the encoded examples of a table in an order. What is not in the cache is encoded by all cores, and kept.
 
-    digest: of the table. Raises ConfigError as the encoder does.
+    key: digest of the table and of how its examples are encoded. Raises ConfigError as `encode` does.
     """
-    cache = TokenCache(cache_folder() / "tokens" / f"{short_digest(digest, encoder.key)}.db")
+    cache = TokenCache(cache_folder() / "tokens" / f"{key}.db")
     start, size = 0, FIRST
     while numbers := list(order[start : start + size]):
         start, size = start + size, min(2 * size, AHEAD)
         known = cache.read(numbers)
-        new = dict(_encoded([n for n in numbers if n not in known], table, encoder))
-        cache.write(new)
+        new = dict(_encoded([n for n in numbers if n not in known], table, encode))
+        cache.write({number: one for number, one in new.items() if not one.refused})
         known |= new
         yield from (known[n] for n in numbers)
 
 
-def _encoded(numbers: Sequence[int], table: Stored, encoder: Encoder) -> Iterator[tuple[int, Encoded]]:
+def _encoded(numbers: Sequence[int], table: Stored, encode: Encode) -> Iterator[tuple[int, Encoded]]:
     chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
-    encode = functools.partial(_encode, table, encoder)
-    for some, found in zip(chunks, spread(encode, chunks, 1 if len(numbers) <= FEW else None), strict=True):
+    each = functools.partial(_each, table, encode)
+    for some, found in zip(chunks, spread(each, chunks, 1 if len(numbers) <= FEW else None), strict=True):
         yield from zip(some, found, strict=True)
 
 
-def _encode(table: Stored, encoder: Encoder, numbers: Sequence[int]) -> list[Encoded]:
-    return [encoder.encode(table[number]) for number in numbers]
+def _each(table: Stored, encode: Encode, numbers: Sequence[int]) -> list[Encoded]:
+    return [encode(table[number]) for number in numbers]

@@ -20,7 +20,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
-from experiments.runs.data import cut_documents
+from experiments.runs.held_out import cut_documents
 from experiments.scorecard.names import figure_names
 
 DEFAULT = ("kept", "drift", "text", "instructions", "alignment")  # and `new`, if there is a file

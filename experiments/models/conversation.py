@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import RefusedRow
 
 Message = Mapping[str, Any]  # role and content, as chat templates read them; a reply may have tool_calls
 
@@ -63,6 +63,11 @@ def tools_of(question: str) -> list[dict[str, Any]]:
     return question.tools if isinstance(question, Conversation) else []
 
 
+def said(question: str) -> str:
+    """Return what the messages of a question say, without roles: the question itself if it is a plain text."""
+    return "\n".join(str(message["content"]) for message in messages_of(question))
+
+
 def learned(message: Message) -> bool:
     """Whether a reply is learned, unless its weight says that it is not."""
     return message.get(WEIGHT, 1) != 0
@@ -76,13 +81,13 @@ def turn_of(reply: str | Message) -> Message:
 def plain(question: str) -> str:
     """Return a question as text for a model without a chat template: `Question: ...\\nAnswer:`.
 
-    The turns of a conversation are one after the other, after the text of its system turn. Raises ConfigError for
+    The turns of a conversation are one after the other, after the text of its system turn. Raises RefusedRow for
     tools, which have no plain form.
     """
     marks = {"user": "Question: ", "assistant": "Answer: ", "system": ""}
     messages = messages_of(question)
     if tools_of(question) or any(turn["role"] not in marks or "tool_calls" in turn for turn in messages):
-        raise ConfigError(
+        raise RefusedRow(
             f"{question[:60]!r} has tools, and this tokenizer has no chat template to write them: give it one with "
             "data.template"
         )

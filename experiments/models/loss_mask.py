@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RefusedRow
 from experiments.models.conversation import Message, learned, question_of
 from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
 
@@ -51,7 +51,7 @@ def labelled(
     neither does one of weight 0. Markers of the template ({% generation %}) take more tokens of a reply out of the
     loss, but never its end of turn.
 
-    place: the row, for errors. Raises ConfigError if the template refuses the conversation, and for all_tokens if tool
+    place: the row, for errors. Raises RefusedRow if the template refuses the conversation, and for all_tokens if tool
     results cannot be found again because it has rewritten them.
     """
     replies = [i for i, one in enumerate(messages) if one["role"] == "assistant" and _asked(messages[:i])]
@@ -69,13 +69,18 @@ def labelled(
     if loss == "all_tokens":
         return [_all_but_results(chains, messages, place)]
     rows = [_on_replies(chain) for chain in chains]
-    if not MARKERS.search(str(tokenizer.chat_template)):
+    if not has_markers(tokenizer):
         return rows
     ends = [chain[-1].index + 1 for chain in chains]
     return [
         _within_markers(row, chain, _marked(tokenizer, messages[:end], tools))
         for row, chain, end in zip(rows, chains, ends, strict=True)
     ]
+
+
+def has_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template marks what is generated."""
+    return bool(MARKERS.search(str(tokenizer.chat_template)))
 
 
 def turn(
@@ -116,7 +121,7 @@ def _all_but_results(chains: Sequence[Sequence[Turn]], messages: Sequence[Messag
     labels: list[int] = []
     results = [i for i, one in enumerate(messages) if one["role"] == "tool"]
     if results and len(chains) > 1:
-        raise ConfigError(
+        raise RefusedRow(
             f"{place + ': ' if place else ''}the chat template rewrites earlier turns, so the tokens of tool results "
             "are not known: use regime sft with data.loss: all_turns"
         )

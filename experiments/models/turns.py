@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RefusedRow
 from experiments.models.conversation import Conversation, Message, messages_of, tools_of, turn_of
 from experiments.models.words import found, special_tokens, spelled
 
@@ -53,7 +53,7 @@ def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Mess
     prompt, tail = prompt_text(tokenizer, question), turns(tokenizer).tail
     whole = _whole(tokenizer, question, reply)
     if not whole.startswith(prompt) or not whole.endswith(tail) or len(whole) < len(prompt) + len(tail):
-        raise ConfigError(
+        raise RefusedRow(
             f"{_row(question)}the chat template writes the question {question[:60]!r} in another way once its reply "
             f"{str(turn_of(reply)['content'])[:60]!r} follows, so a model would be asked otherwise than it was "
             "trained: use another template, or regime: cpt with plain texts"
@@ -117,12 +117,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequenc
         text = str(tokenizer.apply_chat_template(turns, tools=tools or None, tokenize=False, **options))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # of Jinja's expressions too
         roles = [str(message["role"]) for message in messages]
-        raise ConfigError(
+        raise RefusedRow(
             f"{_where(question)}the chat template refuses a conversation of the roles {', '.join(roles)} ({error}): "
             f"{_advice(roles)}"
         ) from error
     if left_out := [name for name, uses in _tools_named(question, messages).items() if text.count(name) < uses]:
-        raise ConfigError(
+        raise RefusedRow(
             f"{_where(question)}the chat template leaves out the tool {left_out[0]!r}: give one that writes tools with "
             "data.template, or leave the tools out of the data"
         )

@@ -96,37 +96,50 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
     """Show the data that each arm was trained on. drawn: by arm, from `ExperimentData.drawn`; a stream has stages."""
     staged = any(part["stage"] > 1 for parts in drawn.values() for part in parts)
     cut = any(_too_long(part) for parts in drawn.values() for part in parts)
+    refused = any(part.get("refused") for parts in drawn.values() for part in parts)
     rows = tuple(
         (
             arm,
             *([str(part["stage"])] if staged else []),
-            str(part["name"]),
-            "replayed" if part["replayed"] else "new",
-            f"{part['share']:.1%}",
-            f"{part['asked']:.1%}",
-            f"{part['tokens']:,}",
-            f"{part['epochs']:.3g}",
+            *_drawn_row(part),
             *(
                 [f"{_too_long(part):,} of {_too_long(part) + part['examples'] - part.get('shortened', 0):,}"]
                 if cut
                 else []
             ),
+            *([f"{part.get('refused', 0):,}"] if refused else []),
         )
         for arm, parts in drawn.items()
         for part in parts
     )
-    columns = ("source", "kind", "share", "asked for", "tokens", "epochs")
-    head = ("arm", *(["stage"] if staged else []), *columns, *(["too long"] if cut else []))
+    columns = ("source", "kind", "share", "asked for", "tokens", "rows", "epochs", "repeats")
+    head = (
+        "arm",
+        *(["stage"] if staged else []),
+        *columns,
+        *(["too long"] if cut else []),
+        *(["refused"] if refused else []),
+    )
     whole = "the stage's" if staged else "all"
     note = (
-        f"Share: of {whole} tokens really trained on, next to the share asked for. Epochs: times the source was begun."
+        f"Share: of {whole} tokens really trained on, next to the share asked for. Rows: "
+        "conversations, or parts of texts. Epochs: times the source was begun. Repeats: examples that an "
+        "earlier epoch had drawn."
         + (
             " Too long: chats longer than data.length, which were left out, or cut if data.overlong says so."
             if cut
             else ""
         )
+        + (" Refused: chats that the chat template cannot write, which were passed over." if refused else "")
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
+
+
+def _drawn_row(part: Mapping[str, Any]) -> list[str]:
+    """What one source gave; data.json of earlier versions does not count repeats."""
+    shares = [f"{part[name]:.1%}" for name in ("share", "asked")]
+    counts = [f"{part[name]:,}" if name in part else "" for name in ("tokens", "pieces", "epochs", "repeats")]
+    return [str(part["name"]), "replayed" if part["replayed"] else "new", *shares, *counts]
 
 
 def _too_long(part: Mapping[str, Any]) -> int:

@@ -111,7 +111,7 @@ def _forgetting(arms: list[ArmResult]) -> list[str]:
     unclear = [r for r in arms if r not in forgot]
     words = []
     if forgot:
-        words.append(f"Retention lies below 1 by more than its interval for {_listed(forgot)}.")
+        words.append(f"Retention is below 1 by more than its interval for {_listed(forgot)}.")
     if unclear:
         words.append(f"Not distinguishable from no forgetting: {_listed(unclear)}.")
     return words

@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.common.hashing import text_id
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.counts import MOST, count, notes
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
-from experiments.data.items import NewTask, NewText
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.packing import Packing, PackingCollator, packing
 from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.data.token_cache import encoded_epoch
 from experiments.methods import Batch
+from experiments.runs.held_out import asked, cut_documents, distinct
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
 
@@ -54,7 +53,9 @@ class ExperimentData:
         held_out = [source.held_out(config.evaluation.new_items, config.seed) for source in data.new]
         self.held_out_of = [task.ids for task in held_out]  # by source of data.new
         self.held_out_ids = frozenset[str]().union(*self.held_out_of)
-        self.tasks = _distinct([cut_documents(tokenizer, task, data.length) for task in held_out])
+        kept = [asked(self.encoder, source, task) for source, task in zip(data.new, held_out, strict=True)]
+        self.tasks = distinct([cut_documents(tokenizer, task, data.length) for task, _ in kept])
+        self.unasked = [line for _, lines in kept for line in lines]
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
@@ -101,9 +102,10 @@ class ExperimentData:
         return [{key: value for key, value in batch.items() if key != "replayed"} for batch in batches]
 
     def counted(self) -> list[str]:
-        """Say for each source which chats are too long and which words hold special tokens, of at most MOST examples.
+        """Say for each source which chats are too long or refused, and which words hold special tokens.
 
-        Raises ConfigError for the first of them if data.overlong is error.
+        At most MOST examples of each are looked at. Raises ConfigError for the first that is too long if data.overlong
+        is error.
         """
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
         most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
@@ -111,7 +113,7 @@ class ExperimentData:
         counts = [
             count(one.epoch(*epoch), self.encoder, most, encoded_epoch(one, *epoch, self.encoder)) for one in sources
         ]
-        return [
+        return self.unasked + [
             line for one, found in zip(sources, counts, strict=True) for line in notes(one.label, found, self.encoder)
         ]
 
@@ -130,8 +132,8 @@ class ExperimentData:
 
         One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
         tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
-        too_long (chats longer than data.length, which are left out), shortened (of which only a part is left out),
-        tokens_left_out (of both).
+        repeats (examples that an earlier epoch had), too_long (chats longer than data.length, which are left out),
+        shortened (of which only a part is left out), tokens_left_out (of both), refused (by the chat template).
         """
         rows = rows or self.rows(arm)
         drawn = rows.drawn()
@@ -173,51 +175,8 @@ class ExperimentData:
         return stage_parts(self.new, self.old, replay, self.config.data.sequential)
 
 
-def _distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ...]:
-    """Remove items that occur twice. Raises ConfigError if nothing of a task is left.
-
-    Two sources may ask the same question under one name, and documents with the same start are equal once cut.
-    """
-    seen: set[tuple[str, str]] = set()
-
-    def first(name: str, key: str) -> bool:
-        known = (name, key) in seen
-        seen.add((name, key))
-        return not known
-
-    found: list[NewTask | NewText] = []
-    for task in tasks:
-        if isinstance(task, NewTask):
-            one: NewTask | NewText = dataclasses.replace(
-                task, test=tuple(i for i in task.test if first(task.name, i.id))
-            )
-        else:
-            kept = tuple(text for text in task.documents if first(task.name, text_id(text)))
-            one = dataclasses.replace(task, documents=kept)
-        if not (one.test if isinstance(one, NewTask) else one.documents):
-            raise ConfigError(
-                f"data.new: every held-out item of {task.name} is in another source of that name too: leave one out"
-            )
-        found.append(one)
-    return tuple(found)
-
-
-def cut_documents(tokenizer: PreTrainedTokenizerBase, task: NewTask | NewText, tokens: int) -> NewTask | NewText:
-    """Cut held-out documents to their first tokens: some are books. Questions stay as they are."""
-    if isinstance(task, NewTask):
-        return task
-    cut = tuple(_begin(tokenizer, document, tokens) for document in task.documents)
-    return dataclasses.replace(task, documents=cut)
-
-
 def _load(config: ExperimentConfig) -> PreTrainedModel:
     return config.load_base()[0]
-
-
-def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
-    """Return the first `tokens` tokens of a text as text."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens]))
 
 
 def _replay(config: ExperimentConfig, arm: ArmConfig) -> float:

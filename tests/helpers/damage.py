@@ -65,7 +65,7 @@ class Roots:
         self.facts: dict[str, Any] = {}
 
     def whole(self, subject: Subject, seed: int = 0) -> Path:
-        root = self.folder / f"{subject.name}-{seed}"
+        root = self.folder / f"{subject.made_as or subject.name}-{seed}"
         if not root.is_dir():
             modules = root.with_suffix(".modules")
 

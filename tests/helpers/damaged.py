@@ -32,12 +32,16 @@ MEASURE = [word for name, value in SMALL.items() for word in ("--set", f"{name}=
 
 @dataclass(frozen=True)
 class Subject:
-    """make: (folder, root, seed) -> exit code. again: (folder, root) -> exit code. facts: of the root afterwards."""
+    """make: (folder, root, seed) -> exit code. again: (folder, root) -> exit code. facts: of the root afterwards.
+
+    made_as: another subject whose root this one is a copy of.
+    """
 
     name: str
     make: Callable[[Path, Path, int], int]
     again: Callable[[Path, Path], int]
     facts: Callable[[Path, Path], dict[str, Any]]
+    made_as: str = ""
 
     @staticmethod
     def left_out(file: Path) -> bool:
@@ -187,38 +191,14 @@ def without_times(values: Any) -> Any:
         return [without_times(value) for value in values]
     if not isinstance(values, dict):
         return values
-    unlike = (
-        "time",
-        "second",
-        "cost",
-        "tokens_per",
-        "memory",
-        "run",
-        "started",
-        "ended",
-        "folder",
-        "start",
-        "complete",
-    )
+    unlike = ("time", "second", "cost", "tokens_per", "memory", "run", "start", "ended", "folder", "complete")
     return {k: without_times(v) for k, v in values.items() if not any(word in k for word in unlike)}
 
 
 def measure_again(folder: Path, root: Path, seed: int = 0) -> int:
     inputs(folder)
-    words = [
-        "measure",
-        "--base",
-        "base",
-        "--model",
-        "model",
-        "--new",
-        "sums.jsonl",
-        "--precision",
-        "fp32",
-        "--seed",
-        str(seed),
-    ]
-    return main([*words, "--out", str(root / "runs" / "measured"), "--root", str(root), *MEASURE])
+    words = ["measure", "--base", "base", "--model", "model", "--new", "sums.jsonl", "--precision", "fp32"]
+    return main([*words, "--seed", str(seed), "--out", str(root / "runs" / "measured"), "--root", str(root), *MEASURE])
 
 
 def measure_facts(folder: Path, root: Path) -> dict[str, Any]:
@@ -248,7 +228,7 @@ SUBJECTS = {
         Subject("finished", lambda f, r, seed: command(f, r, "run", values, seed), run_again, run_facts),
         Subject("interrupted", interrupted, run_again, run_facts),
         Subject("cached", cached, run_again, run_facts),
-        Subject("read", lambda f, r, seed: command(f, r, "run", values, seed), read_again, read_facts),
+        Subject("read", lambda f, r, seed: command(f, r, "run", values, seed), read_again, read_facts, "finished"),
         Subject("study", lambda f, r, seed: command(f, r, "study", study_values, seed), study_again, study_facts),
         Subject("measured", measure_again, measure_again, measure_facts),
         Subject("softened", soften_again, soften_again, soften_facts),

@@ -140,7 +140,10 @@ class NoTracker:
     def reap(self, *_: object) -> None:
         pass
 
-    log_metrics = log_file = log_text = set_tags = fail = reap
+    def run_url(self, run_id: str) -> str:
+        return ""
+
+    log_metrics = log_file = log_text = log_note = set_tags = fail = reap
 
 
 def dying(how: Callable[[], None], numbers: tuple[int, ...] = (3,)) -> Run:

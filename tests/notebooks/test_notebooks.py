@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "replies_measured": 2,
         "text_tokens": 256,
         "reply_tokens": 2,
+        "layers": 2,
     },
     "02_ablation": {
         "steps": 2,
@@ -41,7 +42,6 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
 POSTHOC = ("02_ablation",)  # a second Run All finds the results of operations next to the arms
-REAL = ("01_forgetting_in_five_minutes",)  # with the shipped model; the others run on one of three small layers
 
 
 def name(path: Path) -> str:
@@ -99,7 +99,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
     before = set(root.glob("runs/*/report.html"))
     parameters = dict(SMALL[path.stem])
-    parameters |= {} if path.stem in REAL else {"base_model": small}
+    parameters |= {"base_model": small}  # three small layers; test_real_model.py has the shipped model
     parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     execute = functools.partial(
         papermill.execute_notebook, path, parameters=parameters, cwd=path.parent, progress_bar=False

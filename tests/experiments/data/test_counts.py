@@ -7,8 +7,8 @@ import itertools
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.counts import count, too_long
-from experiments.data.encoding import Encoder, Overlong
+from experiments.data.counts import count, notes, too_long
+from experiments.data.encoding import Encoded, Encoder, Overlong
 from experiments.data.items import Item, Text
 from experiments.models.tokens import answer_ids, prompt_ids
 from tests.helpers.byte_level import byte_tokenizer
@@ -52,3 +52,12 @@ def test_nothing_is_said_if_all_fits() -> None:
 def test_an_error_if_the_config_says_so() -> None:
     with pytest.raises(ConfigError, match=r"the question 'b\?' has .* set data.overlong to drop or cut"):
         count(ITEMS, Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong="error"))
+
+
+def test_what_the_template_refuses_is_counted_with_the_first_reason() -> None:
+    encoder = Encoder(TOKENIZER, "sft", 512)
+    known = [encoder.encode(ITEMS[0]), Encoded([], refused="why"), Encoded([], refused="x")]
+    counts = count(ITEMS, encoder, known=known)
+    assert (counts.examples, counts.too_long, counts.refused) == (3, 0, ("why", "x"))
+    assert notes("own", counts, encoder) == ["source own: 2 of 3 conversations are passed over (why)"]
+    assert notes("own", count(ITEMS, encoder), encoder) == []

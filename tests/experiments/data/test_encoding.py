@@ -19,7 +19,8 @@ from experiments.models.base import shipped_folder
 from experiments.models.head import only_label_logits
 from experiments.models.tokens import IGNORED
 from experiments.training.meter import real_tokens
-from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.byte_level import CHATML, byte_tokenizer
+from tests.helpers.chat_families import FAMILIES, family_tokenizer
 from tests.helpers.families import VOCAB, build, perturb
 
 TWO = [Item("1 + 1?", "2"), Item("What is one thousand plus one?", "1001")]
@@ -229,3 +230,34 @@ class TestChats:
             [len(rows[0]), len(rows[1])],
             len(rows[2]),
         )
+
+    @pytest.mark.parametrize("loss", ["all_turns", "last_turn"])
+    def test_markers_count_for_a_single_question_too(self, loss: Any) -> None:
+        """A plain question with its answer, and the same as messages: what is outside of the markers is not learned."""
+        marked = CHATML.replace(
+            "{{ m['content'] }}",
+            "{% if m['role'] == 'assistant' %}Hm. {% generation %}{{ m['content'] }}{% endgeneration %}"
+            "{% else %}{{ m['content'] }}{% endif %}",
+        )
+        assert marked != CHATML
+        tokenizer = byte_tokenizer(marked)
+        item = chat(TURNS[:2])
+        assert type(item) is Item
+        (piece,) = Encoder(tokenizer, "sft", 512, loss=loss).pieces(item)
+        assert self.text(tokenizer, piece.ids).endswith("assistant\nHm. assistant says 0<|im_end|>")
+        assert self.text(tokenizer, piece.labels) == "assistant says 0<|im_end|>"
+        (cut,) = Encoder(tokenizer, "sft", 512, loss=loss).pieces(Item("user says 0", "assistant", ended=False))
+        assert self.text(tokenizer, cut.labels) == "Hm. assistant"
+
+    def test_a_row_that_the_template_refuses_is_passed_over_if_asked(self) -> None:
+        encoder = Encoder(family_tokenizer(FAMILIES["gemma-2"]), "sft", 512)
+        refused = chat([{"role": "system", "content": "Be brief."}, *TURNS[:2]], place="here")
+        with pytest.raises(ConfigError, match=r"^here: the chat template refuses a conversation"):
+            encoder.encode(refused)
+        found = encoder.encode_or_skip(refused)
+        assert (found.pieces, found.left_out) == ([], 0)
+        assert found.refused.startswith("here: the chat template refuses a conversation of the roles system, user")
+        assert (encoder.refusal(refused), encoder.refusal(chat(TURNS))) == (found.refused, "")
+        assert encoder.encode_or_skip(chat(TURNS)) == encoder.encode(chat(TURNS))
+        with pytest.raises(ConfigError, match=r"more than data.length=16"):  # of another kind
+            Encoder(encoder.tokenizer, "sft", 16, overlong="error").encode_or_skip(chat(TURNS))

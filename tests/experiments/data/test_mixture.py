@@ -142,7 +142,7 @@ class TestEpochs:
         assert set(seen[:8]) == set(seen[8:16]) == set(texts)
         assert seen[:8] != seen[8:16]
         (drawn,) = rows.drawn()
-        assert (drawn.epochs, drawn.examples, drawn.pieces, drawn.too_long) == (3, 20, 20, 0)
+        assert (drawn.epochs, drawn.examples, drawn.pieces, drawn.too_long, drawn.repeats) == (3, 20, 20, 0, 12)
 
     def test_what_is_held_out_is_never_drawn(self, tokenizer: PreTrainedTokenizerBase) -> None:
         source = Listed(texts=tuple(f"text number {i}" for i in range(8)))

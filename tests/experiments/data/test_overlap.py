@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from experiments.data.items import Example, Item, Text
+from experiments.data.items import Example, Item, Text, chat
 from experiments.data.overlap import CHUNK, Probe, overlaps, question_probe, words
 
 LONG = "A farmer has twelve brown cows and sells three of them every single week until none are left"
@@ -53,6 +53,27 @@ def test_words(text: str, expected: list[str]) -> None:
 def test_the_same_and_similar(question: str, answer: str, row: Example, expected: tuple[int, int]) -> None:
     others = [Text("Something else with a good many words in it, all of them others"), Item("And this?", "no")]
     assert found(Item(question, answer), *others, row, *others) == expected
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": one} for i, one in enumerate(contents)]
+
+
+@pytest.mark.parametrize(
+    ("measured", "row", "expected"),
+    [
+        (Item(LONG, "0"), chat(turns("Hi", "Hello", LONG, "4")), (0, 1)),
+        (Item(LONG, "0"), chat(turns("Hi", "Hello", "Say it", LONG)), (0, 1)),
+        (chat(turns("Hi", "Hello", LONG, "4")), Item(LONG, "0"), (0, 1)),
+        (chat(turns("Hi", "Hello", LONG, "4")), chat(turns("hi", "hello!", LONG.upper(), "5")), (1, 0)),
+        (chat(turns("Hi", "Hello", LONG, "4")), Text(f"hi hello {LONG}"), (1, 0)),
+        # roles and the names of JSON fields are no words of a conversation
+        (chat(turns("a", "b", "c", "d")), chat(turns("e", "f", "g", "h")), (0, 0)),
+        (chat(turns("Is it", "yes it", "so it", "is")), chat(turns("one", "two", "three", "four")), (0, 0)),
+    ],
+)
+def test_conversations_are_compared_by_what_is_said(measured: Item, row: Example, expected: tuple[int, int]) -> None:
+    assert found(measured, Text("Something else with a good many words in it"), row) == expected
 
 
 def test_sequences_may_be_in_several_rows_but_not_across_two() -> None:

@@ -15,6 +15,7 @@ from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.token_cache import decoded, encoded_epoch, value_of
 from experiments.models.tokens import IGNORED
 from tests.helpers.byte_level import CHATML, byte_tokenizer
+from tests.helpers.chat_families import FAMILIES, family_tokenizer
 from tests.helpers.question_files import write
 
 NONE: frozenset[str] = frozenset()
@@ -110,3 +111,12 @@ def test_what_decides_the_tokens_is_in_the_key() -> None:
     keys = {encoder(**one).key for one in ({}, {"length": 99}, {"loss": "last_turn"}, {"overlong": "cut"})}
     assert len(keys | {Encoder(other, "sft", 120).key, Encoder(byte_tokenizer(), "cpt", 120).key}) == 6
     assert Encoder(byte_tokenizer(), "sft", 120, packed=True).key == encoder().key
+
+
+def test_a_row_that_the_template_refuses_is_not_kept(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "system", "content": "s"}] * (i % 9 == 0) + CHATS[i]["messages"]} for i in range(90)]
+    table = LocalFile(path=str(write(tmp_path / "some.jsonl", rows)), skip_bad_rows=True)
+    refusing = Encoder(family_tokenizer(FAMILIES["gemma-2"]), "sft", 512)
+    for _ in range(2):
+        found = list(encoded_epoch(table, 0, 0, NONE, refusing))
+        assert [len(one.pieces) for one in found].count(0) == sum(bool(one.refused) for one in found) == 10

@@ -18,6 +18,7 @@ from experiments.reporting.details import (
     cost_table,
     data_table,
     further_table,
+    packing_table,
     posthoc_table,
     trajectory_table,
 )
@@ -84,6 +85,17 @@ def test_chats_that_are_too_long_are_counted_in_the_table_of_the_data(key: str) 
     assert whole is not None
     assert (cut.head[-1], cut.rows[0][-1]) == ("too long", "62 of 78")
     assert "too long" not in whole.head
+    counted = data_table({"full": [{**part, "repeats": 1200, "refused": 3}]})
+    assert counted is not None
+    assert (counted.head[-2:], counted.rows[0][-2:]) == (("repeats", "refused"), ("1,200", "3"))
+
+
+def test_the_padding_that_packing_saved() -> None:
+    counts = {"conversations": 1600, "rows": 400, "tokens": 9000, "computed": 10000, "padded": 40000, "saved": 0.75}
+    table = packing_table({"full": counts, "plain": None})
+    assert table is not None
+    assert table.rows == (("full", "1,600", "400", "9,000", "10,000", "40,000", "75.0%"),)
+    assert packing_table({"plain": None}) is None
 
 
 def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
@@ -98,13 +110,13 @@ def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     assert further.rows == (("full 1e-3", ".25 [.20,.30]"),)
     assert cost is not None
     assert cost.rows == (("full 1e-3", "2,048", "512", "7"),)
-    part = {"name": "gcd", "replayed": True, "share": 0.26, "asked": 0.25, "tokens": 1024, "epochs": 1}
+    part = {"name": "gcd", "replayed": True, "share": 0.26, "asked": 0.25, "tokens": 1024, "pieces": 9, "epochs": 1}
     mixed, staged = (data_table({"full": [{**part, "stage": 1}, {**part, "stage": stage}]}) for stage in (1, 2))
     assert mixed is not None
     assert staged is not None
-    assert mixed.rows[1] == ("full", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
-    assert staged.rows[1] == ("full", "2", "gcd", "replayed", "26.0%", "25.0%", "1,024", "1")
-    assert (len(mixed.head), len(staged.head)) == (7, 8)
+    assert mixed.rows[1] == ("full", "gcd", "replayed", "26.0%", "25.0%", "1,024", "9", "1", "")
+    assert staged.rows[1] == ("full", "2", "gcd", "replayed", "26.0%", "25.0%", "1,024", "9", "1", "")
+    assert (len(mixed.head), len(staged.head)) == (9, 10)
     full.operation = "wise 0.5"
     posthoc = posthoc_table([full])
     assert posthoc is not None

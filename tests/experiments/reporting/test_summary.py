@@ -22,7 +22,7 @@ def test_the_words_follow_from_intervals() -> None:
     )
     assert words[3] == OVERLAP
     assert words[4] == (
-        "Retention lies below 1 by more than its interval for full 1e-3, full 1e-4, partial 1e-3 and partial 3e-4."
+        "Retention is below 1 by more than its interval for full 1e-3, full 1e-4, partial 1e-3 and partial 3e-4."
     )
     assert words[5] == "Not distinguishable from no forgetting: control 1e-3 and control 3e-4."
     assert words[6] == "One seed: another one can change more than these intervals say."

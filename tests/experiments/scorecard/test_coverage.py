@@ -117,6 +117,8 @@ SETTINGS = {
     "16 questions": Kept(((16, 1),), 0.7, 0.2, 0.2),
     "32 questions": Kept(((32, 1),), 0.7, 0.2, 0.2),
     "20 questions, weak base": Kept(((20, 1),), 0.45, 0.2, 0.1),
+    "20 questions, right answers by chance": Kept(((20, 1),), 0.3, 0.2, 0.1),
+    "one task, hardly a flip": Kept(ONE, 0.8, 0.00625, 0.005),
     "weak base": Kept(((40, 1),) * 3, 0.4, 0.2, 0.1),
     "strong base": Kept(((50, 1),) * 2, 0.97, 0.03, 0.3),
     "all right before": Kept(((50, 1),) * 2, 1.0, 0.05, 0.0),
@@ -125,12 +127,18 @@ SETTINGS = {
     "tasks of unlike size": Kept(((8, 1), (16, 1), (96, 1)), 0.75, 0.08, 0.08),
 }
 
+RARE = ("six tasks, two flips", "one task, hardly a flip")  # two flips or fewer are expected
+
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_intervals_cover_where_few_answers_flip_or_questions_are_few(setting: str) -> None:
-    """Between .93 and .99, within the error of 600 runs. The classical bootstrap fails where few answers flip, since
-    most samples then have an interval without width. Adjusted retention is a ratio to almost nothing for 16
-    questions of 4 options, so it is looked at from 40 on."""
+    """Between .93 and .99, within the error of 600 runs; in 4,000 runs also the lowest setting of 600 has .94.
+
+    The classical bootstrap fails where few answers flip, since most samples then have an interval without width. Where
+    two flips or fewer are expected, coverage is .995 to 1 instead: a sample without a flip is then likely, and its
+    interval must hold such a model. Adjusted retention is a ratio to almost nothing for 16 questions of 4 options, so
+    it is looked at from 40 on.
+    """
     kept, rng, draws, runs = SETTINGS[setting], np.random.default_rng(17), 400, 600
     after = kept.a0 * (1 - kept.lost) + (1 - kept.a0) * kept.won
     truths = {"forgetting": kept.a0 - after, "retention": after / kept.a0}
@@ -141,12 +149,12 @@ def test_intervals_cover_where_few_answers_flip_or_questions_are_few(setting: st
         answers = kept.draw(rng)
         sums = np.sum([drawn(CHANGES[a].sum(axis=1), seed, draws) for a in answers], axis=0)
         change = np.concatenate([(a % 2 - a // 2).sum(axis=1) for a in answers])
-        most = max(forms for _, forms in kept.strata)
-        figures = figures_of(sums, seed, (np.square(change).sum() + most**2) / (np.abs(change).sum() + most))
+        forms = max(forms for _, forms in kept.strata)
+        figures = figures_of(sums, seed, (np.square(change).sum() + forms**2) / (np.abs(change).sum() + forms))
         for name, truth in truths.items():
             hits[name] += covered(estimate(figures[name]), truth)
-    error = 2 * np.sqrt(0.05 * 0.95 / runs)
-    assert all(0.93 - error / 2 <= hit / runs <= 0.99 + error / 2 for hit in hits.values()), hits
+    error, most = np.sqrt(0.05 * 0.95 / runs), 1 if setting in RARE else 0.99 + np.sqrt(0.01 * 0.99 / runs)
+    assert all(0.93 - error <= hit / runs <= most for hit in hits.values()), hits
 
 
 @pytest.mark.parametrize("n", [16, 120, 1000])
