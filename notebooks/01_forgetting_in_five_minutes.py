@@ -21,8 +21,8 @@
 # - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
 #   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
-# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its accuracy
-# on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
+# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its
+# accuracy on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
 #
 # This notebook runs the same pipeline as `make quickstart`. Change a number and run it again: finished arms are not run
 # twice.
@@ -35,6 +35,7 @@ new_items = 80  # the 80 facts, each asked in a way that is not trained on
 kept_items = 32  # of each of four kept tasks, in two forms
 replies_measured = 8  # texts of the base on which the KL is measured
 text_tokens = 1024  # of a story, for the perplexity
+layers = 8  # of which the control arm has copies
 rates = {"full": 1e-4, "control": 1e-3}  # learning rates
 reply_tokens = 48  # of the replies shown
 root = None  # where results go; None: the project's mlruns/
@@ -62,7 +63,12 @@ config = load_config(
         "evaluation.perplexity_tokens": text_tokens,
         "arms": [
             {"name": "full", "method": "full", "learning_rates": [rates["full"]]},
-            {"name": "control", "method": "control", "learning_rates": [rates["control"]], "control": {"layers": 8}},
+            {
+                "name": "control",
+                "method": "control",
+                "learning_rates": [rates["control"]],
+                "control": {"layers": layers},
+            },
         ],
     },
 )
@@ -76,8 +82,8 @@ outcome = run_experiment(config, root)
 
 # %% [markdown]
 # ## What each learned and forgot
-# *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on kept tasks after
-# training divided by before: 1 means that nothing was lost. Brackets are 95 % intervals over questions.
+# *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on
+# kept tasks after training divided by before: 1 means that nothing was lost. Brackets: 95 % intervals over questions.
 
 # %%
 print(format_table(outcome.results))

@@ -73,9 +73,15 @@ def pruner(config: StudyConfig) -> Any:
 
 
 def importances(study: optuna.Study, config: StudyConfig) -> dict[str, dict[str, float]]:
-    """Return objective -> dimension -> share of the objective's variance (fANOVA). Empty below four complete trials."""
+    """Return objective -> dimension -> share of the objective's variance (fANOVA).
+
+    Empty below four complete trials, and if they differ in one dimension alone, which then explains all.
+    """
     complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
     found: dict[str, dict[str, float]] = {}
+    tried = {key: {t.params.get(key) for t in complete} for key in config.search}
+    if sum(len(values) > 1 for values in tried.values()) < 2:
+        return found
     for i, objective in enumerate(config.objectives):
         if len(complete) >= 4 and len({t.values[i] for t in complete}) > 1:
             evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=16, seed=0)

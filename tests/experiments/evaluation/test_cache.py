@@ -13,15 +13,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
-from experiments.data.items import Item, NewTask
+from experiments.data.items import Item, NewTask, exact_match
 from experiments.evaluation.cache import BaseCache, CachedSuite
 from experiments.evaluation.evaluate import Baseline, Evaluation
+from experiments.evaluation.suites import SUITES as ALL_SUITES
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.records import Record
 from experiments.runs.data import ExperimentData
+from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.option_scores import BF16, FP32
 from tests.helpers.small_run import draw_suites, make_suite, small_config, small_values
 
@@ -67,6 +69,28 @@ def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any
     suites = draw_suites(config, tokenizer, ExperimentData(config, tokenizer).tasks)
     cache = BaseCache(root, model, tokenizer, precision)
     return {name: cache.place(suite) for name, suite in suites.suites.items()}
+
+
+@pytest.mark.parametrize(
+    ("other", "counts"),
+    [
+        ({}, []),
+        ({"bos": True}, ["new", "kept", "drift"]),  # add_bos_token
+        ({"template": CHATML}, ["new", "kept", "drift"]),
+        ({"eos": "<s>"}, ["new", "drift"]),  # kept tasks write no reply
+    ],
+    ids=str,
+)
+def test_what_a_tokenizer_makes_of_prompts_counts(other: dict[str, Any], counts: list[str], base: str) -> None:
+    """Vocabulary and weights are the same: only what is read differs."""
+    config, task = _config(base), NewTask("sums", (Item("1 + 1 =", "2"),), exact_match)
+    usual, changed = (
+        byte_tokenizer(**{"template": None, "eos": "</s>", **more})  # type: ignore[arg-type]
+        for more in ({}, other)
+    )
+    for name in SUITES:
+        first, second = (make_suite(ALL_SUITES[name], config, one, [task]).content() for one in (usual, changed))
+        assert (first != second) == (name in counts), name
 
 
 @pytest.mark.parametrize(

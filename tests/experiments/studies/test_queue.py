@@ -137,6 +137,15 @@ def test_several_objectives_and_constraints(tmp_path: Path) -> None:
     assert max(store.importances()["gain"], key=store.importances()["gain"].__getitem__) == "training.steps"
 
 
+def test_trials_that_differ_in_one_dimension_have_no_importances(tmp_path: Path) -> None:
+    """It would explain all of the variance, whatever it is."""
+    rates = {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    steps = {"kind": "choice", "values": [1]}
+    store = open_store(tmp_path, search={"training.steps": steps, "rate": rates})
+    store.work(lambda number, picks, report: TrialOutcome([picks["rate"]]), quiet)
+    assert store.importances() == {}
+
+
 def test_optuna_calls_the_objectives_by_their_figures(tmp_path: Path) -> None:
     objectives = [{"figure": name, "direction": "maximize"} for name in ("gain", "retention + kept_accuracy")]
     store = open_store(tmp_path, objectives=objectives)
