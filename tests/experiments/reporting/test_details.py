@@ -182,7 +182,7 @@ def test_a_run_on_texts_shows_their_gain_everywhere_and_all_that_was_measured(ba
     tracker = Tracker(tmp_path, "small")
     runs = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment_id])}
     parent = runs["small"]
-    history = tracker.client.get_metric_history(parent.info.run_id, "new_nll_drop/full 0.01")
+    history = tracker.client.get_metric_history(runs["full 0.01"].info.run_id, "new_nll_drop")
     assert [point.step for point in history] == [0, 2, 4]
     assert [d.dataset.name for d in parent.inputs.dataset_inputs] == [
         one["name"] for one in json.loads((outcome.folder / "arms/full-0.01/data.json").read_text())["drawn"]
