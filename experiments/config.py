@@ -222,6 +222,15 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
     return parse_config(found_next_to(values, path.parent), source=str(path))
 
 
+def run_config(folder: Path) -> ExperimentConfig:
+    """Read the config that a run keeps in its folder. Raises ConfigError, with the next step."""
+    try:
+        return load_config(folder / "config.yaml")
+    except ConfigError as error:
+        again = "The run wrote this file: bring it back, or run the same config again, which writes it anew"
+        raise ConfigError(f"{error}\n{again}") from error
+
+
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:
     """Set one field of a config's plain values by its dotted key; settings of suites also by their flat keys."""
     section, _, key = dotted.partition(".")

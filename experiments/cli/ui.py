@@ -94,7 +94,7 @@ def optuna_command(root: Path) -> Callable[[int], str]:
 
     Raises ConfigError if it is not installed, StudyError if no study was started.
     """
-    from experiments.studies.locks import sqlite_file
+    from experiments.studies.locks import sqlite_file, sqlite_url
     from experiments.studies.storage import STORAGE, storage_url
 
     if importlib.util.find_spec(DASHBOARD) is None:
@@ -102,10 +102,10 @@ def optuna_command(root: Path) -> Callable[[int], str]:
     url = storage_url(root, None)
     if (file := sqlite_file(url)) and not file.is_file():
         raise StudyError(f"no study was started yet: there is no {short_path(file)}; leave --optuna out")
-    storage = f'"${STORAGE}"' if os.environ.get(STORAGE) else shlex.quote(url)  # which may have a password
-    code = f"import sys; from {DASHBOARD}._cli import main; sys.exit(main())"
+    own = f"os.environ.get({STORAGE!r}) or {sqlite_url(root.resolve() / 'optuna.db')!r}"  # may have a password
+    code = f"import os, sys; from {DASHBOARD}._cli import main; sys.argv.insert(1, {own}); sys.exit(main())"
     python = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
-    return lambda port: f"{python} {storage} --host {HOST} --port {port} --server wsgiref"
+    return lambda port: f"{python} --host {HOST} --port {port} --server wsgiref"
 
 
 def free_port(first: int, given: int | None = None) -> int:
@@ -136,11 +136,17 @@ def is_taken(port: int) -> bool:
 def server(name: str, port: int, command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server and yield its process when it answers; end it and its children after the block.
 
-    It is in a group of its own: Ctrl-C of a terminal reaches this process alone. Raises RunError if it ends.
+    It is in a group of its own: Ctrl-C of a terminal reaches this process alone. Raises RunError if it ends. The end of
+    a pipe ends the group if this process is killed. The command is a shell's, without `env` or `exec`, since all users
+    of the machine see the words that these get.
     """
-    with tempfile.TemporaryFile() as output:
-        line = f"exec env {command}"  # our own command, quoted
-        process = subprocess.Popen(line, shell=True, stdout=output, stderr=output, start_new_session=True)
+    pipe, held = os.pipe()
+    with tempfile.TemporaryFile() as output, contextlib.closing(os.fdopen(held, "wb")):
+        line = f"{{ cat <&{pipe}; kill 0; }} & {command}"  # our own command, quoted
+        process = subprocess.Popen(
+            line, shell=True, stdout=output, stderr=output, start_new_session=True, pass_fds=(pipe,)
+        )
+        os.close(pipe)
         try:
             _wait_for_answer(name, port, process, output)
             yield process

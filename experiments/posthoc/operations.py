@@ -16,7 +16,7 @@ from ctrl.layer import expanded_layers
 from ctrl.model import set_alpha
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
-from experiments.config import ExperimentConfig, load_config
+from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import is_peft
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.runs.trained import load_arm, load_trained
@@ -40,7 +40,7 @@ class TrainedArm:
         return self.run / "arms" / f"{self.name}-{self.learning_rate:g}"
 
     def base(self) -> PreTrainedModel:
-        return load_config(self.run / "config.yaml").load_base()[0]
+        return run_config(self.run).load_base()[0]
 
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)
@@ -97,7 +97,7 @@ def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
 def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Add task vectors: base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
     check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
-    base_model = load_config(arm.run / "config.yaml").base_model
+    base_model = run_config(arm.run).base_model
     vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
     for folder in arm.others:
         theirs = _config_of(folder).base_model
@@ -168,4 +168,4 @@ def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
 def _config_of(folder: Path) -> ExperimentConfig:
     if not (folder / "trained").is_dir():
         raise ConfigError(f"{folder} is not the folder of a trained arm: RUN/arms/NAME-LR, with `trained` in it")
-    return load_config(folder.parent.parent / "config.yaml")
+    return run_config(folder.parent.parent)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from experiments.common.errors import BenchError, MachineError, RunError
 from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
-from experiments.config import ExperimentConfig, load_config
+from experiments.config import ExperimentConfig, run_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.experiment import follow, lead
 from experiments.runs.outcome import Outcome
@@ -82,7 +82,7 @@ def run_folder(config: ExperimentConfig, root: Path) -> Path:
 def open_run(folder: Path, say: Callable[[str], None] = print) -> Prepared:
     """Prepare a run that is on disk, to measure more models as its arms were measured."""
     only_one_process("measuring more models")
-    return prepare(load_config(folder / "config.yaml"), folder, say)
+    return prepare(run_config(folder), folder, say)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
-from experiments.config import ExperimentConfig, load_config
+from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import load_onto
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
@@ -21,7 +21,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
     """Load the trained model of an arm. folder: of the run. Raises FileNotFoundError, which names the existing arms,
     and DamagedError for other weights than the arm trained.
     """
-    config = load_config(folder / "config.yaml")
+    config = run_config(folder)
     trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
     if not trained.is_dir():
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
@@ -39,7 +39,7 @@ def replies(
     folder: Path, arms: Sequence[tuple[str, float]], prompts: Sequence[str], max_new_tokens: int = 48
 ) -> pd.DataFrame:
     """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
-    config = load_config(folder / "config.yaml")
+    config = run_config(folder)
     base, tokenizer = config.load_base()
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:

@@ -159,11 +159,10 @@ class Tracker:
         if self.remote and not self.serves_ui:
             return f"{python} -m webbrowser {shlex.quote(page(self.remote))}"
         file = f"sqlite:///{shlex.quote(short_path(self.root / 'mlflow.db'))}"
-        store = '"$MLFLOW_TRACKING_URI"' if self.remote else file
+        store = '"$MLFLOW_TRACKING_URI"' if self.remote else file  # not an argument: all users of a machine see these
         return (
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
-            f"{python} -m mlflow server --backend-store-uri {store} "
-            f"--host 127.0.0.1 --port {port or PORT} --workers 1"
+            f"MLFLOW_BACKEND_STORE_URI={store} MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true "
+            f"{python} -m mlflow server --host 127.0.0.1 --port {port or PORT} --workers 1"
         )
 
     def run_url(self, run_id: str, server: str | None = None) -> str:

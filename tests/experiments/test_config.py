@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import Section, number_types
-from experiments.config import ArmConfig, load_config, parse_config
+from experiments.config import ArmConfig, load_config, parse_config, run_config
 from experiments.evaluation.suites.text import TextSuite
 from experiments.studies.load import load_study
 from tests.helpers.one_arm import config_of
@@ -168,3 +168,11 @@ def test_warm_up_ends_before_training_does() -> None:
         warmup(),
         warmup(steps=4, warmup_steps=2),
     ] == [4, 4, 5, 5, 2]
+
+
+def test_the_config_of_a_run_that_is_gone_or_changed_names_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or run"):
+        run_config(tmp_path)
+    (tmp_path / "config.yaml").write_text("arms: [")
+    with pytest.raises(ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or run"):
+        run_config(tmp_path)

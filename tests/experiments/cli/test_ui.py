@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from experiments.cli import main as cli
@@ -84,12 +85,13 @@ class TestOptuna:
     def test_the_storage_of_the_root(self, tmp_path: Path) -> None:
         (tmp_path / "optuna.db").touch()
         line = optuna_command(tmp_path)(8081)
-        assert f"sqlite:///{tmp_path}/optuna.db --host 127.0.0.1 --port 8081" in line
+        assert f"sqlite:///{tmp_path}/optuna.db" in line
+        assert line.endswith("--host 127.0.0.1 --port 8081 --server wsgiref")
 
     def test_the_password_is_in_no_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STUDY_STORAGE", "postgresql+psycopg://bob:S3CRET@host/db")
         line = optuna_command(tmp_path)(8081)
-        assert '"$STUDY_STORAGE"' in line
+        assert "$STUDY_STORAGE" not in line  # the shell would write the URL into the arguments
         assert "S3CRET" not in line
 
 
@@ -104,6 +106,15 @@ def test_a_server_and_its_children_end_with_the_block() -> None:
         assert is_taken(port)
         assert process.poll() is None
     assert process.poll() is not None
+    assert freed(port)
+
+
+def test_a_server_ends_if_this_process_is_killed() -> None:
+    port = free_port(21_000)
+    line = f"{sys.executable} -m http.server --bind 127.0.0.1 {port}"
+    block = f"with server('files', {port}, {line!r}):\n os.kill(os.getpid(), 9)"
+    code = f"import os\nfrom experiments.cli.ui import server\n{block}"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -signal.SIGKILL
     assert freed(port)
 
 
@@ -178,6 +189,28 @@ def test_both_servers_end_at_ctrl_c(store: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert all(freed(int(address.rpartition(":")[2])) for address in addresses)
+
+
+@pytest.mark.slow
+def test_no_process_shows_a_store_and_none_stays_after_a_kill(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each URL may have a password, and all users of a machine can read the arguments of a process."""
+    pytest.importorskip(DASHBOARD, reason="optuna-dashboard is not installed")
+    open_store(store)
+    (store / "S3CRET").mkdir()
+    for name, variable in (("mlflow.db", "MLFLOW_TRACKING_URI"), ("optuna.db", "STUDY_STORAGE")):
+        for file in store.glob(f"{name}*"):  # with what SQLite keeps next to it
+            shutil.copy(file, store / "S3CRET" / file.name)
+        monkeypatch.setenv(variable, f"sqlite:///{store}/S3CRET/{name}")
+    with served(store, "--optuna") as (process, said):
+        servers = psutil.Process(process.pid).children(recursive=True)
+        assert len(servers) >= 4  # two servers, each with a shell
+        shown = [word for one in servers for word in one.cmdline() if "S3CRET" in word]
+        assert shown == []
+        process.kill()
+        process.wait(10)
+    assert psutil.wait_procs(servers, timeout=20)[1] == []
+    assert "demo" in said
+    assert "toy" in said
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_list_of_wrong_entries_is_not_called_too_short() -> None:
 
 def test_a_base_of_several_arms_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="the base has 3 arms with 6 learning rates in all: set `arms` under overrides"
+        ConfigError, match="the base has 3 arms with 4 learning rates in all: set `arms` under overrides"
     ):
         parse_study(values(overrides={}))
 
