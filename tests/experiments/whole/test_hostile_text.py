@@ -120,7 +120,7 @@ def in_time(work: Callable[[], object], what: str) -> None:
 
 def test_the_walk_finds_the_patterns() -> None:
     names = {name for name, *_ in PATTERNS}
-    assert {"experiments.data.items.NUMBER", "experiments.tracking.uri.USER", "ctrl.hub.REPOSITORY"} <= names
+    assert {"experiments.data.numerals.NUMBER", "experiments.tracking.uri.USER", "ctrl.hub.REPOSITORY"} <= names
     assert sum(":" in name for name in names) > 15
     assert len(names) > 40
 
