@@ -1,4 +1,4 @@
-"""How fast large data starts: `python -m benchmarks.data --write` makes data.md beside it.
+"""How fast large data starts: `python -m benchmarks.data --write` makes data.md next to it.
 
 Conversations of two to six turns in a JSONL file. A first process reads them, holds some out and makes the first rows;
 a second one finds all that in the cache. Start: seconds from the config to the first row, without imports. Drawn: rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,14 +13,13 @@ import yaml
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json
+from experiments.common.result_folders import MEASUREMENT, folders, measurements, trial_runs
 from experiments.tracking.journal import PATTERN, Journal
 from experiments.tracking.machine import process_state
 
 GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
-TRIAL = r"-\d{3,}(-seed\d+)?-[0-9a-f]{8}"  # what follows a study's name in the names of its runs
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
-MEASUREMENT = "measure.json"  # of the folder of a measurement
 DEEP = 20_000  # characters: from 50,000 nested lists on it ends the process
 
 
@@ -60,22 +58,6 @@ def _readable(kind: str, folder: Path, read: Callable[[], Overview]) -> Overview
         return read()
     except (ConfigError, OSError, KeyError, TypeError, ValueError):
         return Overview(kind, folder, "unreadable", 0, None, None, _updated(folder))
-
-
-def folders(root: Path) -> tuple[list[Path], list[Path]]:
-    """Return the folders of the studies and of the runs below a root."""
-    studies, runs = (sorted(root.glob(pattern)) for pattern in ("studies/*/study.yaml", "runs/*/config.yaml"))
-    return [file.parent for file in studies], [file.parent for file in runs]
-
-
-def measurements(root: Path) -> list[Path]:
-    """Return the folders of measurements below a root."""
-    return [file.parent for file in sorted(root.glob(f"runs/*/{MEASUREMENT}"))]
-
-
-def trial_runs(study: Path, runs: Iterable[Path]) -> list[Path]:
-    """Return those of the runs that are a study's."""
-    return [run for run in runs if re.fullmatch(re.escape(study.name) + TRIAL, run.name)]
 
 
 def read_run(folder: Path) -> Overview:

@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.cli.console import Commands, add_root, show, show_rows
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.errors import DamagedError
 from experiments.common.paths import default_root, short_path
 
 UNITS = {"study": "trials", "run": "arms", "soften": "points"}  # what is counted; else models
@@ -46,7 +46,7 @@ def runs_command(args: argparse.Namespace) -> int:
 
 
 def show_command(args: argparse.Namespace) -> int:
-    from experiments.cli.overview import MEASUREMENT
+    from experiments.common.result_folders import MEASUREMENT, find
 
     root = args.root or default_root()
     folder = find(args.run, root)
@@ -64,29 +64,6 @@ def show_command(args: argparse.Namespace) -> int:
             "the folder back, or start its config again"
         ) from error
     return 0
-
-
-def find(name: str, root: Path) -> Path:
-    """Return the folder of a run, study or measurement by its path or the beginning of its name. Raises ConfigError."""
-    from experiments.cli.overview import MEASUREMENT, folders, measurements, trial_runs
-
-    path = Path(name).resolve()
-    if any((path / file).is_file() for file in ("config.yaml", "study.yaml", MEASUREMENT)):
-        return path
-    studies, runs = folders(root)
-    trials = [run for study in studies for run in trial_runs(study, runs)]
-    own = [*studies, *(run for run in runs if run not in trials), *measurements(root)]
-    for candidates in (own, trials):
-        exact = [folder for folder in candidates if folder.name == name]
-        found = exact or [folder for folder in candidates if folder.name.startswith(name)]
-        if len(found) == 1:
-            return found[0].resolve()
-        if found:
-            raise ConfigError(f"{len(found)} names begin with {name!r}: {', '.join(f.name for f in found)}")
-    from experiments.common.section import nearest
-
-    known = nearest(name, [folder.name for folder in own])
-    raise ConfigError(f"no run or study {name!r} below {short_path(root)}: {known}")
 
 
 def _show_run(folder: Path) -> None:

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import Counts, count, special
+from experiments.data.counts import Counts, count, refused, special
 from experiments.data.encoding import Encoder, Overlong
 from experiments.data.items import Example
 from experiments.data.source import Source
 from experiments.data.stages import Earlier
+from experiments.data.token_cache import encode_of
 from experiments.models.loss_mask import Labelled
 from experiments.models.tokens import IGNORED
 
@@ -82,9 +83,12 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     later = next((why for kind, why in LATER.items() if isinstance(source, kind)), None)
     if later is not None:
         return SourcePreview(name, (later,))
-    counts, first = count(_examples(source, seed), encoder), next(iter(_examples(source, seed)))
+    encode = encode_of(source, encoder)
+    counts = count(_examples(source, seed), encoder, known=map(encode, _examples(source, seed)))
+    kept = (one for one in _examples(source, seed) if not (source.skips and encoder.refusal(one)))
+    first = next(kept, None)
     shape = [f"shape: {source.recognised}"] if source.recognised else []
-    rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in encoder.labelled(first)]
+    rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in (encoder.labelled(first) if first else [])]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
     facts = (*shape, *_counted(counts, encoder), *source.notes, *several)
     return SourcePreview(name, facts, tuple(_tokens(encoder.tokenizer, row) for row in rows))
@@ -104,7 +108,7 @@ def _counted(counts: Counts, encoder: Encoder) -> list[str]:
             f"{counts.too_long:,} are longer than data.length={encoder.length}: {counts.left_out:,} tokens are left "
             f"out ({counts.share_left_out:.1%})"
         )
-    return [*lines, *special(counts)]
+    return [*lines, *refused(counts), *special(counts)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, row: Labelled) -> tuple[Token, ...]:

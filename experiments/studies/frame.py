@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import CompareError
 from experiments.common.paths import default_root, short_path
+from experiments.common.result_folders import find, folders, trial_runs
 from experiments.common.section import nearest
 from experiments.common.yaml_values import load_yaml
 from experiments.records import ArmResult, Estimate
@@ -49,7 +50,7 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
     source: all studies, and all runs that are not of a study. root: where they are (default: mlruns). A study has a
     column `pick/NAME` for each dimension. low and high: the 95 % interval; MLflow has none. cost/NAME is at the last
     step.
-    Raises CompareError for a source that is not there, DamagedError for a result that was changed.
+    Raises ConfigError or CompareError for a source that is not there, DamagedError for a result that was changed.
     """
     import pandas as pd
 
@@ -62,32 +63,20 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
 
 def _all(root: Path) -> list[Path]:
     """Return the folders of the studies and of the runs that are not a study's trials."""
-    studies = sorted(file.parent for file in root.glob("studies/*/study.yaml"))
-    runs = sorted(file.parent for file in root.glob("runs/*/config.yaml"))
-    return [*studies, *(run for run in runs if not any(run.name.startswith(f"{s.name}-0") for s in studies))]
+    studies, runs = folders(root)
+    trials = [run for study in studies for run in trial_runs(study, runs)]
+    return [*studies, *(run for run in runs if run not in trials)]
 
 
 def _rows(source: str, root: Path) -> Iterator[Row]:
     if source.startswith(MLFLOW):
         return _tracked(source.removeprefix(MLFLOW), root)
-    folder = _folder(source, root)
-    return _study(folder, root) if (folder / "study.yaml").is_file() else _run(folder)
-
-
-def _folder(source: str, root: Path) -> Path:
-    """Return the folder of a run or a study, named by its path or by the beginning of its name. Raises CompareError."""
-    known = [file.parent for pattern in ("studies/*/study.yaml", "runs/*/config.yaml") for file in root.glob(pattern)]
-    path = Path(source).resolve()
-    if any((path / name).is_file() for name in ("study.yaml", "config.yaml")):
-        return path
-    exact = [folder for folder in known if folder.name == source]
-    begun = exact or [folder for folder in known if source and folder.name.startswith(source)]
-    if len(begun) == 1:
-        return begun[0]
-    names = sorted(folder.name for folder in begun or known)
-    if begun:
-        raise CompareError(f"{source!r} is the beginning of {', '.join(names)}: write more of the name")
-    raise CompareError(f"{source!r} is no run or study below {short_path(root)}: {nearest(source, names)}")
+    folder = find(source, root)
+    if (folder / "study.yaml").is_file():
+        return _study(folder, root)
+    if (folder / "config.yaml").is_file():
+        return _run(folder)
+    raise CompareError(f"{short_path(folder)} is a measurement, whose figures are in its figures.json: name a run")
 
 
 def _run(folder: Path) -> Iterator[Row]:

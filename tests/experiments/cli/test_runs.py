@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main as cli
-from experiments.cli.runs import config_lines, find
+from experiments.cli.runs import config_lines
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError
 from experiments.common.files import write_text
 from tests.helpers.run_folders import CONFIG, add_result, make_measurement, make_run, make_study
 from tests.helpers.toy_study import open_store, value
@@ -111,45 +110,6 @@ def test_show_a_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["runs"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split()[:4] == ["mlruns/studies/toy", "stopped", "2/5", "trials"]
-
-
-class TestFind:
-    @pytest.fixture(autouse=True)
-    def made(self, root: Path) -> None:
-        make_study(root, "table5")
-        for name in ("table5-001-00000000", "table5-002-00000000", "demo-0123abcd", "demo-4567abcd", "other-00000000"):
-            make_run(root, name)
-
-    @pytest.mark.parametrize(
-        ("name", "found"),
-        [
-            ("other", "runs/other-00000000"),
-            ("demo-0", "runs/demo-0123abcd"),
-            ("table5", "studies/table5"),
-            ("tab", "studies/table5"),
-            ("table5-002", "runs/table5-002-00000000"),
-            ("mlruns/runs/other-00000000", "runs/other-00000000"),
-            ("mlruns/studies/table5/", "studies/table5"),
-        ],
-    )
-    def test_by_folder_name_or_beginning(self, root: Path, name: str, found: str) -> None:
-        assert find(name, root) == (root / found).resolve()
-
-    @pytest.mark.parametrize(
-        ("name", "message"),
-        [
-            ("demo", "2 names begin with 'demo': demo-0123abcd, demo-4567abcd"),
-            ("table5-00", "2 names begin with 'table5-00': table5-001-00000000, table5-002-00000000"),
-            ("tabel5", "no run or study 'tabel5' below mlruns: did you mean 'table5'"),
-        ],
-    )
-    def test_what_is_not_one(self, root: Path, name: str, message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
-            find(name, root)
-
-    def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="no run or study 'x' below none: known: none"):
-            find("x", tmp_path / "none")
 
 
 def test_sources_and_replay_in_a_line() -> None:

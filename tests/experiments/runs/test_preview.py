@@ -56,6 +56,18 @@ def test_the_shape_the_counts_and_one_example(base_of_bytes: str, chats: Path) -
     assert "&lt;|im_end|&gt;" in page
 
 
+def test_what_the_template_refuses_is_counted_and_another_one_is_shown(base_of_bytes: str, tmp_path: Path) -> None:
+    rows = [{"messages": TURNS[1:]}, {"messages": TURNS}, {"messages": TURNS[:2]}]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    strict = "{% if messages[0].role == 'assistant' %}{{ raise_exception('no question') }}{% endif %}"
+    (tmp_path / "strict.jinja").write_text(strict + str(byte_tokenizer().chat_template))
+    new = {"source": "file", "path": str(tmp_path / "own.jsonl"), "skip_bad_rows": True}
+    data = {"new": new, "template": str(tmp_path / "strict.jinja")}
+    (source,) = preview(small_config(base_of_bytes, data=data)).sources
+    assert any("1 of 3 conversations are passed over (" in fact and "no question" in fact for fact in source.facts)
+    assert "assistant \u65e50<|im_end|>" in "".join(token.text for token in source.rows[0] if token.learned)
+
+
 def test_what_is_too_long_is_counted_even_if_it_is_an_error(base_of_bytes: str, chats: Path) -> None:
     (source,) = preview(config_of(base_of_bytes, chats, length=32, overlong="error")).sources
     assert source.facts[1] == "1 examples: 0 tokens, 0 of them with loss (0%)"

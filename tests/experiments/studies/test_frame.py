@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments import frame
-from experiments.common.errors import CompareError, DamagedError
+from experiments.common.errors import CompareError, ConfigError, DamagedError
 from experiments.common.files import write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
@@ -89,10 +89,13 @@ def test_mlflow_has_the_same_values_without_intervals(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     run_of(tmp_path, "demo-0123abcd")
     run_of(tmp_path, "demo-89abcdef")
-    with pytest.raises(CompareError, match="'demo' is the beginning of demo-0123abcd, demo-89abcdef: write more"):
+    with pytest.raises(ConfigError, match="2 names begin with 'demo': demo-0123abcd, demo-89abcdef"):
         frame("demo", root=tmp_path)
-    with pytest.raises(CompareError, match=r"is no run or study below .*: did you mean 'demo-0123abcd'"):
+    with pytest.raises(ConfigError, match=r"no run or study 'demi-0123abcd' .*: did you mean 'demo-0123abcd'"):
         frame("demi-0123abcd", root=tmp_path)
+    write_text(tmp_path / "runs" / "measure-x" / "measure.json", "{}")
+    with pytest.raises(CompareError, match=r"measure-x is a measurement, .* figures\.json: name a run"):
+        frame("measure-x", root=tmp_path)
     with pytest.raises(CompareError, match=r"there is no store .*mlflow\.db"):
         frame("mlflow:demo", root=tmp_path)
     assert not (tmp_path / "mlflow.db").exists()  # reading makes nothing
