@@ -52,7 +52,7 @@ def patterns() -> Iterator[tuple[str, str, str]]:
         if re.search(r"^import re$", text, re.MULTILINE):
             for name, value in vars(importlib.import_module(module)).items():
                 if isinstance(value, re.Pattern) and f"\n{name} = " in text:
-                    yield from ((f"{module}.{name}", value.pattern, method) for method in uses(found, module, name))
+                    yield from ((f"{module}.{name}", value.pattern, method) for method in sorted(uses(found, module, name)))
             yield from inline(module, text)
 
 
