@@ -187,16 +187,22 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def mlflow_links(tracker: Any, address: str) -> str:
-    """Prepare the view of each experiment that has runs, print links to them, and return the latest's."""
+    """Prepare the view of each experiment that has runs, print links to them, and return the latest's.
+
+    The view is an extra: if the store refuses it, a warning says why, and the pages open without it.
+    """
+    from experiments.tracking.store import last_line
     from experiments.tracking.view import latest_experiments, prepare, view_url
 
     say(f"MLflow: {address}")
     links = {}
-    with contextlib.suppress(Exception):  # the view is an extra: the pages open without it
+    try:
         tracker.reap()
         for experiment in latest_experiments(tracker.client):
             prepare(tracker.client, experiment.experiment_id, GAINS)
             links[experiment.name] = [view_url(address, experiment.experiment_id, charts) for charts in (True, False)]
+    except Exception as error:
+        say(f"warning: links to the experiments could not be prepared ({last_line(error)}): choose one in MLflow")
     rows = [row for name, (charts, table) in links.items() for row in ((name, "charts", charts), ("", "table", table))]
     if rows:
         show_rows((), rows)

@@ -18,7 +18,7 @@ from experiments.common.section import MAX_SEED, Section, later_field
 from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Example, Item, NewTask, Scorer
 from experiments.data.source import Source
-from experiments.data.verifiers import guarded, runs_replies
+from experiments.data.verifiers import guarded, runs_replies, short
 
 CHUNK = 100_000  # indices drawn from one generator; some build a list of their whole size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted
@@ -96,9 +96,12 @@ class ReasoningGym(Source):
                     )
 
     def _verifier(self, scorer: Scorer, item: Item) -> Scorer:
-        """Return a verifier that never runs a reply as code, or does so without rights. Raises ConfigError."""
+        """Return a verifier that never runs a reply as code, or does so without rights. Raises ConfigError.
+
+        Length and time of a reply are bounded.
+        """
         if not runs_replies(scorer, item.entry):
-            return guarded(scorer)
+            return short(guarded(scorer))
         if not self.run_code:
             raise ConfigError(
                 f"data, name: the verifier of {self.name} runs the model's replies as code. Choose another task, or "
@@ -110,7 +113,7 @@ class ReasoningGym(Source):
                 f"data, run_code: the replies of {self.name} cannot be checked here without rights: that needs Linux "
                 f"with seccomp on {' or '.join(ALLOWED)}. Choose another task"
             )
-        return isolated
+        return short(isolated)
 
     def _item(self, entry: dict[str, Any]) -> Item:
         """Return an item. Raises ConfigError if the generator has no answer, but only a verifier for any answer."""

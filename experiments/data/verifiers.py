@@ -1,8 +1,10 @@
-"""Check replies with a generator's own verifier, and never run a reply as code."""
+"""Check replies with a generator's own verifier, in bounded time, and never run a reply as code."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,16 +16,26 @@ from experiments.data.items import Scorer
 PROBES = ("x", "1", "[1]")  # replies that show what a verifier does with them
 PROCESSES = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen")
 
+LONGEST = 10_000  # characters of a reply besides twice those of the answer; some verifiers are quadratic
+SECONDS = 2.0  # of the processor, for one reply
+
 
 class RunsReply(Exception):
     """A verifier that wants to run text which is not the generator's own."""
 
 
+class TooLong(BaseException):
+    """A check took too long. Verifiers that catch any Exception do not catch it."""
+
+
 class _Call(threading.local):
-    """The verifier call of a thread. own: texts that it may run; None outside of a call. stopped: it wanted others."""
+    """The verifier call of a thread.
+
+    own: texts that it may run; None outside of a call. stopped: it wanted others. limited: its time is limited.
+    """
 
     own: frozenset[str] | None = None
-    stopped = False
+    stopped = limited = False
 
 
 _call = _Call()
@@ -32,14 +44,58 @@ _call = _Call()
 def guarded(scorer: Scorer) -> Scorer:
     """Return a verifier that raises RunsReply in place of running a reply as code, or of starting a process.
 
-    The generator's own texts (its answer, its metadata) may run: some verifiers compute the answer from them.
+    The generator's own texts (its answer, its metadata) may run: some verifiers compute the answer from them. A reply
+    is wrong if its check takes longer than SECONDS.
     """
-    return functools.partial(_guarded, scorer)
+    return functools.partial(_limited, scorer)
+
+
+def short(scorer: Scorer) -> Scorer:
+    """Return a verifier that calls replies wrong that are far longer than the answer. It does not look at them."""
+    return functools.partial(_short, scorer)
 
 
 def runs_replies(scorer: Scorer, entry: Mapping[str, Any]) -> bool:
     """Whether a verifier runs replies as code. Tries it with a few replies, and runs none of them."""
     return any(_stops(scorer, reply, entry) for reply in (*PROBES, str(entry["answer"])))
+
+
+def _short(scorer: Scorer, answer: str, entry: dict[str, Any]) -> float:
+    return 0.0 if len(answer) > LONGEST + 2 * len(str(entry["answer"])) else scorer(answer, entry)
+
+
+def _limited(scorer: Scorer, answer: str, entry: dict[str, Any]) -> float:
+    try:
+        with _time_limit():
+            return _guarded(scorer, answer, entry)
+    except TooLong:
+        return 0.0
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Raise TooLong in the block after SECONDS of the processor. No limit outside of the main thread, and on Windows.
+
+    The timer counts the work of this process: a busy machine makes no answer wrong. It repeats, in case a verifier
+    catches what it raises.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _stop)
+    _call.limited = True
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, SECONDS / 10)
+    try:
+        yield
+    finally:
+        _call.limited = False
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _stop(number: int, frame: Any) -> None:
+    if _call.limited:
+        raise TooLong
 
 
 def _guarded(scorer: Scorer, answer: str, entry: dict[str, Any]) -> float:

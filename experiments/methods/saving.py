@@ -11,14 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, trained_names
+from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, base_facts, trained_names
 from ctrl.control_model import ControlModel
+from ctrl.fingerprint import differences, fingerprint, same_base
 from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 MODEL_CONFIG = "config.json"  # next to a whole model
+BASE = "base.json"  # facts of the base model, of which a part or an adapter holds no weights
 AGAIN = "bring it back, or delete the arm's folder and run the same command to train it again"
 
 
@@ -52,6 +55,16 @@ def save_trained(model: PreTrainedModel, folder: Path) -> Path:
     return folder
 
 
+def facts_of(base: PreTrainedModel) -> dict[str, Any]:
+    """Return the facts in which a base to load onto must agree with this one, with a fingerprint of its weights."""
+    return {**base_facts(base), "fingerprint": fingerprint(base)}
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write the facts of the base model that was trained (`facts_of`) next to what was trained."""
+    write_json(folder / BASE, facts)
+
+
 def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Load what `save_trained` wrote onto a fresh base model, which is changed, and return the model.
 
@@ -59,11 +72,27 @@ def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     if (folder / CONFIG_FILE).is_file():
         return ctrl.load(base, folder)
+    if not (folder / MODEL_CONFIG).is_file():
+        _check_base(base, folder / BASE)
     if (folder / ADAPTER_CONFIG).is_file():
         from peft import PeftModel
 
         return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes everything on to the base
     return _filled(base, folder / WEIGHTS_FILE, whole=(folder / MODEL_CONFIG).is_file())
+
+
+def _check_base(base: PreTrainedModel, file: Path) -> None:
+    """Raise DamagedError if a base model is not the one that was trained. Folders of earlier versions have no facts."""
+    saved, here = read_json(file, AGAIN), facts_of(base)
+    noted = ("name", "dtype", "fingerprint")
+    different = differences({k: v for k, v in saved.items() if k not in noted}, here)
+    if not different and same_base(saved, here) is False:
+        different = "its weights are others (another model of the same shapes, or another revision)"
+    if different:
+        raise DamagedError(
+            f"{file.parent} was trained on the base model {saved.get('name')!r}, but {here['name']!r} is another one: "
+            f"{different}. Bring back the base model of the training, or start the run anew with --fresh"
+        )
 
 
 def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:

@@ -11,6 +11,7 @@ from ctrl.sharded import sharded
 from experiments.config import ArmConfig
 from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import MethodContext
+from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
 from experiments.training.callbacks import Hooks
@@ -46,15 +47,16 @@ class ArmTraining:
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
             base = self.prepared.config.load_base()[0]
-            base_parameters = base.num_parameters()
+            base_parameters, facts = base.num_parameters(), facts_of(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
             cost = train_arm(model, active, self.context, self.plan(), hooks, self.processes)
+            trained = self.folder / "trained"
             with active.evaluated(model):
-                self.processes.on_main(
-                    "trained model", lambda: active.save(model, self.folder / "trained"), together=sharded(model)
-                )
+                self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
+            if self.processes.is_main:
+                write_facts(trained, facts)
         return {**cost, "added_parameters": float(added)}
 
     def follow(self) -> None:

@@ -6,31 +6,47 @@ they were measured in: configs, results and item records, without weights.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import lzma
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.errors import ConfigError
 from experiments.common.paths import short_path
+from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT, check_files
+from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, open_archive, run_of
 from experiments.studies.config import StudyConfig
 from experiments.studies.trials import RUNS, Trial
 
-FILE, TRIALS = "trials.tar.xz", "trials.json"
-KEPT = ("config.yaml", "sources.json", "base/*.json", "base/*.jsonl", "arms/*/*.json", "arms/*/items-*.jsonl")
-LEFT_OUT = ("mlflow.json", ".delivered.json")  # of this machine's MLflow
-MOST = 4 * 2**30  # bytes after unpacking
+
+class KnownRun(BaseModel):
+    """A run of a trial; see `experiments.studies.trial.run_record`."""
+
+    seed: int
+    folder: str
+    result: dict[str, Any]
+
+
+class Known(BaseModel):
+    """A complete trial as it is in the file."""
+
+    model_config = ConfigDict(strict=True)
+    number: int = Field(ge=0)
+    picks: dict[str, Any]
+    values: list[FiniteFloat] = Field(min_length=1)
+    constraints: dict[str, FiniteFloat]
+    seconds: float = Field(ge=0, le=1e10)
+    runs: list[KnownRun]
 
 
 def write_trials(study: StudyConfig, trials: list[Trial], root: Path, folder: Path) -> Path | None:
@@ -48,7 +64,8 @@ def write_trials(study: StudyConfig, trials: list[Trial], root: Path, folder: Pa
     try:
         with tarfile.open(part, "w:xz") as archive:
             _add(archive, TRIALS, (json.dumps(values, sort_keys=True) + "\n").encode())
-            for path in (path for trial in whole for run in _runs(trial, root) for path in _kept(run)):
+            runs = dict.fromkeys(run for trial in whole for run in _runs(trial, root))  # picks can share a run
+            for path in (path for run in runs for path in _kept(run)):
                 _add(archive, path.relative_to(root).as_posix(), path.read_bytes())
         os.chmod(part, 0o644)
         os.replace(part, folder / FILE)
@@ -58,17 +75,22 @@ def write_trials(study: StudyConfig, trials: list[Trial], root: Path, folder: Pa
     return folder / FILE
 
 
-def read_trials(study: StudyConfig, folder: Path) -> list[dict[str, Any]]:
-    """Return the trials of a folder's file. Raises ConfigError if it is of another study, or no such file."""
-    with _archive(folder) as archive:
-        values = json.loads(_bytes(archive, archive.getmember(TRIALS)))
-        identity, trials = values["identity"], values["trials"]
-    if identity != study.identity():
-        raise ConfigError(
-            f"--from {short_path(folder)}: its trials are of a study with another base, search or objective: give the "
-            f"study.yaml in that folder, or leave out --from"
-        )
-    return list(trials)
+def read_trials(study: StudyConfig, folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials of a folder's file, complete, with the seconds that they took.
+
+    Raises ConfigError if it is of another study, DamagedError for trials that this study cannot have.
+    """
+    with open_archive(folder) as archive:
+        values = archive.trials
+        identity, found = values["identity"], [_known(trial) for trial in values["trials"]]
+        if identity != study.identity():
+            raise ConfigError(
+                f"--from {short_path(folder)}: its trials are of a study with another base, search or objective: give "
+                f"the study.yaml in that folder, or leave out --from"
+            )
+        for trial in found:
+            _check_runs(trial, archive.runs)
+        return [_attempt(study, trial) for trial in found]
 
 
 def unpack_runs(folder: Path, root: Path) -> None:
@@ -77,44 +99,59 @@ def unpack_runs(folder: Path, root: Path) -> None:
     Each run folder appears whole, after its records were checked: a kill or a full disk leaves none in part.
     """
     (root / "runs").mkdir(parents=True, exist_ok=True)
-    with _archive(folder) as archive, tempfile.TemporaryDirectory(dir=root, prefix=".from-") as part:
-        new = {run for run in _names(archive) if not (root / run).exists()}
-        for member in archive.getmembers():
-            if _run(member.name) in new:
-                path = Path(part) / member.name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(_bytes(archive, member))
+    with open_archive(folder) as archive, tempfile.TemporaryDirectory(dir=root, prefix=".from-") as part:
+        new = {run for run in archive.runs if not (root / run).exists()}
+        for name in archive.files:
+            if run_of(name) in new:
+                archive.unpack(name, Path(part))
         for result in Path(part).glob(f"runs/*/arms/*/{RESULT}"):
             check_files(result)
         for run in sorted(new):
             (Path(part) / run).rename(root / run)
 
 
-def as_attempts(study: StudyConfig, found: list[dict[str, Any]]) -> list[optuna.trial.FrozenTrial]:
-    """Return Optuna's form of trials that were read: complete, with the seconds that they took."""
-    return [_attempt(study, values) for values in found]
+def _known(values: Any) -> Known:
+    """Return a trial of the file. Raises ValueError."""
+    try:
+        return Known.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{TRIALS}, {place} of a trial: {fault['msg']}") from error
 
 
-def _attempt(study: StudyConfig, values: dict[str, Any]) -> optuna.trial.FrozenTrial:
-    fixed = optuna.trial.FixedTrial(values["picks"])
+def _attempt(study: StudyConfig, trial: Known) -> optuna.trial.FrozenTrial:
+    """Return Optuna's form of a trial. Raises ValueError for picks or values that are not of the study."""
+    if trial.picks.keys() != study.search.keys() or len(trial.values) != len(study.objectives):
+        raise ValueError(f"{TRIALS}, trial {trial.number}: it has picks or values that the study does not have")
+    fixed = optuna.trial.FixedTrial(trial.picks)
     picks = {key: dimension.suggest(fixed, key) for key, dimension in study.search.items()}
-    noted = {f"constraints:{name}": value for name, value in values["constraints"].items()}
+    noted = {f"constraints:{name}": value for name, value in trial.constraints.items()}
     attempt = optuna.create_trial(
         state=TrialState.COMPLETE,
-        values=values["values"],
+        values=trial.values,
         params=picks,
         distributions=fixed.distributions,
-        system_attrs={"fixed_params": picks, RUNS: values["runs"], **noted},
+        system_attrs={"fixed_params": picks, RUNS: [run.model_dump() for run in trial.runs], **noted},
     )
     assert attempt.datetime_complete is not None
-    attempt.datetime_start = attempt.datetime_complete - timedelta(seconds=values["seconds"])
+    attempt.datetime_start = attempt.datetime_complete - timedelta(seconds=trial.seconds)
     return attempt
+
+
+def _check_runs(trial: Known, runs: Collection[str]) -> None:
+    """Raise ValueError if a trial's runs are not in the file, or their results are none."""
+    for run in trial.runs:
+        if run.folder not in runs:
+            raise ValueError(f"{TRIALS}, trial {trial.number}: its run {run.folder!r} is not in the file")
+        ArmResult.from_dict(run.result)
 
 
 def _runs(trial: Trial, root: Path) -> list[Path]:
     """Return the folders of a trial's runs; none if one of them is not below root."""
-    folders = [root / str(run["folder"]) for run in trial.runs]
-    return folders if all(f.is_relative_to(root) and (f / "config.yaml").is_file() for f in folders) else []
+    names = [f"{run['folder']}/config.yaml" for run in trial.runs]
+    whole = all(run_of(name) and (root / name).is_file() for name in names)
+    return [(root / name).parent for name in names] if whole else []
 
 
 def _kept(run: Path) -> Iterator[Path]:
@@ -126,41 +163,3 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
-
-
-@contextlib.contextmanager
-def _archive(folder: Path) -> Iterator[tarfile.TarFile]:
-    """Open the file of a folder. Raises ConfigError if there is none, DamagedError if another program wrote it."""
-    try:
-        with tarfile.open(folder / FILE, "r:xz") as archive:
-            members = archive.getmembers()
-            odd = [m.name for m in members if not m.isreg() or (m.name != TRIALS and not _run(m.name))]
-            if odd or TRIALS not in archive.getnames() or sum(m.size for m in members) > MOST:
-                raise DamagedError(
-                    f"{short_path(folder / FILE)} was not written by `control-llm report`: it has "
-                    f"{odd[0] if odd else f'no {TRIALS}, or more than {MOST >> 30} GB'}. Leave out --from"
-                )
-            yield archive
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(
-            f"--from {short_path(folder)}: there is no {FILE}; `control-llm report STUDY --out FOLDER` writes one"
-        ) from None
-    except (EOFError, tarfile.TarError, lzma.LZMAError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{short_path(folder / FILE)} cannot be read: {error}. Bring it back whole") from error
-
-
-def _bytes(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None  # a regular file
-    return file.read()
-
-
-def _run(name: str) -> str:
-    """Return the run folder of a member, `runs/NAME`, or an empty text if it is outside."""
-    parts = name.split("/")
-    safe = len(parts) > 2 and parts[0] == "runs" and not {"", ".", ".."} & set(parts)
-    return "/".join(parts[:2]) if safe else ""
-
-
-def _names(archive: tarfile.TarFile) -> set[str]:
-    return {_run(name) for name in archive.getnames() if name != TRIALS}

@@ -22,7 +22,7 @@ from experiments.common.paths import default_root, short_path
 from experiments.common.yaml_values import dump_yaml
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
-from experiments.studies.exchange import as_attempts, read_trials, unpack_runs
+from experiments.studies.exchange import read_trials, unpack_runs
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
@@ -61,7 +61,7 @@ def run_study(
     store.progress = functools.partial(steps_done, config, root)
     if known:
         unpack_runs(known, root)
-    taken = store.begin(as_attempts(config, found))
+    taken = store.begin(found)
     if known:
         say(f"{config.name}: {taken} of the {len(found)} trials in {short_path(known)} are taken from there")
     folder = study_folder(root, config.name)

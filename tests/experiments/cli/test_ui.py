@@ -26,6 +26,7 @@ from experiments.cli.ui import (
     free_port,
     has_screen,
     is_taken,
+    mlflow_links,
     optuna_command,
     server,
 )
@@ -136,6 +137,18 @@ def test_the_second_ctrl_c_is_ignored(capsys: pytest.CaptureFixture[str]) -> Non
     assert ended == [True]
     assert capsys.readouterr().out == "ended\n"
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_links_that_cannot_be_prepared_are_one_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refuses:
+        def reap(self) -> None:
+            raise RuntimeError("the store http://bob:S3CRET@host/ is read-only\n[SQL: UPDATE runs]")
+
+    assert mlflow_links(Refuses(), "http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    said = capsys.readouterr().out
+    assert said.count("warning") == 1
+    assert "is read-only): choose one in MLflow" in said
+    assert "S3CRET" not in said
 
 
 def test_a_browser_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:

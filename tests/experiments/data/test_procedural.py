@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -143,11 +144,15 @@ class TestRepliesAreNeverCode:
         assert drawn.correct(drawn.test[0].answer, drawn.test[0])
 
 
+LONG = ("9" * 100_000, "(" * 100_000, "a b " * 25_000)
+NASTY = ("1e999999999", "9**9**9**9", "[" * 500 + "]" * 500)
+
+
 @pytest.mark.slow
 def test_every_generator_of_the_library(tmp_path: Path) -> None:
     """Its own answers are right; the few without any, and the one that needs others to be made of, are refused.
 
-    No reply runs as code, and those that would are refused.
+    No reply runs as code, and those that would are refused. Long and nasty replies are wrong, after a short time.
     """
     from reasoning_gym.factory import DATASETS
 
@@ -167,6 +172,11 @@ def test_every_generator_of_the_library(tmp_path: Path) -> None:
         for reply in payloads:
             drawn.correct(reply, drawn.test[0])  # some generators call any reply right
             assert not mark.exists(), name
+        start = time.process_time()
+        assert not any(drawn.correct(reply, drawn.test[0]) for reply in LONG), name
+        for reply in NASTY if name not in RUNS_REPLIES else ():  # whose limit has a test of its own
+            drawn.correct(reply, drawn.test[0])
+        assert time.process_time() - start < 10, name
     assert {name for name, said in refused.items() if "as code" in said} == RUNS_REPLIES
     without = {name for name, said in refused.items() if "gives none to learn from" in said}
     assert without == {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}

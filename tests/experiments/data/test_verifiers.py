@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.data.items import Item, NewTask
-from experiments.data.verifiers import RunsReply, guarded, runs_replies
+from experiments.data.verifiers import LONGEST, SECONDS, RunsReply, guarded, runs_replies, short
 
 ENTRY = {"question": "how many?", "answer": "3", "metadata": {"terms": ["1 + 2"]}}
 
@@ -78,3 +82,59 @@ def test_the_machines_faults_are_no_answers() -> None:
 
     with pytest.raises(MemoryError, match="no memory"):
         NewTask("t", (Item("q", "a"),), full).correct("b", Item("q", "a"))
+
+
+def swallows(answer: str, entry: dict[str, Any]) -> float:
+    while True:
+        try:
+            while answer:
+                pass
+        except:  # noqa: E722 - as some verifiers have it
+            answer = ""
+            return 0.0
+
+
+def counts(answer: str, entry: dict[str, Any]) -> float:
+    return float(Fraction(answer) == 3)  # of 1e999999999 it computes all digits
+
+
+def loops(answer: str, entry: dict[str, Any]) -> float:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("scorer", [swallows, counts, loops])
+def test_a_check_without_end_is_a_wrong_answer(scorer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.verifiers.SECONDS", 0.1)
+    before, start = signal.getsignal(signal.SIGVTALRM), time.process_time()
+    assert guarded(scorer)("1e999999999", ENTRY) == 0.0
+    assert time.process_time() - start < SECONDS
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_the_time_that_is_over_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.verifiers.SECONDS", 0.05)
+    assert guarded(lambda answer, entry: 1.0)("3", ENTRY) == 1.0
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+
+
+def test_other_threads_check_too() -> None:
+    found: list[float] = []
+    thread = threading.Thread(target=lambda: found.append(guarded(counts)("3", ENTRY)))
+    thread.start()
+    thread.join()
+    assert found == [1.0]
+
+
+def test_a_reply_far_longer_than_the_answer_is_not_checked() -> None:
+    def never(answer: str, entry: dict[str, Any]) -> float:
+        raise AssertionError("it was checked")
+
+    assert short(never)("9" * (LONGEST + 3), ENTRY) == 0.0
+    long = {**ENTRY, "answer": "9" * LONGEST}
+    assert short(counts)("3" + " " * (LONGEST - 1), ENTRY) == 1.0
+    with pytest.raises(AssertionError, match="it was checked"):
+        short(never)("9" * (2 * LONGEST), long)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.yaml_values import set_field
 from experiments.config import ArmConfig, load_config, parse_config
 from experiments.methods import AVERAGES, LOSS_TERMS, TUNINGS
@@ -112,6 +113,10 @@ def test_a_run_of_products_names_and_keeps_them(tmp_path: Path) -> None:
     assert [arm.to_dict() for arm in again.arms] == [arm.to_dict() for arm in config.arms]
     assert hasattr(load_trained(run.folder, "a", 1e-2), "peft_config")
     assert run_experiment(again, tmp_path / "runs", say=lambda text: None).folder == run.folder
+    weights = tmp_path / "base" / "model.safetensors"
+    save_file({k: v + 0.1 for k, v in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"trained was trained on .*its weights are others"):
+        load_trained(run.folder, "a", 1e-2)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from experiments.common.errors import DamagedError
-from experiments.methods.saving import load_onto, save_trained
+from experiments.methods.saving import BASE, facts_of, load_onto, save_trained, write_facts
 from tests.helpers.byte_level import byte_llama
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -64,3 +66,47 @@ def test_what_was_saved_loads(tmp_path: Path, whole: bool, tied: bool) -> None:
     before = {name: value.clone() for name, value in base.named_parameters()}
     for name, value in load_onto(base, tmp_path).named_parameters():
         torch.testing.assert_close(value, before[name] + 0.1 * (whole or ".layers.1." in name))
+
+
+def trained_on(base: PreTrainedModel, folder: Path, kind: str) -> None:
+    """Write what an arm trained, and the facts of its base."""
+    facts = facts_of(base)
+    if kind == "lora":
+        save_trained(get_peft_model(base, LoraConfig(r=2, target_modules=["up_proj"])), folder)  # type: ignore[arg-type]
+    else:
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(kind == "full" or ".layers.1." in name)
+        save_trained(base, folder)
+    write_facts(folder, facts)
+
+
+def with_one_layer_moved(base: PreTrainedModel) -> PreTrainedModel:
+    with torch.no_grad():
+        base.get_parameter("model.layers.0.mlp.down_proj.weight").add_(0.1)
+    return base
+
+
+OTHER_BASES = {
+    "one layer": (lambda: with_one_layer_moved(byte_llama(260)), "its weights are others"),
+    "another config": (lambda: byte_llama(260, rms_norm_eps=1e-3), "computes is "),
+    "more layers": (lambda: byte_llama(260, num_hidden_layers=4), "num_hidden_layers is 2 there, 4 here"),
+}
+
+
+@pytest.mark.parametrize("kind", ["lora", "partial"])
+@pytest.mark.parametrize("other", OTHER_BASES)
+def test_a_part_is_not_loaded_onto_another_base(tmp_path: Path, kind: str, other: str) -> None:
+    trained_on(byte_llama(260), tmp_path, kind)
+    make, said = OTHER_BASES[other]
+    with pytest.raises(DamagedError, match=rf"was trained on the base model .* another one: {said}.*Bring back the"):
+        load_onto(make(), tmp_path)
+    load_onto(byte_llama(260), tmp_path)
+    load_onto(byte_llama(260).bfloat16(), tmp_path)  # as on a machine with another precision
+    (tmp_path / BASE).unlink()
+    if other == "one layer":
+        load_onto(make(), tmp_path)  # of an earlier version, which kept no facts
+
+
+def test_a_whole_model_needs_no_certain_base(tmp_path: Path) -> None:
+    trained_on(byte_llama(260), tmp_path, "full")
+    load_onto(with_one_layer_moved(byte_llama(260)), tmp_path)
