@@ -20,7 +20,8 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--model", action="append", required=True, metavar="[NAME=]MODEL", dest="models",
         help="a Hugging Face name; a folder of a model, a PEFT adapter or ctrl.save; a published Control LLM "
-        "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow. Several: repeat the option",
+        "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow; http://HOST:PORT/v1#MODEL on a "
+        "server that speaks the OpenAI protocol (its key in OPENAI_API_KEY). Several: repeat the option",
     )  # fmt: skip
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: kept drift text instructions alignment")

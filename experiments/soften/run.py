@@ -124,6 +124,8 @@ def _points(alphas: Sequence[float]) -> list[float]:
 
 def _check_path(model: Model) -> None:
     """Raise ConfigError if no path of weights leads to the model."""
+    if model.endpoint:
+        raise ConfigError(f"--model {model.address}: a server does not give its weights: name the model's folder")
     reasons = [why for suite, why in model.left_out.items() if suite in ("alignment", "drift")]
     if reasons:
         raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")
