@@ -49,8 +49,13 @@ def question_of(messages: Sequence[Message], tools: Sequence[Message] = (), plac
 
 def earlier_questions(question: str) -> list[str]:
     """Return what each reply within a question was a reply to."""
-    messages, tools = messages_of(question), tools_of(question)
-    return [question_of(messages[:i], tools) for i, one in enumerate(messages) if i and one["role"] == "assistant"]
+    if not isinstance(question, Conversation):
+        return []
+    lines = question.split("\n")  # the first of them are the question before a reply, as `question_of` writes it
+    read = [json.loads(line) for line in lines]
+    tools = 0 if "role" in read[0] else 1
+    replies = [i for i, one in enumerate(read) if i > tools and one["role"] == "assistant"]
+    return [question_of(read[:1]) if i == 1 else Conversation("\n".join(lines[:i])) for i in replies]
 
 
 def messages_of(question: str) -> list[dict[str, Any]]:
