@@ -188,9 +188,9 @@ class Session:
 
     def _log(self, run: Run, model: Model) -> None:
         result = read_result(self.arm(model) / RESULT)
-        for point in result.trajectory[1:]:
-            run.log_metrics({name: figure.value for name, figure in point.items() if name != "step"}, point["step"])
-        run.log_metrics({name: figure.value for name, figure in result.scorecard.items()}, result.steps)
+        for point in result.trajectory[1:-1]:  # the scorecard has all figures of the last one
+            run.log_new({name: figure.value for name, figure in point.items() if name != "step"}, point["step"])
+        run.log_new({name: figure.value for name, figure in result.scorecard.items()}, result.steps)
         for step in model.steps:
             run.log_file(self.arm(model) / f"items-{step}.jsonl", "records")
         run.log_file(self.arm(model) / RESULT, "scorecard")

@@ -195,7 +195,7 @@ class ArmRun:
             if config.data.sequential:
                 streamed = stream_card(config, self.prepared.base, self.records.read())
                 result.scorecard |= streamed
-                run.log_metrics({name: figure.value for name, figure in streamed.items()}, result.steps)
+                run.log_new({name: figure.value for name, figure in streamed.items()}, result.steps)
         if result.cost:
             drawn = self.drawn()
             result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))

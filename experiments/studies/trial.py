@@ -121,7 +121,7 @@ def run_trial(
             named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
             means = mean_card([result_of(run).scorecard for run in outcome.runs])  # MLflow can sort the trials by them
             feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
-            run.log_metrics({**{name: e.value for name, e in means.items()}, **named, **feasible})
+            run.log_new({**{name: e.value for name, e in means.items()}, **named, **feasible}, 0)
             outcome.figures = {name: means[name].value for name in HEADLINE if name in means}
     if pruned:
         raise TrialPruned(outcome, pruned)

@@ -15,6 +15,7 @@ STYLE: Any = {
     "text.color": "#1d2430",
     "xtick.color": "#5b6470",
     "ytick.color": "#5b6470",
+    "text.parse_math": False,  # names may have dollar signs, and are no formulas
     "svg.fonttype": "path",
     "svg.hashsalt": "control-llm",
 }

@@ -17,7 +17,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from optuna.trial import TrialState
 
 from experiments.reporting.plots.style import STYLE
@@ -112,6 +112,9 @@ def _own(panels: Sequence[Axes], width: float, height: float) -> Figure:
         axes.set_facecolor("white")
         axes.grid(visible=axes in panels, axis="y", color="#e4e7eb", linewidth=0.8)
         axes.set_axisbelow(True)
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())  # the default writes formulas
         for spine in axes.spines.values():
             spine.set_visible(axes in panels)
             spine.set_color("#9aa1ab")

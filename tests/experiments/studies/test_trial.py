@@ -20,6 +20,7 @@ import yaml
 from experiments.cli import main as cli
 from experiments.common.errors import MachineError
 from experiments.records import ArmResult, Estimate
+from experiments.runs.outcome import Outcome
 from experiments.studies.config import StudyConfig
 from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
@@ -31,6 +32,21 @@ from experiments.training.trainer import ArmTrainer
 from tests.helpers.tiny_study import RATE, study_values, tiny_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
+
+
+def test_a_trial_that_was_killed_after_its_figures_does_not_repeat_them(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process can die between the trial's figures and the storage, and the trial is then done again."""
+    result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"kl": Estimate(0.5)})
+    done = Outcome(tmp_path / "runs" / "r", [result], tmp_path / "report.html", "", "", {})
+    monkeypatch.setattr("experiments.runs.run.run_experiment", lambda *_, **__: done)
+    study = tiny_study(base)
+    for _ in range(2):
+        run_trial(study, 0, {"arm": "full", "rate": 1e-3}, tmp_path, None, say=lambda text: None)
+    tracker = Tracker(tmp_path, study.name)
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    assert [m.value for m in tracker.client.get_metric_history(run.info.run_id, "kl")] == [0.5]
 
 
 def test_study_runs_tracks_reports_and_exports(

@@ -77,7 +77,7 @@ def run_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any],
     values = small_values(tiny_base(folder / "base"))
     broken = {"name": "broken", "method": "full", "learning_rates": [1000.0]}
     values["arms"] = [values["arms"][0], broken, values["arms"][1]]
-    values["evaluation"]["suites"] = ["new", "kept", "drift", "text", "alignment"]
+    values["evaluation"] |= {"suites": ["new", "kept", "drift", "text", "alignment"], "every": 4}
     return values, run_experiment(parse_config(values), folder / "one")
 
 

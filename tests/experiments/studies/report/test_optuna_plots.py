@@ -65,6 +65,24 @@ def test_any_number_of_dimensions_is_drawn(count: int) -> None:
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
+def test_names_with_dollar_signs_and_scales_in_decades_have_no_formula() -> None:
+    found = optuna.create_study(direction="maximize")
+    names = ["$x^$", "$x$"]
+    space: dict[str, optuna.distributions.BaseDistribution] = {
+        "arm": optuna.distributions.CategoricalDistribution(names),
+        "$rate$": optuna.distributions.FloatDistribution(1e-6, 1, log=True),
+    }
+    for rate, value in ((1e-5, 0.2), (1e-3, 0.4), (0.1, 0.9)):
+        params = {"arm": names[value > 0.3], "$rate$": rate}
+        found.add_trial(optuna.create_trial(params=params, distributions=space, values=[value]))
+    ((_, figure),) = slice_figures(found, (GAIN,))
+    assert image_bytes(figure, "png")
+    labels = [text.get_text() for axes in figure.axes for text in axes.get_xticklabels()]
+    assert set(names) <= set(labels)
+    assert {"1e-05", "1e-03"} <= {label.replace("\N{MINUS SIGN}", "-") for label in labels}
+    assert not [label for label in labels if "mathdefault" in label]
+
+
 def test_progress_of_one_objective_is_the_best_so_far() -> None:
     figure = progress_figure(study(GAIN), (GAIN,))
     assert figure is not None
