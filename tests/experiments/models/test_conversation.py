@@ -63,3 +63,11 @@ def test_earlier_questions_are_those_of_the_messages_before_each_reply(system: b
     assert found == expected
     assert [type(one) for one in found] == [type(one) for one in expected]
     assert earlier_questions("a text") == []
+
+
+def test_a_role_after_the_content_is_found() -> None:
+    turns: list[Message] = [
+        {"content": f"{role}: {i}", "role": role} for i in range(2) for role in ("user", "assistant")
+    ]
+    question = question_of(turns)
+    assert earlier_questions(question) == ["user: 0", question_of(turns[:3])]
