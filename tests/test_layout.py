@@ -41,7 +41,6 @@ COVERED_BY = {
     "experiments.measure.kinds": "experiments/measure/test_models.py",
     "experiments.cli.measure": "experiments/measure/test_models.py",
     "experiments.comparison.plot": "experiments/comparison/test_report.py",
-    "experiments.reporting.plots.style": "experiments/reporting/plots/test_forgetting.py",
     "experiments.reporting.run_details": "experiments/reporting/test_details.py",
     "experiments.studies.laws.plot": "experiments/studies/laws/test_mixture.py",
     # the records summed by a sample are those of every figure
