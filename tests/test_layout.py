@@ -41,7 +41,6 @@ COVERED_BY = {
     "experiments.measure.kinds": "experiments/measure/test_models.py",
     "experiments.cli.measure": "experiments/measure/test_models.py",
     "experiments.comparison.plot": "experiments/comparison/test_report.py",
-    "experiments.reporting.plots.style": "experiments/reporting/plots/test_forgetting.py",
     "experiments.reporting.run_details": "experiments/reporting/test_details.py",
     "experiments.studies.laws.plot": "experiments/studies/laws/test_mixture.py",
     # the records summed by a sample are those of every figure
@@ -66,6 +65,7 @@ OF_SEVERAL = {
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
     "experiments/models/test_real_model.py",  # the shipped LLM instead of a tiny one
     "experiments/scorecard/test_coverage.py",  # all statistics over simulated models whose truth is known
+    "experiments/scorecard/test_false_alarms.py",  # first line, A/A floor and paired tests over equal models
     "experiments/studies/test_postgres.py",  # the queue on a server instead of a file
     "experiments/runs/test_kills.py",  # runs and studies, killed at random moments
     "experiments/test_face.py",  # the names that `import experiments` gives

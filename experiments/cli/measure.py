@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
 from experiments.cli.run import overrides
@@ -19,22 +20,10 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--model", action="append", required=True, metavar="[NAME=]MODEL", dest="models",
         help="a Hugging Face name; a folder of a model, a PEFT adapter or ctrl.save; a published Control LLM "
-        "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow. Several: repeat the option",
+        "checkpoint; a folder with checkpoint-STEP folders; models:/... of MLflow; http://HOST:PORT/v1#MODEL on a "
+        "server that speaks the OpenAI protocol (its key in OPENAI_API_KEY). Several: repeat the option",
     )  # fmt: skip
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
-    one.add_argument(
-        "--grader", metavar="GRADER", help="decides whether replies to --new are right: exact, contains, math, ..., "
-        "FILE:FUNCTION, or '{numeric: .01}'; `control-llm list graders` names them",
-    )  # fmt: skip
-    one.add_argument(
-        "--kept", action="append", default=[], type=Path, metavar="FILE", dest="kept_files",
-        help="questions of your own that count as a kept task, next to the others; repeat for more",
-    )  # fmt: skip
-    one.add_argument("--kept-tasks", nargs="+", metavar="TASK", help="kept tasks; `control-llm list` names them")
-    one.add_argument(
-        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness that count as kept; "
-        "`lm_eval ls tasks` names them; settings: --set lm_eval.limit=100, lm_eval.fewshot, lm_eval.run_code",
-    )  # fmt: skip
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: kept drift text instructions alignment")
     one.add_argument(
         "--gate", action="append", default=[], metavar="CONDITION",
@@ -48,6 +37,19 @@ def add(commands: Commands) -> None:
 
 def add_settings(one: argparse.ArgumentParser) -> None:
     """Add the options that `measure` and `soften` share."""
+    one.add_argument(
+        "--grader", metavar="GRADER", help="decides whether replies to --new are right: exact, contains, math, ..., "
+        "FILE:FUNCTION, or '{numeric: .01}'; `control-llm list graders` names them",
+    )  # fmt: skip
+    one.add_argument(
+        "--kept", action="append", default=[], type=Path, metavar="FILE", dest="kept_files",
+        help="questions of your own that count as a kept task, next to the others; repeat for more",
+    )  # fmt: skip
+    one.add_argument("--kept-tasks", nargs="+", metavar="TASK", help="kept tasks; `control-llm list` names them")
+    one.add_argument(
+        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-evaluation-harness that count as kept; "
+        "`lm_eval ls tasks` names them; settings: --set lm_eval.limit=100, lm_eval.fewshot, lm_eval.run_code",
+    )  # fmt: skip
     one.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="default: what is faster")
     one.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights (default: fp32)")
     one.add_argument(
@@ -65,9 +67,17 @@ def add_settings(one: argparse.ArgumentParser) -> None:
     )
 
 
-def loading(args: argparse.Namespace) -> dict[str, object]:
-    """Return how weights are loaded, as `measure` and `soften` take it."""
-    return {"dtype": args.dtype, "device_map": args.device_map, "trust_remote_code": args.trust_remote_code}
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is asked and how weights are loaded, as `measure` and `soften` take it."""
+    return {
+        "kept_tasks": args.kept_tasks,
+        "kept_files": args.kept_files,
+        "grader": overrides([f"grader={args.grader}"])["grader"] if args.grader else None,
+        "lm_eval": [name for word in args.lm_eval for name in word.split(",") if name],
+        "dtype": args.dtype,
+        "device_map": args.device_map,
+        "trust_remote_code": args.trust_remote_code,
+    }
 
 
 def measure_command(args: argparse.Namespace) -> int:
@@ -75,10 +85,9 @@ def measure_command(args: argparse.Namespace) -> int:
 
     quiet()
     found = measure(
-        args.base, args.models, args.new, args.suites, args.kept_tasks, args.gate, args.out, args.root,
-        args.precision, args.seed, overrides(args.set), args.allow_other_base, say, args.kept_files,
-        overrides([f"grader={args.grader}"])["grader"] if args.grader else None,
-        [name for word in args.lm_eval for name in word.split(",") if name], **loading(args),
+        args.base, args.models, args.new, args.suites, gate=args.gate, out=args.out, root=args.root, seed=args.seed,
+        precision=args.precision, changes=overrides(args.set), allow_other_base=args.allow_other_base, say=say,
+        **settings(args),
     )  # fmt: skip
     print()
     show(found.report.text())

@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     after.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
     after.add_argument("--lr", type=float, help="its learning rate, if --arm is the name alone")
-    after.add_argument("--op", required=True, help="wise, merge, dial or task_vectors")
+    after.add_argument("--op", required=True, help="wise, lines, dial, merge or task_vectors")
     after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
     after.add_argument(
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, quiet, say, show
-from experiments.cli.measure import add_settings, loading
+from experiments.cli.measure import add_settings, settings
 from experiments.cli.run import overrides
 from experiments.common.errors import ConfigError
 from experiments.common.paths import short_path
@@ -51,7 +51,7 @@ def soften_command(args: argparse.Namespace) -> int:
     quiet()
     found = soften(
         args.base, args.model[0], args.to, args.new, args.alphas or ALPHAS, args.by, args.suites, args.until, args.out,
-        args.root, args.precision, args.seed, overrides(args.set), args.allow_other_base, say, **loading(args),
+        args.root, args.precision, args.seed, overrides(args.set), args.allow_other_base, say, **settings(args),
     )  # fmt: skip
     print()
     show(found.report.text())

@@ -31,6 +31,8 @@ def parse_json(text: str | bytes, once: bool = False) -> Any:
     once: also if an object has a key twice, of which the first would be lost.
     """
     try:
+        if once and isinstance(text, str) and not text.startswith("\ufeff"):
+            return ONCE.decode(text)
         return json.loads(text, object_pairs_hook=_once if once else None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
@@ -41,6 +43,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise ValueError(f"an object has the key {repeated(key for key, _ in pairs)!r} twice")
     return made
+
+
+ONCE = json.JSONDecoder(object_pairs_hook=_once)  # `json.loads` makes a decoder for each call
 
 
 def repeated(names: Iterable[str]) -> str | None:

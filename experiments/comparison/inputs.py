@@ -187,9 +187,18 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     )
 
 
-def without(records: Sequence[Record], suites: Collection[str]) -> list[Record]:
-    """Return the records of other suites than these, which a model with another tokenizer cannot have."""
-    return [record for record in records if record.suite not in suites]
+def without(records: Sequence[Record], left_out: Collection[str]) -> list[Record]:
+    """Return the records of other suites than those left out, which a model of another kind cannot have.
+
+    left_out: names of suites, or SUITE/FORM for records of one form.
+    """
+    return [record for record in records if not _is_left_out(record, left_out)]
+
+
+def _is_left_out(record: Record, left_out: Collection[str]) -> bool:
+    if "lm_eval" in left_out and record.form.startswith("lm_eval"):  # whose records are of suites new and kept
+        return True
+    return record.suite in left_out or f"{record.suite}/{record.form}" in left_out
 
 
 def _lacking(result: Mapping[str, Any], steps: Collection[int]) -> str:

@@ -28,7 +28,7 @@ def cell_text(cell: Any, column: str, place: str) -> str:
 
 def blank(text: str) -> bool:
     """Whether a text has nothing to see: spaces, and characters without a shape, such as U+200B or U+FEFF."""
-    return not any(char.isprintable() and not char.isspace() for char in text)
+    return not (text[:1].isalnum() or any(char.isprintable() and not char.isspace() for char in text))
 
 
 def _whole(text: str, column: str, place: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -16,7 +16,7 @@ from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
-from experiments.data.tables import Row
+from experiments.data.tables import Part, Row, parts
 from experiments.data.tested import Measured
 
 PART = 1000  # rows of a large table that a process converts at a time
@@ -24,9 +24,9 @@ PART = 1000  # rows of a large table that a process converts at a time
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Some rows of a large table. name: of the table, for errors. columns: of its first row, which decides."""
+    """A part of a large table. name: of the table, for errors. columns: of its first row, which decides."""
 
-    rows: Sequence[Row]
+    part: Part
     name: str
     columns: Sequence[str]
 
@@ -145,21 +145,18 @@ class Columns(Measured):
 
     def packed_part(self, chunk: Chunk) -> Found:
         """Convert a part of a large table. Raises BadRow, and TypeError for examples that cannot be stored."""
-        found, faults = self.usable(chunk.rows, chunk.name, chunk.columns)
+        found, faults = self.usable(chunk.part.rows(), chunk.name, chunk.columns)
         return Found([packed(example) for example in found.values()], faults)
 
-    def chunks(self, rows: Iterable[Row], name: str) -> Iterator[Chunk]:
-        """Yield a table in parts. Raises ConfigError for a shape that is not known."""
-        rest, start = iter(rows), list[Row]()
-        for where, row in rest:
-            start.append((where, row))
-            if not isinstance(row, BadRow):
-                self.shape(row, f"{name}, {where}")
-                break
-        columns = [] if isinstance(start[-1][1], BadRow) else list(start[-1][1])
-        rest = itertools.chain(start, rest)
-        while part := list(itertools.islice(rest, PART)):
-            yield Chunk(part, name, columns)
+    def chunks(self, file: Path) -> Iterator[Chunk]:
+        """Yield a file in parts, all read by its first row. Raises ConfigError for a shape that is not known."""
+        first: Mapping[str, Any] = {}
+        for part in parts(file, PART):
+            if not first:
+                where, first = next(((w, row) for w, row in part.rows() if not isinstance(row, BadRow)), ("", {}))
+                if first:
+                    self.shape(first, f"{file}, {where}")
+            yield Chunk(part, str(file), list(first))
 
 
 def _check(needed: Iterable[str], there: list[str], place: str, advice: str) -> None:

@@ -90,9 +90,9 @@ class LocalFile(Columns, Finite):
             return None
         fields = self.model_dump_json(exclude={"share", "path", "test"})
         stamps = json.dumps([[str(file), *file_stamp(file)] for file in files])
-        parts = (part for file in files for part in spread(self.packed_part, self.chunks(rows(file), str(file))))
+        found = (part for file in files for part in spread(self.packed_part, self.chunks(file)))
         try:
-            table = stored(short_digest(str(VERSION), fields, stamps), parts, distinct=True)
+            table = stored(short_digest(str(VERSION), fields, stamps), found, distinct=True)
         except (OSError, TypeError):
             return None
         return table if len(table) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
 from experiments.data.stored import VERSION, Found, Stored, stored
-from experiments.data.tables import Row, filled
+from experiments.data.tables import Part, Row, filled
 from experiments.data.tested import TestSet
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
@@ -101,7 +102,7 @@ class HuggingFace(Columns):
         """Convert the rows from `start` on. Raises BadRow, and TypeError for examples that cannot be stored."""
         rows = self.loaded.select_columns(self._read).select(range(start, min(start + PART, len(self.loaded))))
         numbered: list[Row] = [(f"row {n}", _cells(row)) for n, row in enumerate(rows, start=start + 1)]
-        return self.packed_part(Chunk(numbered, self._place, self.loaded.column_names))
+        return self.packed_part(Chunk(Part(Path(self.name), read=numbered), self._place, self.loaded.column_names))
 
     def stored(self) -> Iterable[Example]:
         return self.table or self._rows(self.loaded if self.streaming else self._usable[0])

@@ -20,6 +20,7 @@ ROLES = {  # name in a table -> role of the message
     CALL: "assistant",
 }
 KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # other fields that templates read
+PLAIN = ({"role", "content"}, {"from", "value"})  # fields of a message that has nothing else
 Message = dict[str, Any]
 
 
@@ -76,10 +77,12 @@ def _message(value: Any, place: str) -> Message:
     if name not in ROLES:
         raise BadRow(f"{place} has the role {name!r}; known: {', '.join(ROLES)}")
     made: Message = {"role": ROLES[name], "content": "" if name == CALL else _content(value, ROLES[name], place)}
-    made |= {key: value[key] for key in KEPT if value.get(key)}
-    made |= {WEIGHT: 0} if made["role"] == "assistant" and _unlearned(value, place) else {}
-    calls = _calls(value, name, place)
-    made |= {"tool_calls": calls} if calls else {}
+    calls: list[Message] = []
+    if name == CALL or value.keys() not in PLAIN:
+        made |= {key: value[key] for key in KEPT if value.get(key)}
+        made |= {WEIGHT: 0} if made["role"] == "assistant" and _unlearned(value, place) else {}
+        calls = _calls(value, name, place)
+        made |= {"tool_calls": calls} if calls else {}
     if blank(made["content"]) and not calls and made["role"] in ("user", "assistant"):
         raise BadRow(f"{place} ({name}) is empty")
     return made

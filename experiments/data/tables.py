@@ -6,11 +6,13 @@ import bz2
 import csv
 import gzip
 import io
+import itertools
 import lzma
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +29,47 @@ def rows(file: Path) -> Iterator[Row]:
 
     Raises ConfigError for a file that is damaged. A line that cannot be read is yielded as BadRow.
     """
-    try:
+    with _faults(file):
         yield from READERS[kind(file)](file)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a table, which any process can read. lines: JSON lines as they are stored, the first with a number.
+
+    read: rows that had to be read to divide the table, of all other kinds.
+    """
+
+    file: Path
+    first: int = 1
+    lines: Sequence[bytes] = ()
+    read: Sequence[Row] = ()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows, as `rows` does."""
+        yield from self.read
+        yield from _numbered(self.lines, self.first, self.file)
+
+
+def parts(file: Path, size: int) -> Iterator[Part]:
+    """Divide a table into parts of `size` rows. JSON lines are not parsed for that. Raises ConfigError as `rows`."""
+    if kind(file) != ".jsonl":
+        rest = rows(file)
+        while some := list(itertools.islice(rest, size)):
+            yield Part(file, read=some)
+        return
+    with _faults(file), opened(file) as stream:
+        first = 1
+        while lines := list(itertools.islice(stream, size)):
+            yield Part(file, first, lines)
+            first += len(lines)
+
+
+@contextmanager
+def _faults(file: Path) -> Iterator[None]:
+    """Raise ConfigError in place of the errors of a damaged file."""
+    try:
+        yield
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ConfigError(f"data file {file} cannot be read: {error}") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -75,9 +116,13 @@ def _json(file: Path) -> Iterator[Row]:
 def _lines(file: Path) -> Iterator[Row]:
     """Read JSON lines. They end at newlines alone: strings in them may contain other ends of lines, as U+2028."""
     with opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield f"line {number}", _row(line, f"data file {file}, line {number}")
+        yield from _numbered(stream, 1, file)
+
+
+def _numbered(lines: Iterable[bytes], first: int, file: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=first):
+        if line.strip():
+            yield f"line {number}", _row(line, f"data file {file}, line {number}")
 
 
 def _row(line: bytes, place: str) -> Mapping[str, Any] | BadRow:

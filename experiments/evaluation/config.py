@@ -37,7 +37,7 @@ class EvaluationConfig(Section):
 
     every: int = Field(20, ge=1, description="steps between evaluations during training")
     suites: tuple[str, ...] = Field(
-        DEFAULT_SUITES, min_length=1, description="what is measured, in this order: names, or names with their settings"
+        DEFAULT_SUITES, min_length=1, description="what is measured, in order: names, or a mapping of names to settings"
     )
     new_items: int = Field(128, ge=1, le=MAX_ITEMS, description="held-out items of each new source")
     bootstrap: int = Field(10_000, ge=100, le=MAX_DRAWS, description="resamples for the intervals of figures")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import text_id
 from experiments.data.items import Form, NewTask
 from experiments.data.numerals import COMMAS, NUMBER, tidy
+from experiments.evaluation.suite import Ask
+from experiments.models.generation import Progress, generate_replies
 from experiments.models.tokens import answer_ids
 from experiments.records import Record
 
@@ -20,6 +22,11 @@ ROOM = 24  # tokens that a reply may be longer than the longest answer
 def room_for(tokenizer: PreTrainedTokenizerBase, task: NewTask) -> int:
     """Return the number of tokens that a reply may have. A worked solution needs more than the bare answer."""
     return ROOM + max(len(answer_ids(tokenizer, item.question, item.reply, ended=False)) for item in task.test)
+
+
+def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> Ask:
+    """Return a function that asks a model here: questions and a number of tokens -> greedy replies."""
+    return lambda questions, most: generate_replies(model, tokenizer, questions, most, progress=progress)
 
 
 def reply_records(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,8 @@ from experiments.common.section import Section
 from experiments.data.items import NewTask, NewText
 from experiments.models.generation import Progress
 from experiments.records import Record
+
+Ask = Callable[[Sequence[str], int], list[str]]  # questions, tokens at most -> a greedy reply to each
 
 
 class SuiteSettings(Section):
@@ -96,6 +98,15 @@ class DrawnSuite:
     def longest(self) -> int:
         """Number of tokens of the longest sequence that is read or written; 0 if the suite cuts to fit."""
         return 0
+
+    @property
+    def replies(self) -> int:
+        """Number of greedy replies that `answered` asks for; 0 if the suite needs a model's probabilities."""
+        return 0
+
+    def answered(self, ask: Ask) -> Iterable[Record]:
+        """Return those records of `PreparedSuite.measure` that greedy replies alone give, in its order."""
+        raise NotImplementedError
 
     def content(self) -> Any:
         """Return the items and all settings that change a record, as plain JSON: the key of the cache.

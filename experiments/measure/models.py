@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.paths import check_file_name
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
+from experiments.evaluation.suites.kept import FORMS
+from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
 from experiments.measure.files import TOKENIZER, checkpoints, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.models.checked import check_template
@@ -38,6 +44,7 @@ class Model:
 
     tokenizer: for suites of answers: its own if it differs from the base's. own: whether it does. left_out: suites that
     it cannot have, and why. extra: rows of its embedding beyond the base's; distributions are compared without them.
+    endpoint: of a model on a server, which has no checkpoints.
     """
 
     name: str
@@ -47,10 +54,15 @@ class Model:
     own: bool = False
     left_out: Mapping[str, str] = field(default_factory=dict)
     extra: int = 0
+    endpoint: Endpoint | None = None
 
     @property
     def kind(self) -> str:
-        return self.checkpoints[-1].kind.name
+        return "endpoint" if self.endpoint else self.checkpoints[-1].kind.name
+
+    @property
+    def steps(self) -> list[int]:
+        return [1] if self.endpoint else [one.step for one in self.checkpoints]
 
 
 def read_base(address: str, allow_other: bool = False, loading: Mapping[str, Any] | None = None) -> Base:
@@ -59,6 +71,8 @@ def read_base(address: str, allow_other: bool = False, loading: Mapping[str, Any
     loading: see `Base`.
     """
     remote_code = bool(loading and loading["remote_code"])
+    if is_endpoint(address):
+        raise ConfigError(f"--base {address}: a server does not give its weights: name the base model or its folder")
     folder = folder_of(address, remote_code)
     base = Base(address, folder, allow_other, loading or {})
     kind = kind_of(folder)
@@ -97,6 +111,8 @@ def load_tokenizer(folder: Path, remote_code: bool = False) -> PreTrainedTokeniz
 def _named(text: str) -> tuple[str, str]:
     """Split `NAME=ADDRESS`; without a name it is the last part of the address."""
     name, equals, address = text.partition("=")
+    if is_endpoint(text):
+        return re.sub(r"[^\w.-]+", "-", text.rpartition("#")[2].rpartition("/")[2]), text
     if not equals:
         path = Path(text)
         return (path.resolve().name if path.is_dir() else path.name) or text, text
@@ -109,6 +125,8 @@ def _named(text: str) -> tuple[str, str]:
 def _read(
     name: str, address: str, base: Base, tokenizer: PreTrainedTokenizerBase, task: Sequence[NewTask | NewText]
 ) -> Model:
+    if is_endpoint(address):
+        return Model(name, address, (), tokenizer, endpoint=Endpoint.opened(address))
     folder = folder_of(address, base.remote_code)
     steps = checkpoints(folder) or {1: folder}
     found = tuple(Checkpoint(step, path, kind_of(path)) for step, path in steps.items())
@@ -129,6 +147,26 @@ def _read(
     same = not moved and len(theirs) == len(vocabulary) and own.chat_template == tokenizer.chat_template
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
     return Model(name, address, found, tokenizer if same else own, not same, left_out, extra)
+
+
+def check_endpoints(models: Sequence[Model], suites: Sequence[str]) -> None:
+    """Raise ConfigError if a model on a server can have none of these suites."""
+    answer = [name for name, suite in SUITES.items() if suite.answered is not DrawnSuite.answered]
+    for model in models:
+        if model.endpoint and not set(answer) & set(suites):
+            raise ConfigError(
+                f"--model {model.address}: a server gives replies alone, and no suite of {', '.join(suites)} is "
+                f"measured by replies: add {', '.join(answer)} to --suites"
+            )
+
+
+def by_replies_alone(model: Model, suites: Suites) -> Model:
+    """Return a model on a server with what it cannot have: all that needs probabilities. Others as they are."""
+    if model.endpoint is None:
+        return model
+    out = [name for name, suite in suites.suites.items() if not suite.replies]
+    out += [f"kept/{form}" for form in FORMS if "kept" in suites.suites and "kept" not in out]
+    return dataclasses.replace(model, left_out=dict.fromkeys(out, NO_PROBABILITIES))
 
 
 def distributions() -> list[str]:

@@ -15,10 +15,11 @@ from typing import Any
 import ctrl
 from experiments.common.errors import BenchError
 from experiments.evaluation.evaluate import NotFinite
-from experiments.measure.config import measure_config
+from experiments.measure.config import DEFAULT, measure_config
+from experiments.measure.endpoint import is_endpoint
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.models import Model, load_tokenizer, read_base, read_models
+from experiments.measure.models import Model, by_replies_alone, check_endpoints, load_tokenizer, read_base, read_models
 from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
 from experiments.records import ArmResult
@@ -69,7 +70,8 @@ def measure(
     """Measure models against their base, or go on. Raises ConfigError for wrong input, before anything heavy is loaded.
 
     models: addresses, or `NAME=ADDRESS`: a Hugging Face name, a folder of a model, of a PEFT adapter or of `ctrl.save`,
-    a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow. new: file with
+    a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow, an endpoint
+    (http://HOST:PORT/v1#MODEL: it is asked for replies, and kept questions are answered in replies too). new: file with
     the new task, for the gain. gate: conditions such as "retention >= .98". out: folder of the results; default: one
     below `root`, named after base and settings. changes: fields of the section `evaluation` (`kept.items`).
     kept_files: files of questions that count as kept tasks. grader: of the new task, as in YAML. lm_eval: tasks of
@@ -77,6 +79,8 @@ def measure(
     allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
+    if any(is_endpoint(address.partition("=")[2] or address) for address in models):
+        changes = {"kept.generated": True, **(changes or {})} if "kept" in (suites or DEFAULT) else changes
     config = measure_config(
         base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader, lm_eval, **loading
     )
@@ -85,8 +89,10 @@ def measure(
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
     chosen = read_models(models, found, tokenizer, task)
+    check_endpoints(chosen, config.evaluation.suites)
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
+        chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
         report = write_measurement(session, results, failed, left_out)

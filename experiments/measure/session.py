@@ -15,12 +15,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import read_json, read_note, write_json
+from experiments.common.progress import progress
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
+from experiments.measure.endpoint import Endpoint, Replies
 from experiments.measure.kinds import Base, check_base_fingerprint
 from experiments.measure.models import Checkpoint, Model, distributions
 from experiments.models.base import load_base
@@ -96,6 +98,8 @@ class Session:
         if not self.is_finished(model):
             self._begin(model)
             with self._tracked(model) as run:
+                if model.endpoint:
+                    self._measure_endpoint(model, model.endpoint)
                 for one in model.checkpoints:
                     self._measure_checkpoint(model, one)
                 write_result(folder, self._result(model))
@@ -122,6 +126,23 @@ class Session:
         del loaded
         _free()
 
+    def _measure_endpoint(self, model: Model, endpoint: Endpoint) -> None:
+        """Ask the questions of the suites that replies alone can answer."""
+        file = self.arm(model) / "items-1.jsonl"
+        if file.is_file():
+            return
+        self.base_measured()
+        self.say(f"{model.name} (endpoint) ...")
+        asked = [suite for name, suite in self.suites.suites.items() if name not in model.left_out]
+        with progress("ask", sum(suite.replies for suite in asked), "reply") as task:
+            replies = Replies.read(endpoint, self.arm(model) / "replies.jsonl", task.advance)
+            write_records(file, [record for suite in asked for record in suite.answered(replies.ask)])
+
+    def base_measured(self) -> None:
+        """Measure the base, unless its records are on disk."""
+        if not (self.folder / "base" / ITEMS).is_file():
+            _ = self.measured
+
     def _records(self, measured: MeasuredBase, model: Model, loaded: PreTrainedModel) -> list[Record]:
         """Measure with the base's suites; questions in the model's own chat template and tokens if they differ."""
         names = [name for name in self.config.evaluation.suites if name not in model.left_out]
@@ -141,9 +162,9 @@ class Session:
     def _result(self, model: Model) -> ArmResult:
         folder, draws, seed = self.arm(model), self.config.evaluation.bootstrap, self.config.seed
         base, floor = without(self.base_records(), model.left_out), self.floor_records()
+        floor = without(floor, model.left_out)
         cards = {
-            one.step: score(base, floor, read_records(folder / f"items-{one.step}.jsonl"), draws, seed)
-            for one in model.checkpoints
+            step: score(base, floor, read_records(folder / f"items-{step}.jsonl"), draws, seed) for step in model.steps
         }
         points = [{"step": 0, **headline(score(base, floor, base, draws, seed))}]
         points += [{"step": step, **headline(card)} for step, card in cards.items()]
@@ -170,8 +191,8 @@ class Session:
         for point in result.trajectory[1:-1]:  # the scorecard has all figures of the last one
             run.log_new({name: figure.value for name, figure in point.items() if name != "step"}, point["step"])
         run.log_new({name: figure.value for name, figure in result.scorecard.items()}, result.steps)
-        for one in model.checkpoints:
-            run.log_file(self.arm(model) / f"items-{one.step}.jsonl", "records")
+        for step in model.steps:
+            run.log_file(self.arm(model) / f"items-{step}.jsonl", "records")
         run.log_file(self.arm(model) / RESULT, "scorecard")
 
 
@@ -189,7 +210,7 @@ def draw_suites(
 
 def _facts(model: Model) -> dict[str, Any]:
     """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
-    stamps = {str(one.step): one.stamp for one in model.checkpoints}
+    stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
     return {"kind": model.kind, "files": stamps, "left_out": dict(model.left_out)}
 
 

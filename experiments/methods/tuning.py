@@ -73,13 +73,10 @@ class Half(Tuning):
 
 
 class Control(Tuning):
-    """Control LLM: train copies of some layers next to the frozen originals. The YAML's fields are ControlConfig's.
-
-    structure: set by a subclass that fixes `structure`; the config then holds that one.
-    """
+    """Control LLM: train copies of some layers next to the frozen originals. The YAML's fields are ControlConfig's."""
 
     in_control: ClassVar[bool] = True
-    structure: ClassVar[str | None] = None
+    structure: ClassVar[str | None] = None  # a subclass may fix it; the config then holds that one
     config: ControlConfig = Field(default_factory=ControlConfig)
 
     @classmethod

@@ -9,8 +9,8 @@ from typing import Any
 from experiments.common.errors import RefusedRow
 
 Message = Mapping[str, Any]  # role and content, as chat templates read them; a reply may have tool_calls
-
-
+_json = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each call
+ROLE = '{"role": "'  # begins most lines of a conversation
 WEIGHT = "weight"  # field of a message; 0: its reply is not learned
 
 
@@ -42,15 +42,25 @@ def question_of(messages: Sequence[Message], tools: Sequence[Message] = (), plac
     if not tools and len(messages) == 1 and messages[0].keys() == {"role", "content"} and messages[0]["role"] == "user":
         return str(messages[0]["content"])
     lines = [{"tools": list(tools)}, *messages] if tools else messages
-    question = Conversation("\n".join(json.dumps(line, ensure_ascii=False) for line in lines))
+    question = Conversation("\n".join(map(_json, lines)))
     question.place = place
     return question
 
 
 def earlier_questions(question: str) -> list[str]:
     """Return what each reply within a question was a reply to."""
-    messages, tools = messages_of(question), tools_of(question)
-    return [question_of(messages[:i], tools) for i, one in enumerate(messages) if i and one["role"] == "assistant"]
+    if not isinstance(question, Conversation):
+        return []
+    lines = question.split("\n")  # the first of them are the question before a reply, as `question_of` writes it
+    roles = list(map(_role, lines))
+    tools = 0 if roles[0] else 1
+    replies = [i for i, role in enumerate(roles) if i > tools and role == "assistant"]
+    return [question_of([json.loads(lines[0])]) if i == 1 else Conversation("\n".join(lines[:i])) for i in replies]
+
+
+def _role(line: str) -> str:
+    """Return the role of a message's line, which is most often its first field; nothing for the line of the tools."""
+    return line[len(ROLE) :].partition('"')[0] if line.startswith(ROLE) else str(json.loads(line).get("role", ""))
 
 
 def messages_of(question: str) -> list[dict[str, Any]]:

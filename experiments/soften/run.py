@@ -58,17 +58,18 @@ def soften(
     changes: Mapping[str, Any] | None = None,
     allow_other_base: bool = False,
     say: Callable[[str], None] = print,
-    **loading: Any,
+    **settings: Any,
 ) -> Softened:
     """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
 
-    base, model, new, suites, out, root, changes, allow_other_base, loading: see `measure`. alphas: points of the path
+    base, model, new, suites, out, root, changes, allow_other_base: see `measure`. settings: its further ones (`grader`,
+    `kept_files`, `dtype`, ...). alphas: points of the path
     in (0, 1]; 1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task
     one is needed. Half of the questions choose the point, its figures are those of the other half.
     """
     only_one_process("softening")
     names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
-    config = measure_config(base, new, names, None, precision, seed, changes, **loading)
+    config = measure_config(base, new, names, precision=precision, seed=seed, changes=changes, **settings)
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
@@ -123,6 +124,8 @@ def _points(alphas: Sequence[float]) -> list[float]:
 
 def _check_path(model: Model) -> None:
     """Raise ConfigError if no path of weights leads to the model."""
+    if model.endpoint:
+        raise ConfigError(f"--model {model.address}: a server does not give its weights: name the model's folder")
     reasons = [why for suite, why in model.left_out.items() if suite in ("alignment", "drift")]
     if reasons:
         raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")

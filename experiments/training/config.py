@@ -17,7 +17,7 @@ class TrainingConfig(Section):
 
     steps: int = Field(60, ge=1, le=MAX_STEPS, description="optimiser steps of each arm")
     batch_size: int = Field(
-        16, ge=1, le=MAX_ROWS, description="conversations, texts, or in cpt rows per optimiser step and micro-batch"
+        16, ge=1, le=MAX_ROWS, description="conversations, texts, or in cpt rows of one micro-batch"
     )
     gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="micro-batches per optimiser step")
     warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")

@@ -102,6 +102,7 @@ def kill(workers: list[Any]) -> None:
     for worker in workers:
         if worker.is_alive():
             os.kill(worker.pid, signal.SIGKILL)
+    for worker in workers:
         worker.join()
 
 

@@ -121,7 +121,7 @@ def _at(states: Tensor, last: Tensor) -> Array:
 
 
 class AlignmentSuite(DrawnSuite):
-    """One record per layer and metric; the task is the metric's name in METRICS.
+    """One record per layer and metric; the task is the name of the metric, such as cosine.
 
     Form `base`: the model against the base model, with the size of the weights' update as a further task. Form
     `branches`: the expanded against the pretrained branch, with mean and standard deviation of alpha.

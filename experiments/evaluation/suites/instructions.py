@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import text_id
-from experiments.evaluation.suite import Suite, SuiteSettings
-from experiments.models.generation import Progress, generate_replies
+from experiments.evaluation.replies import asking
+from experiments.evaluation.suite import Ask, Suite, SuiteSettings
+from experiments.models.generation import Progress
 from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 
@@ -80,7 +81,14 @@ class InstructionSuite(Suite):
         return [TOKENS, [[item.kind, item.prompt] for item in self.items], asked]
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
-        replies = generate_replies(model, self.tokenizer, [i.prompt for i in self.items], TOKENS, progress=progress)
+        return self.answered(asking(model, self.tokenizer, progress))
+
+    @property
+    def replies(self) -> int:
+        return len(self.items)
+
+    def answered(self, ask: Ask) -> Iterable[Record]:
+        replies = ask([item.prompt for item in self.items], TOKENS)
         for item, reply in zip(self.items, replies, strict=True):
             yield Record(
                 self.name,

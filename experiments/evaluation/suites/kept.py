@@ -20,9 +20,9 @@ from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GRADING, reply_records, room_for
-from experiments.evaluation.suite import Suite, SuiteSettings
-from experiments.models.generation import Progress, generate_replies
+from experiments.evaluation.replies import GRADING, asking, reply_records, room_for
+from experiments.evaluation.suite import Ask, Suite, SuiteSettings
+from experiments.models.generation import Progress
 from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
 from experiments.records import Record
 
@@ -143,14 +143,19 @@ class KeptSuite(Suite):
         for form in FORMS:
             scores = score_options(model, self.choices[form], progress=progress)
             yield from (_chosen(question, form, one) for question, one in zip(self.questions, scores, strict=True))
+        yield from self.answered(asking(model, self.tokenizer, progress))
+
+    @property
+    def replies(self) -> int:
+        chats = len(self.questions) if self.generated else 0
+        return chats + sum(len(_asked(task)) for task in self.written)
+
+    def answered(self, ask: Ask) -> Iterable[Record]:
         if self.generated:
-            chats = [question.template.chat for question in self.questions]
-            replies = generate_replies(model, self.tokenizer, chats, REPLY, progress=progress)
+            replies = ask([question.template.chat for question in self.questions], REPLY)
             yield from (_answered(question, reply) for question, reply in zip(self.questions, replies, strict=True))
         for task in self.written:
-            room = room_for(self.tokenizer, task)
-            replies = generate_replies(model, self.tokenizer, _asked(task), room, progress=progress)
-            yield from reply_records(self.name, task, replies)
+            yield from reply_records(self.name, task, ask(_asked(task), room_for(self.tokenizer, task)))
 
     def reworded(self) -> Suite | None:
         again = RewordedKept(self.settings, self.context, self.tokenizer, self.tasks)

@@ -13,7 +13,7 @@ from experiments.common.section import later_field
 from experiments.data.items import Chat, Item, NewTask, NewText
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.replies import GRADING, GREEDY, ROOM, reply_records, room_for
-from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, Progress, generate_replies
@@ -102,6 +102,19 @@ class NewTaskSuite(Suite):
                 yield from self._chosen(task, model, progress)
             else:
                 yield from self._answered(task, model, progress)
+
+    @property
+    def replies(self) -> int:
+        asked = [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
+        if self.settings.temperature or len(asked) < len(self.tasks):
+            return 0
+        return sum(len(task.test) for task in asked)
+
+    def answered(self, ask: Ask) -> Iterable[Record]:
+        for task in self.tasks:
+            assert isinstance(task, NewTask)  # else `replies` is 0
+            replies = ask([item.question for item in task.test], self._most(task))
+            yield from reply_records(self.name, task, replies, self.settings.forms)
 
     def _answered(self, task: NewTask, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
         asked = [(item, form) for item in task.test for form in self.settings.forms]

@@ -41,7 +41,7 @@ SECONDS = pytest.mark.slow  # Optuna with its database, or 10,000 resamples
         ([], set(), ""),
         (["list"], set(), "interpolations"),
         (["runs"], set(), "demo-0123abcd"),
-        (["show", "demo"], {"scipy", "pandas"}, "+.50"),
+        pytest.param(["show", "demo"], {"scipy", "pandas"}, "+.50", marks=SECONDS),
         pytest.param(["compare", "judged"], {"scipy", "pandas"}, "retention", marks=SECONDS),
         pytest.param(["gate", "judged", "--margin", "0.5"], {"scipy", "pandas"}, "full-0.001", marks=SECONDS),
         pytest.param(["show", "toy"], {"optuna"}, "Does it?", marks=SECONDS),

@@ -64,6 +64,7 @@ class Unreadable:
         return (int, ("none",))
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_is_no_wrong_answer() -> None:
     with pytest.raises(RunError, match="process that checks replies has ended"):
         Isolated(Unreadable())("1", ENTRY)

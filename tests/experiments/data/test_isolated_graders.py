@@ -21,6 +21,7 @@ def test_without_math_verify_it_says_how_to_install_it(monkeypatch: pytest.Monke
         read_grader("math").check([])
 
 
+@pytest.mark.slow
 def test_a_pattern_that_explodes_ends_in_two_seconds() -> None:
     grade, entry = read_grader({"regex": r"(?:a+)+$"}).scorer(), Item("q", "b").entry
     start = time.monotonic()

@@ -120,6 +120,7 @@ class TestRepliesAreNeverCode:
         with pytest.raises(ConfigError, match=r"verifier of countdown runs .* as code.*set run_code: true"):
             held_out(2, name="countdown", params={})
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")
     def test_with_the_field_they_run_without_rights(self, tmp_path: Path) -> None:
         drawn = held_out(2, name="n_queens", params={}, run_code=True)

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.cells import BadRow
-from experiments.data.tables import rows
+from experiments.data.tables import parts, rows
 
 ROWS = [{"a": f"x\u2028{i}", "b": [{"c": i}]} for i in range(3)]
 LINES = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
@@ -150,3 +151,33 @@ class TestLines:
         (tmp_path / "a.json").write_text('[{"a": 1},')
         with pytest.raises(ConfigError, match=r"data file .*a.json is not JSON"):
             cells(tmp_path / "a.json")
+
+
+ODD = b'{"a": 1}\n\n{"a": \xff}\n{"a": 1, "a": 2}\r\n[1]\n \n{"a": "\xe2\x80\xa8"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", b"\xef\xbb\xbf" + ODD),
+        ("a.jsonl.gz", gzip.compress(ODD + b"\n")),
+        ("a.json", LINES),
+        ("a.csv", b"a,b\n1,2\n3,4,5\n6,7\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_the_parts_of_a_table_are_its_rows(name: str, data: bytes, size: int, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(data)
+    whole = [(where, str(row)) for where, row in rows(file)]
+    assert len(whole) >= 3
+    again = pickle.loads(pickle.dumps(list(parts(file, size))))
+    assert [(where, str(row)) for part in again for where, row in part.rows()] == whole
+    assert max(len(list(part.rows())) for part in again) <= size
+
+
+def test_parts_of_a_file_that_is_cut_off_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl.gz"
+    file.write_bytes(gzip.compress(LINES)[:-9])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list(parts(file, 1))

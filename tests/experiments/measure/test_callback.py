@@ -151,6 +151,7 @@ def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path:
     assert all(torch.equal(best[name], model[name]) for name in model)
 
 
+@pytest.mark.slow
 def test_measurements_wait_for_their_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hook = callback(tmp_path, every=1, budget=1e-6)
     with pytest.raises(ConfigError, match="nothing is measured before the training begins"):

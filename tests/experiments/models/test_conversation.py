@@ -8,7 +8,16 @@ import pickle
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.models.conversation import Conversation, messages_of, plain, question_of, tools_of, turn_of
+from experiments.models.conversation import (
+    Conversation,
+    Message,
+    earlier_questions,
+    messages_of,
+    plain,
+    question_of,
+    tools_of,
+    turn_of,
+)
 
 HI = {"role": "user", "content": 'h"i\n\u2028'}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -41,3 +50,24 @@ def test_plain_text() -> None:
     assert plain(question_of(turns)) == "Be brief.\nQuestion: a?\nAnswer: A\nQuestion: b?\nAnswer:"
     with pytest.raises(ConfigError, match=r"has tools, and this tokenizer has no chat template"):
         plain(question_of([HI], [TOOL]))
+
+
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "f"}}]])
+@pytest.mark.parametrize("system", [False, True])
+def test_earlier_questions_are_those_of_the_messages_before_each_reply(system: bool, tools: list[Message]) -> None:
+    turns: list[Message] = [{"role": "system", "content": "é"}] if system else []
+    turns += [{"role": role, "content": f"{role}\n{i}"} for i in range(3) for role in ("user", "assistant")]
+    turns += [{"role": "user", "content": ""}]
+    expected = [question_of(turns[:i], tools) for i, one in enumerate(turns) if one["role"] == "assistant"]
+    found = earlier_questions(question_of(turns, tools, "row 3"))
+    assert found == expected
+    assert [type(one) for one in found] == [type(one) for one in expected]
+    assert earlier_questions("a text") == []
+
+
+def test_a_role_after_the_content_is_found() -> None:
+    turns: list[Message] = [
+        {"content": f"{role}: {i}", "role": role} for i in range(2) for role in ("user", "assistant")
+    ]
+    question = question_of(turns)
+    assert earlier_questions(question) == ["user: 0", question_of(turns[:3])]

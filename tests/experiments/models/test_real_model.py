@@ -21,9 +21,10 @@ from experiments.records import read_records
 from experiments.runs.run import run_folder
 from tests.helpers.families import perturb
 
-# two steps, four items of everything, and one learning rate for each of the three methods
+# two steps, a few items of everything, and one learning rate for each of the three methods
 FEW = ["training.steps=2", "training.batch_size=2", "evaluation.every=2", "evaluation.bootstrap=500"]
 FEW += [f"evaluation.{size}=4" for size in ("new_items", "kept_items", "reply_tokens")]
+FEW += ["evaluation.kept_tasks=[capitals,plurals]", "evaluation.suites.drift.text_tokens=256"]
 FEW += ["evaluation.replies=2", "evaluation.new_replies=1", "evaluation.perplexity_tokens=256"]
 FEW += [f"arms.{i}.learning_rates=[1.0e-3]" for i in range(3)]
 

@@ -26,6 +26,7 @@ def test_names_values_and_dtypes_count(model: PreTrainedModel) -> None:
     assert len({digest, weights_digest(other), weights_digest(half)}) == 3
 
 
+@pytest.mark.slow
 def test_is_looked_up_until_the_files_change(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known, folder = tmp_path / "weights.json", tmp_path / "model"
     load_base(base)[0].save_pretrained(folder)

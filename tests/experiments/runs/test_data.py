@@ -28,6 +28,7 @@ def arms(*replay: float | None) -> list[dict[str, Any]]:
     return [{"name": f"arm{i}", "replay": share, **full} for i, share in enumerate(replay)]
 
 
+@pytest.mark.slow
 def test_every_arm_gets_the_same_rows_unless_it_asks_for_another_share(
     base: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:

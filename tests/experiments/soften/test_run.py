@@ -107,15 +107,17 @@ def test_points_are_measured_as_measure_does_and_only_once(
     base: str, tmp_path: Path, new: Path, folder: Path, softened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_folder(tmp_path / "model", noise=0.2)
-    found = softened(model, tmp_path / "soft")
+    own: dict[str, Any] = {"grader": "contains", "kept_tasks": ["capitals"], "kept_files": [new]}
+    found = softened(model, tmp_path / "soft", **own)
     same = measure(
         base, [f"m={model}"], new=new, suites=["new", "kept", "drift", "text"], precision="fp32",
-        root=folder / "mlruns", changes=QUICK, say=lambda text: None,
+        root=folder / "mlruns", changes=QUICK, say=lambda text: None, **own,
     )  # fmt: skip
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
+    assert {record.task for record in ours if record.suite == "kept"} == {"capitals", new.stem}
     monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
-    again = softened(model, tmp_path / "again")
+    again = softened(model, tmp_path / "again", **own)
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
     one = read_measurement(found.folder)
@@ -142,6 +144,7 @@ def test_conditions_that_no_point_meets_write_nothing(base: str, new: Path, fold
         ({"alphas": [0.5, 1.5]}, r"--alphas 1\.5: a point of the path has an alpha above 0 and at most 1"),
         ({"alphas": [0.0]}, r"--alphas 0: a point"),
         ({"conditions": ["retention < .9"]}, r"of retention, higher is better"),
+        ({"grader": "exat"}, r"grader: unknown name 'exat': did you mean 'exact'"),
         ({"suites": ["new", "keptt"]}, r"unknown name 'keptt': did you mean 'kept'"),
     ],
 )

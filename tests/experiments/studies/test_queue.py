@@ -72,7 +72,7 @@ def test_kills_at_random_moments_lose_and_repeat_nothing(tmp_path: Path) -> None
         assert not done & begun, "a finished trial was run again"
         assert done <= {number for number, state in states.items() if state == "complete"}
         done = {number for number, state in states.items() if state == "complete"}
-        lost = {number for number, state in states.items() if state == "lost"}
+        lost = {number for number, state in states.items() if state in ("lost", "waiting")}  # the last one took it over
         assert begun - done <= lost  # a worker may also die between its claim and its first line
         hits += len(begun - done)
     assert hits >= 8, "the kills hit too few trials for this test to mean anything"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from experiments.config import parse_config
 from experiments.records import read_records
 from experiments.runs.arm_training import own_errors_abort
 from experiments.runs.checks import check_run
+from experiments.runs.outcome import Outcome as RunOutcome
 from experiments.runs.run import open_run, run_experiment, run_folder
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
@@ -23,7 +26,7 @@ from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_
 from experiments.training.trainer import ArmFailed
 from tests.helpers import train_in_two_processes as two
 from tests.helpers import wait_in_two_processes as waiting
-from tests.helpers.engine import train
+from tests.helpers.engine import Outcome, train
 from tests.helpers.launch import two_processes
 from tests.helpers.small_run import small_config, small_values, tiny_base
 from tests.helpers.tiny_llama import tiny
@@ -34,14 +37,21 @@ MODES = ("ddp", "fsdp", pytest.param("zero", marks=NO_DEEPSPEED))
 LOGGED = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_norm", "tokens_seen")
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
+    """What one process trains by a method. It is the same for all modes."""
+    folder = tmp_path_factory.mktemp("alone")
+    return functools.cache(lambda name, precision: train(two.arm(name), folder / name / precision, precision=precision))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(mode: str, alone: Callable[[str, str], Outcome], tmp_path: Path) -> None:
     """The same losses and weights, for all methods; some are killed on the way and resumed."""
     done = two_processes(SCRIPT, mode, "methods", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for method in two.methods(mode):
-        one = train(two.arm(method), tmp_path / "one" / method, precision=two.precision(method))
+        one = alone(method, two.precision(method))
         logs, cost, weights, measured = torch.load(tmp_path / f"{method}.pt", weights_only=False)
         assert cost["tokens"] == one.cost["tokens"]
         assert cost["trainable_parameters"] == one.cost["trainable_parameters"]
@@ -60,21 +70,30 @@ def test_two_processes_train_as_one_does(mode: str, tmp_path: Path) -> None:
             torch.testing.assert_close(logits.float(), one.measured[step].float(), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_an_experiment_of_two_processes_is_that_of_one(mode: str, tmp_path: Path) -> None:
-    """The records, the figures and the files; an arm that breaks is noted, and both go on to the next."""
-    values = small_values(tiny_base(tmp_path / "base"))
+@pytest.fixture(scope="module")
+def run_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], RunOutcome]:
+    """The fields of a run in which an arm breaks, and the run of one process."""
+    folder = tmp_path_factory.mktemp("run")
+    values = small_values(tiny_base(folder / "base"))
     broken = {"name": "broken", "method": "full", "learning_rates": [1000.0]}
     values["arms"] = [values["arms"][0], broken, values["arms"][1]]
-    values["evaluation"]["suites"] = ["new", "kept", "drift", "text", "alignment"]
+    values["evaluation"] |= {"suites": ["new", "kept", "drift", "text", "alignment"], "every": 4}
+    return values, run_experiment(parse_config(values), folder / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_an_experiment_of_two_processes_is_that_of_one(
+    mode: str, run_alone: tuple[dict[str, Any], RunOutcome], tmp_path: Path
+) -> None:
+    """The records, the figures and the files; an arm that breaks is noted, and both go on to the next."""
+    values, one = run_alone
     config = parse_config(values)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     done = two_processes(SCRIPT, mode, "run", tmp_path / "small.yaml", "--root", tmp_path / "two")
     assert done.returncode == 1
     assert done.stdout.count("MLflow UI:") == 1
     assert "3 arms, 2 processes" in done.stdout
-    one = run_experiment(config, tmp_path / "one")
     folder = run_folder(config, tmp_path / "two")
     assert files(folder) == files(one.folder)
     for result in one.results:

@@ -52,6 +52,7 @@ def test_few_horizons_leave_the_longest_alone(count: int) -> None:
     assert (few.horizons, one.horizons) == (count, 1)
 
 
+@pytest.mark.slow
 def test_the_longest_horizon_is_predicted_by_a_law_that_holds_alone() -> None:
     law = fit(table(noise=0.002), base_kept=2.5, draws=20)
     missed = law.errors["horizon kept"]

@@ -1,0 +1,188 @@
+"""A model behind an endpoint that speaks the OpenAI protocol (vLLM, llama.cpp's server, ...): greedy replies alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ctrl.errors import unknown_name
+from experiments.common.errors import BenchError, ConfigError
+from experiments.common.files import json_lines, parse_json
+from experiments.common.hashing import text_id
+from experiments.models.conversation import messages_of, tools_of
+from experiments.models.generation import Progress, no_progress
+
+URL = re.compile(r"(?P<url>https?://[^\s#?@]+)#(?P<model>\S+)")
+KEY = "OPENAI_API_KEY"  # of the environment
+TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
+TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
+WORKERS = 8  # requests at a time
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of models here have none either
+NO_PROBABILITIES = "an endpoint gives replies, not the probabilities that it needs"
+
+
+class EndpointError(BenchError):
+    """A server that gives no reply, after all tries."""
+
+
+def is_endpoint(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model of a server: POST URL/chat/completions. url: with /v1. model: its name there.
+
+    The key of the environment variable OPENAI_API_KEY, if there is one, goes to the server and nowhere else.
+    """
+
+    url: str
+    model: str
+    client: httpx.Client = field(repr=False, compare=False)
+
+    @classmethod
+    def opened(cls, address: str) -> Endpoint:
+        """Read `http://HOST:PORT/v1#MODEL` and ask the server for its models. Raises ConfigError.
+
+        A server that does not list its models is taken at its word.
+        """
+        match = URL.fullmatch(address)
+        if match is None:
+            raise ConfigError(
+                f"--model {re.sub('//[^/]*@', '//...@', address)}: write NAME=http://HOST:PORT/v1#MODEL, the model's "
+                f"name on the server after the #; a key goes into the environment variable {KEY}"
+            )
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        one = cls(match["url"].rstrip("/"), match["model"], httpx.Client(headers=headers, timeout=TIMEOUT))
+        one.check()
+        return one
+
+    def check(self) -> None:
+        """Raise ConfigError if no server answers, if it wants another key, or if it has no such model."""
+        try:
+            found = self.client.get(f"{self.url}/models", timeout=10.0)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ConfigError(
+                f"--model: no server answers at {self.url} ({type(error).__name__}): start it, or correct the address"
+            ) from error
+        if found.status_code in (401, 403):
+            raise ConfigError(
+                f"--model: {self.url} refuses the key ({found.status_code}): set {KEY} in the environment"
+            )
+        names = _names(found)
+        if names and self.model not in names:
+            raise ConfigError(f"--model: {self.url}: {unknown_name('model', self.model, names)}")
+
+    def reply(self, question: str, most: int) -> str:
+        """Return the greedy reply to a question. most: tokens.
+
+        A server that is busy (429), fails (5xx) or does not answer is asked again, later each time. Raises
+        EndpointError.
+        """
+        asked: dict[str, Any] = {"model": self.model, "messages": messages_of(question), "temperature": 0}
+        tools = tools_of(question)
+        body = {**asked, "max_tokens": most, **({"tools": tools} if tools else {})}
+        fault = ""
+        for wait in _waits():
+            try:
+                found = self.client.post(f"{self.url}/chat/completions", json=body)
+            except httpx.TransportError as error:
+                fault = type(error).__name__
+            else:
+                if found.is_success:
+                    return _text(found)
+                fault = f"{found.status_code} {self._without_key(found.text)[:200]}"
+                if found.status_code != 429 and found.status_code < 500:
+                    raise EndpointError(f"{self.url} refuses a question: {fault}")
+                wait = max(wait, _asked_wait(found))
+            time.sleep(wait)
+        raise EndpointError(f"{self.url} gave no reply in {TRIES} tries ({fault}): the same command goes on from here")
+
+    def _without_key(self, text: str) -> str:
+        key = self.client.headers.get("Authorization", "").removeprefix("Bearer ")
+        return text.replace(key, "...") if key else text
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The replies of an endpoint, each written to a file of JSON lines as soon as it arrives: a second call goes on."""
+
+    endpoint: Endpoint
+    file: Path
+    known: dict[str, str]
+    progress: Progress = no_progress
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def read(cls, endpoint: Endpoint, file: Path, progress: Progress = no_progress) -> Replies:
+        """Read the replies that are in the file. progress: called with 1 after each reply."""
+        return cls(endpoint, file, dict(_lines(file)), progress)
+
+    def ask(self, questions: Sequence[str], most: int) -> list[str]:
+        """Return the reply to each question, in this order; several are asked at a time."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            asked = [pool.submit(self._one, question, most) for question in questions]
+            try:
+                return [one.result() for one in asked]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _one(self, question: str, most: int) -> str:
+        key = text_id(f"{most} {question}")
+        if key not in self.known:
+            reply = self.endpoint.reply(question, most)
+            with self.lock, self.file.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"key": key, "reply": reply}))  # the line before may have been cut off
+            self.known[key] = reply
+        with self.lock:
+            self.progress(1)
+        return self.known[key]
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield what was written; a line that was cut off by a kill is asked again."""
+    for _, line in json_lines(file.read_text(encoding="utf-8")) if file.is_file() else ():
+        try:
+            values = parse_json(line)
+            yield values["key"], values["reply"]
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def _names(response: httpx.Response) -> list[str]:
+    try:
+        return [str(one["id"]) for one in response.json()["data"]] if response.is_success else []
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _text(response: httpx.Response) -> str:
+    try:
+        content = response.json()["choices"][0]["message"].get("content") or ""
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EndpointError(f"{response.url} does not speak the OpenAI protocol: its answer has no message") from error
+    return THOUGHT.sub("", str(content)).rstrip()
+
+
+def _waits() -> Iterator[float]:
+    return (min(WAIT * 2**i, LONGEST_WAIT) for i in range(TRIES))
+
+
+def _asked_wait(response: httpx.Response) -> float:
+    """Return the seconds that a server asks to wait, at most LONGEST_WAIT."""
+    try:
+        return min(float(response.headers.get("Retry-After", 0)), LONGEST_WAIT)
+    except ValueError:  # a date
+        return 0.0

@@ -1,0 +1,164 @@
+"""A model on a server: the replies of the same model here, and what a server that fails leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.measure import endpoint
+from experiments.measure.endpoint import NO_PROBABILITIES, TRIES, Endpoint, EndpointError, Replies
+from experiments.measure.run import measure
+from experiments.models.base import load_base
+from experiments.records import Record, read_records
+from tests.helpers.measured import SMALL, model_folder
+from tests.helpers.reply_server import ReplyServer, of_model, reply, serving
+
+SECRET = "sk-not-for-others"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "WAIT", 0.001)
+    monkeypatch.delenv(endpoint.KEY, raising=False)
+
+
+@pytest.fixture
+def echo() -> Iterator[ReplyServer]:
+    with serving(lambda body: reply(body["messages"][-1]["content"].upper())) as server:
+        yield server
+
+
+def test_a_question_is_asked_greedily_and_a_think_block_is_no_part_of_the_reply(echo: ReplyServer) -> None:
+    one = Endpoint.opened(echo.address)
+    assert one.reply("what?", 7) == "WHAT?"
+    assert echo.asked == [
+        {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "temperature": 0, "max_tokens": 7}
+    ]
+    echo.answer = lambda body: reply("<think>\nso ...\n</think>\n\n42\n")
+    assert one.reply("what?", 7) == "42"
+
+
+@pytest.mark.parametrize("fault", [(429, {}, {"Retry-After": "0.001"}), (503, {"error": "busy"}, {}), (500, {}, {})])
+def test_a_server_that_is_busy_is_asked_again(fault: Any, echo: ReplyServer) -> None:
+    answers = iter([fault, fault, reply("yes")])
+    echo.answer = lambda body: next(answers)
+    assert Endpoint.opened(echo.address).reply("now?", 3) == "yes"
+    assert len(echo.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "match", "asked"),
+    [
+        (
+            (500, {"error": "no memory"}, {}),
+            rf"gave no reply in {TRIES} tries \(500 .*no memory.*the same command",
+            TRIES,
+        ),
+        ((400, {"error": "too long"}, {}), "refuses a question: 400 .*too long", 1),
+        ((200, {"choices": []}, {}), "does not speak the OpenAI protocol: its answer has no message", 1),
+        ((200, [1], {}), "does not speak the OpenAI protocol", 1),
+    ],
+)
+def test_a_server_without_a_reply_is_no_wrong_answer(answer: Any, match: str, asked: int, echo: ReplyServer) -> None:
+    echo.answer = lambda body: answer
+    with pytest.raises(EndpointError, match=match):
+        Endpoint.opened(echo.address).reply("what?", 3)
+    assert len(echo.asked) == asked
+
+
+def test_the_key_goes_to_the_server_alone(echo: ReplyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(endpoint.KEY, SECRET)
+    one = Endpoint.opened(echo.address)
+    one.reply("what?", 3)
+    assert echo.keys == [f"Bearer {SECRET}"]
+    assert SECRET not in repr(one)
+    echo.answer = lambda body: (403, {"error": f"bad key {SECRET}"}, {})
+    with pytest.raises(EndpointError, match=r"bad key \.\.\.") as caught:
+        one.reply("what?", 3)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("models", "address", "match"),
+    [
+        (None, "http://127.0.0.1:9/v1#m", r"no server answers at http://127\.0\.0\.1:9/v1 \(ConnectError\): start it"),
+        (None, "http://127.0.0.1:99999/v1#m", "no server answers at"),
+        (None, "http://127.0.0.1:9/v1", "write NAME=http://HOST:PORT/v1#MODEL"),
+        (None, f"http://me:{SECRET}@127.0.0.1:9/v1#m", r"--model http://\.\.\.@127"),
+        ((401, {}, {}), "", r"refuses the key \(401\): set OPENAI_API_KEY in the environment"),
+        ((200, {"data": [{"id": "tony"}]}, {}), "", r"unknown model 'tiny': did you mean 'tony'"),
+    ],
+)
+def test_a_wrong_address_is_refused_before_anything_is_asked(
+    models: Any, address: str, match: str, echo: ReplyServer
+) -> None:
+    echo.models = models or echo.models
+    with pytest.raises(ConfigError, match=match) as caught:
+        Endpoint.opened(address or echo.address)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("models", [(404, {}, {}), (200, {"models": 3}, {}), (200, [], {})])
+def test_a_server_that_does_not_list_its_models_is_believed(models: Any, echo: ReplyServer) -> None:
+    echo.models = models
+    assert Endpoint.opened(echo.address).reply("a", 1) == "A"
+
+
+def test_replies_that_are_there_are_not_asked_for_again(echo: ReplyServer, tmp_path: Path) -> None:
+    one, file, counted = Endpoint.opened(echo.address), tmp_path / "replies.jsonl", list[int]()
+    questions = [f"q{i}" for i in range(20)]
+    assert Replies.read(one, file, counted.append).ask(questions, 5) == [q.upper() for q in questions]
+    assert (len(echo.asked), sum(counted)) == (20, 20)
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:9])  # killed while it wrote the last one
+    assert Replies.read(one, file).ask([*questions, "more"], 5) == [*(q.upper() for q in questions), "MORE"]
+    assert len(echo.asked) == 22
+    assert Replies.read(one, file).ask(questions, 6) == [q.upper() for q in questions]  # more tokens: other replies
+    assert len(echo.asked) == 42
+
+
+def test_suites_that_need_probabilities_alone_are_refused_first(echo: ReplyServer, tmp_path: Path) -> None:
+    base = model_folder(tmp_path / "base")
+    with pytest.raises(ConfigError, match=r"no suite of drift, text is measured by replies: add new, kept, instr"):
+        measure(base, [f"there={echo.address}"], suites=["drift", "text"], root=tmp_path / "mlruns")
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.slow
+def test_the_same_model_here_and_on_a_server_has_the_same_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(endpoint.KEY, SECRET)
+    base, here = model_folder(tmp_path / "base"), model_folder(tmp_path / "here", noise=0.2)
+    changes = {**SMALL, "kept.tasks": ["capitals"]}
+    with serving(of_model(*load_base(here))) as server:
+        models = [f"here={here}", f"there={server.address}"]
+        found = measure(
+            base, models, root=tmp_path / "mlruns", changes=changes, precision="fp32", say=lambda text: None
+        )
+        asked = len(server.asked)
+        again = measure(
+            base, models, root=tmp_path / "mlruns", changes=changes, precision="fp32", say=lambda text: None
+        )
+        assert len(server.asked) == asked
+    assert found.failed == again.failed == {}
+    assert set(found.left_out["there"]) == {"drift", "text", "alignment", "kept/plain", "kept/chat"}
+    assert set(found.left_out["there"].values()) == {NO_PROBABILITIES}
+    records = {name: read_records(found.folder / "arms" / name / "items-1.jsonl") for name in ("here", "there")}
+    assert records["there"] == [r for r in records["here"] if _in_words(r)]
+    assert {r.suite for r in records["there"]} == {"kept", "instructions"}
+    cards = {result.arm: result.scorecard for result in found.results}
+    assert cards["there"]["instructions_accuracy"].value == cards["here"]["instructions_accuracy"].value
+    assert "retention" in cards["there"]
+    assert "kl" not in cards["there"]
+    assert NO_PROBABILITIES in (found.folder / "report.html").read_text()
+    written = [file for file in (tmp_path / "mlruns").rglob("*") if file.is_file()]
+    assert not [file for file in written if SECRET.encode() in file.read_bytes()]
+
+
+def _in_words(record: Record) -> bool:
+    return record.suite == "instructions" or (record.suite == "kept" and record.form not in ("plain", "chat"))
