@@ -65,8 +65,11 @@ def json_lines(text: str) -> Iterator[tuple[int, str]]:
 def write_text(path: Path, text: str, private: bool = False) -> None:
     """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other.
 
-    private: only the owner may read it.
+    private: only the owner may read it. What is no file (/dev/stdout, a pipe) is written to, and stays what it is.
     """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
