@@ -20,6 +20,7 @@ from experiments.cli import catalogue, compare, measure, preview, run, runs, sof
 from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
+from experiments.common.machine_faults import of_the_machine
 from experiments.common.threads import wait_asleep
 
 
@@ -85,7 +86,8 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, BenchError):
         return error.exit_code, str(error)
     if isinstance(error, OSError):  # a file that may not be written, a full disk: its text names the path
-        return 1, str(error)
+        again = "; nothing recorded is lost: run the same command again when the cause is gone"
+        return 1, f"{error}{again if of_the_machine(error) else ''}"
     from ctrl import CheckpointError, ConfigError
     from experiments.studies.locks import storage_fault
 

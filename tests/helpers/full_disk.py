@@ -109,7 +109,7 @@ def check(kind: str, folder: Path, each: int = 1, say: Callable[[str], None] = p
                     faults[full_at] = str(error)
                 number += 1
                 root = folder / f"root-{number}"
-            elif outcome.code != 1 or "no space left" not in text or "Traceback" in text:
+            elif outcome.code != 1 or "no space left" not in text.lower() or "again" not in text or "Traceback" in text:
                 faults[full_at] = text
             if full_at and full_at not in seen:
                 faults[full_at] = "it was not written this time"

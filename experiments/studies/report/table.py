@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import write_text
 from experiments.common.progress import duration
 from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
@@ -45,9 +46,9 @@ def export(store: Store, path: Path) -> int:
     if path.suffix == ".json":
         values = {"study": public_values(store.config), "trials": [vars(trial) for trial in trials]}
         text = json.dumps(_no_nan(values), indent=2, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
     elif path.suffix == ".csv":
-        frame(store).to_csv(path, index=False)
+        write_text(path, frame(store).to_csv(index=False))
     else:
         table = frame(store)
         for name in [n for n in table if str(n).startswith("pick/") and table[n].map(type).nunique() > 1]:

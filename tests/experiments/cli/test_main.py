@@ -70,7 +70,11 @@ def test_commands_that_read_files_import_no_torch(argv: list[str], needed: set[s
 @pytest.mark.parametrize(
     ("fault", "code", "message"),
     [
-        (OSError(28, "No space left on device", "table.csv"), 1, "No space left on device: 'table.csv'"),
+        (
+            OSError(28, "No space left on device", "table.csv"),
+            1,
+            "No space left on device: 'table.csv'; nothing recorded",
+        ),
         (PermissionError(13, "Permission denied", "out"), 1, "Permission denied: 'out'"),
         (OperationalError("INSERT", {}, Exception("database or disk is full")), 1, "database or disk is full"),
         (KeyboardInterrupt(), 130, "the same command continues"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_files_of_trials_without_picks_or_with_what_is_no_number(tmp_path: Path)
     assert read["trials"][0]["runs"][0]["result"]["scorecard"]["kl"]["value"] is None
     export(store, tmp_path / "t.parquet")
     assert pd.read_parquet(tmp_path / "t.parquet")["pick/rate"].isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json"])
+def test_a_full_disk_leaves_the_export_that_is_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / name).write_text("old")
+    store = open_store(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(store, tmp_path / name)
+    assert (tmp_path / name).read_text() == "old"
 
 
 def test_status_counts_what_keeps_the_constraints(tmp_path: Path) -> None:
