@@ -59,6 +59,8 @@ def run_experiment(
         inputs = read_inputs(config, root, say)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
+            if folder.is_symlink() and (fresh or not folder.exists()):
+                raise RunError(f"{folder} is a link, which is neither emptied nor followed to nothing: delete the link")
             if fresh and folder.exists():
                 shutil.rmtree(folder)
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)

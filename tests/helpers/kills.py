@@ -1,31 +1,38 @@
 """Kill runs and studies at random moments, start them again until they end, and compare with what was never killed.
 
-python -m tests.helpers.kills run study --kills 50 --seed 3    # prints the kills of each; exit 1: unequal
+python -m tests.helpers.kills run study --kills 500 --seed 3    # prints the kills of each; exit 1: unequal
 
-It does runs, then studies, until each kind was killed so often. The slow tier does 2 kills of each.
+It does runs, then studies, until each kind was killed so often. The slow tier does 50 kills of each.
 
 Equal: item records and weights byte for byte, results but for seconds and memory, one journal and one finished MLflow
 run per thing, and every point of a metric once in the store. Each attempt is a forked child of this process, which has
-imported everything and trains nothing itself: a kill then hits the work, not the imports.
+imported everything and trains nothing itself: a kill then hits the work, not the imports. The system ends a child by a
+timer of its own, after so many seconds of the processor: a busy machine moves no kill, and no Python code runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import math
+import gc
+import importlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
+from tqdm import tqdm
 
 from experiments.common.files import read_json
 from experiments.config import parse_config
@@ -36,10 +43,14 @@ from experiments.studies.queue import Store
 from experiments.tracking.journal import PATTERN
 from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.tracker import Tracker
-from tests.helpers.small_run import small_values, tiny_base
+from tests.helpers.byte_level import byte_base
+from tests.helpers.damaged import without_pictures
+from tests.helpers.small_run import small_values
 from tests.helpers.tiny_study import RATE, study_values
 
 MEASURED = ("cost/", "system/", "trials/", "tokens_per_s")  # differ by nature
+IMPORTED = ("mlflow.store.tracking.sqlalchemy_store", "reasoning_gym.factory")  # by the work, and not by this module
+STORE = "mlflow.db"  # which takes longest to make
 Work = Callable[[Path], object]
 
 
@@ -47,8 +58,11 @@ class Unequal(AssertionError):
     """What was killed differs from what was not."""
 
 
-def start(work: Work, root: Path) -> int:
-    """Do the work in a forked child; return its process id."""
+def start(work: Work, root: Path, seconds: float = 0) -> int:
+    """Do the work in a forked child, and return its process id. seconds: of the processor, until it is killed; 0: not.
+
+    The signal of the timer ends a process at once, as SIGKILL does.
+    """
     sys.stdout.flush()
     if pid := os.fork():
         return pid
@@ -56,6 +70,8 @@ def start(work: Work, root: Path) -> int:
     log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    tqdm.set_lock(threading.RLock())  # its own lock is shared with forked processes, and a killed one may hold it
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         work(root)
         os._exit(0)
@@ -64,32 +80,35 @@ def start(work: Work, root: Path) -> int:
         os._exit(1)
 
 
-def ended(pid: int) -> bool:
-    """Whether a child has ended. Raises Unequal if it failed by itself."""
+def ended(pid: int) -> bool | None:
+    """Whether a child has done its work; None if it was killed. Raises Unequal if it failed by itself."""
     found, status = os.waitpid(pid, os.WNOHANG)
+    if found and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
+        return None
     if found and status:
         raise Unequal(f"an attempt failed by itself, with status {status}")
     return bool(found)
 
 
-def killed(work: Work, root: Path, moments: Iterable[float], processes: int = 1) -> int:
-    """Do the work in as many processes, kill one of them after each of the moments (seconds), and start it again.
+def killed(work: Work, root: Path, moments: Iterator[float], processes: int = 1, store: Path | None = None) -> int:
+    """Do the work in as many processes, kill each after the next of the moments, and start it again.
 
-    Returns the number of kills. Each process does the whole work with the others, as from several shells.
+    moments: seconds of the processor; each process is left alone when there are none. store: is there at the second
+    start, as if another run had made it. Returns the number of kills. Each process does the whole work with the others,
+    as from several shells.
     """
     root.mkdir(parents=True)
-    left, kills = [start(work, root) for _ in range(processes)], 0
+    left, kills = [start(work, root, next(moments, 0)) for _ in range(processes)], 0
     try:
-        for seconds in (*moments, math.inf):
-            end = time.monotonic() + seconds
-            while left and time.monotonic() < end:
-                left[:] = [pid for pid in left if not ended(pid)]
-                time.sleep(0.005)
-            if not left:
-                break
-            kill(left.pop(kills % len(left)))
-            left.append(start(work, root))
-            kills += 1
+        while left:
+            time.sleep(0.005)
+            states = {pid: ended(pid) for pid in left}
+            left[:] = [pid for pid, done in states.items() if done is False]
+            for _ in (done for done in states.values() if done is None):
+                kills += 1
+                if store and processes == 1 and not (root / STORE).exists():
+                    shutil.copy(store, root / STORE)
+                left.append(start(work, root, next(moments, 0)))
     finally:
         for pid in left:  # after an error, or if this process is to end
             kill(pid)
@@ -167,18 +186,30 @@ def trials(root: Path) -> list[Any]:
     return [(trial.picks, trial.values) for trial in found]
 
 
+def processor(work: Callable[[], object]) -> float:
+    """Return the seconds of the processor that children needed for some work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def check(kind: str, kills: int, most: int, folder: Path, base: str, chance: random.Random) -> None:
-    """Do the work once without kills, then again with at most so many kills each, until `kills` are made; compare."""
+    """Do the work once without kills, then again with at most so many kills each, until `kills` are made; compare.
+
+    An attempt does what a start of finished work does, and then up to a sixteenth of the work before it is killed.
+    """
     work = {"run": one_run, "study": one_study}[kind](base)
     experiment, processes = {"run": ("small", 1), "study": ("tiny", 2)}[kind]
-    whole, began = folder / kind, time.monotonic()
-    killed(work, whole, ())
-    seconds = time.monotonic() - began
+    whole, empty = folder / kind, folder / f"{kind}-empty"
+    killed(lambda root: Tracker(root, "Default"), empty, iter(()))
+    seconds = processor(lambda: killed(work, whole, iter(())))
+    again = processor(lambda: os.waitpid(start(work, whole), 0))
     done = number = 0
     while done < kills:
         other, began = folder / f"{kind}-{number}", time.monotonic()
-        moments = [chance.uniform(0, 2 * seconds / (most + 1)) for _ in range(min(most, kills - done))]
-        now = killed(work, other, moments, processes)
+        moments = iter([chance.uniform(0, again + seconds / 16) for _ in range(min(most, kills - done))])
+        now = killed(work, other, moments, processes, empty / STORE)
         compare(whole, other, experiment)
         if kind == "study" and trials(whole) != trials(other):
             raise Unequal(f"trials differ: {trials(whole)} and {trials(other)}")
@@ -191,15 +222,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("kinds", nargs="+", choices=("run", "study"), metavar="KIND", help="run, study or both")
     parser.add_argument("--kills", type=int, default=50, help="of each kind (default: %(default)s)")
-    parser.add_argument("--most", type=int, default=8, help="of one run or study; then it is left alone")
+    parser.add_argument("--most", type=int, default=50, help="of one run or study; then it is left alone")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", flush=True)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     folder, chance = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(args.seed)
     try:
-        with sigterm_raises():
-            base = tiny_base(folder / "base")
+        with sigterm_raises(), pytest.MonkeyPatch.context() as patch:
+            without_pictures(patch)
+            for name in IMPORTED:
+                importlib.import_module(name)
+            gc.freeze()  # else each child collects what it shares with this process
+            base = byte_base(folder / "base")
             for kind in args.kinds:
                 check(kind, args.kills, args.most, folder, base, chance)
         shutil.rmtree(folder)

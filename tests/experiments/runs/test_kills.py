@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.mark.slow
 def test_random_kills_lose_and_repeat_nothing() -> None:
-    """Two of each here; `python -m tests.helpers.kills run study --kills 50` does many. It forks."""
-    command = [sys.executable, "-m", "tests.helpers.kills", "run", "study", "--kills", "2", "--most", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=850, check=False)
+    """50 of each; `python -m tests.helpers.kills run study --kills 500` does more. It forks."""
+    command = [sys.executable, "-m", "tests.helpers.kills", "run", "study", "--kills", "50", "--seed", "41"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1700, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout.count("2 kills of") == 2
+    assert done.stdout.count("50 kills of") == 2

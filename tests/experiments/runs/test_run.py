@@ -150,6 +150,21 @@ def test_a_fault_of_the_machine_stops_the_run_and_loses_nothing(
     assert not outcome.failed
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_run_folder_that_is_a_link_is_not_emptied(base: str, tmp_path: Path, fresh: bool) -> None:
+    """Without --fresh a link to a folder is used as the folder; a link to nothing is named."""
+    config, target = small_config(base), tmp_path / "target"
+    link = run_folder(config, tmp_path)
+    link.parent.mkdir()
+    link.symlink_to(target)
+    if fresh:
+        target.mkdir()
+        (target / "kept").touch()
+    with pytest.raises(RunError, match=r"small-\w+ is a link, .*: delete the link"):
+        run_experiment(config, tmp_path, fresh=fresh, say=lambda text: None)
+    assert not fresh or (target / "kept").exists()
+
+
 def test_two_processes_on_one_run_are_refused(base: str, tmp_path: Path) -> None:
     from filelock import FileLock
 

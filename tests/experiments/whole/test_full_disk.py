@@ -1,0 +1,27 @@
+"""A disk that is full at any place where a run writes stops the run, loses nothing, and the same command continues.
+
+This is a sample; `python -m tests.helpers.full_disk run study` does every place.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.full_disk import check, place
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_a_place_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    try:
+        assert check("run", tmp_path, each=8) == {}
+    finally:
+        gc.unfreeze()
+
+
+def test_places_have_no_ids_and_no_steps() -> None:
+    path = "/root/runs/small-1a2b3c4d/arms/full-0.001/checkpoints/checkpoint-2/.meter.json.a1_b2c3d-host-12.part"
+    assert place(path, Path("/root")) == "runs/small-*/arms/full-*/checkpoints/checkpoint-*/.meter.json.part"
