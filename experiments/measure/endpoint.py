@@ -16,13 +16,14 @@ from typing import Any
 import httpx
 
 from ctrl.errors import unknown_name
-from experiments.common.errors import BenchError, ConfigError
+from experiments.common.errors import ConfigError, MachineError
 from experiments.common.files import json_lines, parse_json
 from experiments.common.hashing import text_id
 from experiments.models.conversation import messages_of, tools_of
 from experiments.models.generation import Progress, no_progress
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)#(?P<model>\S+)")
+SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
 KEY = "OPENAI_API_KEY"  # of the environment
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
@@ -31,8 +32,8 @@ THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of mod
 NO_PROBABILITIES = "an endpoint gives replies, not the probabilities that it needs"
 
 
-class EndpointError(BenchError):
-    """A server that gives no reply, after all tries."""
+class EndpointError(MachineError):
+    """A server that gives no reply, after all tries: it says nothing about the model."""
 
 
 def is_endpoint(address: str) -> bool:
@@ -59,7 +60,7 @@ class Endpoint:
         match = URL.fullmatch(address)
         if match is None:
             raise ConfigError(
-                f"--model {re.sub('//[^/]*@', '//...@', address)}: write NAME=http://HOST:PORT/v1#MODEL, the model's "
+                f"--model {SECRET.sub('...', address)}: write NAME=http://HOST:PORT/v1#MODEL, the model's "
                 f"name on the server after the #; a key goes into the environment variable {KEY}"
             )
         key = os.environ.get(KEY)
@@ -170,10 +171,9 @@ def _names(response: httpx.Response) -> list[str]:
 
 def _text(response: httpx.Response) -> str:
     try:
-        content = response.json()["choices"][0]["message"].get("content") or ""
+        return THOUGHT.sub("", response.json()["choices"][0]["message"].get("content") or "")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EndpointError(f"{response.url} does not speak the OpenAI protocol: its answer has no message") from error
-    return THOUGHT.sub("", str(content)).rstrip()
 
 
 def _waits() -> Iterator[float]:

@@ -58,7 +58,10 @@ class Table:
         return "\n".join([first, "-" * (sum(widths) + gap * (len(widths) - 1)), *others])
 
     def html(self, kind: str = "") -> Markup:
-        """Write <table class=kind>; intervals are small, and below their value."""
+        """Write <table class=kind>; intervals are small, and below their value.
+
+        Each cell knows its column's title (`data-title`): on a phone a row becomes a card, and the style writes it.
+        """
         head = Markup().join(
             Markup("<th{}{}>{}</th>").format(
                 Markup(' class="num"') if self._is_number(i) else "",
@@ -98,8 +101,9 @@ class Table:
         value, bracket, interval = text.partition(" [")
         small = bracket and text.endswith("]")
         mark = self.marks.get((row, column), 'class="num"' if self._is_number(column) else "")
-        return Markup("<td{}>{}{}</td>").format(
+        return Markup('<td{} data-title="{}">{}{}</td>').format(
             Markup(f" {mark}") if mark else "",
+            self.head[column],
             value if small else text,
             Markup("<small>[{}</small>").format(interval) if small else "",
         )

@@ -63,9 +63,9 @@ def test_html_escapes_marks_and_spans() -> None:
     assert text.startswith('<table class="heat">')
     assert Cells(text).found == [
         ("arm", ""), ("a|b", 'title=the "value"'), ("n", "class=num"),
-        ("a", ""), (".5", "class=best"), ("[.4,.6]", ""), ("1", "class=num"),
-        ("b", ""), ("-", ""), ("22", "class=num"),
-        ("c", ""), ("failed: <why>\nand more", "class=reason colspan=2"),
+        ("a", "data-title=arm"), (".5", "class=best data-title=a|b"), ("[.4,.6]", ""), ("1", "class=num data-title=n"),
+        ("b", "data-title=arm"), ("-", "data-title=a|b"), ("22", "class=num data-title=n"),
+        ("c", "data-title=arm"), ("failed: <why>\nand more", "class=reason colspan=2"),
     ]  # fmt: skip
 
 
