@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from experiments.common.errors import TrackingError
+from experiments.common.machine_faults import of_the_machine
 from experiments.common.printable import printable
 from experiments.tracking.client import DATABASES, away, connect, open_local, refused
 from experiments.tracking.machine import process_alive
@@ -94,6 +95,8 @@ class TrackingStore:
             if self.local
             else "Correct that URI or start what it names, or unset MLFLOW_TRACKING_URI to log to a local file."
         )
+        if self.local and of_the_machine(error):
+            advice = "Nothing recorded is lost: run the same command again when the cause is gone."
         return TrackingError(f"the MLflow store {self.shown} cannot be used: {last_line(error)}\n{advice}")
 
     def _find_experiment(self, name: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
 from experiments.tracking.journal import Journal
-from experiments.tracking.store import last_line
+from experiments.tracking.store import TrackingStore, last_line
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import ROOT, TRAIN, read
@@ -114,3 +114,9 @@ FULL = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT]\n(Bac
 )
 def test_the_reason_of_an_outage_is_its_innermost_cause(text: str, reason: str) -> None:
     assert last_line(RuntimeError(text)) == reason
+
+
+def test_a_full_disk_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None:
+    said = str(TrackingStore(tmp_path).unusable(OSError(28, "No space left on device")))
+    assert "No space left on device\nNothing recorded is lost: run the same command again" in said
+    assert "Moving mlflow.db away" in str(TrackingStore(tmp_path).unusable(RuntimeError("file is not a database")))
