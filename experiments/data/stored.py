@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 from filelock import FileLock
 
 from experiments.common.files import read_note, write_json
+from experiments.data.cache_room import in_use, prune
 from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.base import cache_folder
 from experiments.models.conversation import Conversation
@@ -81,12 +82,17 @@ class Stored(Sequence[Example]):
     def __init__(self, folder: Path) -> None:
         import pyarrow
 
+        self.folder, self.in_use = folder, in_use(folder)
         note = read_note(folder / NOTE)
         self.digest, self.faults = str(note["digest"]), list(note["faults"])
         self.repeated, self.size = int(note["repeated"]), int(note["examples"])
         self.table = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / ROWS))).read_all()
         if len(self.table) != self.size:
             raise ValueError(f"{folder} has {len(self.table)} rows in place of {self.size}")
+
+    def __reduce__(self) -> tuple[type[Stored], tuple[Path]]:
+        """Copy it, also to another process, by opening it again."""
+        return Stored, (self.folder,)
 
     def __len__(self) -> int:
         return self.size
@@ -128,13 +134,14 @@ def stored(key: str, parts: Iterable[Found], distinct: bool) -> Stored:
     that need the same wait for the first. Raises TypeError if examples cannot be stored, OSError if there is no room.
     """
     folder = cache_folder() / "tables" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with in_use(folder), FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
         try:
             return Stored(folder)
         except (OSError, ValueError, LookupError):  # not there, or damaged
             _write(folder, parts, distinct)
-    return Stored(folder)
+            prune()
+            return Stored(folder)
 
 
 def _write(folder: Path, parts: Iterable[Found], distinct: bool) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.common.hashing import short_digest
 from experiments.common.spread import spread
+from experiments.data.cache_room import in_use, prune
 from experiments.data.encoding import Encoded, Encoder, Piece
 from experiments.data.items import Example
 from experiments.data.source import Source
@@ -60,7 +61,9 @@ class TokenCache:
 
     def _open(self, path: Path) -> sqlite3.Connection | None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self.in_use = in_use(path)
+            if not path.exists():
+                prune()
             base = sqlite3.connect(path, timeout=60)
             base.execute(f"PRAGMA mmap_size = {MAPPED}")
             base.execute("CREATE TABLE IF NOT EXISTS tokens (number INTEGER PRIMARY KEY, value BLOB NOT NULL)")

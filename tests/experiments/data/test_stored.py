@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def test_a_large_table_is_as_a_small_one(
     order = found.order(0, 0, wanted["ids"])
     assert [found.table[i] for i in order] == wanted["epochs"][0]
     assert len(list(found.table[2:4])) == 2
+    assert list(copy.deepcopy(found).table) == list(found.table)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "huggingface"])

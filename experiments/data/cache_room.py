@@ -1,0 +1,78 @@
+"""Keep the caches of large tables within limits: what nobody has used for long is deleted, never what is in use."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from experiments.models.base import cache_folder
+
+DAYS, BYTES = 30, 50 * 10**9  # since its last use; of all entries together, of which the oldest go first
+FOLDERS, USED = ("tables", "tokens"), ".used"
+
+
+def in_use(entry: Path) -> IO[str]:
+    """Mark an entry of a cache, a file or a folder, as in use until the returned file is closed, also by a crash.
+
+    Waits while another process deletes it. Raises OSError if nothing can be written there.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    file = open(f"{entry}{USED}", "a")  # noqa: SIM115  # the caller keeps it open
+    fcntl.flock(file, fcntl.LOCK_SH)
+    os.utime(file.fileno())
+    return file
+
+
+def prune(days: float = DAYS, most: int = BYTES) -> list[Path]:
+    """Delete entries that were last used more than `days` ago, and the oldest while all are more than `most` bytes.
+
+    Returns what was deleted. Errors of the disk are passed over: a cache that cannot be pruned still works.
+    """
+    entries = sorted(_entries(), key=_last_use)
+    total, oldest = sum(map(_size, entries)), time.time() - days * 86400
+    deleted = []
+    for entry in entries:
+        size = _size(entry)
+        if (_last_use(entry) < oldest or total > most) and _delete(entry):
+            total -= size
+            deleted.append(entry)
+    return deleted
+
+
+def _entries() -> Iterator[Path]:
+    for folder in FOLDERS:
+        found = cache_folder() / folder
+        if found.is_dir():
+            yield from (path for path in found.iterdir() if path.is_dir() or path.suffix == ".db")
+
+
+def _last_use(entry: Path) -> float:
+    used = Path(f"{entry}{USED}")
+    try:
+        return (used if used.exists() else entry).stat().st_mtime
+    except FileNotFoundError:  # another process has deleted it
+        return 0.0
+
+
+def _size(entry: Path) -> int:
+    files = entry.rglob("*") if entry.is_dir() else [entry]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _delete(entry: Path) -> bool:
+    """Delete an entry, unless it is in use."""
+    try:
+        with open(f"{entry}{USED}", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+            return True
+    except OSError:  # BlockingIOError if it is in use
+        return False

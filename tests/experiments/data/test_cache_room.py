@@ -1,0 +1,69 @@
+"""Caches of tables stay within their limits, and keep what is in use."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.data.cache_room import in_use, prune
+from experiments.data.files import LocalFile
+from experiments.data.token_cache import TokenCache
+from tests.helpers.question_files import write
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROL_LLM_CACHE", str(tmp_path))
+
+
+def entry(folder: Path, name: str, days: float, size: int = 100) -> Path:
+    """Make an entry that was last used some days ago."""
+    path = folder / name
+    file = path if path.suffix == ".db" else path / "rows.arrow"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(bytes(size))
+    in_use(path).close()
+    then = time.time() - days * 86400
+    os.utime(f"{path}.used", (then, then))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("days", "most", "kept"), [(30, 10**6, 3), (4, 10**6, 2), (30, 250, 2), (30, 100, 1), (0, 0, 0)]
+)
+def test_the_oldest_are_deleted(days: float, most: int, kept: int, tmp_path: Path) -> None:
+    made = [entry(tmp_path, name, old) for name, old in (("tokens/b.db", 5), ("tables/a", 2), ("tables/c", 1))]
+    other = entry(tmp_path, "a-model", 99)
+    assert prune(days, most) == made[: 3 - kept]
+    assert [path for path in made if path.exists()] == made[3 - kept :]
+    assert other.exists()
+
+
+@pytest.mark.parametrize("name", ["tables/a", "tokens/b.db"])
+def test_what_is_in_use_is_kept(name: str, tmp_path: Path) -> None:
+    used = entry(tmp_path, name, 99)
+    one, other = in_use(used), in_use(used)  # each has a lock of its own, as those of two processes
+    assert prune(0, 0) == []
+    one.close()
+    assert prune(0, 0) == []
+    other.close()
+    assert prune(0, 0) == [used]
+    assert not used.exists()
+
+
+def test_tables_and_tokens_are_in_use_while_they_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.files.LARGE", 0)
+    monkeypatch.setattr("experiments.common.spread.cores", lambda: 1)
+    old = entry(tmp_path, "tables/old", 99)
+    file = write(tmp_path / "a.jsonl", [{"question": f"q{i}", "answer": "1"} for i in range(9)])
+    source, tokens = LocalFile(path=str(file)), TokenCache(tmp_path / "tokens" / "x.db")
+    assert len(source.examples) == 9
+    assert not old.exists()  # a new table makes room
+    assert prune(0, 0) == []
+    digest = source.digest()
+    del source, tokens
+    assert len(prune(0, 0)) == 2
+    assert LocalFile(path=str(file)).digest() == digest
