@@ -84,7 +84,7 @@ class Numeric(Grader):
 
     A number is 1234, 1,234.5, 1/2 or 1e3, in the digits of any script; apostrophes and narrow or fixed spaces may be
     between thousands too. Not read as one number: 1 1/2 (its last number is 1/2), the sign ½, 1 234 with a plain
-    space, 1.234.567, and 3,5 with a decimal comma. For these take math, regex or a function of your own.
+    space, 1.234.567, and 3,5 with a decimal comma. For these write a function of your own.
     """
 
     main = "tolerance"
