@@ -94,6 +94,7 @@ def _takes_masks(model: PreTrainedModel) -> bool:
     return (
         model.config._attn_implementation in ("sdpa", "eager")
         and not inner._is_stateful
+        and not getattr(model.config, "alibi", False)  # Falcon's: its positions come from a mask of two dimensions
         and "position_ids" in inspect.signature(type(inner).forward).parameters
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TypeAlias
 
 from experiments.scorecard.bootstrap import Array, bootstrap_p
@@ -14,7 +15,7 @@ from experiments.scorecard.seeds import Measured, drawn_over_seeds
 
 LEVEL = 0.05
 SignificantPairs: TypeAlias = Mapping[str, frozenset[frozenset[str]]]  # by figure: the pairs of arms that differ
-Answers: TypeAlias = Mapping[tuple[str, str, str], int]  # by (suite, task, item)
+Answers: TypeAlias = Mapping[tuple[str, str, str], Fraction]  # by (suite, task, item)
 
 
 def significant_pairs(
@@ -56,11 +57,14 @@ def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answ
 
 
 def net_correct(runs: Sequence[Measured]) -> Answers:
-    """Count right answers after training less those before, of each question, over its forms and the seeds."""
-    net: dict[tuple[str, str, str], int] = defaultdict(int)
+    """Count right answers after training less those before, of each question, over its forms: the mean over the seeds.
+
+    A fraction, so that an arm of 2 seeds and one of 3 are equal if their means are.
+    """
+    net: dict[tuple[str, str, str], Fraction] = defaultdict(Fraction)
     for base, after in runs:
         for sign, records in ((-1, base), (1, after)):
             for record in records:
                 if record.correct is not None:
-                    net[record.suite, record.task, record.item] += sign * record.correct
+                    net[record.suite, record.task, record.item] += Fraction(sign * record.correct, len(runs))
     return net

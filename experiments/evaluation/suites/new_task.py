@@ -17,7 +17,7 @@ from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, Progress, generate_replies
-from experiments.models.tokens import answer_ids, asked_key, longest_chat, prompt_ids, text_ids
+from experiments.models.tokens import added, answer_ids, asked_key, longest_chat, prompt_ids, text_ids
 from experiments.records import Record
 
 
@@ -72,15 +72,21 @@ class NewTaskSuite(Suite):
             if task.by_choice or task.by_likelihood:
                 return max(choice.longest for choice in self._choices(task))
             return longest_chat(self.tokenizer, [item.question for item in task.test], self._most(task))
-        windows = (window for text in task.documents for window in windows_of(text_ids(self.tokenizer, text)))
+        windows = (window for document in self._windows(task) for window in document)
         return max((len(window) for window in windows), default=0)
+
+    def _windows(self, task: NewText) -> list[list[list[int]]]:
+        start = added(self.tokenizer)[0]
+        return [windows_of(text_ids(self.tokenizer, text), start) for text in task.documents]
 
     def content(self) -> Any:
         return [self._content(task) for task in self.tasks]
 
     def _content(self, task: NewTask | NewText) -> list[Any]:
         if isinstance(task, NewText):
-            return [task.name, [text_ids(self.tokenizer, document) for document in task.documents]]
+            start = added(self.tokenizer)[0]
+            texts = [text_ids(self.tokenizer, document) for document in task.documents]
+            return [task.name, texts, *([start] if start else [])]  # each window begins with it
         pairs = [[item.question, item.answer] for item in task.test]
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
         graded = [task.grader, [repr(dict(item.metadata)) for item in task.test]] if task.grader else []
@@ -168,7 +174,7 @@ class NewTaskSuite(Suite):
             )
 
     def _predicted(self, task: NewText, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
-        windows = [windows_of(text_ids(self.tokenizer, text)) for text in task.documents]
+        windows = self._windows(task)
         flat = [window for document in windows for window in document]
         nll = iter(zip(text_nll(model, flat), flat, strict=True))
         for text, document in zip(task.documents, windows, strict=True):

@@ -15,7 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.evaluation.multiple_choice import log_likelihood
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress, by_length, no_progress
-from experiments.models.tokens import pad
+from experiments.models.tokens import added, pad
 from experiments.records import Record
 
 WINDOW = 256  # tokens
@@ -57,19 +57,24 @@ class TextSuite(Suite):
 
 
 def text_windows(tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
-    """Return the first `tokens` tokens of a public-domain story (In the Year 2889) in windows of 256.
+    """Return the first `tokens` tokens of a public-domain story (In the Year 2889) in windows (`windows_of`).
 
     Raises ConfigError if the story is shorter in this tokenizer.
     """
     ids = list(tokenizer(_story(), add_special_tokens=False)["input_ids"])
     if tokens > len(ids):
         raise ConfigError(f"evaluation.suites.text.tokens={tokens}, but the text has only {len(ids)} tokens")
-    return windows_of(ids[:tokens])
+    return windows_of(ids[:tokens], added(tokenizer)[0])
 
 
-def windows_of(ids: Sequence[int]) -> list[list[int]]:
-    """Cut ids into windows of 256 tokens. A last window of one token predicts nothing and is left out."""
-    windows = [list(ids[start : start + WINDOW]) for start in range(0, len(ids), WINDOW)]
+def windows_of(ids: Sequence[int], start: Sequence[int]) -> list[list[int]]:
+    """Cut ids into windows of 256 tokens, each after the tokens that the tokenizer adds before a text (bos).
+
+    Without its bos a model such as Gemma predicts nothing well. start: these tokens; ids may begin with them. A last
+    window of one token predicts nothing and is left out.
+    """
+    own = list(ids[len(start) :] if list(ids[: len(start)]) == list(start) else ids)
+    windows = [[*start, *own[at : at + WINDOW]] for at in range(0, len(own), WINDOW)]
     return [window for window in windows if len(window) > 1]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM
 
-from experiments.evaluation.tree import Tree
+from experiments.evaluation.tree import Tree, reads_trees
 
 
 class TestTree:
@@ -27,3 +28,10 @@ class TestTree:
         assert mask.dtype == dtype
         assert mask.isfinite().all()
         assert mask.shape == (1, 1, 2, 2)
+
+
+@pytest.mark.parametrize("alibi", [True, False])
+def test_falcons_alibi_is_read_in_rows(alibi: bool) -> None:
+    """Its positions come from a mask of two dimensions, and a tree's mask has four."""
+    config = FalconConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, alibi=alibi)
+    assert reads_trees(FalconForCausalLM(config).eval(), 8) == (not alibi)

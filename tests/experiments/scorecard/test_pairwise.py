@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from experiments.records import Record
 from experiments.scorecard import drawn_over_seeds, significant_pairs
 from experiments.scorecard.bootstrap import bootstrap_p
+from experiments.scorecard.pairwise import net_correct, paired_p
 from tests.helpers.planted_run import base_records, kept, trained
 
 BASE = base_records(np.random.default_rng(0), 200)
@@ -66,6 +67,18 @@ def test_several_seeds_are_told_apart_by_their_mean() -> None:
             for i, (name, lost) in enumerate((("a", 0.05), ("b", 0.6)))}  # fmt: skip
     arms = {name: [(BASE, after) for after in tuned] for name, tuned in runs.items()}
     assert significant_pairs(arms, 1_000)["retention"] == {frozenset(("a", "b"))}
+
+
+def test_arms_of_unequal_numbers_of_seeds_are_compared_by_their_means() -> None:
+    """A seed that failed: one arm has 3 seeds, the other 2 of the same answers."""
+    worse = trained(np.random.default_rng(1), BASE, 0.3, 0.0)
+    three, two = (net_correct([(BASE, worse)] * count) for count in (3, 2))
+    assert three == two
+    assert any(three.values())
+    draws = np.array([0.2, *[0.1] * 100])  # of a difference that the bootstrap finds
+    assert paired_p("retention", draws, np.zeros(101), three, two) == 1
+    half = net_correct([(BASE, worse), (BASE, BASE)])
+    assert paired_p("retention", draws, np.zeros(101), half, three) < 0.05
 
 
 @pytest.mark.parametrize(("count", "known"), [(2, True), (4, False)])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from experiments.evaluation.suites.text import text_nll, text_windows
+from experiments.evaluation.suites.text import text_nll, text_windows, windows_of
+from experiments.models.tokens import text_ids
+from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.option_scores import sharp
 
 
@@ -26,3 +28,14 @@ def test_text_is_the_story_in_windows(tokenizer: PreTrainedTokenizerBase) -> Non
     text = tokenizer.decode(windows[0])
     assert text.startswith("Little though they seem to think of it, the people of this twenty-ninth century")
     assert "\n" not in text.split("\n\n")[0]
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_each_window_begins_as_the_tokenizer_begins_a_text(bos: bool) -> None:
+    """Gemma's likelihood of a text without its bos is no measure of the model."""
+    made = byte_tokenizer(bos=bos)
+    start = [made.bos_token_id] * bos
+    for windows in (text_windows(made, 600), windows_of(text_ids(made, "a" * 600), start)):
+        assert [len(window) - len(start) for window in windows] == [256, 256, 88]
+        assert all(window[: len(start)] == start for window in windows)
+        assert sum(window.count(made.bos_token_id) for window in windows) == 3 * bos
