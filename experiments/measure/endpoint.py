@@ -94,8 +94,10 @@ class Endpoint:
         asked: dict[str, Any] = {"model": self.model, "messages": messages_of(question), "temperature": 0}
         tools = tools_of(question)
         body = {**asked, "max_tokens": most, **({"tools": tools} if tools else {})}
-        fault = ""
+        fault, longer = "", 0.0
         for wait in _waits():
+            time.sleep(max(wait, longer))
+            longer = 0.0
             try:
                 found = self.client.post(f"{self.url}/chat/completions", json=body)
             except httpx.TransportError as error:
@@ -106,8 +108,7 @@ class Endpoint:
                 fault = f"{found.status_code} {self._without_key(found.text)[:200]}"
                 if found.status_code != 429 and found.status_code < 500:
                     raise EndpointError(f"{self.url} refuses a question: {fault}")
-                wait = max(wait, _asked_wait(found))
-            time.sleep(wait)
+                longer = _asked_wait(found)
         raise EndpointError(f"{self.url} gave no reply in {TRIES} tries ({fault}): the same command goes on from here")
 
     def _without_key(self, text: str) -> str:
@@ -177,7 +178,8 @@ def _text(response: httpx.Response) -> str:
 
 
 def _waits() -> Iterator[float]:
-    return (min(WAIT * 2**i, LONGEST_WAIT) for i in range(TRIES))
+    """Return the seconds before each try."""
+    return (min(WAIT * (2**i - 1), LONGEST_WAIT) for i in range(TRIES))
 
 
 def _asked_wait(response: httpx.Response) -> float:
