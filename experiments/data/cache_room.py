@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -11,6 +10,11 @@ from pathlib import Path
 from typing import IO
 
 from experiments.models.base import cache_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 DAYS, BYTES = 30, 50 * 10**9  # since its last use; of all entries together, of which the oldest go first
 FOLDERS, USED = ("tables", "tokens"), ".used"
@@ -23,7 +27,8 @@ def in_use(entry: Path) -> IO[str]:
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     file = open(f"{entry}{USED}", "a")  # noqa: SIM115  # the caller keeps it open
-    fcntl.flock(file, fcntl.LOCK_SH)
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_SH)
     os.utime(file.fileno())
     return file
 
@@ -31,8 +36,11 @@ def in_use(entry: Path) -> IO[str]:
 def prune(days: float = DAYS, most: int = BYTES) -> list[Path]:
     """Delete entries that were last used more than `days` ago, and the oldest while all are more than `most` bytes.
 
-    Returns what was deleted. Errors of the disk are passed over: a cache that cannot be pruned still works.
+    Returns what was deleted. Errors of the disk are passed over: a cache that cannot be pruned still works. On Windows,
+    where nothing says what is in use, nothing is deleted.
     """
+    if not fcntl:
+        return []
     entries = sorted(_entries(), key=_last_use)
     total, oldest = sum(map(_size, entries)), time.time() - days * 86400
     deleted = []
@@ -60,8 +68,11 @@ def _last_use(entry: Path) -> float:
 
 
 def _size(entry: Path) -> int:
-    files = entry.rglob("*") if entry.is_dir() else [entry]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    try:
+        files = entry.rglob("*") if entry.is_dir() else [entry]
+        return sum(file.stat().st_size for file in files if file.is_file())
+    except FileNotFoundError:  # another process has deleted it
+        return 0
 
 
 def _delete(entry: Path) -> bool:
