@@ -15,8 +15,8 @@ ALONE = ("drift", "alignment")  # suites of distances to the base: their records
 def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
     """Pair records of the same key, sorted by it. Records of suites `drift` and `alignment` may lack a partner.
 
-    Raises ValueError naming a record that occurs twice, lacks its partner, covers other tokens or was asked in other
-    words.
+    Raises ValueError naming a record that occurs twice, lacks its partner, covers other tokens, was asked in other
+    words, or has other options or another right answer.
     """
     first, second = by_key(base, "base"), by_key(after, "after")
     for have, lack, side in ((first, second, "after"), (second, first, "base")):
@@ -37,7 +37,18 @@ def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
                 f"{'/'.join(r.key)} was asked in other words in base and after (other examples in the prompt?): "
                 "measure both in the same way"
             )
+        if any(None not in (one, other) and one != other for one, other in zip(_facts(r0), _facts(r), strict=True)):
+            raise ValueError(
+                f"{'/'.join(r.key)} has other options or another right answer in base and after: evaluate both on the "
+                "same questions"
+            )
     return pairs
+
+
+def _facts(record: Record) -> tuple[list[str] | None, Any]:
+    """Return the options, in any order, and the right answer's text; None for what is not known."""
+    options, answer = record.options, record.answer
+    return sorted(options) if options else None, options[answer] if options and isinstance(answer, int) else answer
 
 
 def by_key(records: Iterable[Record], side: str) -> dict[Key, Record]:

@@ -29,3 +29,15 @@ def test_faults_name_the_record() -> None:
     drift = Record("drift", "replies", "kl", "a", value=1.0, tokens=5)
     with pytest.raises(ValueError, match="drift/replies/kl/a occurs twice"):
         scorecard([], [drift, drift])
+
+
+def test_other_options_or_another_answer_are_another_question() -> None:
+    asked = Record("kept", "t", "chat", "1", correct=1, choice=0, answer=0, options=("x", "y"))
+    turned = dataclasses.replace(asked, choice=1, answer=1, options=("y", "x"))
+    assert len(pair_records([asked], [turned])) == 1  # the order may differ
+    reply = Record("new", "t", "generate", "1", correct=1, answer="5")
+    unknown = dataclasses.replace(reply, answer=None)  # of a foreign file
+    assert len(pair_records([unknown], [reply])) == 1
+    for one, changes in ((asked, {"options": ("x", "z")}), (asked, {"answer": 1}), (reply, {"answer": "6"})):
+        with pytest.raises(ValueError, match="has other options or another right answer in base and after"):
+            pair_records([one], [dataclasses.replace(one, **changes)])
