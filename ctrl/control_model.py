@@ -240,6 +240,16 @@ def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | No
     return None
 
 
+def active_adapter(model: nn.Module) -> str | None:
+    """Return the name of the first module outside of the copies whose PEFT adapter is active; None without any."""
+    own = {module for layer in expanded_layers(model) for module in layer.expanded.modules()}
+    for name, module in model.named_modules():
+        on = getattr(module, "active_adapters", None) and not getattr(module, "disable_adapters", False)
+        if on and isinstance(getattr(module, "base_layer", None), nn.Module) and module not in own:
+            return name
+    return None
+
+
 def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
     """Raise RuntimeError if reentrant gradient checkpointing has dropped the gradients of the divergences."""
     terms = [term for one in passes for term in (one.divergences or {}).values()]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, active_adapter, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
@@ -128,9 +128,17 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
 
     Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
     keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
-    checkpoint of your own around several layers runs them again as the model is then.
+    checkpoint of your own around several layers runs them again as the model is then. Warns of an active PEFT adapter
+    on top, which stays on.
     """
-    control = require_expanded(model).control
+    expanded = require_expanded(model)
+    control = expanded.control
+    if (found := active_adapter(expanded)) is not None:
+        warnings.warn(
+            f"ctrl.pretrained turns the copies off, but the PEFT adapter of {found} stays on: base and adapter. "
+            "For the base alone open model.disable_adapter() too",
+            stacklevel=3,
+        )
     before, control.enabled = control.enabled, False
     try:
         yield model

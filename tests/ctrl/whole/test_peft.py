@@ -102,3 +102,20 @@ def test_expanding_a_model_with_adapters_is_refused_at_once(base: Any, expanded:
 def test_what_the_message_says_works() -> None:
     merged: Any = get_peft_model(tiny(), LORA).merge_and_unload()
     assert len(ctrl.describe(ctrl.expand(merged, ctrl.ControlConfig(layers=2)))) == 2
+
+
+def test_the_base_of_a_model_with_an_adapter_on_top() -> None:
+    """An active adapter is part of what `ctrl.pretrained` gives, and said; low-rank copies are off and not said."""
+    model = disturbed()
+    with torch.no_grad(), ctrl.pretrained(model):
+        base = model(IDS).logits
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    said = r"the PEFT adapter of .*q_proj stays on.* open model\.disable_adapter\(\)"
+    with pytest.warns(UserWarning, match=said), torch.no_grad(), ctrl.pretrained(adapted):
+        assert not torch.allclose(adapted(IDS).logits, base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad(), adapted.disable_adapter(), ctrl.pretrained(adapted):
+            assert torch.equal(adapted(IDS).logits, base)
+        with ctrl.pretrained(disturbed(expanded="lora")):
+            pass
