@@ -75,7 +75,7 @@ def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any
     ("other", "counts"),
     [
         ({}, []),
-        ({"bos": True}, ["new", "kept", "drift"]),  # add_bos_token
+        ({"bos": True}, ["new", "kept", "drift", "text"]),  # add_bos_token
         ({"template": CHATML}, ["new", "kept", "drift"]),
         ({"eos": "<s>"}, ["new", "drift"]),  # kept tasks write no reply
     ],

@@ -55,7 +55,7 @@ def test_they_are_measured_as_the_built_in_tasks_are(
         assert most > 24
         return [said.get(question, "no") for question in questions]
 
-    monkeypatch.setattr("experiments.evaluation.suites.kept.generate_replies", generate)
+    monkeypatch.setattr("experiments.evaluation.replies.generate_replies", generate)
     config = kept_config(base, both(folder), items=6)
     drawn = draw_suites(config, tokenizer)
     whole = measured(drawn, model)

@@ -115,7 +115,7 @@ def test_replies_are_checked_and_recorded(base: str, monkeypatch: pytest.MonkeyP
     evaluation = draw_suites(_config(base), tokenizer).prepare(model, FP32)
     items = instructions(10, 0)
     replies = [f" {good(item)}\n" if i % 2 else "" for i, item in enumerate(items)]
-    monkeypatch.setattr("experiments.evaluation.suites.instructions.generate_replies", lambda *args, **kwargs: replies)
+    monkeypatch.setattr("experiments.evaluation.replies.generate_replies", lambda *args, **kwargs: replies)
     records = evaluation.evaluate(model, FP32, progress=False)
     assert [r.correct for r in records] == [0, 1] * 5
     assert [r.parsed for r in records] == [False, True] * 5

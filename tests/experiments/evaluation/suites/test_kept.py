@@ -61,7 +61,7 @@ def test_chats_are_answered_in_words_too(
         asked.append(questions)
         return [*right[:10], *wrong[10:15], "I do not know."]
 
-    monkeypatch.setattr("experiments.evaluation.suites.kept.generate_replies", replies)
+    monkeypatch.setattr("experiments.evaluation.replies.generate_replies", replies)
     records = evaluation.evaluate(model, FP32)
     assert asked == [[question.template.chat for question in suite.questions]]
     assert suite.size == len(records) == 3 * 16
