@@ -2,13 +2,14 @@
 
     python docs/examples/train_elsewhere.py FOLDER        # 5 minutes on two CPU cores
 
-It writes FOLDER/train.jsonl, FOLDER/test.jsonl (the same facts, asked in other words) and FOLDER/model.
+It writes FOLDER/train.jsonl, FOLDER/test.jsonl (the same facts, asked in other words) and FOLDER/model. `--people`,
+`--steps` and `--base` (a folder) make it shorter.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from datasets import load_dataset
@@ -35,7 +36,7 @@ def as_chat(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def main(folder: Path, people: int = 20, steps: int = 45) -> None:
+def main(folder: Path, people: int, steps: int, base: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder, people)
     rows = load_dataset("json", data_files=str(folder / "train.jsonl"), split="train").map(as_chat)
@@ -56,10 +57,16 @@ def main(folder: Path, people: int = 20, steps: int = 45) -> None:
         gradient_checkpointing=False,
         model_init_kwargs={"dtype": "float32"},
     )
-    trainer = SFTTrainer(model=str(shipped_folder()), args=config, train_dataset=rows)
+    trainer = SFTTrainer(model=str(base), args=config, train_dataset=rows)
     trainer.train()
     trainer.save_model(str(folder / "model"))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=45)
+    parser.add_argument("--base", type=Path, help="default: SmolLM2-135M-Instruct")
+    args = parser.parse_args()
+    main(args.folder, args.people, args.steps, args.base or shipped_folder())

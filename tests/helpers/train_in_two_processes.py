@@ -39,13 +39,15 @@ def arm(method: str) -> ArmConfig:
 
 
 def methods(mode: str) -> list[str]:
-    """Those that are not refused there, and some of them with other settings. DDP: those that act beside the model's
-    own pass or the optimiser; the others are a wrapped model, and shards try them harder. FSDP: not rslora, eaft and
-    prift, which meet shards as lora and dft do. None whose weights depend on all tokens of a pass, of which each
-    process has others."""
+    """Those that are not refused there, and some of them with other settings. None whose weights depend on all tokens of
+    a pass, of which each process has others.
+
+    DDP: those that act beside the model's own pass or the optimiser; the others are a wrapped model, and shards try
+    them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and partial do.
+    """
     left_out = {
         "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
-        "fsdp": ("l2sp", "ewc", "mofo", "rslora", "eaft", "prift"),
+        "fsdp": ("l2sp", "ewc", "mofo", "rslora", "eaft", "prift", "prox", "asft", "half"),
         "zero": ("mer", "mofo", "control bf16"),
     }
     others = ("kl lora", "kl control", "control bf16", "dft on control", "ema on lora", "kl and ema")

@@ -38,6 +38,16 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": [0, 2]},
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
+    "08_measure": {
+        "people": 3,
+        "steps": 2,
+        "kept_items": 4,
+        "replies": 2,
+        "reply_tokens": 2,
+        "text_tokens": 256,
+        "alphas": [0.5],
+        "condition": "retention >= 0",
+    },
 }
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
 POSTHOC = ("02_ablation",)  # a second Run All finds the results of operations next to the arms
@@ -107,7 +117,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
     text = json.dumps(executed)
     assert "image/png" in text
     if path.stem not in WITHOUT_RUNS:
-        assert "arm" in text
+        assert "retention" in text
         assert set(root.glob("runs/*/report.html")) - before
     if path.stem in POSTHOC:
         again = execute(tmp_path / f"again-{path.name}", kernel_name="python3")
