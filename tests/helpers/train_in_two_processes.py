@@ -39,8 +39,8 @@ def arm(method: str) -> ArmConfig:
 
 
 def methods(mode: str) -> list[str]:
-    """Those that are not refused there, and some of them with other settings. None whose weights depend on all tokens of
-    a pass, of which each process has others.
+    """Those that are not refused there, and some of them with other settings. None whose weights depend on all tokens
+    of a pass, of which each process has others.
 
     DDP: those that act beside the model's own pass or the optimiser; the others are a wrapped model, and shards try
     them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and partial do.
