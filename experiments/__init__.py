@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.runs.preview import preview
     from experiments.runs.run import open_run, run_experiment
     from experiments.runs.trained import load_trained, replies, replies_at
+    from experiments.soften.plot import path_figure
     from experiments.soften.run import soften as soften_model  # `soften` is the room
     from experiments.studies.frame import frame
     from experiments.studies.launch import run_study

@@ -43,8 +43,7 @@ from pathlib import Path
 
 from IPython.display import Image, display
 
-from experiments import measure_models, quiet, soften_model
-from experiments.soften.plot import path_figure
+from experiments import measure_models, path_figure, quiet, soften_model
 
 quiet()  # progress bars stay, the libraries' chatter goes
 place = Path(root or "../mlruns").resolve() / f"elsewhere-{people}-{steps}"
