@@ -242,10 +242,13 @@ def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | No
 
 def active_adapter(model: nn.Module) -> str | None:
     """Return the name of the first module outside of the copies whose PEFT adapter is active; None without any."""
+    adapted = {name: module for name, module in model.named_modules() if "base_layer" in module._modules}
+    if not adapted:  # as most often: a training with a reference asks at each step
+        return None
     own = {module for layer in expanded_layers(model) for module in layer.expanded.modules()}
-    for name, module in model.named_modules():
+    for name, module in adapted.items():
         on = getattr(module, "active_adapters", None) and not getattr(module, "disable_adapters", False)
-        if on and isinstance(getattr(module, "base_layer", None), nn.Module) and module not in own:
+        if on and module not in own:
             return name
     return None
 

@@ -42,8 +42,9 @@ def methods(mode: str) -> list[str]:
     """Those that are not refused there, and some of them with other settings. None whose weights depend on all tokens
     of a pass, of which each process has others.
 
-    DDP: those that act beside the model's own pass or the optimiser; the others are a wrapped model, and shards try
-    them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and partial do.
+    DDP: those that do more than the model's own pass, or change the optimiser. The others only wrap the model, and
+    shards test them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and
+    partial do.
     """
     left_out = {
         "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),

@@ -23,5 +23,5 @@ def test_a_full_disk_at_a_place_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_places_have_no_ids_and_no_steps() -> None:
-    path = "/root/runs/small-1a2b3c4d/arms/full-0.001/checkpoints/checkpoint-2/.meter.json.a1_b2c3d-host-12.part"
-    assert place(path, Path("/root")) == "runs/small-*/arms/full-*/checkpoints/checkpoint-*/.meter.json.part"
+    path = "/mlruns/runs/small-1a2b3c4d/arms/full-0.001/checkpoints/checkpoint-2/.meter.json.a1_b2c3d-host-12.part"
+    assert place(path, Path("/mlruns")) == "runs/small-*/arms/full-*/checkpoints/checkpoint-*/.meter.json.part"
