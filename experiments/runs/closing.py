@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.common.files import write_bytes
 from experiments.records import ArmResult
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
@@ -55,5 +56,5 @@ def _write_pictures(folder: Path, pictures: Sequence[tuple[str, Figure]]) -> lis
     """Write pictures as PNG files named after their titles; return the names."""
     names = [f"{title.lower().replace(' ', '-')}.png" for title, _ in pictures]
     for name, (_, picture) in zip(names, pictures, strict=True):
-        (folder / name).write_bytes(image_bytes(picture, "png"))
+        write_bytes(folder / name, image_bytes(picture, "png"))
     return names
