@@ -189,7 +189,7 @@ def in_order(found: Iterable[Journal]) -> list[Journal]:
 
     def depth(journal: Journal) -> int:
         chain = [journal]
-        while (above := known.get(starts[chain[-1]].get("parent"))) and above not in chain:
+        while (above := known.get(starts[chain[-1]].get("parent") or "")) and above not in chain:
             chain.append(above)
         return len(chain)
 

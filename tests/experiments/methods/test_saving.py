@@ -128,10 +128,10 @@ def test_an_adapter_names_its_base_itself(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*cannot be seen")
         load_onto(base, tmp_path)
+    other = byte_llama(260)
+    other.config._name_or_path = "other/two"
     with pytest.warns(UserWarning, match="was trained on org/one, and is loaded onto other/two"):
-        base = byte_llama(260)
-        base.config._name_or_path = "other/two"
-        load_onto(base, tmp_path)
+        load_onto(other, tmp_path)
 
 
 ADAPTERS: dict[str, tuple[Change, str]] = {

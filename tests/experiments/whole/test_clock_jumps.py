@@ -28,12 +28,12 @@ DAYS = [-400.0, 400.0]
 def jump(monkeypatch: pytest.MonkeyPatch) -> Jump:
     """Set the clock of this process by so many days, and with it the times at which processes began."""
     real, began, days = time.time, psutil.Process.create_time, [0.0]
-    today = datetime.datetime
+    today = datetime.datetime.now
 
-    class Moved(today):
+    class Moved(datetime.datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime.datetime:
-            return today.now(tz) + datetime.timedelta(days=days[0])
+        def now(cls, tz: Any = None) -> Any:
+            return today(tz) + datetime.timedelta(days=days[0])
 
     monkeypatch.setattr(time, "time", lambda: real() + 86400 * days[0])
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: began(process) + 86400 * days[0])
