@@ -17,8 +17,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from experiments.tracking import client
 from tests.helpers.families import build
 from tests.helpers.longest import LONGEST
+from tests.helpers.stores import copied
 
 TESTS = Path(__file__).parent
 
@@ -44,6 +46,15 @@ def _frozen() -> None:
     """Training collects garbage several times; what was imported so far need not be looked through each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stores_are_copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Making one takes more than a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        first = tmp_path_factory.mktemp("store") / "mlflow.db"
+        patch.setattr(client, "_create_store", copied(client._create_store, first))
+        yield
 
 
 @pytest.fixture(autouse=True)
