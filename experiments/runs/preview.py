@@ -24,6 +24,7 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 LATER = {BaseText: "written by the base model when the run starts", Earlier: "the examples of the earlier tasks"}
 SHOWN = 1000  # tokens of a row
 STYLE = "background:#cdeac0;color:#000"  # of tokens with loss
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"  # notebooks would draw $...$ as a formula
 BETWEEN, LINE_END = "\N{BROKEN BAR}", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n"
 
 
@@ -54,11 +55,12 @@ class Preview:
         return "\n\n".join("\n".join(_lines(source)) for source in self.sources)
 
     def _repr_html_(self) -> str:
-        return "".join(
+        shown = "".join(
             f"<h4>{html.escape(source.name)}</h4>{''.join(f'<div>{html.escape(fact)}</div>' for fact in source.facts)}"
             + "".join(f"<pre style='white-space:pre-wrap'>{_html(row)}</pre>" for row in source.rows)
             for source in self.sources
         )
+        return f"<div class='{NO_FORMULAS}'>{shown}</div>"
 
 
 def preview(config: ExperimentConfig) -> Preview:
