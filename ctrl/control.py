@@ -84,6 +84,7 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    fingerprint_dtype: str | None = None  # and the dtype that they had
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
@@ -102,7 +103,8 @@ class Control:
         """
         copied = Control(self.config, list(self.layers), self.total, self.enabled, batch_dim=self.batch_dim)
         copied.off = int(not self.enabled)
-        copied.fingerprint, copied.computes, copied.samples = self.fingerprint, self.computes, self.samples
+        copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
+        copied.computes, copied.samples = self.computes, self.samples
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied
