@@ -83,6 +83,8 @@ class Control:
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
+    compared: bool = False  # whether ctrl.pretrained has looked for changed weights
+    told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -64,6 +65,23 @@ def changed(model: Any) -> list[Tensor]:
     parameters = dict(model.named_parameters())
     names = [name for name in now if name in before and str(parameters[name].dtype) in EXACT]
     return [parameters[name] for name in names if not torch.equal(before[name], now[name])]
+
+
+def warn_if_changed(model: Any, use: str) -> None:
+    """Warn once if frozen weights of the base are others than when it was expanded. use: what takes them for the base.
+
+    Merged adapters and direct writes do that, or parts that trained and were frozen again.
+    """
+    moved = {id(p) for p in changed(model) if not p.requires_grad}
+    if not moved or model.control.told_of_base:
+        return
+    model.control.told_of_base = True
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in moved]
+    warnings.warn(
+        f"{use} is not the base that was expanded: {len(names)} frozen parameters have changed since (first: "
+        f"{names[0]}), by merged adapters, a training of theirs or a write. Load the base anew to compare with it",
+        stacklevel=4,
+    )
 
 
 @torch.no_grad()

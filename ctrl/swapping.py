@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import computes, differences, fingerprint, same_base
+from ctrl.fingerprint import computes, differences, fingerprint, same_base, warn_if_changed
 from ctrl.offloaded import is_offloaded
 from ctrl.saving import load
 from ctrl.sharded import sharded
@@ -25,6 +25,7 @@ def unload(model: nn.Module) -> PreTrainedModel:
     Raises ConfigError for a sharded model.
     """
     plain: Any = _changeable(model)
+    warn_if_changed(plain, "the model that ctrl.unload returns")
     take_off(plain)
     for parameter in plain.parameters():
         if parameter.is_floating_point():  # quantised weights cannot train

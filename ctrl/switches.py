@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ctrl.control_model import active_adapter, require_expanded
 from ctrl.errors import ConfigError
+from ctrl.fingerprint import warn_if_changed
 from ctrl.interpolation import Interpolation
 from ctrl.layer import expanded_layers
 
@@ -29,7 +30,8 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
     keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
     checkpoint of your own around several layers runs them again as the model is then. Warns of an active PEFT adapter
-    on top, which stays on. A copy made inside the block stays switched off, with a warning.
+    on top, which stays on, and of frozen weights that are no longer as they were (looked for in the first block and in
+    those of a model in eval mode). A copy made inside the block stays switched off, with a warning.
     """
     expanded = require_expanded(model)
     control = expanded.control
@@ -39,6 +41,9 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
             "For the base alone open model.disable_adapter() too",
             stacklevel=3,
         )
+    if not (model.training and control.compared):  # in each step of a training it would take time
+        control.compared = True
+        warn_if_changed(expanded, "ctrl.pretrained")
     with _LOCK:
         control.off += 1
         control.enabled = False
