@@ -14,7 +14,7 @@ from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Scorer, exact_match, normal
-from experiments.data.numerals import NUMBER, WHOLE, tidy
+from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, tidy
 
 NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
 
@@ -75,16 +75,17 @@ class Contains(Grader):
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(tidy(text).casefold().split()) for text in (reply, str(entry["answer"])))
         if WHOLE.fullmatch(answer):
-            return float(normal(answer) in map(normal, NUMBERS.findall(reply)))
+            return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
         return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
 
 
 class Numeric(Grader):
     """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|).
 
-    A number is 1234, 1,234.5, 1/2 or 1e3, in the digits of any script; apostrophes and narrow or fixed spaces may be
-    between thousands too. Not read as one number: 1 1/2 (its last number is 1/2), the sign ½, 1 234 with a plain
-    space, 1.234.567, and 3,5 with a decimal comma. For these write a function of your own.
+    A number is 1234, 1,234.5, 1/2 or 1e3, in the digits of any script; apostrophes and spaces may be between thousands
+    too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous are 1,234, read as a thousand,
+    and 1.234, read as one and a bit. Not read as one number: 1 1/2 (its last number is 1/2) and the sign ½. For these
+    write a function of your own.
     """
 
     main = "tolerance"
@@ -171,7 +172,7 @@ def last_number(text: str) -> Decimal | None:
 
     The minus of 12-5 is no sign.
     """
-    found = NUMBER.findall(tidy(text))
+    found = NUMBER.findall(in_one_spelling(text))
     if not found:
         return None
     top, _, bottom = found[-1].replace(",", "").partition("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
 _LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
 WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number and nothing else
@@ -13,6 +13,11 @@ WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number a
 NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 _MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
+_ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
+    r"(?<![\w.,(\[{])(?<!\d )(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}|(?:\.\d{3}){2,9})(?:,\d{1,20})?"  # 1 234,5  1.234.567
+    r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
+    r"(?!\d|[.,/]\d| \d)"
+)
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
 
 
@@ -23,3 +28,16 @@ def tidy(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text).replace("{,}", ",")  # LaTeX's comma without a space after it
     return _GROUP.sub("", _MINUS.sub("-", text))
+
+
+def in_one_spelling(text: str) -> str:
+    """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
+
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit.
+    """
+    return _ELSEWHERE.sub(lambda found: _digits(found[0]), tidy(text))
+
+
+def _digits(number: str) -> str:
+    whole, comma, decimals = number.replace(" ", "").partition(",")
+    return whole.replace(".", "") + ("." if comma else "") + decimals

@@ -53,7 +53,7 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
     [
         ("\uff14\uff12", 42), ("\u0664\u0662", 42), ("it is 10,00,000", 1_000_000), ("1'234'567", 1_234_567),
         ("1\u202f234", 1234), ("\u22122", -2), ("1.5 or 3/2", Decimal("1.5")), ("1e3", 1000),
-        ("1 1/2", Decimal("0.5")), ("1 234", 234), ("3,5", 5),  # as the docstring of Numeric says
+        ("1 1/2", Decimal("0.5")), ("1 234", 1234), ("3,5", Decimal("3.5")),  # as the docstring of Numeric says
     ],
 )  # fmt: skip
 def test_spellings_of_numbers(said: str, value: Any) -> None:
