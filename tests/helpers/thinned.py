@@ -24,7 +24,6 @@ THINNED: dict[str, tuple[str, ...]] = {
         "test_a_gate_whose_weights_are_left_out_is_said",
         "test_merged_is_plain_saves_and_reports_its_gap",
     ),
-    "ctrl/test_model.py": ("test_layers_that_run_again_in_the_backward_pass_do_what_they_did",),
     "ctrl/test_precision.py": (
         "test_every_family_starts_as_its_base_and_computes_as_half_copies",
         "test_merged_models_are_half_and_exact_at_the_ends",
