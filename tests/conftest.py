@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network, and loo
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,8 @@ from tests.helpers.families import build
 from tests.helpers.longest import LONGEST
 
 TESTS = Path(__file__).parent
+hypothesis.settings.register_profile("no deadline", deadline=None)  # of 200 ms, which a busy machine misses
+hypothesis.settings.load_profile("no deadline")
 
 for kind in (torch.cuda, torch.xpu, torch.mtia):
     if not kind.is_available():  # else torch notes each seed for a later use of the device, with a stack trace: 0.6 ms
