@@ -37,8 +37,10 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
-    base = {**base_facts(model), "fingerprint": model.control.fingerprint, "expanded_layers": model.control.layers}
-    meta = {"format": FORMAT, "control": model.control.config.to_dict(), "base": base}
+    control = model.control
+    base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
+    base["expanded_layers"] = control.layers
+    meta = {"format": FORMAT, "control": control.config.to_dict(), "base": base}
     trained = in_memory(model, {name: state[name] for name in names})
     write_once(trained, lambda tensors: _write(folder, tensors, meta))
     return folder

@@ -22,7 +22,7 @@ from experiments.common.hashing import text_id
 from experiments.models.conversation import messages_of, tools_of
 from experiments.models.generation import Progress, no_progress
 
-URL = re.compile(r"(?P<url>https?://[^\s#?@]+)#(?P<model>\S+)")
+URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
 KEY = "OPENAI_API_KEY"  # of the environment
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
@@ -55,7 +55,7 @@ class Endpoint:
     def opened(cls, address: str) -> Endpoint:
         """Read `http://HOST:PORT/v1#MODEL` and ask the server for its models. Raises ConfigError.
 
-        A server that does not list its models is taken at its word.
+        Without #MODEL it is the only model that the server lists. A server that lists none is taken at its word.
         """
         match = URL.fullmatch(address)
         if match is None:
@@ -65,25 +65,12 @@ class Endpoint:
             )
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        one = cls(match["url"].rstrip("/"), match["model"], httpx.Client(headers=headers, timeout=TIMEOUT))
-        one.check()
-        return one
+        url, client = match["url"].rstrip("/"), httpx.Client(headers=headers, timeout=TIMEOUT)
+        return cls(url, _chosen(url, match["model"], _listed(url, client)), client)
 
-    def check(self) -> None:
-        """Raise ConfigError if no server answers, if it wants another key, or if it has no such model."""
-        try:
-            found = self.client.get(f"{self.url}/models", timeout=10.0)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(
-                f"--model: no server answers at {self.url} ({type(error).__name__}): start it, or correct the address"
-            ) from error
-        if found.status_code in (401, 403):
-            raise ConfigError(
-                f"--model: {self.url} refuses the key ({found.status_code}): set {KEY} in the environment"
-            )
-        names = _names(found)
-        if names and self.model not in names:
-            raise ConfigError(f"--model: {self.url}: {unknown_name('model', self.model, names)}")
+    @property
+    def address(self) -> str:
+        return f"{self.url}#{self.model}"
 
     def reply(self, question: str, most: int) -> str:
         """Return the greedy reply to a question. most: tokens.
@@ -163,11 +150,39 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
             continue
 
 
+def _listed(url: str, client: httpx.Client) -> list[str]:
+    """Ask a server for the names of its models. Raises ConfigError if none answers, or if it lets nobody in now."""
+    try:
+        found = client.get(f"{url}/models", timeout=10.0)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            f"--model: no server answers at {url} ({type(error).__name__}): start it, or correct the address"
+        ) from error
+    if found.status_code in (401, 403):
+        raise ConfigError(f"--model: {url} refuses the key ({found.status_code}): set {KEY} in the environment")
+    if found.status_code >= 500:
+        raise ConfigError(
+            f"--model: the server at {url} is not ready ({found.status_code}): look at it, try again later"
+        )
+    return _names(found)
+
+
 def _names(response: httpx.Response) -> list[str]:
     try:
         return [str(one["id"]) for one in response.json()["data"]] if response.is_success else []
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def _chosen(url: str, model: str | None, names: Sequence[str]) -> str:
+    if model is None and len(names) == 1:
+        return names[0]
+    if model is None:
+        known = f"it has {', '.join(names)}" if names else "it does not list them"
+        raise ConfigError(f"--model {url}: name one of the server's models, {url}#MODEL: {known}")
+    if names and model not in names:
+        raise ConfigError(f"--model: {url}: {unknown_name('model', model, names)}")
+    return model
 
 
 def _text(response: httpx.Response) -> str:

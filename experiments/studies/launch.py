@@ -113,7 +113,7 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
         with FileLock(f"{folder}.lock"):  # two that start at the same moment would both find no owner
             owner = read_note(note).get("owner", {})
             joins = process_state(owner) and owner["pid"] != str(os.getpid())
-            known = {"params": _params(config), "run_id": _mlflow_run(folder), "note": write_note}
+            known: dict[str, Any] = {"params": _params(config), "run_id": _mlflow_run(folder), "note": write_note}
             run = None if joins else opened.enter_context(tracker.run(config.name, kind="study", **known))
         if run is None:
             yield _NoRun()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -180,11 +181,22 @@ def test_rounding_to_another_base_s_dtype_is_said(tmp_path: Path, stored: bool) 
     assert again(IDS).logits.isfinite().all()
 
 
-def test_widening_to_another_base_s_dtype_is_silent(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    ctrl.save(disturbed().bfloat16(), tmp_path)
-    again = ctrl.load(tiny().eval(), tmp_path)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("representable", [True, False])
+def test_a_wider_base_is_said_if_it_is_no_longer_the_one_that_was_saved(
+    dtype: torch.dtype, representable: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A base of a half type loaded wide has the same weights; one that `.bfloat16()` rounded after expand has not."""
+    base = tiny().to(dtype).float() if representable else tiny()  # type: ignore[arg-type]
+    model = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2)).to(dtype)  # type: ignore[arg-type]
+    ctrl.save(model, tmp_path)
+    again = ctrl.load(copy.deepcopy(base), tmp_path)
     assert again(IDS).logits.isfinite().all()
-    assert not [w for w in recwarn if "rounded" in str(w.message)]
+    said = [str(w.message) for w in recwarn if "saved with its base in" in str(w.message)]
+    assert bool(said) != representable
+    assert all(f"{dtype}, this one is in torch.float32 and holds values that {dtype} rounds" in text for text in said)
+    state = ctrl.load(base.to(dtype), tmp_path).state_dict()  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def test_plain_models_are_refused(tmp_path: Path) -> None:

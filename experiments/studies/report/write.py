@@ -46,7 +46,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     check_records(trials, root)
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
-    results, significant = [arm.result for arm in arms], significant_arms(arms, root)
+    results, (significant, apart) = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
     drawn = pictures(store, arms, trials, root, paper)
     words = summary(results, significant, len(study.seeds))
@@ -65,7 +65,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "pictures": drawn,
         "paper": None if paper is None else _paper(paper),
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
-        "notes": _notes(store, arms, trials, root),
+        "notes": _notes(store, arms, trials, root, apart),
         "reading": _reading(store, arms),
         "commands": _commands(store, root, folder),
         "yaml": public_yaml(study),
@@ -155,7 +155,8 @@ def _reading(store: Store, arms: list[ReportRow]) -> str:
     return words
 
 
-def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path) -> list[str]:
+def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path, apart: str) -> list[str]:
+    """apart: which arm answered other questions."""
     study, notes = store.config, []
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
@@ -164,6 +165,8 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path)
             "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
             "of arms with several candidates are somewhat too good."
         )
+    if apart:
+        notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")
     broken = [arm.name for arm in arms if not arm.trial.feasible]
     if study.constraints and broken:
         notes.append(f"No variant of these arms satisfies the constraints: {', '.join(broken)}.")

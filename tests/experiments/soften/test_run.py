@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ctrl
 from experiments.cli.main import main
-from experiments.cli.overview import read_measurement
 from experiments.common.errors import ConfigError
+from experiments.desk.overview import read_measurement
 from experiments.measure.run import measure
 from experiments.models.base import load_model
 from experiments.records import read_records
