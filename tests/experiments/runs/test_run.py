@@ -186,12 +186,10 @@ def test_an_interrupt_frees_what_the_run_held_and_a_notebook_shows_one_line(tmp_
         raise KeyboardInterrupt
 
     held: list[weakref.ref[Model]] = []
-    try:
-        with errors_explained(tmp_path):
-            trains()
-    except Stopped as error:
-        assert held[0]() is None
-        assert error._render_traceback_() == [str(error)]
-        assert "the same call goes on from the last checkpoint" in str(error)
-    else:
-        raise AssertionError("not stopped")
+    with (
+        pytest.raises(Stopped, match="the same call goes on from the last checkpoint") as caught,
+        errors_explained(tmp_path),
+    ):
+        trains()
+    assert held[0]() is None
+    assert caught.value._render_traceback_() == [str(caught.value)]
