@@ -104,7 +104,7 @@ class WeightPath:
                 name: value["data_offsets"] for name, value in json.loads(header).items() if name != "__metadata__"
             }
             for name in sorted(places, key=places.__getitem__):
-                file.write(self._mixed(name, alpha, read).reshape(-1).view(torch.uint8).numpy())
+                file.write(self._mixed(name, alpha, read).reshape(-1).view(torch.uint8).numpy().data)
 
     def _mixed(self, name: str, alpha: float, read: Any) -> Tensor:
         own: Tensor = read(self.model, name)
