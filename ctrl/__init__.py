@@ -12,11 +12,12 @@ from ctrl.errors import CheckpointError, ConfigError
 from ctrl.gap import MergeGap, merge_gap
 from ctrl.merge import merge_back
 from ctrl.merge_many import merge_models
-from ctrl.model import at_alpha, describe, expand, pretrained
+from ctrl.model import describe, expand
 from ctrl.published import export_published, load_published
 from ctrl.reference import reference
 from ctrl.saving import load, save
 from ctrl.swapping import swap, unload
+from ctrl.switches import at_alpha, pretrained
 
 __all__ = [
     "CheckpointError",

@@ -77,10 +77,16 @@ class Control:
     layers: list[int]  # indices of the expanded layers
     total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
     enabled: bool = True  # False inside ctrl.pretrained
+    off: int = 0  # open blocks of ctrl.pretrained, in all threads
+    alphas: list[Tensor] = field(default_factory=list, repr=False)  # of the open blocks of ctrl.at_alpha
+    lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open
     warned: bool = False  # whether the user was warned of a training pass without its divergence
+    compared: bool = False  # whether ctrl.pretrained has looked for changed weights
+    told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
+    fingerprint_dtype: str | None = None  # and the dtype that they had
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
@@ -89,20 +95,38 @@ class Control:
     used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
-        # passes hold graph tensors, which cannot be copied; log and warning belong to the original
-        copied = Control(self.config, list(self.layers), self.total, self.enabled, self.batch_dim)
-        copied.fingerprint, copied.computes, copied.samples = self.fingerprint, self.computes, self.samples
+        self._warn_of_copying()
+        return self.copied()
+
+    def copied(self) -> Control:
+        """Copy what belongs to the model.
+
+        Passes hold graph tensors, which cannot be copied; log, warning and blocks belong to the original.
+        """
+        copied = Control(self.config, list(self.layers), self.total, self.enabled, batch_dim=self.batch_dim)
+        copied.off = int(not self.enabled)
+        copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
+        copied.computes, copied.samples = self.computes, self.samples
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
+        self._warn_of_copying()
         here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
-        return {**vars(self), **here}
+        return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, thread=_OfThread())
         self.look_from(torch.device("cpu"))
+
+    def _warn_of_copying(self) -> None:
+        if block := "ctrl.pretrained" if self.off else "ctrl.at_alpha" if self.alphas else "":
+            warnings.warn(
+                f"this model is copied inside {block}, and the copy stays as it is there for ever: copy or pickle it "
+                "outside of the block. ctrl.reference(model) makes a plain model of the base",
+                stacklevel=3,
+            )
 
     @property
     def current(self) -> ForwardPass | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import weakref
 from dataclasses import dataclass, field
@@ -75,6 +76,11 @@ def take_off(model: Any) -> Expansion:
     become(model, class_before(model, ControlModel))
     heed_fields(model.config)
     return expansion
+
+
+def deep_copy(model: Any, shared: dict[int, Any] | None = None) -> Any:
+    """Copy an expanded model that is then taken apart. shared: objects that both have, by id."""
+    return copy.deepcopy(model, {**(shared or {}), id(model.control): model.control.copied()})
 
 
 def become(module: nn.Module, cls: type[nn.Module]) -> None:

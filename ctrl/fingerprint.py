@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
     control.samples = _samples(model)
-    control.fingerprint = _digest(control.samples)
+    control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
 
 
 def changed(model: Any) -> list[Tensor]:
@@ -64,6 +65,23 @@ def changed(model: Any) -> list[Tensor]:
     parameters = dict(model.named_parameters())
     names = [name for name in now if name in before and str(parameters[name].dtype) in EXACT]
     return [parameters[name] for name in names if not torch.equal(before[name], now[name])]
+
+
+def warn_if_changed(model: Any, use: str) -> None:
+    """Warn once if frozen weights of the base are others than when it was expanded. use: what takes them for the base.
+
+    Merged adapters and direct writes do that, or parts that trained and were frozen again.
+    """
+    moved = {id(p) for p in changed(model) if not p.requires_grad}
+    if not moved or model.control.told_of_base:
+        return
+    model.control.told_of_base = True
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in moved]
+    warnings.warn(
+        f"{use} is not the base that was expanded: {len(names)} frozen parameters have changed since (first: "
+        f"{names[0]}), by merged adapters, a training of theirs or a write. Load the base anew to compare with it",
+        stacklevel=4,
+    )
 
 
 @torch.no_grad()
@@ -117,11 +135,23 @@ def _differ(there: Any, here: Any) -> bool:
 
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
     """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways."""
-    prints, dtypes = [saved.get("fingerprint"), here.get("fingerprint")], [saved.get("dtype"), here.get("dtype")]
+    prints = [facts.get("fingerprint") for facts in (saved, here)]
+    dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
     return prints[0] == prints[1] if all(prints) and exact else None
 
 
-def _sample(parameter: Tensor) -> Tensor:
+def holds_more(model: Any, dtype: str) -> bool:
+    """Whether the base has values that this type (`torch.bfloat16`) rounds, as far as a sample shows."""
+    narrow: Any = getattr(torch, dtype.removeprefix("torch."))
+    values = (_some(p) for n, p in model.named_parameters() if not any(f".{part}" in n for part in ADDED))
+    return any(not torch.equal(v.to(narrow).to(v.dtype), v) for v in values if v.is_floating_point() and not v.is_meta)
+
+
+def _some(parameter: Tensor) -> Tensor:
     flat = parameter.detach().flatten()
-    return flat[:: -(-len(flat) // SAMPLE)].bfloat16().view(torch.int16)  # autocast cannot join bf16
+    return flat[:: -(-len(flat) // SAMPLE) or 1]
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    return _some(parameter).bfloat16().view(torch.int16)  # autocast cannot join bf16

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
-from ctrl.expansion import take_off
+from ctrl.expansion import deep_copy, take_off
 from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
@@ -78,7 +78,7 @@ def merge_back(
         )
     plain = whole_model(expanded)
     if plain is expanded and not in_place:
-        plain = copy.deepcopy(expanded)
+        plain = deep_copy(expanded)
     for layer, layer_alpha in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
-from ctrl.expansion import take_off
+from ctrl.expansion import deep_copy, take_off
 from ctrl.fingerprint import computes, differences
 from ctrl.gap import Batches, MergeGap, merge_gap
 from ctrl.layer import ADDED, ExpandedLayer
@@ -64,7 +63,7 @@ def merge_models(
         for name, mixed in _merged(model, alphas, batches).items():
             before = widen(start[name])
             totals[name] = totals.get(name, before) + factor * (mixed.to(before.device) - before)
-    plain = copy.deepcopy(expanded[0])
+    plain = deep_copy(expanded[0])
     take_off(plain)
     for name, parameter in plain.named_parameters():
         if name in totals:

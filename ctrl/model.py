@@ -1,20 +1,18 @@
-"""Turn a causal LM into a Control LLM in place (expand), switch it (pretrained, at_alpha) and describe it."""
+"""Turn a causal LM into a Control LLM in place (expand), and describe it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, active_adapter, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, peft_adapter, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
@@ -120,66 +118,6 @@ def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlCon
         for name in interpolation.trained_by_divergence:
             interpolation.get_parameter(name).requires_grad_(False)
     return interpolation
-
-
-@contextlib.contextmanager
-def pretrained(model: nn.Module) -> Iterator[nn.Module]:
-    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
-
-    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
-    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
-    checkpoint of your own around several layers runs them again as the model is then. Warns of an active PEFT adapter
-    on top, which stays on.
-    """
-    expanded = require_expanded(model)
-    control = expanded.control
-    if (found := active_adapter(expanded)) is not None:
-        warnings.warn(
-            f"ctrl.pretrained turns the copies off, but the PEFT adapter of {found} stays on: base and adapter. "
-            "For the base alone open model.disable_adapter() too",
-            stacklevel=3,
-        )
-    before, control.enabled = control.enabled, False
-    try:
-        yield model
-    finally:
-        control.enabled = before
-
-
-@contextlib.contextmanager
-def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
-    """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
-
-    0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, as with
-    `ctrl.pretrained`. Raises ConfigError for a stacked layer, which mixes nothing.
-    """
-    layers = expanded_layers(require_expanded(model))
-    before = [layer.interpolation and layer.interpolation.fixed_alpha for layer in layers]
-    set_alpha(model, alpha)
-    try:
-        yield model
-    finally:
-        for layer, fixed in zip(layers, before, strict=True):
-            layer.interpolation.fixed_alpha = fixed  # type: ignore[union-attr]  # set_alpha has checked
-
-
-def set_alpha(model: nn.Module, alpha: float) -> None:
-    """Set alpha permanently; it is not saved. See `at_alpha` for a temporary change and for errors."""
-    layers = expanded_layers(require_expanded(model))
-    if stacked := [layer.index for layer in layers if layer.interpolation is None]:
-        raise ConfigError(
-            f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked: use ctrl.pretrained for "
-            "the base model, or expand with structure='concat'"
-        )
-    try:
-        finite = math.isfinite(alpha)
-    except TypeError:
-        finite = False
-    if not finite:
-        raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
-    for layer in layers:
-        layer.interpolation.fixed_alpha = torch.tensor(float(alpha))  # type: ignore[union-attr]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from itertools import chain
 from typing import Any
 
@@ -12,7 +11,8 @@ from transformers import PreTrainedModel
 from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
-from ctrl.expansion import take_off
+from ctrl.expansion import deep_copy, take_off
+from ctrl.fingerprint import warn_if_changed
 from ctrl.sharded import sharded
 
 
@@ -29,10 +29,11 @@ def reference(model: nn.Module) -> PreTrainedModel:
     expanded: Any = bare_expanded(model)
     if sharded(expanded):
         raise ConfigError("the model is sharded: call ctrl.reference before fully_shard, and shard both models")
+    warn_if_changed(expanded, "ctrl.reference")
     added = set(added_names(expanded))
     own = {id(p) for name, p in expanded.named_parameters() if p.requires_grad and name not in added}
     shared = {id(t): t for t in chain(expanded.parameters(), expanded.buffers()) if id(t) not in own}
-    plain: Any = copy.deepcopy(expanded, shared)
+    plain: Any = deep_copy(expanded, shared)
     take_off(plain)
     for parameter in plain.parameters():
         if id(parameter) not in shared:

@@ -16,7 +16,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, fingerprint, same_base
+from ctrl.fingerprint import differences, fingerprint, holds_more, same_base
 from ctrl.hub import local_folder
 from ctrl.model import expand
 
@@ -95,10 +95,13 @@ def _base(
             kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
         if config.divergence == "attention":
             kwargs.setdefault("attn_implementation", "eager")
+        kwargs.setdefault("trust_remote_code", False)  # transformers would ask on a terminal, and run files on a y
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_model, **kwargs)
         except (OSError, ValueError) as error:
             first = str(error).partition("\n")[0]
+            if "trust_remote_code" in str(error):
+                first = "it brings Python files, which are not run: read them, then pass trust_remote_code=True"
             raise CheckpointError(f"the base model {str(base_model)!r} could not be loaded: {first}") from error
         return model
     if not isinstance(base_model, nn.Module):
@@ -111,7 +114,7 @@ def _base(
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model)}
-    noted = ("name", "dtype", "fingerprint", "computes")
+    noted = ("name", "dtype", "fingerprint", "fingerprint_dtype", "computes")
     if different := differences({k: v for k, v in saved.items() if k not in noted}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
     different = differences(saved.get("computes", {}), here["computes"])
@@ -181,5 +184,12 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "
             f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to get "
             "the model that was saved",
+            stacklevel=3,
+        )
+    elif trained_on and holds_more(model, trained_on):
+        warnings.warn(
+            f"the model was saved with its base in {trained_on}, this one is in {here} and holds values that "
+            f"{trained_on} rounds, so its outputs are a little different. Load the base in {trained_on} to get the "
+            "model that was saved",
             stacklevel=3,
         )

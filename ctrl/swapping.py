@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import computes, differences, fingerprint
+from ctrl.fingerprint import computes, differences, fingerprint, same_base, warn_if_changed
 from ctrl.offloaded import is_offloaded
 from ctrl.saving import load
 from ctrl.sharded import sharded
@@ -25,6 +25,7 @@ def unload(model: nn.Module) -> PreTrainedModel:
     Raises ConfigError for a sharded model.
     """
     plain: Any = _changeable(model)
+    warn_if_changed(plain, "the model that ctrl.unload returns")
     take_off(plain)
     for parameter in plain.parameters():
         if parameter.is_floating_point():  # quantised weights cannot train
@@ -76,14 +77,16 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
 
     That is one of other weights, or whose config computes something else with them.
     """
-    own, found, layers = other.control.fingerprint, fingerprint(base), len(decoder_layers(base))
-    different = differences(other.control.computes, computes(base.config))
+    control = other.control
+    own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype}
+    same = same_base(own, {"fingerprint": fingerprint(base), "dtype": str(base.dtype)})
+    different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(
             f"this expansion was made on a base whose config computes something else: {different} (allow_other_base="
             "True puts it onto this one)"
         )
-    if layers != other.control.total or (own and found and own != found and not allow_other):
+    if len(decoder_layers(base)) != control.total or (same is False and not allow_other):
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "
             "(allow_other_base=True puts it onto one of the same shapes)"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.comparison.plot import comparison_figure
     from experiments.comparison.report import format_comparison, write_comparison
     from experiments.config import ExperimentConfig, load_config, parse_config
+    from experiments.desk.watch import start, stop, watch
     from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
     from experiments.evaluation.weights import update_sizes
     from experiments.measure.callback import ForgettingCallback

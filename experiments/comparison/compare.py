@@ -9,11 +9,12 @@ from experiments.common.errors import CompareError
 from experiments.common.section import nearest
 from experiments.comparison.inputs import ComparedRun
 from experiments.records import Estimate, Record
+from experiments.reporting.summary import unequal_tokens
 from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic
 from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.figures import GAINS, shown
 from experiments.scorecard.inference import holm
-from experiments.scorecard.pairing import Key
+from experiments.scorecard.pairing import Key, facts
 from experiments.scorecard.pairwise import Answers, net_correct, paired_p
 from experiments.scorecard.sample import Sample
 from experiments.scorecard.stream import stream_figures, stream_matrix
@@ -78,6 +79,7 @@ def compare(
         result.notes += [f"{run.name}: left out: {reason}" for reason in run.left_out]
         if not run.after:
             result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
+    result.notes += filter(None, [unequal_tokens({run.name: run.tokens for run in runs})])
     if known:
         try:
             _measure(result, common_items(list(known.values()), result), draws, seed)
@@ -197,9 +199,9 @@ def _whole_trajectories(
 
 
 def _content(record: Record) -> tuple[object, ...]:
-    """Return what two records of one key must have in common to be of one item: tokens, options and question."""
-    prompt = getattr(record, "prompt", None)
-    return (record.tokens if record.form in ("nll", "kl") else None, tuple(sorted(record.options or ())), prompt)
+    """Return what two records of one key must have in common to be of one item: tokens, options, answer, question."""
+    options, answer = facts(record)
+    return record.tokens if record.form in ("nll", "kl") else None, tuple(options or ()), answer, record.prompt
 
 
 def _drifts(records: Iterable[Record]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ class ComparedRun:
     base: records of the model before training; empty if they are not known. checkpoints: records by step. figures: only
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
-    a verdict, or suites that a model cannot have, and why.
+    a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ComparedRun:
     stages: Mapping[str, int] = field(default_factory=dict)
     fault: str | None = None
     left_out: Sequence[str] = ()
+    tokens: float = math.nan
 
     @property
     def after(self) -> Sequence[Record]:
@@ -170,7 +172,7 @@ def _stages(folder: Path) -> dict[str, int]:
 def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     steps = {int(file.stem.removeprefix("items-")): file for file in folder.glob("items-*.jsonl")}
     result = folder / "result.json"
-    fault = "it has not finished"
+    fault, values = "it has not finished", {}
     if result.is_file():
         values = read_json(result)
         status = values.get("status", "damaged")
@@ -184,6 +186,7 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         {step: read_records(steps[step]) for step in sorted(steps)},
         fault=fault or None,
         left_out=tuple(f"suite {suite}: {reason}" for suite, reason in left_out.items()),
+        tokens=values.get("cost", {}).get("tokens", math.nan),
     )
 
 

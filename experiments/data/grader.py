@@ -14,7 +14,7 @@ from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Scorer, exact_match, normal
-from experiments.data.numerals import NUMBER, WHOLE, last_number, tidy
+from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
 
 NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
 SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of several numbers
@@ -76,17 +76,17 @@ class Contains(Grader):
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(tidy(text).casefold().split()) for text in (reply, str(entry["answer"])))
         if WHOLE.fullmatch(answer):
-            return float(normal(answer) in map(normal, NUMBERS.findall(reply)))
+            return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
         return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
 
 
 class Numeric(Grader):
     """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|).
 
-    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½ or 1e3, in the digits of any script; apostrophes and narrow or fixed
-    spaces may be between thousands too. Not read as one number: 1 234 with a plain space, 1.234.567, 3,5 with a decimal
-    comma, and powers such as 10^3. For these write a function of your own. An answer in the data that is written in one
-    of the first three ways is refused.
+    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½ or 1e3, in the digits of any script; apostrophes and spaces may be between
+    thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous are 1,234, read as a
+    thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For these write a function
+    of your own. An answer in the data that may be several numbers, such as 1, 2, is refused.
     """
 
     main = "tolerance"
@@ -97,7 +97,7 @@ class Numeric(Grader):
         for item in items:
             if last_number(item.answer) is None:
                 raise refused("numeric", f"the answer {item.answer!r} has no number: choose another grader")
-            text = tidy(item.answer).strip().rstrip(".")
+            text = in_one_spelling(item.answer).strip().rstrip(".")
             if SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text):
                 raise refused(
                     "numeric", f"the answer {item.answer!r} is not read as one number: write 1234.5 or 1,234.5"

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from decimal import Decimal
 
-_THOUSANDS = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only
+_THOUSANDS = r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
 _LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
 WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number and nothing else
@@ -17,6 +17,11 @@ _MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  
 _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
 _SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
+_ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
+    r"(?<![\w.,(\[{])(?<!\d )(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}|(?:\.\d{3}){2,9})(?:,\d{1,20})?"  # 1 234,5  1.234.567
+    r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
+    r"(?!\d|[.,/]\d| \d)"
+)
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
 
 
@@ -31,18 +36,35 @@ def tidy(text: str) -> str:
     return _GROUP.sub("", _MINUS.sub("-", text))
 
 
+def in_one_spelling(text: str) -> str:
+    """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
+
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit.
+    """
+    return _ELSEWHERE.sub(lambda found: _digits(found[0]), tidy(text))
+
+
+def _digits(number: str) -> str:
+    whole, comma, decimals = number.replace(" ", "").partition(",")
+    return whole.replace(".", "") + ("." if comma else "") + decimals
+
+
 def last_number(text: str) -> Decimal | None:
     """Return the last number of a text, such as 1,007.5, -2e-3, 1/3 or 1 1/2; None if it has none, or divides by 0.
 
     The minus of 12-5 is no sign.
     """
-    text = _SIGN.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("\u2044", "/"), tidy(text))
+    text = _SIGN.sub(_written_out, in_one_spelling(text))
     found = list(NUMBER.finditer(text))
     value = _value(found[-1][0]) if found else None
     if value is None or len(found) < 2 or not _is_mixed(*found[-2:]):
         return value
     whole = Decimal(found[-2][0].replace(",", ""))
     return whole + value.copy_sign(whole)
+
+
+def _written_out(sign: re.Match[str]) -> str:
+    return " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
 
 
 def _value(number: str) -> Decimal | None:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import text_id
 from experiments.data.items import Form, NewTask
-from experiments.data.numerals import COMMAS, NUMBER, tidy
+from experiments.data.numerals import COMMAS, NUMBER, in_one_spelling, tidy
 from experiments.evaluation.suite import Ask
 from experiments.models.generation import Progress, generate_replies
 from experiments.models.tokens import answer_ids
@@ -52,10 +52,10 @@ def reply_records(
 def parse_answer(reply: str, form: Form) -> str | None:
     """Read the answer out of a reply: its last number, or the whole text of form `text`. None if there is none.
 
-    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign.
+    "12 - 5 = 1,007." answers "1007", in form `commas` "1,007"; the minus of "12 - 5" or "12-5" is no sign. In form
+    `number` "1 000" answers "1000", and "1,00" answers "1.00" (`in_one_spelling`).
     """
     if form == "text":
         return reply.strip() or None
-    pattern = NUMBER if form == "number" else COMMAS
-    numbers: list[str] = pattern.findall(tidy(reply))
+    numbers: list[str] = NUMBER.findall(in_one_spelling(reply)) if form == "number" else COMMAS.findall(tidy(reply))
     return (numbers[-1].replace(",", "") if form == "number" else numbers[-1]) if numbers else None

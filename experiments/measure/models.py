@@ -19,7 +19,7 @@ from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
-from experiments.measure.files import TOKENIZER, checkpoints, folder_of, stamp, tokenizer_folder
+from experiments.measure.files import TOKENIZER, checkpoints, content, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
@@ -36,6 +36,10 @@ class Checkpoint:
     @property
     def stamp(self) -> str:
         return stamp(self.folder)
+
+    @property
+    def content(self) -> str:
+        return content(self.folder)
 
 
 @dataclass(frozen=True)

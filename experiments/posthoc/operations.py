@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.layer import expanded_layers
-from ctrl.model import set_alpha
 from ctrl.structure import decoder_layers
+from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import is_peft

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label
@@ -14,6 +14,7 @@ PAIRED = (
     "Two arms differ significantly if Holm's p over all pairs of arms is below .05, from their answers to the same "
     "questions."
 )
+MORE_TEXT = 1.05  # times the tokens of another arm, from which on it is said
 OVERLAP = "Two arms differ significantly if their intervals do not overlap, which is a cautious test."
 
 
@@ -73,8 +74,24 @@ def summary(results: Sequence[ArmResult], significant: SignificantPairs | None =
         PAIRED if {gain_name(arms), "retention"} <= (significant or {}).keys() else OVERLAP,
         *_forgetting(arms),
         *_learning(arms),
+        *filter(None, [unequal_tokens({label(r): r.cost.get("tokens", math.nan) for r in arms})]),
         *_few_seeds(seeds),
     ]
+
+
+def unequal_tokens(tokens: Mapping[str, float]) -> str:
+    """Say which arms trained on the fewest and on the most tokens; empty if all trained on about as many.
+
+    tokens: by arm; those that are not known, or 0 for a model that did not train, do not count.
+    """
+    known = {name: count for name, count in tokens.items() if count > 0}  # NaN is not
+    if not known or max(known.values()) <= MORE_TEXT * min(known.values()):
+        return ""
+    least, most = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    return (
+        f"The arms were not trained on as many tokens: {least} on {known[least]:,.0f}, {most} on {known[most]:,.0f}; "
+        "a difference can come from that."
+    )
 
 
 def _lead(arms: list[ArmResult], name: str, words: str, significant: SignificantPairs | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from experiments.common.hashing import sha256
 from experiments.records import Record
 
@@ -12,3 +14,8 @@ def even(record: Record) -> bool:
     It is the same in all runs and forms, and on all machines.
     """
     return int(sha256(f"{record.suite}/{record.task}/{record.item}")[:2], 16) % 2 == 0
+
+
+def of_half(records: Iterable[Record], choosing: bool | None) -> list[Record]:
+    """Select the half that chooses (True), the reported half (False), or all records (None)."""
+    return [record for record in records if choosing is None or even(record) == choosing]

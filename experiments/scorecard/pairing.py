@@ -37,7 +37,7 @@ def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
                 f"{'/'.join(r.key)} was asked in other words in base and after (other examples in the prompt?): "
                 "measure both in the same way"
             )
-        if any(None not in (one, other) and one != other for one, other in zip(_facts(r0), _facts(r), strict=True)):
+        if any(None not in (one, other) and one != other for one, other in zip(facts(r0), facts(r), strict=True)):
             raise ValueError(
                 f"{'/'.join(r.key)} has other options or another right answer in base and after: evaluate both on the "
                 "same questions"
@@ -45,7 +45,7 @@ def pair_records(base: Iterable[Record], after: Iterable[Record]) -> list[Pair]:
     return pairs
 
 
-def _facts(record: Record) -> tuple[list[str] | None, Any]:
+def facts(record: Record) -> tuple[list[str] | None, Any]:
     """Return the options, in any order, and the right answer's text; None for what is not known."""
     options, answer = record.options, record.answer
     return sorted(options) if options else None, options[answer] if options and isinstance(answer, int) else answer

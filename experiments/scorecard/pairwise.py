@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
+from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, bootstrap_p
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.halves import of_half
 from experiments.scorecard.inference import holm, mcnemar_p
+from experiments.scorecard.pairing import ALONE, facts
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
 
 LEVEL = 0.05
@@ -19,16 +22,23 @@ Answers: TypeAlias = Mapping[tuple[str, str, str], Fraction]  # by (suite, task,
 
 
 def significant_pairs(
-    arms: Mapping[str, Sequence[Measured]], draws: int = 10_000, seed: int = 0, level: float = LEVEL
+    arms: Mapping[str, Sequence[Measured]],
+    draws: int = 10_000,
+    seed: int = 0,
+    level: float = LEVEL,
+    choosing: bool | None = None,
 ) -> SignificantPairs:
     """Find the pairs of arms that differ significantly (Holm-adjusted p < level), by figure.
 
-    arms: by name the (base, after) of each training seed, all on the same questions. p: `paired_p` of the difference,
-    adjusted over all pairs of arms that have the figure; all pairs, since the best arm is only known from these very
-    figures. A figure is left out if no pair could be significant with so few draws.
+    arms: by name the (base, after) of each training seed, all arms on the same questions; each seed may have its own.
+    p: `paired_p` of the difference, adjusted over all pairs of arms that have the figure; all pairs, since the best arm
+    is only known from these very figures. A figure is left out if no pair could be significant with so few draws.
+    choosing: the half of the items that counts, see `halves.of_half`. Raises ValueError for other questions.
     """
-    drawn = {name: drawn_over_seeds(runs, draws, seed) for name, runs in arms.items()}
-    answers = {name: net_correct(runs) for name, runs in arms.items()}
+    if reason := other_questions(arms):
+        raise ValueError(f"{reason}: only answers to the same questions can be paired")
+    drawn = {name: drawn_over_seeds(runs, draws, seed, choosing) for name, runs in arms.items()}
+    answers = {name: net_correct(runs, choosing) for name, runs in arms.items()}
     found = {}
     for figure in dict.fromkeys(name for figures in drawn.values() for name in figures):
         have = {name: figures[figure] for name, figures in drawn.items() if figure in figures}
@@ -39,6 +49,29 @@ def significant_pairs(
         adjusted = zip(pairs, holm(p), strict=True)
         found[figure] = frozenset(frozenset(pair) for pair, value in adjusted if value < level)
     return found
+
+
+def other_questions(arms: Mapping[str, Sequence[Measured]]) -> str:
+    """Say which arm answered other questions than the first, and in which suites; empty if all answered the same.
+
+    Arms of as many seeds are compared seed by seed. Suites of distances to the base (`pairing.ALONE`) do not count.
+    """
+    (first, runs), *others = list(arms.items()) or [("", [])]
+    for name, own in others:
+        pairs = zip(runs, own, strict=True) if len(runs) == len(own) else itertools.product(runs, own)
+        if suites := sorted({suite for (_, one), (_, other) in pairs for suite in _unlike(one, other)}):
+            return f"{name} answered other questions than {first} in {', '.join(suites)}"
+    return ""
+
+
+def _unlike(one: Sequence[Record], other: Sequence[Record]) -> set[str]:
+    """Return the suites of records that the other side lacks, or has with another question, options or answer."""
+    here, there = ({r.key: (r.prompt, *facts(r)) for r in side if r.suite not in ALONE} for side in (one, other))
+    unlike = here.keys() ^ there.keys()
+    for key in here.keys() & there.keys():
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(here[key], there[key], strict=True)):
+            unlike |= {key}
+    return {key[0] for key in unlike}
 
 
 def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -> float:
@@ -56,7 +89,7 @@ def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answ
     return max(p, mcnemar_p(sum(c < 0 for c in changes), sum(c > 0 for c in changes)))
 
 
-def net_correct(runs: Sequence[Measured]) -> Answers:
+def net_correct(runs: Sequence[Measured], choosing: bool | None = None) -> Answers:
     """Count right answers after training less those before, of each question, over its forms: the mean over the seeds.
 
     A fraction, so that an arm of 2 seeds and one of 3 are equal if their means are.
@@ -64,7 +97,7 @@ def net_correct(runs: Sequence[Measured]) -> Answers:
     net: dict[tuple[str, str, str], Fraction] = defaultdict(Fraction)
     for base, after in runs:
         for sign, records in ((-1, base), (1, after)):
-            for record in records:
+            for record in of_half(records, choosing):
                 if record.correct is not None:
                     net[record.suite, record.task, record.item] += Fraction(sign * record.correct, len(runs))
     return net

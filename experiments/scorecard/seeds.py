@@ -12,35 +12,58 @@ from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.flips import answers_key
+from experiments.scorecard.halves import of_half
 from experiments.scorecard.sample import Sample
 
 Measured: TypeAlias = tuple[Sequence[Record], Sequence[Record]]  # base, after
 
 
-def over_seeds(runs: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> dict[str, Estimate]:
+def over_seeds(
+    runs: Sequence[Measured], draws: int = 10_000, seed: int = 0, choosing: bool | None = None
+) -> dict[str, Estimate]:
     """Average every figure that all training seeds have, with a hierarchical interval.
 
-    runs: (base, after) of each training seed; at least 2, and 3 for a claim. In each draw the items are resampled (the
-    same ones for all seeds, which answer the same questions), then the mean over seeds gets an error of a mean of S
-    values, Student's t with S - 1 degrees of freedom times s / sqrt(S): with 3 seeds 4.3 s / sqrt(3), not 1.96. Drawing
-    the S seeds with replacement covers 76 to 84 times in 100 there (`resample_seeds`).
+    runs: (base, after) of each training seed; at least 2, and 3 for a claim. They may answer other questions, since a
+    seed draws its own, but of the same suites, tasks and forms. In each draw the items are resampled (with the same
+    weights in all seeds), then the mean over seeds gets an error of a mean of S values, Student's t with S - 1 degrees
+    of freedom times s / sqrt(S): with 3 seeds 4.3 s / sqrt(3), not 1.96. Drawing the S seeds with replacement covers 76
+    to 84 times in 100 there (`resample_seeds`). choosing: the half of the items that counts, see `halves.of_half`.
 
-    Raises ValueError for fewer than 2 seeds or 100 draws.
+    Raises ValueError for fewer than 2 seeds or 100 draws, and for seeds that were measured on other tasks.
     """
     check_draws(draws)
     if len(runs) < 2:
         raise ValueError(f"seeds can be resampled from 2 on (3 for a claim), but got {len(runs)}: train more seeds")
-    return {name: estimate(values) for name, values in drawn_over_seeds(runs, draws, seed).items()}
+    return {name: estimate(values) for name, values in drawn_over_seeds(runs, draws, seed, choosing).items()}
 
 
-def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int) -> dict[str, Array]:
+def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int, choosing: bool | None = None) -> dict[str, Array]:
     """Draw every figure that all runs have, (1 + draws,): of one run as it is, of several the mean of `over_seeds`."""
+    check_seeds(runs)
+    runs = [(of_half(base, choosing), of_half(after, choosing)) for base, after in runs]
     key = answers_key(*(after for _, after in runs))
     drawn = [drawn_figures(Sample(base, after, draws, seed, key=key)) for base, after in runs]
     if len(drawn) == 1:
         return drawn[0]
     names = [name for name in drawn[0] if all(name in figures for figures in drawn)]
     return {name: resample_seeds(np.stack([figures[name] for figures in drawn]), seed) for name in names}
+
+
+def check_seeds(runs: Sequence[Measured]) -> None:
+    """Raise ValueError if a seed was measured on other suites, tasks or forms than the first."""
+    first, *others = [_measured_on(after) for _, after in runs]
+    for number, own in enumerate(others, 2):
+        if wrong := sorted(first ^ own):
+            raise ValueError(
+                f"seed 1 and seed {number} of {len(runs)} were not measured on the same tasks: "
+                f"{', '.join('/'.join(kind) for kind in wrong)} in one of them alone. Measure all seeds with the same "
+                "evaluation section, or average only those that were"
+            )
+
+
+def _measured_on(records: Sequence[Record]) -> set[tuple[str, ...]]:
+    """List (suite, task, form). Kinds of instructions are drawn with the questions, so of these only suite and form."""
+    return {(r.suite, r.form) if r.suite == "instructions" else (r.suite, r.task, r.form) for r in records}
 
 
 def resample_seeds(values: Array, seed: int) -> Array:

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.common.errors import DamagedError
 from experiments.posthoc.run import result_folder
-from experiments.records import ArmResult, Record, read_records
+from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
 from experiments.runs.result_file import RESULT, check_files
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
-from experiments.scorecard.halves import even
+from experiments.scorecard.halves import of_half
+from experiments.scorecard.pairwise import other_questions
+from experiments.scorecard.seeds import Measured
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import picks_words, sets_rate
 from experiments.studies.trial import TrialFailed, figure, result_of
@@ -111,9 +114,9 @@ def report_row(
         own = [replace(r, trajectory=half_trajectory(run, root)) for r, run in zip(own, runs, strict=True)]
     result = mean_result(own)
     if halves or records:  # computed again from the items: old runs get the intervals of today's code
-        measured = [half_records(run, root, False if halves else None) for run in runs]
-        card = mean_card([scorecard(base, after, DRAWS) for base, after in measured])
-        card |= over_seeds(measured, DRAWS) if len(runs) > 1 else {}
+        half, measured = False if halves else None, [item_records(run, root) for run in runs]
+        card = mean_card([scorecard(of_half(base, half), of_half(after, half), DRAWS) for base, after in measured])
+        card |= _of_seeds(trial, measured, half) if len(runs) > 1 else {}
         *before, last = result.trajectory or [{}]
         last = {name: card.get(name, value) for name, value in last.items()}
         kept = {} if halves else result.scorecard  # figures that need more than the last records: those of a stream
@@ -121,28 +124,36 @@ def report_row(
     return ReportRow(name, trial, runs, replace(result, arm=name), candidates, records, halves)
 
 
-def significant_arms(arms: Sequence[ReportRow], root: Path) -> SignificantPairs | None:
-    """Return the pairs of arms that differ significantly on the items of their figures, by name.
+def _of_seeds(trial: Trial, measured: Sequence[Measured], half: bool | None) -> dict[str, Estimate]:
+    try:
+        return over_seeds(measured, DRAWS, choosing=half)
+    except ValueError as error:
+        raise DamagedError(f"trial {trial.number}: {error}") from error
 
-    None if item records are missing, or if the arms were measured on different items.
+
+def significant_arms(arms: Sequence[ReportRow], root: Path) -> tuple[SignificantPairs | None, str]:
+    """Return the pairs of arms that differ significantly on the items of their figures, by name, and "".
+
+    None if item records are missing, or if the arms answered different questions; the text then says which.
     """
     if not all(arm.records for arm in arms) or len({arm.halves for arm in arms}) > 1:
-        return None
-    measured = {
-        label(arm.result): [half_records(run, root, False if arm.halves else None) for run in arm.runs] for arm in arms
-    }
-    runs = [after for found in measured.values() for _, after in found]
-    asked = [{(*r.key, r.prompt) for r in after if r.suite != "drift"} for after in runs]
-    return significant_pairs(measured, DRAWS) if all(questions == asked[0] for questions in asked) else None
+        return None, ""
+    measured = {label(arm.result): [item_records(run, root) for run in arm.runs] for arm in arms}
+    if apart := other_questions(measured):
+        return None, apart
+    return significant_pairs(measured, DRAWS, choosing=False if any(arm.halves for arm in arms) else None), ""
 
 
-def half_records(run: dict[str, Any], root: Path, choosing: bool | None) -> tuple[list[Record], list[Record]]:
-    """Return the item records of the base and of the run's last step: of the half that chooses, or of the reported
-    half (choosing=False), or all (None)."""
+def item_records(run: dict[str, Any], root: Path) -> tuple[list[Record], list[Record]]:
+    """Return the item records of the base and of the run's last step."""
     base, after = (read_records(path) for path in record_files(run, root))
-    if choosing is None:
-        return base, after
-    return [r for r in base if even(r) == choosing], [r for r in after if even(r) == choosing]
+    return base, after
+
+
+def half_records(run: dict[str, Any], root: Path, choosing: bool) -> tuple[list[Record], list[Record]]:
+    """Return `item_records` of the half that chooses, or of the reported half."""
+    base, after = item_records(run, root)
+    return of_half(base, choosing), of_half(after, choosing)
 
 
 def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
@@ -152,7 +163,7 @@ def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         after = record_files(run, root, point["step"])[1]
         if point["step"] and not after.is_file():
             continue
-        now = [r for r in read_records(after) if not even(r)] if point["step"] else before
+        now = of_half(read_records(after), False) if point["step"] else before
         card = scorecard(before, now, LEAST_DRAWS)
         points.append({"step": point["step"], **{name: card[name] for name in point if name in card}})
     return points
@@ -179,13 +190,18 @@ def check_records(trials: Sequence[Trial], root: Path) -> None:
 
 
 def mean_result(results: Sequence[ArmResult]) -> ArmResult:
-    """Return the mean over seeds. The ends of intervals are means too, so the intervals are of items alone."""
+    """Return the mean over seeds. The ends of intervals are means too, so the intervals are of items alone.
+
+    The trajectory has the steps at which all seeds were measured.
+    """
     first = results[0]
     cost = {name: math.fsum(r.cost.get(name, math.nan) for r in results) / len(results) for name in first.cost}
     trajectory = []
-    for points in zip(*(r.trajectory for r in results), strict=False):
+    steps = [{point["step"]: point for point in r.trajectory} for r in results]
+    for step in [step for step in steps[0] if all(step in of_run for of_run in steps)]:
+        points = [of_run[step] for of_run in steps]
         shared = [n for n in points[0] if n != "step" and all(n in p for p in points)]
-        trajectory.append({"step": points[0]["step"], **{n: mean_estimate([p[n] for p in points]) for n in shared}})
+        trajectory.append({"step": step, **{n: mean_estimate([p[n] for p in points]) for n in shared}})
     return replace(first, scorecard=mean_card([r.scorecard for r in results]), cost=cost, trajectory=trajectory)
 
 

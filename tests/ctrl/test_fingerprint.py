@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -108,6 +109,55 @@ def test_a_part_that_trained_and_was_frozen_again_is_saved(tmp_path: Path) -> No
     assert torch.equal(ctrl.load(named("base"), tmp_path / "after")(IDS).logits, model(IDS).logits)
     before, after = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("before", "after"))
     assert after - before == {"lm_head.weight"}
+
+
+def merged_adapters(model: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on top of an expanded model has a warning of its own
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    return adapted.merge_and_unload()
+
+
+def written(model: Any) -> Any:
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
+    return model
+
+
+def other_weights_loaded(model: Any) -> Any:
+    model.load_state_dict(named("other", seed=3).state_dict(), strict=False)
+    return model
+
+
+def unfrozen(model: Any) -> Any:
+    """No change of frozen weights: the page says that what you unfroze stays as trained."""
+    model.lm_head.weight.requires_grad_(True).data.mul_(1.5)
+    return model
+
+
+def enter(model: Any) -> None:
+    with ctrl.pretrained(model):
+        pass
+
+
+@pytest.mark.parametrize("use", [enter, ctrl.reference, ctrl.unload])
+@pytest.mark.parametrize("change", [merged_adapters, written, other_weights_loaded, unfrozen, lambda model: model])
+def test_a_base_that_is_no_longer_that_of_expand_is_said(use: Any, change: Any) -> None:
+    model = change(ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).eval())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        use(model)
+    said = [str(w.message) for w in seen if "is not the base that was expanded" in str(w.message)]
+    assert len(said) == (change in (merged_adapters, written, other_weights_loaded))
+
+
+def test_in_training_the_base_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).train(), []
+    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given: asked.append(given))
+    for _ in range(3):
+        enter(model)
+    assert len(asked) == 1
+    enter(model.eval())
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,9 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.layer import expanded_layers
 from tests.helpers.families import SHAPE, build
-from tests.helpers.tiny_llama import expanded, tiny
+from tests.helpers.tiny_llama import tiny
 from tests.helpers.trainers import fuse_head, hf_trainer, whole_batch
-
-Block = Callable[[Any], contextlib.AbstractContextManager[Any]]
 
 
 def test_expanding_twice_is_refused() -> None:
@@ -59,35 +54,6 @@ def test_a_config_of_another_type_is_refused(config: Any) -> None:
         ctrl.expand(build("llama"), config)
 
 
-def test_pretrained_is_left_after_an_error() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(KeyError, match="inside"), ctrl.pretrained(model):
-        raise KeyError("inside")
-    ids = torch.tensor([[5, 6, 7]])
-    assert model(input_ids=ids, labels=ids).divergence is not None
-
-
-def test_a_share_is_held_inside_the_block_alone() -> None:
-    base = build("llama")
-    model = ctrl.expand(copy.deepcopy(base), ControlConfig(layers=2, interpolation="dlerp")).eval()
-    for layer in expanded_layers(model):
-        with torch.no_grad():
-            for parameter in layer.expanded.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    ids = torch.tensor([[5, 6, 7]])
-    before = model(input_ids=ids).logits
-    with ctrl.at_alpha(model, 0.0):
-        torch.testing.assert_close(model(input_ids=ids).logits, base.eval()(input_ids=ids).logits)
-        with ctrl.at_alpha(model, 0.5):  # what alpha starts at
-            torch.testing.assert_close(model(input_ids=ids).logits, before)
-        with ctrl.at_alpha(model, 1.0):
-            assert (model(input_ids=ids).logits - before).abs().max() > 0.01
-        torch.testing.assert_close(model(input_ids=ids).logits, base(input_ids=ids).logits)
-    with pytest.raises(KeyError, match="inside"), ctrl.at_alpha(model, 0.0):
-        raise KeyError("inside")
-    assert torch.equal(model(input_ids=ids).logits, before)
-
-
 def test_a_dispatched_model_is_refused_rather_than_left_as_it_is() -> None:
     model = tiny()
     add_hook_to_module(model.model.layers[1], AlignDevicesHook(execution_device="cpu"))
@@ -115,60 +81,6 @@ def test_a_forward_that_a_trainer_has_left_is_refused_until_it_is_deleted(
         ctrl.expand(model, ControlConfig(layers=2))
     del model.forward
     assert ctrl.expand(model, ControlConfig(layers=2))(**whole_batch()).divergence is not None
-
-
-def gradients(forward: Block, backward: Block, checkpointed: bool, reentrant: bool) -> dict[str, torch.Tensor]:
-    """Gradients of a pass inside one block whose backward pass runs inside another."""
-    model = expanded(interpolation="dlerp", divergence="none" if reentrant else "mse").train()
-    model.model.embed_tokens.weight.requires_grad_(True)  # so that ctrl.pretrained has a gradient too
-    if checkpointed:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    with forward(model):
-        loss = model(**whole_batch()).loss
-    with backward(model):
-        loss.backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def as_it_is(model: Any) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext()
-
-
-def at_a_fifth(model: Any) -> contextlib.AbstractContextManager[Any]:
-    return ctrl.at_alpha(model, 0.2)
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize(
-    ("forward", "backward"),
-    [
-        (at_a_fifth, as_it_is),
-        (as_it_is, at_a_fifth),
-        (ctrl.pretrained, as_it_is),
-        (as_it_is, ctrl.pretrained),
-        (at_a_fifth, ctrl.pretrained),
-        (ctrl.pretrained, at_a_fifth),
-    ],
-)
-def test_layers_that_run_again_in_the_backward_pass_do_what_they_did(
-    forward: Block, backward: Block, reentrant: bool
-) -> None:
-    expected = gradients(forward, forward, checkpointed=False, reentrant=reentrant)
-    found = gradients(forward, backward, checkpointed=True, reentrant=reentrant)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def test_a_stacked_layer_has_no_share() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=2, structure="hybrid"))
-    with pytest.raises(ConfigError, match=r"at_alpha needs layers that mix .* layers \[\d\] are stacked"):
-        ctrl.at_alpha(model, 0.5).__enter__()
-
-
-def test_a_share_that_is_no_number_is_refused() -> None:
-    model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
-        ctrl.at_alpha(model, float("nan")).__enter__()
 
 
 def test_describe_names_layers_branches_and_alpha() -> None:

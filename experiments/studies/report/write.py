@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import write_text
+from experiments.common.files import write_bytes, write_text
 from experiments.records import ArmResult
 from experiments.reporting.page import image_bytes, write_page
 from experiments.reporting.summary import summary
@@ -46,7 +46,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     check_records(trials, root)
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
-    results, significant = [arm.result for arm in arms], significant_arms(arms, root)
+    results, (significant, apart) = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
     drawn = pictures(store, arms, trials, root, paper)
     words = summary(results, significant, len(study.seeds))
@@ -65,7 +65,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "pictures": drawn,
         "paper": None if paper is None else _paper(paper),
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
-        "notes": _notes(store, arms, trials, root),
+        "notes": _notes(store, arms, trials, root, apart),
         "reading": _reading(store, arms),
         "commands": _commands(store, root, folder),
         "yaml": public_yaml(study),
@@ -80,7 +80,7 @@ def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRo
     """Write the pictures, table.csv and, in a folder of its own, the trials and the YAML without a password."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in drawn:
-        (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
+        write_bytes(folder / f"{picture.name}.png", image_bytes(picture.figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
     if folder.resolve() != study_folder(root, store.config.name).resolve():
         write_text(folder / "study.yaml", public_yaml(store.config))
@@ -155,7 +155,8 @@ def _reading(store: Store, arms: list[ReportRow]) -> str:
     return words
 
 
-def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path) -> list[str]:
+def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path, apart: str) -> list[str]:
+    """apart: which arm answered other questions."""
     study, notes = store.config, []
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
@@ -164,6 +165,8 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path)
             "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
             "of arms with several candidates are somewhat too good."
         )
+    if apart:
+        notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")
     broken = [arm.name for arm in arms if not arm.trial.feasible]
     if study.constraints and broken:
         notes.append(f"No variant of these arms satisfies the constraints: {', '.join(broken)}.")

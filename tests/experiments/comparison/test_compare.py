@@ -109,3 +109,22 @@ def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     assert "'no/such/run' is no run" in capsys.readouterr().err
     assert main(["compare", f"{run}:control-0.001"]) == 2
     assert "two or more runs" in capsys.readouterr().err
+
+
+def test_runs_that_trained_on_other_amounts_of_text_are_named(run: Path) -> None:
+    first, second = read_runs([str(run)])
+    runs = [dataclasses.replace(first, tokens=1000.0), dataclasses.replace(second, tokens=3000.0)]
+    said = f"{first.name} on 1,000, {second.name} on 3,000"
+    assert any(said in note for note in compare(runs, draws=100).notes)
+    assert not any("tokens" in note for note in compare([first, second], draws=100).notes)
+    (run / "arms" / first.name / "result.json").write_text('{"status": "finished", "cost": {"tokens": 7.0}}')
+    assert read_runs([str(run)])[0].tokens == 7
+
+
+def test_questions_with_another_right_answer_are_not_common() -> None:
+    """The same words, read in another way: the file of questions was mended between the runs."""
+    base = [dataclasses.replace(r, prompt="a" * 12, answer=0) for r in base_records(np.random.default_rng(0), 64)]
+    mended = [dataclasses.replace(r, answer=1) if r.suite == "kept" and i < 10 else r for i, r in enumerate(base)]
+    result = compare([ComparedRun("x", base, {1: base}), ComparedRun("y", mended, {1: mended})], draws=100)
+    assert result.items == {"kept": 54, "new": 32}
+    assert any("54 items are common to all runs, of 64" in note for note in result.notes)

@@ -47,13 +47,9 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
             source.examples  # noqa: B018
 
 
-@pytest.mark.parametrize("answer", ["1 234", "3,5", "1.234.567", "1, 2", "12,34"])
+@pytest.mark.parametrize("answer", ["1, 2", "1 2345", "1,2,3", "1 23"])
 def test_an_answer_that_may_be_several_numbers_is_refused(answer: str) -> None:
     with pytest.raises(ConfigError, match=rf"the answer '{answer}' is not read as one number: write 1234\.5"):
         Numeric().check([Item("q", answer)])
-    Numeric().check(
-        [
-            Item("q", one)
-            for one in ("1,234", "7.", "-.5", "1 1/2", "2½", "so it is 3,5", "\uff11\uff0c\uff12\uff13\uff14")
-        ]
-    )
+    right = ["1,234", "7.", "-.5", "1 1/2", "2\u00bd", "so it is 3,5", "1 234", "3,5", "1.234.567", "12,34"]
+    Numeric().check([Item("q", one) for one in right])

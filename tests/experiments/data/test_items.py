@@ -111,6 +111,25 @@ class TestNewTask:
             ("2", "1/2", False),
             ("10,00,000", "1000000", True),
             ("\u22125", "x = -5", True),
+            ("1000", "It is 1 000.", True),  # as many countries write numbers
+            ("0", "It is 1 000.", False),
+            ("1234567.5", "1 234 567,5 kg", True),
+            ("1234567.5", "1.234.567,5", True),
+            ("1234567", "1.234.567", True),
+            ("-1234.5", "-1.234,5", True),
+            ("1", "1,00", True),
+            ("0", "1,00", False),
+            ("5", "5,0", True),
+            ("0", "5,0", False),
+            ("0.125", "0,125", True),
+            ("125", "0,125", False),
+            ("3", "1,2,3", True),  # lists: the last number, as before
+            ("2", "(1,2)", True),
+            ("345", "in 2012 345", True),
+            ("300", "100 200 7 300", True),
+            ("7", "3,5 7", True),
+            ("10", "3 + 2 = 5, 10", True),
+            ("1.5", "version 1.5", True),
         ],
     )
     def test_a_number_is_read_whole(self, answer: str, reply: str, right: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.data.numerals import last_number, tidy
+from experiments.data.numerals import in_one_spelling, last_number, tidy
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_one_spelling(text: str, expected: str) -> None:
         ("\uff14\uff12", 42), ("\u0664\u0662", 42), ("it is 10,00,000", 1_000_000), ("1'234'567", 1_234_567),
         ("1\u202f234", 1234), ("\u22122", -2), ("1.5 or 3/2", Decimal("1.5")), ("1e3", 1000),
         ("\uff11\uff0c\uff12\uff13\uff14", 1234), ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665", Decimal("1234.5")),
-        ("1 234", 234), ("3,5", 5), ("1.234.567", Decimal("567")), ("10^3", 3),  # as the docstring of Numeric says
+        ("1 234", 1234), ("3,5", Decimal("3.5")), ("1.234.567", 1_234_567), ("10^3", 3),
         ("none", None), ("1/0", None),
     ],
 )  # fmt: skip
@@ -55,3 +55,19 @@ def test_spellings_of_numbers(said: str, value: Any) -> None:
 )  # fmt: skip
 def test_a_whole_number_and_a_fraction_below_one_are_one_number(said: str, value: float) -> None:
     assert last_number(said) == Decimal(str(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1 234,5 and 12 345.", "1234.5 and 12345."),
+        ("1.234.567,8; 1.234,5; 3,5; 1,00; 0,125", "1234567.8; 1234.5; 3.5; 1.00; 0.125"),
+        ("1,234 1.234 10,00,000", "1,234 1.234 10,00,000"),  # ambiguous, or plain already
+        ("1,2,3 (1,2) [3,5] 1 23 1 2345 5 100 7", "1,2,3 (1,2) [3,5] 1 23 1 2345 5 100 7"),  # lists
+        ("a1 234 2012 345 10.5 300", "a1 234 2012 345 10.5 300"),
+        ("v1.2.3 192.168.0.1 1,5/2", "v1.2.3 192.168.0.1 1,5/2"),
+    ],
+)
+def test_numbers_of_other_countries(text: str, expected: str) -> None:
+    assert in_one_spelling(text) == expected
+    assert in_one_spelling(expected) == expected

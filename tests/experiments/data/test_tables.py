@@ -160,7 +160,7 @@ ODD = b'{"a": 1}\n\n{"a": \xff}\n{"a": 1, "a": 2}\r\n[1]\n \n{"a": "\xe2\x80\xa8
     ("name", "data"),
     [
         ("a.jsonl", b"\xef\xbb\xbf" + ODD),
-        ("a.jsonl.gz", gzip.compress(ODD + b"\n")),
+        ("a.jsonl.gz", gzip.compress(ODD + b"\n", mtime=0)),
         ("a.json", LINES),
         ("a.csv", b"a,b\n1,2\n3,4,5\n6,7\n"),
     ],

@@ -18,7 +18,7 @@ from experiments.evaluation.replies import parse_answer, reply_records
         ("3 + 4 = \N{MINUS SIGN}7", "-7"),
         ("It is 2.50", "2.50"),
         ("5 - 9", "9"),
-        ("1,2", "2"),  # a list, not 12
+        ("1,2", "1.2"),  # a decimal comma: the answers of this form are no lists
         ("It is .5.", ".5"),
         ("It is...5", "5"),
         ("1.5e-3", "1.5e-3"),

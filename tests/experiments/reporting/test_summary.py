@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from experiments.records import Estimate
-from experiments.reporting.summary import OVERLAP, PAIRED, overlap, summary, tied_best
+from experiments.reporting.summary import OVERLAP, PAIRED, overlap, summary, tied_best, unequal_tokens
 from tests.helpers.invented_arms import six, synthetic, untrained
 
 
@@ -61,3 +65,24 @@ def test_only_arms_whose_intervals_overlap_are_tied() -> None:
     results = six()
     assert [r.label for r in tied_best(results, "kl")] == ["control 0.0003"]
     assert tied_best([untrained()], "kl") == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ({"a": 1000.0, "b": 1040.0}, ""),
+        ({"a": 1000.0, "b": 2500.0, "c": 1200.0}, "a on 1,000, b on 2,500"),
+        ({"a": 1000.0, "untrained": 0.0, "unknown": float("nan")}, ""),
+        ({}, ""),
+    ],
+)
+def test_arms_that_trained_on_other_amounts_of_text_are_named(tokens: dict[str, float], said: str) -> None:
+    assert said in unequal_tokens(tokens)
+    assert bool(unequal_tokens(tokens)) == bool(said)
+
+
+def test_the_summary_says_that_arms_trained_on_more_text() -> None:
+    first, *others = six()
+    arms = [replace(first, cost={"tokens": 3e4}), *(replace(arm, cost={"tokens": 1e4}) for arm in others)]
+    (added,) = set(summary(arms)) - set(summary([first, *others]))
+    assert added.startswith("The arms were not trained on as many tokens: full 1e-4 on 10,000, full 1e-3 on 30,000;")

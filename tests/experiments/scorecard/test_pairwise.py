@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from statsmodels.stats.multitest import multipletests
 from experiments.records import Record
 from experiments.scorecard import drawn_over_seeds, significant_pairs
 from experiments.scorecard.bootstrap import bootstrap_p
-from experiments.scorecard.pairwise import net_correct, paired_p
+from experiments.scorecard.pairwise import net_correct, other_questions, paired_p
 from tests.helpers.planted_run import base_records, kept, trained
 
+Seeds: TypeAlias = list[tuple[list[Record], list[Record]]]  # of one arm
 BASE = base_records(np.random.default_rng(0), 200)
 
 
-def arm(seed: int, lost: float) -> list[tuple[list[Record], list[Record]]]:
+def arm(seed: int, lost: float) -> Seeds:
     return [(BASE, trained(np.random.default_rng(seed), BASE, lost, 0.0))]
 
 
@@ -97,3 +100,50 @@ def test_few_questions_that_differ_are_judged_by_the_exact_test(count: int, sign
     drawn = [drawn_over_seeds([(BASE, after)], 10_000, 0)["retention"] for after in (BASE, worse)]
     assert bootstrap_p(drawn[0] - drawn[1]) < 0.0625
     assert bool(significant_pairs({"same": [(BASE, BASE)], "worse": [(BASE, worse)]})["retention"]) == significant
+
+
+def asked_otherwise(runs: Seeds, **changes: object) -> Seeds:
+    """Change the kept records of both sides; {item} is the item's own."""
+
+    def change(record: Record) -> Record:
+        given = {k: v.replace("{item}", record.item) if isinstance(v, str) else v for k, v in changes.items()}
+        return replace(record, **given) if record.suite == "kept" else record
+
+    return [(list(map(change, base)), list(map(change, after))) for base, after in runs]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"item": "other {item}"},
+        {"form": "plain"},
+        {"prompt": "b" * 12},
+        {"options": ("a", "b", "c", "x")},
+        {"answer": 2},
+    ],
+)
+def test_arms_that_answered_other_questions_are_refused(changes: dict[str, object]) -> None:
+    first = asked_otherwise(arm(1, 0.1), prompt="a" * 12, answer=0)
+    arms = {"first": first, "same": asked_otherwise(arm(2, 0.1), prompt="a" * 12, answer=0), "else": first}
+    assert other_questions(arms) == ""
+    arms["else"] = asked_otherwise(first, **changes)
+    with pytest.raises(ValueError, match="else answered other questions than first in kept: only answers"):
+        significant_pairs(arms, 100)
+
+
+def test_records_that_do_not_say_what_was_asked_are_taken_by_their_ids() -> None:
+    arms = {"old": arm(1, 0.1), "newer": asked_otherwise(arm(2, 0.1), prompt="a" * 12, answer=0)}
+    assert other_questions(arms) == ""
+
+
+def test_seeds_with_questions_of_their_own_are_compared_seed_by_seed() -> None:
+    def seeds(lost: float, numbers: tuple[int, ...]) -> Seeds:
+        return [asked_otherwise(arm(10 + n, lost), item=f"{n} {{item}}")[0] for n in numbers]
+
+    assert significant_pairs({"a": seeds(0.05, (0, 1)), "b": seeds(0.6, (0, 1))}, 1_000)["retention"]
+    for numbers in ((0, 2), (1, 0), (0,), (0, 1, 2)):
+        assert other_questions({"a": seeds(0.05, (0, 1)), "b": seeds(0.6, numbers)}) == (
+            "b answered other questions than a in kept"
+        )
+    same = {"three": arm(1, 0.1) * 3, "two": arm(2, 0.1) * 2}
+    assert other_questions(same) == ""

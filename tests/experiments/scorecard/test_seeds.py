@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from experiments.records import Record
 from experiments.scorecard import (
     over_seeds,
     scorecard,
 )
 from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from tests.helpers.planted_run import base_records, trained
 
@@ -46,3 +50,44 @@ def test_differences_over_seeds_are_those_of_the_paired_seeds() -> None:
     first = np.repeat(np.random.default_rng(8).normal(size=(3, 1)), 401, axis=1)
     difference = resample_seeds(first + 0.1, 0) - resample_seeds(first, 0)
     assert difference == pytest.approx(0.1)
+
+
+def with_suite(records: list[Record], suite: str, **changes: str) -> list[Record]:
+    return [replace(r, **changes) if r.suite == suite else r for r in records]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"suite": "kept", "task": "others"}, "kept/facts0/chat, kept/facts1/chat, kept/others/chat"),
+        ({"suite": "kept", "form": "plain"}, "kept/facts0/chat, kept/facts0/plain, "),
+        ({"suite": "new", "task": "others"}, "new/others/generate, new/sums/generate"),
+    ],
+)
+def test_seeds_that_were_measured_on_other_tasks_have_no_mean(changes: dict[str, str], named: str) -> None:
+    rng = np.random.default_rng(9)
+    base = base_records(rng, 80)
+    runs = [(base, trained(rng, base, lost, 0.5)) for lost in (0.1, 0.2)]
+    runs.append((with_suite(base, **changes), with_suite(runs[0][1], **changes)))
+    with pytest.raises(ValueError, match=f"seed 1 and seed 3 of 3 were not measured on the same tasks: {named}"):
+        over_seeds(runs, draws=100)
+    without = [[r for r in side if r.suite != changes["suite"]] for side in runs[0]]
+    with pytest.raises(ValueError, match=f"seed 1 and seed 2 of 2 .*: {changes['suite']}/.* in one of them alone"):
+        over_seeds([runs[0], (without[0], without[1])], draws=100)
+
+
+def test_each_seed_may_draw_its_own_questions() -> None:
+    """As the seeds of a study do: the mean is that of the seeds, and the half that is reported may lack a task."""
+    rng = np.random.default_rng(9)
+    runs = []
+    for seed in range(2):
+        base = [replace(r, item=f"{seed} {r.item}") for r in base_records(rng, 80)]
+        runs.append((base, [replace(r, correct=1 - (r.correct or 0)) if r.suite == "new" else r for r in base]))
+    means = [np.mean([r.correct for r in after if r.suite == "new"]) for _, after in runs]
+    before = [np.mean([r.correct for r in base if r.suite == "new"]) for base, _ in runs]
+    assert over_seeds(runs, draws=100)["gain"].value == pytest.approx(np.mean(means) - np.mean(before))
+    few = (replace(runs[0][0][0], task="few", item=str(i)) for i in range(9))
+    chosen = next(record for record in few if even(record))
+    more = [([*base, chosen], [*after, chosen]) for base, after in runs]
+    assert "retention/few" in over_seeds(more, draws=100)
+    assert "retention/few" not in over_seeds(more, draws=100, choosing=False)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.records import Estimate, read_records
+from experiments.common.errors import DamagedError
+from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.scorecard import scorecard
+from experiments.scorecard.halves import even
 from experiments.studies.queue import Store
 from experiments.studies.report.plots import trajectory_figure
-from experiments.studies.selection import ReportRow, arm_name, choose, even, has_name, record_files, report_row
+from experiments.studies.report.write import write_study_report
+from experiments.studies.selection import (
+    ReportRow,
+    arm_name,
+    choose,
+    has_name,
+    mean_result,
+    record_files,
+    report_row,
+    significant_arms,
+)
 from experiments.studies.trials import Trial
 from tests.helpers.planted_study import SOME, TABLE5, objective, synthetic_store
 from tests.helpers.toy_study import toy_study
@@ -160,3 +173,39 @@ def test_arms_are_told_apart_by_their_picks(tmp_path: Path) -> None:
     chosen = store.config.model_copy(update={"report": store.config.report.model_copy(update={"select": "decay"})})
     (only,) = choose(chosen, trials, tmp_path)  # no other dimension: one arm, and its best decay
     assert (only.name, only.candidates) == ("arm", 3)
+
+
+def test_seeds_are_averaged_at_the_steps_that_all_have() -> None:
+    """A step whose records are lost on this machine is not taken for the next one."""
+
+    def result(*steps: int) -> ArmResult:
+        return ArmResult("a", "full", 1e-3, "finished", trajectory=[{"step": s, "gain": Estimate(s)} for s in steps])
+
+    found = mean_result([result(0, 10, 20, 30), result(0, 20, 30), result(0, 20, 30, 40)]).trajectory
+    assert [(point["step"], point["gain"].value) for point in found] == [(0, 0), (20, 20), (30, 30)]
+
+
+def with_other_records(root: Path, run: dict[str, Any], change: Callable[[Record], Record]) -> None:
+    for file in record_files(run, root):
+        write_records(file, map(change, read_records(file)))
+
+
+@pytest.mark.slow
+def test_arms_that_answered_other_questions_are_not_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
+    search = {"arm": {"kind": "arms", "arms": {name: {} for name in TWO}}}
+    store = synthetic_store(tmp_path, TWO, search, report={})
+    arms = choose(store.config, store.trials(), tmp_path)
+    pairs, apart = significant_arms(arms, tmp_path)
+    assert pairs is not None
+    assert apart == ""
+    with_other_records(tmp_path, arms[1].runs[0], lambda r: replace(r, item=f"{r.item}b") if r.suite == "new" else r)
+    said = f"{label(arms[1].result)} answered other questions than {label(arms[0].result)} in new"
+    assert significant_arms(arms, tmp_path) == (None, said)
+    page = write_study_report(store, tmp_path, tmp_path / "report").read_text(encoding="utf-8")
+    assert f"{said}: arms are compared by their intervals" in page
+    trial, (run,) = arms[0].trial, arms[0].runs
+    other = arms[1].runs[0]
+    with_other_records(tmp_path, other, lambda r: replace(r, task="other") if r.suite == "kept" else r)
+    with pytest.raises(DamagedError, match=rf"trial {trial.number}: seed 1 and seed 2 of 2 .*kept/other/chat"):
+        report_row("x", trial, [run, {**other, "seed": 1}], 1, False, tmp_path)

@@ -153,7 +153,7 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def calls(name: str, step: int, folder: Path) -> Iterator[tuple[list[str], str, int, object]]:
     """Yield the command line, the words and the exit code of each step-th row; write the files that it needs."""
-    for row in table(name)[::step]:
+    for row in (row for row in table(name)[::step] if step == 1 or "--lm-eval" not in row[0]):
         given, (words, *code) = row[:-1] if name == "rows" else row[:1], row[-1:] if name == "rows" else row[1:]
         argv = ["study" if name == "studies" else "run", "c.yaml", "--root", "root"]
         if name == "calls":

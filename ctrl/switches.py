@@ -1,0 +1,112 @@
+"""Switch an expanded model for the time of a block: to its base (pretrained), or to another alpha (at_alpha).
+
+Blocks may overlap, in one thread or in several: what they changed comes back when the last one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.control_model import active_adapter, require_expanded
+from ctrl.errors import ConfigError
+from ctrl.fingerprint import warn_if_changed
+from ctrl.interpolation import Interpolation
+from ctrl.layer import expanded_layers
+
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def pretrained(model: nn.Module) -> Iterator[nn.Module]:
+    """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
+
+    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
+    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
+    checkpoint of your own around several layers runs them again as the model is then. Warns of an active PEFT adapter
+    on top, which stays on, and of frozen weights that are no longer as they were (looked for in the first block and in
+    those of a model in eval mode). A copy made inside the block stays switched off, with a warning.
+    """
+    expanded = require_expanded(model)
+    control = expanded.control
+    if (found := active_adapter(expanded)) is not None:
+        warnings.warn(
+            f"ctrl.pretrained turns the copies off, but the PEFT adapter of {found} stays on: base and adapter. "
+            "For the base alone open model.disable_adapter() too",
+            stacklevel=3,
+        )
+    if not (model.training and control.compared):  # in each step of a training it would take time
+        control.compared = True
+        warn_if_changed(expanded, "ctrl.pretrained")
+    with _LOCK:
+        control.off += 1
+        control.enabled = False
+    try:
+        yield model
+    finally:
+        with _LOCK:
+            control.off -= 1
+            control.enabled = not control.off
+
+
+@contextlib.contextmanager
+def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
+    """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
+
+    0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
+    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, and a copy made
+    inside it keeps the alpha, as with `ctrl.pretrained`. Of overlapping blocks the one that began last counts. Raises
+    ConfigError for a stacked layer, which mixes nothing.
+    """
+    control, gates, fixed = require_expanded(model).control, _gates(model), _number(alpha)
+    with _LOCK:
+        if not control.alphas:
+            control.lasting = [gate.fixed_alpha for gate in gates]
+        control.alphas.append(fixed)
+        _fix(gates, [fixed] * len(gates))
+    try:
+        yield model
+    finally:
+        with _LOCK:
+            control.alphas = [other for other in control.alphas if other is not fixed]
+            _fix(gates, [control.alphas[-1]] * len(gates) if control.alphas else control.lasting)
+
+
+def set_alpha(model: nn.Module, alpha: float) -> None:
+    """Set alpha permanently; it is not saved. See `at_alpha` for a temporary change and for errors."""
+    control, gates, fixed = require_expanded(model).control, _gates(model), _number(alpha)
+    with _LOCK:
+        control.lasting = [fixed] * len(gates)
+        _fix(gates, control.lasting)
+
+
+def _gates(model: nn.Module) -> list[Interpolation]:
+    """List the interpolations of all layers. Raises ConfigError for stacked layers, which have none."""
+    layers = expanded_layers(model)
+    if stacked := [layer.index for layer in layers if layer.interpolation is None]:
+        raise ConfigError(
+            f"at_alpha needs layers that mix two branches, but layers {stacked} are stacked: use ctrl.pretrained for "
+            "the base model, or expand with structure='concat'"
+        )
+    return [layer.interpolation for layer in layers if layer.interpolation is not None]
+
+
+def _number(alpha: float) -> Tensor:
+    try:
+        finite = math.isfinite(alpha)
+    except TypeError:
+        finite = False
+    if not finite:
+        raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
+    return torch.tensor(float(alpha))
+
+
+def _fix(gates: Sequence[Interpolation], alphas: Sequence[Tensor | None]) -> None:
+    for gate, alpha in zip(gates, alphas, strict=True):
+        gate.fixed_alpha = alpha
