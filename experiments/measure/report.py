@@ -29,7 +29,7 @@ from experiments.reporting.tables import retention_table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
 
-SHOWN = (*GAINS, "retention", "nfr", "pfr", "kl", "perplexity_drift", "retention_instructions")
+SHOWN = (*GAINS, "retention", "nfr", "nfr_above_floor", "pfr", "kl", "perplexity_drift", "retention_instructions")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,35 @@ def test_the_verdict_is_of_the_interval(retention: Estimate, verdict: str) -> No
     assert sentence(one, BASE, AFTER).endswith(f", {verdict}; its predictions are exactly the base's.")
 
 
+def test_tasks_that_fell_are_named_though_others_rose() -> None:
+    """One of two tasks: its bound at 97.5 % on each side must be below 1."""
+    single = {
+        "retention/a": Estimate(0.7, 0.6, 0.8),
+        "retention/b": Estimate(0.9, 0.8, 0.99),
+        "retention/c": Estimate(1.4),
+    }
+    card = {"retention": Estimate(1.0, 0.9, 1.1), **single}
+    said = sentence(replace(result(BASE, AFTER), scorecard=card), BASE, AFTER)
+    assert said.endswith("not shown (the interval holds 1); tasks that fell: a .70 [.60,.80].")
+
+
+@pytest.mark.parametrize(
+    ("retention", "said"),
+    [
+        (Estimate(0.2, 0.1, 0.4), "; of instructions .20 [.10,.40], it forgot; KL"),
+        (Estimate(1.5, 1.1, 1.9), "; of instructions 1.50 [1.10,1.90], it follows more than before; KL"),
+        (
+            Estimate(0.9, 0.7, 1.1),
+            "; of instructions .90 [.70,1.10], forgetting is not shown (the interval holds 1); KL",
+        ),
+        (Estimate(float("nan")), "(the interval holds 1); KL"),  # the base followed none
+    ],
+)
+def test_instructions_have_a_verdict_of_their_own(retention: Estimate, said: str) -> None:
+    card = {"retention": Estimate(1.0, 0.9, 1.1), "retention_instructions": retention, "kl": Estimate(0.1)}
+    assert said in sentence(replace(result(BASE, AFTER), scorecard=card), BASE, AFTER)
+
+
 def test_without_kept_questions_it_says_so() -> None:
     drift = [Record("drift", "base replies", "kl", "0", value=0.5, tokens=4)]
     assert sentence(result(drift, drift), drift, drift).startswith("mine was not asked kept questions; KL .50")
@@ -71,7 +100,9 @@ def test_the_clearest_loss_comes_first_and_each_question_once() -> None:
 def test_a_lost_reply_is_shown_as_it_was_written() -> None:
     before = Record("instructions", "json", "generate", "a", correct=1, reply='{"a": 1}', parsed=True)
     after = replace(before, correct=0, reply="Sure!")
-    assert lost_answers([before], [after], {}) == [Lost("json", "a", "", '{"a": 1}', "Sure!")]
+    reply = Lost("json", "a", "", '{"a": 1}', "Sure!")
+    assert lost_answers([before], [after], {}) == [reply]
+    assert lost_answers([*BASE, before], [*AFTER, after], {})[1:2] == [reply]  # in turn with those of choices
 
 
 def test_every_record_of_questions_has_its_text() -> None:
