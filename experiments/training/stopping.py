@@ -13,27 +13,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """A signal that came during training. True once there is one."""
+    """The signals that came during training. True once there is one."""
 
     def __init__(self) -> None:
         self.handlers: dict[int, Callable[[int, Any], Any]] = {}
-        self.number: int | None = None
+        self.numbers: list[int] = []
 
     def __bool__(self) -> bool:
-        return self.number is not None
+        return bool(self.numbers)
 
     def note(self, number: int, frame: Any) -> None:
-        """Handle a signal: the first one is noted, the second one acts at once."""
-        if self.number is not None:
+        """Handle a signal: it is noted, and the same once more acts at once.
+
+        Ctrl-C in the shell of a study reaches a worker twice: as SIGINT, then as SIGTERM from its parent.
+        """
+        if number in self.numbers:
             self.handlers[number](number, frame)
-        self.number = number
-        with contextlib.suppress(OSError):  # the terminal is gone
-            os.write(2, b"stopping after this step, with a checkpoint; once more stops at once\n")
+        if not self.numbers:
+            with contextlib.suppress(OSError):  # the terminal is gone
+                os.write(2, b"stopping after this step, with a checkpoint; once more stops at once\n")
+        self.numbers.append(number)
 
     def act(self) -> None:
-        """Do what the signal would have done: KeyboardInterrupt, or SystemExit. Nothing if there was none."""
-        if self.number is not None:
-            self.handlers[self.number](self.number, None)
+        """Do what the first signal would have done: KeyboardInterrupt, or SystemExit. Nothing if there was none."""
+        if self.numbers:
+            self.handlers[self.numbers[0]](self.numbers[0], None)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.tracking.machine import sigterm_raises
 from experiments.training.stopping import StopRequest, stops_after_step
 from tests.helpers import engine
 
@@ -31,12 +32,14 @@ def test_the_first_signal_is_noted_and_acts_at_the_end(number: int, monkeypatch:
 
 
 def test_the_second_signal_acts_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    with stops_after_step() as asked:
+    with sigterm_raises(), stops_after_step() as asked:
         signal.raise_signal(signal.SIGINT)
         assert "stopping after this step, with a checkpoint; once more stops at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-        asked.number = None  # done
+        signal.raise_signal(signal.SIGTERM)  # another one is noted
+        assert asked.numbers == [signal.SIGINT, signal.SIGTERM]
+        asked.numbers.clear()
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
