@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
 
 import ctrl
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
@@ -119,3 +126,34 @@ def test_the_base_of_a_model_with_an_adapter_on_top() -> None:
             assert torch.equal(adapted(IDS).logits, base)
         with ctrl.pretrained(disturbed(expanded="lora")):
             pass
+
+
+PROMPTS = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4)
+
+
+def test_prompts_in_front_are_said_to_stay_on() -> None:
+    adapted: Any = get_peft_model(disturbed(), PROMPTS)
+    with (
+        pytest.warns(UserWarning, match=r"the PEFT adapter of PeftModelForCausalLM stays on"),
+        ctrl.pretrained(adapted),
+    ):
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with adapted.disable_adapter(), ctrl.pretrained(adapted):
+            pass
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize(
+    "freeze", [prepare_model_for_kbit_training, lambda model: get_peft_model(model, PROMPTS), None]
+)
+def test_a_training_in_which_no_copy_trains_is_said(freeze: Any) -> None:
+    model = disturbed()
+    used = (freeze(model) if freeze else model).train()
+    batch = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            used(**batch)
+    assert sum("no copy trains: all their parameters are frozen" in str(w.message) for w in seen) == bool(freeze)
