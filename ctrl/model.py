@@ -11,9 +11,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.adapters import peft_adapter
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
