@@ -89,7 +89,7 @@ class HuggingFace(Columns):
 
     @functools.cached_property
     def table(self) -> Stored | None:
-        if self.streaming or len(self.loaded) < LARGE or (self.grader and self.grader.reads):
+        if self.streaming or len(self.loaded) < LARGE:
             return None
         fields = self.model_dump_json(exclude={"share", "test"})
         starts = range(0, len(self.loaded), PART)
