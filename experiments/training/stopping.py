@@ -58,6 +58,6 @@ def stops_after_step(processes: int = 1) -> Iterator[StopRequest]:
     try:
         yield asked
     finally:
-        for number, before in asked.handlers.items():
-            signal.signal(number, before)
+        for caught, before in asked.handlers.items():
+            signal.signal(caught, before)
     asked.act()
