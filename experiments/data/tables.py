@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json, repeated
-from experiments.data.cells import BadRow
+from experiments.data.cells import BadRow, as_stored
 
 BOM = b"\xef\xbb\xbf"
 Row = tuple[str, Mapping[str, Any] | BadRow]  # where it is in the file, and its cells or why they cannot be read
@@ -181,7 +181,9 @@ def _csv(file: Path) -> Iterator[Row]:
         reader = csv.DictReader(text, names, delimiter=mark)
         for row in reader:
             place = f"line {reader.line_num + 1}"
-            yield place, BadRow(f"data file {file}, {place} has more cells than the head") if None in row else row
+            wrong = "has more cells than the head" if None in row else ""
+            wrong = wrong or ("repeats the head" if list(row.values()) == names and len(names) > 1 else "")
+            yield place, BadRow(f"data file {file}, {place} {wrong}") if wrong else row
 
 
 def _check_names(names: Iterable[str], file: Path) -> None:
@@ -226,9 +228,10 @@ def _in_batches(file: Path) -> Iterator[Row]:
 
 
 def _batch_rows(batches: Iterable[Any], first: int) -> Iterator[Row]:
-    cells = (row for batch in batches for row in batch.to_pylist())
-    for number, row in enumerate(cells, start=first):
-        yield f"row {number}", {name: filled(cell) for name, cell in row.items()}
+    cells = ((row, batch.schema) for batch in batches for row in batch.to_pylist())
+    for number, (row, schema) in enumerate(cells, start=first):
+        types = zip(row.items(), schema.types, strict=True)
+        yield f"row {number}", {name: as_stored(filled(cell), str(dtype)) for (name, cell), dtype in types}
 
 
 def filled(value: Any) -> Any:
