@@ -176,3 +176,27 @@ def test_all_cores_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requ
     assert facts(sources("jsonl", "questions", tmp_path)) == wanted
     (note,) = tmp_path.glob("cache/tables/*/note.json")
     assert json.loads(note.read_text())["examples"] == wanted["size"] < 90
+
+
+@pytest.mark.parametrize("damage", ["NUL", "a byte", "another table", "gone", "of an earlier version"])
+def test_a_stored_table_that_was_changed_is_made_again(
+    damage: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("large")
+    wanted = list(sources("jsonl", "texts", tmp_path).table)
+    (rows,) = tmp_path.rglob("rows.arrow")
+    data = rows.read_bytes()
+    changed = {
+        "NUL": bytes(len(data)),
+        "a byte": data.replace(b"once 3", b"onXe 3"),
+        "another table": data[: len(data) // 2] + data[len(data) // 2 :][::-1],
+    }.get(damage)
+    if damage == "of an earlier version":
+        note = rows.with_name("note.json")
+        note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "rows"}))
+    elif changed is None:
+        rows.unlink()
+    else:
+        assert changed != data
+        rows.write_bytes(changed)
+    assert list(sources("jsonl", "texts", tmp_path).table) == wanted
