@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.files import read_note, write_json
-from experiments.common.hashing import short_digest
+from experiments.common.hashing import json_digest, short_digest
 from experiments.data.items import NewText
 from experiments.data.overlap import LETTERS, Overlap, Probe, overlaps, question_probe
 from experiments.data.source import free
@@ -51,10 +51,11 @@ def search(data: ExperimentData, suites: Suites, cache: Path, digests: Sequence[
     probes = [*_new(data), *_kept(suites)]
     key = short_digest(str(VERSION), *digests, repr(probes), *sorted(data.held_out_ids))
     file = cache / "overlap" / f"{key}.json"
-    known = read_note(file)
-    if not known:
+    note = read_note(file)
+    known = note.get("found")
+    if not known or note.get("digest") != json_digest(known):  # not there, or changed
         known = _plain(_search(data, probes))
-        write_json(file, known)
+        write_json(file, {"found": known, "digest": json_digest(known)})
     return Searched(tuple(Overlap(**one) for one in known["overlaps"]), known["left_out"])
 
 

@@ -76,6 +76,19 @@ def test_all_sources_are_searched(
     assert searched(config, tokenizer, tmp_path) == found
 
 
+def test_a_file_of_the_cache_that_was_changed_is_not_believed(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    found = searched(config, tokenizer, tmp_path)
+    (file,) = tmp_path.rglob("overlap/*.json")
+    whole = file.read_text()
+    for text in (whole.replace('"again": 1', '"again": 9'), "{}", '{"overlaps": [{"x": 1}]}', "[1]"):
+        assert text != whole
+        file.write_text(text)
+        assert searched(config, tokenizer, tmp_path) == found
+        assert file.read_text() == whole
+
+
 def test_rows_that_a_source_holds_out_of_its_own_are_no_loss(
     base: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:
