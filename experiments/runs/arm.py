@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.common.errors import ModelError
 from experiments.common.files import read_note, write_json
+from experiments.common.hashing import json_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
@@ -103,14 +104,15 @@ class ArmRun:
     def _data(self) -> dict[str, Any]:
         path, run = self.folder / "data.json", self.prepared.folder.name
         note = read_note(path)
-        if "drawn" not in note or note.get("run", run) != run:  # earlier versions did not name it
+        digest = note.pop("digest", None)  # earlier versions wrote none, and did not name the run
+        if "drawn" not in note or note.get("run", run) != run or digest not in (None, json_digest(note)):
             data = self.prepared.data
             rows = data.rows(self.arm)
             batch = self.training.processes.per_process(self.prepared.config.training.batch_size)
             packing = data.packing_of(rows, batch)
             note = {"run": run, "drawn": data.drawn(self.arm, rows)}
             note |= {"packing": packing.plain()} if packing else {}
-            write_json(path, note)
+            write_json(path, note | {"digest": json_digest(note)})
         return note
 
     def _read(self) -> ArmResult:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from experiments.cli import main as cli
+from experiments.common.hashing import json_digest
 from experiments.runs.arm import CONSTANT, ArmRun, StopArm
 from experiments.runs.run import run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
@@ -107,3 +108,15 @@ def test_an_error_after_training_is_the_arms_own_and_costs_no_training(
     assert [result.status for result in again.results] == ["finished"] * 2
     assert "full 0.001: continues from checkpoint-2" in said
     assert not (folder / "checkpoints").exists()
+
+
+def test_what_was_drawn_is_counted_again_if_its_file_was_changed(base: str, tmp_path: Path) -> None:
+    config = small_config(base, arms=small_values(base)["arms"][:1])
+    file = run_experiment(config, tmp_path, say=lambda text: None).folder / "arms" / "full-0.001" / "data.json"
+    whole = json.loads(file.read_text())
+    assert whole.pop("digest") == json_digest(whole)
+    tokens = whole["drawn"][0]["tokens"]
+    text = file.read_text()
+    file.write_text(text.replace(str(tokens), str(tokens + 1)))
+    run_experiment(config, tmp_path, say=lambda text: None)
+    assert file.read_text() == text

@@ -38,7 +38,7 @@ def older(root: Path) -> None:
     """Leave what versions before November 2026 wrote. Real folders of two of them were opened with this code too."""
     drop(root, "arms/*/result.json", "made_from", "digest")
     drop(root, "base/timing.json", "weights", "files", "measured")
-    drop(root, "arms/*/data.json", "run")
+    drop(root, "arms/*/data.json", "run", "digest")
     for file in root.glob("runs/*/arms/*/measured.json"):
         file.unlink()
     for file in root.glob("runs/*/arms/*/checkpoints/*/complete.json"):
