@@ -82,7 +82,7 @@ def export(
         say("merging ...")
         model, gap = _plain(model, tokenizer, arm)
     if dtype is not None:
-        model = model.to(DTYPES[dtype])  # type: ignore[arg-type]
+        model = model.to(DTYPES[dtype])
     part = to.with_name(f"{to.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
