@@ -44,7 +44,9 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
         "experiments/cli/ui.py",  # a pipe
         "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory
-        "experiments/soften/report.py",  # into a folder that is renamed
+        "experiments/posthoc/export.py",  # into a folder that is renamed
+        "experiments/soften/path.py",  # weights, whose length is checked when they are read
+        "experiments/soften/report.py",  # next to these weights
         "experiments/studies/archive.py",  # into a folder that is renamed
         "experiments/studies/exchange.py",  # renamed
     }
