@@ -149,6 +149,8 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
     control, names = expanded.control, tuple(inspect.signature(type(decoder).forward).parameters)[1:]
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is not decoder:  # of a copy.deepcopy made inside the block, which has these hooks too
+            return
         if control.current is None and control.thread.collected is not None:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             control.begin(ForwardPass(given.get("attention_mask"), decoder=module))

@@ -82,6 +82,7 @@ class Control:
     lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open
+    looked_at_copies: bool = False  # whether a training pass has looked if they train
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed

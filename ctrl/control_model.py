@@ -7,7 +7,7 @@ import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
+from ctrl.adapters import peft_adapter
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
@@ -54,6 +55,8 @@ class ControlModel(nn.Module):
         if own_loss:
             current.divergences = {}
         missed = not own_loss and torch.is_grad_enabled() and not collected
+        if self.training and torch.is_grad_enabled():
+            self._look_at_copies()
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.begin(current)
@@ -66,6 +69,19 @@ class ControlModel(nn.Module):
         if missed:
             control.watch(_tensors(out), "without labels")
         return out
+
+    def _look_at_copies(self) -> None:
+        """Warn in the first training pass if no copy trains. PEFT's adapters on top have a warning of their own."""
+        if self.control.looked_at_copies or torch.compiler.is_compiling():
+            return
+        self.control.looked_at_copies = True
+        copies = (p for layer in expanded_layers(self) for p in layer.expanded.parameters())
+        if "peft_config" not in vars(self) and not any(p.requires_grad for p in copies):
+            warnings.warn(
+                "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
+                "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
+                stacklevel=4,
+            )
 
     def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
         """Add the divergence of the pass to its loss."""
@@ -227,30 +243,6 @@ def bare_expanded(model: nn.Module) -> ControlModel:
             "writes what the adapters changed outside the copies too"
         )
     return expanded
-
-
-def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | None:
-    """Return the name of the first module with a PEFT adapter, or the class of PEFT's wrapper; None without any."""
-    if type(model).__module__.partition(".")[0] == "peft":
-        return type(model).__name__
-    for name, module in model.named_modules():
-        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
-        if module not in skip and any(isinstance(inner, nn.Module) for inner in wrapped):
-            return name
-    return None
-
-
-def active_adapter(model: nn.Module) -> str | None:
-    """Return the name of the first module outside of the copies whose PEFT adapter is active; None without any."""
-    adapted = {name: module for name, module in model.named_modules() if "base_layer" in module._modules}
-    if not adapted:  # as most often: a training with a reference asks at each step
-        return None
-    own = {module for layer in expanded_layers(model) for module in layer.expanded.modules()}
-    for name, module in adapted.items():
-        on = getattr(module, "active_adapters", None) and not getattr(module, "disable_adapters", False)
-        if on and module not in own:
-            return name
-    return None
 
 
 def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:

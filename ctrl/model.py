@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.adapters import peft_adapter
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, peft_adapter, require_expanded
+from ctrl.control_model import ControlModel, require_expanded
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
@@ -70,6 +72,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     check_layers(layers, indices)
     _check_attention(model, config)
     _check_unwrapped(model, layers)
+    _warn_of_hooks(layers, indices)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model):
         copies = [
@@ -188,6 +191,26 @@ def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
             f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
             "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
         )
+
+
+def _warn_of_hooks(layers: nn.ModuleList, indices: list[int]) -> None:
+    """Warn of hooks inside the layers (steering, norms of weights), which the copies do not get.
+
+    Those that transformers has installed record outputs. Hooks of a layer as a whole run around both branches.
+    """
+    inside = {f"layer {index}, {name}": module for index in indices for name, module in layers[index].named_modules()}
+    hooks = {place: [*m._forward_hooks.values(), *m._forward_pre_hooks.values()] for place, m in inside.items()}
+    own = [place for place, found in hooks.items() if not place.endswith(", ") and not all(map(_records, found))]
+    if own:
+        warnings.warn(
+            f"{len(own)} modules of the expanded layers have hooks that copies do not get (first: {own[0]}): if these "
+            "change what a module returns, the copies do not start as the base. Register them after expand, on both",
+            stacklevel=3,
+        )
+
+
+def _records(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _check_attention(model: PreTrainedModel, config: ControlConfig) -> None:

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ctrl.control_model import active_adapter, require_expanded
+from ctrl.adapters import active_adapter
+from ctrl.control_model import require_expanded
 from ctrl.errors import ConfigError
 from ctrl.fingerprint import warn_if_changed
 from ctrl.interpolation import Interpolation
@@ -35,7 +36,7 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     """
     expanded = require_expanded(model)
     control = expanded.control
-    if (found := active_adapter(expanded)) is not None:
+    if (found := active_adapter(model)) is not None:
         warnings.warn(
             f"ctrl.pretrained turns the copies off, but the PEFT adapter of {found} stays on: base and adapter. "
             "For the base alone open model.disable_adapter() too",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.measure.callback import ForgettingCallback
     from experiments.measure.run import measure as measure_models  # `measure` is the room
     from experiments.models.base import load_base
+    from experiments.posthoc.export import export as export_model
     from experiments.posthoc.run import posthoc as run_posthoc  # `posthoc` is the room
     from experiments.reporting.plots.alignment import alignment_figure, projection_figure
     from experiments.reporting.plots.dial import dial_figure

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +27,8 @@ from tests.helpers.thinned import EVERY, THINNED
 
 TESTS = Path(__file__).parent
 MANY = {f"{file}::{test}" for file, tests in THINNED.items() for test in tests}
+hypothesis.settings.register_profile("no deadline", deadline=None)  # of 200 ms, which a busy machine misses
+hypothesis.settings.load_profile("no deadline")
 
 for kind in (torch.cuda, torch.xpu, torch.mtia):
     if not kind.is_available():  # else torch notes each seed for a later use of the device, with a stack trace: 0.6 ms

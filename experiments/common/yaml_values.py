@@ -14,10 +14,14 @@ from experiments.common.files import read_text
 MAX_VALUES = 10**6  # of a file, with what its aliases repeat
 
 
+_ODD_NUMBER = re.compile(r"[-+]?(?:0[0-7_]+|[0-9_]+(?::[0-9_]+)+(?:\.[0-9_]*)?)")  # 010 is 8, and 1:30 is 90
+
+
 class _Loader(yaml.SafeLoader):
     """Read 1e-3 as a number, as YAML 1.2 and Python do. PyYAML would read a text, and a number only from 1.0e-3.
 
-    A key that is there twice is an error: PyYAML would take the last value and say nothing. So is half a character.
+    A key that is there twice is an error: PyYAML would take the last value and say nothing. So are half a character,
+    and 010 and 1:30, which YAML reads as 8 and 90.
     """
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -35,6 +39,11 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_scalar_node(anchor)
         if any("\ud800" <= letter <= "\udfff" for letter in node.value):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds half of a character (of a surrogate pair)")
+        if node.tag in (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")) and _ODD_NUMBER.fullmatch(node.value):
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: {node.value} is {self.construct_object(node)} in YAML, which counts "
+                "by 8 after a 0 and by 60 at a colon: write the number itself, or a text in quotes"
+            )
         return node
 
 

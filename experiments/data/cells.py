@@ -6,8 +6,12 @@ import math
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from experiments.common.errors import ConfigError
 
+EXACT = 2.0**53  # above it not every whole number is a float
+NARROW = {"float": np.float32, "float32": np.float32, "halffloat": np.float16, "float16": np.float16}
 PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
 
 
@@ -16,14 +20,24 @@ class BadRow(ConfigError):
 
 
 def cell_text(cell: Any, column: str, place: str) -> str:
-    """Return the text of a cell; nothing for an empty one. Raises BadRow for what is no text."""
+    """Return the text of a cell; nothing for an empty one. Raises BadRow for what is no text.
+
+    A whole number is written as one: tables in which a cell is empty often keep 3 as 3.0 (pandas does).
+    """
     if cell is None:
         return ""
     if not isinstance(cell, PLAIN):
         raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text")
     if isinstance(cell, float) and not math.isfinite(cell):
         raise BadRow(f"{place}: column {column!r} is empty" if math.isnan(cell) else f"{place}: {column!r} is {cell}")
-    return _whole(str(cell), column, place)
+    number = int(cell) if isinstance(cell, float) and cell.is_integer() and abs(cell) < EXACT else cell
+    return _whole(str(number), column, place)
+
+
+def as_stored(cell: Any, dtype: str) -> Any:
+    """Return a number of a narrow type as the shortest decimal that gives it: .1 of type float is .10000000149 wide."""
+    narrow = NARROW.get(dtype)
+    return float(str(narrow(cell))) if narrow and isinstance(cell, float) else cell
 
 
 def blank(text: str) -> bool:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.spread import spread
+from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over
 from experiments.data.files import LocalFile
 from experiments.data.items import Example, NewTask, NewText, is_held_out
@@ -29,7 +30,7 @@ LARGE = 5000  # rows of a data set whose examples are kept on disk as they were 
 class HuggingFace(Columns):
     """A dataset by its Hugging Face name, or a local folder that `datasets` can read, with its columns.
 
-    streaming: rows are read when they are needed and shuffled within a buffer of 1,000; nothing is stored on disk.
+    streaming: rows are read when they are needed and shuffled within a buffer of 1,000; their tokens alone are kept.
     """
 
     source: Literal["huggingface"] = "huggingface"
@@ -46,6 +47,10 @@ class HuggingFace(Columns):
     @property
     def size(self) -> int | None:
         return None if self.streaming else len(self.table or self._usable[0])
+
+    @property
+    def streamed(self) -> bool:
+        return self.streaming
 
     @property
     def recognised(self) -> str:
@@ -88,7 +93,7 @@ class HuggingFace(Columns):
 
     @functools.cached_property
     def table(self) -> Stored | None:
-        if self.streaming or len(self.loaded) < LARGE or (self.grader and self.grader.reads):
+        if self.streaming or len(self.loaded) < LARGE:
             return None
         fields = self.model_dump_json(exclude={"share", "test"})
         starts = range(0, len(self.loaded), PART)
@@ -101,7 +106,7 @@ class HuggingFace(Columns):
     def _part(self, start: int) -> Found:
         """Convert the rows from `start` on. Raises BadRow, and TypeError for examples that cannot be stored."""
         rows = self.loaded.select_columns(self._read).select(range(start, min(start + PART, len(self.loaded))))
-        numbered: list[Row] = [(f"row {n}", _cells(row)) for n, row in enumerate(rows, start=start + 1)]
+        numbered: list[Row] = [(f"row {n}", self._cells(row)) for n, row in enumerate(rows, start=start + 1)]
         return self.packed_part(Chunk(Part(Path(self.name), read=numbered), self._place, self.loaded.column_names))
 
     def stored(self) -> Iterable[Example]:
@@ -125,7 +130,7 @@ class HuggingFace(Columns):
         """Convert rows. Those of a stream are checked here, because they are not known before."""
         for row in rows:
             try:
-                yield self._shape.example(_cells(row), self._place)
+                yield self._shape.example(self._cells(row), self._place)
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise
@@ -138,7 +143,7 @@ class HuggingFace(Columns):
     @functools.cached_property
     def _usable(self) -> tuple[Any, list[str]]:
         """The usable rows of a dataset that is not streamed, and the faults of the others."""
-        rows = ((f"row {n}", _cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
+        rows = ((f"row {n}", self._cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
         found, faults = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
 
@@ -151,6 +156,11 @@ class HuggingFace(Columns):
     def _shape(self) -> Shape:
         """How its rows are read. The columns of some streams are those of their first row."""
         return self.shape(self.loaded.column_names or next(iter(self.loaded), {}), self._place)
+
+    def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        features = self.loaded.features or {}  # not known of some streams
+        types = {name: getattr(features.get(name), "dtype", "") for name in row}
+        return {name: as_stored(filled(cell), types[name]) for name, cell in row.items()}
 
     @functools.cached_property
     def loaded(self) -> Any:
@@ -171,7 +181,3 @@ class HuggingFace(Columns):
 def _shuffled(rows: Any, number: int, seed: int, **extra: Any) -> Any:
     """Return rows of the library in the order of a pass."""
     return rows.shuffle(seed=int(short_digest(f"{number} {seed}")[:8], 16) >> 1, **extra)  # NumPy's seeds are 32 bits
-
-
-def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: filled(cell) for name, cell in row.items()}

@@ -59,7 +59,7 @@ def start(config: ExperimentConfig, root: Path | None = None) -> Path:
 
 
 def stop(source: str | Path, root: Path | None = None) -> None:
-    """Stop a run or a study of this machine, as Ctrl-C does in its shell. The same command goes on later.
+    """Stop a run or a study of this machine: its step ends, and a checkpoint is saved. The same command goes on later.
 
     Raises RunError if it does not run here.
     """

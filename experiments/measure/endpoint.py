@@ -18,7 +18,7 @@ import httpx
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
 from experiments.common.files import json_lines, parse_json
-from experiments.common.hashing import text_id
+from experiments.common.hashing import short_digest, text_id
 from experiments.models.conversation import messages_of, tools_of
 from experiments.models.generation import Progress, no_progress
 
@@ -116,7 +116,7 @@ class Replies:
     @classmethod
     def read(cls, endpoint: Endpoint, file: Path, progress: Progress = no_progress) -> Replies:
         """Read the replies that are in the file. progress: called with 1 after each reply."""
-        return cls(endpoint, file, dict(_lines(file)), progress)
+        return cls(endpoint, file, dict(_lines(file, endpoint)), progress)
 
     def ask(self, questions: Sequence[str], most: int) -> list[str]:
         """Return the reply to each question, in this order; several are asked at a time."""
@@ -133,21 +133,28 @@ class Replies:
         if key not in self.known:
             reply = self.endpoint.reply(question, most)
             with self.lock, self.file.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"key": key, "reply": reply}))  # the line before may have been cut off
+                line = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
+                file.write("\n" + json.dumps(line))  # the line before may have been cut off
             self.known[key] = reply
         with self.lock:
             self.progress(1)
         return self.known[key]
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield what was written; a line that was cut off by a kill is asked again."""
-    for _, line in json_lines(file.read_text(encoding="utf-8")) if file.is_file() else ():
+def _lines(file: Path, endpoint: Endpoint) -> Iterator[tuple[str, str]]:
+    """Yield what was written. A line that was cut off or changed, or is of another model, is asked again."""
+    for _, line in json_lines(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else ():
         try:
             values = parse_json(line)
-            yield values["key"], values["reply"]
-        except (ValueError, KeyError, TypeError):
+            key, reply = values["key"], values["reply"]
+            if values.get("digest", "") in (_digest(endpoint, key, reply), ""):  # earlier versions wrote none
+                yield key, reply
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
+
+
+def _digest(endpoint: Endpoint, key: str, reply: str) -> str:
+    return short_digest(endpoint.url, endpoint.model, key, reply)
 
 
 def _listed(url: str, client: httpx.Client) -> list[str]:

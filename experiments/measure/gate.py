@@ -38,9 +38,13 @@ class Condition:
         return f"{self.figure} {self.sign} {self.limit:g}"
 
     def bound(self, estimate: Estimate) -> float:
-        """Return the bound that must hold; the value itself of a figure without an interval."""
-        end = estimate.low if self.sign.startswith(">") else estimate.high
-        return estimate.value if end is None else end
+        """Return the bound that must hold; the value itself of a figure that never has an interval.
+
+        NaN, which never holds, if this one has none because too few items were measured.
+        """
+        end, row = estimate.low if self.sign.startswith(">") else estimate.high, figure_of(self.figure)
+        resampled = row.draw is not None or row.members is not None
+        return end if end is not None else math.nan if resampled else estimate.value
 
     def holds(self, card: Mapping[str, Estimate]) -> bool:
         """Return whether the value itself, without its interval, fulfils it; True if it was not measured."""
@@ -57,7 +61,8 @@ class Condition:
         holds = math.isfinite(bound) and SIGNS[self.sign](bound, self.limit)
         figure = figure_of(self.figure)
         value = with_interval(found, figure.signed, (3, 3, 3))
-        return holds, f"{'pass' if holds else 'FAIL'}  {result.arm}: {self.text}: {value}, bound {bound:.4f}"
+        reached = "no interval: too few items were measured" if math.isnan(bound) else f"bound {bound:.4f}"
+        return holds, f"{'pass' if holds else 'FAIL'}  {result.arm}: {self.text}: {value}, {reached}"
 
 
 def conditions(texts: Sequence[str], config: MeasureConfig) -> list[Condition]:

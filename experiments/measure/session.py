@@ -63,6 +63,7 @@ class Session:
         )
         del model
         _free()
+        _ = found.checked
         return found
 
     def check_fingerprints(self, models: list[Model]) -> None:

@@ -48,7 +48,7 @@ def posthoc(
     run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
-    trained = _result_file(run, arm, learning_rate)
+    trained = result_file(run, arm, learning_rate)
     check_operation(operation, trained.parent, alphas or (), others)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
@@ -93,7 +93,7 @@ def _missing(folder: Path, arm: Path, say: Callable[[str], None]) -> Iterator[bo
         lock.release()
 
 
-def _result_file(run: Path, arm: str, learning_rate: float) -> Path:
+def result_file(run: Path, arm: str, learning_rate: float) -> Path:
     """Return the file with an arm's result. Raises RunError, which names the finished arms."""
     path = run / "arms" / f"{arm}-{learning_rate:g}" / RESULT
     if Path(arm).name != arm or not path.is_file():

@@ -74,7 +74,7 @@ class ArmRun:
         with self._tracked(result.label, parent, run_id) as run:
             self._log_start(run)
             if not known:
-                start = time.perf_counter()
+                start, _ = time.perf_counter(), self.prepared.checked
                 self._drop_unmeasured()
                 step = self._say_start(result)
                 evaluated = left.arm(self.folder.name, step) if left else lambda step: None

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.files import write_bytes
 from experiments.records import ArmResult
+from experiments.reporting.answers import question_texts
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
@@ -34,7 +35,9 @@ def close_run(
     drawn = {arm.arm.name: arm.drawn() for arm in finished}
     packed = {arm.arm.name: arm.packing() for arm in finished}
     records = {label(result): arm.records.read() for arm, result in pairs}
-    details = RunRecords(prepared.config, prepared.base, results, {name: r for name, r in records.items() if r})
+    questions = question_texts(prepared.suites.suites.values())
+    records = {name: steps for name, steps in records.items() if steps}
+    details = RunRecords(prepared.config, prepared.base, results, records, questions)
     pictures = details.pictures()
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,

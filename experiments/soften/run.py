@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
+from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
 from experiments.measure.config import measure_config
@@ -82,7 +85,7 @@ def soften(
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
     (chosen,) = read_models([model], found, tokenizer, task)
-    _check_path(chosen)
+    _check_path(chosen, found)
     arms = [name_of(alpha) for alpha in points]
     where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
@@ -122,13 +125,26 @@ def _points(alphas: Sequence[float]) -> list[float]:
     return sorted({*alphas, 1.0})
 
 
-def _check_path(model: Model) -> None:
-    """Raise ConfigError if no path of weights leads to the model."""
+def _check_path(model: Model, base: Base) -> None:
+    """Raise ConfigError if no path of weights leads to the model, or if its config makes other use of them."""
     if model.endpoint:
         raise ConfigError(f"--model {model.address}: a server does not give its weights: name the model's folder")
     reasons = [why for suite, why in model.left_out.items() if suite in ("alignment", "drift")]
     if reasons:
         raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")
+    last = model.checkpoints[-1]
+    if not last.kind.whole or base.allow_other:
+        return
+    there, here = (
+        computes(AutoConfig.from_pretrained(folder, trust_remote_code=base.remote_code))
+        for folder in (last.folder, base.folder)
+    )
+    if different := differences(there, here):
+        raise ConfigError(
+            f"--model {model.address}: its config computes something else with the same weights: {different} (in the "
+            "base). The path has the model's config, so it does not begin at the base; if that is what you want, add "
+            "--allow-other-base"
+        )
 
 
 def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[float]) -> dict[float, str]:

@@ -209,7 +209,7 @@ def _observer(study: StudyConfig, should_prune: ShouldPrune | None, before: int)
     name = study.objectives[0].figure
 
     def observe(label: str, step: int, figures: dict[str, Estimate]) -> None:
-        if study.kl_budget is not None and (kl := sum_of(figures, "kl")) > study.kl_budget:
+        if study.kl_budget is not None and not (kl := sum_of(figures, "kl")) <= study.kl_budget:  # NaN too
             raise StopArm(f"stopped at step {step}: kl was {kl:.4g}, above the budget of {study.kl_budget:g}")
         if should_prune is None:
             return

@@ -412,3 +412,17 @@ def test_passes_in_the_threads_of_data_parallel_are_not_missed() -> None:
         ctrl.collect_divergence(wrapped),
     ):
         pass
+
+
+def test_a_copy_made_inside_the_block_is_no_part_of_it() -> None:
+    """It has the hooks of the block too, and once ran as a pass of the original."""
+    model = expanded()
+    with ctrl.collect_divergence(model) as collected:
+        copied = copy.deepcopy(model)
+        model(IDS)
+        alone = collected.divergence()
+        copied.model(IDS)
+        assert torch.equal(collected.divergence(), alone)
+    with ctrl.collect_divergence(model) as collected:
+        copied.model(IDS)
+    assert collected.divergence() == 0

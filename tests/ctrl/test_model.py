@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
 from tests.helpers.families import SHAPE, build
-from tests.helpers.tiny_llama import tiny
+from tests.helpers.tiny_llama import IDS, tiny
 from tests.helpers.trainers import fuse_head, hf_trainer, whole_batch
 
 
@@ -123,3 +124,25 @@ def test_what_an_interpolation_learns_trains_too() -> None:
     assert added >= 1 + 2 * SHAPE["hidden_size"]
     names = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad and "interpolation" in name}
     assert names == {"theta", "weight"}
+
+
+def doubled(module: Any, *given: Any) -> Any:
+    return 2 * given[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("layers.3.mlp", True), ("layers.3.self_attn.o_proj", True), ("layers.3", False), ("layers.0.mlp", False)],
+)
+def test_hooks_that_copies_do_not_get_are_said(name: str, said: bool) -> None:
+    """Such as those of steering vectors. Around a whole layer, or on one that is not expanded, the start is exact."""
+    base = tiny().eval()
+    base(IDS, output_hidden_states=True, output_attentions=False)  # transformers' own hooks may be installed
+    base.model.get_submodule(name).register_forward_hook(doubled)
+    expected = base(IDS).logits
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model = ctrl.expand(base, ControlConfig(layers=2))
+    found = [str(w.message) for w in seen if "hooks that copies do not get (first: layer 3, " in str(w.message)]
+    assert len(found) == said
+    assert torch.equal(model(IDS).logits, expected) != said

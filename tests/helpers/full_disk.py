@@ -118,7 +118,7 @@ def check(kind: str, folder: Path, each: int = 1, say: Callable[[str], None] = p
             text = outcome.text[-1500:]
             if outcome.code == 0:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    cli(["sync", str(root / "runs"), "--root", str(root)])
+                    cli(["sync", str(root), "--root", str(root)])
                 try:
                     compare(whole, root, NAMES[kind])
                 except Unequal as error:

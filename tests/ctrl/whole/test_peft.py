@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+    prepare_model_for_kbit_training,
+)
 
 import ctrl
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
@@ -104,18 +111,19 @@ def test_what_the_message_says_works() -> None:
     assert len(ctrl.describe(ctrl.expand(merged, ctrl.ControlConfig(layers=2)))) == 2
 
 
-def test_the_base_of_a_model_with_an_adapter_on_top() -> None:
-    """An active adapter is part of what `ctrl.pretrained` gives, and said; low-rank copies are off and not said."""
+PROMPTS = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize(
+    "freeze", [prepare_model_for_kbit_training, lambda model: get_peft_model(model, PROMPTS), None]
+)
+def test_a_training_in_which_no_copy_trains_is_said(freeze: Any) -> None:
     model = disturbed()
-    with torch.no_grad(), ctrl.pretrained(model):
-        base = model(IDS).logits
-    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    said = r"the PEFT adapter of .*q_proj stays on.* open model\.disable_adapter\(\)"
-    with pytest.warns(UserWarning, match=said), torch.no_grad(), ctrl.pretrained(adapted):
-        assert not torch.allclose(adapted(IDS).logits, base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with torch.no_grad(), adapted.disable_adapter(), ctrl.pretrained(adapted):
-            assert torch.equal(adapted(IDS).logits, base)
-        with ctrl.pretrained(disturbed(expanded="lora")):
-            pass
+    used = (freeze(model) if freeze else model).train()
+    batch = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            used(**batch)
+    assert sum("no copy trains: all their parameters are frozen" in str(w.message) for w in seen) == bool(freeze)

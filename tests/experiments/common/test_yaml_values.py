@@ -110,3 +110,20 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
 def test_what_python_cannot_hold_is_no_yaml(text: str) -> None:
     with pytest.raises(yaml.YAMLError, match=r"half of a character|recursion|digits"):
         load_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "means"), [("010", "8"), ("-017", "-15"), ("1:30", "90"), ("1:30:00", "5400"), ("1:30.5", "90.5")]
+)
+def test_a_number_that_yaml_counts_in_another_way_is_refused(text: str, means: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=rf"line 2: {text} is {means} in YAML, which counts by 8 .* by 60"):
+        load_yaml(f"a: 1\nsteps: {text}\n")
+    assert load_yaml(f"a: '{text}'") == {"a": text}
+    assert load_yaml(dump_yaml({"a": text})) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("10", 10), ("0.10", 0.1), ("1_000", 1000), ("0x10", 16), ("08", "08")]
+)
+def test_other_numbers_are_read(text: str, value: object) -> None:
+    assert load_yaml(f"a: {text}") == {"a": value}

@@ -11,7 +11,19 @@ from experiments.data.cells import BadRow, cell_text
 
 
 @pytest.mark.parametrize(
-    ("cell", "text"), [(None, ""), ("a", "a"), (7, "7"), (Decimal("1.50"), "1.50"), (True, "True")]
+    ("cell", "text"),
+    [
+        (None, ""),
+        ("a", "a"),
+        (7, "7"),
+        (Decimal("1.50"), "1.50"),
+        (True, "True"),
+        (3.0, "3"),
+        (-3.0, "-3"),
+        (2.5, "2.5"),
+        ("3.0", "3.0"),
+        (1e22, "1e+22"),
+    ],
 )
 def test_text(cell: Any, text: str) -> None:
     assert cell_text(cell, "c", "here") == text

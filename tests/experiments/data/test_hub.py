@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from experiments.common.errors import ConfigError
@@ -32,6 +34,19 @@ class TestDatasets:
         assert source.size == (None if streaming else 6)
         with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
             source.held_out(7, 0)
+
+    def test_numbers_are_the_decimals_that_were_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A CSV file with an empty cell is read as floats, 3 as 3.0; a narrow type makes .1 a number of 18 digits."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        for kind in ("csv", "parquet"):
+            (tmp_path / kind).mkdir()
+        (tmp_path / "csv" / "train.csv").write_text("question,answer\na,3\nb,\nc,4\n")
+        table = pyarrow.table({"question": ["a", "b"], "answer": pyarrow.array([0.1, 3], pyarrow.float32())})
+        pyarrow.parquet.write_table(table, tmp_path / "parquet" / "train.parquet")
+        for kind, expected in (("csv", {"3", "4"}), ("parquet", {"0.1", "3"})):
+            source = HuggingFace(name=str(tmp_path / kind), skip_bad_rows=True)
+            found = source.epoch(0, 0, frozenset())
+            assert {e.answer for e in found if isinstance(e, Item)} == expected
 
     def test_bad_rows_are_found_at_the_start_or_passed_over(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.cells import BadRow
+from experiments.data.cells import BadRow, cell_text
 from experiments.data.tables import parts, rows
 
 ROWS = [{"a": f"x\u2028{i}", "b": [{"c": i}]} for i in range(3)]
@@ -176,8 +179,55 @@ def test_the_parts_of_a_table_are_its_rows(name: str, data: bytes, size: int, tm
     assert max(len(list(part.rows())) for part in again) <= size
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+@pytest.mark.parametrize("size", [2, 100])
+def test_the_parts_of_columns_are_rows_that_were_not_read_before(name: str, size: int, tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [1, None, 3, 4, 5], "b": [[{"x": 1, "y": None}]] * 5})
+    file = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, file, row_group_size=3)
+    else:
+        kind = pyarrow.ipc.new_file if name == "file.arrow" else pyarrow.ipc.new_stream
+        with pyarrow.OSFile(str(file), "wb") as sink, kind(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    found = list(parts(file, size))
+    assert not any(part.read for part in found)
+    again = pickle.loads(pickle.dumps(found))
+    assert [row for part in again for row in part.rows()] == list(rows(file))
+    assert len(list(rows(file))) == 5
+    assert max(len(list(part.rows())) for part in again) <= size
+
+
 def test_parts_of_a_file_that_is_cut_off_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(LINES)[:-9])
     with pytest.raises(ConfigError, match="cannot be read"):
         list(parts(file, 1))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_numbers_of_any_width_are_the_decimals_that_were_meant(ending: str, dtype: str, tmp_path: Path) -> None:
+    """A column of integers with an empty cell is a column of floats to pandas; .1 is .10000000149 in a narrow type."""
+    values = [np.dtype(dtype).type(value) for value in (3.0, 0.1, 2.5)]
+    table = pyarrow.table({"answer": pyarrow.array([*values, None], getattr(pyarrow, dtype)())})
+    file = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_file(file, table.schema) as sink:
+            sink.write_table(table)
+    found = [cell_text(row["answer"], "answer", place) for place, row in rows(file) if not isinstance(row, BadRow)]
+    assert found == ["3", "0.1", "2.5", ""]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_row_that_repeats_the_head_is_no_example(ending: str, tmp_path: Path) -> None:
+    """As in files that were written one after the other into one."""
+    mark = "," if ending == "csv" else "\t"
+    lines = ["question,answer", "a,3", "question,answer", "b,4"]
+    (tmp_path / f"a.{ending}").write_text("\n".join(lines).replace(",", mark))
+    (_, _), (place, wrong), _ = rows(tmp_path / f"a.{ending}")
+    assert place == "line 3"
+    assert isinstance(wrong, BadRow)
+    assert str(wrong).endswith("line 3 repeats the head")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
+from experiments.data.cells import BadRow
 from experiments.data.encoding import Encoder
 from experiments.data.files import LocalFile
+from experiments.data.hub import HuggingFace
+from experiments.data.items import Example, Item
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.token_cache import size_of
 from experiments.data.tokenised import encoded_epoch, sizes_of_epoch
@@ -167,3 +171,33 @@ def test_an_error_is_raised_in_each_process(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"chats.jsonl, line \d+ has \d+ tokens with its answer, more than"):
             list(encoded_epoch(source(tmp_path), 0, 0, NONE, strict))
+
+
+def streamed(folder: Path) -> HuggingFace:
+    write(folder / "stream" / "train.jsonl", CHATS + CHATS[:9])
+    return HuggingFace(name=str(folder / "stream"), streaming=True)
+
+
+def test_a_stream_is_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a resumed run, in which the rows may come in another order, as after a new version of the data."""
+    found = list(encoded_epoch(streamed(tmp_path), 0, 0, NONE, encoder()))
+    assert found == list(map(encoder().encode, streamed(tmp_path).epoch(0, 0, NONE)))
+    assert len(found) == len(CHATS) + 9
+    monkeypatch.setattr(Encoder, "encode", never)
+    assert list(encoded_epoch(streamed(tmp_path), 0, 0, NONE, encoder())) == found
+    other = list(encoded_epoch(streamed(tmp_path), 1, 0, NONE, encoder()))
+    assert sorted(map(repr, other)) == sorted(map(repr, found))
+    assert other != found
+    assert not any(one.new for one in sizes_of_epoch(streamed(tmp_path), 0, 0, NONE, encoder()))
+
+
+def test_rows_of_a_stream_before_a_bad_one_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def epoch(*args: Any) -> Iterator[Example]:
+        yield from (Item(f"q{i}", "a") for i in range(10))
+        raise BadRow("line 11 is bad")
+
+    monkeypatch.setattr(HuggingFace, "epoch", epoch)
+    passed = encoded_epoch(streamed(tmp_path), 0, 0, NONE, encoder())
+    assert len([next(passed) for _ in range(10)]) == 10
+    with pytest.raises(BadRow, match="line 11 is bad"):
+        next(passed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,26 @@ def test_the_same_model_here_and_on_a_server_has_the_same_records(
 
 def _in_words(record: Record) -> bool:
     return record.suite == "instructions" or (record.suite == "kept" and record.form not in ("plain", "chat"))
+
+
+@pytest.mark.parametrize("damage", ["another reply", "bytes", "another model", "of an earlier version"])
+def test_replies_that_were_changed_are_asked_again(damage: str, echo: ReplyServer, tmp_path: Path) -> None:
+    one, file = Endpoint.opened(echo.address), tmp_path / "replies.jsonl"
+    assert Replies.read(one, file).ask(["a", "b"], 5) == ["A", "B"]
+    whole, asked = file.read_bytes(), len(echo.asked)
+    if damage == "another reply":
+        file.write_bytes(whole.replace(b'"A"', b'"C"'))
+    elif damage == "bytes":
+        file.write_bytes(whole.replace(b'"A"', b'"\xff"'))
+    elif damage == "another model":
+        file.write_text("")
+        Replies.read(dataclasses.replace(one, model="other"), file).ask(["a"], 5)
+        file.write_bytes(file.read_bytes() + b"\n" + whole.splitlines()[-1])
+        asked += 1
+    else:
+        file.write_text(
+            "".join(line[: line.index(', "digest"')] + "}\n" for line in whole.decode().split("\n") if line)
+        )
+    again = Replies.read(Endpoint.opened(echo.address), file)
+    assert again.ask(["a", "b"], 5) == ["A", "B"]
+    assert len(echo.asked) == asked + (damage != "of an earlier version")

@@ -39,6 +39,19 @@ def test_the_bound_must_hold(text: str, holds: bool) -> None:
     assert line.startswith(f"{'pass' if holds else 'FAIL'}  mine: {condition.text}: ")
 
 
+@pytest.mark.parametrize(
+    "text", ["retention >= .9", "kl <= .05", "retention_adjusted >= .9", "retention/capitals >= .9"]
+)
+def test_a_figure_without_its_interval_fails(text: str) -> None:
+    """One reply, or a base at chance: the value alone says nothing. It once passed by it."""
+    (condition,) = conditions([text], CONFIG)
+    value = 0.01 if condition.figure == "kl" else 5.0
+    result = ArmResult("mine", "measured", 0.0, "finished", scorecard={condition.figure: Estimate(value)})
+    holds, line = condition.judge(result, {})
+    assert not holds
+    assert line.endswith("no interval: too few items were measured")
+
+
 def test_the_line_has_figure_interval_and_bound() -> None:
     assert Condition("retention", ">=", 0.98).judge(RESULT, {}) == (
         False,

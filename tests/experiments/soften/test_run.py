@@ -172,6 +172,11 @@ def test_models_without_a_path_are_refused_and_a_full_folder_too(
     ctrl.save(disturb(stacked, 0.1, ".expanded."), tmp_path / "stacked")
     with pytest.raises(ConfigError, match=r"its copies \[\d\] are stacked: the base has no such layers to mix with"):
         softened(str(tmp_path / "stacked"), tmp_path / "soft", root=root)
+    other = Path(model_folder(tmp_path / "rope", noise=0.2))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    with pytest.raises(ConfigError, match=r"computes something else .*: rms_norm_eps is 0\.1 there"):
+        softened(str(other), tmp_path / "soft", root=root)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="full exists and is not empty: choose another folder"):

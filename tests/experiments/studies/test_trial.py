@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -20,16 +22,18 @@ import yaml
 from experiments.cli import main as cli
 from experiments.common.errors import MachineError
 from experiments.records import ArmResult, Estimate
+from experiments.runs.arm import StopArm
 from experiments.runs.outcome import Outcome
 from experiments.studies.config import StudyConfig
 from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, figure, run_trial, sum_of
+from experiments.studies.trial import TrialFailed, _observer, figure, run_trial, sum_of
 from experiments.tracking.tracker import Tracker
 from experiments.training.checkpoints import COMPLETE
 from experiments.training.trainer import ArmTrainer
 from tests.helpers.tiny_study import RATE, study_values, tiny_study
+from tests.helpers.toy_study import toy_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -150,6 +154,13 @@ def test_a_trial_above_its_budget_of_kl_is_stopped_with_several_objectives(base:
     assert trial.reason.startswith("stopped at step 2: kl was ")
     assert trial.reason.endswith(", above the budget of 1e-12")
     assert store.front() == []
+
+
+@pytest.mark.parametrize(("kl", "stopped"), [(0.1, False), (0.2, True), (math.nan, True), (math.inf, True)])
+def test_a_kl_that_is_no_number_is_above_each_budget(kl: float, stopped: bool) -> None:
+    observe = _observer(toy_study(kl_budget=0.1), None, 0)
+    with pytest.raises(StopArm, match="above the budget of 0.1") if stopped else contextlib.nullcontext():
+        observe("a", 2, {"kl": Estimate(kl)})
 
 
 def test_figures_by_name_and_sums() -> None:

@@ -1,4 +1,4 @@
-"""A disk that is full at any place where a run or a study writes stops it, loses nothing, and the command continues.
+"""A disk that is full where a run or a study writes stops it, loses nothing, and the same command continues.
 
 This is a sample; `python -m tests.helpers.full_disk run study` does every place.
 """

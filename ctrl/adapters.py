@@ -1,0 +1,39 @@
+"""Find the adapters that PEFT has put on a model, and those that are active."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+from ctrl.layer import expanded_layers
+
+
+def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | None:
+    """Return the name of the first module with a PEFT adapter, or the class of PEFT's wrapper; None without any."""
+    if type(model).__module__.partition(".")[0] == "peft":
+        return type(model).__name__
+    for name, module in model.named_modules():
+        wrapped = (getattr(module, inner, None) for inner in ("base_layer", "original_module"))
+        if module not in skip and any(isinstance(inner, nn.Module) for inner in wrapped):
+            return name
+    return None
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    """Return the name of the first module outside of the copies whose PEFT adapter is active; None without any.
+
+    Of prompts that PEFT puts in front of the tokens it is the wrapper's class.
+    """
+    prompts = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    if prompts and "forward" not in vars(model):  # disable_adapter sets one
+        return type(model).__name__
+    adapted = {name: module for name, module in model.named_modules() if "base_layer" in module._modules}
+    if not adapted:  # as most often: a training with a reference asks at each step
+        return None
+    own = {module for layer in expanded_layers(model) for module in layer.expanded.modules()}
+    for name, module in adapted.items():
+        on = getattr(module, "active_adapters", None) and not getattr(module, "disable_adapters", False)
+        if on and module not in own:
+            return name
+    return None
