@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -54,7 +55,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text())
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
-        return {"base": meta["base"], "control": meta["control"]}
+        base = meta["base"]
+        if not isinstance(base, dict) or "name" not in base or not isinstance(base.get("computes", {}), dict):
+            raise ValueError("base has no facts of the base model")
+        if "dtype" in base and not isinstance(
+            getattr(torch, str(base["dtype"]).removeprefix("torch."), 0), torch.dtype
+        ):
+            raise ValueError(f"base.dtype {base['dtype']!r} is no dtype of torch")
+        return {"base": base, "control": meta["control"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
 from ctrl.control_model import IGNORED, ControlModel, bare_expanded
-from ctrl.errors import CheckpointError
+from ctrl.errors import CheckpointError, ConfigError
 from ctrl.fingerprint import remember_base
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
@@ -65,9 +65,17 @@ def load_published(
     layer_map = LayerMap(expansion, total)
     _check_count("num_ori_layers", expansion.get("num_ori_layers"), len(layer_map.base_layers), folder)
     config = control_config(expansion, layer_map.originals)
-    model = _skeleton(
-        values, base, layer_map, _dtype(tensors, config, layer_map), eager=config.divergence == "attention"
-    )
+    eager = config.divergence == "attention"
+    try:
+        model = _skeleton(values, base, layer_map, _dtype(tensors, config, layer_map), eager)
+    except (CheckpointError, ConfigError, MemoryError):
+        raise
+    except Exception as error:  # transformers has a dozen classes for a config with which it cannot build a model
+        said = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            f"no model can be built from {folder / 'config.json'} and its base ({type(error).__name__}: {said}): "
+            "download it again, or pass the base model itself"
+        ) from error
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
     return model
@@ -119,7 +127,7 @@ def _skeleton(
     if isinstance(source, PreTrainedModel):
         config = type(source.config).from_dict(source.config.to_dict())
     elif base is not None or (source and isinstance(source, str) and Path(source).is_dir()):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)  # else a terminal would be asked
     else:
         source, config = None, _config_of(values)
     text = config.get_text_config(decoder=True)
@@ -131,7 +139,7 @@ def _skeleton(
             f"the base model {name} has {text.num_hidden_layers} layers, but the checkpoint was expanded from "
             f"{len(layer_map.base_layers)}: pass as base the model from which it was expanded"
         )
-    kwargs = {"attn_implementation": "eager"} if eager else {}
+    kwargs: dict[str, Any] = {"trust_remote_code": False} | ({"attn_implementation": "eager"} if eager else {})
     # the dtype is an argument here because .to() would also round RoPE's frequencies
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
     return model

@@ -95,10 +95,13 @@ def _base(
             kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
         if config.divergence == "attention":
             kwargs.setdefault("attn_implementation", "eager")
+        kwargs.setdefault("trust_remote_code", False)  # transformers would ask on a terminal, and run files on a y
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base_model, **kwargs)
         except (OSError, ValueError) as error:
             first = str(error).partition("\n")[0]
+            if "trust_remote_code" in str(error):
+                first = "it brings Python files, which are not run: read them, then pass trust_remote_code=True"
             raise CheckpointError(f"the base model {str(base_model)!r} could not be loaded: {first}") from error
         return model
     if not isinstance(base_model, nn.Module):

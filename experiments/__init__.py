@@ -27,11 +27,13 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.comparison.plot import comparison_figure
     from experiments.comparison.report import format_comparison, write_comparison
     from experiments.config import ExperimentConfig, load_config, parse_config
+    from experiments.desk.watch import start, stop, watch
     from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
     from experiments.evaluation.weights import update_sizes
     from experiments.measure.callback import ForgettingCallback
     from experiments.measure.run import measure as measure_models  # `measure` is the room
     from experiments.models.base import load_base
+    from experiments.posthoc.export import export as export_model
     from experiments.posthoc.run import posthoc as run_posthoc  # `posthoc` is the room
     from experiments.reporting.plots.alignment import alignment_figure, projection_figure
     from experiments.reporting.plots.dial import dial_figure

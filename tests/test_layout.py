@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.helpers.longest import LONGEST
+from tests.helpers.thinned import THINNED
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -117,6 +118,11 @@ def test_every_test_file_is_of_a_module_or_of_a_whole() -> None:
 
 def test_the_longest_files_are_there() -> None:
     assert [file for file in LONGEST if not (TESTS / file).is_file()] == []
+    assert [f"{file} {name}" for file, names in THINNED.items() for name in names if not _defines(file, name)] == []
+
+
+def _defines(file: str, name: str) -> bool:
+    return f"def {name.rpartition('::')[2]}(" in (TESTS / file).read_text()
 
 
 def test_experiments_has_no_loose_modules() -> None:

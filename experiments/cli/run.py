@@ -1,4 +1,4 @@
-"""The commands of runs: `run`, `posthoc` and `sync`."""
+"""The commands of runs: `run`, `posthoc`, `export-model` and `sync`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ def add(commands: Commands) -> None:
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
     )
     after.set_defaults(command=posthoc_command)
+    out = commands.add_parser("export-model", help="write the model of a finished arm as a folder that others can load")
+    out.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
+    out.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
+    out.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    out.add_argument(
+        "--form", default="merged", choices=("merged", "trained"),
+        help="a plain model, or as it was trained: an expansion or an adapter (default: %(default)s)",
+    )  # fmt: skip
+    out.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the base's)")
+    out.set_defaults(command=export_command)
     sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
     sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="for example mlruns/runs/NAME")
     sync.set_defaults(command=sync_command)
@@ -70,6 +80,15 @@ def posthoc_command(args: argparse.Namespace) -> int:
     results = posthoc(args.run, arm, rate, args.op, args.alphas, args.others, say)
     print()
     show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
+    return 0
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from experiments.posthoc.export import export, exported_text
+
+    quiet()
+    done = export(args.run, *split_arm(args.arm), args.to, args.form, args.dtype, say)
+    show("\n".join(exported_text(done)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The commands `runs` and `show`: list runs, studies and measurements, and show one with what continues it."""
+"""The commands `runs`, `show` and `watch`: list runs, studies and measurements, show one, and follow one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ def add(commands: Commands) -> None:
     one = commands.add_parser("show", help="show a run, study or measurement: config, results, report, next command")
     one.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
     one.set_defaults(command=show_command)
-    for parser in (runs, one):
+    live = commands.add_parser("watch", help="follow a run or a study until it ends, whoever started it")
+    live.add_argument("run", metavar="RUN", help="a folder, a name, or the beginning of one")
+    live.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: 2)")
+    live.set_defaults(command=watch_command)
+    for parser in (runs, one, live):
         add_root(parser)
 
 
 def runs_command(args: argparse.Namespace) -> int:
-    from experiments.cli.overview import age, figure, gain, read_all
+    from experiments.desk.overview import age, figure, gain, read_all
 
     root = args.root or default_root()
     rows = []
@@ -66,8 +70,15 @@ def show_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def watch_command(args: argparse.Namespace) -> int:
+    from experiments.desk.watch import watch
+
+    watch(args.run, args.root, args.every)
+    return 0
+
+
 def _show_run(folder: Path) -> None:
-    from experiments.cli.overview import age, read_config, read_run
+    from experiments.desk.overview import age, read_config, read_run
     from experiments.reporting.tables import format_table
     from experiments.runs.result_file import read_result
 
@@ -92,8 +103,8 @@ def _show_run(folder: Path) -> None:
 
 
 def _show_measurement(folder: Path) -> None:
-    from experiments.cli.overview import MEASUREMENT, age, read_measurement
     from experiments.common.files import read_json
+    from experiments.desk.overview import MEASUREMENT, age, read_measurement
 
     one, config = read_measurement(folder), read_json(folder / MEASUREMENT)
     done = f"{one.done} of {one.total} {UNITS.get(one.kind, 'models')}"

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.cli.console import Commands, add_root, say, show_rows
-from experiments.cli.overview import GAINS
 from experiments.common.errors import ConfigError, RunError, StudyError
 from experiments.common.paths import default_root, short_path
+from experiments.desk.overview import GAINS
 
 HOST, OPTUNA_PORT, PORTS = "127.0.0.1", 8080, 100  # so many ports are tried from the first on
 START_SECONDS, END_SECONDS, POLL = 180.0, 10.0, 0.3

@@ -63,19 +63,24 @@ def json_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Replace a file by a text in UTF-8, with `write_bytes`."""
+    write_bytes(path, text.encode(), private)
+
+
+def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
     """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other.
 
     private: only the owner may read it. What is no file (/dev/stdout, a pipe) is written to, and stays what it is.
     """
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o600 if private else 0o666 & ~UMASK)
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -9,21 +9,36 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
+
+from experiments.common.errors import MachineError
 
 DISK = (errno.ENOSPC, errno.EDQUOT)
-NUMBERS = (*DISK, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT)
+NUMBERS = (
+    *DISK, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT,
+    errno.EACCES, errno.ENOLCK, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
+    errno.ENETUNREACH, errno.ENOBUFS,
+)  # fmt: skip
+UNNAMED = (errno.EPERM, errno.EAGAIN, errno.EBUSY, errno.ENXIO, errno.EFBIG)  # whose texts other errors have too
 # texts of torch.save when the disk is full, and of SQLite; their errors have no number
 DISK_TEXTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos", "database or disk is full")
 TEXTS = (
     *DISK_TEXTS,
     *(os.strerror(number) for number in NUMBERS),
     "disk I/O error",
+    "unable to open database file",
+    "can't start new thread",
+    "is killed by signal",  # a worker of a DataLoader
+    "exited unexpectedly",
+    "Consistency check failed",  # huggingface_hub, of a download that was cut
     "DefaultCPUAllocator:",  # torch has no memory on the host, and its error no number
     "CUDA-capable device",  # none is detected, or all are busy
     "CUDA error: initialization error",
     "CUDA driver initialization failed",
     "CUDA error: unspecified launch failure",
     "CUDA error: unknown error",
+    "CUDA error: out of memory",  # another process has the device; a batch that is too large is "CUDA out of memory"
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "uncorrectable ECC error",
     "hardware error",
     "GPU is lost",
@@ -31,7 +46,7 @@ TEXTS = (
     "couldn't connect to",  # transformers and datasets, of the Hugging Face Hub
     "Couldn't reach",
 )
-TYPES = (MemoryError, ConnectionError, TimeoutError)
+TYPES = (MemoryError, ConnectionError, TimeoutError, MachineError, BrokenExecutor)
 NETWORK = ("requests", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub")  # packages with such errors
 NETWORK_WORDS = ("Connect", "Timeout", "LocalEntryNotFound", "OfflineMode", "NameResolution", "Protocol", "ReadError")
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
@@ -58,7 +73,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_fault(error: BaseException) -> bool:
-    if isinstance(error, TYPES) or _number(error) in NUMBERS or _of_the_network(error):
+    if isinstance(error, TYPES) or _number(error) in (*NUMBERS, *UNNAMED) or _of_the_network(error):
         return True
     return any(text in str(error) for text in TEXTS)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+POLL = 1.0  # seconds between two looks at the parent
 _function: Callable[[Any], Any] | None = None  # of a worker process
 
 
@@ -32,7 +35,7 @@ def spread(function: Callable[[In], Out], chunks: Iterable[In], workers: int | N
         return
     waiting: deque[Future[Out]] = deque()
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(function, os.getpid())) as pool:
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(_call, chunk))
@@ -45,10 +48,18 @@ def spread(function: Callable[[In], Out], chunks: Iterable[In], workers: int | N
                 future.cancel()
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
     global _function  # noqa: PLW0603  # the function of this process, which need not be picklable
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that it is a copy of was killed: it would wait, and hold its locks, for ever."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os._exit(1)
 
 
 def _call(chunk: Any) -> Any:

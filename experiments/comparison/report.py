@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 
 from experiments.common.errors import CompareError
-from experiments.common.files import write_text
+from experiments.common.files import write_bytes, write_text
 from experiments.comparison.compare import Comparison
 from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
-from experiments.reporting.page import inline_svg, write_page
+from experiments.reporting.page import image_bytes, inline_svg, write_page
 from experiments.reporting.table import Row, Table
 from experiments.reporting.text import figure_text, with_interval
 from experiments.scorecard.figures import FIGURES
@@ -54,7 +54,7 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     path = out if out.suffix == ".html" else out / ("compare.html" if page else "compare.md")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison, TITLE)
-    figure.savefig(path.with_suffix(".png"), dpi=160)
+    write_bytes(path.with_suffix(".png"), image_bytes(figure, "png"))
     write_text(path.with_suffix(".csv"), comparison_csv(comparison))
     return write_page(
         path,

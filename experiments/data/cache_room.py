@@ -18,6 +18,7 @@ except ImportError:  # Windows
 
 DAYS, BYTES = 30, 50 * 10**9  # since its last use; of all entries together, of which the oldest go first
 FOLDERS, USED = ("tables", "tokens"), ".used"
+PRUNED, GAP = ".pruned", 10  # a file whose time is that of the last pruning; days that one pruning counts at most
 
 
 def in_use(entry: Path) -> IO[str]:
@@ -37,12 +38,12 @@ def prune(days: float = DAYS, most: int = BYTES) -> list[Path]:
     """Delete entries that were last used more than `days` ago, and the oldest while all are more than `most` bytes.
 
     Returns what was deleted. Errors of the disk are passed over: a cache that cannot be pruned still works. On Windows,
-    where nothing says what is in use, nothing is deleted.
+    where nothing says what is in use, nothing is deleted. A clock that jumps ahead deletes nothing at once, see `_now`.
     """
     if not fcntl:
         return []
     entries = sorted(_entries(), key=_last_use)
-    total, oldest = sum(map(_size, entries)), time.time() - days * 86400
+    total, oldest = sum(map(_size, entries)), _now() - days * 86400
     deleted = []
     for entry in entries:
         size = _size(entry)
@@ -50,6 +51,23 @@ def prune(days: float = DAYS, most: int = BYTES) -> list[Path]:
             total -= size
             deleted.append(entry)
     return deleted
+
+
+def _now() -> float:
+    """Return the time by which entries are old: at most GAP days after the last pruning, and note it.
+
+    Else a clock that jumps ahead would make all entries old at once. Before the first pruning nothing is old.
+    """
+    note = cache_folder() / PRUNED
+    try:
+        last = note.stat().st_mtime if note.exists() else 0.0
+        now = min(time.time(), last + GAP * 86400) if last else time.time()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+        os.utime(note, (now, now))
+        return now if last else 0.0
+    except OSError:
+        return 0.0
 
 
 def _entries() -> Iterator[Path]:

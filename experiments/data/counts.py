@@ -1,4 +1,4 @@
-"""Count what examples become: how many are too long for a row, which tokens are learned, which are no text."""
+"""Count what examples become: how many are too long for a row or refused, and which of their tokens are no text."""
 
 from __future__ import annotations
 
@@ -7,32 +7,39 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from experiments.data.encoding import Encoded, Encoder
+from experiments.common.progress import progress
+from experiments.data.encoding import Encoder
 from experiments.data.items import Example
-from experiments.models.tokens import IGNORED
+from experiments.data.token_cache import Size
 
-MOST = 1000  # examples that are counted of each source before a run
+MOST = 1000  # examples of each source whose words are looked at before a run
+NEW = 20_000  # examples of a table whose length is looked at, besides those in the cache: half a minute on two cores
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Counts over the first examples of a source.
+@dataclass
+class Lengths:
+    """How long the first examples of a source are.
 
-    too_long: examples of which tokens are left out. tokens: of all rows. learned: those with loss. left_out: tokens of
-    the examples that are in no row. whole: whether the source has no other examples. as_text, as_tokens: special tokens
-    in the words of examples that are read as text, or as tokens, with the number of examples. refused: why the chat
-    template refuses examples that are passed over.
+    too_long: examples of which tokens are left out. tokens: of all rows. left_out: tokens of the examples that are in
+    no row. refused: examples that the chat template cannot write, which are passed over. reason: why the first is
+    refused. whole: whether the source has no other examples.
     """
 
-    examples: int
-    too_long: int
-    tokens: int
-    learned: int
-    left_out: int
-    whole: bool
-    as_text: Mapping[str, int]
-    as_tokens: Mapping[str, int]
-    refused: tuple[str, ...] = ()
+    examples: int = 0
+    too_long: int = 0
+    tokens: int = 0
+    left_out: int = 0
+    refused: int = 0
+    reason: str = ""
+    whole: bool = True
+
+    def add(self, one: Size) -> None:
+        self.examples += 1
+        self.too_long += one.left_out > 0
+        self.tokens += one.tokens
+        self.left_out += one.left_out
+        self.refused += bool(one.refused)
+        self.reason = self.reason or one.refused
 
     @property
     def share_left_out(self) -> float:
@@ -40,63 +47,69 @@ class Counts:
         return self.left_out / max(1, self.left_out + self.tokens)
 
 
-def count(
-    examples: Iterable[Example], encoder: Encoder, most: int = MOST, known: Iterable[Encoded] | None = None
-) -> Counts:
-    """Encode at most `most` examples and count. Raises ConfigError as the encoder does.
+@dataclass(frozen=True)
+class Special:
+    """Special tokens in the words of the first examples, read as text or as tokens, with the number of examples."""
 
-    known: the same examples encoded, from a cache.
+    examples: int
+    whole: bool
+    as_text: Mapping[str, int]
+    as_tokens: Mapping[str, int]
+
+
+def lengths(sizes: Iterable[Size], rows: int, most: int = NEW) -> Lengths:
+    """Add up the sizes of what a run reads: of examples until they give `rows` pieces.
+
+    most: examples that are not in the cache; none is looked at after these. Raises ConfigError as the encoder does.
     """
+    found, pieces, made = Lengths(), 0, 0
+    with progress("count tokens", rows, "row") as task:
+        for one in sizes:
+            if pieces >= rows or made >= most:
+                found.whole = False
+                break
+            found.add(one)
+            pieces += one.pieces
+            made += one.new
+            task.advance(one.pieces)
+    return found
+
+
+def special(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Special:
+    """Look for special tokens in the words of at most `most` examples."""
     rest = iter(examples)
-    first = list(itertools.islice(rest, most))
-    encoded = list(map(encoder.encode, first) if known is None else itertools.islice(known, len(first)))
-    held = [encoder.held(example) for example in first]
-    pieces = [piece for one in encoded for piece in one.pieces]
-    return Counts(
-        examples=len(encoded),
-        too_long=sum(one.left_out > 0 for one in encoded),
-        tokens=sum(map(len, pieces)),
-        learned=sum(label != IGNORED for piece in pieces for label in piece.labels),
-        left_out=sum(one.left_out for one in encoded),
-        whole=next(rest, None) is None,
-        as_text=Counter(token for text, _ in held for token in text),
-        as_tokens=Counter(token for _, tokens in held for token in tokens),
-        refused=tuple(one.refused for one in encoded if one.refused),
-    )
+    held = [encoder.held(example) for example in itertools.islice(rest, most)]
+    as_text, as_tokens = (Counter(token for one in held for token in one[side]) for side in (0, 1))
+    return Special(len(held), next(rest, None) is None, as_text, as_tokens)
 
 
-def notes(label: str, counts: Counts, encoder: Encoder) -> list[str]:
-    """Say which examples the template refuses, which are too long, and which have special tokens in their words."""
-    lines = [*refused(counts), *special(counts)]
-    return [*too_long(label, counts, encoder), *(f"source {label}: {line}" for line in lines)]
-
-
-def refused(counts: Counts) -> list[str]:
+def refused(found: Lengths) -> list[str]:
     """Say how many examples the chat template refuses, and why the first; nothing without any."""
-    if not counts.refused:
+    if not found.refused:
         return []
-    of = f"{counts.examples:,}" if counts.whole else f"the first {counts.examples:,}"
-    return [f"{len(counts.refused):,} of {of} conversations are passed over ({counts.refused[0]})"]
+    return [f"{found.refused:,} of {_of(found)} conversations are passed over ({found.reason})"]
 
 
-def special(counts: Counts) -> list[str]:
+def held(found: Special) -> list[str]:
     """Say which special tokens the words of the examples hold, and how they are read."""
-    of = f"{counts.examples:,} examples" if counts.whole else f"the first {counts.examples:,} examples"
-    held = {"text": counts.as_text, "one token": counts.as_tokens}
+    read_as = {"text": found.as_text, "one token": found.as_tokens}
     return [
-        f"{number:,} of {of} have the special token {token} in their words, where it is read as {read}"
-        for read, found in held.items()
-        for token, number in sorted(found.items())
+        f"{number:,} of {_of(found)} examples have the special token {token} in their words, where it is read as {read}"
+        for read, tokens in read_as.items()
+        for token, number in sorted(tokens.items())
     ]
 
 
-def too_long(label: str, counts: Counts, encoder: Encoder) -> list[str]:
+def too_long(found: Lengths, encoder: Encoder) -> list[str]:
     """Say what is left out because rows are too short; nothing if all fits."""
-    if not counts.too_long:
+    if not found.too_long:
         return []
-    of = f"{counts.examples:,} chats" if counts.whole else f"the first {counts.examples:,} chats"
     what = "are cut to it, or left out if no reply begins before" if encoder.overlong == "cut" else "are left out"
     return [
-        f"source {label}: {counts.too_long:,} of {of} are longer than data.length={encoder.length} and {what} "
-        f"({counts.share_left_out:.1%} of all tokens)"
+        f"{found.too_long:,} of {_of(found)} chats are longer than data.length={encoder.length} and {what} "
+        f"({found.share_left_out:.1%} of all tokens)"
     ]
+
+
+def _of(found: Lengths | Special) -> str:
+    return f"{found.examples:,}" if found.whole else f"the first {found.examples:,}"

@@ -14,9 +14,10 @@ from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Scorer, exact_match, normal
-from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, tidy
+from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
 
 NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
+SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of several numbers
 
 
 class Grader(Section):
@@ -82,10 +83,10 @@ class Contains(Grader):
 class Numeric(Grader):
     """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|).
 
-    A number is 1234, 1,234.5, 1/2 or 1e3, in the digits of any script; apostrophes and spaces may be between thousands
-    too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous are 1,234, read as a thousand,
-    and 1.234, read as one and a bit. Not read as one number: 1 1/2 (its last number is 1/2) and the sign ½. For these
-    write a function of your own.
+    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½ or 1e3, in the digits of any script; apostrophes and spaces may be between
+    thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous are 1,234, read as a
+    thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For these write a function
+    of your own. An answer in the data that may be several numbers, such as 1, 2, is refused.
     """
 
     main = "tolerance"
@@ -96,6 +97,11 @@ class Numeric(Grader):
         for item in items:
             if last_number(item.answer) is None:
                 raise refused("numeric", f"the answer {item.answer!r} has no number: choose another grader")
+            text = in_one_spelling(item.answer).strip().rstrip(".")
+            if SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text):
+                raise refused(
+                    "numeric", f"the answer {item.answer!r} is not read as one number: write 1234.5 or 1,234.5"
+                )
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         said, wanted = last_number(reply), last_number(str(entry["answer"]))
@@ -165,18 +171,6 @@ def _parsed(cell: str) -> Any:
         return parse_json(cell)
     except ValueError:
         return cell
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number of a text, such as 1,007.5, -2e-3 or 1/3; None if it has none, or if it divides by 0.
-
-    The minus of 12-5 is no sign.
-    """
-    found = NUMBER.findall(in_one_spelling(text))
-    if not found:
-        return None
-    top, _, bottom = found[-1].replace(",", "").partition("/")
-    return Decimal(top) / Decimal(bottom or 1) if Decimal(bottom or 1) else None
 
 
 def refused(name: str, why: str) -> ConfigError:

@@ -30,7 +30,7 @@ LARGE = 5000  # rows of a data set whose examples are kept on disk as they were 
 class HuggingFace(Columns):
     """A dataset by its Hugging Face name, or a local folder that `datasets` can read, with its columns.
 
-    streaming: rows are read when they are needed and shuffled within a buffer of 1,000; nothing is stored on disk.
+    streaming: rows are read when they are needed and shuffled within a buffer of 1,000; their tokens alone are kept.
     """
 
     source: Literal["huggingface"] = "huggingface"
@@ -47,6 +47,10 @@ class HuggingFace(Columns):
     @property
     def size(self) -> int | None:
         return None if self.streaming else len(self.table or self._usable[0])
+
+    @property
+    def streamed(self) -> bool:
+        return self.streaming
 
     @property
     def recognised(self) -> str:
@@ -89,7 +93,7 @@ class HuggingFace(Columns):
 
     @functools.cached_property
     def table(self) -> Stored | None:
-        if self.streaming or len(self.loaded) < LARGE or (self.grader and self.grader.reads):
+        if self.streaming or len(self.loaded) < LARGE:
             return None
         fields = self.model_dump_json(exclude={"share", "test"})
         starts = range(0, len(self.loaded), PART)

@@ -7,6 +7,7 @@ reply that runs as code can change nothing outside of its own check. It can stil
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import pickle
 import platform
@@ -16,13 +17,15 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from experiments.common.errors import RunError
+from experiments.common.errors import MachineError
 
-SECONDS = 10.0  # for one reply; it is wrong if its check takes longer
+SECONDS = 10.0  # of the processor, for one reply; it is wrong if its check takes longer, on a busy machine too
+PATIENCE = 30  # so many times longer a check may wait, for a lock that nobody releases or for a processor
 MEMORY = 4 << 30  # bytes of address space of a check
 SCORE = struct.Struct("d")
 # system calls that a check needs for memory, time and its result, by machine: (audit architecture, numbers)
@@ -46,7 +49,7 @@ class Isolated:
     """A verifier in a process of its own; called as the verifier itself, one reply at a time.
 
     scorer: can be pickled. If it has a method `ready`, that imports what it needs; others are tried with the answer.
-    seconds, memory: limits of one reply, memory in bytes.
+    seconds, memory: limits of one reply, seconds of the processor, memory in bytes.
     """
 
     def __init__(self, scorer: Any, seconds: float = SECONDS, memory: int = MEMORY) -> None:
@@ -55,7 +58,7 @@ class Isolated:
         self.server: subprocess.Popen[bytes] | None = None
 
     def __call__(self, answer: str, entry: dict[str, Any]) -> float:
-        """Return the score of a reply; 0 if its check fails or takes too long."""
+        """Return the score of a reply; 0 if its check fails or takes too long. Raises MachineError."""
         with self.lock:
             if self.server is None or self.server.poll() is not None:
                 self.server = self._start(entry)
@@ -63,7 +66,10 @@ class Isolated:
                 _send(self.server.stdin, pickle.dumps((answer, entry)))
                 return float(SCORE.unpack(self.server.stdout.read(SCORE.size))[0])  # type: ignore[union-attr]
             except (OSError, struct.error):
-                raise RunError("the process that checks replies has ended: start the run again to go on") from None
+                raise MachineError(
+                    "the process that checks replies has ended, or has no memory: this says nothing about the replies. "
+                    "Run the same command again when the cause is gone"
+                ) from None
 
     def _start(self, entry: dict[str, Any]) -> subprocess.Popen[bytes]:
         server = subprocess.Popen(
@@ -90,27 +96,47 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]) -> float:
-    """Fork, check the reply there, and return its score."""
+    """Fork, check the reply there, and return its score. Raises MemoryError if the system ends the check."""
     result, end = os.pipe()
     child = os.fork()
     if not child:
         try:
-            give_up_rights(end, memory)
+            give_up_rights(end, seconds, memory)
             os.write(end, SCORE.pack(scorer(answer, entry)))
         finally:
             os._exit(0)
     os.close(end)
-    ready, _, _ = select.select([result], [], [], seconds)
+    ready, _, _ = select.select([result], [], [], PATIENCE * seconds)
     score = os.read(result, SCORE.size) if ready else b""
     os.close(result)
+    if ready and not score:  # it broke down, or was killed
+        status, used = _ended(child)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds:
+            raise MemoryError  # a reply can send no signal, and its last limit of time comes later
+        return 0.0
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0
 
 
-def give_up_rights(keep: int, memory: int) -> None:
-    """Close all files but `keep`, limit the memory, and refuse all system calls but ALLOWED, for ever."""
+def _ended(child: int) -> tuple[int, float]:
+    """Return the status of a child that closed its pipe, and its seconds of the processor; end one that goes on."""
+    for _ in range(100):
+        found, status, usage = os.wait4(child, os.WNOHANG)
+        if found:
+            return status, usage.ru_utime + usage.ru_stime
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 0, 0.0
+
+
+def give_up_rights(keep: int, seconds: float, memory: int) -> None:
+    """Close all files but `keep`, limit time and memory, and refuse all system calls but ALLOWED, for ever."""
     import resource  # not on Windows
+
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process; the next limit is for one that blocks the signal
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds) + 1, math.ceil(seconds) + 1))
 
     for fd in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), fd)

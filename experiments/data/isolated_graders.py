@@ -31,7 +31,7 @@ MODULES = (
 class InIsolation(Grader):
     """A grader that checks each reply in a process without rights, for a limited time."""
 
-    limit: ClassVar[float] = 5.0  # seconds
+    limit: ClassVar[float] = 5.0  # seconds of the processor
 
     def scorer(self) -> Scorer:
         return Isolated(self, self.limit) if supported() else self
@@ -97,7 +97,7 @@ class Code(InIsolation):
     main = "tests"
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
-    seconds: float = Field(10.0, gt=0, le=600, description="time of one reply")
+    seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply")
     memory: float = Field(1.0, gt=0, description="memory of one reply in GB")
     modules: tuple[str, ...] = Field(
         (), description="modules that programs may import, in addition to those of the library"

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoded, Encoder, Piece, Row, packed_rows, padded_rows
 from experiments.data.source import Source
-from experiments.data.token_cache import encoded_epoch
+from experiments.data.tokenised import encoded_epoch
 
 WINDOW = 256  # rows kept: a batch that is read again costs nothing
 PATIENCE = 1000  # examples in a row without a usable piece, after which the source counts as unusable

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal
 
-_THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
+_THOUSANDS = r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
 _LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
 WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number and nothing else
@@ -13,6 +14,9 @@ WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number a
 NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 _MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
+_SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
+_PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
+_SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
     r"(?<![\w.,(\[{])(?<!\d )(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}|(?:\.\d{3}){2,9})(?:,\d{1,20})?"  # 1 234,5  1.234.567
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
@@ -24,9 +28,11 @@ _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3
 def tidy(text: str) -> str:
     """Return a text in one spelling: composed letters, -5 with a hyphen, nothing but commas between thousands.
 
-    Spaces of a full width stay, since they may be between two numbers.
+    Commas, points and strokes of other scripts between digits become ours. Spaces of a full width stay, since they may
+    be between two numbers.
     """
     text = unicodedata.normalize("NFC", text).replace("{,}", ",")  # LaTeX's comma without a space after it
+    text = _SEPARATOR.sub(lambda found: found[0].translate(_PLAIN), text)
     return _GROUP.sub("", _MINUS.sub("-", text))
 
 
@@ -41,3 +47,34 @@ def in_one_spelling(text: str) -> str:
 def _digits(number: str) -> str:
     whole, comma, decimals = number.replace(" ", "").partition(",")
     return whole.replace(".", "") + ("." if comma else "") + decimals
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text, such as 1,007.5, -2e-3, 1/3 or 1 1/2; None if it has none, or divides by 0.
+
+    The minus of 12-5 is no sign.
+    """
+    text = _SIGN.sub(_written_out, in_one_spelling(text))
+    found = list(NUMBER.finditer(text))
+    value = _value(found[-1][0]) if found else None
+    if value is None or len(found) < 2 or not _is_mixed(*found[-2:]):
+        return value
+    whole = Decimal(found[-2][0].replace(",", ""))
+    return whole + value.copy_sign(whole)
+
+
+def _written_out(sign: re.Match[str]) -> str:
+    return " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
+
+
+def _value(number: str) -> Decimal | None:
+    top, _, bottom = number.replace(",", "").partition("/")
+    return Decimal(top) / Decimal(bottom or 1) if Decimal(bottom or 1) else None
+
+
+def _is_mixed(whole: re.Match[str], part: re.Match[str]) -> bool:
+    """Whether two numbers are one, such as 1 1/2: a whole number, a space and a fraction below 1."""
+    top, stroke, bottom = part[0].partition("/")
+    between = whole.string[whole.end() : part.start()]
+    below = bool(stroke) and top.isdecimal() and Decimal(top) < Decimal(bottom)
+    return below and between.strip(" \u00a0") == "" and re.fullmatch(r"[-+]?[\d,]+", whole[0]) is not None

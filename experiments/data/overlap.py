@@ -6,7 +6,7 @@ same words. It is *similar* if half or more of its distinct sequences of 8 words
 that more than a tenth of the task's questions share are such an instruction, and do not count. A question that has 4 to
 7 words with its answer is similar if all of these are in one row in sequence.
 
-Words are compared by random 64-bit sums, in chunks of rows with NumPy: 500,000 rows of 40 words take seconds.
+Words are compared by random 64-bit sums, in chunks of rows with NumPy and by all cores.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.common.spread import cores, spread
 from experiments.data.items import Example, Item
 from experiments.models.conversation import said
 
 N, LEAST, SHARE, COMMON = 8, 4, 0.5, 0.1
-CHUNK, SHOWN, LETTERS = 20_000, 3, 160  # rows at a time; examples of a task, and letters of each
+CHUNK, SHOWN, LETTERS = 5000, 3, 160  # rows at a time; examples of a task, and letters of each
 # Scripts without spaces: each letter is a word. Operators count, so that 3 + 2 is not 3 - 2.
 LETTER = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 OPERATOR = re.compile(r"[-+*/=<>^%$&|~#@\\{}\[\]]")
@@ -84,39 +85,54 @@ def words(text: str) -> list[str]:
     return text.casefold().split()
 
 
-def overlaps(probes: Sequence[Probe], rows: Iterable[Example], source: str) -> list[Overlap]:
-    """Return the tasks of which a question is in the rows of a source, in the order of the probes."""
-    index = _Index(probes)
-    for chunk in _chunks(rows):
-        index.read(chunk)
+def overlaps(
+    probes: Sequence[Probe], rows: Sequence[Example], source: str, numbers: Sequence[int] | None = None
+) -> list[Overlap]:
+    """Return the tasks of which a question is in the rows of a source, in the order of the probes.
+
+    numbers: of the rows that are read; by default all.
+    """
+    index, numbers = _Index(probes), range(len(rows)) if numbers is None else numbers
+    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+    for hits in spread(lambda chunk: index.read([_texts(rows[i]) for i in chunk]), chunks, min(len(chunks), cores())):
+        index.add(hits)
     return [found for found in index.found(source) if found.same or found.similar]
 
 
-def _chunks(rows: Iterable[Example]) -> Iterator[list[tuple[str, str]]]:
-    """Yield lists of (question or whole text, reply)."""
-    pairs = ((said(row.question), row.reply) if isinstance(row, Item) else (row.text, "") for row in rows)
-    while chunk := list(itertools.islice(pairs, CHUNK)):
-        yield chunk
+def _texts(row: Example) -> tuple[str, str]:
+    """Return the question, or the whole text, and the reply."""
+    return (said(row.question), row.reply) if isinstance(row, Item) else (row.text, "")
+
+
+@dataclass(frozen=True)
+class _Hits:
+    """What was found in a chunk of rows: the text of the first row of each.
+
+    same: by the number of a probe. sequences: by the place of a sequence, for each n.
+    """
+
+    same: dict[int, str]
+    sequences: dict[int, dict[int, str]]
 
 
 class _Sequences:
-    """All sequences of n words that are looked for. seen: which were found. first: text of the first row with each."""
+    """All sequences of n words that are looked for. first: text of the first row with each, by its place in `sums`."""
 
     def __init__(self, n: int, sums: Ints) -> None:
         self.n, self.sums = n, np.unique(sums)
-        self.seen = np.zeros(len(self.sums), dtype=bool)
         self.first: dict[int, str] = {}
 
-    def read(self, ids: Ints, row_of: Ints, chunk: Sequence[tuple[str, str]]) -> None:
+    def read(self, ids: Ints, row_of: Ints, chunk: Sequence[tuple[str, str]]) -> dict[int, str]:
+        """Return the first row of a chunk with each sequence."""
+        if len(ids) < self.n:
+            return {}
         known = np.concatenate([[0], np.cumsum(ids > 0)])
         starts = np.flatnonzero(known[self.n :] - known[: -self.n] == self.n)
         sums = _sums(ids, starts, self.n)
         places = np.searchsorted(self.sums, sums)
         hits = self.sums[np.minimum(places, len(self.sums) - 1)] == sums
-        for place, at in dict(zip(places[hits][::-1].tolist(), starts[hits][::-1].tolist(), strict=True)).items():
-            if not self.seen[place]:
-                self.first[place] = "\n".join(chunk[int(row_of[at])]).strip()[:LETTERS]
-        self.seen[places[hits]] = True
+        first = dict(zip(places[hits][::-1].tolist(), starts[hits][::-1].tolist(), strict=True))
+        return {place: "\n".join(chunk[int(row_of[at])]).strip()[:LETTERS] for place, at in first.items()}
 
     def of(self, sums: Ints) -> list[int]:
         return np.searchsorted(self.sums, sums).tolist()
@@ -167,22 +183,27 @@ class _Index:
     def _task(self, number: int) -> tuple[str, str]:
         return self.probes[number].suite, self.probes[number].task
 
-    def read(self, chunk: Sequence[tuple[str, str]]) -> None:
+    def read(self, chunk: Sequence[tuple[str, str]]) -> _Hits:
+        """Look for the probes in a chunk of (question or whole text, reply)."""
         tokens: list[str] = []
-        ends = []
+        ends, same = [], dict[int, str]()
         for asked, reply in chunk:
             own = words(asked)
             for number in self.asked.get(" ".join(own), ()):
-                self.same.setdefault(number, asked[:LETTERS])
+                same.setdefault(number, asked[:LETTERS])
             tokens += own
             tokens += words(reply)
             tokens.append("")
             ends.append(len(tokens))
         ids = np.fromiter(map(self.ids.get, tokens, itertools.repeat(0)), dtype=np.uint64, count=len(tokens))
         row_of = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        for sequences in self.sequences.values():
-            if len(ids) >= sequences.n:
-                sequences.read(ids, row_of, chunk)
+        return _Hits(same, {n: one.read(ids, row_of, chunk) for n, one in self.sequences.items()})
+
+    def add(self, hits: _Hits) -> None:
+        """Keep what was found in a chunk, after those of the chunks before."""
+        self.same = hits.same | self.same
+        for n, found in hits.sequences.items():
+            self.sequences[n].first = found | self.sequences[n].first
 
     def found(self, source: str) -> list[Overlap]:
         sizes = Counter(map(self._task, range(len(self.probes))))
@@ -201,7 +222,7 @@ class _Index:
         found = {}
         for number, n, sums in self.wanted:
             sequences = self.sequences[n]
-            seen = [place for place in sequences.of(sums) if sequences.seen[place]]
+            seen = [place for place in sequences.of(sums) if place in sequences.first]
             if len(seen) >= SHARE * len(sums):
                 found[number] = Counter(sequences.first[place] for place in seen).most_common(1)[0][0]
         return found

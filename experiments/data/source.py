@@ -57,6 +57,11 @@ class Source(Section):
         return None
 
     @property
+    def streamed(self) -> bool:
+        """Whether its rows are read as they are needed, and not kept."""
+        return False
+
+    @property
     def skips(self) -> bool:
         """Whether rows that cannot be used are passed over and counted."""
         return False

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -37,19 +38,28 @@ class Packed(NamedTuple):
 
 
 def packed(example: Example) -> Packed:
-    """Return an example as it is written. Raises TypeError for one with values for a grader, which may be anything."""
+    """Return an example as it is written. Raises TypeError for one with values for a grader that are no literals."""
     if isinstance(example, Text):
         fields: list[Any] = [example.text, example.group, example.ended]
         return Packed(json.dumps(fields), example.id, repr(example))
-    if example.metadata:
-        raise TypeError("an example with values for a grader is not stored")
     question = example.question
     place = question.place if isinstance(question, Conversation) else None
-    fields = [str(question), place, example.answer, example.solution, example.ended]
+    values = _literal(example.metadata) if example.metadata else ""
+    fields = [str(question), place, example.answer, example.solution, example.ended, values]
     if isinstance(example, Chat):
         fields += [example.fields, example.context]
         return Packed(json.dumps(fields), " ".join([example.id, *sorted(example.ids - {example.id})]), repr(example))
     return Packed(json.dumps(fields), example.id, repr(example))
+
+
+def _literal(metadata: Mapping[str, Any]) -> str:
+    text = repr(dict(metadata))
+    try:
+        if repr(ast.literal_eval(text)) == text:
+            return text
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        pass
+    raise TypeError(f"values for a grader that are no literals are not stored: {text[:60]}")
 
 
 def unpacked(row: str) -> Example:
@@ -57,12 +67,12 @@ def unpacked(row: str) -> Example:
     fields = json.loads(row)
     if len(fields) == 3:
         return Text(*fields)
-    question, place, answer, solution, ended, *chat = fields
+    question, place, answer, solution, ended, values, *chat = fields
     if place is not None:
         question = Conversation(question)
         question.place = place
     kind = Chat if chat else Item
-    return kind(question, answer, {}, solution, ended, *chat)
+    return kind(question, answer, ast.literal_eval(values) if values else {}, solution, ended, *chat)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,12 @@ class Stored(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         for batch in self.table.to_batches(max_chunksize=BATCH):
             yield from map(unpacked, batch.column("row").to_pylist())
+
+    @property
+    def values(self) -> Iterator[str]:
+        """The `repr` of the values for a grader, of each question."""
+        for batch in self.table.to_batches(max_chunksize=BATCH):
+            yield from (fields[5] or "{}" for fields in map(json.loads, batch.column("row").to_pylist()) if fields[3:])
 
     @property
     def ids(self) -> list[str]:

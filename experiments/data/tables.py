@@ -35,34 +35,57 @@ def rows(file: Path) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a table, which any process can read. lines: JSON lines as they are stored, the first with a number.
+    """Some rows of a table, which any process can read. first: number of the first one.
 
-    read: rows that had to be read to divide the table, of all other kinds.
+    lines: JSON lines as they are stored. batch: of Arrow or Parquet, in columns. read: rows that had to be read to
+    divide the table, of all other kinds.
     """
 
     file: Path
     first: int = 1
     lines: Sequence[bytes] = ()
+    batch: Any = None
     read: Sequence[Row] = ()
 
     def rows(self) -> Iterator[Row]:
         """Yield the rows, as `rows` does."""
         yield from self.read
         yield from _numbered(self.lines, self.first, self.file)
+        if self.batch is not None:
+            yield from _batch_rows([self.batch], self.first)
 
 
 def parts(file: Path, size: int) -> Iterator[Part]:
-    """Divide a table into parts of `size` rows. JSON lines are not parsed for that. Raises ConfigError as `rows`."""
-    if kind(file) != ".jsonl":
-        rest = rows(file)
-        while some := list(itertools.islice(rest, size)):
-            yield Part(file, read=some)
-        return
-    with _faults(file), opened(file) as stream:
-        first = 1
+    """Divide a table into parts of `size` rows. JSON lines and cells of Arrow and Parquet are not read for that.
+
+    Raises ConfigError as `rows`.
+    """
+    with _faults(file):
+        if kind(file) == ".jsonl":
+            yield from _parts_of_lines(file, size)
+        elif kind(file) in BATCHES:
+            yield from _parts_of_batches(file, size)
+        else:
+            rest = rows(file)
+            while some := list(itertools.islice(rest, size)):
+                yield Part(file, read=some)
+
+
+def _parts_of_lines(file: Path, size: int) -> Iterator[Part]:
+    first = 1
+    with opened(file) as stream:
         while lines := list(itertools.islice(stream, size)):
             yield Part(file, first, lines)
             first += len(lines)
+
+
+def _parts_of_batches(file: Path, size: int) -> Iterator[Part]:
+    first = 1
+    for batch in BATCHES[kind(file)](file):
+        for start in range(0, len(batch), size):
+            some = batch.slice(start, size)
+            yield Part(file, first, batch=some)
+            first += len(some)
 
 
 @contextmanager
@@ -169,40 +192,44 @@ def _check_names(names: Iterable[str], file: Path) -> None:
         raise ConfigError(f"data file {file} has the column {twice!r} twice: rename one of them")
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             _check_names(table.schema_arrow.names, file)
-            yield from _batches(table.iter_batches(batch_size=1024))
+            yield from table.iter_batches(batch_size=1024)
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"data file {file} is not Parquet: {error}") from error
 
 
-def _arrow(file: Path) -> Iterator[Row]:
-    """Read a file, or a stream as `datasets` saves it."""
+def _arrow(file: Path) -> Iterator[Any]:
+    """Read the batches of a file, or of a stream as `datasets` saves it."""
     import pyarrow
 
     with pyarrow.memory_map(str(file)) as source:
         try:
             table = pyarrow.ipc.open_file(source)
             _check_names(table.schema.names, file)
-            yield from _batches(map(table.get_batch, range(table.num_record_batches)))
+            yield from map(table.get_batch, range(table.num_record_batches))
         except pyarrow.ArrowInvalid:
             source.seek(0)
             try:
                 stream = pyarrow.ipc.open_stream(source)
                 _check_names(stream.schema.names, file)
-                yield from _batches(iter(stream))
+                yield from stream
             except pyarrow.ArrowInvalid as error:
                 raise ConfigError(f"data file {file} is not Arrow: {error}") from error
 
 
-def _batches(batches: Iterator[Any]) -> Iterator[Row]:
+def _in_batches(file: Path) -> Iterator[Row]:
+    yield from _batch_rows(BATCHES[kind(file)](file), 1)
+
+
+def _batch_rows(batches: Iterable[Any], first: int) -> Iterator[Row]:
     cells = ((row, batch.schema) for batch in batches for row in batch.to_pylist())
-    for number, (row, schema) in enumerate(cells, start=1):
+    for number, (row, schema) in enumerate(cells, start=first):
         types = zip(row.items(), schema.types, strict=True)
         yield f"row {number}", {name: as_stored(filled(cell), str(dtype)) for (name, cell), dtype in types}
 
@@ -215,11 +242,11 @@ def filled(value: Any) -> Any:
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
+BATCHES: dict[str, Callable[[Path], Iterator[Any]]] = {".parquet": _parquet, ".arrow": _arrow}
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _lines,
     ".json": _json,
     ".csv": _csv,
     ".tsv": _csv,
-    ".parquet": _parquet,
-    ".arrow": _arrow,
+    **dict.fromkeys(BATCHES, _in_batches),
 }

@@ -76,7 +76,8 @@ class Measured(Source):
         """Return the digest of the rows, and of the grader and the test set if there are any."""
         parts = [self.grader.digest()] if self.grader else []
         if self.grader and self.grader.reads and isinstance(self, Finite):
-            parts += [repr(dict(e.metadata)) for e in self.examples if isinstance(e, Item)]
+            table = self.table
+            parts += table.values if table else [repr(dict(e.metadata)) for e in self.examples if isinstance(e, Item)]
         if self.test:
             parts += [self.test.model_dump_json(), *(() if self.test.of_training else map(repr, self.test_examples))]
         return short_digest(super().digest(), *parts) if parts else super().digest()

@@ -1,4 +1,4 @@
-"""Keep the tokens of a large table's examples on disk, so that no later epoch, arm, resume or run tokenises again."""
+"""Keep the tokens of examples on disk, so that no later epoch, arm, resume, run or process tokenises again."""
 
 from __future__ import annotations
 
@@ -7,26 +7,39 @@ import functools
 import itertools
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from filelock import BaseFileLock, FileLock
 
-from experiments.common.hashing import short_digest
-from experiments.common.spread import spread
 from experiments.data.cache_room import in_use, prune
-from experiments.data.encoding import Encoded, Encoder, Piece
-from experiments.data.items import Example
-from experiments.data.source import Source
-from experiments.data.stored import Stored
-from experiments.models.base import cache_folder
+from experiments.data.encoding import Encoded, Piece
 from experiments.models.tokens import IGNORED
 
-FIRST, AHEAD = 64, 1024  # examples that are encoded at a time: few at the start, then twice as many each time
-CHUNK = 32  # examples for a process at a time
-FEW = 64  # so many are encoded here: starting processes takes longer
-Encode = Callable[[Example], Encoded]
+One = TypeVar("One")
 MAPPED = 2**34  # bytes of the file that SQLite may read through memory
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long an example is: number of pieces, their tokens, and tokens that are in none. refused: as in `Encoded`.
+
+    new: it is not from the cache.
+    """
+
+    pieces: int
+    tokens: int
+    left_out: int
+    refused: str = ""
+    new: bool = False
+
+
+def size_of(encoded: Encoded) -> Size:
+    """Return how long an example is that was encoded just now."""
+    return Size(len(encoded.pieces), sum(map(len, encoded.pieces)), encoded.left_out, encoded.refused, True)
 
 
 class TokenCache:
@@ -38,20 +51,35 @@ class TokenCache:
     def __init__(self, path: Path) -> None:
         self.path, self.base = path, self._open(path)
 
+    def writing(self) -> contextlib.AbstractContextManager[object]:
+        """Keep other processes out while this one makes what they need too: what is read inside is up to date."""
+        return self._lock if self.base is not None else contextlib.nullcontext()
+
+    @functools.cached_property
+    def _lock(self) -> BaseFileLock:
+        return FileLock(f"{self.path}.lock")
+
     def read(self, numbers: Sequence[int]) -> dict[int, Encoded]:
         """Return those of the examples that are known."""
+        return self._read("value", numbers, decoded)
+
+    def sizes(self, numbers: Sequence[int]) -> dict[int, Size]:
+        """Return how long those of the examples are that are known, without reading their tokens."""
+        return self._read("length(value), substr(value, 5, 8)", numbers, size)
+
+    def _read(self, columns: str, numbers: Sequence[int], made: Callable[..., One | None]) -> dict[int, One]:
         if self.base is None:
             return {}
-        marks = ",".join("?" * len(numbers))
+        query = f"SELECT number, {columns} FROM tokens WHERE number IN ({','.join('?' * len(numbers))})"
         try:
-            found = self.base.execute(f"SELECT number, value FROM tokens WHERE number IN ({marks})", numbers).fetchall()
+            found = self.base.execute(query, numbers).fetchall()
         except sqlite3.OperationalError:  # busy for a minute
             return {}
         except sqlite3.DatabaseError:
             self.base.close()
             self.base = self._anew(self.path)
             return {}
-        return {number: one for number, value in found if (one := decoded(value)) is not None}
+        return {number: one for number, *values in found if (one := made(*values)) is not None}
 
     def write(self, found: dict[int, Encoded]) -> None:
         if self.base is not None and found:
@@ -103,44 +131,7 @@ def decoded(value: bytes) -> Encoded | None:
     return Encoded([Piece(whole[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)], left_out)
 
 
-def encoded_epoch(
-    source: Source, number: int, seed: int, held_out_ids: frozenset[str], encoder: Encoder
-) -> Iterator[Encoded]:
-    """Return the encoded examples of one pass of a source, in the order of this pass."""
-    table = source.table
-    if table is None:
-        return map(encode_of(source, encoder), source.epoch(number, seed, held_out_ids))
-    key = short_digest(source.digest(), encoder.key)
-    return encoded(table, source.order(number, seed, held_out_ids), encode_of(source, encoder), key)
-
-
-def encode_of(source: Source, encoder: Encoder) -> Encode:
-    """Return how the examples of a source are encoded."""
-    return encoder.encode_or_skip if source.skips else encoder.encode
-
-
-def encoded(table: Stored, order: Sequence[int], encode: Encode, key: str) -> Iterator[Encoded]:
-    """Yield the encoded examples of a table in an order. What is not in the cache is encoded by all cores, and kept.
-
-    key: digest of the table and of how its examples are encoded. Raises ConfigError as `encode` does.
-    """
-    cache = TokenCache(cache_folder() / "tokens" / f"{key}.db")
-    start, size = 0, FIRST
-    while numbers := list(order[start : start + size]):
-        start, size = start + size, min(2 * size, AHEAD)
-        known = cache.read(numbers)
-        new = dict(_encoded([n for n in numbers if n not in known], table, encode))
-        cache.write({number: one for number, one in new.items() if not one.refused})
-        known |= new
-        yield from (known[n] for n in numbers)
-
-
-def _encoded(numbers: Sequence[int], table: Stored, encode: Encode) -> Iterator[tuple[int, Encoded]]:
-    chunks = [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
-    each = functools.partial(_each, table, encode)
-    for some, found in zip(chunks, spread(each, chunks, 1 if len(numbers) <= FEW else None), strict=True):
-        yield from zip(some, found, strict=True)
-
-
-def _each(table: Stored, encode: Encode, numbers: Sequence[int]) -> list[Encoded]:
-    return [encode(table[number]) for number in numbers]
+def size(length: int, head: bytes) -> Size:
+    """Return how long an example is, from the length of its bytes (`value_of`) and the counts at their beginning."""
+    left_out, pieces = np.frombuffer(head, "<i4").tolist()
+    return Size(pieces, (length - 12 - 4 * pieces) // 5, left_out)

@@ -18,11 +18,11 @@ import httpx
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
 from experiments.common.files import json_lines, parse_json
-from experiments.common.hashing import text_id
+from experiments.common.hashing import short_digest, text_id
 from experiments.models.conversation import messages_of, tools_of
 from experiments.models.generation import Progress, no_progress
 
-URL = re.compile(r"(?P<url>https?://[^\s#?@]+)#(?P<model>\S+)")
+URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
 KEY = "OPENAI_API_KEY"  # of the environment
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
@@ -55,7 +55,7 @@ class Endpoint:
     def opened(cls, address: str) -> Endpoint:
         """Read `http://HOST:PORT/v1#MODEL` and ask the server for its models. Raises ConfigError.
 
-        A server that does not list its models is taken at its word.
+        Without #MODEL it is the only model that the server lists. A server that lists none is taken at its word.
         """
         match = URL.fullmatch(address)
         if match is None:
@@ -65,25 +65,12 @@ class Endpoint:
             )
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        one = cls(match["url"].rstrip("/"), match["model"], httpx.Client(headers=headers, timeout=TIMEOUT))
-        one.check()
-        return one
+        url, client = match["url"].rstrip("/"), httpx.Client(headers=headers, timeout=TIMEOUT)
+        return cls(url, _chosen(url, match["model"], _listed(url, client)), client)
 
-    def check(self) -> None:
-        """Raise ConfigError if no server answers, if it wants another key, or if it has no such model."""
-        try:
-            found = self.client.get(f"{self.url}/models", timeout=10.0)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(
-                f"--model: no server answers at {self.url} ({type(error).__name__}): start it, or correct the address"
-            ) from error
-        if found.status_code in (401, 403):
-            raise ConfigError(
-                f"--model: {self.url} refuses the key ({found.status_code}): set {KEY} in the environment"
-            )
-        names = _names(found)
-        if names and self.model not in names:
-            raise ConfigError(f"--model: {self.url}: {unknown_name('model', self.model, names)}")
+    @property
+    def address(self) -> str:
+        return f"{self.url}#{self.model}"
 
     def reply(self, question: str, most: int) -> str:
         """Return the greedy reply to a question. most: tokens.
@@ -129,7 +116,7 @@ class Replies:
     @classmethod
     def read(cls, endpoint: Endpoint, file: Path, progress: Progress = no_progress) -> Replies:
         """Read the replies that are in the file. progress: called with 1 after each reply."""
-        return cls(endpoint, file, dict(_lines(file)), progress)
+        return cls(endpoint, file, dict(_lines(file, endpoint)), progress)
 
     def ask(self, questions: Sequence[str], most: int) -> list[str]:
         """Return the reply to each question, in this order; several are asked at a time."""
@@ -146,21 +133,45 @@ class Replies:
         if key not in self.known:
             reply = self.endpoint.reply(question, most)
             with self.lock, self.file.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps({"key": key, "reply": reply}))  # the line before may have been cut off
+                line = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
+                file.write("\n" + json.dumps(line))  # the line before may have been cut off
             self.known[key] = reply
         with self.lock:
             self.progress(1)
         return self.known[key]
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield what was written; a line that was cut off by a kill is asked again."""
-    for _, line in json_lines(file.read_text(encoding="utf-8")) if file.is_file() else ():
+def _lines(file: Path, endpoint: Endpoint) -> Iterator[tuple[str, str]]:
+    """Yield what was written. A line that was cut off or changed, or is of another model, is asked again."""
+    for _, line in json_lines(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else ():
         try:
             values = parse_json(line)
-            yield values["key"], values["reply"]
-        except (ValueError, KeyError, TypeError):
+            key, reply = values["key"], values["reply"]
+            if values.get("digest", "") in (_digest(endpoint, key, reply), ""):  # earlier versions wrote none
+                yield key, reply
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
+
+
+def _digest(endpoint: Endpoint, key: str, reply: str) -> str:
+    return short_digest(endpoint.url, endpoint.model, key, reply)
+
+
+def _listed(url: str, client: httpx.Client) -> list[str]:
+    """Ask a server for the names of its models. Raises ConfigError if none answers, or if it lets nobody in now."""
+    try:
+        found = client.get(f"{url}/models", timeout=10.0)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigError(
+            f"--model: no server answers at {url} ({type(error).__name__}): start it, or correct the address"
+        ) from error
+    if found.status_code in (401, 403):
+        raise ConfigError(f"--model: {url} refuses the key ({found.status_code}): set {KEY} in the environment")
+    if found.status_code >= 500:
+        raise ConfigError(
+            f"--model: the server at {url} is not ready ({found.status_code}): look at it, try again later"
+        )
+    return _names(found)
 
 
 def _names(response: httpx.Response) -> list[str]:
@@ -168,6 +179,17 @@ def _names(response: httpx.Response) -> list[str]:
         return [str(one["id"]) for one in response.json()["data"]] if response.is_success else []
     except (ValueError, KeyError, TypeError):
         return []
+
+
+def _chosen(url: str, model: str | None, names: Sequence[str]) -> str:
+    if model is None and len(names) == 1:
+        return names[0]
+    if model is None:
+        known = f"it has {', '.join(names)}" if names else "it does not list them"
+        raise ConfigError(f"--model {url}: name one of the server's models, {url}#MODEL: {known}")
+    if names and model not in names:
+        raise ConfigError(f"--model: {url}: {unknown_name('model', model, names)}")
+    return model
 
 
 def _text(response: httpx.Response) -> str:

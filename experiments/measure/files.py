@@ -12,7 +12,7 @@ import ctrl
 from ctrl.hub import MLFLOW, local_folder
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
-from experiments.common.hashing import json_digest
+from experiments.common.hashing import file_stamp, json_digest
 from experiments.models.base import SHIPPED, shipped_folder
 
 CONFIG = "config.json"
@@ -98,6 +98,12 @@ def stamp(folder: Path) -> str:
     """Return what changes when a file of the folder changes: a digest of names, sizes and modification times."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     return json_digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])[:16]
+
+
+def content(folder: Path) -> str:
+    """Return a digest of samples of the folder's files: new weights of the same size and time are seen too."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return json_digest([[path.name, *file_stamp(path)] for path in files])[:16]
 
 
 def _shards(index: Path) -> list[str]:

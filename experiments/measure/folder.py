@@ -15,7 +15,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
 from experiments.data.items import NewTask, NewText
 from experiments.measure.config import MeasureConfig
-from experiments.measure.files import stamp
+from experiments.measure.files import content, stamp
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
@@ -62,7 +62,8 @@ def open_session(
     folder = Path(where.out).resolve() if where.out else root / "runs" / f"{where.command}-{where.name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
-        note_settings(folder, config, digest, command=where.command, arms=list(where.arms))
+        facts = {"command": where.command, "arms": list(where.arms)}
+        note_settings(folder, config, digest, content=content(base.folder), **facts)
         session = Session(config, base, tokenizer, task, suites, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(models)
@@ -75,7 +76,8 @@ def note_settings(folder: Path, config: MeasureConfig, digest: str, **facts: Any
     `control-llm runs` and `show` read the facts.
     """
     known = read_json(folder / NOTE)
-    if known and known["digest"] != digest:
+    content = facts.get("content")
+    if known and (known["digest"] != digest or known.get("content", content) != content):
         raise ConfigError(
             f"{folder} holds a measurement of another base, or with other settings: choose another --out, or delete it"
         )

@@ -19,7 +19,7 @@ from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
-from experiments.measure.files import TOKENIZER, checkpoints, folder_of, stamp, tokenizer_folder
+from experiments.measure.files import TOKENIZER, checkpoints, content, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
@@ -36,6 +36,10 @@ class Checkpoint:
     @property
     def stamp(self) -> str:
         return stamp(self.folder)
+
+    @property
+    def content(self) -> str:
+        return content(self.folder)
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,11 @@ def load_tokenizer(folder: Path, remote_code: bool = False) -> PreTrainedTokeniz
 
 
 def _named(text: str) -> tuple[str, str]:
-    """Split `NAME=ADDRESS`; without a name it is the last part of the address."""
+    """Split `NAME=ADDRESS`; without a name it is the last part of the address, or a server's name of the model."""
     name, equals, address = text.partition("=")
     if is_endpoint(text):
-        return re.sub(r"[^\w.-]+", "-", text.rpartition("#")[2].rpartition("/")[2]), text
+        endpoint = Endpoint.opened(text)
+        return re.sub(r"[^\w.-]+", "-", endpoint.model.rpartition("/")[2]), endpoint.address
     if not equals:
         path = Path(text)
         return (path.resolve().name if path.is_dir() else path.name) or text, text
@@ -126,7 +131,8 @@ def _read(
     name: str, address: str, base: Base, tokenizer: PreTrainedTokenizerBase, task: Sequence[NewTask | NewText]
 ) -> Model:
     if is_endpoint(address):
-        return Model(name, address, (), tokenizer, endpoint=Endpoint.opened(address))
+        endpoint = Endpoint.opened(address)
+        return Model(name, endpoint.address, (), tokenizer, endpoint=endpoint)
     folder = folder_of(address, base.remote_code)
     steps = checkpoints(folder) or {1: folder}
     found = tuple(Checkpoint(step, path, kind_of(path)) for step, path in steps.items())

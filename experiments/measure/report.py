@@ -19,8 +19,9 @@ from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.comparison.report import differences_table
 from experiments.measure.plot import steps_figure
 from experiments.measure.session import Session
-from experiments.measure.words import Lost, lost_answers, question_texts, sentence
+from experiments.measure.words import sentence
 from experiments.records import ArmResult, Estimate
+from experiments.reporting.answers import Turned, cells, lost_answers, question_texts
 from experiments.reporting.details import alignment_pictures, further_table
 from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.plots.forgetting import forgetting_figure
@@ -29,7 +30,7 @@ from experiments.reporting.tables import retention_table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
 
-SHOWN = (*GAINS, "retention", "nfr", "pfr", "kl", "perplexity_drift", "retention_instructions")
+SHOWN = (*GAINS, "retention", "nfr", "nfr_above_floor", "pfr", "kl", "perplexity_drift", "retention_instructions")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Report:
 
     words: list[str]
     tables: list[Table]
-    lost: Mapping[str, list[Lost]]
+    lost: Mapping[str, list[Turned]]
     notes: list[str]
     page: Path
 
@@ -95,21 +96,16 @@ def _tables(
     return [table for table in found if table], notes
 
 
-def _lost_tables(lost: Mapping[str, Sequence[Lost]]) -> list[Table]:
+def _lost_tables(lost: Mapping[str, Sequence[Turned]]) -> list[Table]:
     head = ("task", "question", "right", "before", "after")
     return [
         Table(
             f"Lost most clearly by {name}",
             (f"lost by {name}", *head[1:]),
-            tuple((one.task, *map(_short, (one.question, one.right, one.before, one.after))) for one in found),
+            tuple(cells(one) for one in found),
         )
         for name, found in lost.items()
     ]
-
-
-def _short(text: str, most: int = 70) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 4]} ..."
 
 
 def _runs(session: Session, results: Sequence[ArmResult]) -> dict[str, ComparedRun]:

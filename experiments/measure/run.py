@@ -71,15 +71,16 @@ def measure(
 
     models: addresses, or `NAME=ADDRESS`: a Hugging Face name, a folder of a model, of a PEFT adapter or of `ctrl.save`,
     a published Control LLM checkpoint, a folder with `checkpoint-STEP` folders, an address in MLflow, an endpoint
-    (http://HOST:PORT/v1#MODEL: it is asked for replies, and kept questions are answered in replies too). new: file with
-    the new task, for the gain. gate: conditions such as "retention >= .98". out: folder of the results; default: one
-    below `root`, named after base and settings. changes: fields of the section `evaluation` (`kept.items`).
-    kept_files: files of questions that count as kept tasks. grader: of the new task, as in YAML. lm_eval: tasks of
-    lm-evaluation-harness that count as kept. loading: dtype, device_map and trust_remote_code, see `MeasureConfig`.
+    (http://HOST:PORT/v1#MODEL, or without #MODEL if it serves one model: it is asked for replies, and kept questions
+    are answered in replies too). new: file with the new task, for the gain. gate: conditions such as "retention >=
+    .98". out: folder of the results; default: one below `root`, named after base and settings. changes: fields of the
+    section `evaluation` (`kept.items`). kept_files: files of questions that count as kept tasks. grader: of the new
+    task, as in YAML. lm_eval: tasks of lm-evaluation-harness that count as kept. loading: dtype, device_map and
+    trust_remote_code, see `MeasureConfig`.
     allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
-    if any(is_endpoint(address.partition("=")[2] or address) for address in models):
+    if any(is_endpoint(address) or is_endpoint(address.partition("=")[2]) for address in models):
         changes = {"kept.generated": True, **(changes or {})} if "kept" in (suites or DEFAULT) else changes
     config = measure_config(
         base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader, lm_eval, **loading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +63,7 @@ class Session:
         )
         del model
         _free()
+        _ = found.checked
         return found
 
     def check_fingerprints(self, models: list[Model]) -> None:
@@ -84,7 +85,8 @@ class Session:
     def is_finished(self, model: Model) -> bool:
         """Whether the model's result is on disk, of the files that it has now."""
         folder = self.arm(model)
-        return read_json(folder / MODEL) == _facts(model) and (folder / RESULT).is_file() and not cut_off(folder)
+        known = read_json(folder / MODEL)
+        return bool(known) and _is_of(known, model) and (folder / RESULT).is_file() and not cut_off(folder)
 
     def arm(self, model: Model) -> Path:
         return self.arm_folder(model.name)
@@ -109,7 +111,7 @@ class Session:
     def _begin(self, model: Model) -> None:
         """Drop what was measured of other files under this name."""
         note = self.arm(model) / MODEL
-        if note.is_file() and read_json(note) != _facts(model):
+        if note.is_file() and not _is_of(read_json(note), model):
             self.say(f"{model.name} is another model than before, or its files have changed: it is measured again")
             shutil.rmtree(self.arm(model))
         write_json(note, _facts(model))
@@ -211,7 +213,14 @@ def draw_suites(
 def _facts(model: Model) -> dict[str, Any]:
     """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
     stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
-    return {"kind": model.kind, "files": stamps, "left_out": dict(model.left_out)}
+    contents = {str(one.step): one.content for one in model.checkpoints}
+    return {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
+
+
+def _is_of(known: Mapping[str, Any], model: Model) -> bool:
+    """Whether noted facts are the model's. Earlier versions noted no content."""
+    facts = _facts(model)
+    return known == (facts if "content" in known else {k: v for k, v in facts.items() if k != "content"})
 
 
 def _free() -> None:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.control_model import ControlModel
-from experiments.common.errors import ConfigError
-from experiments.common.files import PART, read_json, write_json
+from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.files import PART, read_json, read_note, write_json
+from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
@@ -27,6 +28,7 @@ from experiments.runs.result_file import write_result
 from experiments.scorecard.figures import GAINS
 
 NAME, BEST, NOTE = "trained", "best", "forgetting.json"
+DIGESTS = "digests.json"  # of the records of each step
 Card = dict[str, Estimate]
 
 
@@ -78,8 +80,10 @@ class Watch:
         with budget.measuring():
             evaluation = suites.prepare(model, precision)
             records = evaluation.evaluate(model, precision, progress=False)
+        (folder / "arms" / NAME / DIGESTS).unlink(missing_ok=True)
         write_records(folder / "base" / ITEMS, records)
-        note = {"suites": evaluation.state(), "seconds": budget.spent, **config.to_dict()}
+        digest = file_digest(folder / "base" / ITEMS)
+        note = {"suites": evaluation.state(), "seconds": budget.spent, "items": digest, **config.to_dict()}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget)
@@ -90,20 +94,23 @@ class Watch:
     ) -> Watch:
         """Read back what was measured up to the step at which a training goes on; what is later is deleted.
 
-        Raises ConfigError if it was measured with other settings.
+        Raises ConfigError if it was measured with other settings, DamagedError for records that are gone or others.
         """
         note = read_json(folder / "base" / STATE)
         check_settings(folder, note, config)
+        check_records(folder, note, step)
         precision = Precision(config.precision)
         evaluation = suites.prepare(model, precision, state=note["suites"])
         records = read_records(folder / "base" / ITEMS)
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
         for file in watch.arm.glob("items-*.jsonl"):
-            number = int(file.stem.rpartition("-")[2])
+            number = _step_of(file)
             if number <= step:
                 watch.points[number] = watch.card(read_records(file))
             else:
                 file.unlink()
+        kept = {name: d for name, d in read_note(watch.arm / DIGESTS).items() if _step_of(Path(name)) <= step}
+        write_json(watch.arm / DIGESTS, kept)
         watch.best = best_of(folder, step)
         return watch
 
@@ -118,7 +125,9 @@ class Watch:
         """Measure the model at a step, and write its records."""
         with self.budget.measuring():
             records = self.evaluation.evaluate(model, self.precision, progress=False)
-        write_records(self.arm / f"items-{step}.jsonl", records)
+        file, known = self.arm / f"items-{step}.jsonl", read_note(self.arm / DIGESTS)
+        write_records(file, records)
+        write_json(self.arm / DIGESTS, known | {file.name: file_digest(file)})
         self.points[step] = self.card(records)
         return self.points[step]
 
@@ -164,6 +173,22 @@ def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig)
             f"{folder} holds measurements with another {', '.join(changed)}: they would not compare. Take the old "
             "settings, or another folder, ForgettingCallback(folder=...)"
         )
+
+
+def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
+    """Raise DamagedError if records of the base, or up to a step, are gone or others. Earlier versions noted none."""
+    arm = folder / "arms" / NAME
+    digests = {arm / name: digest for name, digest in read_note(arm / DIGESTS).items() if _step_of(arm / name) <= step}
+    if "items" in note:
+        digests[folder / "base" / ITEMS] = note["items"]
+    for file, digest in digests.items():
+        if not file.is_file() or file_digest(file) != digest:
+            state = "is not the file that was written" if file.is_file() else "is gone"
+            raise DamagedError(f"{file} {state}: bring it back, or take another folder, ForgettingCallback(folder=...)")
+
+
+def _step_of(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
 
 
 def best_of(folder: Path, step: int) -> tuple[float, int] | None:

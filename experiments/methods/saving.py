@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from experiments.common.files import read_json, write_json
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 MODEL_CONFIG = "config.json"  # next to a whole model
 BASE = "base.json"  # facts of the base model, of which a part or an adapter holds no weights
+LACKING = "Found missing adapter keys"  # the warning of PEFT, without false alarms
 AGAIN = "bring it back, or delete the arm's folder and run the same command to train it again"
 
 
@@ -75,24 +77,43 @@ def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if not (folder / MODEL_CONFIG).is_file():
         _check_base(base, folder / BASE)
     if (folder / ADAPTER_CONFIG).is_file():
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes everything on to the base
+        return _with_adapter(base, folder)
     return _filled(base, folder / WEIGHTS_FILE, whole=(folder / MODEL_CONFIG).is_file())
 
 
 def _check_base(base: PreTrainedModel, file: Path) -> None:
-    """Raise DamagedError if a base model is not the one that was trained. Folders of earlier versions have no facts."""
+    """Raise DamagedError if a base model is not the one that was trained, or warn if that cannot be seen."""
     saved, here = read_json(file, AGAIN), facts_of(base)
     noted = ("name", "dtype", "fingerprint")
-    different = differences({k: v for k, v in saved.items() if k not in noted}, here)
-    if not different and same_base(saved, here) is False:
+    different, same = differences({k: v for k, v in saved.items() if k not in noted}, here), same_base(saved, here)
+    if not different and same is False:
         different = "its weights are others (another model of the same shapes, or another revision)"
+    named = saved.get("name") or read_json(file.with_name(ADAPTER_CONFIG), AGAIN).get("base_model_name_or_path")
+    if not different and same is None and Path(named or "an unknown model").name != Path(here["name"]).name:
+        warnings.warn(
+            f"{file.parent} was trained on {named or 'an unknown model'}, and is loaded onto {here['name']}: whether "
+            f"their weights are the same cannot be seen (no digest of them in {file.name}, which earlier versions did "
+            "not write). If they may differ, delete the arm's folder and run the same command",
+            stacklevel=3,
+        )
     if different:
         raise DamagedError(
             f"{file.parent} was trained on the base model {saved.get('name')!r}, but {here['name']!r} is another one: "
             f"{different}. Bring back the base model of the training, or start the run anew with --fresh"
         )
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put an adapter in PEFT's format on the base. Raises DamagedError if it does not fit, or lacks tensors."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", LACKING)  # PEFT goes on with random tensors
+        try:
+            return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes all on to the base
+        except (UserWarning, OSError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DamagedError(f"{folder} does not fit the base model ({reason}): {AGAIN}") from error
 
 
 def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,11 +130,9 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
 
     Added tokens that are not special (a newline) end nothing. Raises ConfigError if there is none.
     """
-    if tokenizer.chat_template:
-        special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
-        for token in _ids(tokenizer, turns(tokenizer).tail):
-            if token in special:
-                return token
+    end = _end_of_turn(tokenizer, str(tokenizer.chat_template), len(tokenizer)) if tokenizer.chat_template else None
+    if end is not None:
+        return end
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no token that ends a reply: set its eos_token")
     return int(tokenizer.eos_token_id)
@@ -194,6 +193,13 @@ def drop_added_end(tokenizer: PreTrainedTokenizerBase) -> None:
     tokens = list(zip(names, start, strict=True))
     backend: Any = tokenizer
     backend.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=tokens)
+
+
+@functools.lru_cache(maxsize=8)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str, size: int) -> int | None:
+    """Return the special token after a reply. template, size: of the vocabulary, to look again once they change."""
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    return next((token for token in _ids(tokenizer, turns(tokenizer).tail) if token in special), None)
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

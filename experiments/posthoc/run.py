@@ -7,10 +7,12 @@ Each result is in `<run>/posthoc/<label>/` (items-*.jsonl and result.json, as of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -46,7 +48,7 @@ def posthoc(
     run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
-    trained = _result_file(run, arm, learning_rate)
+    trained = result_file(run, arm, learning_rate)
     check_operation(operation, trained.parent, alphas or (), others)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
@@ -57,19 +59,41 @@ def posthoc(
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
         with errors_explained(run.parent.parent):
-            if not (folder / RESULT).is_file():
-                prepared, tracker = opened = opened or _opened(run, say, study)
-                source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
-                model, figures = _applied(operation, source, alpha)
-                result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
-                say(f"measuring {result.label} ...")
-                measure_tracked(prepared, tracker, model, result, folder, options)
+            with _missing(folder, trained.parent, say) as missing:
+                if missing:
+                    prepared, tracker = opened = opened or _opened(run, say, study)
+                    source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
+                    model, figures = _applied(operation, source, alpha)
+                    result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
+                    say(f"measuring {result.label} ...")
+                    measure_tracked(prepared, tracker, model, result, folder, options)
             results += whole_results([folder / RESULT])
             end_tracked(run, results[-1], folder, options)
     return results
 
 
-def _result_file(run: Path, arm: str, learning_rate: float) -> Path:
+@contextlib.contextmanager
+def _missing(folder: Path, arm: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Give whether a result is to be measured, which this process then does alone. It waits for one that does so.
+
+    arm: the folder for the lock, which is there already.
+    """
+    if (folder / RESULT).is_file():
+        yield False
+        return
+    lock = FileLock(arm / f"{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another process measures {folder.name}: waiting for it")
+        lock.acquire()
+    try:
+        yield not (folder / RESULT).is_file()
+    finally:
+        lock.release()
+
+
+def result_file(run: Path, arm: str, learning_rate: float) -> Path:
     """Return the file with an arm's result. Raises RunError, which names the finished arms."""
     path = run / "arms" / f"{arm}-{learning_rate:g}" / RESULT
     if Path(arm).name != arm or not path.is_file():

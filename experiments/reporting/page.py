@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.common.files import write_text
+from experiments.reporting.text import escaped
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,7 +20,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def _markdown(value: Any) -> Any:
     """Escape tags and links of others' text in Markdown; `| safe` marks what is code."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return value.replace("<", "&lt;").replace("](", "]\\(")
+        return escaped(value)
     return value
 
 

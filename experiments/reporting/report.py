@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.common.commands import command
-from experiments.common.files import write_text
+from experiments.common.files import write_bytes, write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
@@ -52,7 +52,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
-    (folder / "forgetting.png").write_bytes(image_bytes(figure, "png"))
+    write_bytes(folder / "forgetting.png", image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     values = {
         "question": f"What does {config.base_model} forget when it learns {config.data.label}?",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.config import ExperimentConfig
 from experiments.data.overlap import Overlap
 from experiments.records import ArmResult, Record, read_records
+from experiments.reporting.answers import Questions, turned_table
 from experiments.reporting.details import (
     alignment_pictures,
     cost_table,
@@ -34,12 +35,16 @@ def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
 
 @dataclass(frozen=True)
 class RunRecords:
-    """The item records of a run. records: by label of the arm and by step; arms without any are left out."""
+    """The item records of a run. records: by label of the arm and by step; arms without any are left out.
+
+    questions: their texts (`question_texts`).
+    """
 
     config: ExperimentConfig
     base: Sequence[Record]
     results: Sequence[ArmResult]
     records: Mapping[str, Mapping[int, Sequence[Record]]]
+    questions: Questions = field(default_factory=dict)
 
     @property
     def last(self) -> dict[str, Sequence[Record]]:
@@ -69,6 +74,7 @@ class RunRecords:
             stream_table(self.config, self.results),
             trajectory_table(self.base, self.records, draws, seed),
             further_table(self.results),
+            turned_table(self.base, self.last, self.questions),
             posthoc_table(afterwards),
             data_table(drawn),
             packing_table(packed or {}),

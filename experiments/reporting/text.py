@@ -73,3 +73,8 @@ def _digits(value: float, places: int, signed: bool = False) -> str:
     sign = "" if float(text) == 0 else "-" if value < 0 else "+" if signed else ""
     text = text.removeprefix("0") if text != "0" else text
     return sign + text
+
+
+def escaped(text: str) -> str:
+    """Write text of others for Markdown: no tag, link or picture."""
+    return text.replace("<", "&lt;").replace("](", "]\\(")

@@ -16,7 +16,7 @@ from experiments.common.machine_faults import of_the_machine
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import gain_name, gain_text, with_interval
+from experiments.reporting.text import escaped, gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
@@ -74,7 +74,7 @@ class ArmRun:
         with self._tracked(result.label, parent, run_id) as run:
             self._log_start(run)
             if not known:
-                start = time.perf_counter()
+                start, _ = time.perf_counter(), self.prepared.checked
                 self._drop_unmeasured()
                 step = self._say_start(result)
                 evaluated = left.arm(self.folder.name, step) if left else lambda step: None
@@ -199,8 +199,6 @@ class ArmRun:
         if result.cost:
             drawn = self.drawn()
             result.cost["replayed_tokens"] = float(sum(part["tokens"] for part in drawn if part["replayed"]))
-        run.log_metrics({f"cost/{k}": v for k, v in result.cost.items() if k not in CONSTANT}, result.steps)
-        run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
 
     def _close(self, result: ArmResult, run: Run) -> None:
         """Do what follows a result, also if the process that wrote it died before this."""
@@ -208,8 +206,11 @@ class ArmRun:
         # not in a study, which never comes back to a trial that failed with a reason.
         if result.status != "failed" or self.session.parent is not None:
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        # Costs are never measured twice alike: those that are logged are those of the result.
+        run.log_new({f"cost/{k}": v for k, v in result.cost.items() if k not in CONSTANT}, result.steps)
+        run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
         run.log_file(self.result_file, "scorecard")
-        run.log_note(arms_table([result]).markdown())
+        run.log_note(escaped(arms_table([result]).markdown()))
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

@@ -11,13 +11,34 @@ from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
-from experiments.common.hashing import file_digest
+from experiments.common.hashing import file_digest, json_digest
 from experiments.evaluation.cache import BaseCache
 from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
 from experiments.records import Record, read_records, write_records
 
 ITEMS, STATE, REWORDED, TIMING = "items.jsonl", "state.json", "reworded.jsonl", "timing.json"
+
+
+def check_suites(folder: Path, suites: Suites) -> None:
+    """Raise ConfigError if the base model was measured with other questions, or by other code, than suites have now.
+
+    folder: of the run. Without a note of an earlier version nothing is known.
+    """
+    known = read_note(folder / "base" / TIMING).get("suites", {})
+    changed = [name for name, suite in suites.suites.items() if name in known and known[name] != _asked(suite)]
+    if changed:
+        raise ConfigError(
+            f"{', '.join(changed)}: the questions, or the code that asks them, have changed since {folder.name} began "
+            "(another version of this bench or of a library), so new figures would not compare: go on with the "
+            "version that it began with, or start anew with --fresh"
+        )
+
+
+def _asked(suite: DrawnSuite) -> str:
+    """Return a digest of what a suite asks, and of the version of its code."""
+    return json_digest([suite.version, suite.content()])[:16]
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,8 @@ class BaseFolder:
             evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache)
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
-            self._keep(STATE, ITEMS, seconds=found.seconds, measured=found.measured)
+            asked = {name: _asked(suite) for name, suite in self.suites.suites.items()}
+            self._keep(STATE, ITEMS, seconds=found.seconds, measured=found.measured, suites=asked)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)
         return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))

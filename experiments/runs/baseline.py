@@ -14,7 +14,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
-from experiments.runs.base_records import BaseFolder
+from experiments.runs.base_records import BaseFolder, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -25,7 +25,7 @@ class MeasuredBase:
 
     folder: of the run. evaluation: the suites, compared with the base model. base: its records. floor: its answers to
     the reworded kept questions, for the A/A floor; empty without one. evaluation_seconds: of the base model. draws,
-    seed: of the bootstrap.
+    seed: of the bootstrap. suites: with their items.
     """
 
     folder: Path
@@ -37,9 +37,16 @@ class MeasuredBase:
     evaluation_seconds: float
     draws: int
     seed: int
+    suites: Suites
+
+    @cached_property
+    def checked(self) -> None:
+        """Raise ConfigError if the base was measured with other questions or code than models now."""
+        check_suites(self.folder, self.suites)
 
     def evaluate(self, model: PreTrainedModel, progress: bool = True) -> list[Record]:
         """Measure a model as all others of the run. progress: show a bar."""
+        _ = self.checked
         return self.evaluation.evaluate(model, self.precision, progress=progress)
 
     def score(self, records: list[Record]) -> dict[str, Estimate]:
@@ -79,4 +86,5 @@ def measure_base(
     files.check_weights()
     evaluation, base, seconds = files.measured(say)
     floor = files.floor() if config.has_floor else []
-    return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, config.bootstrap, seed)
+    draws = config.bootstrap
+    return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, draws, seed, suites)

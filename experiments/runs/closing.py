@@ -7,12 +7,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments.common.files import write_bytes
 from experiments.records import ArmResult
+from experiments.reporting.answers import question_texts
 from experiments.reporting.page import image_bytes
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import label
+from experiments.reporting.text import escaped, label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared
@@ -33,7 +35,9 @@ def close_run(
     drawn = {arm.arm.name: arm.drawn() for arm in finished}
     packed = {arm.arm.name: arm.packing() for arm in finished}
     records = {label(result): arm.records.read() for arm, result in pairs}
-    details = RunRecords(prepared.config, prepared.base, results, {name: r for name, r in records.items() if r})
+    questions = question_texts(prepared.suites.suites.values())
+    records = {name: steps for name, steps in records.items() if steps}
+    details = RunRecords(prepared.config, prepared.base, results, records, questions)
     pictures = details.pictures()
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,
@@ -42,7 +46,7 @@ def close_run(
     )  # fmt: skip
     for name in (*_write_pictures(folder, pictures), *REPORT_FILES):
         run.log_file(folder / name)
-    run.log_note(arms_table(results).markdown())
+    run.log_note(escaped(arms_table(results).markdown()))
     return Outcome(folder, list(results), report, command, tracker.run_url(run.id), prepared.base_headline)
 
 
@@ -55,5 +59,5 @@ def _write_pictures(folder: Path, pictures: Sequence[tuple[str, Figure]]) -> lis
     """Write pictures as PNG files named after their titles; return the names."""
     names = [f"{title.lower().replace(' ', '-')}.png" for title, _ in pictures]
     for name, (_, picture) in zip(names, pictures, strict=True):
-        (folder / name).write_bytes(image_bytes(picture, "png"))
+        write_bytes(folder / name, image_bytes(picture, "png"))
     return names

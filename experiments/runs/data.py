@@ -14,13 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import MOST, count, notes
+from experiments.data.counts import MOST, NEW, held, lengths, refused, special, too_long
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.packing import Packing, PackingCollator, packing
 from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
-from experiments.data.token_cache import encoded_epoch
+from experiments.data.tokenised import sizes_of_epoch
 from experiments.methods import Batch
 from experiments.runs.held_out import asked, cut_documents, distinct
 
@@ -104,18 +104,22 @@ class ExperimentData:
     def counted(self) -> list[str]:
         """Say for each source which chats are too long or refused, and which words hold special tokens.
 
-        At most MOST examples of each are looked at. Raises ConfigError for the first that is too long if data.overlong
-        is error.
+        Lengths are those of all examples that the rows of an arm need, but of at most NEW that are not in the cache;
+        of an endless or streamed source, and in cpt, where nothing is too long, of at most MOST. Words are those of
+        MOST examples. Raises ConfigError for the first that is too long if data.overlong is error.
         """
-        training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
-        most = min(MOST, training.steps * training.batch_size * training.gradient_accumulation)
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
-        counts = [
-            count(one.epoch(*epoch), self.encoder, most, encoded_epoch(one, *epoch, self.encoder)) for one in sources
-        ]
-        return self.unasked + [
-            line for one, found in zip(sources, counts, strict=True) for line in notes(one.label, found, self.encoder)
-        ]
+        found = [f"source {one.label}: {line}" for one in sources for line in self._counted(one)]
+        return self.unasked + found
+
+    def _counted(self, source: Source) -> list[str]:
+        training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
+        rows = training.steps * training.batch_size * training.gradient_accumulation
+        sizes = sizes_of_epoch(source, *epoch, self.encoder)
+        few = source.size is None or self.config.data.regime == "cpt"
+        found = lengths(sizes, rows, MOST if few else NEW)
+        words = special(source.epoch(*epoch), self.encoder, min(MOST, rows))
+        return [*too_long(found, self.encoder), *refused(found), *held(words)]
 
     def packing_of(self, rows: Rows, batch: int, most: int | None = None) -> Packing | None:
         """Count what packing makes of the first `most` rows of an arm, or of all; None if nothing is packed.

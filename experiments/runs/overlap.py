@@ -9,9 +9,9 @@ from typing import Any
 
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import short_digest
-from experiments.data.items import Example, NewText, is_held_out
+from experiments.data.items import NewText
 from experiments.data.overlap import LETTERS, Overlap, Probe, overlaps, question_probe
-from experiments.data.source import Source
+from experiments.data.source import free
 from experiments.data.tested import Measured
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.kept_tasks.question import Question
@@ -65,30 +65,15 @@ def _search(data: ExperimentData, probes: Sequence[Probe]) -> Searched:
     for source, ids in pairs:
         if source.size is None:
             continue
-        trained = _Trained(source, data.held_out_ids, ids)
-        found += overlaps(probes, trained, source.label)
-        if trained.left_out:
-            left_out[source.label] = left_out.get(source.label, 0) + trained.left_out
-    return Searched(tuple(found), left_out)
-
-
-class _Trained:
-    """The rows of a source that are trained on. left_out: rows with a question of another test set, once all are read.
-
-    held_out: ids of all test sets. ids: of the source's own one.
-    """
-
-    def __init__(self, source: Source, held_out: frozenset[str], ids: frozenset[str]) -> None:
-        self.source, self.held_out, self.left_out = source, held_out, 0
+        stored = source.stored()
+        rows = stored if isinstance(stored, Sequence) else tuple(stored)
+        trained = free(rows, data.held_out_ids)
+        found += overlaps(probes, rows, source.label, trained)
         other = isinstance(source, Measured) and source.test is not None and not source.test.of_training
-        self.own = frozenset[str]() if other else ids  # rows that the source holds out of its own are no loss
-
-    def __iter__(self) -> Iterator[Example]:
-        for example in self.source.stored():
-            if not is_held_out(example, self.held_out):
-                yield example
-            elif not is_held_out(example, self.own):
-                self.left_out += 1
+        own = frozenset[str]() if other else ids  # rows that the source holds out of its own are no loss
+        if lost := len(free(rows, own)) - len(trained):
+            left_out[source.label] = left_out.get(source.label, 0) + lost
+    return Searched(tuple(found), left_out)
 
 
 def _new(data: ExperimentData) -> Iterator[Probe]:

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
-from experiments.data.counts import Counts, count, refused, special
-from experiments.data.encoding import Encoder, Overlong
+from experiments.data.counts import MOST, Lengths, held, refused, special
+from experiments.data.encoding import Encoded, Encoder, Overlong
 from experiments.data.items import Example
 from experiments.data.source import Source
 from experiments.data.stages import Earlier
-from experiments.data.token_cache import encode_of
+from experiments.data.token_cache import size_of
+from experiments.data.tokenised import encode_of
 from experiments.models.loss_mask import Labelled
 from experiments.models.tokens import IGNORED
 
@@ -24,6 +25,7 @@ OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTIN
 LATER = {BaseText: "written by the base model when the run starts", Earlier: "the examples of the earlier tasks"}
 SHOWN = 1000  # tokens of a row
 STYLE = "background:#cdeac0;color:#000"  # of tokens with loss
+NO_FORMULAS = "tex2jax_ignore mathjax_ignore"  # notebooks would draw $...$ as a formula
 BETWEEN, LINE_END = "\N{BROKEN BAR}", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}\n"
 
 
@@ -54,11 +56,12 @@ class Preview:
         return "\n\n".join("\n".join(_lines(source)) for source in self.sources)
 
     def _repr_html_(self) -> str:
-        return "".join(
+        shown = "".join(
             f"<h4>{html.escape(source.name)}</h4>{''.join(f'<div>{html.escape(fact)}</div>' for fact in source.facts)}"
             + "".join(f"<pre style='white-space:pre-wrap'>{_html(row)}</pre>" for row in source.rows)
             for source in self.sources
         )
+        return f"<div class='{NO_FORMULAS}'>{shown}</div>"
 
 
 def preview(config: ExperimentConfig) -> Preview:
@@ -83,14 +86,14 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     later = next((why for kind, why in LATER.items() if isinstance(source, kind)), None)
     if later is not None:
         return SourcePreview(name, (later,))
-    encode = encode_of(source, encoder)
-    counts = count(_examples(source, seed), encoder, known=map(encode, _examples(source, seed)))
+    words = special(_examples(source, seed), encoder)
+    encoded = list(map(encode_of(source, encoder), itertools.islice(_examples(source, seed), MOST)))
     kept = (one for one in _examples(source, seed) if not (source.skips and encoder.refusal(one)))
     first = next(kept, None)
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in (encoder.labelled(first) if first else [])]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
-    facts = (*shape, *_counted(counts, encoder), *source.notes, *several)
+    facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *source.notes, *several)
     return SourcePreview(name, facts, tuple(_tokens(encoder.tokenizer, row) for row in rows))
 
 
@@ -99,16 +102,19 @@ def _examples(source: Source, seed: int) -> Iterable[Example]:
     return source.stored() or source.epoch(0, seed, frozenset())
 
 
-def _counted(counts: Counts, encoder: Encoder) -> list[str]:
-    of = f"{counts.examples:,} examples" if counts.whole else f"first {counts.examples:,} examples"
-    share = counts.learned / max(1, counts.tokens)
-    lines = [f"{of}: {counts.tokens:,} tokens, {counts.learned:,} of them with loss ({share:.0%})"]
-    if counts.too_long:
+def _counted(encoded: Sequence[Encoded], whole: bool, encoder: Encoder) -> list[str]:
+    found = Lengths(whole=whole)
+    for one in encoded:
+        found.add(size_of(one))
+    learned = sum(label != IGNORED for one in encoded for piece in one.pieces for label in piece.labels)
+    of, share = "" if whole else "first ", learned / max(1, found.tokens)
+    lines = [f"{of}{found.examples:,} examples: {found.tokens:,} tokens, {learned:,} of them with loss ({share:.0%})"]
+    if found.too_long:
         lines.append(
-            f"{counts.too_long:,} are longer than data.length={encoder.length}: {counts.left_out:,} tokens are left "
-            f"out ({counts.share_left_out:.1%})"
+            f"{found.too_long:,} are longer than data.length={encoder.length}: {found.left_out:,} tokens are left "
+            f"out ({found.share_left_out:.1%})"
         )
-    return [*lines, *refused(counts), *special(counts)]
+    return [*lines, *refused(found)]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, row: Labelled) -> tuple[Token, ...]:

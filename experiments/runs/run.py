@@ -7,7 +7,9 @@ together; see `experiments.training.processes`.
 
 from __future__ import annotations
 
+import gc
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,13 +99,28 @@ def only_one(folder: Path) -> Iterator[None]:
         raise RunError(f"another process is running {folder.name}: wait for it, or stop it first") from None
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or an interrupted kernel: no fault, so a notebook shows one line instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Called by IPython."""
+        return [str(self)]
+
+
 @contextmanager
 def errors_explained(root: Path) -> Iterator[None]:
-    """Raise RunError, which says how to go on, for a fault of the machine and for a launch that has to end."""
+    """Raise RunError, which says how to go on, for a fault of the machine and for a launch that has to end.
+
+    KeyboardInterrupt becomes Stopped, without the frames that hold models.
+    """
     try:
         yield
     except (BrokenPipeError, MachineError):  # the reader of the output left; explained already
         raise
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)  # a notebook keeps the traceback, and with it the model
+        gc.collect()
+        raise Stopped("stopped; what is recorded is kept, and the same call goes on from the last checkpoint") from None
     except Exception as error:
         if fault := of_the_machine(error):
             raise MachineError(_machine_text(error, fault, root)) from error

@@ -14,7 +14,10 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.layer import expanded_layers
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_note, write_json
+from experiments.common.hashing import file_digest
 from experiments.evaluation.suites.text import text_windows
+from experiments.measure.files import content
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.models.base import stored_base
@@ -26,14 +29,17 @@ GATE_TOKENS = 1024  # of general text, for a gate that depends on the token
 def endpoint(model: Model, base: Base, folder: Path, say: Callable[[str], None]) -> Path:
     """Return the folder of the model, or one below `folder` with its plain form: an adapter or expansion merged.
 
-    It is written once. Raises ConfigError for an expansion that cannot be merged (stacked copies).
+    It is written once, and again if the model, its base or what was written has changed. Raises ConfigError for an
+    expansion that cannot be merged (stacked copies).
     """
     last = model.checkpoints[-1]
     if last.kind.whole:
         return last.folder
-    target = folder / "merged"
-    if (target / "config.json").is_file():
+    target, note = folder / "merged", folder / "merged.json"
+    made_from = {"model": last.content, "base": content(base.folder)}
+    if target.is_dir() and read_note(note) == {**made_from, "files": _digests(target)}:
         return target
+    shutil.rmtree(target, ignore_errors=True)
     say(f"merging the {last.kind.name} with its base ...")
     loaded = last.kind.load(last.folder, base)
     plain = _merged(loaded, model.tokenizer, model.address)
@@ -42,7 +48,12 @@ def endpoint(model: Model, base: Base, folder: Path, say: Callable[[str], None])
     plain.to(stored_base(str(base.folder), base.remote_code).dtype).save_pretrained(writing)  # type: ignore[arg-type]
     model.tokenizer.save_pretrained(writing)
     writing.rename(target)
+    write_json(note, {**made_from, "files": _digests(target)})
     return target
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, address: str) -> PreTrainedModel:

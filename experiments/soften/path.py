@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -14,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -86,16 +86,25 @@ class WeightPath:
             return base.load(Path(folder))
 
     def write(self, alpha: float, folder: Path) -> None:
-        """Write the model at a point: weights, config, tokenizer. One file of weights is in memory at a time."""
+        """Write the model at a point: weights, config, tokenizer. One tensor at a time is in memory."""
         folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(self.model.iterdir()):
             if file.suffix in COPIED and file.name not in TRAINING and not file.name.startswith("."):
                 shutil.copy(file, folder / file.name)
         for file_name in sorted(set(self.files.values())):
-            with self._opened() as read:
-                names = [name for name, own in self.files.items() if own == file_name]
-                tensors = {name: self._mixed(name, alpha, read) for name in names}
-            save_file(tensors, folder / file_name, metadata={"format": "pt"})
+            self._write_file(file_name, alpha, folder / file_name)
+
+    def _write_file(self, file_name: str, alpha: float, target: Path) -> None:
+        """Write a safetensors file with the header of the model's own, and each tensor in its place."""
+        with (self.model / file_name).open("rb") as own, target.open("wb") as file, self._opened() as read:
+            size = own.read(8)
+            header = own.read(int.from_bytes(size, "little"))
+            file.write(size + header)
+            places = {
+                name: value["data_offsets"] for name, value in json.loads(header).items() if name != "__metadata__"
+            }
+            for name in sorted(places, key=places.__getitem__):
+                file.write(self._mixed(name, alpha, read).reshape(-1).view(torch.uint8).numpy().data)
 
     def _mixed(self, name: str, alpha: float, read: Any) -> Tensor:
         own: Tensor = read(self.model, name)

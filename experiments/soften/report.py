@@ -15,7 +15,7 @@ from experiments.measure.session import Session
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.table import Table
-from experiments.reporting.text import figure_text
+from experiments.reporting.text import escaped, figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.soften.choice import Point
 from experiments.soften.path import WeightPath
@@ -86,7 +86,7 @@ def write_card(folder: Path, session: Session, path: WeightPath, alpha: float, r
     text = [
         "# A softened model",
         "",
-        f"Weights between those of {session.base.name} and of a model trained from it, without training:",
+        f"Weights between those of {escaped(session.base.name)} and of a model trained from it, without training:",
         f"W0 + alpha (W - W0), alpha {alpha:g} ({NAMES[path.by]}). Chosen: {rule}.",
         "",
         table.markdown(),

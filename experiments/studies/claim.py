@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 
 from experiments.studies.space import Scalar
 from experiments.studies.trial import ShouldPrune, TrialFailed, TrialOutcome, TrialPruned
-from experiments.studies.trials import RUNS
+from experiments.studies.trials import RUNS, SECONDS
 
 STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 ACTIVE: set[int] = set()  # ids of the trials that this process runs
@@ -72,8 +73,10 @@ def run_claimed(
     the storage still accepts that note.
     """
     say(f"trial {number}: " + ", ".join(f"{key}={pick}" for key, pick in picks.items()))
+    began = time.monotonic()
     try:
-        _end(trial, *_result(trial, number, picks, run, prunes, say))
+        state, values, notes = _result(trial, number, picks, run, prunes, say)
+        _end(trial, state, values, notes | {SECONDS: time.monotonic() - began})
     except UpdateFinishedTrialError:  # no heartbeat of this machine arrived for too long
         say(f"trial {number} was taken over by another worker: the results of this one do not count")
     except BaseException:

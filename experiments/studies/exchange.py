@@ -26,7 +26,7 @@ from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT, check_files
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, open_archive, run_of
 from experiments.studies.config import StudyConfig
-from experiments.studies.trials import RUNS, Trial
+from experiments.studies.trials import RUNS, SECONDS, Trial
 
 
 class KnownRun(BaseModel):
@@ -132,6 +132,7 @@ def _attempt(study: StudyConfig, trial: Known) -> optuna.trial.FrozenTrial:
         values=trial.values,
         params=picks,
         distributions=fixed.distributions,
+        user_attrs={SECONDS: trial.seconds},
         system_attrs={"fixed_params": picks, RUNS: [run.model_dump() for run in trial.runs], **noted},
     )
     assert attempt.datetime_complete is not None

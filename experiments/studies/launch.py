@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root, short_path
@@ -103,16 +105,19 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
     """Open the study's MLflow run. If another process on this machine has it open, yield one without effect: a study
     has one run, which ends once."""
     note = folder / "mlflow.json"
-    owner = read_note(note).get("owner", {})
-    if process_state(owner) and owner["pid"] != str(os.getpid()):
-        yield _NoRun()
-        return
 
     def write_note(run_id: str) -> None:
         write_json(note, {"run_id": run_id, "owner": process_tags()})
 
-    run_id = _mlflow_run(folder)
-    with tracker.run(config.name, kind="study", params=_params(config), run_id=run_id, note=write_note) as run:
+    with contextlib.ExitStack() as opened:
+        with FileLock(f"{folder}.lock"):  # two that start at the same moment would both find no owner
+            owner = read_note(note).get("owner", {})
+            joins = process_state(owner) and owner["pid"] != str(os.getpid())
+            known: dict[str, Any] = {"params": _params(config), "run_id": _mlflow_run(folder), "note": write_note}
+            run = None if joins else opened.enter_context(tracker.run(config.name, kind="study", **known))
+        if run is None:
+            yield _NoRun()
+            return
         run.log_text(public_yaml(config), "study.yaml")
         if config.question:
             run.log_note(config.question)

@@ -47,6 +47,7 @@ from experiments.studies.trials import (
     lineages,
     origin,
     picks_of,
+    seconds,
     stopped_by,
     trial_row,
     used_up,
@@ -163,7 +164,7 @@ class Store:
         if stopped := stopped_by(trials, self.config.failures, self.config.retries, forgiven):
             return stopped
         budget = self.config.budget
-        hours = sum(t.duration.total_seconds() for t in trials if t.duration and not died(t)) / 3600
+        hours = sum(map(seconds, trials)) / 3600
         if budget.hours is not None and hours >= budget.hours:
             return f"the budget of {budget.hours:g} hours is spent ({hours:.2f})"
         limit = self.limit()

@@ -14,6 +14,7 @@ from typing import Any
 from experiments.studies.space import Scalar
 
 RUNS = "runs"  # the system attribute with a trial's runs: the dashboard would show all of it as a user attribute
+SECONDS = "seconds"  # the user attribute with the time of an attempt by a clock that nobody sets
 
 
 @dataclass
@@ -68,6 +69,13 @@ def interrupted(trial: Any) -> bool:
     return bool(trial.user_attrs.get("interrupted") == trial.number)
 
 
+def seconds(trial: Any) -> float:
+    """Return how long an attempt took; 0 if it has not ended by itself. Clocks that are set do not change it."""
+    if died(trial) or not trial.duration:
+        return 0.0
+    return float(trial.user_attrs.get(SECONDS, trial.duration.total_seconds()))  # not there in earlier versions
+
+
 def advanced(trial: Any) -> bool:
     """Whether the trial got further in this attempt: to a newer checkpoint, or to the result of a seed."""
     return bool(trial.user_attrs.get("reached", 0) > trial.user_attrs.get("began_at", 0))
@@ -95,7 +103,7 @@ def failures_in_a_row(trials: Sequence[Any], retries: int, forgiven: Collection[
     """
     groups = (attempts for attempts in lineages(trials).values() if attempts[-1].state.is_finished())
     ended = [a for a in groups if not continued(a, retries) and a[-1].number not in forgiven]
-    ended.sort(key=lambda a: (a[-1].datetime_complete, a[-1].number), reverse=True)
+    ended.sort(key=lambda a: a[-1].number, reverse=True)  # not by time: clocks are set, and those of machines differ
     return list(itertools.takewhile(lambda a: failed(a, retries), ended))
 
 
@@ -129,7 +137,7 @@ def trial_row(attempts: Sequence[Any], retries: int, gone: bool = False) -> Tria
         values=list(last.values) if complete else None,
         reason=last.user_attrs.get("reason") or last.user_attrs.get("pruned") or _loss(attempts, retries, gone),
         attempts=len(attempts),
-        seconds=sum(t.duration.total_seconds() for t in attempts if t.duration and not died(t)),
+        seconds=sum(map(seconds, attempts)),
         feasible=complete and all(value <= 0 for value in last.constraints.values()),
         runs=last.system_attrs.get(RUNS) or last.user_attrs.get(RUNS, []),  # there in studies of earlier versions
         constraints=dict(last.constraints) if complete else {},

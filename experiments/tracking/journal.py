@@ -135,8 +135,13 @@ class Journal:
         return (without_password(store) in notes or not notes) and self.size > self.delivered(store).offset
 
     def known_as(self, run_id: str) -> bool:
-        """Whether this is the journal of the run with an id: its own, or one that a store gave it."""
-        return run_id == self.id or any(note["run_id"] == run_id for note in self._notes().values())
+        """Whether this is the journal of the run with an id."""
+        return run_id in self.ids
+
+    @property
+    def ids(self) -> set[str]:
+        """All ids of the run: its own, and those that stores gave it."""
+        return {self.id, *(note["run_id"] for note in self._notes().values())}
 
     @property
     def _notes_path(self) -> Path:
@@ -178,8 +183,17 @@ def journals(folder: Path) -> list[Journal]:
 
 
 def in_order(found: Iterable[Journal]) -> list[Journal]:
-    """Sort journals by the time at which their runs began."""
-    return sorted(found, key=lambda j: next((event["time"] for event, _ in j.read()), 0))
+    """Sort journals: parents before children, whatever the clock said; then by the time at which their runs began."""
+    starts = {journal: next((event for event, _ in journal.read()), Event()) for journal in found}
+    known = {run_id: journal for journal in starts for run_id in journal.ids}
+
+    def depth(journal: Journal) -> int:
+        chain = [journal]
+        while (above := known.get(starts[chain[-1]].get("parent") or "")) and above not in chain:
+            chain.append(above)
+        return len(chain)
+
+    return sorted(starts, key=lambda journal: (depth(journal), starts[journal].get("time", 0)))
 
 
 def find(folder: Path, run_id: str) -> Journal | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.commands import command
+from experiments.common.files import write_text
 from experiments.tracking.client import MAX_VALUE, key
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.journal import Journal, own_path
@@ -93,7 +94,7 @@ class Run:
 
     def log_text(self, text: str, name: str) -> None:
         """Log text as the artifact `name`, a path. The text is kept in the folder `<journal>/`."""
-        self._own(name).write_text(text, encoding="utf-8")
+        write_text(self._own(name), text)
         self._send_own(name)
 
     def log_model(

@@ -19,6 +19,7 @@ from experiments.methods import ActiveMethod
 from experiments.training.checkpoints import complete
 from experiments.training.meter import Meter
 from experiments.training.processes import ALONE, Processes
+from experiments.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,34 @@ class Evaluate(TrainerCallback):
 
 
 class Checkpoint(TrainerCallback):
-    """Save every `every` steps, by default at the steps `at`, but not after the last step; mark what is complete."""
+    """Save every `every` steps, by default at the steps `at`, but not after the last step; mark what is complete.
+
+    asked: whether to stop; then the step is saved, too, and training ends with the signal's exception.
+    """
 
     def __init__(
-        self, at: Container[int], every: int | None, method: ActiveMethod, meter: Meter, processes: Processes = ALONE
+        self,
+        at: Container[int],
+        every: int | None,
+        method: ActiveMethod,
+        meter: Meter,
+        processes: Processes = ALONE,
+        asked: StopRequest | None = None,
     ) -> None:
         self.at, self.every, self.method, self.meter, self.processes = at, every, method, meter, processes
+        self.asked = StopRequest() if asked is None else asked
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         due = step % self.every == 0 if self.every else step in self.at
-        control.should_save = due and step < state.max_steps
+        control.should_save = (due or bool(self.asked)) and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.processes.all_gather(f"{folder.name} is written")
         method_state = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
         self.processes.on_main(f"{folder.name} is complete", lambda: complete(folder, method_state, self.meter))
+        self.asked.act()
 
 
 class Progress(TrainerCallback):

@@ -19,6 +19,7 @@ from experiments.training.heartbeat import Heartbeat, last_sign
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # without any sign of work from the awaited process
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.25  # seconds between two looks at the store
+END = "the end of the run"
 FAILED = "failure"  # name of the call with which a process says that it cannot go on
 
 
@@ -58,6 +59,17 @@ class Channel:
         """Return the values of all processes in their order."""
         self.send(name, value)
         return [self._await(self._calls, (name,), index) for index in range(self.count)]
+
+    def leave(self) -> None:
+        """Wait until all processes are here. Process 0, which may hold the store, leaves last."""
+        self.all_gather(END, None)
+        left = [f"{self._calls}/{index} left" for index in range(self.count)]
+        with self._store_errors(END):
+            if self.index > 0:
+                self._store.set(left[self.index], b"")
+            else:
+                for index in range(1, self.count):
+                    self._wait(left[index], repr(END), index)
 
     def send(self, name: str, value: Any) -> None:
         """Post a value for the receivers of the call with this number; does not wait for them."""

@@ -25,6 +25,7 @@ from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
 from experiments.training.meter import Meter
 from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
+from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
@@ -58,7 +59,7 @@ def train_arm(
 
     model: at its start. method: begun on it. processes: all of them call this with the same arguments. Returns the
     cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
-    ArmFailed at a NaN.
+    ArmFailed at a NaN. Ctrl-C and SIGTERM let the step end and save a checkpoint first (`stops_after_step`).
     """
     with launcher_precision(context.precision.bf16):
         trainer = ArmTrainer(
@@ -70,8 +71,6 @@ def train_arm(
             training=plan.training,
         )
     trainer.remove_callback(PrinterCallback)
-    for callback in _callbacks(method, plan, hooks, trainer.meter, processes):
-        trainer.add_callback(callback)
     checkpoint = processes.broadcast(
         "checkpoint to resume from", last_checkpoint(plan.checkpoints) if processes.is_main else None
     )
@@ -79,8 +78,9 @@ def train_arm(
         resume(Path(checkpoint), method, trainer.meter)
     gc.collect()
     bar = progress(plan.label, plan.training.steps, "step", shown=processes.is_main, keep=True)
-    with bar as task, trainer.meter.memory:
-        trainer.add_callback(Progress(task))
+    with bar as task, trainer.meter.memory, stops_after_step(processes.count) as asked:
+        for callback in [*_callbacks(method, plan, hooks, trainer.meter, processes, asked), Progress(task)]:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.model = trainer.optimizer = None  # the next arm needs the memory
     return _cost(model, trainer.meter, processes)
@@ -133,7 +133,7 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
 
 
 def _callbacks(
-    method: ActiveMethod, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes
+    method: ActiveMethod, plan: TrainingPlan, hooks: Hooks, meter: Meter, processes: Processes, asked: StopRequest
 ) -> list[TrainerCallback]:
     at, every = plan.evaluate_at, plan.training.save_every
     seen = [Log(hooks.log), ZeroGradient(plan.label)] if processes.is_main else []
@@ -141,7 +141,7 @@ def _callbacks(
         *seen,
         MethodStep(method),
         Evaluate(at, hooks, method, meter, processes),
-        Checkpoint(at, every, method, meter, processes),
+        Checkpoint(at, every, method, meter, processes, asked),
     ]
 
 

@@ -95,7 +95,7 @@ def test_a_compiled_loop_that_loses_the_divergence_is_told() -> None:
 @pytest.mark.parametrize("moved", [lambda model: model, copy.deepcopy, lambda model: model.to("cpu")])
 def test_a_compiled_loop_that_takes_the_logits_is_told_once(moved: Callable[[Any], Any], training: bool) -> None:
     """The model has the labels, and its loss with the divergence is not used."""
-    compiled = torch.compile(moved(expanded()).train(training), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(moved(expanded(layers=1, depth=2)).train(training), fullgraph=True, backend="aot_eager")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -106,7 +106,7 @@ def test_a_compiled_loop_that_takes_the_logits_is_told_once(moved: Callable[[Any
 
 @pytest.mark.slow
 def test_a_compiled_loop_with_the_model_s_loss_is_told_nothing_and_trains_alike() -> None:
-    model, other = expanded().train(), expanded().train()
+    model, other = (expanded(layers=1, depth=2).train() for _ in range(2))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

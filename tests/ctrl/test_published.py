@@ -194,3 +194,15 @@ def test_a_base_of_another_depth_is_refused(tmp_path: Path) -> None:
     deeper = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ctrl.CheckpointError, match=r"LlamaForCausalLM has 5 layers, .* expanded from 4: pass as base"):
         ctrl.load_published(tmp_path, base=deeper)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"vocab_size": "x"}, {"hidden_act": "x"}, {"intermediate_size": -1}, {"id2label": 5}, {"hidden_size": 1e30}],
+)
+def test_a_config_without_a_model_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    ctrl.export_published(disturbed(), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(ctrl.CheckpointError, match=r"no model can be built from .*config\.json .*: download it again"):
+        ctrl.load_published(tmp_path)

@@ -205,3 +205,38 @@ def test_plain_models_are_refused(tmp_path: Path) -> None:
             use(tiny())
     with pytest.raises(ctrl.ConfigError, match="expanded already"):
         ctrl.expand(disturbed())
+
+
+def test_a_base_by_name_runs_no_code_that_it_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal transformers would ask, and run it on a y. A published checkpoint can name such a base."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ctrl.save(disturbed(), tmp_path / "saved")
+    tiny().save_pretrained(tmp_path / "base")
+    ran = tmp_path / "ran"
+    (tmp_path / "base" / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
+    )
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with pytest.raises(ctrl.CheckpointError, match=r"brings Python files, .* trust_remote_code=True"):
+        ctrl.load(tmp_path / "base", tmp_path / "saved")
+    ctrl.export_published(disturbed(), tmp_path / "published")
+    with pytest.raises(ctrl.CheckpointError, match=r"no model can be built from .*config\.json and its base"):
+        ctrl.load_published(tmp_path / "published", base=str(tmp_path / "base"))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    "base", [None, "x", 5, [], {}, {"computes": 1}, {"dtype": "x"}, {"dtype": None}, {"dtype": "torch.load"}]
+)
+def test_facts_of_the_base_that_are_none_are_refused(tmp_path: Path, base: Any) -> None:
+    ctrl.save(disturbed(), tmp_path)
+    file = tmp_path / "control_config.json"
+    meta = json.loads(file.read_text())
+    meta["base"] = {**meta["base"], **base} if isinstance(base, dict) and base else base
+    file.write_text(json.dumps(meta))
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"control_config\.json is not a control config .*: save the model again"
+    ):
+        ctrl.load(tiny(), tmp_path)

@@ -26,7 +26,11 @@ from typing import Any
 
 import pytest
 
+from experiments.cli.console import stop
+from experiments.cli.main import failure
 from experiments.cli.main import main as cli
+from experiments.studies.launch import run_study
+from experiments.studies.load import load_study
 from tests.helpers.byte_level import byte_base
 from tests.helpers.damage import Outcome, in_child
 from tests.helpers.damaged import without_pictures
@@ -79,6 +83,18 @@ def values_of(kind: str, base: str) -> dict[str, Any]:
     return values
 
 
+def study(file: Path, root: Path) -> int:
+    """Do what `control-llm study` does, with the trials in this process, which the hook watches."""
+    try:
+        run_study(load_study(file), root)
+    except Exception as error:
+        code, message = failure(error)
+        if not code:
+            raise
+        return stop(code, message)
+    return 0
+
+
 def check(kind: str, folder: Path, each: int = 1, say: Callable[[str], None] = print) -> dict[str, str]:
     """Return what is wrong, by place. each: take one place of so many."""
     file = folder / f"{kind}.yaml"
@@ -86,7 +102,7 @@ def check(kind: str, folder: Path, each: int = 1, say: Callable[[str], None] = p
     whole, faults, number = folder / "whole", dict[str, str](), 0
 
     def work(root: Path) -> Callable[[], int]:
-        return lambda: cli([kind, str(file), "--root", str(root)])
+        return lambda: study(file, root) if kind == "study" else cli([kind, str(file), "--root", str(root)])
 
     with pytest.MonkeyPatch.context() as patch:
         without_pictures(patch)
@@ -102,7 +118,7 @@ def check(kind: str, folder: Path, each: int = 1, say: Callable[[str], None] = p
             text = outcome.text[-1500:]
             if outcome.code == 0:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    cli(["sync", str(root / "runs"), "--root", str(root)])
+                    cli(["sync", str(root), "--root", str(root)])
                 try:
                     compare(whole, root, NAMES[kind])
                 except Unequal as error:

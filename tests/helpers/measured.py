@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
@@ -87,3 +87,11 @@ def resized_folder(folder: Path) -> str:
     model = tiny_model()
     model.resize_token_embeddings(VOCABULARY + 1, mean_resizing=False)
     return byte_base(folder, byte_tokenizer(extra=("<think>",)), model)
+
+
+def other_family_folder(folder: Path) -> str:
+    """A GPT-2 with the base's tokenizer."""
+    torch.manual_seed(3)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=256, eos_token_id=259, **shape))
+    return byte_base(folder, byte_tokenizer(), model)

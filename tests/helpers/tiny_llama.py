@@ -16,13 +16,13 @@ MASK[0, :3] = 0
 BATCHES = [{"input_ids": IDS, "attention_mask": MASK}]
 
 
-def tiny(seed: int = 0) -> LlamaForCausalLM:
+def tiny(seed: int = 0, depth: int = 4) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=96,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=depth,
         num_attention_heads=4,
         num_key_value_heads=2,
         pad_token_id=0,
@@ -45,9 +45,14 @@ def sequences(count: int = 8, seed: int = 1) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def expanded(layers: int | list[int] = 2, dtype: torch.dtype = torch.float32, **kwargs: Any) -> LlamaForCausalLM:
-    """Expanded and disturbed, so that the branches differ and the divergence has a gradient. dtype: the base's."""
-    base: Any = tiny().to(dtype)  # type: ignore[arg-type]
+def expanded(
+    layers: int | list[int] = 2, dtype: torch.dtype = torch.float32, depth: int = 4, **kwargs: Any
+) -> LlamaForCausalLM:
+    """Expanded and disturbed, so that the branches differ and the divergence has a gradient.
+
+    dtype, depth: of the base. A depth of 2 halves the time of torch.compile.
+    """
+    base: Any = tiny(depth=depth).to(dtype)  # type: ignore[arg-type]
     if kwargs.get("divergence") == "attention":
         base.set_attn_implementation("eager")
     model = ctrl.expand(base, ctrl.ControlConfig(layers=layers, divergence_weight=5.0, **kwargs))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import write_text
+from experiments.common.files import write_bytes, write_text
 from experiments.common.progress import duration
 from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
@@ -53,7 +53,7 @@ def export(store: Store, path: Path) -> int:
         table = frame(store)
         for name in [n for n in table if str(n).startswith("pick/") and table[n].map(type).nunique() > 1]:
             table[name] = table[name].map(str, na_action="ignore")  # a column of Parquet has one type
-        table.to_parquet(path, index=False)
+        write_bytes(path, table.to_parquet(index=False))
     return len(trials)
 
 

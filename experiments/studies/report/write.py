@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import write_text
+from experiments.common.files import write_bytes, write_text
 from experiments.records import ArmResult
 from experiments.reporting.page import image_bytes, write_page
 from experiments.reporting.summary import summary
@@ -80,7 +80,7 @@ def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRo
     """Write the pictures, table.csv and, in a folder of its own, the trials and the YAML without a password."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in drawn:
-        (folder / f"{picture.name}.png").write_bytes(image_bytes(picture.figure, "png"))
+        write_bytes(folder / f"{picture.name}.png", image_bytes(picture.figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
     if folder.resolve() != study_folder(root, store.config.name).resolve():
         write_text(folder / "study.yaml", public_yaml(store.config))

@@ -122,7 +122,7 @@ def test_compiles_without_a_graph_break() -> None:
     ids=str,
 )
 def test_every_variant_is_traced_without_a_graph_break(settings: dict[str, Any]) -> None:
-    model = expanded(**settings).eval()
+    model = expanded(layers=1, depth=2, **settings).eval()
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
     expected = model(**batch).loss
     torch.compiler.reset()

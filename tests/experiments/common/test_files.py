@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import DamagedError
-from experiments.common.files import UMASK, json_lines, read_json, read_note, sweep, write_json, write_text
+from experiments.common.files import UMASK, json_lines, read_json, read_note, sweep, write_bytes, write_json, write_text
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +26,27 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monke
         write_text(path, "new")
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]  # no temporary file
+
+
+def test_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    data = bytes(range(256)) + b"\r\n"
+    write_bytes(tmp_path / "picture.png", data)
+    assert (tmp_path / "picture.png").read_bytes() == data
+
+
+def test_what_is_left_behind_is_written_as_a_whole() -> None:
+    """No module of `experiments` opens a file to write it, except those that append, or write and then rename."""
+    writes = re.compile(r"\.write_text\(|\.write_bytes\(|\.savefig\(|\.to_(?:csv|parquet|json)\([^)i]|open\([^)]*\"w")
+    root = Path(__file__).parents[3]
+    found = {file: writes.findall(file.read_text()) for file in (root / "experiments").rglob("*.py")}
+    assert {f.relative_to(root).as_posix() for f, lines in found.items() if lines} == {
+        "experiments/common/files.py",
+        "experiments/cli/ui.py",  # a pipe
+        "experiments/reporting/page.py",  # into memory
+        "experiments/soften/report.py",  # into a folder that is renamed
+        "experiments/studies/archive.py",  # into a folder that is renamed
+        "experiments/studies/exchange.py",  # renamed
+    }
 
 
 def test_json(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import requests
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+from experiments.common.errors import MachineError, RunError
 from experiments.common.machine_faults import disk_full, of_the_machine
 
 MACHINE = [
@@ -26,12 +28,26 @@ MACHINE = [
     requests.exceptions.ConnectTimeout("timed out"),
     OSError("We couldn't connect to 'https://huggingface.co' to load the files"),
     ConnectionResetError("Connection reset by peer"),
+    *(OSError(number, os.strerror(number)) for number in (errno.EACCES, errno.ENOTCONN, errno.ENODEV, errno.ENOLCK)),
+    *(OSError(number, os.strerror(number)) for number in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)),
+    *(OSError(number, os.strerror(number)) for number in (errno.EPERM, errno.EAGAIN, errno.EBUSY, errno.EFBIG)),
+    RuntimeError('Error while serializing: IoError(Os { code: 13, message: "Permission denied" })'),
+    RuntimeError("can't start new thread"),
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    BrokenProcessPool("A process in the process pool was terminated abruptly"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    OSError("Consistency check failed: file should be of size 4 but has size 2"),
+    MachineError("the process that checks replies has ended"),
 ]
 OWN = [
     ValueError("loss became nan"),
     RuntimeError("something else"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB"),
     RuntimeError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+    RunError("no finished arm"),
+    IsADirectoryError(errno.EISDIR, "Is a directory"),
     FileNotFoundError(errno.ENOENT, "No such file or directory"),
     RepositoryNotFoundError("404", response=requests.Response()),
 ]

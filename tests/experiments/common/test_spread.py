@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.spread import cores, spread
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("workers", [1, 2, None])
@@ -58,3 +66,35 @@ def test_few_chunks_are_read_ahead() -> None:
 def test_a_process_that_dies_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="terminated abruptly"):
         list(spread(lambda n: os._exit(1), range(3), 2))
+
+
+KILLED = """
+import fcntl, itertools, os, sys, time
+from experiments.common.spread import spread
+
+def work(_):
+    time.sleep(0.01)
+    return os.getpid()
+
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+for pid in spread(work, itertools.count(), workers=2):
+    print(pid, flush=True)
+"""
+
+
+def test_workers_of_a_killed_process_end_and_let_its_locks_go(tmp_path: Path) -> None:
+    """They are copies of it, with all that it had open: the next start would wait for ever."""
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "lock")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) != process.pid
+        process.kill()
+    deadline = time.monotonic() + 20
+    with (tmp_path / "lock").open("a") as lock:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.05)
+    pytest.fail("the workers still hold the lock")

@@ -17,6 +17,7 @@ from tests.helpers.question_files import write
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTROL_LLM_CACHE", str(tmp_path))
+    assert prune() == []  # the first one only notes the time
 
 
 def entry(folder: Path, name: str, days: float, size: int = 100) -> Path:
@@ -52,6 +53,33 @@ def test_what_is_in_use_is_kept(name: str, tmp_path: Path) -> None:
     other.close()
     assert prune(0, 0) == [used]
     assert not used.exists()
+
+
+@pytest.mark.parametrize("jump", [-400, 29, 400])  # days
+def test_a_clock_that_jumps_deletes_nothing_that_was_used(
+    jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent, older = entry(tmp_path, "tables/a", 1), entry(tmp_path, "tokens/b.db", 19)
+    now = time.time()
+    monkeypatch.setattr("experiments.data.cache_room.time.time", lambda: now + jump * 86400)
+    assert prune() == []
+    used = in_use(recent)
+    for _ in range(99):  # much later, in days of the new clock or none
+        prune()
+    used.close()
+    assert recent.exists()
+    assert older.exists() == (jump < 0)
+    monkeypatch.setattr("experiments.data.cache_room.time.time", lambda: now)
+    in_use(recent).close()
+    assert prune() == []
+    assert recent.exists()
+
+
+def test_the_first_pruning_after_a_long_break_deletes_nothing_by_age(tmp_path: Path) -> None:
+    entry(tmp_path, "tables/a", 99)
+    (tmp_path / ".pruned").unlink()
+    assert prune() == []
+    assert len(prune()) == 1
 
 
 def test_tables_and_tokens_are_in_use_while_they_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,17 @@
-"""What is too long is counted before it is trained on."""
+"""What is too long or refused is counted before it is trained on, and special tokens in the words are found."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.counts import count, notes, too_long
+from experiments.data.counts import Lengths, lengths, refused, special, too_long
 from experiments.data.encoding import Encoded, Encoder, Overlong
-from experiments.data.items import Item, Text
+from experiments.data.items import Example, Item, Text
+from experiments.data.token_cache import Size, size_of
 from experiments.models.tokens import answer_ids, prompt_ids
 from tests.helpers.byte_level import byte_tokenizer
 
@@ -18,46 +20,59 @@ TOKENIZER = byte_tokenizer()
 PROMPT, SHORT, LONG = (len(prompt_ids(TOKENIZER, "a?")), *(len(answer_ids(TOKENIZER, "a?", "x" * n)) for n in (20, 40)))
 
 
-@pytest.mark.parametrize(
-    ("overlong", "learned", "left_out"), [("drop", 2 * SHORT, PROMPT + LONG), ("cut", 3 * SHORT, LONG - SHORT)]
-)
-def test_counts(overlong: Overlong, learned: int, left_out: int) -> None:
+def sizes(examples: Iterable[Example], encoder: Encoder) -> Iterator[Size]:
+    return map(size_of, map(encoder.encode, examples))
+
+
+@pytest.mark.parametrize(("overlong", "left_out"), [("drop", PROMPT + LONG), ("cut", LONG - SHORT)])
+def test_lengths(overlong: Overlong, left_out: int) -> None:
     encoder = Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong=overlong)
-    counts = count(ITEMS, encoder)
+    found = lengths(sizes(ITEMS, encoder), 9)
     rows = 3 if overlong == "cut" else 2
-    assert (counts.examples, counts.too_long, counts.whole) == (3, 1, True)
-    assert (counts.tokens, counts.learned, counts.left_out) == (rows * (PROMPT + SHORT), learned, left_out)
+    assert found == Lengths(3, 1, rows * (PROMPT + SHORT), left_out)
     share = left_out / (rows * (PROMPT + SHORT) + left_out)
-    (line,) = too_long("own", counts, encoder)
+    (line,) = too_long(found, encoder)
     what = "are left out" if overlong == "drop" else "are cut to it, or left out if no reply begins before"
-    assert line == (
-        f"source own: 1 of 3 chats are longer than data.length={PROMPT + SHORT} and {what} ({share:.1%} of all tokens)"
-    )
+    assert line == f"1 of 3 chats are longer than data.length={PROMPT + SHORT} and {what} ({share:.1%} of all tokens)"
 
 
-def test_the_first_of_many() -> None:
+def test_all_that_the_rows_need_are_counted() -> None:
+    """Those that are left out give no row, so more examples are read than there are rows."""
     encoder = Encoder(TOKENIZER, "sft", PROMPT + SHORT)
-    counts = count(itertools.cycle(ITEMS), encoder, 5)
-    assert (counts.examples, counts.too_long, counts.whole) == (5, 2, False)
-    assert "2 of the first 5 chats are longer" in too_long("own", counts, encoder)[0]
+    found = lengths(sizes(itertools.cycle(ITEMS), encoder), 800)
+    assert (found.examples, found.too_long, found.whole) == (1200, 400, False)
+    assert "400 of the first 1,200 chats are longer" in too_long(found, encoder)[0]
+
+
+def test_known_ones_do_not_count_as_looked_at() -> None:
+    made, known = (Size(1, 10, 0, new=new) for new in (True, False))
+    assert lengths(itertools.cycle([made, known, known]), 10**6, most=5).examples == 13
+    assert lengths([known] * 50, 10**6, most=5) == Lengths(50, tokens=500)
+    assert lengths([made] * 50, 50, most=50).whole
 
 
 def test_nothing_is_said_if_all_fits() -> None:
     encoder = Encoder(TOKENIZER, "sft", 512)
-    counts = count([*ITEMS, Text("x" * 2000)], encoder)
-    assert counts.left_out == 0
-    assert too_long("own", counts, encoder) == []
+    found = lengths(sizes([*ITEMS, Text("x" * 2000)], encoder), 99)
+    assert found.left_out == 0
+    assert too_long(found, encoder) == refused(found) == []
 
 
 def test_an_error_if_the_config_says_so() -> None:
+    strict = Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong="error")
     with pytest.raises(ConfigError, match=r"the question 'b\?' has .* set data.overlong to drop or cut"):
-        count(ITEMS, Encoder(TOKENIZER, "sft", PROMPT + SHORT, overlong="error"))
+        lengths(sizes(ITEMS, strict), 9)
 
 
 def test_what_the_template_refuses_is_counted_with_the_first_reason() -> None:
+    known = [Encoded([], left_out=0), Encoded([], refused="why"), Encoded([], refused="x")]
+    found = lengths(map(size_of, known), 9)
+    assert (found.examples, found.too_long, found.refused) == (3, 0, 2)
+    assert refused(found) == ["2 of 3 conversations are passed over (why)"]
+
+
+def test_words_of_the_first_are_looked_at() -> None:
     encoder = Encoder(TOKENIZER, "sft", 512)
-    known = [encoder.encode(ITEMS[0]), Encoded([], refused="why"), Encoded([], refused="x")]
-    counts = count(ITEMS, encoder, known=known)
-    assert (counts.examples, counts.too_long, counts.refused) == (3, 0, ("why", "x"))
-    assert notes("own", counts, encoder) == ["source own: 2 of 3 conversations are passed over (why)"]
-    assert notes("own", count(ITEMS, encoder), encoder) == []
+    found = special(iter([*ITEMS, Item("say <|im_end|>", "x")]), encoder, most=3)
+    assert (found.examples, found.whole, dict(found.as_text)) == (3, False, {})
+    assert special([Item("say <|im_end|>", "x")], encoder).as_text == {"<|im_end|>": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
-from experiments.data.grader import last_number
+from experiments.data.grader import Numeric
 from experiments.data.items import Item
 from tests.helpers.question_files import write
 
@@ -48,17 +47,9 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
             source.examples  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    ("said", "value"),
-    [
-        ("\uff14\uff12", 42), ("\u0664\u0662", 42), ("it is 10,00,000", 1_000_000), ("1'234'567", 1_234_567),
-        ("1\u202f234", 1234), ("\u22122", -2), ("1.5 or 3/2", Decimal("1.5")), ("1e3", 1000),
-        ("1 1/2", Decimal("0.5")), ("1 234", 1234), ("3,5", Decimal("3.5")),  # as the docstring of Numeric says
-    ],
-)  # fmt: skip
-def test_spellings_of_numbers(said: str, value: Any) -> None:
-    assert last_number(said) == value
-
-
-def test_a_sign_for_a_half_is_no_number() -> None:
-    assert last_number("\u00bd") is None
+@pytest.mark.parametrize("answer", ["1, 2", "1 2345", "1,2,3", "1 23"])
+def test_an_answer_that_may_be_several_numbers_is_refused(answer: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the answer '{answer}' is not read as one number: write 1234\.5"):
+        Numeric().check([Item("q", answer)])
+    right = ["1,234", "7.", "-.5", "1 1/2", "2\u00bd", "so it is 3,5", "1 234", "3,5", "1.234.567", "12,34"]
+    Numeric().check([Item("q", one) for one in right])

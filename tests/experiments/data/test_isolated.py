@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments.common.errors import RunError
-from experiments.data.isolated import Isolated, supported
+from experiments.common.errors import MachineError
+from experiments.data import isolated
+from experiments.data.isolated import Isolated, _checked, supported
 from tests.helpers.hostile import ATTEMPTS, attempt, refused
 
 pytestmark = pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")
@@ -41,6 +44,42 @@ def test_errors_and_endless_loops_are_wrong(reply: str, scorer: Isolated) -> Non
     assert scorer("raise PermissionError", ENTRY) == 1.0
 
 
+def slow(answer: str, entry: dict[str, Any]) -> float:
+    """A check that waits longer than its limit for a processor, as on a busy machine."""
+    time.sleep(0.5)
+    return 1.0
+
+
+def test_a_busy_machine_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit counts the work of the check. One that never ends is ended all the same."""
+    monkeypatch.setattr(isolated, "give_up_rights", lambda *_: None)
+    assert _checked(slow, 0.2, 1 << 32, "", ENTRY) == 1.0
+    monkeypatch.setattr(isolated, "PATIENCE", 1)
+    assert _checked(slow, 0.2, 1 << 32, "", ENTRY) == 0.0
+
+
+BLOCKED = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF, signal.SIGXCPU})\nwhile True: pass"
+
+
+@pytest.mark.slow
+def test_a_reply_that_blocks_signals_is_ended(scorer: Isolated) -> None:
+    assert scorer(BLOCKED, ENTRY) == 0.0
+    assert scorer("raise PermissionError", ENTRY) == 1.0
+
+
+def killed(answer: str, entry: dict[str, Any]) -> float:
+    os.kill(os.getpid(), int(answer))
+    return 1.0
+
+
+def test_a_check_that_the_system_kills_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory is short. A check that breaks down by itself is one."""
+    monkeypatch.setattr(isolated, "give_up_rights", lambda *_: None)
+    with pytest.raises(MemoryError, match=r"^$"):
+        _checked(killed, 5.0, 1 << 32, str(int(signal.SIGKILL)), ENTRY)
+    assert _checked(killed, 5.0, 1 << 32, str(int(signal.SIGUSR1)), ENTRY) == 0.0
+
+
 def test_no_secret_of_the_environment_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     reply = "import os\nif 'HF_TOKEN' not in os.environ: raise PermissionError"
@@ -66,5 +105,5 @@ class Unreadable:
 
 @pytest.mark.slow
 def test_a_server_that_cannot_start_is_no_wrong_answer() -> None:
-    with pytest.raises(RunError, match="process that checks replies has ended"):
+    with pytest.raises(MachineError, match="process that checks replies has ended"):
         Isolated(Unreadable())("1", ENTRY)

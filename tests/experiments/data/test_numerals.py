@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from typing import Any
+
 import pytest
 
-from experiments.data.numerals import in_one_spelling, tidy
+from experiments.data.numerals import in_one_spelling, last_number, tidy
 
 
 @pytest.mark.parametrize(
@@ -16,11 +19,42 @@ from experiments.data.numerals import in_one_spelling, tidy
         ("1\u202f23, 1 234, 1\u202f2345", "1\u202f23, 1 234, 1\u202f2345"),  # no thousands, or maybe two numbers
         (r"1{,}234 3{,}5 1\,234 \alpha\,123", r"1,234 3,5 1234 \alpha\,123"),
         ("e\u0301", "\u00e9"),
+        ("\uff11\uff0c\uff12\uff13\uff14\uff0e\uff15", "\uff11,\uff12\uff13\uff14.\uff15"),  # of a full width
+        ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665", "\u0661,\u0662\u0663\u0664.\u0665"),  # Arabic
+        ("1\uff0f2 1\u20442", "1/2 1/2"),
+        ("a\uff0c1\uff0c b\uff0f2", "a\uff0c1\uff0c b\uff0f2"),  # not between digits
     ],
 )
 def test_one_spelling(text: str, expected: str) -> None:
     assert tidy(text) == expected
     assert tidy(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("\uff14\uff12", 42), ("\u0664\u0662", 42), ("it is 10,00,000", 1_000_000), ("1'234'567", 1_234_567),
+        ("1\u202f234", 1234), ("\u22122", -2), ("1.5 or 3/2", Decimal("1.5")), ("1e3", 1000),
+        ("\uff11\uff0c\uff12\uff13\uff14", 1234), ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665", Decimal("1234.5")),
+        ("1 234", 1234), ("3,5", Decimal("3.5")), ("1.234.567", 1_234_567), ("10^3", 3),
+        ("none", None), ("1/0", None),
+    ],
+)  # fmt: skip
+def test_spellings_of_numbers(said: str, value: Any) -> None:
+    assert last_number(said) == value
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("1 1/2", 1.5), ("\u00bd", 0.5), ("1\u00bd cups", 1.5), ("1 \u00be", 1.75), ("-1 1/2", -1.5),
+        ("1,000\u00a01/4", 1000.25),
+        ("12 - 5 1/2", 5.5), ("\uff11 \uff11\uff0f\uff12", 1.5), ("it is 1 1\u20442.", 1.5),
+        ("1 3/2", 1.5), ("1.5 1/2", 0.5), ("1, 1/2", 0.5), ("1\n1/2", 0.5), ("3/4 1/2", 0.5), ("2 -1/2", -0.5),
+    ],
+)  # fmt: skip
+def test_a_whole_number_and_a_fraction_below_one_are_one_number(said: str, value: float) -> None:
+    assert last_number(said) == Decimal(str(value))
 
 
 @pytest.mark.parametrize(

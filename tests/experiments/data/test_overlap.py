@@ -129,8 +129,10 @@ def corpus(rows: int, rng: random.Random) -> list[str]:
     return [" ".join(rng.choices(vocabulary, k=rng.randint(3, 30))) for _ in range(rows)]
 
 
-def test_it_equals_the_rule_by_hand_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, 2])
+def test_it_equals_the_rule_by_hand_over_several_chunks(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.data.overlap.CHUNK", 64)
+    monkeypatch.setattr("experiments.data.overlap.cores", lambda: cores)
     rng = random.Random(0)
     rows = corpus(300, rng)
     questions = [q for q in corpus(60, rng) if len(q.split()) >= 8]
@@ -138,13 +140,16 @@ def test_it_equals_the_rule_by_hand_over_several_chunks(monkeypatch: pytest.Monk
         cut = row.split()[: rng.randint(8, len(row.split()))]
         questions.append(" ".join([*cut, *corpus(1, rng)[0].split()[: rng.randint(0, 12)]]).upper())
     questions += [row.upper() for row in rows if len(row.split()) >= 12][:5]
-    (one,) = overlaps([question_probe("new", "t", Item(q, "a")) for q in questions], map(Text, rows), "train")
+    (one,) = overlaps(
+        [question_probe("new", "t", Item(q, "a")) for q in questions], [Text(row) for row in rows], "train"
+    )
     assert (one.same, one.similar) == by_hand(questions, rows)
     assert 0 < one.same < one.similar < 30
 
 
-def test_two_chunks_of_rows_take_seconds() -> None:
-    rows = [Item(row, "some answer") for row in corpus(CHUNK + 1, random.Random(0))]
+def test_some_chunks_of_rows_take_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.overlap.cores", lambda: 1)  # the time of this process is that of all
+    rows = [Item(row, "some answer") for row in corpus(4 * CHUNK + 1, random.Random(0))]
     probes = [question_probe("new", "t", Item(row.question, "a")) for row in rows[-200:]]
     start = time.process_time()
     (one,) = overlaps(probes, rows, "train")

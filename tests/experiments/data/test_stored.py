@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", 
 EXAMPLES = [
     Item("a?", "1"),
     Item("a?", "1", solution="so", ended=False),
+    Item("a?", "b", {"options": ("a", "b"), "tests": "assert 1 == 1\n", "more": [1.5, None, {"x": True}]}),
     Text("once"),
     Text("once", "module", ended=False),
     chat(TURNS, place="a.jsonl, line 7"),
@@ -35,6 +37,7 @@ TABLES: dict[str, list[dict[str, Any]]] = {
     "chats": [{"messages": [{"role": "system", "content": f"s{i % 3}"}, *TURNS[:2], {**TURNS[2], "content": f"{i}"},
                             TURNS[3]], "tools": [TOOL] * (i % 2)} for i in range(30)],
     "texts": [{"text": f"once {i}"} for i in range(30)],
+    "graded": [{"question": f"q{i}", "answer": "B", "options": [f"a{i}", "b"], "by": None} for i in range(30)],
 }  # fmt: skip
 
 
@@ -58,13 +61,15 @@ def test_an_example_is_read_as_it_was_written(example: Example) -> None:
     again = unpacked(one.row)
     assert again == example
     assert (repr(again), again.id) == (one.text, one.ids.split()[0])
+    assert getattr(again, "metadata", None) == getattr(example, "metadata", None)
     assert getattr(again, "place", None) == getattr(example, "place", None)
     assert set(one.ids.split()) == set(getattr(example, "ids", {example.id}))
 
 
-def test_values_for_a_grader_are_not_stored() -> None:
-    with pytest.raises(TypeError, match="values for a grader"):
-        packed(Item("a?", "1", {"tests": "x"}))
+@pytest.mark.parametrize("value", [datetime.date(2026, 1, 1), float("nan"), len])
+def test_values_for_a_grader_that_are_no_literals_are_not_stored(value: Any) -> None:
+    with pytest.raises(TypeError, match="values for a grader that are no literals"):
+        packed(Item("a?", "1", {"tests": value}))
 
 
 def sources(kind: str, table: str, folder: Path, rows: list[dict[str, Any]] | None = None, **fields: Any) -> Any:
@@ -93,7 +98,7 @@ def facts(source: Source) -> dict[str, Any]:
 def test_a_large_table_is_as_a_small_one(
     kind: str, table: str, test: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    fields = {"test": test} if test else {}
+    fields = ({"test": test} if test else {}) | ({"grader": "choice"} if table == "graded" else {})
     small = sources(kind, table, tmp_path, **fields)
     wanted = facts(small)
     assert small.table is None
@@ -152,13 +157,16 @@ def test_faults_are_said_as_of_a_small_one(kind: str, tmp_path: Path, request: p
 
 @pytest.mark.usefixtures("large")
 def test_what_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"question": f"q{i}", "answer": "B", "options": ["a", "b"]} for i in range(9)]
-    graded = sources("jsonl", "", tmp_path, rows, grader="choice")
+    rows = [{"question": f"q{i}", "answer": "B", "when": datetime.date(2026, 1, 1)} for i in range(9)]
+    (tmp_path / "own.py").write_text("def grade(reply, entry):\n    return 1.0\n")
+    own = {f"{tmp_path / 'own.py'}:grade": {"columns": ["when"]}}
+    graded = sources("parquet", "", tmp_path, rows, grader=own)
     assert graded.table is None
+    assert len(graded.examples) == 9
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     assert LocalFile(path=str(tmp_path / "a.txt")).table is None
     monkeypatch.setenv("CONTROL_LLM_CACHE", str(tmp_path / "a.txt"))  # no folder can be made there
-    assert len(sources("jsonl", "", tmp_path).examples) == 9
+    assert len(sources("parquet", "", tmp_path, question="question", answer="answer").examples) == 9
 
 
 def test_all_cores_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:

@@ -163,7 +163,7 @@ ODD = b'{"a": 1}\n\n{"a": \xff}\n{"a": 1, "a": 2}\r\n[1]\n \n{"a": "\xe2\x80\xa8
     ("name", "data"),
     [
         ("a.jsonl", b"\xef\xbb\xbf" + ODD),
-        ("a.jsonl.gz", gzip.compress(ODD + b"\n")),
+        ("a.jsonl.gz", gzip.compress(ODD + b"\n", mtime=0)),
         ("a.json", LINES),
         ("a.csv", b"a,b\n1,2\n3,4,5\n6,7\n"),
     ],
@@ -176,6 +176,25 @@ def test_the_parts_of_a_table_are_its_rows(name: str, data: bytes, size: int, tm
     assert len(whole) >= 3
     again = pickle.loads(pickle.dumps(list(parts(file, size))))
     assert [(where, str(row)) for part in again for where, row in part.rows()] == whole
+    assert max(len(list(part.rows())) for part in again) <= size
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+@pytest.mark.parametrize("size", [2, 100])
+def test_the_parts_of_columns_are_rows_that_were_not_read_before(name: str, size: int, tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [1, None, 3, 4, 5], "b": [[{"x": 1, "y": None}]] * 5})
+    file = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, file, row_group_size=3)
+    else:
+        kind = pyarrow.ipc.new_file if name == "file.arrow" else pyarrow.ipc.new_stream
+        with pyarrow.OSFile(str(file), "wb") as sink, kind(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    found = list(parts(file, size))
+    assert not any(part.read for part in found)
+    again = pickle.loads(pickle.dumps(found))
+    assert [row for part in again for row in part.rows()] == list(rows(file))
+    assert len(list(rows(file))) == 5
     assert max(len(list(part.rows())) for part in again) <= size
 
 

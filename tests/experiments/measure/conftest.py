@@ -12,6 +12,7 @@ from tests.helpers.measured import (
     adapter_folder,
     expansion_folder,
     model_folder,
+    other_family_folder,
     other_tokenizer_folder,
     published_folder,
     resized_folder,
@@ -37,6 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, base: str) -> dict[str, str
         "trained": training_folder(folder / "trained"),
         "tokens": other_tokenizer_folder(folder / "tokens"),
         "resized": resized_folder(folder / "resized"),
+        "family": other_family_folder(folder / "family"),
     }
 
 

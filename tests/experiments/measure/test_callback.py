@@ -122,18 +122,36 @@ def test_figures_are_those_of_the_command(tmp_path: Path) -> None:
     assert ours == theirs
 
 
-@pytest.mark.slow
-def test_trl_measures_a_new_task_too(tmp_path: Path) -> None:
+def trainer_of_trl(kind: str, model: Any, folder: Path, hook: ForgettingCallback, **options: Any) -> Any:
+    """TRL's SFTTrainer or DPOTrainer, on sums."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
+    right = [{"prompt": row["question"], "chosen": " " + row["answer"], "rejected": " 99"} for row in NEW]
+    rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in right] if kind == "SFT" else right
+    settings = {**arguments(folder, **options), "bf16": False, "gradient_checkpointing": False, "max_length": 64}
+    args = getattr(trl, f"{kind}Config")(**settings)
+    made = getattr(trl, f"{kind}Trainer")
+    return made(
+        model, args=args, train_dataset=Dataset.from_list(rows), processing_class=byte_tokenizer(), callbacks=[hook]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SFT", "DPO"])
+@pytest.mark.parametrize("model", ["plain", "peft"])
+def test_trl_measures_a_new_task_too_and_stops_at_a_limit(kind: str, model: str, tmp_path: Path) -> None:
     new = tmp_path / "new.jsonl"
     new.write_text("".join(json.dumps(row) + "\n" for row in NEW))
-    hook = callback(tmp_path, new=new)
-    rows = Dataset.from_list([{"prompt": row["question"], "completion": " " + row["answer"]} for row in NEW])
-    args = trl.SFTConfig(**arguments(tmp_path, bf16=False, gradient_checkpointing=False, max_length=64))
-    trl.SFTTrainer(tiny_model(), args, train_dataset=rows, processing_class=byte_tokenizer(), callbacks=[hook]).train()
-    assert [point["step"] for point in hook.result.trajectory] == [0, 2, 4]
+    hook = callback(tmp_path, new=new, limits=["kl <= 1e-9"], stop=True)
+    trained_one = MODELS[model]()
+    if model == "plain":  # DPO loads its reference from where the model came from
+        trained_one = type(trained_one).from_pretrained(model_folder(tmp_path / "base"))
+    trainer_of_trl(kind, trained_one, tmp_path, hook, max_steps=8).train()
+    points = hook.result.trajectory
+    assert [point["step"] for point in points] == [0, 2]
+    assert (points[0]["kl"].value, points[0]["retention"].value) == (0.0, 1.0)
+    assert points[1]["kl"].value > 0
     assert "gain" in hook.result.scorecard
 
 

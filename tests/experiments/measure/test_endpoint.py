@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.measure import endpoint
 from experiments.measure.endpoint import NO_PROBABILITIES, TRIES, Endpoint, EndpointError, Replies
+from experiments.measure.models import load_tokenizer, read_base, read_models
 from experiments.measure.run import measure
 from experiments.models.base import load_base
 from experiments.records import Record, read_records
@@ -88,10 +90,15 @@ def test_the_key_goes_to_the_server_alone(echo: ReplyServer, monkeypatch: pytest
     [
         (None, "http://127.0.0.1:9/v1#m", r"no server answers at http://127\.0\.0\.1:9/v1 \(ConnectError\): start it"),
         (None, "http://127.0.0.1:99999/v1#m", "no server answers at"),
-        (None, "http://127.0.0.1:9/v1", "write NAME=http://HOST:PORT/v1#MODEL"),
+        (None, "http://127.0.0.1:9/v1#", "write NAME=http://HOST:PORT/v1#MODEL"),
         (None, f"http://me:{SECRET}@127.0.0.1:9/v1#m", r"--model http://\.\.\.127"),
         (None, f"http://127.0.0.1:9/v1?key={SECRET}#m", r"--model http://127\.0\.0\.1:9/v1\.\.\.: write NAME="),
         ((401, {}, {}), "", r"refuses the key \(401\): set OPENAI_API_KEY in the environment"),
+        (
+            (503, {"error": "loading"}, {}),
+            "",
+            r"the server at http\S+ is not ready \(503\): look at it, try again later",
+        ),
         ((200, {"data": [{"id": "tony"}]}, {}), "", r"unknown model 'tiny': did you mean 'tony'"),
     ],
 )
@@ -108,6 +115,26 @@ def test_a_wrong_address_is_refused_before_anything_is_asked(
 def test_a_server_that_does_not_list_its_models_is_believed(models: Any, echo: ReplyServer) -> None:
     echo.models = models
     assert Endpoint.opened(echo.address).reply("a", 1) == "A"
+
+
+@pytest.mark.parametrize("prefix", ["", "there="])
+def test_the_only_model_of_a_server_needs_no_name(prefix: str, echo: ReplyServer, tmp_path: Path) -> None:
+    base = read_base(str(model_folder(tmp_path / "base")))
+    (model,) = read_models([prefix + echo.address.partition("#")[0]], base, load_tokenizer(base.folder))
+    assert (model.name, model.address) == (prefix[:-1] or "tiny", echo.address)
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["tiny", "large"], "name one of the server's models, .*#MODEL: it has tiny, large"),
+        ([], "it does not list them"),
+    ],
+)
+def test_a_server_of_several_models_needs_a_name(names: list[str], match: str, echo: ReplyServer) -> None:
+    echo.models = (200, {"data": [{"id": name} for name in names]}, {})
+    with pytest.raises(ConfigError, match=match):
+        Endpoint.opened(echo.address.partition("#")[0])
 
 
 def test_replies_that_are_there_are_not_asked_for_again(echo: ReplyServer, tmp_path: Path) -> None:
@@ -164,3 +191,26 @@ def test_the_same_model_here_and_on_a_server_has_the_same_records(
 
 def _in_words(record: Record) -> bool:
     return record.suite == "instructions" or (record.suite == "kept" and record.form not in ("plain", "chat"))
+
+
+@pytest.mark.parametrize("damage", ["another reply", "bytes", "another model", "of an earlier version"])
+def test_replies_that_were_changed_are_asked_again(damage: str, echo: ReplyServer, tmp_path: Path) -> None:
+    one, file = Endpoint.opened(echo.address), tmp_path / "replies.jsonl"
+    assert Replies.read(one, file).ask(["a", "b"], 5) == ["A", "B"]
+    whole, asked = file.read_bytes(), len(echo.asked)
+    if damage == "another reply":
+        file.write_bytes(whole.replace(b'"A"', b'"C"'))
+    elif damage == "bytes":
+        file.write_bytes(whole.replace(b'"A"', b'"\xff"'))
+    elif damage == "another model":
+        file.write_text("")
+        Replies.read(dataclasses.replace(one, model="other"), file).ask(["a"], 5)
+        file.write_bytes(file.read_bytes() + b"\n" + whole.splitlines()[-1])
+        asked += 1
+    else:
+        file.write_text(
+            "".join(line[: line.index(', "digest"')] + "}\n" for line in whole.decode().split("\n") if line)
+        )
+    again = Replies.read(Endpoint.opened(echo.address), file)
+    assert again.ask(["a", "b"], 5) == ["A", "B"]
+    assert len(echo.asked) == asked + (damage != "of an earlier version")

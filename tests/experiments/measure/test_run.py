@@ -19,7 +19,7 @@ from experiments.tracking.journal import journals
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.measured import SMALL, model_folder
 
-pytestmark = pytest.mark.slow  # nine models are loaded and measured
+pytestmark = pytest.mark.slow  # ten models are loaded and measured
 KEPT = {key: value for key, value in SMALL.items() if key in ("kept.items", "bootstrap")}
 DISTANCES = ("kl", "perplexity_drift", "alignment_relative_l2", "alignment_update")
 
@@ -35,7 +35,7 @@ def test_every_kind_is_measured(measured: Measurement, models: dict[str, str]) -
     kinds = [json.loads((measured.folder / "arms" / n / "model.json").read_text())["kind"] for n in models]
     assert kinds == [
         *("model", "model", "PEFT adapter", "folder of ctrl.save", "published Control LLM checkpoint"),
-        *("model", "model", "model"),
+        *("model", "model", "model", "model"),
     ]
     assert not (measured.folder / "config.yaml").exists()  # it is no experiment
 
@@ -83,6 +83,19 @@ def test_another_tokenizer_leaves_out_distributions_and_says_why(measured: Measu
     assert "2 of 260 tokens have other ids" in (measured.folder / "report.html").read_text()
 
 
+def test_another_architecture_is_measured_without_hidden_states(measured: Measurement) -> None:
+    found = card(measured, "family")
+    assert {"retention", "nfr", "instructions_accuracy", "kl", "perplexity_drift"} <= found.keys()
+    assert not [name for name in found if name.startswith("alignment")]
+    assert measured.left_out["family"] == {"alignment": "another architecture: model_type gpt2, not llama"}
+
+
+def test_the_models_are_compared_with_the_first_one(measured: Measurement) -> None:
+    (table,) = (table for table in measured.report.tables if table.title == "Differences to same")
+    assert {row[0] for row in table.rows} == {r.arm for r in measured.results[1:]}
+    assert table.head[-2:] == ("p", "p (Holm)")
+
+
 def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
     figures = json.loads((measured.folder / "figures.json").read_text(), parse_constant=pytest.fail)
     assert list(figures) == [r.arm for r in measured.results]
@@ -93,11 +106,11 @@ def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
 def test_runs_and_show_know_the_folder(measured: Measurement, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "measure", "--root", str(root)]) == 0
     said = capsys.readouterr().out
-    assert f"{measured.folder.name}: measure, finished, 8 of 8 models, " in said
+    assert f"{measured.folder.name}: measure, finished, 9 of 9 models, " in said
     assert f"\n{measured.report.words[0]}\n" in said
     assert said.rstrip().endswith("report.html")
     assert main(["runs", "--root", str(root)]) == 0
-    assert " finished  8/8 models " in capsys.readouterr().out
+    assert " finished  9/9 models " in capsys.readouterr().out
 
 
 def test_compare_and_gate_read_the_folder(measured: Measurement, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_json, write_json
 from experiments.config import parse_config
 from experiments.measure.models import distributions
 from experiments.measure.run import measure
@@ -71,3 +73,38 @@ def test_an_expansion_of_other_weights_is_refused_before_the_base_is_measured(
 def test_each_suite_is_of_answers_or_of_distributions() -> None:
     assert distributions()[:3] == ["drift", "text", "alignment"]
     assert not {"new", "kept", "instructions", "lm_eval"} & set(distributions())
+
+
+def swap(folder: str, other: str) -> None:
+    """Put the weights of another model in place, with the same size and time: `cp -p`, or an image with fixed times."""
+    file = Path(folder) / "model.safetensors"
+    was = file.stat()
+    shutil.copy(Path(other) / file.name, file)
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert file.stat().st_size == was.st_size
+
+
+def test_other_weights_of_the_same_size_and_time_are_seen(tmp_path: Path) -> None:
+    base, model, other = (model_folder(tmp_path / name, noise) for name, noise in (("b", 0), ("m", 0.1), ("o", 0.4)))
+    said: list[str] = []
+
+    def run() -> float:
+        found = measure(base, [f"m={model}"], suites=["text"], precision="fp32", out=tmp_path / "out", root=tmp_path,
+                        changes={"text.tokens": 128, "bootstrap": 100}, say=said.append)  # fmt: skip
+        return found.results[0].scorecard["perplexity_drift"].value
+
+    first = run()
+    note = tmp_path / "out" / "arms" / "m" / "model.json"
+    write_json(note, {k: v for k, v in read_json(note).items() if k != "content"})  # of an earlier version
+    said.clear()
+    assert run() == first
+    assert not any("another model" in line or "(model)" in line for line in said)
+    note.unlink()
+    shutil.rmtree(tmp_path / "out" / "arms" / "m")
+    run()
+    swap(model, other)
+    assert run() > first
+    assert any("its files have changed: it is measured again" in line for line in said)
+    swap(base, other)
+    with pytest.raises(ConfigError, match=r"out holds a measurement of another base"):
+        run()

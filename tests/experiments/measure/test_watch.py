@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from experiments.common.files import write_json
+from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
@@ -92,3 +93,33 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert isinstance(LlamaForCausalLM.from_pretrained(tmp_path / "best"), LlamaForCausalLM)
     assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
     assert not list(again.arm.glob("items-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["base/items.jsonl", "arms/trained/items-2.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "of another step"])
+def test_records_that_were_changed_are_not_read_back(tmp_path: Path, name: str, damage: str) -> None:
+    model = tiny_model()
+    first = Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+    first.measure(2, model)
+    first.measure(4, tiny_model(0.3))
+    file, later = tmp_path / name, first.arm / "items-4.jsonl"
+    text = {"cut": file.read_text()[:-50], "of another step": later.read_text()}.get(damage)
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(DamagedError, match=rf"{file.name} is (gone|not the file that was written): bring it back"):
+        Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2)
+
+
+@pytest.mark.slow
+def test_what_is_damaged_after_the_step_is_deleted_anyway_and_older_folders_go_on(tmp_path: Path) -> None:
+    model = tiny_model()
+    first = Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+    for step in (2, 4):
+        first.measure(step, model)
+    (first.arm / "items-4.jsonl").write_text("")
+    for step in (2, 6):  # later it goes on without the step that was deleted
+        assert list(Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step).points) == [2]
+    (first.arm / "digests.json").unlink()
+    note = read_json(tmp_path / "base" / "state.json")
+    write_json(tmp_path / "base" / "state.json", {k: v for k, v in note.items() if k != "items"})
+    assert list(Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).points) == [2]

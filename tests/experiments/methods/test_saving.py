@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json
 from experiments.methods.saving import BASE, facts_of, load_onto, save_trained, write_facts
 from tests.helpers.byte_level import byte_llama
 
@@ -28,6 +30,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 def save(folder: Path, whole: bool, tied: bool = False) -> Path:
     """Save a disturbed model: all of it, or one layer."""
     model = byte_llama(260, tie_word_embeddings=tied)
+    write_facts(folder, facts_of(model))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(whole or ".layers.1." in name)
         with torch.no_grad():
@@ -102,9 +105,58 @@ def test_a_part_is_not_loaded_onto_another_base(tmp_path: Path, kind: str, other
         load_onto(make(), tmp_path)
     load_onto(byte_llama(260), tmp_path)
     load_onto(byte_llama(260).bfloat16(), tmp_path)  # as on a machine with another precision
+
+
+@pytest.mark.parametrize("kind", ["lora", "partial"])
+def test_a_part_of_an_earlier_version_is_loaded_with_a_warning(tmp_path: Path, kind: str) -> None:
+    """It kept no facts of its base; a whole model needs none."""
+    trained_on(byte_llama(260), tmp_path, kind)
     (tmp_path / BASE).unlink()
-    if other == "one layer":
-        load_onto(make(), tmp_path)  # of an earlier version, which kept no facts
+    said = r"was trained on an unknown model, .* cannot be seen \(no digest .* delete the arm's folder and run the same"
+    with pytest.warns(UserWarning, match=said):
+        load_onto(with_one_layer_moved(byte_llama(260)), tmp_path)
+
+
+def test_an_adapter_names_its_base_itself(tmp_path: Path) -> None:
+    """As one that another library trained."""
+    trained_on(byte_llama(260), tmp_path, "lora")
+    (tmp_path / BASE).unlink()
+    values = read_json(tmp_path / "adapter_config.json") | {"base_model_name_or_path": "org/one"}
+    write_json(tmp_path / "adapter_config.json", values)
+    base = byte_llama(260)
+    base.config._name_or_path = "folder/one"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*cannot be seen")
+        load_onto(base, tmp_path)
+    other = byte_llama(260)
+    other.config._name_or_path = "other/two"
+    with pytest.warns(UserWarning, match="was trained on org/one, and is loaded onto other/two"):
+        load_onto(other, tmp_path)
+
+
+ADAPTERS: dict[str, tuple[Change, str]] = {
+    "other names": (lambda t: {f"x.{k}": v for k, v in t.items()}, "missing adapter keys"),
+    "half": (lambda t: dict(list(t.items())[:2]), "missing adapter keys"),
+    "nothing": (lambda t: {}, "missing adapter keys"),
+    "another shape": (lambda t: {k: v[:1] for k, v in t.items()}, "size mismatch"),
+}
+
+
+@pytest.mark.parametrize("change", ADAPTERS)
+def test_an_adapter_of_something_else_is_refused(tmp_path: Path, change: str) -> None:
+    trained_on(byte_llama(260), tmp_path, "lora")
+    file, (apply, said) = tmp_path / "adapter_model.safetensors", ADAPTERS[change]
+    save_file(apply(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=rf"does not fit the base model \(.*{said}.*: bring it back, or delete"):
+        load_onto(byte_llama(260), tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"", bytes(2000), b"x"], ids=["empty", "NUL", "cut"])
+def test_a_damaged_adapter_is_refused(tmp_path: Path, data: bytes) -> None:
+    trained_on(byte_llama(260), tmp_path, "lora")
+    (tmp_path / "adapter_model.safetensors").write_bytes(data)
+    with pytest.raises(DamagedError, match="does not fit the base model"):
+        load_onto(byte_llama(260), tmp_path)
 
 
 def test_a_whole_model_needs_no_certain_base(tmp_path: Path) -> None:

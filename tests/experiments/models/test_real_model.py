@@ -23,7 +23,7 @@ from tests.helpers.families import perturb
 
 # two steps, a few items of everything, and one learning rate for each of the three methods
 FEW = ["training.steps=2", "training.batch_size=2", "evaluation.every=2", "evaluation.bootstrap=500"]
-FEW += [f"evaluation.{size}=4" for size in ("new_items", "kept_items", "reply_tokens")]
+FEW += ["evaluation.new_items=2", "evaluation.kept_items=4", "evaluation.reply_tokens=4"]
 FEW += ["evaluation.kept_tasks=[capitals,plurals]", "evaluation.suites.drift.text_tokens=256"]
 FEW += ["evaluation.replies=2", "evaluation.new_replies=1", "evaluation.perplexity_tokens=256"]
 FEW += [f"arms.{i}.learning_rates=[1.0e-3]" for i in range(3)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from experiments.data.counts import count, notes
+from experiments.data.counts import held, special
 from experiments.data.encoding import Encoder
 from experiments.data.items import Item, Text, chat
 from experiments.models.tokens import answer_ids, prompt_ids, reply_text
@@ -77,8 +77,8 @@ def test_a_token_within_another_is_found_too() -> None:
 def test_what_words_hold_is_said_before_a_run() -> None:
     encoder = Encoder(byte_tokenizer(CHATML), "sft", 512)
     examples = [Item("a?", "b <|im_end|>"), Item("c?", "d"), Text("one</s>two"), Item("e</s>?", "f")]
-    assert notes("own", count(examples, encoder), encoder) == [
-        "source own: 1 of 4 examples have the special token <|im_end|> in their words, where it is read as text",
-        "source own: 2 of 4 examples have the special token </s> in their words, where it is read as one token",
+    assert held(special(examples, encoder)) == [
+        "1 of 4 examples have the special token <|im_end|> in their words, where it is read as text",
+        "2 of 4 examples have the special token </s> in their words, where it is read as one token",
     ]
-    assert not notes("own", count([Item("c?", "d")], encoder), encoder)
+    assert not held(special([Item("c?", "d")], encoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from experiments.posthoc.operations import (
     wise,
 )
 from experiments.posthoc.run import posthoc
+from experiments.posthoc.tracked import measure_tracked
 from experiments.records import read_records
 from experiments.runs.run import run_experiment
 from tests.helpers.small_run import small_config
+from tests.helpers.toy_study import wait_for
 from tests.helpers.trained_arms import arm
 
 pytestmark = pytest.mark.slow  # six arms are trained for it
@@ -41,6 +44,25 @@ def test_results_are_measured_as_arms_are_and_read_the_second_time(run: Path, mo
     assert results[1].scorecard["kl"].value == trained["kl"]["value"] > 0
     monkeypatch.setattr("experiments.posthoc.run.open_run", None)  # would fail if it were called
     assert posthoc(run, "full", 1e-2, "wise", [0.0, 1.0]) == results
+
+
+def test_two_processes_measure_a_result_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two shells, or two machines that joined a study and both end it."""
+    said, measured, measure = list[str](), list[str](), measure_tracked
+
+    def slow(prepared: Any, tracker: Any, model: Any, result: Any, *rest: Any) -> None:
+        measured.append(result.label)
+        wait_for(lambda: any("another process" in line for line in said))
+        measure(prepared, tracker, model, result, *rest)
+
+    monkeypatch.setattr("experiments.posthoc.run.measure_tracked", slow)
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(posthoc, run, "full", 1e-2, "wise", [0.5], say=said.append) for _ in range(2)]
+        one, two = (done.result() for done in both)
+    assert one == two
+    assert measured == ["full 0.01 wise 0.5"]
+    assert said.count("another process measures full-0.01-wise-0.5: waiting for it") == 1
+    assert len(list((run / "posthoc" / "full-0.01-wise-0.5").glob("journal-*.jsonl"))) == 1
 
 
 def test_the_command_prints_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from experiments.records import Estimate
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table
-from experiments.reporting.text import format_number, gain_name, gain_text, rate_text, with_interval
+from experiments.reporting.text import escaped, format_number, gain_name, gain_text, rate_text, with_interval
 from tests.helpers.invented_arms import text_result
 
 
@@ -49,3 +49,7 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
         "full 1e-3 gains most on the new task: +.20 [.19,.21] nats per token, ahead of all other arms."
     )
     assert summary(results[:1])[0].startswith("full 1e-3 gains +.20 [.19,.21] nats per token on the new task")
+
+
+def test_text_of_others_has_no_tag_and_no_link_in_markdown() -> None:
+    assert escaped("<img src=x> ![a](http://x) [b](y) a < b") == "&lt;img src=x> ![a]\\(http://x) [b]\\(y) a &lt; b"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from experiments.cli import main as cli
-from experiments.runs.arm import ArmRun, StopArm
+from experiments.runs.arm import CONSTANT, ArmRun, StopArm
 from experiments.runs.run import run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values
@@ -27,10 +27,16 @@ def test_an_arm_stopped_between_its_result_and_its_end_is_finished_by_the_next_s
     def stopped(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(ArmRun, "_close", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run_experiment(config, tmp_path)
+    def closed(*args: Any) -> None:
+        close(*args)
+        raise KeyboardInterrupt
+
+    close = ArmRun._close
+    for place, then in (("experiments.runs.arm.write_result", stopped), ("experiments.runs.arm.ArmRun._close", closed)):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, then)
+            with pytest.raises(KeyboardInterrupt):
+                run_experiment(config, tmp_path)
     assert statuses(tmp_path) == {"small": "KILLED", "full 0.001": "KILLED"}
     monkeypatch.setattr("experiments.runs.arm_training.train_arm", None)  # would fail if it were called
     outcome = run_experiment(config, tmp_path)
@@ -40,6 +46,9 @@ def test_an_arm_stopped_between_its_result_and_its_end_is_finished_by_the_next_s
     [arm] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'full 0.001'")
     assert [f.path for f in tracker.client.list_artifacts(arm.info.run_id, "scorecard")] == ["scorecard/result.json"]
     assert not (outcome.folder / "arms" / "full-0.001" / "checkpoints").exists()
+    for name, cost in outcome.results[0].cost.items():
+        points = tracker.client.get_metric_history(arm.info.run_id, f"cost/{name}")
+        assert [point.value for point in points] == [cost] * (name not in CONSTANT), name
 
 
 def test_a_pruned_arm_keeps_no_checkpoint(base: str, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_json, write_json
 from experiments.config import ExperimentConfig
+from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
@@ -116,3 +119,25 @@ def test_a_template_file_that_has_changed_is_found(tmp_path: Path) -> None:
     file.write_text("X" + CHATML)
     with pytest.raises(ConfigError, match=r"data.template has changed since small began"):
         prepare(config, place, say=lambda text: None)
+
+
+def test_a_run_whose_questions_or_code_have_changed_measures_no_other_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an update of the bench: the base model was asked otherwise than an arm would be."""
+    arms = [{"name": name, "method": "full", "learning_rates": [1e-3]} for name in ("one", "two")]
+    short = {"training": {"steps": 1, "batch_size": 1, "warmup_steps": 0}, "arms": arms}
+    config = small_config(byte_base(tmp_path / "base"), data={"new": {"name": "gcd"}}, **short)
+    outcome = run_experiment(config, tmp_path, say=lambda text: None)
+    monkeypatch.setattr(TextSuite, "version", TextSuite.version + 1)
+    again = run_experiment(config, tmp_path, say=lambda text: None)  # its report, of what was measured
+    assert repr(again.results) == repr(outcome.results)  # some figures are nan
+    shutil.rmtree(outcome.folder / "arms" / "two-0.001")
+    with pytest.raises(
+        ConfigError, match=r"text: the questions, or the code that asks them, have changed since small-"
+    ):
+        run_experiment(config, tmp_path, say=lambda text: None)
+    assert not (outcome.folder / "arms" / "two-0.001" / "result.json").exists()
+    timing = outcome.folder / "base" / "timing.json"
+    write_json(timing, {name: value for name, value in read_json(timing).items() if name != "suites"})
+    assert len(run_experiment(config, tmp_path, say=lambda text: None).results) == 2  # of an earlier version

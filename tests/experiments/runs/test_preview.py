@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ def test_the_shape_the_counts_and_one_example(base_of_bytes: str, chats: Path) -
     assert "<h4>new: own</h4>" in page
     assert page.count("<span style=") == 2
     assert "&lt;|im_end|&gt;" in page
+
+
+def test_a_notebook_shows_text_of_others_as_it_is(base_of_bytes: str, tmp_path: Path) -> None:
+    """Of rows, of names of files, and of columns."""
+    hostile = "<script>alert(1)</script><img src=x onerror='alert(1)'>&amp;$x$"
+    file = tmp_path / f"{hostile.replace('/', '')}.jsonl"
+    file.write_text(json.dumps({"question": hostile, "answer": hostile, hostile: 1}))
+    page = preview(config_of(base_of_bytes, file))._repr_html_()
+    tags = re.findall("<[^>]*>", page)
+    assert {tag.split()[0].strip("<>/") for tag in tags} == {"div", "h4", "pre", "span"}
+    assert "ignore" in tags[0]  # formulas
+    assert tags[-1] == "</div>"
+    assert html.unescape(re.sub("<[^>]*>", "", page)).replace("\u00a6", "").count(hostile) == 2
 
 
 def test_what_the_template_refuses_is_counted_and_another_one_is_shown(base_of_bytes: str, tmp_path: Path) -> None:

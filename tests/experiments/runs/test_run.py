@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from experiments.common.errors import MachineError, RunError
-from experiments.runs.run import run_experiment, run_folder
+from experiments.runs.run import Stopped, errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values
@@ -172,3 +173,23 @@ def test_two_processes_on_one_run_are_refused(base: str, tmp_path: Path) -> None
     folder.parent.mkdir(parents=True)
     with FileLock(f"{folder}.lock"), pytest.raises(RunError, match="another process is running"):
         run_experiment(small_config(base), tmp_path)
+
+
+def test_an_interrupt_frees_what_the_run_held_and_a_notebook_shows_one_line(tmp_path: Path) -> None:
+    """IPython keeps the last traceback, whose frames would keep the model."""
+
+    class Model: ...
+
+    def trains() -> None:
+        model = Model()
+        held.append(weakref.ref(model))
+        raise KeyboardInterrupt
+
+    held: list[weakref.ref[Model]] = []
+    with (
+        pytest.raises(Stopped, match="the same call goes on from the last checkpoint") as caught,
+        errors_explained(tmp_path),
+    ):
+        trains()
+    assert held[0]() is None
+    assert caught.value._render_traceback_() == [str(caught.value)]

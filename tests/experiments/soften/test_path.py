@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,34 @@ def test_what_is_loaded_is_what_is_written(folders: tuple[Path, Path], tmp_path:
     for (name, one), two in zip(loaded.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(one.cpu(), two), name
     assert (tmp_path / "half" / "tokenizer.json").is_file()
+
+
+def test_one_tensor_at_a_time_is_in_memory(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[weakref.ref[Tensor]] = []
+    original = WeightPath._mixed
+
+    def mixed(self: WeightPath, name: str, alpha: float, read: Any) -> Tensor:
+        assert [one() for one in before] == [None] * len(before)
+        tensor = original(self, name, alpha, read)
+        before.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(WeightPath, "_mixed", mixed)
+    path = WeightPath(*folders)
+    assert len(written(path, 0.5, tmp_path)) == len(before) == len(path.files) > 10
+
+
+def test_a_file_has_the_layout_of_the_models_own(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    values = {**tensors(folders[1]), "model.count": torch.tensor(3), "model.scale": torch.tensor(0.5)}
+    for folder in (tmp_path / "base", tmp_path / "model"):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        save_file(values, folder / "model.safetensors", {"format": "pt", "note": "ours"})
+    WeightPath(tmp_path / "base", tmp_path / "model").write(0.5, tmp_path / "half")
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "half")]
+    assert same[0] == same[1]
 
 
 def test_shards_and_a_base_in_one_file(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import json
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +24,7 @@ from experiments.studies.queue import Store
 from experiments.studies.storage import storage_url
 from experiments.tracking.machine import _ticks, process_tags
 from experiments.tracking.tracker import Tracker
-from tests.helpers.toy_study import Forked, NoTracker, dying, open_store, quiet, run_at_rate, toy_study
+from tests.helpers.toy_study import Forked, NoTracker, dying, fork, open_store, quiet, run_at_rate, toy_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -72,6 +75,36 @@ def test_who_joins_leaves_the_studys_mlflow_run_to_the_one_who_began(
         other.kill()
     run_study(toy_study(), tmp_path, say=quiet)  # its owner is dead, and the run is unknown: a new one
     assert len(study_runs(tmp_path)) == 2
+
+
+def test_two_shells_that_start_a_study_at_the_same_moment_make_one_mlflow_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, ready = tmp_path / "opened", fork.Barrier(2)
+    (tmp_path / "studies").mkdir()
+
+    class Slow(NoTracker):
+        @contextmanager
+        def run(self, *_: object, note: Any, **__: object) -> Iterator[NoTracker]:
+            with opened.open("a") as file:
+                file.write("x")
+            time.sleep(0.5)  # as an MLflow that is far away
+            note("the run")
+            yield self
+
+    def start() -> None:
+        ready.wait()
+        with launch._study_run(Slow(), toy_study(), tmp_path / "studies" / "toy"):  # type: ignore[arg-type]
+            ready.wait()  # both have begun, and both live
+        os._exit(0)
+
+    shells = [fork.Process(target=start) for _ in range(2)]
+    for shell in shells:
+        shell.start()
+    for shell in shells:
+        shell.join(60)
+    assert [shell.exitcode for shell in shells] == [0, 0]
+    assert opened.read_text() == "x"
 
 
 def study_runs(root: Path) -> list[str]:

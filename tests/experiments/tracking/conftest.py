@@ -1,16 +1,13 @@
-"""A store to copy: making one takes a second or more."""
+"""A root with a store, and no memory of earlier outages."""
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from experiments.tracking import delivery
-from experiments.tracking.tracker import Tracker
+from experiments.tracking import client, delivery
 
 
 @pytest.fixture(autouse=True)
@@ -21,19 +18,16 @@ def _nothing_announced() -> Iterator[None]:
     delivery._ANNOUNCED.clear()
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("store")
-    Tracker(root, "first")
-    return root / "mlflow.db"
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """A store to copy to any place."""
+    client.open_local(tmp_path / "template")
+    return tmp_path / "template" / "mlflow.db"
 
 
 @pytest.fixture
-def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose store is there already: making one takes a second or more."""
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose store is there already."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "mlruns").mkdir()
-    with sqlite3.connect(template) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.copy(template, tmp_path / "mlruns" / "mlflow.db")
+    client.open_local(tmp_path / "mlruns")
     return tmp_path / "mlruns"

@@ -83,6 +83,24 @@ def test_journals_come_in_the_order_in_which_their_runs_began(tmp_path: Path) ->
     assert journals(tmp_path / "nothing") == []
 
 
+@pytest.mark.parametrize("named", ["its own id", "the id that a store gave it"])
+def test_parents_come_before_children_when_the_clock_was_set_back(tmp_path: Path, named: str) -> None:
+    made = [Journal.create(tmp_path / name, name) for name in ("c-arm", "b-run", "d-run", "a-study")]
+    arm, run, other, study = made
+    run.note("sqlite:///x", Delivered("id-of-a-store", 0))
+    above = run.id if named == "its own id" else "id-of-a-store"
+    for journal, parent, when in ((study, None, 4), (run, study.id, 3), (arm, above, 1), (other, study.id, 2)):
+        journal.path.write_text(json.dumps({"event": "start", "time": when, "parent": parent}) + "\n")
+    assert [j.id for j in journals(tmp_path)] == [study.id, other.id, run.id, arm.id]
+
+
+def test_journals_that_name_each_other_as_parents_have_an_order(tmp_path: Path) -> None:
+    one, two = Journal.create(tmp_path, "one"), Journal.create(tmp_path, "two")
+    for journal, parent in ((one, two), (two, one)):
+        journal.path.write_text(json.dumps({"event": "start", "time": 1, "parent": parent.id}) + "\n")
+    assert {j.id for j in journals(tmp_path)} == {one.id, two.id}
+
+
 @pytest.fixture
 def theirs(tmp_path: Path) -> Journal:
     """A journal in a run's folder next to a file that is not the run's."""

@@ -42,6 +42,27 @@ def test_values_are_passed_in_the_order_of_the_calls() -> None:
     assert processes(work, work, work) == [["a", [0, 1, 2], "b"]] * 3
 
 
+def test_process_0_leaves_last() -> None:
+    """It may hold the store, which the others still read."""
+    read = []
+
+    def slow(channel: Channel) -> None:
+        whole = channel._await
+
+        def after_a_while(*args: Any) -> Any:
+            time.sleep(0.05)
+            read.append(whole(*args))
+
+        channel._await = after_a_while  # type: ignore[method-assign]
+        channel.leave()
+
+    def main(channel: Channel) -> int:
+        channel.leave()
+        return len(read)
+
+    assert processes(main, slow) == [2, None]
+
+
 def test_a_message_is_received_by_its_name() -> None:
     def main(channel: Channel) -> None:
         channel.send("train", 3)

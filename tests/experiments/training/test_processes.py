@@ -27,7 +27,7 @@ from experiments.training.trainer import ArmFailed
 from tests.helpers import train_in_two_processes as two
 from tests.helpers import wait_in_two_processes as waiting
 from tests.helpers.engine import Outcome, train
-from tests.helpers.launch import two_processes
+from tests.helpers.launch import torchrun, two_processes
 from tests.helpers.small_run import small_config, small_values, tiny_base
 from tests.helpers.tiny_llama import tiny
 
@@ -116,7 +116,7 @@ def test_an_experiment_of_two_processes_is_that_of_one(
 @pytest.mark.slow
 def test_a_slow_process_is_waited_for_and_a_dead_one_is_named(tmp_path: Path) -> None:
     """Process 0 fails, then evaluates twice, each time for twice torch's own timeout, then hangs, then dies."""
-    done = two_processes(Path(waiting.__file__), tmp_path)
+    done = torchrun(Path(waiting.__file__), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = read_json(tmp_path / "waited.json")
     assert found["fails"] == "process 0 failed: OSError: no space left"

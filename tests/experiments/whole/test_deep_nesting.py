@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import ctrl
-from experiments.cli.overview import read_config
 from experiments.common.errors import CompareError, ConfigError, DamagedError
 from experiments.common.files import parse_json, read_json, read_note
 from experiments.comparison.inputs import read_runs
 from experiments.data.grader import chosen
+from experiments.desk.overview import read_config
 from experiments.evaluation.lm_eval_samples import read_samples
 from experiments.records import read_records
 from experiments.tracking.journal import Journal

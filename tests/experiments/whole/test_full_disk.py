@@ -1,4 +1,4 @@
-"""A disk that is full at any place where a run writes stops the run, loses nothing, and the same command continues.
+"""A disk that is full where a run or a study writes stops it, loses nothing, and the same command continues.
 
 This is a sample; `python -m tests.helpers.full_disk run study` does every place.
 """
@@ -14,10 +14,11 @@ from tests.helpers.full_disk import check, place
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_a_place_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "each"), [("run", 8), ("study", 12)])
+def test_a_full_disk_at_a_place_of_a_run(kind: str, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     try:
-        assert check("run", tmp_path, each=8) == {}
+        assert check(kind, tmp_path, each) == {}
     finally:
         gc.unfreeze()
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
+from experiments.evaluation.kept_tasks.words import NOUNS, plurals
 
 ALL = tuple(KEPT_TASKS)
 FACTS = {
@@ -143,3 +144,16 @@ class TestQuestions:
     def test_too_many_says_how_many_there_are(self) -> None:
         with pytest.raises(ConfigError, match=r"kept.items=1000, but the kept task 'capitals' has only \d+ items"):
             draw_questions(ALL, 1000, seed=0)
+
+
+@pytest.mark.slow
+def test_plurals_are_those_of_two_dictionaries() -> None:
+    """A task of the bench cannot wait two seconds for one of them."""
+    import inflect
+    import lemminflect
+
+    pairs = [pair.split("/") for pair in NOUNS.split()]
+    assert len(pairs) == len(plurals()) == 124
+    engine = inflect.engine()
+    assert [noun for noun, plural in pairs if str(engine.plural_noun(noun)) != plural] == []
+    assert [noun for noun, plural in pairs if plural not in lemminflect.getInflection(noun, "NNS")] == []

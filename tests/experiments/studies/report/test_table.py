@@ -48,11 +48,13 @@ def test_files_of_trials_without_picks_or_with_what_is_no_number(tmp_path: Path)
     export(store, tmp_path / "t.json")
     read = json.loads((tmp_path / "t.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert read["trials"][0]["runs"][0]["result"]["scorecard"]["kl"]["value"] is None
+    (tmp_path / "t.parquet").write_text("old")
     export(store, tmp_path / "t.parquet")
+    assert [file.name for file in tmp_path.glob("*.parquet*")] == ["t.parquet"]
     assert pd.read_parquet(tmp_path / "t.parquet")["pick/rate"].isna().tolist() == [False, False, True]
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.json"])
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.parquet"])
 def test_a_full_disk_leaves_the_export_that_is_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

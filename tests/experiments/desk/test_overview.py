@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from experiments.cli.overview import Overview, age, read_all, read_measurement, read_run
 from experiments.common.files import write_json, write_text
+from experiments.desk.overview import Overview, age, read_all, read_measurement, read_run
 from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
@@ -86,7 +86,7 @@ def test_the_best_arm(tmp_path: Path, cards: dict[str, dict[str, float]], best: 
 
 
 def test_the_gains_are_those_of_the_scorecard() -> None:
-    from experiments.cli import overview
+    from experiments.desk import overview
 
     assert overview.GAINS == GAINS
 

@@ -14,7 +14,7 @@ import yaml
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json
 from experiments.common.result_folders import MEASUREMENT, folders, measurements, trial_runs
-from experiments.tracking.journal import PATTERN, Journal
+from experiments.tracking.journal import PATTERN, Event, Journal
 from experiments.tracking.machine import process_state
 
 GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
@@ -151,13 +151,16 @@ def age(updated: float) -> str:
 
 def _process(journals: Iterable[Path]) -> str:
     """Return the status of a run that is not whole, from the last event of its latest journal and its process."""
-    journal = max(map(Journal, journals), key=lambda j: j.path.stat().st_mtime, default=None)
-    events = [e for e, _ in journal.read() if e["event"] in ("start", "end")] if journal else []
-    if not events:
-        return "stopped"
-    if events[-1]["event"] == "end":
-        return ENDS[events[-1]["status"]]
-    alive = process_state(events[-1]["tags"])
+    latest = max(map(Journal, journals), key=lambda j: j.path.stat().st_mtime, default=None)
+    events = [e for e, _ in latest.read() if e["event"] in ("start", "end")] if latest else []
+    return state_after(events[-1]) if events else "stopped"
+
+
+def state_after(event: Event) -> str:
+    """Return running, finished, failed, stopped or unknown, from the last start or end of a run and its process."""
+    if event["event"] == "end":
+        return ENDS[event["status"]]
+    alive = process_state(event["tags"])
     return "unknown" if alive is None else "running" if alive else "stopped"
 
 

@@ -1,0 +1,99 @@
+"""Draw a run or a study while it trains: loss, forgetting, KL, and the layers of the arm that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.common.colours import arm_colour
+from experiments.desk.live import Live, LiveArm
+from experiments.reporting.plots.style import STYLE
+
+GREY = "#5b6470"
+NAMED = 6  # arms: with more, their names would cover the lines; the table has them
+
+
+def live_figure(live: Live) -> Figure:
+    """Draw four panels, 10 x 6 inches; a panel without values says so. One colour per method, as everywhere."""
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        loss, path, kl, layers = figure.subplots(2, 2).flat
+        begun = [arm for arm in live.arms if arm.series]
+        _over_steps(loss, begun, ("lm_loss", "loss"), "loss, nats per token")
+        _forgetting(path, begun)
+        _over_steps(kl, begun, ("kl",), "KL to the base model, nats per token")
+        _layers(layers, live.current)
+        for axes in (loss, path, kl, layers):
+            sns.despine(ax=axes)
+    return figure
+
+
+def _over_steps(axes: Axes, arms: list[LiveArm], figures: tuple[str, ...], title: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_title(title, loc="left", fontsize=10)
+    for arm in arms:
+        series = next((arm.series[name] for name in figures if name in arm.series), None)
+        if series:
+            steps = sorted(series)
+            _line(axes, arm, steps, [series[step] for step in steps], few=len(steps) < 20)
+            _name(axes, arm, steps[-1], series[steps[-1]], len(arms))
+    _empty(axes)
+
+
+def _forgetting(axes: Axes, arms: list[LiveArm]) -> None:
+    axes.set_title("retention against gain, from the base model on", loc="left", fontsize=10)
+    axes.set_xlabel("gain")
+    for arm in arms:
+        gain = arm.series.get("gain") or arm.series.get("new_nll_drop", {})
+        kept = arm.series.get("retention", {})
+        steps = sorted(gain.keys() & kept.keys())
+        if steps:
+            _line(axes, arm, [0.0, *(gain[step] for step in steps)], [1.0, *(kept[step] for step in steps)], few=True)
+            _name(axes, arm, gain[steps[-1]], kept[steps[-1]], len(arms))
+    if axes.lines:
+        axes.axhline(1, color="#b9c0c9", linewidth=1, zorder=0)
+        axes.plot(0, 1, "o", color="#1d2430", zorder=6)
+        axes.margins(0.1, 0.12)
+    _empty(axes)
+
+
+def _layers(axes: Axes, arm: LiveArm | None) -> None:
+    """Draw the divergence of each expanded layer at the last step, and alpha on an axis of its own."""
+    divergence, alpha = (arm.layers("divergence"), arm.layers("alpha")) if arm else ({}, {})
+    name = f" of {arm.name}" if arm and (divergence or alpha) else ""
+    axes.set_title(f"inside the layers{name}", loc="left", fontsize=10)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if divergence:
+        axes.bar(list(divergence), list(divergence.values()), color="#cc78bc", width=0.6)
+        axes.set_ylabel("divergence", color="#9c4a8c")
+    if alpha:
+        other = axes.twinx()
+        other.plot(list(alpha), list(alpha.values()), "o", color="#1d2430", markersize=4)
+        other.set_ylim(0, 1)
+        other.set_ylabel("alpha (dots)")
+        sns.despine(ax=other, right=False)
+    if not divergence and not alpha:
+        _empty(axes, "no copies, or no step yet")
+
+
+def _line(axes: Axes, arm: LiveArm, x: list[Any], y: list[float], few: bool) -> None:
+    colour = arm_colour(arm.method or arm.name, arm.learning_rate)
+    axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if few else None, markersize=4)
+
+
+def _name(axes: Axes, arm: LiveArm, x: float, y: float, arms: int) -> None:
+    if arms <= NAMED:
+        axes.annotate(arm.name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color="#1d2430")
+
+
+def _empty(axes: Axes, text: str = "nothing measured yet") -> None:
+    if not axes.lines:
+        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=GREY)
+        axes.set_xticks([])
+        axes.set_yticks([])

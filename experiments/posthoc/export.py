@@ -1,0 +1,157 @@
+"""Export a trained arm as a folder that others can load: weights, tokenizer with its template, model card.
+
+    control-llm export-model mlruns/runs/NAME-DIGEST --arm control-0.001 --to my-model
+
+The default is a plain model: `AutoModelForCausalLM.from_pretrained` and every server of Hugging Face models read it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import ctrl
+from ctrl.control_model import ControlModel
+from ctrl.gap import MergeGap
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig, run_config
+from experiments.evaluation.suites.text import text_windows
+from experiments.methods.saving import is_peft
+from experiments.posthoc.operations import gate_batches, plain_model
+from experiments.posthoc.run import result_file
+from experiments.records import ArmResult
+from experiments.reporting.table import Table
+from experiments.reporting.text import escaped, figure_text, rate_text
+from experiments.runs.result_file import whole_results
+from experiments.runs.trained import load_arm
+from experiments.scorecard.figures import FIGURES, HEADLINE
+
+Form = Literal["merged", "trained"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GAP_TOKENS = 2048  # of general text, on which the merged model is compared with the expanded one
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. gap: of a merged expansion, measured on general text; None for other arms."""
+
+    folder: Path
+    form: Form
+    gap: MergeGap | None
+
+
+def export(
+    run: Path,
+    arm: str,
+    learning_rate: float,
+    to: Path,
+    form: Form = "merged",
+    dtype: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write the model of an arm to a new folder. Raises ConfigError, RunError and DamagedError, before it writes.
+
+    form: `merged`: a plain model, with copies merged back or an adapter folded in; `trained`: as it was trained, an
+    expansion for `ctrl.load` or an adapter for PEFT, which need the base. dtype: fp32, bf16 or fp16; default: the
+    base's. The folder appears when it is complete.
+    """
+    run = run.resolve()
+    file = result_file(run, arm, learning_rate)
+    if to.exists():
+        raise ConfigError(f"--to {to} exists: name a new folder")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    (result,) = whole_results([file])
+    config = run_config(run)
+    model = load_arm(config.load_base()[0], file.parent).eval()
+    tokenizer = config.load_tokenizer()
+    if form == "trained" and not isinstance(model, ControlModel) and not is_peft(model):
+        raise ConfigError(f"--form trained: arm {arm!r} trained weights of the model itself: use --form merged")
+    gap = None
+    if form == "merged":
+        say("merging ...")
+        model, gap = _plain(model, tokenizer, arm)
+    if dtype is not None:
+        model = model.to(DTYPES[dtype])
+    part = to.with_name(f"{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    (part / CARD).write_text(card(config, result, form, gap), encoding="utf-8")
+    os.replace(part, to)
+    return Exported(to, form, gap)
+
+
+def _plain(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arm: str
+) -> tuple[PreTrainedModel, MergeGap | None]:
+    """Merge or fold in what was trained. Raises ConfigError for an interpolation without a merged form."""
+    if not isinstance(model, ControlModel):
+        return plain_model(model), None
+    windows = text_windows(tokenizer, GAP_TOKENS)
+    batches: list[dict[str, Tensor]] = [{"input_ids": torch.tensor([window])} for window in windows]
+    try:
+        merged = ctrl.merge_back(model, batches=gate_batches(model, batches)).eval()
+    except ctrl.ConfigError as error:
+        raise ConfigError(f"arm {arm!r} has no plain form: {error}; --form trained writes it as it is") from error
+    return merged, ctrl.merge_gap(model, merged, batches)
+
+
+def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap | None) -> str:
+    """Return the model card: what it is, what it learned and forgot, and how to load it."""
+    base = escaped(config.base_model)
+    rows = tuple(
+        (FIGURES[name].title, figure_text(result.scorecard, name), FIGURES[name].meaning)
+        for name in HEADLINE
+        if name in result.scorecard
+    )
+    arm = f"{escaped(result.arm)} (method {escaped(result.method)}) at learning rate {rate_text(result.learning_rate)}"
+    loaded = {
+        "merged": 'AutoModelForCausalLM.from_pretrained("this folder")',
+        "trained": f'ctrl.load("{base}", "this folder")  # or PeftModel.from_pretrained(base, ...) for an adapter',
+    }
+    lines = [
+        f"# {escaped(config.name)}: {arm}",
+        "",
+        f"Trained from {base} on {escaped(config.data.label)}, {result.steps} steps.",
+        "",
+        Table("Figures", ("figure", "value", "meaning"), rows).markdown(),
+        "",
+        f"Brackets: 95 % intervals. Measured on the model as it was trained.{_gap_text(gap)}",
+        "",
+        "```python",
+        loaded[form],
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _gap_text(gap: MergeGap | None) -> str:
+    if gap is None or not math.isfinite(gap.kl):
+        return ""
+    return (
+        f" Merging changed its predictions on general text by a KL of {gap.kl:.2g} nats per token (largest difference "
+        f"of a logit: {gap.max_logit_difference:.2g})."
+    )
+
+
+def exported_text(done: Exported) -> list[str]:
+    """Say in lines what was written and how to use it."""
+    lines = [f"written: {done.folder}"]
+    if done.gap is not None:
+        lines.append(f"merge gap: KL {done.gap.kl:.2g} nats per token to the expanded model, on general text")
+    if done.form == "merged":
+        lines.append(f"serve it: vllm serve {done.folder}; or load it with transformers")
+    return lines

@@ -1,0 +1,142 @@
+"""Show answers that turned: those that a model lost most clearly, and those that it won. A rule chooses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from experiments.evaluation.suite import DrawnSuite
+from experiments.evaluation.suites.instructions import InstructionSuite
+from experiments.evaluation.suites.kept import KeptSuite
+from experiments.evaluation.suites.lm_eval import HarnessSuite
+from experiments.evaluation.suites.new_task import NewTaskSuite
+from experiments.records import Record
+from experiments.reporting.table import Table
+from experiments.scorecard.pairing import pair_records
+
+ANSWERS = ("kept", "instructions")  # suites of what the base knew
+SHOWN, FEW = 5, 2  # answers of one arm: lost ones; won ones, and lost ones in a report with many arms
+MANY = 4  # arms
+LONGEST = 70  # characters of a cell
+Questions = Mapping[tuple[str, str, str, str], str]  # text by the key of a record
+
+
+@dataclass(frozen=True)
+class Turned:
+    """An answer that was right before and is wrong after, or the other way round.
+
+    clarity: how far the right option's lead over the best wrong one changed, in nats.
+    """
+
+    task: str
+    question: str
+    right: str
+    before: str
+    after: str
+    clarity: float = 0.0
+
+
+def lost_answers(
+    base: Sequence[Record], records: Sequence[Record], questions: Questions, count: int = SHOWN
+) -> list[Turned]:
+    """Return the answers that were lost most clearly, one for each question: of kept tasks and replies in turn.
+
+    questions: see `question_texts`.
+    """
+    return _turned(base, records, questions, count, won=False)
+
+
+def won_answers(
+    base: Sequence[Record], records: Sequence[Record], questions: Questions, count: int = FEW
+) -> list[Turned]:
+    """Return the answers that were won most clearly, as `lost_answers` does."""
+    return _turned(base, records, questions, count, won=True)
+
+
+def _turned(
+    base: Sequence[Record], records: Sequence[Record], questions: Questions, count: int, won: bool
+) -> list[Turned]:
+    found: dict[tuple[str, str, str], Turned] = {}
+    for r0, r in pair_records(base, records):
+        if r.suite in ANSWERS and r.correct is not None and (bool(r0.correct), bool(r.correct)) == (not won, won):
+            one = _answer(r0, r, questions.get(r.key) or questions.get((r.suite, r.task, "", r.item), r.item))
+            known = found.get((r.suite, r.task, r.item))
+            if known is None or known.clarity < one.clarity:
+                found[r.suite, r.task, r.item] = one
+    by_suite = [[one for key, one in found.items() if key[0] == suite] for suite in ANSWERS]
+    ranked = [sorted(ones, key=lambda one: -one.clarity) for ones in by_suite]
+    return [one for row in zip_longest(*ranked) for one in row if one is not None][:count]
+
+
+def turned_table(base: Sequence[Record], arms: Mapping[str, Sequence[Record]], questions: Questions) -> Table | None:
+    """Show lost and won answers of each arm of a run; None if no answer turned. arms: the last records by label."""
+    lost = SHOWN if len(arms) <= MANY else FEW
+    rows = [
+        (name, kind, *cells(one))
+        for name, records in arms.items()
+        for kind, found in (
+            ("lost", lost_answers(base, records, questions, lost)),
+            ("won", won_answers(base, records, questions)),
+        )
+        for one in found
+    ]
+    if not rows:
+        return None
+    note = (
+        f"At most {lost} lost and {FEW} won kept answers of each arm: those whose right option lost or won most of its "
+        "lead, each question once."
+    )
+    return Table("Answers that turned", ("arm", "", "task", "question", "right", "before", "after"), tuple(rows), note)
+
+
+def cells(one: Turned) -> tuple[str, ...]:
+    """Return an answer as cells of a table: task, question, right answer, before, after. Long texts are cut."""
+    return (one.task, *map(_short, (one.question, one.right, one.before, one.after)))
+
+
+def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, str], str]:
+    """Return the text of each question of suites by the key of its record: records hold only its digest.
+
+    Of lm_eval's tasks the form in the key is empty: it has several.
+    """
+    texts: dict[tuple[str, str, str, str], str] = {}
+    for suite in suites:
+        if isinstance(suite, KeptSuite):
+            for q in suite.questions:
+                chat, plain = q.template.chat, f"{q.template.plain} ..."
+                texts |= {(suite.name, q.task, form, q.id): chat for form in ("chat", "generate")}
+                texts[suite.name, q.task, "plain", q.id] = plain
+            written = [(task.name, item) for task in suite.written for item in task.test]
+            texts |= {(suite.name, name, "generate", item.id): item.question for name, item in written}
+        elif isinstance(suite, InstructionSuite):
+            texts |= {(suite.name, item.kind, "generate", item.id): item.prompt for item in suite.items}
+        elif isinstance(suite, HarnessSuite):
+            texts |= {(side, name, "", item): text for (side, name, item), text in suite.questions().items()}
+        elif isinstance(suite, NewTaskSuite):
+            asked = [(task.name, item) for task in suite.tasks for item in getattr(task, "test", ())]
+            forms = ("chat", *suite.settings.forms)
+            texts |= {(suite.name, name, form, item.id): item.question for name, item in asked for form in forms}
+    return texts
+
+
+def _answer(r0: Record, r: Record, question: str) -> Turned:
+    if r0.choice is None or r.choice is None or not r.options:
+        return Turned(r.task, question, str(r.answer or ""), r0.reply or "", r.reply or "")
+    clarity = abs(_lead(r0) - _lead(r))
+    return Turned(r.task, question, r.options[int(r.answer or 0)], _option(r0), _option(r), clarity)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
+
+
+def _option(record: Record) -> str:
+    return (record.options or ())[record.choice or 0]
+
+
+def _lead(record: Record) -> float:
+    """Return the log-likelihood of the right option less that of the best wrong one."""
+    scores, right = record.scores or (), int(record.answer or 0)
+    return scores[right] - max(score for i, score in enumerate(scores) if i != right)

@@ -1,0 +1,32 @@
+"""The picture of a run that trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.colors import to_hex
+
+from experiments.common.colours import arm_colour
+from experiments.desk.live import Follower
+from experiments.desk.picture import live_figure
+from tests.helpers.live_run import begin_arm, log, make_live_run
+
+
+def test_lines_have_the_colour_of_their_method_and_end_at_the_last_value(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path)
+    card = {"gain": 0.5, "retention": 0.9, "kl": 0.1, "layers/divergence_03": 0.2, "layers/alpha_03": 0.5}
+    log(begin_arm(folder, "full-0.001"), {1: {"loss": 3.0}, 5: {"loss": 2.0, **card}}, seconds=1)
+    loss, path, kl, layers, alpha = live_figure(Follower(folder.name, tmp_path).look()).axes
+    (line,) = loss.lines
+    assert list(line.get_ydata()) == [3.0, 2.0]
+    assert to_hex(line.get_color()) == arm_colour("full", 1e-3)
+    assert list(path.lines[0].get_xdata()) == [0.0, 0.5]  # from the base model on
+    assert list(kl.lines[0].get_ydata()) == [0.1]
+    assert [bar.get_height() for bar in layers.patches] == [0.2]
+    assert list(alpha.lines[0].get_ydata()) == [0.5]
+
+
+def test_panels_without_values_say_so(tmp_path: Path) -> None:
+    figure = live_figure(Follower(make_live_run(tmp_path).name, tmp_path).look())
+    said = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert said == ["nothing measured yet"] * 3 + ["no copies, or no step yet"]

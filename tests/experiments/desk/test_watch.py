@@ -1,0 +1,114 @@
+"""Watching, starting and stopping a run from another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError, RunError
+from experiments.config import parse_config
+from experiments.desk import watch as module
+from experiments.desk.live import Follower, Live
+from experiments.desk.watch import html, start, stop, watch
+from experiments.runs.run import run_experiment
+from tests.helpers.live_run import begin_arm, log, make_live_run
+from tests.helpers.small_run import small_config, small_values
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, *after: Callable[[], object]) -> None:
+    """Each pause of the watching does the next of these, the last of which ends it."""
+    steps = iter(after)
+    monkeypatch.setattr("experiments.desk.watch.time.sleep", lambda seconds: next(steps)())
+
+
+def test_it_shows_each_look_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_live_run(tmp_path)
+    arm, seen = begin_arm(folder, "full-0.001"), list[int]()
+    run = module.Journal(next(folder.glob("journal-*")))
+    ending(
+        monkeypatch,
+        lambda: log(arm, {1: {"loss": 3.0}}, seconds=1),
+        lambda: run.append("end", status="KILLED"),
+    )
+    watch(folder.name, tmp_path, show=lambda live: seen.append(live.arms[0].step))
+    assert seen == [0, 1, 1]
+
+
+def test_in_a_shell_a_line_is_written_when_it_says_something_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_live_run(tmp_path)
+    run = module.Journal(next(folder.glob("journal-*")))
+    ending(monkeypatch, lambda: None, lambda: run.append("end", status="KILLED"))
+    watch(folder.name, tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{folder.name}: running, 0 of 3 arms done",
+        f"{folder.name}: stopped, 0 of 3 arms done",
+    ]
+
+
+def test_an_interrupt_ends_the_watching_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    folder = make_live_run(tmp_path)
+    ending(monkeypatch, interrupt)
+    watch(folder.name, tmp_path)
+    assert "no longer watched; it goes on" in capsys.readouterr().out
+    assert Follower(folder.name, tmp_path).look().running
+
+
+def test_names_of_others_are_text(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path, arms=[HOSTILE])
+    page = html(Follower(folder.name, tmp_path).look())
+    assert HOSTILE not in page
+    assert "&lt;img src=x" in page
+    assert "data:image/png;base64," in page
+
+
+def test_what_does_not_run_here_is_not_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_live_run(tmp_path)
+    module.Journal(next(folder.glob("journal-*"))).append("start", tags={"host": "another", "pid": "1"})
+    with pytest.raises(RunError, match="does not run on this machine: there is nothing to stop"):
+        stop(folder, tmp_path)
+    with pytest.raises(ConfigError, match="every=0: give the seconds"):
+        watch(folder, tmp_path, every=0)
+
+
+@pytest.mark.slow
+def test_a_run_is_started_watched_stopped_and_goes_on(
+    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process is a real one. It is stopped after its first evaluation and continued here."""
+    values = small_values(base, training={"steps": 100, "batch_size": 2, "warmup_steps": 0})
+    values["arms"], values["evaluation"]["every"] = values["arms"][:1], 10
+    config = parse_config(values)
+    folder = start(config, tmp_path)
+    assert f"run {tmp_path}/started/{folder.name}.yaml" in capsys.readouterr().out
+    looks: list[Live] = []
+
+    def show(live: Live) -> None:
+        looks.append(live)
+        if live.arms[0].status == "running" and live.arms[0].step > 10:
+            stop(folder, tmp_path)
+
+    watch(folder, tmp_path, every=0.1, show=show)
+    assert looks[-1].overview.status == looks[-1].arms[0].status == "stopped"
+    assert 10 < looks[-1].arms[0].step < 100
+    assert looks[-1].arms[0].last("retention") is not None
+    said: list[str] = []
+    (result,) = run_experiment(config, tmp_path, say=said.append).results
+    assert (result.status, result.steps) == ("finished", 100)
+    assert any("continues from checkpoint-" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_begin_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the run ended before it began: .*no such model"):
+        start(small_config(str(tmp_path / "no such model")), tmp_path)

@@ -1,0 +1,67 @@
+"""Exported models: what plain transformers, ctrl and PEFT load is what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import ctrl
+from ctrl.control_model import ControlModel
+from experiments.common.errors import ConfigError
+from experiments.config import run_config
+from experiments.posthoc.export import export, exported_text
+from experiments.runs.trained import load_trained
+
+pytestmark = pytest.mark.slow  # six arms are trained for it
+IDS = torch.arange(5, 17)[None]
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(IDS).logits
+    return found
+
+
+@pytest.mark.parametrize(("arm", "far"), [("full", 0.0), ("lora", 1e-5), ("stack", 0.0), ("control", 0.1)])
+def test_the_plain_form_is_loaded_by_transformers(run: Path, arm: str, far: float, tmp_path: Path) -> None:
+    """Merging mixed outputs is an approximation, which the card names; the others are exact, or rounded."""
+    done = export(run, arm, 1e-2, tmp_path / "out", say=lambda text: None)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not isinstance(plain, ControlModel)
+    trained = load_trained(run, arm, 1e-2)
+    assert (logits(plain) - logits(trained)).abs().max() <= far
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.chat_template == run_config(run).load_tokenizer().chat_template
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"{arm} (method " in text
+    assert "| gain |" in text
+    assert (done.gap is not None) == (arm in ("stack", "control"))
+    assert ("Merging changed its predictions" in text) == (done.gap is not None)
+    assert any(line.startswith("serve it: vllm serve") for line in exported_text(done))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> None:
+    config = run_config(run)
+    for arm in ("control", "lora"):
+        export(run, arm, 1e-2, tmp_path / arm, form="trained", say=lambda text: None)
+    expanded = ctrl.load(config.load_base()[0], tmp_path / "control")
+    adapted = PeftModel.from_pretrained(config.load_base()[0], str(tmp_path / "lora"))
+    assert torch.equal(logits(expanded), logits(load_trained(run, "control", 1e-2)))
+    assert torch.equal(logits(adapted), logits(load_trained(run, "lora", 1e-2)))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="arm 'full' trained weights of the model itself: use --form merged"):
+        export(run, "full", 1e-2, tmp_path / "full", form="trained", say=lambda text: None)
+    assert not (tmp_path / "full").exists()
+
+
+def test_weights_have_the_dtype_that_was_asked_for(run: Path, tmp_path: Path) -> None:
+    export(run, "full", 1e-2, tmp_path / "half", dtype="bf16", say=lambda text: None)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="half exists: name a new folder"):
+        export(run, "full", 1e-2, tmp_path / "half")
+    with pytest.raises(ConfigError, match="--dtype int4: choose one of fp32, bf16, fp16"):
+        export(run, "full", 1e-2, tmp_path / "other", dtype="int4")

@@ -1,0 +1,97 @@
+"""Ctrl-C and SIGTERM during training: the step ends, a checkpoint is saved, and the next start goes on from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from experiments.tracking.machine import sigterm_raises
+from experiments.training.stopping import StopRequest, stops_after_step
+from tests.helpers import engine
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_acts_at_the_end(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    acted: list[int] = []
+    before = signal.signal(number, lambda got, frame: acted.append(got))
+    try:
+        with stops_after_step() as asked:
+            assert not asked
+            signal.raise_signal(number)
+            assert asked
+            assert acted == []
+        assert acted == [number]
+        signal.raise_signal(number)  # as before the block
+        assert acted == [number] * 2
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_second_signal_acts_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with sigterm_raises(), stops_after_step() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert "stopping after this step, with a checkpoint; once more stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # another one is noted
+        assert asked.numbers == [signal.SIGINT, signal.SIGTERM]
+        asked.numbers.clear()
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stops_after_step() as asked:
+            signal.raise_signal(signal.SIGINT)
+        assert not asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_of_several_processes_and_in_a_thread_nothing_is_changed() -> None:
+    with pytest.raises(KeyboardInterrupt), stops_after_step(processes=2):
+        signal.raise_signal(signal.SIGINT)
+    found: list[StopRequest] = []
+
+    def work() -> None:
+        with stops_after_step() as asked:
+            found.append(asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0].handlers == {}
+
+
+def test_an_interrupted_arm_saves_its_step_and_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in step 3, which is no step of an evaluation."""
+    whole = engine.train(engine.arm_config("control"), tmp_path / "whole")
+    step, seen = engine.Hooks.__init__, list[int]()
+
+    def interrupting(self: engine.Hooks, evaluate: object, record: object, log: object) -> None:
+        def noting(number: int, logs: dict[str, float]) -> None:
+            seen.append(number)
+            if number == 3 and seen.count(3) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            log(number, logs)  # type: ignore[operator]
+
+        step(self, evaluate, record, noting)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.Hooks, "__init__", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(engine.arm_config("control"), tmp_path / "parts")
+    assert seen[-1] in (3, 4)
+    kept = seen[-1]
+    assert (tmp_path / "parts" / f"checkpoint-{kept}").is_dir()
+    resumed = engine.train(engine.arm_config("control"), tmp_path / "parts")
+    assert seen[-1] == 6
+    assert sorted(resumed.logs) == list(range(kept + 1, 7))
+    for name, weight in whole.weights.items():
+        assert (resumed.weights[name] == weight).all(), name
