@@ -38,6 +38,15 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": [0, 2]},
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
+    "07_bring_your_own": {
+        "steps": 2,
+        "batch_size": 2,
+        "held_out": 2,
+        "kept_items": 4,
+        "replies": 2,
+        "reply_tokens": 2,
+        "text_tokens": 256,
+    },
     "08_measure": {
         "people": 3,
         "steps": 2,
