@@ -82,7 +82,8 @@ class Control:
     lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open
-    looked_at_copies: bool = False  # whether a training pass has looked if they train
+    looked: bool = False  # whether a training pass has looked at what trains
+    references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
@@ -92,7 +93,7 @@ class Control:
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
-    looked: bool = False  # whether the gradient of `used` was seen
+    seen: bool = False  # whether the gradient of `used` was seen
     used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Control:
@@ -115,7 +116,7 @@ class Control:
     def __getstate__(self) -> dict[str, Any]:
         self._warn_of_copying()
         here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
-        return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": []}
+        return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": [], "references": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, thread=_OfThread())
@@ -213,9 +214,9 @@ class Control:
 def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
     """Warn if the loss of a compiled pass has no gradient, but something else that it returns has."""
     control = reference()
-    if control is None or control.looked:
+    if control is None or control.seen:
         return
-    control.looked = True
+    control.seen = True
     if not gradient.any():
         control.warn_of_loss_without(UNUSED)
 

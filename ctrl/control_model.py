@@ -56,7 +56,7 @@ class ControlModel(nn.Module):
             current.divergences = {}
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
-            self._look_at_copies()
+            self._look_at_what_trains()
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.begin(current)
@@ -70,16 +70,27 @@ class ControlModel(nn.Module):
             control.watch(_tensors(out), "without labels")
         return out
 
-    def _look_at_copies(self) -> None:
-        """Warn in the first training pass if no copy trains. PEFT's adapters on top have a warning of their own."""
-        if self.control.looked_at_copies or torch.compiler.is_compiling():
+    def _look_at_what_trains(self) -> None:
+        """Warn in the first training pass if no copy trains, or a weight that a reference shares.
+
+        PEFT's adapters on top have a warning of their own.
+        """
+        if self.control.looked or torch.compiler.is_compiling():
             return
-        self.control.looked_at_copies = True
+        self.control.looked = True
         copies = (p for layer in expanded_layers(self) for p in layer.expanded.parameters())
         if "peft_config" not in vars(self) and not any(p.requires_grad for p in copies):
             warnings.warn(
                 "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
                 "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
+                stacklevel=4,
+            )
+        references = filter(None, (made() for made in self.control.references))
+        shared = {id(p) for made in references for p in made.parameters()}
+        if moving := [name for name, p in self.named_parameters() if p.requires_grad and id(p) in shared]:
+            warnings.warn(
+                f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
+                "ctrl.reference after you unfreeze",
                 stacklevel=4,
             )
 

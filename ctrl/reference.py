@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import chain
 from typing import Any
 
@@ -21,8 +22,9 @@ def reference(model: nn.Module) -> PreTrainedModel:
 
         trainer = DPOTrainer(model, ref_model=ctrl.reference(model), ...)
 
-    Move both to a device (or let the trainer do it): the weights stay one. Weights of the base that you unfroze are
-    copied as they are now. In eval mode; `ctrl.pretrained` needs no second model, but trainers ask for one. TRL's
+    Move both to a device (or let the trainer do it): the weights stay one, and another dtype of one is that of both.
+    Weights of the base that you unfroze are copied as they are now; those that you unfreeze later are shared, with a
+    warning. In eval mode; `ctrl.pretrained` needs no second model, but trainers ask for one. TRL's
     GRPOTrainer takes none, it loads its own by the base's name. Raises ConfigError for a sharded model, whose shards
     FSDP gathers for one model only: make the reference before, it is then sharded as a model of its own.
     """
@@ -38,4 +40,7 @@ def reference(model: nn.Module) -> PreTrainedModel:
     for parameter in plain.parameters():
         if id(parameter) not in shared:
             parameter.requires_grad_(False)
+    control = expanded.control
+    control.references = [*(made for made in control.references if made()), weakref.ref(plain)]
+    control.looked = False  # the next training pass looks whether a shared weight trains
     return plain.eval()

@@ -36,7 +36,6 @@ COVERED_BY = {
     "experiments.measure.plot": "experiments/measure/test_run.py",
     "experiments.soften.plot": "experiments/soften/test_run.py",
     "experiments.soften.report": "experiments/soften/test_run.py",
-    "experiments.soften.endpoint": "experiments/soften/test_run.py",
     "experiments.cli.soften": "experiments/soften/test_run.py",
     "experiments.measure.report": "experiments/measure/test_run.py",
     "experiments.measure.kinds": "experiments/measure/test_models.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import ctrl
 from ctrl.layer import ADDED
 from tests.helpers.families import EVERY, build, perturb
-from tests.helpers.tiny_llama import IDS, expanded, tiny
+from tests.helpers.tiny_llama import IDS, disturbed, expanded, tiny
 from tests.helpers.trainers import dpo_trainer, hf_trainer
 
 SETTINGS: list[dict[str, Any]] = [
@@ -110,3 +111,21 @@ def test_dpo_has_the_losses_of_a_separate_copy(settings: dict[str, Any], tmp_pat
     assert len(losses[0]) == 3
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3  # it does train
+
+
+@pytest.mark.parametrize("unfrozen", ["before", "after", "never"])
+def test_a_shared_weight_that_trains_is_said(unfrozen: str) -> None:
+    """It would move the reference of a DPO or KL loss with the model."""
+    model = disturbed().train()
+    if unfrozen == "before":
+        model.model.norm.weight.requires_grad_(True)
+    made = ctrl.reference(model)
+    if unfrozen == "after":
+        model.model.norm.weight.requires_grad_(True)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS)
+    said = [str(w.message) for w in seen if "the model of ctrl.reference shares it" in str(w.message)]
+    assert len(said) == (unfrozen == "after")
+    assert (made.model.norm.weight is model.model.norm.weight) == (unfrozen != "before")

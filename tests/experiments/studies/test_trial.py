@@ -159,7 +159,7 @@ def test_a_trial_above_its_budget_of_kl_is_stopped_with_several_objectives(base:
 @pytest.mark.parametrize(("kl", "stopped"), [(0.1, False), (0.2, True), (math.nan, True), (math.inf, True)])
 def test_a_kl_that_is_no_number_is_above_each_budget(kl: float, stopped: bool) -> None:
     observe = _observer(toy_study(kl_budget=0.1), None, 0)
-    with pytest.raises(StopArm, match="above the budget of 0.1") if stopped else contextlib.nullcontext():
+    with pytest.raises(StopArm, match=r"above the budget of 0\.1") if stopped else contextlib.nullcontext():
         observe("a", 2, {"kl": Estimate(kl)})
 
 
