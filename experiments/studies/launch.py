@@ -109,12 +109,21 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
     def write_note(run_id: str) -> None:
         write_json(note, {"run_id": run_id, "owner": process_tags()})
 
+    run = None
     with contextlib.ExitStack() as opened:
         with FileLock(f"{folder}.lock"):  # two that start at the same moment would both find no owner
             owner = read_note(note).get("owner", {})
             joins = process_state(owner) and owner["pid"] != str(os.getpid())
-            known: dict[str, Any] = {"params": _params(config), "run_id": _mlflow_run(folder), "note": write_note}
-            run = None if joins else opened.enter_context(tracker.run(config.name, kind="study", **known))
+            if not joins:
+                run = opened.enter_context(
+                    tracker.run(
+                        config.name,
+                        kind="study",
+                        params=_params(config),
+                        run_id=_mlflow_run(folder),
+                        note=write_note,
+                    )
+                )
         if run is None:
             yield _NoRun()
             return

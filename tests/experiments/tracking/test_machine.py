@@ -48,11 +48,14 @@ def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatc
 def test_signals_that_end_a_process_let_it_close_its_runs(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(SystemExit, match=str(128 + number)), sigterm_raises():
-        os.kill(os.getpid(), number)
-    assert capfd.readouterr().err == f"stopped by {number.name}; the same command continues\n"
-    assert signal.getsignal(number) == before
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
+    try:
+        with pytest.raises(SystemExit, match=str(128 + number)), sigterm_raises():
+            os.kill(os.getpid(), number)
+        assert capfd.readouterr().err == f"stopped by {number.name}; the same command continues\n"
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
