@@ -87,7 +87,9 @@ def turned_table(base: Sequence[Record], arms: Mapping[str, Sequence[Record]], q
         f"At most {lost} lost and {FEW} won kept answers of each arm: those whose right option lost or won most of its "
         "lead, each question once."
     )
-    return Table("Answers that turned", ("arm", "", "task", "question", "right", "before", "after"), tuple(rows), note)
+    return Table(
+        "Answers that turned", ("arm", "turned", "task", "question", "right", "before", "after"), tuple(rows), note
+    )
 
 
 def cells(one: Turned) -> tuple[str, ...]:
