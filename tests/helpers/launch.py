@@ -13,10 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -53,7 +55,8 @@ def two_processes(script: Path, *arguments: object, timeout: float = 400) -> sub
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         free.close()
         words = [str(script), *map(str, arguments)]
-        started = [context.Process(target=_process, args=(words, shared, rank, logs)) for rank in range(2)]
+        ended = context.Barrier(2)
+        started = [context.Process(target=_process, args=(words, shared, rank, logs, ended)) for rank in range(2)]
         for process in started:
             process.start()
         codes = _wait(started, timeout)
@@ -74,14 +77,25 @@ def _wait(started: Sequence[BaseProcess], timeout: float) -> list[int | None]:
     return codes
 
 
-def _process(words: list[str], shared: dict[str, str], rank: int, logs: list[Path]) -> None:
-    """Run a script as the process of a rank; what it writes is added to the logs."""
+def _process(words: list[str], shared: dict[str, str], rank: int, logs: list[Path], ended: Barrier) -> None:
+    """Run a script as the process of a rank; what it writes is added to the logs.
+
+    Rank 0 holds the store, which torchrun would hold: after a success both wait for each other.
+    """
     for number, log in enumerate(logs, start=1):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), GLOO_SOCKET_IFNAME="lo")
     os.chdir(ROOT)
     sys.argv[:] = words
-    runpy.run_path(words[0], run_name="__main__")
+    code: Any = 0
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    if not code:
+        with suppress(BrokenBarrierError):
+            ended.wait(60)
+    sys.exit(code)
 
 
 def torchrun(script: Path, *arguments: object, timeout: float = 400) -> subprocess.CompletedProcess[str]:
