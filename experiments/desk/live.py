@@ -14,6 +14,7 @@ from typing import Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json
+from experiments.common.progress import duration
 from experiments.common.result_folders import MEASUREMENT, find, folders, trial_runs
 from experiments.desk.overview import Overview, read_config, read_run, read_study, state_after
 from experiments.tracking.journal import PATTERN, Event, Journal
@@ -131,11 +132,14 @@ class Follower:
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
         self.steps = 0
-        self._arms: dict[Path, LiveArm] = {}
+        self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
     def look(self) -> Live:
         runs = trial_runs(self.folder, folders(self.folder.parents[1])[1]) if self.is_study else [self.folder]
-        arms = [arm for run in runs for arm in self._arms_of(run)]
+        for run in runs:
+            if run not in self._arms:
+                self._arms[run] = self._arms_of(run)
+        arms = [arm for run in runs for arm in self._arms[run]]
         for arm in arms:
             if arm.status not in ENDED:
                 arm.look()
@@ -146,7 +150,7 @@ class Follower:
         config = read_config(run / "config.yaml")
         self.steps = int(config["training"]["steps"])
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
-        return [self._arms.setdefault(path, LiveArm(path)) for path in paths]
+        return [LiveArm(path) for path in paths]
 
     def _left(self, overview: Overview, arms: Sequence[LiveArm]) -> float | None:
         """Estimate the seconds that are left: arms that have not begun take as long per step as the others."""
@@ -171,14 +175,8 @@ def words_of(live: Live) -> str:
     if live.running and current is not None:
         parts.append(f"{current.name} at step {current.step} of {live.steps}")
     if live.left is not None:
-        parts.append(f"about {time_text(live.left)} left")
+        parts.append(f"about {duration(live.left)} left")
     return ", ".join(parts)
-
-
-def time_text(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def values_of(arm: LiveArm) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class _Lines:
 
 
 def html(live: Live) -> str:
-    """Write one look as HTML that stands alone: one line, a table of the arms, the picture, where the report is."""
+    """Write one look as HTML that needs no other file: a line, a table of the arms, the picture, the report's path."""
     from experiments.desk.picture import live_figure
     from experiments.reporting.page import image_bytes
 

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_json
 from experiments.common.paths import check_file_name
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
@@ -21,6 +22,7 @@ from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
 from experiments.measure.files import TOKENIZER, checkpoints, content, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
+from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
 
@@ -140,7 +142,7 @@ def _read(
         one.kind.check(one.folder, base)
     last = found[-1]
     facts = last.kind.facts(last.folder, base)
-    own = _own_tokenizer(last, folder, base.remote_code)
+    own = _own_tokenizer(last, folder, base)
     if own is None:
         return Model(name, address, found, tokenizer, False, _other_shape(facts, base.facts))
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
@@ -180,12 +182,17 @@ def distributions() -> list[str]:
     return [name for name, suite in SUITES.items() if suite.compares_tokens]
 
 
-def _own_tokenizer(last: Checkpoint, folder: Path, remote_code: bool) -> PreTrainedTokenizerBase | None:
+def _own_tokenizer(last: Checkpoint, folder: Path, base: Base) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a model; None if it has none and is a change of the base, whose tokenizer it has then."""
-    if last.kind.whole:
+    if last.kind.whole and not _trained_here(last.folder, base):
         _tokenizer_files(last.folder, folder)
     place = tokenizer_folder(last.folder)
-    return load_tokenizer(place, remote_code) if place else None
+    return load_tokenizer(place, base.remote_code) if place else None
+
+
+def _trained_here(folder: Path, base: Base) -> bool:
+    """Whether an arm of this bench trained these weights from this base. Such a folder has no tokenizer of its own."""
+    return read_json(folder / TRAINED_FROM).get("name") in (base.name, str(base.folder))
 
 
 def _tokenizer_files(folder: Path, named: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.desk.live import Follower, time_text, values_of, words_of
+from experiments.desk.live import Follower, values_of, words_of
 from tests.helpers.live_run import begin_arm, log, make_live_run
 from tests.helpers.run_folders import add_result, make_measurement, make_run, make_study
 
@@ -28,7 +28,7 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
     assert live.current is live.arms[1]
     assert live.current.layers("divergence") == {7: 0.25}
     assert live.left == 15 * 2 + 20 * 1.5  # the arm that waits: the mean of the others
-    assert words_of(live) == f"{folder.name}: running, 1 of 3 arms done, full-0.0001 at step 5 of 20, about 60 s left"
+    assert words_of(live) == f"{folder.name}: running, 1 of 3 arms done, full-0.0001 at step 5 of 20, about 1 min left"
     assert values_of(live.arms[0]) | {"s/step": None} == {
         "arm": "full-0.001", "status": "finished", "step": 20, "loss": 1.0, "gain": 0.5, "retention": 0.9, "KL": None,
         "s/step": None,
@@ -92,7 +92,3 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     folder = make_live_run(tmp_path)
     log(begin_arm(folder, "full-0.001"), {1: {"loss": float("nan")}}, seconds=1)
     assert "loss" not in Follower(folder.name, tmp_path).look().arms[0].series
-
-
-def test_times() -> None:
-    assert [time_text(s) for s in (5, 300, 7200)] == ["5 s", "5 min", "2.0 h"]

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
+from experiments.measure.kinds import Base
 from experiments.measure.models import Model, load_tokenizer, read_base, read_models
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
 from tests.helpers.measured import model_folder, tiny_model
@@ -96,6 +97,19 @@ def change(name: str, folder: Path) -> None:
         adapter = json.loads((folder / "adapter_config.json").read_text())
         adapter["base_model_name_or_path"] = "somebody/else"
         (folder / "adapter_config.json").write_text(json.dumps(adapter))
+
+
+def test_weights_of_an_arm_of_this_base_have_its_tokenizer(base: str, models: dict[str, str], tmp_path: Path) -> None:
+    """The bench saves none with them; those of another base are refused."""
+    folder = Path(shutil.copytree(models["same"], tmp_path / "trained"))
+    change("no tokenizer", folder)
+    found, tokenizer = Base(base, Path(base)), load_tokenizer(base)
+    (folder / "base.json").write_text(json.dumps({"name": base}))
+    (model,) = read_models([str(folder)], found, tokenizer, ())
+    assert model.tokenizer is tokenizer
+    (folder / "base.json").write_text(json.dumps({"name": "another"}))
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        read_models([str(folder)], found, tokenizer, ())
 
 
 @pytest.mark.parametrize(
