@@ -5,10 +5,6 @@ This is a sample; `python -m tests.helpers.damage` does every file in every way,
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.helpers.damage import DAMAGES, HEALED, REFUSED, Case, Roots, check, every, rotated
@@ -26,15 +22,6 @@ FOUND = [
     ("read", "base/items.jsonl", "empty"),
     ("read", "trained/model.safetensors", "of another run"),
 ]
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roots]:
-    before = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Roots(tmp_path_factory.mktemp("damaged"))
-    os.chdir(before)
 
 
 @pytest.mark.parametrize(("name", "each"), [("finished", 4), ("interrupted", 7), ("read", 5)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,6 @@ from tests.helpers.damage import Roots
 from tests.helpers.damaged import SUBJECTS
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roots]:
-    before = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        yield Roots(tmp_path_factory.mktemp("older"))
-    os.chdir(before)
 
 
 def drop(root: Path, pattern: str, *names: str) -> None:
