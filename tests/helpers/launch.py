@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -37,6 +38,9 @@ IMPORTED = [
     "tests.helpers.engine",
     "peft",
     "mlflow.store.tracking.sqlalchemy_store",
+    "ipykernel.kernelapp",
+    "ipywidgets",
+    "seaborn",
 ]
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
 
@@ -47,9 +51,7 @@ def two_processes(script: Path, *arguments: object, timeout: float = 400) -> sub
     They are forked from a process that has imported everything (the standard library's fork server), which takes ten
     seconds in each otherwise. If one ends with an error, the other is ended too. `torchrun` is the real command.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
+    context = forking()
     with tempfile.TemporaryDirectory() as folder, closing(socket.create_server(("127.0.0.1", 0))) as free:
         logs = [Path(folder, name) for name in ("stdout", "stderr")]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -61,6 +63,14 @@ def two_processes(script: Path, *arguments: object, timeout: float = 400) -> sub
             process.start()
         codes = _wait(started, timeout)
         return subprocess.CompletedProcess(words, int(any(codes)), *(log.read_text() for log in logs))
+
+
+def forking() -> ForkServerContext:
+    """Return the context of processes that are forked from one that has imported everything, one thread each."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
 def _wait(started: Sequence[BaseProcess], timeout: float) -> list[int | None]:

@@ -114,6 +114,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import papermill
 
+    from tests.helpers.forked_kernel import fork_kernels
+
+    fork_kernels(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is tiny, and another process of tests has the other core
     before = set(root.glob("runs/*/report.html"))
     parameters = dict(SMALL[path.stem])
