@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # with an empty value, Python keeps bytecode: each process of the tests would compile all modules anew
 export PYTHONDONTWRITEBYTECODE :=
-# two processes halve the time; a file's fixtures stay in one of them; tests/conftest.py puts the longest files first
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# three processes: while tests of one wait (servers, two-process launches, kills), the other two have the cores.
+# a file's fixtures stay in one of them; tests/conftest.py puts the longest files first
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help quickstart test test-fast check docs lab ui setup clean
 

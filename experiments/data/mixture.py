@@ -66,6 +66,12 @@ class Mixture:
         self.drawn = [Drawn() for _ in self.parts]
         self.open: dict[tuple[int, bool], Pieces] = {}
 
+    def check(self) -> None:
+        """Read the first piece of each source, then start again. Raises ConfigError if no example of one fits a row."""
+        for part in self.parts:
+            self._pieces(part).take(Drawn())
+        self.begin()
+
     def stage(self, number: int) -> Iterator[Piece]:
         """Yield the pieces of one stage, without end."""
         own = [i for i, part in enumerate(self.parts) if part.stage == number]

@@ -82,9 +82,11 @@ class ExperimentData:
         return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
 
     def check_rows(self) -> None:
-        """Read the first row of each mixture. Raises ConfigError if no example of a source fits a row."""
+        """Read the first examples of each source of each mixture. Raises ConfigError if none of one fits a row."""
         for arm in {_replay(self.config, arm): arm for arm in self.config.arms}.values():
-            _ = self.rows(arm)[0]
+            rows = self.rows(arm)
+            rows.mixture.check()
+            _ = rows[0]
 
     def old_batches(self, count: int) -> list[Batch]:
         """Return `count` batches of text that the model should keep, the same at every call, replayed or not.

@@ -49,6 +49,15 @@ class Endless(Source):
         return (Item(f"{self.word} {i}", "word " * (1 + i * 7 % 11)) for i in itertools.count())
 
 
+class Long(Endless):
+    """Chats of which none fits a row."""
+
+    source: Literal["long"] = "long"  # type: ignore[assignment]
+
+    def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
+        return (Item(f"{self.word} {i}", "word " * 200) for i in itertools.count())
+
+
 def mixture(tokenizer: PreTrainedTokenizerBase, parts: list[Part], regime: Any = "sft", length: int = 64) -> Mixture:
     return Mixture(parts, Encoder(tokenizer, regime, length), 0, NONE)
 
@@ -163,6 +172,18 @@ class TestEpochs:
         monkeypatch.setattr("experiments.data.mixture.PATIENCE", 50)
         with pytest.raises(ConfigError, match=r"source0: 50 examples in a row are longer than data.length=16"):
             Rows(mixture(tokenizer, chats(1.0), length=16), 1)[0]
+
+    @pytest.mark.parametrize("stage", [0, 1])
+    def test_any_source_without_a_usable_example_is_found_before_the_first_row(
+        self, stage: int, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        mixed = mixture(tokenizer, [*chats(0.9), Part(Long(word="long"), 0.1, True, stage)])
+        good = mixture(tokenizer, chats(0.5, 0.5))
+        expected = list(itertools.islice(mixture(tokenizer, chats(0.5, 0.5)).stage(0), 5))
+        good.check()
+        assert list(itertools.islice(good.stage(0), 5)) == expected
+        with pytest.raises(ConfigError, match=r"source long: .* are longer than data.length=64 tokens: raise"):
+            mixed.check()
 
     def test_nothing_left_is_an_error(self, tokenizer: PreTrainedTokenizerBase) -> None:
         source = Listed(texts=("a", "b"))
