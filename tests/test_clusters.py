@@ -1,4 +1,4 @@
-"""The examples for Slurm and Kubernetes in docs/distributed.md, with a stand-in for the cluster's commands."""
+"""The examples for clusters in docs/: Slurm and Kubernetes with stand-ins for their commands, files for accelerate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from experiments.cli.main import parser
+from tests.helpers.launch import FSDP
 from tests.helpers.pages import ROOT, blocks
 
+EXAMPLES = ROOT / "docs" / "examples"
 PAGE = ROOT / "docs" / "distributed.md"
 COMMANDS = {
     "srun": '"$@"',
@@ -45,3 +47,24 @@ def test_a_job_of_kubernetes_runs_the_command_until_it_ends_well() -> None:
     assert [variable["name"] for variable in container["env"]] == ["STUDY_STORAGE"]
     assert pod["restartPolicy"] == "OnFailure"  # exit code 143: the same command goes on
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_config_file_of_fsdp_asks_for_what_is_tested() -> None:
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = ["--config_file", str(EXAMPLES / "accelerate_fsdp2.yaml"), "-m", "experiments.cli", "run", "mine.yaml"]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    env = prepare_multi_gpu_env(args)
+    asked = {name: value for name, value in FSDP.items() if name != "ACCELERATE_TORCH_DEVICE"}
+    assert {name: env[name] for name in asked} == asked
+    assert (args.num_processes, env["ACCELERATE_MIXED_PRECISION"]) == (8, "no")
+    assert env["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
+
+
+def test_the_config_file_of_deepspeed_is_one_of_accelerate() -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(EXAMPLES / "accelerate_zero2.yaml"))
+    assert (config.num_processes, config.mixed_precision) == (8, "no")
+    assert config.deepspeed_config["zero_stage"] == 2
