@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root, short_path
@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
     out = commands.add_parser("export-model", help="write the model of a finished arm as a folder that others can load")
     out.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     out.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
-    out.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    out.add_argument("--to", type=folder, required=True, metavar="FOLDER", help="a new folder")
     out.add_argument(
         "--form", default="merged", choices=("merged", "trained"),
         help="a plain model, or as it was trained: an expansion or an adapter (default: %(default)s)",

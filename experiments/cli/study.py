@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 
@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     export.set_defaults(command=export_command)
     report = commands.add_parser("report", help="write a study's report")
     report.add_argument("study", help=NAME)
-    report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
+    report.add_argument("--out", type=folder, help="a folder (default: the study's own)")
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):
         add_root(command)
