@@ -93,6 +93,7 @@ class Control:
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
+    recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer
     seen: bool = False  # whether the gradient of `used` was seen
     used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`
 

@@ -114,7 +114,8 @@ class ExpandedLayer(nn.Module):
 
     def _pretrained(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the frozen layer; with `checkpoint_pretrained` its activations are computed again when needed."""
-        again = self.control.config.checkpoint_pretrained and self.training and torch.is_grad_enabled()
+        asked = self.control.config.checkpoint_pretrained or self.control.recomputes
+        again = asked and self.training and torch.is_grad_enabled()
         around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
         if not again or around or cached:

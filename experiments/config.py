@@ -208,7 +208,7 @@ class ExperimentConfig(Section):
 
     def digest(self) -> str:
         """Return eight hex digits that change whenever a result could."""
-        return json_digest(self.to_flat())[:8]
+        return json_digest(self.to_flat() | {"training": self.training.identity()})[:8]
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:

@@ -55,7 +55,7 @@ def run_experiment(
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
     with errors_explained(root), Processes.joined() as processes:
-        processes.per_process(config.training.batch_size)
+        processes.cut(config.training)
         if not processes.is_main:
             return follow(config, folder, processes)
         inputs = read_inputs(config, root, say)

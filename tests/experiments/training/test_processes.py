@@ -213,7 +213,7 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monke
     ("count", "error", "raised", "reason"),
     [
         (1, torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),  # noted as the arm's reason
-        (2, torch.OutOfMemoryError("no memory"), AbortLaunch, r"full-1: out of GPU memory: lower training\.batch_size"),
+        (2, torch.OutOfMemoryError("no memory"), AbortLaunch, r"full-1: out of GPU memory: set training\.micro_batch"),
         (2, ArmFailed("loss became nan"), ArmFailed, "loss became nan"),  # all processes meet it
         (2, LaunchMismatch("written by another"), LaunchMismatch, "written by another"),
     ],
