@@ -17,6 +17,7 @@ from ctrl.control_model import ControlModel
 from ctrl.gap import evaluating
 from ctrl.numerics import widen
 from ctrl.sharded import sharded
+from experiments.methods.active import ActiveTerm
 from experiments.methods.base import MethodContext
 from experiments.methods.batches import Batch
 from experiments.methods.saving import is_peft
@@ -93,6 +94,18 @@ class Reference:
         finally:
             hook.remove()
         return states[0]
+
+
+class AtLabels(ActiveTerm):
+    """Base of loss terms in training that read the base model at all labelled tokens, and their labels."""
+
+    def __init__(self, term: Any, model: PreTrainedModel, context: MethodContext) -> None:
+        self.term, self.base = term, Reference(model, context)
+
+    def begin_pass(self, model: Any, batch: Batch) -> tuple[BaseLogits, Tensor]:
+        """Return the base's logits of the labelled tokens, and their labels."""
+        labelled = batch["shift_labels"] != -100
+        return self.base.read(model, batch, labelled), batch["shift_labels"][labelled]
 
 
 def _of_rows(value: Any, rows: Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.methods.adapters import Peft
 from experiments.methods.averaging import Ema, Mer, Wise
 from experiments.methods.base import Average, LossTerm, Tuning
+from experiments.methods.distillation import LogitSwap, Muscle
 from experiments.methods.losses import Ewc, Kl, L2sp
 from experiments.methods.low_rank import Corda, Dora, Lora, Rslora
 from experiments.methods.sparse import Mofo
@@ -35,6 +36,8 @@ LOSS_TERMS: dict[str, type[LossTerm]] = {
     "talr": Talr,
     "prox": Prox,
     "asft": Asft,
+    "muscle": Muscle,
+    "logit_swap": LogitSwap,
     "not_replayed": NotReplayed,
 }
 AVERAGES: dict[str, type[Average]] = {

@@ -8,13 +8,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from experiments.methods.active import ActiveTerm, Tokens
-from experiments.methods.base import LossTerm, MethodContext
+from experiments.methods.active import Tokens
+from experiments.methods.base import LossTerm
 from experiments.methods.batches import Batch, replayed_positions
 from experiments.methods.losses import Kl, KlToBase
-from experiments.methods.reference import BaseLogits, Reference
+from experiments.methods.reference import AtLabels
 
 
 class Dft(LossTerm):
@@ -72,16 +71,8 @@ class Prox(LossTerm):
         return (odds * math.expm1(self.rho)).clamp_max(1.0)
 
 
-class KnownToBase(ActiveTerm):
+class KnownToBase(AtLabels):
     """`Prift` in training: holds the base model."""
-
-    def __init__(self, term: Prift, model: PreTrainedModel, context: MethodContext) -> None:
-        self.term, self.base = term, Reference(model, context)
-
-    def begin_pass(self, model: Any, batch: Batch) -> tuple[BaseLogits, Tensor]:
-        """Return the base's logits of the labelled tokens, and their labels."""
-        labelled = batch["shift_labels"] != -100
-        return self.base.read(model, batch, labelled), batch["shift_labels"][labelled]
 
     def weights_of(self, tokens: Tokens) -> Tensor:
         base, labels = tokens.noted

@@ -45,12 +45,12 @@ def methods(mode: str) -> list[str]:
     of a pass, of which each process has others.
 
     DDP: those that do more than the model's own pass, or change the optimiser. The others only wrap the model, and
-    shards test them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and
-    partial do.
+    shards test them harder. FSDP: not rslora, eaft, prift, prox, asft, muscle, logit_swap and half, which meet shards
+    as lora, dft, kl and partial do.
     """
     left_out = {
         "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
-        "fsdp": ("l2sp", "ewc", "mofo", "rslora", "eaft", "prift", "prox", "asft", "half"),
+        "fsdp": ("l2sp", "ewc", "mofo", "rslora", "eaft", "prift", "prox", "asft", "muscle", "logit_swap", "half"),
         "zero": ("mer", "mofo", "control bf16"),
     }
     others = ("kl lora", "kl control", "control bf16", "dft on control", "ema on lora", "kl and ema")
