@@ -20,10 +20,11 @@ from transformers.cache_utils import Cache
 from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
 from ctrl.classes import made_once
-from ctrl.control import Control, ForwardPass
+from ctrl.control import Control
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 from ctrl.numerics import widen
+from ctrl.passes import ForwardPass
 from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 import torch
 
 from ctrl.sharded import sharded
+from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
