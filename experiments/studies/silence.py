@@ -1,8 +1,8 @@
 """Tell whether the heartbeat of a trial on another machine has stopped.
 
-A heartbeat is a time in the database. With SQLite it is the clock of the machine that wrote it, and any clock can be set
-while trials run. So an old heartbeat alone does not say that a worker is dead: it must also have stayed the same while
-this process watched it, by a clock that cannot be set.
+A heartbeat is a time in the database. With SQLite it is the clock of the machine that wrote it, and any clock can be
+set while trials run. So an old heartbeat alone does not say that a worker is dead: it must also have stayed the same
+while this process watched it, by a clock that cannot be set.
 """
 
 from __future__ import annotations
