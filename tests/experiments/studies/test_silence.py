@@ -11,7 +11,7 @@ from experiments.studies.queue import Store
 from experiments.studies.trial import TrialOutcome
 from tests.helpers.toy_study import open_store, quiet
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = pytest.mark.filterwarnings("ignore:.*experimental", "ignore:Heartbeat of storage")
 
 
 class Clock:
