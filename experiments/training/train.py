@@ -29,6 +29,7 @@ from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
 from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
+OPTIMIZER = "adamw_torch_fused"  # by default
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
@@ -115,7 +116,7 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
         "warmup_steps": training.warmup_steps,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
-        "optim": "adamw_torch_fused",
+        "optim": OPTIMIZER,
         "bf16": context.precision.bf16,
         "use_cpu": not torch.cuda.is_available(),
         "seed": context.seed,
