@@ -22,6 +22,7 @@ from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, run_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.experiment import follow, lead
+from experiments.runs.growing import with_begun_arms
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.unused import check_fields
@@ -50,10 +51,11 @@ def run_experiment(
         only_one_process("a study")
     if observe is not None:
         only_one_process("an observer")
-    if parent is None:
-        check_fields(config)
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
+    config = config if fresh else with_begun_arms(config, folder)
+    if parent is None:
+        check_fields(config)
     with errors_explained(root), Processes.joined() as processes:
         processes.cut(config.training)
         if not processes.is_main:
