@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli.console import Commands, quiet, say, show
+from experiments.cli.console import Commands, quiet, show
 from experiments.cli.run import overrides
 
 MOST_DEVICES = 4096
@@ -44,7 +44,7 @@ def plan_command(args: argparse.Namespace) -> int:
 
     quiet()
     config, device = load_config(args.config, overrides(args.set)), chosen(args.gpu, args.memory)
-    plan = plan_run(config, device, args.devices, args.sharding, args.length, say)
+    plan = plan_run(config, device, args.devices, args.sharding, args.length)
     show(plan_text(plan, args.utilisation))
     return 1 if plan.too_large else 0
 

@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field: training.steps=20"
     )
     run.add_argument("--fresh", action="store_true", help="delete what an earlier run of this config left")
+    run.add_argument("--force", action="store_true", help="start it even if it does not fit into memory")
     run.set_defaults(command=run_command)
     after = commands.add_parser("posthoc", help="change the trained weights of a finished arm, and measure again")
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
@@ -59,7 +60,7 @@ def run_command(args: argparse.Namespace) -> int:
     quiet()
     config = load_config(args.config, overrides(args.set))
     check_settings(config)
-    outcome = run_experiment(config, args.root, args.fresh, say)
+    outcome = run_experiment(config, args.root, args.fresh, say, force=args.force)
     if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has
     print()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,15 +73,13 @@ def plan_run(
     devices: int = 1,
     sharding: Sharding = "none",
     length: int | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Plan every arm of a config. length: tokens of a row, if not `data.length`. say: told which arm is planned.
+    """Plan every arm of a config. length: tokens of a row, if not `data.length`.
 
     Raises ConfigError if the number of devices does not divide `training.batch_size`.
     """
     arms, failed = [], {}
     for arm in config.arms:
-        say(f"{arm.name} ...")
         try:
             arms.append(_Planner(config, arm, device, devices, sharding, length or config.data.length).plan())
         except ConfigError:

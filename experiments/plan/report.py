@@ -54,7 +54,7 @@ def _arm(arm: ArmPlan, plan: Plan, utilisation: float) -> Iterator[str]:
     yield f"  step, GB     {_sizes(arm.parts)} = {_gb(arm.peak)}{'' if fits else ' DOES NOT FIT'}"
     yield f"  stages, GB   {_sizes(arm.stages)}"
     if over := [name for name, size in arm.stages.items() if size > plan.device.memory and name != "training"]:
-        yield f"               more than the device has: {', '.join(over)}"
+        yield f"               may need more than the device has: {', '.join(over)}"
     yield f"  disk, GB     {_sizes(arm.disk)}"
     yield f"  a step       {arm.flops / TB:.3g} TFLOP, {arm.tokens:,} tokens{_speed(arm, plan, utilisation)}"
     if fits:
