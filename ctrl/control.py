@@ -40,7 +40,7 @@ class Control:
     total: int  # layers of the base model; the copy of layers[j] has cache slot total + j
     enabled: bool = True  # False inside ctrl.pretrained
     off: int = 0  # open blocks of ctrl.pretrained, in all threads
-    alphas: list[Tensor] = field(default_factory=list, repr=False)  # of the open blocks of ctrl.at_alpha
+    alphas: list[list[Tensor]] = field(default_factory=list, repr=False)  # of the open blocks of ctrl.at_alpha
     lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     log: Any = None  # ctrl.diagnostics' log while one is open

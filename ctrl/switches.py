@@ -57,34 +57,46 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def at_alpha(model: nn.Module, alpha: float) -> Iterator[nn.Module]:
+def at_alpha(model: nn.Module, alpha: float | Sequence[float]) -> Iterator[nn.Module]:
     """Use this alpha in every expanded layer and for all tokens inside the block: a dial after training.
 
+    alpha: one number for all layers, or one for each expanded layer, the lowest first.
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
     `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, and a copy made
     inside it keeps the alpha, as with `ctrl.pretrained`. Of overlapping blocks the one that began last counts. Raises
     ConfigError for a stacked layer, which mixes nothing.
     """
-    control, gates, fixed = require_expanded(model).control, _gates(model), _number(alpha)
+    control, gates = require_expanded(model).control, _gates(model)
+    fixed = _numbers(alpha, len(gates))
     with _LOCK:
         if not control.alphas:
             control.lasting = [gate.fixed_alpha for gate in gates]
         control.alphas.append(fixed)
-        _fix(gates, [fixed] * len(gates))
+        _fix(gates, fixed)
     try:
         yield model
     finally:
         with _LOCK:
             control.alphas = [other for other in control.alphas if other is not fixed]
-            _fix(gates, [control.alphas[-1]] * len(gates) if control.alphas else control.lasting)
+            _fix(gates, control.alphas[-1] if control.alphas else control.lasting)
 
 
-def set_alpha(model: nn.Module, alpha: float) -> None:
+def set_alpha(model: nn.Module, alpha: float | Sequence[float]) -> None:
     """Set alpha permanently; it is not saved. See `at_alpha` for a temporary change and for errors."""
-    control, gates, fixed = require_expanded(model).control, _gates(model), _number(alpha)
+    control, gates = require_expanded(model).control, _gates(model)
+    fixed = _numbers(alpha, len(gates))
     with _LOCK:
-        control.lasting = [fixed] * len(gates)
+        control.lasting = [*fixed]
         _fix(gates, control.lasting)
+
+
+def _numbers(alpha: float | Sequence[float], count: int) -> list[Tensor]:
+    """Return one alpha for each of `count` layers. Raises ConfigError for another number of them."""
+    if not isinstance(alpha, list | tuple):
+        return [_number(alpha)] * count  # type: ignore[arg-type]
+    if len(alpha) != count:
+        raise ConfigError(f"alpha={list(alpha)!r}: the model has {count} expanded layers, give one number for each")
+    return [_number(one) for one in alpha]
 
 
 def _gates(model: nn.Module) -> list[Interpolation]:

@@ -23,6 +23,7 @@ from docs.verdicts import architectures
 from experiments.cli import catalogue
 from experiments.cli.main import parser
 from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
+from experiments.data.chosen import ReplayChoice
 from experiments.data.config import DataConfig
 from experiments.data.grader import Grader
 from experiments.data.graders import GRADERS, Function
@@ -50,6 +51,7 @@ PART = re.compile(r"(<!-- generated: (\w+)((?: [\w.-]+)*) -->\n).*?(<!-- end -->
 SECTIONS: dict[str, type[BaseModel]] = {
     "run": ExperimentConfig,
     "data": DataConfig,
+    "choose": ReplayChoice,
     "training": TrainingConfig,
     "rates": Rates,
     "evaluation": EvaluationConfig,
@@ -64,7 +66,13 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "posthoc": study.Posthoc,
 }
 ANCHORS: dict[type, str] = {cls: name for name, cls in SECTIONS.items()} | {ControlConfig: "control"}
-ANCHORS |= {Grader: "Graders", TestSet: "Test sets", OtherQuestions: "Test sets", KeptFile: "Kept tasks"}
+ANCHORS |= {
+    ReplayChoice: "Choice of replayed examples",
+    Grader: "Graders",
+    TestSet: "Test sets",
+    OtherQuestions: "Test sets",
+    KeptFile: "Kept tasks",
+}
 ANCHORS |= {Tuning: "What trains", LossTerm: "Loss terms", Average: "Averages of weights"}
 ANCHORS |= dict.fromkeys(SOURCES.values(), "Sources") | dict.fromkeys(DIMENSIONS.values(), "Dimensions")
 

@@ -1,8 +1,15 @@
-"""Print the base model's accuracy on the kept task of the example: `python -m docs.examples.base_accuracy`."""
+"""Print the base model's accuracy on kept tasks, all of their questions.
+
+python -m docs.examples.base_accuracy                       # the example of the documentation, times_table.py
+python -m docs.examples.base_accuracy reading sequences     # tasks by name
+"""
 
 from __future__ import annotations
 
-from docs.examples.times_table import times_table
+import sys
+
+import docs.examples.times_table  # noqa: F401
+from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suite import SuiteContext
 from experiments.evaluation.suites.kept import FORMS, KeptSuite
 from experiments.models.base import load_base
@@ -13,19 +20,20 @@ from experiments.models.precision import Precision
 BASE = "smollm2-135m-instruct"
 
 
-def main() -> None:
+def main(tasks: list[str]) -> None:
     model, tokenizer = load_base(BASE)
-    settings = KeptSuite.Settings(tasks=("times table",), items="all")
-    suite = KeptSuite(settings, SuiteContext(0, BASE), tokenizer, ())
-    print(f"{times_table.__doc__} {suite.size // len(FORMS)} questions")
-    precision = Precision("fp32")
-    for wording, one in (("as asked", suite), ("in other words", suite.reworded())):
-        with evaluating(model, precision):
-            records = list(one.measure(model, no_progress))
-        for form in FORMS:
-            right = [record.correct for record in records if record.form == form]
-            print(f"{wording:<15} {form:<6} {sum(right) / len(right):.2f}")
+    for task in tasks:
+        suite = KeptSuite(KeptSuite.Settings(tasks=(task,), items="all"), SuiteContext(0, BASE), tokenizer, ())
+        print(f"{task}: {KEPT_TASKS[task].__doc__} {suite.size // len(FORMS)} questions")
+        for wording, one in (("as asked", suite), ("in other words", suite.reworded())):
+            if one is None:
+                continue
+            with evaluating(model, Precision("fp32")):
+                records = list(one.measure(model, no_progress))
+            for form in FORMS:
+                right = [record.correct for record in records if record.form == form]
+                print(f"{wording:<15} {form:<6} {sum(right) / len(right):.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or ["times table"])

@@ -27,10 +27,13 @@ def add(commands: Commands) -> None:
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     after.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
     after.add_argument("--lr", type=float, help="its learning rate, if --arm is the name alone")
-    after.add_argument("--op", required=True, help="wise, lines, dial, merge or task_vectors")
+    after.add_argument("--op", required=True, help="wise, lines, dial, dial_depth, merge or task_vectors")
     after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
     after.add_argument(
         "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
+    )
+    after.add_argument(
+        "--choose", action="store_true", help="choose one of the alphas by half of the items, and report the other half"
     )
     after.set_defaults(command=posthoc_command)
     out = commands.add_parser("export-model", help="write the model of a finished arm as a folder that others can load")
@@ -73,14 +76,19 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def posthoc_command(args: argparse.Namespace) -> int:
+    from experiments.posthoc.choice import choose_alpha
     from experiments.posthoc.run import posthoc
     from experiments.reporting.tables import format_table
 
     quiet()
+    if args.choose and len(args.alphas or ()) < 2:
+        raise ConfigError("--choose needs two or more --alphas to choose from: --alphas 0.25 0.5 0.75 1")
     arm, rate = split_arm(args.arm) if args.lr is None else (args.arm, args.lr)
     results = posthoc(args.run, arm, rate, args.op, args.alphas, args.others, say)
     print()
     show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
+    if args.choose:
+        show("\n" + choose_alpha(args.run, results, args.alphas).text())
     return 0
 
 

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.section import Section, later_field
+from experiments.data.chosen import ReplayChoice
 from experiments.data.sources import AnySource, ReasoningGym, check_shares, named, with_shares
-from experiments.data.stages import check_stream, stage_ends
+from experiments.data.stages import Earlier, check_stream, stage_ends
 from experiments.models.template import TEMPLATES, Option
 
 GIVEN = ("messages", "add_generation_prompt", "tools", "documents", "bos_token", "eos_token")  # by transformers
@@ -20,6 +21,9 @@ class DataConfig(Section):
     new: tuple[AnySource, ...] = Field((ReasoningGym(),), min_length=1, description="one source or a list")
     old: tuple[AnySource, ...] = Field((), description="sources of the replayed text: one source or a list")
     replay: float = Field(0.0, ge=0, lt=1, description="share of `old` in all tokens; the rest is `new`")
+    choose: ReplayChoice | None = later_field(
+        None, description="which examples of `old` are replayed; default: all, in random order"
+    )
     order: Literal["mixed", "sequential"] = Field(
         "mixed", description="sources of `new` together, or one after the other"
     )
@@ -83,6 +87,11 @@ class DataConfig(Section):
         if self.replay and not self.old:
             raise ValueError(
                 f"replay={self.replay:g} needs something to replay: write old:, for example old: {{source: self}}"
+            )
+        if self.choose is not None and (not self.old or any(isinstance(one, Earlier) for one in self.old)):
+            raise ValueError(
+                "choose: needs examples of `old` to choose from, other than those of source earlier: write old:, for "
+                "example old: {source: self}"
             )
         return self
 

@@ -10,7 +10,8 @@ from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError
 from experiments.methods.saving import ADAPTER_CONFIG
 
-SHARES = ("wise", "lines", "merge")  # alpha is a share of the trained weights
+SHARES = ("wise", "lines", "merge", "dial_depth")  # alpha is a share, from 0 to 1
+DIALS = ("dial", "dial_depth")
 LARGEST = 100.0  # alpha of the others, which may go beyond the trained weights
 
 
@@ -25,8 +26,11 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
         check_arm(operation, arm, alpha)
     if others and operation != "task_vectors":
         raise ConfigError(f"--with names arms to add, which {operation} does not do: leave it out, or use task_vectors")
-    if operation == "task_vectors" and not others:
-        raise ConfigError("task_vectors adds arms: name the folders of the others, --with RUN/arms/NAME-LR")
+    if operation == "task_vectors" and not (others or alphas):
+        raise ConfigError(
+            "task_vectors adds arms, or scales one: name the folders of the others, --with RUN/arms/NAME-LR, or give "
+            "--alphas"
+        )
 
 
 def check_distinct(alphas: Sequence[float]) -> None:
@@ -42,9 +46,9 @@ def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
     if operation in ("wise", "lines") and alpha is None:
         whose = "tuned model's" if operation == "wise" else "first layer's"
         raise ConfigError(f"{operation} needs the {whose} shares: --alphas 0.25 0.5 0.75")
-    if operation == "dial" and (alpha is None or not expanded):
+    if operation in DIALS and (alpha is None or not expanded):
         raise ConfigError(
-            f"dial needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
+            f"{operation} needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
         )
     if operation == "merge" and not expanded and (alpha is not None or not adapted):
         end = ", so --alphas has no meaning for it" if adapted else " and has no adapter: use wise"

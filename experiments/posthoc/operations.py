@@ -1,4 +1,4 @@
-"""Change trained weights without training: WiSE-FT, LiNeS, merging back, the alpha dial, task vectors."""
+"""Change trained weights without training: WiSE-FT, LiNeS, merging back, alpha dials, task vectors."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
 
 
 def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
-    """Add task vectors: base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089)."""
+    """Add task vectors: base + alpha * sum_i (theta_i - base) over this arm and the others (arXiv 2212.04089).
+
+    Without others the vector of this arm is scaled, also beyond its weights (alpha > 1) or against them (alpha < 0).
+    """
     check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
     base_model = run_config(arm.run).base_model
     vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
@@ -117,11 +120,30 @@ def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
     return model, {}
 
 
+def dial_depth(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Scale each copy's own alpha with depth: by s_j = alpha + (1 - alpha) j / (n - 1) in copy j = 0 ... n - 1.
+
+    As LiNeS (arXiv 2410.17146), but on outputs: a + s_j alpha_j (b - a), with weights as they are. At 1 it is the arm.
+    Raises ConfigError for an alpha that depends on the token.
+    """
+    check_arm("dial_depth", arm.folder, alpha)
+    model = arm.trained()
+    gates = [layer.interpolation for layer in expanded_layers(model)]
+    if any(gate is not None and gate.per_token for gate in gates):
+        raise ConfigError("dial_depth scales each layer's alpha, but here alpha depends on the token: use dial")
+    first, last = float(alpha or 0), max(len(gates) - 1, 1)
+    shares = [first + (1 - first) * j / last for j in range(len(gates))]
+    own = [0.0 if gate is None else gate.local_alpha() for gate in gates]
+    set_alpha(model, [share * one for share, one in zip(shares, own, strict=True)])
+    return model, {}
+
+
 OPERATIONS: dict[str, Callable[[TrainedArm, float | None], tuple[PreTrainedModel, Figures]]] = {
     "wise": wise,
     "lines": lines,
     "merge": merge,
     "dial": dial,
+    "dial_depth": dial_depth,
     "task_vectors": task_vectors,
 }
 

@@ -82,8 +82,8 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
         note += f"{FIGURES['kl_new'].axis}."
     if "floor_nfr" in names:
         note += (
-            " A/A floor: negative flips of the base against itself, the kept questions asked in other words (but for "
-            "agreement, which has one wording)."
+            " A/A floor: negative flips and retention of the base against itself, the kept questions asked in other "
+            "words (but for agreement, which has one wording)."
         )
     if any(name.startswith("alignment") for name in names):
         note += (

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.data.base_text import BaseText
+from experiments.data.chosen import Chooser
 from experiments.data.counts import MOST, NEW, held, lengths, refused, special, too_long
 from experiments.data.encoding import Encoder, PackedCollator, PaddingCollator
 from experiments.data.mixture import Mixture, Part, Rows
@@ -70,7 +71,12 @@ class ExperimentData:
         self._base = self.context.base
         if not any(_replay(self.config, arm) for arm in self.config.arms):
             return ()
-        return tuple(source.materialise(context) for source in self.config.data.old)
+        made = tuple(source.materialise(context) for source in self.config.data.old)
+        choice = self.config.data.choose
+        if choice is None:
+            return made
+        chooser = Chooser(choice, context, self.encoder, self.new, self.config.seed, self.held_out_ids)
+        return tuple(map(chooser.chosen, made))
 
     def rows(self, arm: ArmConfig) -> Rows:
         """Return the rows of an arm in the order of training."""

@@ -99,7 +99,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     check_tokens(config, model, tokenizer)
 
     def writer() -> PreTrainedModel:
-        say("the base model writes the text of the source `self` (once) ...")
+        say("the base model works on old text (once): it writes that of source `self`, or reads it for data.choose ...")
         return model
 
     packed = config.data.packs and documents_apart(model)

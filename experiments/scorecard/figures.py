@@ -179,6 +179,9 @@ _STREAM = (  # computed by `stream.stream_figures`
 _FLOOR = (  # computed by `floor.aa_floor`
     Figure("floor_nfr", "floor", "A/A floor", "negative flips of the base against itself, asked in other words",
            "nfr of the base measured twice", places=FINE, tables=("further",)),
+    Figure("floor_retention", "floor", "A/A floor of retention",
+           "retention of the base against itself, asked in other words", "a_K / a0_K of the base measured twice",
+           tables=("further",)),
     Figure("floor_pfr", "floor", "floor of pos. flips", "positive flips of the base against itself",
            "pfr of the base measured twice", places=FINE),
     Figure("floor_samplewise_forgetting", "floor", "floor of neg. flips above chance",

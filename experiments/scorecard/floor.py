@@ -21,7 +21,7 @@ def aa_floor(
     draws: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Compute the flips of the base against itself on the kept tasks: `floor_nfr` and the others of suite `floor`.
+    """Compute flips and retention of the base against itself on the kept tasks: the figures of suite `floor`.
 
     base_again: the base measured once more on the same questions and forms, in other words or with the options in
     another order; ids of items stay the same. Tasks of `base` and `after` that were not asked again are left out.

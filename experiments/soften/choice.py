@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from experiments.measure.gate import Condition
-from experiments.records import ArmResult, Estimate
+from experiments.posthoc.choice import RULE, Point, mildest
+from experiments.records import ArmResult
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import GAINS
 
-NORMAL = 1.96  # standard errors from the middle to the end of a 95 % interval
 
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the path. card: its figures on the items that choose. result: name and figures, for conditions."""
-
-    alpha: float
-    card: Mapping[str, Estimate]
-
-    @property
-    def gain(self) -> Estimate | None:
-        return next((self.card[name] for name in GAINS if name in self.card), None)
-
-    @property
-    def lost(self) -> float:
-        """Share of the base's kept answers that were lost."""
-        return self.card["nfr"].value
-
-    def meets(self, conditions: Sequence[Condition]) -> bool:
-        result = ArmResult(f"alpha {self.alpha:g}", "", 0.0, "finished", scorecard=dict(self.card))
-        return all(condition.judge(result, {})[0] for condition in conditions)
+def meets(point: Point, conditions: Sequence[Condition]) -> bool:
+    """Return whether a point's bounds fulfil all conditions."""
+    result = ArmResult(f"alpha {point.alpha:g}", "", 0.0, "finished", scorecard=dict(point.card))
+    return all(condition.judge(result, {})[0] for condition in conditions)
 
 
 def choose(points: Sequence[Point], conditions: Sequence[Condition] = ()) -> tuple[Point | None, str]:
@@ -43,16 +26,11 @@ def choose(points: Sequence[Point], conditions: Sequence[Condition] = ()) -> tup
     """
     if conditions:
         wanted = " and ".join(condition.text for condition in conditions)
-        meeting = [point for point in points if point.meets(conditions)]
+        meeting = [point for point in points if meets(point, conditions)]
         rule = f"the {'highest gain' if points[0].gain else 'highest alpha'} of the points that meet {wanted}"
         best = max(meeting, key=lambda point: (point.gain.value if point.gain else 0.0, point.alpha), default=None)
         return best, rule
-    gains = {point.alpha: point.gain for point in points if point.gain}
-    top = max(gains.values(), key=lambda gain: gain.value)
-    least = top.value - standard_error(top)
-    near = [point for point in points if gains[point.alpha].value >= least]
-    rule = "the fewest lost answers of the points whose gain is within one standard error of the best"
-    return min(near, key=lambda point: (point.lost, point.alpha)), rule
+    return mildest(points), RULE
 
 
 def barrier(points: Sequence[Point]) -> str | None:
@@ -74,10 +52,3 @@ def barrier(points: Sequence[Point]) -> str | None:
                 "The weights of base and model are not connected: softening is no cure here"
             )
     return None
-
-
-def standard_error(estimate: Estimate) -> float:
-    """Return the half-width of the 95 % interval / 1.96; 0 without an interval."""
-    if estimate.low is None or estimate.high is None:
-        return 0.0
-    return (estimate.high - estimate.low) / (2 * NORMAL)

@@ -12,16 +12,15 @@ import yaml
 from experiments.common.files import write_json, write_text
 from experiments.measure.report import plain_figures
 from experiments.measure.session import Session
+from experiments.posthoc.choice import SHOWN, Point
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.table import Table
 from experiments.reporting.text import escaped, figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
-from experiments.soften.choice import Point
 from experiments.soften.path import WeightPath
 from experiments.soften.plot import path_figure
 
-SHOWN = (*GAINS, "retention", "nfr", "kl", "kl_text", "perplexity_drift")
 Half = Callable[[Session, str, bool], dict[str, Estimate]]
 NAMES = {"weights": "WiSE-FT: alpha is the same in all weights", "depth": "LiNeS: alpha rises to 1 with depth"}
 

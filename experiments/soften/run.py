@@ -23,11 +23,12 @@ from experiments.measure.kinds import Base, Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
 from experiments.measure.session import Session
 from experiments.posthoc.checks import check_distinct
+from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
 from experiments.runs.baseline import score
 from experiments.runs.run import only_one_process
-from experiments.scorecard.halves import even
-from experiments.soften.choice import Point, barrier, choose
+from experiments.scorecard.halves import of_half
+from experiments.soften.choice import barrier, choose
 from experiments.soften.endpoint import endpoint
 from experiments.soften.path import By, WeightPath
 from experiments.soften.report import SoftenReport, write_card, write_report
@@ -110,7 +111,7 @@ def half(session: Session, name: str, choosing: bool) -> dict[str, Estimate]:
     """Return the figures of a point on the half of the items that chooses, or on the other half."""
 
     def own(records: list[Record]) -> list[Record]:
-        return [record for record in records if even(record) == choosing]
+        return of_half(records, choosing)
 
     after = read_records(session.arm_folder(name) / "items-1.jsonl")
     base, floor = own(session.base_records()), own(session.floor_records())

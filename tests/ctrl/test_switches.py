@@ -109,6 +109,13 @@ def test_a_share_that_is_no_number_is_refused() -> None:
         ctrl.at_alpha(model, float("nan")).__enter__()
 
 
+@pytest.mark.parametrize("shares", [[0.5], [0.1, 0.2, 0.3]])
+def test_shares_of_another_number_of_layers_are_refused(shares: list[float]) -> None:
+    model = ctrl.expand(build("llama"), ControlConfig(layers=2))
+    with pytest.raises(ConfigError, match=r"alpha=\[.*\]: the model has 2 expanded layers, give one number for each"):
+        ctrl.at_alpha(model, shares).__enter__()
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=IDS).logits
@@ -132,6 +139,20 @@ def test_blocks_that_overlap_leave_the_model_as_it_was(first: Block, second: Blo
     assert torch.equal(logits(model), alone[second])
     other.__exit__(None, None, None)
     assert torch.equal(logits(model), before)
+
+
+def test_each_layer_can_have_a_share_of_its_own() -> None:
+    model = disturbed().eval()
+    first, second = expanded_layers(model)
+    with ctrl.at_alpha(model, [0.0, 1.0]):
+        found = logits(model)
+        assert [float(layer.interpolation.fixed_alpha) for layer in (first, second)] == [0.0, 1.0]  # type: ignore[union-attr, arg-type]
+        with ctrl.at_alpha(model, 0.5):
+            assert not torch.equal(logits(model), found)
+        assert torch.equal(logits(model), found)
+    assert first.interpolation.fixed_alpha is second.interpolation.fixed_alpha is None  # type: ignore[union-attr]
+    set_alpha(model, (0.0, 1.0))
+    assert torch.equal(logits(model), found)
 
 
 def test_of_overlapping_alphas_the_last_counts() -> None:

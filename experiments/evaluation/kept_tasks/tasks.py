@@ -1,4 +1,4 @@
-"""The kept tasks: facts and grammar that the base model knows before training, as multiple choice.
+"""The kept tasks: what the base model knows or can do before training, as multiple choice.
 
 A question has four options, or two if there are only two (`agreement`).
 """
@@ -11,6 +11,7 @@ from typing import Literal
 from experiments.common.errors import ConfigError
 from experiments.evaluation.kept_tasks.countries import capitals, continents, currencies
 from experiments.evaluation.kept_tasks.question import Question, Template
+from experiments.evaluation.kept_tasks.reasoning import categories, reading, sequences
 from experiments.evaluation.kept_tasks.words import agreement, past_tense, plurals
 
 DEFAULT_TASKS = ("capitals", "continents", "past tense", "plurals")
@@ -21,6 +22,9 @@ KEPT_TASKS: dict[str, Callable[[], list[Template]]] = {
     "past tense": past_tense,
     "plurals": plurals,
     "agreement": agreement,
+    "reading": reading,
+    "sequences": sequences,
+    "categories": categories,
 }
 
 

@@ -37,7 +37,9 @@ WRONG = [
     ("merge", "lora", [0.5], "--alphas has no meaning"),
     ("dial", "full", [0.5], "dial needs an expanded arm"),
     ("dial", "control", [], "dial needs an expanded arm"),
-    ("task_vectors", "full", [0.5], "name the folders of the others"),
+    ("dial_depth", "full", [0.5], "dial_depth needs an expanded arm"),
+    ("dial_depth", "control", [1.5], "alpha of dial_depth is a number from 0 to 1$"),
+    ("task_vectors", "full", [], "name the folders of the others, --with RUN/arms/NAME-LR, or give --alphas"),
 ]
 
 
@@ -65,6 +67,7 @@ def test_an_arm_is_named_not_pointed_at(arms: Path, arm: str) -> None:
         ("merge", "control", []),
         ("merge", "lora", []),
         ("dial", "control", [-1.0, 2.0]),
+        ("task_vectors", "full", [-1.0, 1.5]),
     ],
 )
 def test_what_it_can_do(arms: Path, operation: str, arm: str, alphas: list[float]) -> None:

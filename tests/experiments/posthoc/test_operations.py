@@ -16,6 +16,7 @@ from experiments.models.base import load_base
 from experiments.posthoc.operations import (
     OPERATIONS,
     dial,
+    dial_depth,
     gate_batches,
     lines,
     merge,
@@ -141,3 +142,23 @@ def test_task_vectors_are_added_to_the_base(run: Path) -> None:
     vectors = [weights(plain_model(arm(run, name).trained())) for name in ("full", "lora", "ewc")]
     for n, value in found.items():
         torch.testing.assert_close(value, start[n] + 0.4 * sum(v[n] - start[n] for v in vectors), rtol=1e-4, atol=1e-6)
+
+
+def test_one_task_vector_can_be_scaled_beyond_its_weights(run: Path) -> None:
+    start, end = weights(arm(run, "full").base()), weights(arm(run, "full").trained())
+    for n, value in weights(task_vectors(arm(run, "full"), -0.5)[0]).items():
+        torch.testing.assert_close(value, start[n] - 0.5 * (end[n] - start[n]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_dial_by_depth_scales_each_copys_own_alpha(run: Path) -> None:
+    ids = torch.arange(40)[None]
+    model, figures = dial_depth(arm(run, "control"), 0.2)  # two copies, alpha .5
+    expected = load_trained(run, "control", 1e-2).eval()
+    with torch.no_grad(), ctrl.at_alpha(expected, [0.1, 0.5]):
+        assert torch.equal(model.eval()(ids).logits, expected(ids).logits)
+    assert figures == {}
+    with torch.no_grad():
+        whole = dial_depth(arm(run, "control"), 1.0)[0].eval()(ids).logits
+        torch.testing.assert_close(whole, expected(ids).logits)
+    with pytest.raises(ConfigError, match="dial_depth scales each layer's alpha, but here alpha depends on the token"):
+        dial_depth(arm(run, "dlerp"), 0.5)

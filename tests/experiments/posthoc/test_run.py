@@ -100,7 +100,7 @@ def test_what_cannot_be_done_is_refused(run: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="dial needs an expanded arm"):
             dial(arm(run, name), alpha)
     with pytest.raises(ConfigError, match="name the folders of the others"):
-        task_vectors(arm(run, "full"), 0.5)
+        task_vectors(arm(run, "full"), None)
     with pytest.raises(ConfigError, match="is not the folder of a trained arm"):
         task_vectors(arm(run, "full", others=[tmp_path]), 0.5)
     with pytest.raises(RunError, match="has no finished arm"):

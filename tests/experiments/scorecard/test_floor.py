@@ -25,6 +25,17 @@ def test_the_floor_compares_texts_not_places() -> None:
     assert {floor[name].value for name in ("floor_nfr", "floor_pfr", "floor_nfr_mc")} == {0.0}
 
 
+def test_the_floor_of_retention_is_the_ratio_of_right_answers() -> None:
+    base = [r for r in base_records(np.random.default_rng(1), 100) if r.suite == "kept"]
+    again = [dataclasses.replace(r, correct=0, choice=None) if i % 3 == 0 else r for i, r in enumerate(base)]
+    right = [sum(r.correct or 0 for r in records) for records in (base, again)]
+    found = aa_floor(base, again, draws=200)["floor_retention"]
+    assert found.value == pytest.approx(right[1] / right[0])
+    assert found.low is not None
+    assert found.low < found.value < (found.high or 0)
+    assert aa_floor(base, base, draws=200)["floor_retention"].value == 1
+
+
 def test_flips_above_the_floor_are_zero_for_a_model_that_only_flips_as_the_base_does() -> None:
     rng = np.random.default_rng(3)
     base = base_records(rng, 600)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from experiments.measure.gate import Condition
+from experiments.posthoc.choice import Point
 from experiments.records import Estimate
-from experiments.soften.choice import Point, barrier, choose, standard_error
+from experiments.soften.choice import barrier, choose
 
 
 def point(alpha: float, gain: float | None, lost: float, width: float = 0.1) -> Point:
@@ -62,8 +63,3 @@ def test_a_barrier_is_a_middle_that_is_worse_than_both_ends(middle: tuple[float,
 
 def test_a_path_of_one_point_has_no_barrier() -> None:
     assert barrier([point(1.0, 0.5, 0.3)]) is None
-
-
-def test_standard_errors() -> None:
-    assert standard_error(Estimate(0.5, 0.304, 0.696)) == pytest.approx(0.1)
-    assert standard_error(Estimate(0.5)) == 0

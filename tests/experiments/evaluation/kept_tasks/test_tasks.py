@@ -22,6 +22,12 @@ FACTS = {
         "The author near the teachers": ("is", "was", "has", "needs"),
         "The keys that we saw with the letter": ("are", "were", "have", "need"),
     },
+    "reading": {
+        "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. Clara went shopping in": "Chicago",
+        "Oscar bought a clock in Paris, and Emma bought a guitar in Chicago. Emma is the owner of a new": "guitar",
+    },
+    "sequences": {"6, 11, 16, 21, 26": "31", "8, 16, 24, 32, 40": "48"},
+    "categories": {"Of the words finger, tiger, drill and bicycle, the one that is a tool is": "drill"},
 }
 
 WORDINGS = {  # plain and chat, then both in other words
@@ -54,6 +60,24 @@ WORDINGS = {  # plain and chat, then both in other words
         'What is the plural of the noun "mouse"?',
         'The plural form of "mouse" is',
         'Which form does the noun "mouse" take in the plural?',
+    ),
+    ("reading", "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. Clara went shopping in"): (
+        "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. Clara went shopping in",
+        "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. Where did Clara go shopping?",
+        "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. Clara bought the camera in",
+        "Robert bought a ring in Berlin, and Clara bought a camera in Chicago. In which city did Clara buy something?",
+    ),
+    ("sequences", "6, 11, 16, 21, 26"): (
+        "6, 11, 16, 21, 26,",
+        "Continue this sequence of numbers: 6, 11, 16, 21, 26",
+        "The sequence 6, 11, 16, 21, 26 continues with",
+        "Which number comes next in this sequence: 6, 11, 16, 21, 26?",
+    ),
+    ("categories", "Of the words finger, tiger, drill and bicycle, the one that is a tool is"): (
+        "Of the words finger, tiger, drill and bicycle, the one that is a tool is",
+        "Which of these words is a tool: finger, tiger, drill and bicycle?",
+        "There are four words: finger, tiger, drill and bicycle. The tool is the",
+        "Find the tool: finger, tiger, drill and bicycle.",
     ),
 }
 

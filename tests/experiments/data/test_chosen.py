@@ -1,0 +1,133 @@
+"""Which old examples are replayed: each rule restated, the cache, and what cannot be chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ctrl.structure import decoder_layers
+from experiments.common.errors import ConfigError
+from experiments.config import parse_config
+from experiments.data.chosen import Chooser, ReplayChoice
+from experiments.data.encoding import Encoder
+from experiments.data.items import Example, Item
+from experiments.data.procedural import ReasoningGym
+from experiments.data.source import SourceContext
+from experiments.runs.data import ExperimentData
+from tests.helpers.run_data import never
+from tests.helpers.small_run import small_config, small_values
+
+OLD, NEW = ReasoningGym(name="gcd"), ReasoningGym(name="chain_sum")
+NONE = frozenset[str]()
+EARLIER = {"source": "earlier"}
+
+
+@pytest.fixture
+def chooser(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> Chooser:
+    context = SourceContext(tokenizer, lambda: model, "tiny", "fp32", tmp_path)
+    return Chooser(ReplayChoice(of=8, keep=3), context, Encoder(tokenizer, "sft", 512), [NEW], 0, NONE)
+
+
+def first(source: ReasoningGym, count: int) -> list[Example]:
+    found = source.epoch(0, 0, NONE)
+    return [next(found) for _ in range(count)]
+
+
+def backward(model: PreTrainedModel, encoder: Encoder, example: Example) -> tuple[float, torch.Tensor]:
+    """The model's own loss of an example, and its gradient by the weights of the last layer."""
+    (piece,) = encoder.pieces(example)
+    model.zero_grad()
+    value: Any = model(input_ids=torch.tensor([piece.ids]), labels=torch.tensor([piece.labels])).loss
+    value.backward()
+    found = [p.grad.flatten() for p in decoder_layers(model)[-1].parameters() if p.grad is not None]
+    return value.item(), torch.cat(found)
+
+
+def choose(chooser: Chooser, **fields: Any) -> list[Example]:
+    chosen = replace(chooser, choice=ReplayChoice(of=8, keep=3, **fields)).chosen(OLD)
+    assert chosen.label == OLD.label
+    return list(chosen.stored())
+
+
+def test_at_random_it_is_the_start_of_the_sources_own_order(chooser: Chooser) -> None:
+    no_model = replace(chooser, context=replace(chooser.context, base=never))
+    assert choose(no_model, by="random") == first(OLD, 3)
+
+
+def test_by_loss_it_is_what_the_base_predicts_worst(chooser: Chooser, model: PreTrainedModel) -> None:
+    losses = {example: backward(model, chooser.encoder, example)[0] for example in first(OLD, 8)}
+    worst = sorted(losses, key=lambda example: -losses[example])[:3]
+    assert set(choose(chooser, by="loss")) == set(worst)
+
+
+def test_by_gradient_it_is_what_the_new_task_harms_most(
+    chooser: Chooser, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.data.chosen.NEW_EXAMPLES", 3)
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    found = choose(chooser, by="gradient")
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == trained
+    assert all(p.grad is None for p in model.parameters())
+    new = torch.stack([backward(model, chooser.encoder, example)[1] for example in first(NEW, 3)]).mean(0)
+    cosine = {}
+    for example in first(OLD, 8):
+        own = backward(model, chooser.encoder, example)[1]
+        cosine[example] = float(own @ new / own.norm() / new.norm())
+    assert set(found) == set(sorted(cosine, key=lambda example: cosine[example])[:3])
+
+
+def test_scores_are_computed_once(chooser: Chooser) -> None:
+    found = choose(chooser, by="loss")
+    again = replace(chooser, context=replace(chooser.context, base=never))
+    assert choose(again, by="loss") == found
+    with pytest.raises(AssertionError, match="the base model was asked for"):
+        choose(replace(again, seed=1), by="loss")
+
+
+def test_what_does_not_fit_a_row_or_is_held_out_is_not_chosen(chooser: Chooser) -> None:
+    short = replace(chooser, encoder=Encoder(chooser.context.tokenizer, "sft", 16))
+    with pytest.raises(ConfigError, match="none of the first 8 examples of gcd fits a row of 16 tokens"):
+        choose(short, by="random")
+    (one, *_) = first(OLD, 1)
+    assert isinstance(one, Item)
+    assert one not in choose(replace(chooser, held_out_ids=frozenset([one.id])), by="random")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"choose": {"by": "loss"}}, "choose: needs examples of `old` to choose from"),
+        (
+            {
+                "new": [{"name": "gcd"}, {"name": "lcm"}],
+                "order": "sequential",
+                "old": {"source": "earlier"},
+                "choose": {},
+            },
+            "choose: needs examples of `old` to choose from, other than those of source earlier",
+        ),
+        ({"old": {"name": "gcd"}, "choose": {"of": 5, "keep": 6}}, "keep=6 of 5 examples: keep as many or fewer"),
+        ({"old": {"name": "gcd"}, "choose": {"kep": 6}}, "data.choose.kep: unknown key; did you mean 'keep'"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(base: str, data: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(small_values(base, data=data))
+
+
+def test_a_run_replays_the_chosen_examples(
+    base: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    data = {"old": {"name": "gcd"}, "replay": 0.5, "choose": {"by": "loss", "of": 8, "keep": 2}}
+    made = ExperimentData(small_config(base, data=data), tokenizer, lambda: model, tmp_path)
+    (old,) = made.old
+    assert old.size == 2
+    rows = made.rows(made.config.arms[0])
+    replayed = {tuple(row["input_ids"]) for row in (rows[i] for i in range(len(rows))) if row["replayed"]}
+    assert len(replayed) == 2
+    assert replayed == {tuple(made.encoder.pieces(example)[0].ids) for example in old.stored()}
