@@ -97,6 +97,8 @@ class Stored(Sequence[Example]):
         note = read_note(folder / NOTE)
         if note.get("rows", "") not in (_sampled(folder / ROWS), ""):  # earlier versions noted none
             raise ValueError(f"{folder / ROWS} is damaged")
+        if note.get("key", folder.name) != folder.name:
+            raise ValueError(f"{folder} has the rows of another table")
         self.digest, self.faults = str(note["digest"]), list(note["faults"])
         self.repeated, self.size = int(note["repeated"]), int(note["examples"])
         self.table = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / ROWS))).read_all()
@@ -181,7 +183,7 @@ def _write(folder: Path, parts: Iterable[Found], distinct: bool) -> None:
     with (folder / ROWS).open("rb") as done:
         os.fsync(done.fileno())
     note = {"examples": written, "repeated": given - written, "faults": faults, "digest": digest.hexdigest()[:16]}
-    write_json(folder / NOTE, note | {"rows": _sampled(folder / ROWS)})
+    write_json(folder / NOTE, note | {"rows": _sampled(folder / ROWS), "key": folder.name})
 
 
 def _sampled(file: Path) -> list[Any]:
