@@ -83,14 +83,14 @@ if "control" not in picker.arms:  # else an earlier Run All of this notebook has
     picker.add("no-mixing", rate=learning_rate, layers=layers, structure="stack")
     picker.add("no-copies", method="partial", rate=learning_rate, layers=layers)
     picker.add("all-weights", method="full", rate=learning_rate)
-picker
+display(picker)
 
 # %% [markdown]
 # The same with menus, whose choices are those of the config. Each click shows the line of Python that it equals, and
 # nothing trains before *Run*, which starts a process of its own; `watch(picker.folder)` follows it.
 
 # %%
-Buttons(picker)
+display(Buttons(picker))
 
 # %%
 outcome = run_experiment(picker.config, root)
