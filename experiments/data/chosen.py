@@ -62,7 +62,7 @@ class ChosenExamples(Finite):
         return self.name
 
     @property
-    def examples(self) -> Sequence[Example]:  # type: ignore[override]
+    def examples(self) -> Sequence[Example]:
         return self.found
 
 
