@@ -1,4 +1,5 @@
-"""Write and read the folder of `ctrl.save`: `model.safetensors` with the trained tensors, and `control_config.json`.
+"""Write and read the folder of `ctrl.save`: `model.safetensors` with the trained tensors and a
+mark (`ctrl.mark`), and `control_config.json`.
 
 Its config.json is there for `from_pretrained`: it is no model's, so every class refuses the folder, with the way out in
 its message, instead of loading a plain model without the copies. The weights have the name from which Trainer resumes.
@@ -21,6 +22,7 @@ from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
 from ctrl.fingerprint import changed, computes
 from ctrl.layer import ADDED, expanded_layers
+from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
 from ctrl.sharded import write_once
 
@@ -37,13 +39,17 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     folder = Path(folder)
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
-    control = model.control
-    base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
-    base["expanded_layers"] = control.layers
-    meta = {"format": FORMAT, "control": control.config.to_dict(), "base": base}
+    meta = {"format": FORMAT, **description(model)}
     trained = in_memory(model, {name: state[name] for name in names})
     write_once(trained, lambda tensors: _write(folder, tensors, meta))
     return folder
+
+
+def description(model: Any) -> dict[str, Any]:
+    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
+    control = model.control
+    base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
+    return {"control": control.config.to_dict(), "base": base | {"expanded_layers": control.layers}}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -68,12 +74,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file. Raises CheckpointError if it is missing or damaged."""
+    """Read all tensors of a safetensors file but the mark (`ctrl.mark`).
+
+    Raises CheckpointError if the file is missing or damaged.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete, save it again")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in file.keys() if name != MARK}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
 
@@ -134,6 +143,7 @@ def _added_tensors(layer: Any) -> list[Tensor]:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    tensors = {**tensors, MARK: marked(meta)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ctrl.control import ForwardPass, mean_divergence
-from ctrl.control_model import ControlModel, check_gradients, require_expanded
+from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
+from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.training import check_gradients
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "

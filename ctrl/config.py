@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ctrl.divergence import DIVERGENCES
-from ctrl.errors import ConfigError, unknown_name
+from ctrl.errors import ConfigError, shown, unknown_name
 from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
 Alpha = Literal["fixed", "learned"]
 MAX_RANK = 2**16  # more than the width of any model: a mistyped number
+MAX_WEIGHT = 1e9  # of a divergence; the loss in fp32 overflows with much larger ones
+LEAST_SLOPE = 1e-6  # of sigmoid at a learned alpha: with less it never moves, in fp32 not at all
 # fields about the two outputs of a layer, and those of them about their divergence
 OF_DIVERGENCE = (
     "divergence_weight", "margin", "scale_by_alpha", "detach_alpha", "detach_pretrained", "divergence_tokens",
@@ -37,10 +39,10 @@ class ControlConfig:
     alpha: `learned` trains the scalar theta in alpha = sigmoid(theta), `fixed` does not. The other parameters of an
         interpolation (a gate, a matrix) always train, except those that get a gradient only from a divergence of
         hidden states: without such a divergence they are frozen.
-    alpha_start: alpha before training, in [0, 1]; 0 and 1 are excluded if alpha is learned.
+    alpha_start: alpha before training, in [0, 1]; 0, 1 and what is next to them are excluded if alpha is learned.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
-    divergence_weight: factor of the divergence in the loss, >= 0 (the paper uses 1). With 0 none is computed, except
-        for `ctrl.diagnostics`.
+    divergence_weight: factor of the divergence in the loss, from 0 to 1e9 (the paper uses 1). With 0 none is computed,
+        except for `ctrl.diagnostics`.
     margin: cosine distances below it add nothing (cosine and norm divergences).
     scale_by_alpha: multiply each token's divergence by its own alpha (the paper's adaptive variant). A learned
         alpha can then shrink its own penalty; `detach_alpha` stops that gradient.
@@ -161,7 +163,7 @@ def _choice_faults(config: ControlConfig) -> list[str]:
     unknown = {name: known for name, known in choices.items() if getattr(config, name) not in known}
     switches = [field.name for field in dataclasses.fields(config) if isinstance(field.default, bool)]
     return [unknown_name(name, getattr(config, name), known) for name, known in unknown.items()] + [
-        f"{name} must be true or false, but got {getattr(config, name)!r}"
+        f"{name} must be true or false, but got {shown(getattr(config, name))}"
         for name in switches
         if not isinstance(getattr(config, name), bool)
     ]
@@ -170,41 +172,46 @@ def _choice_faults(config: ControlConfig) -> list[str]:
 def _number_faults(config: ControlConfig) -> list[str]:
     faults = []
     if not _is_number(config.alpha_start) or not 0 <= config.alpha_start <= 1:
-        faults.append(f"alpha_start must be a number in [0, 1], but got {config.alpha_start!r}")
-    elif config.alpha == "learned" and config.alpha_start in (0, 1):
+        faults.append(f"alpha_start must be a number in [0, 1], but got {shown(config.alpha_start)}")
+    elif config.alpha == "learned" and config.alpha_start * (1 - config.alpha_start) < LEAST_SLOPE:
         faults.append(
             f"alpha_start={config.alpha_start!r} cannot be learned, sigmoid has no gradient there: "
             "use a value strictly between 0 and 1, or alpha='fixed'"
         )
-    if not _is_number(config.divergence_weight) or config.divergence_weight < 0:
-        faults.append(f"divergence_weight must be a number >= 0, but got {config.divergence_weight!r}")
+    if not _is_number(config.divergence_weight) or not 0 <= config.divergence_weight <= MAX_WEIGHT:
+        faults.append(
+            f"divergence_weight must be a number from 0 to {MAX_WEIGHT:.0e}, but got {shown(config.divergence_weight)}"
+        )
     if not _is_number(config.margin) or not 0 <= config.margin <= 2:
-        faults.append(f"margin must be a cosine distance, a number in [0, 2], but got {config.margin!r}")
+        faults.append(f"margin must be a cosine distance, a number in [0, 2], but got {shown(config.margin)}")
     if type(config.lora_rank) is not int or not 1 <= config.lora_rank <= MAX_RANK:
-        faults.append(f"lora_rank must be an integer from 1 to {MAX_RANK}, but got {config.lora_rank!r}")
+        faults.append(f"lora_rank must be an integer from 1 to {MAX_RANK}, but got {shown(config.lora_rank)}")
     if config.expanded == "lora" and config.structure != "concat":
         faults.append(
             "expanded='lora' needs structure='concat': a low-rank copy starts equal to its original, a stacked one "
-            f"must start as the identity, but got structure={config.structure!r}"
+            f"must start as the identity, but got structure={shown(config.structure)}"
         )
     if config.structure == "stack" and config.norm_mix != 0.0:
         faults.append(
-            f"norm_mix={config.norm_mix!r}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
+            f"norm_mix={shown(config.norm_mix)}: stacked copies keep plain norms, structure 'stack' needs norm_mix=0"
         )
     elif config.norm_mix != "learned" and (not _is_number(config.norm_mix) or not 0 <= float(config.norm_mix) <= 1):
-        faults.append(f"norm_mix must be 'learned' or a number in [0, 1], but got {config.norm_mix!r}")
+        faults.append(f"norm_mix must be 'learned' or a number in [0, 1], but got {shown(config.norm_mix)}")
     return faults
 
 
 def _layer_faults(layers: object) -> list[str]:
     advice = "give a count >= 1, or a list of distinct layer indices (negative ones count from the end)"
     if isinstance(layers, bool) or not isinstance(layers, int | tuple):
-        return [f"layers={layers!r}: {advice}"]
+        return [f"layers={shown(layers)}: {advice}"]
     if isinstance(layers, int):
-        return [] if layers >= 1 else [f"layers={layers}: {advice}"]
+        return [] if layers >= 1 else [f"layers={shown(layers)}: {advice}"]
     whole = all(isinstance(i, int) and not isinstance(i, bool) for i in layers)
-    return [] if layers and whole and len(set(layers)) == len(layers) else [f"layers={list(layers)}: {advice}"]
+    return [] if layers and whole and len(set(layers)) == len(layers) else [f"layers={shown(list(layers))}: {advice}"]
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a finite number, and none of so many digits that it is no float."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1000
+    return isinstance(value, float) and math.isfinite(value)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
 
 from ctrl.adapters import peft_adapter
 from ctrl.card import CARD_FILE, card
-from ctrl.checkpoint import read_config, write_checkpoint
+from ctrl.checkpoint import description, read_config, write_checkpoint
 from ctrl.classes import made_once
-from ctrl.control import UNUSED, Control, ForwardPass, mean_divergence
+from ctrl.control import UNUSED, Control
 from ctrl.errors import ConfigError
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
+from ctrl.mark import MARK, check_mark
+from ctrl.outputs import tensors, with_loss
+from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.sharded import is_sharded
+from ctrl.training import check_gradients, warn_of_what_trains
 
-IGNORED = "keys_to_ignore_at_inference"
 EARLY_EXIT = "assistant_early_exit"
-FIELDS = ("lm_loss", "divergence")  # of the output, next to those of the base class
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
@@ -56,7 +55,7 @@ class ControlModel(nn.Module):
             current.divergences = {}
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
-            self._look_at_what_trains()
+            warn_of_what_trains(self)
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.begin(current)
@@ -67,32 +66,8 @@ class ControlModel(nn.Module):
         if own_loss:
             return self._with_divergence(out, current, kwargs.get("num_items_in_batch"))
         if missed:
-            control.watch(_tensors(out), "without labels")
+            control.watch(tensors(out), "without labels")
         return out
-
-    def _look_at_what_trains(self) -> None:
-        """Warn in the first training pass if no copy trains, or a weight that a reference shares.
-
-        PEFT's adapters on top have a warning of their own.
-        """
-        if self.control.looked or torch.compiler.is_compiling():
-            return
-        self.control.looked = True
-        copies = (p for layer in expanded_layers(self) for p in layer.expanded.parameters())
-        if "peft_config" not in vars(self) and not any(p.requires_grad for p in copies):
-            warnings.warn(
-                "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
-                "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
-                stacklevel=4,
-            )
-        references = filter(None, (made() for made in self.control.references))
-        shared = {id(p) for made in references for p in made.parameters()}
-        if moving := [name for name, p in self.named_parameters() if p.requires_grad and id(p) in shared]:
-            warnings.warn(
-                f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
-                "ctrl.reference after you unfreeze",
-                stacklevel=4,
-            )
 
     def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
         """Add the divergence of the pass to its loss."""
@@ -102,16 +77,22 @@ class ControlModel(nn.Module):
         if divergence is None and not self.control.compares:
             divergence = lm_loss.new_zeros((), dtype=torch.float32)
         if divergence is None or config.divergence_weight == 0:
-            return _output(out, lm_loss, divergence)
-        self.control.watch(_tensors(out), UNUSED, divergence)
+            return with_loss(out, lm_loss, divergence)
+        self.control.watch(tensors(out), UNUSED, divergence)
         loss = lm_loss + config.divergence_weight * divergence
-        return _output(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
+        return with_loss(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""
         moved = super()._apply(*args, **kwargs)
         self.control.look_from(next(self.parameters()).device)
         return moved
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load tensors as torch does. Raises CheckpointError if their mark says that they are of another expansion."""
+        if (mark := state_dict.pop(prefix + MARK, None)) is not None:
+            check_mark(mark, description(self))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""
@@ -215,22 +196,6 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return type(cls.__name__, (ControlModel, cls), members)
 
 
-def ignore_fields(config: Any) -> None:
-    """Make Trainer.predict return logits alone, without the fields that an expanded model adds to its output."""
-    setattr(config, IGNORED, [*(getattr(config, IGNORED, None) or []), *FIELDS])
-
-
-def heed_fields(config: Any) -> None:
-    """Undo one `ignore_fields`: other expanded models may share the config object."""
-    ignored = list(getattr(config, IGNORED, None) or [])
-    for name in FIELDS:
-        if name in ignored:
-            ignored.remove(name)
-    vars(config).pop(IGNORED, None)
-    if ignored != (getattr(config, IGNORED, None) or []):
-        setattr(config, IGNORED, ignored)
-
-
 def require_expanded(model: nn.Module) -> ControlModel:
     """Return the expanded model: the given one, or the one in a wrapper (DDP, PEFT, torch.compile).
 
@@ -254,59 +219,3 @@ def bare_expanded(model: nn.Module) -> ControlModel:
             "writes what the adapters changed outside the copies too"
         )
     return expanded
-
-
-def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
-    """Raise RuntimeError if reentrant gradient checkpointing has dropped the gradients of the divergences."""
-    terms = [term for one in passes for term in (one.divergences or {}).values()]
-    if not terms or not torch.is_grad_enabled() or any(term.requires_grad for term in terms):
-        return
-    layers = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
-    again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
-    if any(p.requires_grad for layer in again for p in layer.expanded.parameters()):
-        raise RuntimeError(
-            "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
-            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-        )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output, those in its tuples too."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | ModelOutput):
-        for part in value.to_tuple() if isinstance(value, ModelOutput) else value:
-            yield from _tensors(part)
-
-
-def _output(out: Any, loss: Tensor, divergence: Tensor | None) -> Any:
-    """Return the output with this loss, and with the fields lm_loss and divergence if it has fields."""
-    if isinstance(out, tuple):  # return_dict=False
-        return (loss, *out[1:])
-    values = {f.name: getattr(out, f.name) for f in dataclasses.fields(out)}
-    return _output_class(type(out))(**{**values, "loss": loss}, lm_loss=out.loss, divergence=divergence)
-
-
-def _output_class(cls: type[ModelOutput]) -> type[ModelOutput]:
-    """Make a subclass of cls with the fields lm_loss and divergence.
-
-    They must be fields: autocast wrappers rebuild an output from its fields.
-    """
-    if cls not in _OUTPUTS:
-        extra = [(name, Tensor | None, None) for name in FIELDS]
-        _OUTPUTS[cls] = dataclasses.make_dataclass(f"Control{cls.__name__}", extra, bases=(cls,))
-    return _OUTPUTS[cls]
-
-
-@dataclasses.dataclass
-class ControlOutput(CausalLMOutputWithPast):
-    """Output of a forward pass with labels. lm_loss: cross entropy; divergence: before its weight, None if that is 0.
-
-    With weight 0 nothing is computed unless `ctrl.diagnostics` is open.
-    """
-
-    lm_loss: Tensor | None = None
-    divergence: Tensor | None = None
-
-
-_OUTPUTS: dict[type[ModelOutput], type[ModelOutput]] = {CausalLMOutputWithPast: ControlOutput}

@@ -16,13 +16,21 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
 
 
+def shown(value: object) -> str:
+    """Return a value as it is written in a message. Python writes no integer of thousands of digits: ValueError."""
+    try:
+        return repr(value)
+    except ValueError:
+        return f"{type(value).__name__} with too many digits"
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return `did you mean 'lerp'? known: lerp, slerp, ...`, without the question if no known name is similar."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(name if isinstance(name, str) else shown(name), known, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Return `unknown <kind> 'lerpp': did you mean 'lerp'? known: lerp, slerp, ...`"""
-    return f"unknown {kind} {name!r}: {nearest(name, known)}"
+    return f"unknown {kind} {shown(name)}: {nearest(name, known)}"

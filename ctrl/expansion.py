@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, control_class, heed_fields, ignore_fields
+from ctrl.control_model import ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
-from ctrl.structure import decoder_layers, is_attention
+from ctrl.outputs import heed_fields, ignore_fields
+from ctrl.structure import decoder_layers, is_attention, refuse_computed_weights
 
 
 @dataclass(eq=False)
@@ -79,7 +80,11 @@ def take_off(model: Any) -> Expansion:
 
 
 def deep_copy(model: Any, shared: dict[int, Any] | None = None) -> Any:
-    """Copy an expanded model that is then taken apart. shared: objects that both have, by id."""
+    """Copy an expanded model that is then taken apart. shared: objects that both have, by id.
+
+    Raises ConfigError for weights that are computed in each pass.
+    """
+    refuse_computed_weights([model], "ctrl")
     return copy.deepcopy(model, {**(shared or {}), id(model.control): model.control.copied()})
 
 

@@ -20,10 +20,11 @@ from transformers.cache_utils import Cache
 from ctrl.attention_rows import rows_of, with_rows
 from ctrl.cache import add_cache_slots
 from ctrl.classes import made_once
-from ctrl.control import Control, ForwardPass
+from ctrl.control import Control
 from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 from ctrl.numerics import widen
+from ctrl.passes import ForwardPass
 from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
@@ -114,7 +115,8 @@ class ExpandedLayer(nn.Module):
 
     def _pretrained(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the frozen layer; with `checkpoint_pretrained` its activations are computed again when needed."""
-        again = self.control.config.checkpoint_pretrained and self.training and torch.is_grad_enabled()
+        asked = self.control.config.checkpoint_pretrained or self.control.recomputes
+        again = asked and self.training and torch.is_grad_enabled()
         around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
         if not again or around or cached:

@@ -30,6 +30,7 @@ from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import whole
 from ctrl.streams import alpha_of_tokens, by_token
+from ctrl.structure import refuse_computed_weights
 
 Alphas = float | Sequence[float] | None  # of all expanded layers, or one per expanded layer; None: the model's own
 
@@ -178,6 +179,7 @@ def _warn_of_gates(model: Any) -> None:
 def check_mergeable(model: Any) -> None:
     """Raise ConfigError if a plain model cannot hold the expanded model's interpolation or norms."""
     refuse_quantised(model, "merge_back")
+    refuse_computed_weights(expanded_layers(model), "merge_back")
     config = model.control.config
     if INTERPOLATIONS[config.interpolation].merged is None and layers_of_kind(model, "concat"):
         mergeable = [name for name, cls in INTERPOLATIONS.items() if cls.merged is not None]

@@ -22,7 +22,7 @@ from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
 from ctrl.probe import probe
-from ctrl.structure import branch_kinds, check_layers, decoder_layers, place
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, place, refuse_computed_weights
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
@@ -70,6 +70,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     check_layers(layers, indices)
+    refuse_computed_weights((layers[index] for index in indices), "expand")
     _check_attention(model, config)
     _check_unwrapped(model, layers)
     _warn_of_hooks(layers, indices)

@@ -19,12 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ctrl.checkpoint import read_tensors
 from ctrl.config import ControlConfig
-from ctrl.control_model import IGNORED, ControlModel, bare_expanded
+from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
 from ctrl.fingerprint import remember_base
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory
+from ctrl.outputs import IGNORED
 from ctrl.plain import source_layers
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ctrl.config import ControlConfig
@@ -123,3 +124,20 @@ def _refuse_index_arithmetic(model: PreTrainedModel, layers: nn.ModuleList) -> N
             raise ConfigError(
                 f"{type(module).__name__} reads another layer's keys and values, so it cannot be expanded"
             )
+
+
+def refuse_computed_weights(modules: Iterable[nn.Module], use: str) -> None:
+    """Raise ConfigError for a weight that is computed from others before each pass. use: what cannot copy it.
+
+    Pruning, weight_norm, spectral_norm and parametrizations do that. A copy of it would not change with what trains,
+    and a mix of its parts is no mix of the weights.
+    """
+    for module in modules:
+        for name, part in module.named_modules():
+            hooks = part._forward_pre_hooks.values()
+            if is_parametrized(part) or any(type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+                raise ConfigError(
+                    f"{use} cannot copy {type(module).__name__}'s {name}, whose weight is computed in each pass "
+                    "(pruning, weight_norm, a parametrization): make it a plain weight first, with "
+                    "torch.nn.utils.prune.remove, remove_weight_norm or parametrize.remove_parametrizations"
+                )

@@ -41,7 +41,9 @@ from experiments.reporting.figures_page import figures_markdown
 from experiments.reporting.table import Table
 from experiments.studies import config as study
 from experiments.studies.space import DIMENSIONS
+from experiments.training.arguments import OWNED, OWNED_STARTS, PASSED
 from experiments.training.config import TrainingConfig
+from experiments.training.groups import Rates
 from experiments.training.schedules import SCHEDULES
 
 HERE = Path(__file__).parent
@@ -51,6 +53,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataConfig,
     "choose": ReplayChoice,
     "training": TrainingConfig,
+    "rates": Rates,
     "evaluation": EvaluationConfig,
     "arms": ArmConfig,
     "study": study.StudyConfig,
@@ -117,6 +120,18 @@ def shorthands() -> str:
     return Table("", ("method", "is short for", "its fields are in"), tuple(rows)).markdown()
 
 
+def arguments() -> str:
+    """The fields of TrainingArguments that can be given, and those that the bench has for itself."""
+    passed = Table("", ("argument", "meaning"), tuple((f"`{name}`", text) for name, text in PASSED.items()))
+    reasons: dict[str, list[str]] = {}
+    for name, why in [*OWNED.items(), *((f"{start}...", why) for start, why in OWNED_STARTS.items())]:
+        reasons.setdefault(why, []).append(f"`{name}`")
+    refused = tuple((", ".join(names), why) for why, names in reasons.items())
+    return (
+        f"{passed.markdown()}\n\nRefused, with the reason:\n\n{Table('', ('argument', 'reason'), refused).markdown()}"
+    )
+
+
 def first_line(value: object) -> str:
     """The first line of a docstring."""
     return (value.__doc__ or "").splitlines()[0]
@@ -167,6 +182,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "loss_terms": lambda: variants("Loss term", LOSS_TERMS, ANCHORS),
     "averages": lambda: variants("Average", AVERAGES, ANCHORS),
     "shorthands": shorthands,
+    "arguments": arguments,
     "suites": suites,
     "schedules": lambda: variants("Schedule", SCHEDULES, ANCHORS),
     "dimensions": lambda: variants("Dimension", DIMENSIONS, ANCHORS),

@@ -154,6 +154,9 @@ class ExperimentConfig(Section):
     base_model: str = Field(
         "smollm2-135m-instruct", min_length=1, description="the shipped model, a Hugging Face name, or a local folder"
     )
+    grows: bool = later_field(
+        False, description="arms may be added later: the run's folder is named without them and keeps those it has"
+    )
     trust_remote_code: bool = later_field(False, description="run the Python files that the base model brings along")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="arithmetic of the run; auto: bf16 where the machine computes it fast"
@@ -207,8 +210,11 @@ class ExperimentConfig(Section):
         return self.to_dict() | {"evaluation": self.evaluation.to_flat()}
 
     def digest(self) -> str:
-        """Return eight hex digits that change whenever a result could."""
-        return json_digest(self.to_flat())[:8]
+        """Return eight hex digits that change whenever a result could. Those of a run that grows leave out the arms."""
+        values = self.to_flat() | {"training": self.training.identity()}
+        if self.grows:
+            del values["arms"]
+        return json_digest(values)[:8]
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from experiments.cli.console import Commands, show
+from experiments.cli.console import Commands, folder_or_page, show
 
 NEW = "tasks of lm_eval that were learned (patterns: 'gsm8k*'); the others are kept tasks"
 
@@ -18,7 +17,9 @@ def add(commands: Commands) -> None:
     compare.add_argument("--base", help="a RUN measured before training, for runs without a base of their own")
     compare.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
     compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
-    compare.add_argument("--out", type=Path, help="folder for compare.md, .png, .csv (a name ending in .html: a page)")
+    compare.add_argument(
+        "--out", type=folder_or_page, help="folder for compare.md, .png, .csv (a name ending in .html: a page)"
+    )
     compare.add_argument("--draws", type=int, default=10_000, help="resamples of the bootstrap (default: %(default)s)")
     compare.set_defaults(command=compare_command)
     gate = commands.add_parser("gate", help="exit with 0 only if forgetting is below the margin")

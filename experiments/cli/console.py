@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from experiments.common.paths import short_path
 from experiments.common.printable import printable
 from experiments.common.progress import print_line
 
@@ -104,9 +105,16 @@ def quiet_warnings() -> None:
 def folder(text: str) -> Path:
     """Return the path of a folder that is there or can be made."""
     path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        why = "" if there == path else f": {short_path(there)} is a file"
+        raise argparse.ArgumentTypeError(f"{text} is no folder{why}")
     return path
+
+
+def folder_or_page(text: str) -> Path:
+    """Return the path of a folder, or of a page: the name of a file that ends in .html."""
+    return Path(text) if text.endswith(".html") and not Path(text).is_dir() else folder(text)
 
 
 def add_root(command: argparse.ArgumentParser) -> None:

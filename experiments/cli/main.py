@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from experiments.cli import catalogue, compare, measure, preview, run, runs, soften, study, ui
+from experiments.cli import catalogue, compare, measure, plan, preview, run, runs, soften, study, ui
 from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog=program(), description="Train, measure and compare.")
     top.set_defaults(command=welcome)
     commands = top.add_subparsers(metavar="COMMAND")
-    for room in (run, preview, measure, soften, runs, catalogue, compare, study, ui):
+    for room in (run, preview, plan, measure, soften, runs, catalogue, compare, study, ui):
         room.add(commands)
     return top
 

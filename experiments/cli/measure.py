@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.cli.run import overrides
 from experiments.common.paths import short_path
 
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         "--gate", action="append", default=[], metavar="CONDITION",
         help='"retention >= .98": exit with 3 if the bound of its interval does not hold; repeat for more',
     )  # fmt: skip
-    one.add_argument("--out", type=Path, help="folder of the results (default: ROOT/runs/measure-BASE-DIGEST)")
+    one.add_argument("--out", type=folder, help="folder of the results (default: ROOT/runs/measure-BASE-DIGEST)")
     add_settings(one)
     one.set_defaults(command=measure_command)
     add_root(one)

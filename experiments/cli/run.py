@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root, short_path
@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one field: training.steps=20"
     )
     run.add_argument("--fresh", action="store_true", help="delete what an earlier run of this config left")
+    run.add_argument("--force", action="store_true", help="start it even if it does not fit into memory")
     run.set_defaults(command=run_command)
     after = commands.add_parser("posthoc", help="change the trained weights of a finished arm, and measure again")
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
@@ -38,7 +39,7 @@ def add(commands: Commands) -> None:
     out = commands.add_parser("export-model", help="write the model of a finished arm as a folder that others can load")
     out.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     out.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
-    out.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    out.add_argument("--to", type=folder, required=True, metavar="FOLDER", help="a new folder")
     out.add_argument(
         "--form", default="merged", choices=("merged", "trained"),
         help="a plain model, or as it was trained: an expansion or an adapter (default: %(default)s)",
@@ -62,7 +63,7 @@ def run_command(args: argparse.Namespace) -> int:
     quiet()
     config = load_config(args.config, overrides(args.set))
     check_settings(config)
-    outcome = run_experiment(config, args.root, args.fresh, say)
+    outcome = run_experiment(config, args.root, args.fresh, say, force=args.force)
     if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has
     print()

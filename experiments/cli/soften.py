@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.cli.measure import add_settings, settings
 from experiments.cli.run import overrides
 from experiments.common.errors import ConfigError
@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     one.add_argument(
         "--model", action="append", required=True, metavar="[NAME=]MODEL", help="what was trained, as for `measure`"
     )
-    one.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where the softened model is written")
+    one.add_argument("--to", type=folder, required=True, metavar="FOLDER", help="where the softened model is written")
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
     one.add_argument(
         "--alphas", nargs="+", type=float, default=None, metavar="ALPHA",
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
         help='"retention >= .98": choose the highest gain of the points whose bound fulfils it; repeat for more',
     )  # fmt: skip
     one.add_argument("--suites", nargs="+", metavar="SUITE", help="default: new kept drift text")
-    one.add_argument("--out", type=Path, help="folder of the measurements (default: ROOT/runs/soften-MODEL-DIGEST)")
+    one.add_argument("--out", type=folder, help="folder of the measurements (default: ROOT/runs/soften-MODEL-DIGEST)")
     add_settings(one)
     one.set_defaults(command=soften_command)
     add_root(one)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.console import Commands, add_root, quiet, say, show
+from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 
@@ -21,7 +21,7 @@ REPORT = (".html", ".md", ".png", ".csv")  # files of a report that are sent to 
 def add(commands: Commands) -> None:
     study = commands.add_parser("study", help="run a study of many trials, continue it, or join it")
     study.add_argument("config", type=Path, help="a YAML file, or the name of a shipped one: table5")
-    study.add_argument("--workers", type=int, default=1, help=WORKERS)
+    _add_workers(study)
     study.add_argument("--profile", help="one of the study's profiles: gpu")
     study.add_argument(
         "--from",
@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
     study.set_defaults(command=study_command)
     resume = commands.add_parser("resume", help="continue a study by its name, without its YAML")
     resume.add_argument("study", help=NAME)
-    resume.add_argument("--workers", type=int, default=1, help=WORKERS)
+    _add_workers(resume)
     resume.set_defaults(command=resume_command)
     status = commands.add_parser("status", help="print the state of a study: trials that run, failed and are best")
     status.add_argument("study", help=NAME)
@@ -49,11 +49,30 @@ def add(commands: Commands) -> None:
     export.set_defaults(command=export_command)
     report = commands.add_parser("report", help="write a study's report")
     report.add_argument("study", help=NAME)
-    report.add_argument("--out", type=Path, help="a folder (default: the study's own)")
+    report.add_argument("--out", type=folder, help="a folder (default: the study's own)")
     report.set_defaults(command=report_command)
     for command in (study, resume, status, more, export, report):
         add_root(command)
         command.add_argument("--storage", help="URL of the database of trials (default: optuna.db in the root)")
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, help=WORKERS)
+    command.add_argument("--devices", help="GPUs for the workers, by number: 0,2 or 0-3, or auto for all")
+    command.add_argument("--per-device", type=int, help="workers on each GPU of --devices (default: 1)")
+
+
+def _places(args: argparse.Namespace) -> list[str]:
+    """Return the GPU of each worker; empty without --devices. Raises ConfigError and StudyError."""
+    from experiments.studies.workers import worker_places
+
+    if args.devices is None:
+        if args.per_device is not None:
+            raise ConfigError("--per-device has no effect without --devices: add --devices auto, or give --workers")
+        return []
+    if args.workers is not None:
+        raise ConfigError("--workers and --devices both say how many workers run: give --devices and --per-device")
+    return worker_places(args.devices, 1 if args.per_device is None else args.per_device)
 
 
 def study_command(args: argparse.Namespace) -> int:
@@ -64,16 +83,17 @@ def study_command(args: argparse.Namespace) -> int:
     from experiments.tracking.machine import sigterm_raises
 
     quiet()
-    config, root = load_study(args.config, args.profile), args.root or default_root()
+    config, root, places = load_study(args.config, args.profile), args.root or default_root(), _places(args)
+    workers = len(places) or (1 if args.workers is None else args.workers)
     if args.worker:
         from experiments.studies.queue import Store
 
         with sigterm_raises():
             work(Store(storage_url(root, args.storage), config), root.resolve(), say)
         return 0
-    check_start(config, root, args.workers, args.storage)
+    check_start(config, root, workers, args.storage)
     check_inputs(config, root, say)
-    show(_end_text(run_study(config, root, args.workers, args.storage, say, args.known), root))
+    show(_end_text(run_study(config, root, workers, args.storage, say, args.known, places), root))
     return 0
 
 
@@ -82,9 +102,11 @@ def resume_command(args: argparse.Namespace) -> int:
     from experiments.studies.load import parse_study
 
     quiet()
-    store = _store(args)
+    store, places = _store(args), _places(args)
     parse_study(store.config.to_dict(), source=f"study {args.study}")  # checked by an earlier version, perhaps
-    show(_end_text(run_study(store.config, args.root, args.workers, store.url, say), args.root or default_root()))
+    workers = 1 if args.workers is None else args.workers
+    done = run_study(store.config, args.root, workers, store.url, say, devices=places)
+    show(_end_text(done, args.root or default_root()))
     return 0
 
 

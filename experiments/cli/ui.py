@@ -94,6 +94,7 @@ def optuna_command(root: Path) -> Callable[[int], str]:
 
     Raises ConfigError if it is not installed, StudyError if no study was started.
     """
+    from experiments.studies.artifacts import FOLDER
     from experiments.studies.locks import sqlite_file, sqlite_url
     from experiments.studies.storage import STORAGE, storage_url
 
@@ -105,7 +106,9 @@ def optuna_command(root: Path) -> Callable[[int], str]:
     own = f"os.environ.get({STORAGE!r}) or {sqlite_url(root.resolve() / 'optuna.db')!r}"  # may have a password
     code = f"import os, sys; from {DASHBOARD}._cli import main; sys.argv.insert(1, {own}); sys.exit(main())"
     python = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
-    return lambda port: f"{python} --host {HOST} --port {port} --server wsgiref"
+    pictures = root.resolve() / FOLDER
+    shown = f" --artifact-dir {shlex.quote(str(pictures))}" if pictures.is_dir() else ""
+    return lambda port: f"{python} --host {HOST} --port {port} --server wsgiref{shown}"
 
 
 def free_port(first: int, given: int | None = None) -> int:

@@ -43,6 +43,13 @@ class ModelError(BenchError):
     """A base model or tokenizer that cannot be used."""
 
 
+class NotFinite(BenchError, RuntimeError):
+    """A model whose logits are not finite, so nothing can be measured."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite, so nothing can be measured: lower the learning rate")
+
+
 class RunError(BenchError):
     """An experiment that cannot start or go on. Nothing recorded is lost."""
 

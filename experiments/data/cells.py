@@ -12,6 +12,9 @@ from experiments.common.errors import ConfigError
 
 EXACT = 2.0**53  # above it not every whole number is a float
 NARROW = {"float": np.float32, "float32": np.float32, "halffloat": np.float16, "float16": np.float16}
+EMPTY_WORDS = frozenset(  # as pandas, R, Excel and databases write them; "none" and "na" are words
+    ("NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "\\N")
+)
 PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
 
 
@@ -38,6 +41,11 @@ def as_stored(cell: Any, dtype: str) -> Any:
     """Return a number of a narrow type as the shortest decimal that gives it: .1 of type float is .10000000149 wide."""
     narrow = NARROW.get(dtype)
     return float(str(narrow(cell))) if narrow and isinstance(cell, float) else cell
+
+
+def empty_word(cell: Any) -> str:
+    """Return the word of a cell that says "no value" in the files of many programs; nothing for any other cell."""
+    return cell.strip() if isinstance(cell, str) and cell.strip() in EMPTY_WORDS else ""
 
 
 def blank(text: str) -> bool:

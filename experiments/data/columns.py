@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
-from experiments.data.cells import BadRow, blank, cell_text
+from experiments.data.cells import BadRow, blank, cell_text, empty_word
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
@@ -29,6 +30,14 @@ class Chunk:
     part: Part
     name: str
     columns: Sequence[str]
+
+
+class Usable(NamedTuple):
+    """Examples by the number of their row, from 1; faults of the rows passed over; cells that only say "no value"."""
+
+    examples: dict[int, Example]
+    faults: list[str]
+    words: Counter[str]
 
 
 class Columns(Measured):
@@ -121,32 +130,31 @@ class Columns(Measured):
         reads = self.grader.reads if self.grader else ()
         return Shape(shape.name, shape.columns, read, (*shape.also, *reads))
 
-    def usable(
-        self, rows: Iterable[Row], name: str, columns: Sequence[str] = ()
-    ) -> tuple[dict[int, Example], list[str]]:
-        """Convert rows that are usable, by their number from 1. Returns them, and the faults of those passed over.
+    def usable(self, rows: Iterable[Row], name: str, columns: Sequence[str] = ()) -> Usable:
+        """Convert rows that are usable.
 
         The first row decides on the shape, unless `columns` are given. Raises BadRow for the first fault, unless
         skip_bad_rows is set.
         """
-        found, faults = {}, []
+        found = Usable({}, [], Counter())
         shape = self.shape(columns, name) if columns else None
         for number, (where, row) in enumerate(rows, start=1):
             try:
                 if isinstance(row, BadRow):
                     raise row
                 shape = shape or self.shape(row, f"{name}, {where}")
-                found[number] = shape.example(row, f"{name}, {where}")
+                found.examples[number] = shape.example(row, f"{name}, {where}")
+                found.words.update(words_of(shape, row))
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
-                faults.append(str(error))
-        return found, faults
+                found.faults.append(str(error))
+        return found
 
     def packed_part(self, chunk: Chunk) -> Found:
         """Convert a part of a large table. Raises BadRow, and TypeError for examples that cannot be stored."""
-        found, faults = self.usable(chunk.part.rows(), chunk.name, chunk.columns)
-        return Found([packed(example) for example in found.values()], faults)
+        found = self.usable(chunk.part.rows(), chunk.name, chunk.columns)
+        return Found([packed(example) for example in found.examples.values()], found.faults, found.words)
 
     def chunks(self, file: Path) -> Iterator[Chunk]:
         """Yield a file in parts, all read by its first row. Raises ConfigError for a shape that is not known."""
@@ -171,6 +179,21 @@ def passed_over(faults: list[str]) -> list[str]:
     if not faults:
         return []
     return [f"{len(faults)} row{'s' * (len(faults) > 1)} passed over ({faults[0]})"]
+
+
+def said_empty(words: Mapping[str, int]) -> list[str]:
+    """Say which cells are words for an empty cell, and that they are read as text."""
+    return [
+        f"{number:,} cell{'s' * (number > 1)} {where}: it is learned as text, but many programs write it for an empty "
+        "cell. Empty such cells if they have no value"
+        for where, number in sorted(words.items())
+    ]
+
+
+def words_of(shape: Shape, row: Mapping[str, Any]) -> list[str]:
+    """Name the cells of a row that are read and only say "no value"."""
+    read = ((name, empty_word(row.get(name))) for name in (*shape.columns, *shape.also))
+    return [f"of column {name!r} with the text {word!r}" for name, word in read if word]
 
 
 def _names(field: str) -> list[str]:

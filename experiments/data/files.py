@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from experiments.common.files import read_text
 from experiments.common.hashing import file_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
-from experiments.data.columns import Columns, passed_over
+from experiments.data.columns import Columns, Usable, passed_over, said_empty
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
@@ -71,17 +72,21 @@ class LocalFile(Columns, Finite):
         files, notes = self._files()
         table = self._table(files)
         if table:
-            return table, [*notes, *passed_over(table.faults), *_repeated(table.repeated, len(table))]
+            notes += [*passed_over(table.faults), *said_empty(table.words)]
+            return table, [*notes, *_repeated(table.repeated, len(table))]
         found: list[Example] = []
         faults: list[str] = []
+        words: Counter[str] = Counter()
         for file in files:
-            examples, wrong = self._read(file)
-            found += examples
-            faults += wrong
+            read = self._read(file)
+            found += read.examples.values()
+            faults += read.faults
+            words += read.words
         if not found:
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
         examples = tuple(dict.fromkeys(found))
-        return examples, [*notes, *passed_over(faults), *_repeated(len(found) - len(examples), len(examples))]
+        notes += [*passed_over(faults), *said_empty(words)]
+        return examples, [*notes, *_repeated(len(found) - len(examples), len(examples))]
 
     def _table(self, files: Sequence[Path]) -> Stored | None:
         """Return the examples of large tables on disk; None for others, and if there is no room for them."""
@@ -119,13 +124,11 @@ class LocalFile(Columns, Finite):
         left_out = ", ".join(str(file.relative_to(path)) for file in files if file not in data)
         return data, [f"not read, because they describe the data: {left_out}"] if left_out else []
 
-    def _read(self, file: Path) -> tuple[Iterable[Example], list[str]]:
-        """Return the examples of one file, and the faults of the rows that are passed over."""
+    def _read(self, file: Path) -> Usable:
         try:
             if file.suffix in TEXTS:
-                return self._documents(file), []
-            found, faults = self.usable(rows(file), str(file))
-            return found.values(), faults
+                return Usable(dict(enumerate(self._documents(file), start=1)), [], Counter())
+            return self.usable(rows(file), str(file))
         except UnicodeDecodeError as error:
             raise ConfigError(f"data file {file} is not UTF-8 text: {error}") from error
 

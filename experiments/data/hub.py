@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
-from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over
+from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
 from experiments.data.files import LocalFile
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
@@ -58,7 +59,10 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        return [] if self.streaming else passed_over(self.table.faults if self.table else self._usable[1])
+        if self.streaming:
+            return []
+        faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
+        return [*passed_over(faults), *said_empty(words)]
 
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
@@ -130,7 +134,11 @@ class HuggingFace(Columns):
         """Convert rows. Those of a stream are checked here, because they are not known before."""
         for row in rows:
             try:
-                yield self._shape.example(self._cells(row), self._place)
+                cells = self._cells(row)
+                example = self._shape.example(cells, self._place)
+                if self.streaming and (words := words_of(self._shape, cells)):
+                    warnings.warn(said_empty(Counter(words))[0], stacklevel=2)
+                yield example
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise
@@ -141,11 +149,11 @@ class HuggingFace(Columns):
         return f"dataset {self.name}, split {self.split}"
 
     @functools.cached_property
-    def _usable(self) -> tuple[Any, list[str]]:
-        """The usable rows of a dataset that is not streamed, and the faults of the others."""
+    def _usable(self) -> tuple[Any, list[str], Mapping[str, int]]:
+        """The usable rows of a dataset that is not streamed; faults of the others and words as in `columns.Usable`."""
         rows = ((f"row {n}", self._cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
-        found, faults = self.usable(rows, self._place)
-        return self.loaded.select([number - 1 for number in found]) if faults else self.loaded, faults
+        examples, faults, words = self.usable(rows, self._place)
+        return self.loaded.select([number - 1 for number in examples]) if faults else self.loaded, faults, words
 
     @property
     def _read(self) -> list[str]:

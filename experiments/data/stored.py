@@ -6,8 +6,9 @@ import ast
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -20,7 +21,7 @@ from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.base import cache_folder
 from experiments.models.conversation import Conversation
 
-VERSION = 3  # of the files: raise it when a change of the code changes what is written
+VERSION = 4  # of the files: raise it when a change of the code changes what is written
 BATCH = 2000  # rows that are written at a time
 NOTE, ROWS = "note.json", "rows.arrow"
 
@@ -78,16 +79,17 @@ def unpacked(row: str) -> Example:
 
 @dataclass(frozen=True)
 class Found:
-    """Examples of a part of a table, as they are written, and the faults of rows that are passed over."""
+    """Examples of a part of a table, as they are written; the rest as in `columns.Usable`."""
 
     examples: list[Packed]
     faults: list[str]
+    words: Counter[str] = field(default_factory=Counter)
 
 
 class Stored(Sequence[Example]):
     """The examples of a table in a folder, read from disk one by one. digest: as `Finite.digest` of the same examples.
 
-    faults: of rows that were passed over. repeated: examples that were left out because an earlier one is equal.
+    faults, words: as in `columns.Usable`. repeated: examples that were left out because an earlier one is equal.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,6 +100,7 @@ class Stored(Sequence[Example]):
         if note.get("rows", "") not in (_sampled(folder / ROWS), ""):  # earlier versions noted none
             raise ValueError(f"{folder / ROWS} is damaged")
         self.digest, self.faults = str(note["digest"]), list(note["faults"])
+        self.words = dict(note["words"])
         self.repeated, self.size = int(note["repeated"]), int(note["examples"])
         self.table = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / ROWS))).read_all()
         if len(self.table) != self.size:
@@ -168,11 +171,11 @@ def _write(folder: Path, parts: Iterable[Found], distinct: bool) -> None:
 
     (folder / NOTE).unlink(missing_ok=True)
     digest, faults, seen = hashlib.sha256(), list[str](), set[int]()
-    given = written = 0
+    given, written, words = 0, 0, Counter[str]()
     schema = pyarrow.schema([("row", pyarrow.large_string()), ("ids", pyarrow.large_string())])
     with pyarrow.ipc.new_file(str(folder / ROWS), schema) as file:
         for part in parts:
-            given, faults = given + len(part.examples), faults + part.faults
+            given, faults, words = given + len(part.examples), faults + part.faults, words + part.words
             new = [one for one in part.examples if not (distinct and _known(one.key, seen))]
             for one in new:
                 digest.update(one.text.encode("utf-8", "surrogatepass") + b"\0")
@@ -181,7 +184,7 @@ def _write(folder: Path, parts: Iterable[Found], distinct: bool) -> None:
     with (folder / ROWS).open("rb") as done:
         os.fsync(done.fileno())
     note = {"examples": written, "repeated": given - written, "faults": faults, "digest": digest.hexdigest()[:16]}
-    write_json(folder / NOTE, note | {"rows": _sampled(folder / ROWS)})
+    write_json(folder / NOTE, note | {"words": words, "rows": _sampled(folder / ROWS)})
 
 
 def _sampled(file: Path) -> list[Any]:

@@ -48,10 +48,10 @@ def start(config: ExperimentConfig, root: Path | None = None) -> Path:
     write_text(file, dump_yaml(config.to_dict()))
     print(command("run", file, "--root", root))
     words = [sys.executable, "-m", "experiments.cli", "run", str(file), "--root", str(root)]
-    log = file.with_suffix(".log")
+    log, before = file.with_suffix(".log"), _starts(folder)
     with log.open("wb") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    while not (folder / "config.yaml").is_file() or not list(folder.glob(PATTERN)):
+    while _starts(folder) == before:
         if process.poll() is not None:
             raise RunError(f"the run ended before it began: {_reason(log)}")
         time.sleep(0.2)
@@ -154,6 +154,12 @@ def _owner(folder: Path) -> dict[str, str]:
     latest = max(folder.glob(PATTERN), key=lambda path: path.stat().st_mtime, default=None)
     begun = Journal(latest).last("start") if latest else None
     return dict(begun["tags"]) if begun else {}
+
+
+def _starts(folder: Path) -> int:
+    """Count how often a run was started or continued."""
+    events = (event for path in folder.glob(PATTERN) for event, _ in Journal(path).read())
+    return sum(event["event"] == "start" for event in events)
 
 
 def _again(folder: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.errors import unknown_name
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, NotFinite
 from experiments.common.progress import progress as show_progress
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.cache import BaseCache, CachedSuite
@@ -22,10 +22,6 @@ from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.records import Record
-
-
-class NotFinite(RuntimeError):
-    """A model whose logits are not finite, so nothing can be measured."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ class Evaluation:
             records = [record for suite in chosen for record in suite.measure(model, task.advance)]
         records += [record for suite in chosen for record in suite.measure_weights(model)]
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
-            raise NotFinite("the model's logits are not finite, so nothing can be measured: lower the learning rate")
+            raise NotFinite
         return records
 
     def _suite(self, name: str) -> PreparedSuite:

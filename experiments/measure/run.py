@@ -14,7 +14,6 @@ from typing import Any
 
 import ctrl
 from experiments.common.errors import BenchError
-from experiments.evaluation.evaluate import NotFinite
 from experiments.measure.config import DEFAULT, measure_config
 from experiments.measure.endpoint import is_endpoint
 from experiments.measure.folder import Folder, open_session
@@ -105,7 +104,7 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
     for model in models:
         try:
             results.append(session.measure(model))
-        except (BenchError, ctrl.CheckpointError, ctrl.ConfigError, NotFinite, ValueError, RuntimeError) as error:
+        except (BenchError, ctrl.CheckpointError, ctrl.ConfigError, ValueError, RuntimeError) as error:
             failed[model.name] = f"{type(error).__name__}: {error}"
             session.say(f"  failed: {failed[model.name]}")
     return results, failed

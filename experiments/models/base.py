@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
-from experiments.models.checked import check_model, check_template, load_weights, load_whole, load_words
+from experiments.models.checked import check_model, check_template, load_config, load_weights, load_whole, load_words
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
@@ -72,6 +72,11 @@ def _on_device(name: str, model: PreTrainedModel, device_map: str | None) -> Pre
         model = model.to(device())  # type: ignore[arg-type]
     check_model(name, model)
     return model
+
+
+def model_config(name: str, remote_code: bool = False) -> Any:
+    """Read the config of a base model alone. Raises ModelError."""
+    return load_config(name, _source(name), remote_code)
 
 
 def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
 from experiments.models.modes import evaluating
@@ -44,6 +44,12 @@ def load_words(name: str, source: str, remote_code: bool = False) -> PreTrainedT
     with _explained(name, Path(source), "tokenizer.json"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code)
     return tokenizer
+
+
+def load_config(name: str, source: str, remote_code: bool = False) -> Any:
+    """Load a model's config alone. Parameters and errors: see `load_whole`."""
+    with _explained(name, Path(source), "config.json"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=remote_code)
 
 
 def load_weights(

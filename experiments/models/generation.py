@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.models.prefix import Prefix, Prompts, shared_start
-from experiments.models.reading import own_replies, reading, windows
+from experiments.models.reading import check_finite, own_replies, reading, windows
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
 BATCH = 128
@@ -106,6 +106,7 @@ def _reply(
     """
     logits = prompts.logits
     while True:
+        check_finite(logits)
         tokens = (draw_tokens(logits, temperature, numbers) if numbers else logits.argmax(dim=-1)).tolist()
         for reply, token in zip(replies, tokens, strict=True):
             if not _ended(reply, end, most):

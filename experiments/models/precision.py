@@ -58,7 +58,7 @@ class Precision:
         Autocast would cast them before each product anyway, so results are bit-identical (tested); norms and
         embeddings, which it does not cast, stay in fp32. Tied weights are left alone.
         """
-        frozen = [p for p in self._linear_parameters(model) if not p.requires_grad]
+        frozen = [p for p in self.linear_parameters(model) if not p.requires_grad]
         for parameter in frozen:
             parameter.data = parameter.data.to(torch.bfloat16)
         return sum(parameter.numel() for parameter in frozen)
@@ -70,7 +70,7 @@ class Precision:
         The casts of autocast are half of the time of a decoding step; results are the same, as for `hold_frozen`. A
         model in shards stays as it is: what a pass gathers is not what would be set here.
         """
-        originals = [] if sharded(model) else [(p, p.data) for p in self._linear_parameters(model)]
+        originals = [] if sharded(model) else [(p, p.data) for p in self.linear_parameters(model)]
         try:
             for parameter, data in originals:
                 parameter.data = data.to(torch.bfloat16)
@@ -79,7 +79,7 @@ class Precision:
             for parameter, data in originals:
                 parameter.data = data
 
-    def _linear_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+    def linear_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """Those that autocast casts at each product: fp32, of linear layers, not tied to an embedding."""
         if not self.bf16:
             return []

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from experiments.common.errors import NotFinite
 from experiments.models.prefix import Prefix, Prompts
 from experiments.models.tokens import pad
 
@@ -53,6 +54,12 @@ def reading(model: PreTrainedModel) -> Reading:
 def own_replies(model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, end: int) -> list[list[int]]:
     """Return greedy replies to prompts of one length as the model's own `generate` writes them."""
     return [cut(row, end) for row in _generate(model, prompts, most, end, reading(model).generates)]
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise NotFinite if a row has no largest logit, as NaN gives none. Logits of -inf are tokens that never come."""
+    if not torch.isfinite(logits.amax(dim=-1)).all():
+        raise NotFinite
 
 
 def cut(tokens: list[int], end: int) -> list[int]:
@@ -109,9 +116,16 @@ def _generate(
         use_cache=use_cache,
     )  # fmt: skip
     generate: Any = model.generate  # its stub says Tensor
-    new: Tensor = generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+    new: Tensor = generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy, logits_processor=[_checked]
+    )
     rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
     return rows
+
+
+def _checked(ids: Tensor, logits: Tensor) -> Tensor:
+    check_finite(logits)
+    return logits
 
 
 def _padded(model: PreTrainedModel, prompts: list[list[int]]) -> Tensor:

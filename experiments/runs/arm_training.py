@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 import torch
 
 from ctrl.sharded import sharded
+from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
@@ -106,5 +106,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, ArmFailed | MainProcessError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return "out of GPU memory: lower training.batch_size and raise training.gradient_accumulation"
+        way_out = "set training.micro_batch lower, or training.checkpointing to all; control-llm plan says what fits"
+        return f"out of GPU memory: {way_out}"
     return f"{type(error).__name__}: {error}"

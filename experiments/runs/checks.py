@@ -13,6 +13,8 @@ from experiments.evaluation.evaluate import Suites
 from experiments.models.positions import embedding_rows, positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
+from experiments.training.arguments import missing_package
+from experiments.training.checkpointing import why_not
 from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards
 
@@ -22,7 +24,7 @@ def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
 
     Called before anything is measured.
     """
-    faults = _precision_faults(config)
+    faults = [*_precision_faults(config), *_training_faults(config, model)]
     for arm in config.arms:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
     if faults:
@@ -91,6 +93,13 @@ def _precision_faults(config: ExperimentConfig) -> list[str]:
         "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp "
         "--fsdp_version 2"
     ]
+
+
+def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
+    training = config.training
+    missing = missing_package(training.arguments)
+    reason = None if training.checkpointing == "none" else why_not(model)
+    return [*([missing] if missing else []), *([f"training.checkpointing: {reason}"] if reason else [])]
 
 
 def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel) -> list[str]:

@@ -82,7 +82,7 @@ class ExperimentData:
         """Return the rows of an arm in the order of training."""
         training = self.config.training
         ends = self.config.data.stage_ends(training.steps)
-        step_rows = training.batch_size * training.gradient_accumulation
+        step_rows = training.step_rows
         stages = [step_rows * (end - start) for start, end in zip((0, *ends), ends, strict=False)]
         parts = self._parts(_replay(self.config, arm))
         return Rows(Mixture(parts, self.encoder, self.config.seed, self.held_out_ids), *stages)
@@ -122,7 +122,7 @@ class ExperimentData:
 
     def _counted(self, source: Source) -> list[str]:
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)
-        rows = training.steps * training.batch_size * training.gradient_accumulation
+        rows = training.steps * training.step_rows
         sizes = sizes_of_epoch(source, *epoch, self.encoder)
         few = source.size is None or self.config.data.regime == "cpt"
         found = lengths(sizes, rows, MOST if few else NEW)

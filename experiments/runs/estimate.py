@@ -12,6 +12,7 @@ from experiments.methods import ActiveMethod, Batch
 from experiments.methods.batches import read_by
 from experiments.models.head import only_label_logits
 from experiments.runs.arm_training import ArmTraining
+from experiments.training.checkpointing import checkpoint_layers
 from experiments.training.lm_loss import lm_loss
 
 TIMED = 10  # steps; fewer are trained in the time that timing them takes
@@ -90,6 +91,7 @@ def step_seconds(arm: ArmTraining) -> float:
     prepared, method = arm.prepared, arm.arm.build()
     model = method.prepare(prepared.config.load_base()[0], arm.context).train()
     active = method.begin(model, arm.context)
+    checkpoint_layers(model, prepared.config.training.checkpointing)
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = read_by(model, marked)
     with prepared.precision.autocast():
@@ -103,12 +105,12 @@ def step_seconds(arm: ArmTraining) -> float:
             out = model(**inputs)
         _total_loss(active, model, marked, out).backward()
         times.append(time.perf_counter() - start)
-    return min(times) * prepared.config.training.gradient_accumulation
+    return min(times) * arm.processes.cut(prepared.config.training)[1]
 
 
 def _first_batch(arm: ArmTraining, device: torch.device) -> dict[str, Any]:
     prepared = arm.prepared
-    rows, size = prepared.data.rows(arm.arm), arm.processes.per_process(prepared.config.training.batch_size)
+    rows, size = prepared.data.rows(arm.arm), arm.processes.cut(prepared.config.training)[0]
     batch = prepared.data.collator([rows[i] for i in range(min(size, len(rows)))])
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 

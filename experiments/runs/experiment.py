@@ -107,7 +107,7 @@ def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | No
 
 def _say_packing(arm: ArmTraining, session: Session) -> None:
     """Say how much padding packing saves in the first steps of an arm."""
-    data, batch = arm.prepared.data, arm.processes.per_process(arm.prepared.config.training.batch_size)
+    data, batch = arm.prepared.data, arm.processes.cut(arm.prepared.config.training)[0]
     if found := data.packing_of(data.rows(arm.arm), batch, MOST):
         session.say(
             f"packing: the first {found.conversations:,} conversations are {found.rows:,} rows of {found.computed:,} "

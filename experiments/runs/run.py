@@ -22,6 +22,8 @@ from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, run_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.experiment import follow, lead
+from experiments.runs.fits import check_fits
+from experiments.runs.growing import with_begun_arms
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.unused import check_fields
@@ -38,24 +40,29 @@ def run_experiment(
     parent: str | None = None,
     observe: Observer | None = None,
     experiment: str | None = None,
+    force: bool = False,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
     root: where results go; default: `mlruns` of the current project. parent: id of the MLflow run of the study's trial
     that this experiment belongs to. observe: called after each evaluation with the arm's result so far; may raise
-    StopArm. experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. Under a
-    launcher every process calls it with the same arguments, and gets the outcome of the main process.
+    StopArm. experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. force:
+    start a run that does not fit into memory. Under a launcher every process calls it with the same arguments, and gets
+    the outcome of the main process.
     """
     if parent is not None:
         only_one_process("a study")
     if observe is not None:
         only_one_process("an observer")
-    if parent is None:
-        check_fields(config)
     root = Path(root) if root else default_root()
     folder = run_folder(config, root)
+    config = config if fresh else with_begun_arms(config, folder)
+    if parent is None:
+        check_fields(config)
     with errors_explained(root), Processes.joined() as processes:
-        processes.per_process(config.training.batch_size)
+        processes.cut(config.training)
+        if not force:
+            check_fits(config, processes.count)
         if not processes.is_main:
             return follow(config, folder, processes)
         inputs = read_inputs(config, root, say)

@@ -67,6 +67,17 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
         if training.schedule not in OF_SCHEDULES[name]:
             needed = " or ".join(OF_SCHEDULES[name])
             yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
+    yield from _rates(config)
+
+
+def _rates(config: ExperimentConfig) -> Iterator[str]:
+    given = config.training.rates.given
+    tunings = [arm.build().tuning for arm in config.arms]
+    copies = [tuning.config for tuning in tunings if isinstance(tuning, Control)]
+    if "alpha" in given and not any(one.alpha == "learned" for one in copies):
+        yield "training.rates.alpha has no effect: no arm learns alpha, set control.alpha to learned"
+    if "gates" in given and not copies:
+        yield "training.rates.gates has no effect: no arm trains copies"
 
 
 def _arm(arm: ArmConfig) -> Iterator[str]:

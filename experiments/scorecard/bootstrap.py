@@ -7,7 +7,8 @@ They depend on the seed, the stratum and its size alone, so base, arms and steps
 and their figures may be subtracted.
 
 No weights can bring back what the sample does not hold. Rare events are added: flips (`flips.with_unseen`), and replies
-with a large KL (`weighted`). The constants are chosen by simulation (tests/experiments/scorecard/test_coverage.py).
+with a large KL (`with_unseen_value`). The constants are chosen by simulation
+(tests/experiments/scorecard/test_coverage.py).
 
 Arrays of draws have 1 + draws rows; row 0 is the sample as observed.
 """
@@ -30,7 +31,8 @@ from experiments.records import Estimate, Record
 Array = NDArray[np.float64]
 Stratum = tuple[str, tuple[str, ...]]  # task, forms
 CELLS = 2_000_000  # questions x draws held at once
-UNSEEN_WEIGHT, UNSEEN_SIZE = 0.3, 3.0  # of a reply that was not seen: mean weight, and size by the largest that was
+UNSEEN_WEIGHT, UNSEEN_SHAPE, UNSEEN_SPREADS = 0.3, 0.15, 1.4  # of a value that was not seen, see `with_unseen_value`
+FEWEST_VALUES = 4  # with a long tail: fewer do not show how long it is, and have no interval
 
 
 def check_draws(draws: int) -> None:
@@ -78,9 +80,7 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
     """Weighted mean sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
 
     Texts and replies are few, so the deviation of each draw is widened (`student_factor`). positive: values of at
-    least 0 with a long tail, such as KL. Each draw then counts one more record, `UNSEEN_SIZE` times the largest value,
-    with a gamma weight of mean `UNSEEN_WEIGHT` mean weights, and lower draws are widened on the log scale: 8 log-normal
-    values cover their mean 94 times in 100 (sigma 1; 96 for .5, 83 to 87 for 1.5), where plain percentiles cover 84.
+    least 0 with a long tail, such as KL (`with_unseen_value`).
     """
     rows = list(rows)
     columns: dict[tuple[Stratum, str], Array] = {}
@@ -89,16 +89,42 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
     sums = resample(columns, draws, seed)
     top, bottom = np.sum(list(sums.values()), axis=0).T
     factor = student_factor(len(columns), len(sums))
-    if not positive:
-        values = ratio(top, bottom)
-        return np.concatenate([values[:1], values[0] + factor * (values[1:] - values[0])])
-    unseen = np.random.default_rng([seed, len(columns)]).standard_gamma(UNSEEN_WEIGHT, len(top) - 1)
-    extra = np.concatenate([[0.0], unseen * bottom[0] / len(columns)])
-    values = ratio(top + extra * UNSEEN_SIZE * max(value for _, value, _ in rows), bottom + extra)
+    if positive:
+        return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, seed)
+    values = ratio(top, bottom)
+    return np.concatenate([values[:1], values[0] + factor * (values[1:] - values[0])])
+
+
+def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: int) -> Array:
+    """Divide top by bottom, both (1 + draws,), of values with a long tail: each draw counts a value that was not seen.
+
+    Its weight is a gamma number of mean `UNSEEN_WEIGHT` mean weights and shape `UNSEEN_SHAPE`: almost 0 in most draws.
+    Its size is max(seen) * exp(UNSEEN_SPREADS * s), s: spread of log(seen), drawn as the sample leaves it open (s^2 *
+    df / chi squared, df = n - 1, at least 5). So values that are alike expect no other, and a few unlike ones a much
+    larger one. Then higher draws are widened by `factor`, and lower ones on the log scale. Fewer than `FEWEST_VALUES`
+    have no interval.
+    """
+    n = len(seen)
+    values = ratio(top, bottom)
     if not values[0] > 0:
         return values
-    relative = values / values[0]
-    return values[0] * np.where(relative > 1, 1 + factor * (relative - 1), relative**factor)
+    if n < FEWEST_VALUES:
+        return np.concatenate([values[:1], np.full(len(values) - 1, np.nan)])
+    rng, draws, df = np.random.default_rng([seed, n]), len(values) - 1, max(n - 1, 5)
+    weight = rng.standard_gamma(UNSEEN_SHAPE, draws) * (UNSEEN_WEIGHT / UNSEEN_SHAPE) * bottom[0] / n
+    size = seen.max() * np.exp(UNSEEN_SPREADS * log_spread(seen) * np.sqrt(df / rng.chisquare(df, draws)))
+    relative = ratio(top[1:] + weight * size, bottom[1:] + weight) / values[0]
+    values[1:] = values[0] * np.where(relative > 1, 1 + factor * (relative - 1), relative**factor)
+    return values
+
+
+def log_spread(values: Array) -> float:
+    """Standard deviation of log(values). Values below a tenth of the median of those above 0 count as that tenth.
+
+    Almost nothing and nothing are the same in a mean, but not in its logarithm.
+    """
+    least = np.median(values[values > 0]) / 10
+    return float(np.log(np.maximum(values, least)).std(ddof=1))
 
 
 def student_factor(units: int, strata: int = 1) -> float:

@@ -22,6 +22,8 @@ SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
     """Raise ConfigError for what none of the trials can do. configs: each pick of each dimension is in one of them."""
+    if any(config.grows for config in configs):
+        raise ConfigError(f"{source}: base: grows is for a single run; a trial has the arms of its picks: leave it out")
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))

@@ -16,6 +16,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from experiments.studies.artifacts import attach_pictures
 from experiments.studies.space import Scalar
 from experiments.studies.trial import ShouldPrune, TrialFailed, TrialOutcome, TrialPruned
 from experiments.studies.trials import RUNS, SECONDS
@@ -106,7 +107,7 @@ def _result(trial: optuna.Trial, number: int, picks: dict[str, Scalar], run: Run
 
 
 def _show(trial: optuna.Trial, number: int, outcome: TrialOutcome) -> None:
-    """Write a note that optuna-dashboard shows on the trial's page, if it is installed."""
+    """Write the note and attach the pictures that optuna-dashboard shows on the trial's page, if it is installed."""
     with contextlib.suppress(ImportError, *STORAGE_FAULTS):
         from optuna_dashboard import save_note
 
@@ -114,6 +115,8 @@ def _show(trial: optuna.Trial, number: int, outcome: TrialOutcome) -> None:
         folders = [f"- seed {run['seed']}: `{run['folder']}`" for run in outcome.runs if "folder" in run]
         link = [f"[Trial {number} in MLflow]({outcome.url}) (start it with `control-llm ui`)"] if outcome.url else []
         save_note(trial, "\n".join([*link, "", *figures, "", "Folders below the root:", "", *folders]))
+        if outcome.root:
+            attach_pictures(trial, outcome.root, outcome.pictures)
 
 
 def _end(trial: optuna.Trial, state: TrialState, values: list[float] | None, notes: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,15 @@ def run_study(
     storage: str | None = None,
     say: Say = print,
     known: Path | None = None,
+    devices: Sequence[str] = (),
 ) -> Store:
     """Run the trials of a study that are left. Results: `Store.trials`. Raises ConfigError and StudyError.
 
     workers: number of processes; one that is killed is replaced. None: all trials run in this process. storage: a
     database URL in place of the study's own, or of `optuna.db` in root. known: a folder with `trials.tar.xz`, whose
-    trials are not run again.
+    trials are not run again. devices: the GPU of each worker (`workers.worker_places`), in place of `workers`.
     """
+    workers = len(devices) or workers
     root = (root or default_root()).resolve()
     found = read_trials(config, known) if known else []
     store = Store(check_start(config, root, workers, storage), config)
@@ -74,7 +76,9 @@ def run_study(
     with sigterm_raises(), _study_run(tracker, config, folder) as run:
         if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
-            ended = _processes(store, root, folder, workers, say) if workers else work(store, root, say)
+            ended = (
+                _processes(store, root, folder, devices or [""] * workers, say) if workers else work(store, root, say)
+            )
         note_progress(store, root)
         counts = Counter(trial.state for trial in store.trials())
         run.log_metrics({f"trials/{state}": n for state, n in counts.items()})
@@ -207,8 +211,8 @@ def _replaces(store: Store, worker: Any, idle: int, say: Say) -> bool:
     return again
 
 
-def _processes(store: Store, root: Path, folder: Path, workers: int, say: Say) -> str:
-    return keep_working(store, worker_starter(folder / "study.yaml", root, store.url, workers), workers, say)
+def _processes(store: Store, root: Path, folder: Path, places: Sequence[str], say: Say) -> str:
+    return keep_working(store, worker_starter(folder / "study.yaml", root, store.url, places), len(places), say)
 
 
 def _before(store: Store) -> str:

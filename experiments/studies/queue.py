@@ -3,7 +3,7 @@
 A worker claims a trial while it holds the storage's lock. It then also cleans up: a running trial whose process is gone
 is marked as failed and queued again with the same picks, so that it continues in its own folders. A process of the same
 machine is looked up, whatever its heartbeat says; a trial of another machine is dead when its heartbeat (Optuna's)
-stops. Nothing depends on the last write of a killed process: the next claim completes what it left.
+stops (`silence`). Nothing depends on the last write of a killed process: the next claim completes what it left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,6 +38,7 @@ from experiments.studies.locks import (
     sqlite_file,
     storage_fault,
 )
+from experiments.studies.silence import Silence
 from experiments.studies.space import MAX_CELLS, Scalar, grid
 from experiments.studies.trial import repeated
 from experiments.studies.trials import (
@@ -55,6 +57,7 @@ from experiments.studies.trials import (
 from experiments.tracking.machine import process_state, process_tags
 
 Progress = Callable[[int, dict[str, Scalar]], int]  # gets the number of a trial's first attempt and its picks
+POLL = 1.0  # seconds between two looks at a heartbeat
 GOING_ON = ("running", "lost", "stopped")  # states of a trial that has begun and not ended
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -104,6 +107,8 @@ class Store:
             ) from error
         self.config = config
         self.progress: Progress = lambda number, picks: 0
+        self.silence = Silence(self.storage, self.study._study_id)
+        self.doubtful = False  # whether a trial of another machine may be dead: see `silence`
 
     def begin(self, known_trials: Sequence[optuna.trial.FrozenTrial] = ()) -> int:
         """Store the config with the study, queue the cells of a grid, and restart the count of failures in a row.
@@ -136,7 +141,11 @@ class Store:
                     claim.enter_context(self.lock())
                     trials = self._tidy()
                     if ended := self.ended(trials):
-                        return ended
+                        if not self.doubtful:
+                            return ended
+                        claim.close()
+                        time.sleep(POLL)
+                        continue
                     trial = self._ask(len(trials))
                     heart.enter_context(heartbeat(self.storage, trial, self.config.heartbeat))
                     picks = {key: dimension.suggest(trial, key) for key, dimension in self.config.search.items()}
@@ -203,7 +212,7 @@ class Store:
 
     def trials(self) -> list[Trial]:
         """Return all trials by number. A trial that was continued is one trial."""
-        groups, silent = sorted(lineages(self._attempts()).items()), self._silent()
+        groups, silent = sorted(lineages(self._attempts()).items()), self.silence.old()
         return [trial_row(a, self.config.retries, self._gone(a[-1], silent)) for _, a in groups]
 
     def front(self) -> list[int]:
@@ -247,8 +256,13 @@ class Store:
 
         The caller holds the lock. Returns all attempts.
         """
-        trials, silent = self._attempts(), self._silent()
-        for trial in (t for t in trials if t.state == TrialState.RUNNING):
+        trials = self._attempts()
+        running = [t for t in trials if t.state == TrialState.RUNNING]
+        unknown = {t._trial_id for t in running if process_state(t.user_attrs.get("owner", {})) is None}
+        old = self.silence.old() & unknown
+        silent = self.silence.confirmed(old)
+        self.doubtful = bool(old - silent)
+        for trial in running:
             # A trial without an owner: its process died while it held the lock.
             if self._gone(trial, silent) or (self._exclusive and "owner" not in trial.user_attrs):
                 with contextlib.suppress(UpdateFinishedTrialError):  # another machine ended it
@@ -279,9 +293,6 @@ class Store:
         if alive and owner["pid"] == str(os.getpid()):  # a notebook's process goes on after its storage failed
             alive = trial._trial_id in ACTIVE
         return trial._trial_id in silent if alive is None else not alive
-
-    def _silent(self) -> set[int]:
-        return set(self.storage._get_stale_trial_ids(self.study._study_id))
 
     def _attempts(self) -> list[Any]:
         return self.study.get_trials(deepcopy=False)

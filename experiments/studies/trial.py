@@ -46,7 +46,8 @@ class TrialPruned(Exception):
 class TrialOutcome:
     """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`.
 
-    figures: the headline of the scorecard, means over the seeds. url: of the trial's MLflow run.
+    figures: the headline of the scorecard, means over the seeds. url: of the trial's MLflow run. pictures: files by the
+    names that optuna-dashboard shows; root: where it finds them.
     """
 
     values: list[float] = field(default_factory=list)
@@ -54,6 +55,8 @@ class TrialOutcome:
     runs: list[dict[str, Any]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
     url: str = ""
+    pictures: dict[str, Path] = field(default_factory=dict)
+    root: Path | None = None
 
 
 def run_trial(
@@ -78,7 +81,7 @@ def run_trial(
     saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
-    outcome, pruned = TrialOutcome(), ""
+    outcome, pruned = TrialOutcome(root=root), ""
     tracker = Tracker(root, study.name)
     with tracker.run(
         f"#{number} {picks_words(study.search, picks)}",
@@ -105,6 +108,7 @@ def run_trial(
                 raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error
             result = done.results[0]
             outcome.runs.append(run_record(seed, done, root))
+            outcome.pictures[f"forgetting-seed-{seed}.png"] = done.folder / "forgetting.png"
             if result.status == "failed":
                 run.fail(result.reason or "no reason was recorded")
                 reason = f"seed {seed}: {result.reason}" if len(study.seeds) > 1 else result.reason

@@ -6,7 +6,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from experiments.common.section import Section, nearest
+from experiments.common.section import Section, later_field, nearest
+from experiments.training.arguments import check_arguments, identity
+from experiments.training.checkpointing import Checkpointing
+from experiments.training.groups import Rates
 from experiments.training.schedules import SCHEDULES
 
 MAX_STEPS, MAX_ROWS, MAX_DECAY = 10**7, 10**5, 1000.0  # beyond these a number is mistyped
@@ -17,9 +20,14 @@ class TrainingConfig(Section):
 
     steps: int = Field(60, ge=1, le=MAX_STEPS, description="optimiser steps of each arm")
     batch_size: int = Field(
-        16, ge=1, le=MAX_ROWS, description="conversations, texts, or in cpt rows of one micro-batch"
+        16, ge=1, le=MAX_ROWS, description="conversations, texts, or in cpt rows of one step, of all processes together"
     )
-    gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="micro-batches per optimiser step")
+    micro_batch: int | None = later_field(
+        None, ge=1, le=MAX_ROWS,
+        description="most rows that a device sees at once: a step is then cut into as many micro-batches as it takes, "
+        "on any number of devices, and results stay the same. none: all rows of a step at once",
+    )  # fmt: skip
+    gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="batches of `batch_size` rows per step")
     warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
     schedule: str = Field("constant_with_warmup", description="name of one of the [schedules](#schedules)")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
@@ -30,6 +38,15 @@ class TrainingConfig(Section):
     max_grad_norm: float = Field(
         1.0, gt=0, allow_inf_nan=True, description="gradients are clipped to this norm; .inf: never"
     )
+    checkpointing: Checkpointing = later_field(
+        "none",
+        description="compute layers again in the backward pass instead of keeping their activations: all, or what is "
+        "frozen of them. Less memory, more time, the same results",
+    )
+    rates: Rates = later_field(Rates(), description="learning rates of alphas and gates")
+    arguments: dict[str, Any] = later_field(
+        {}, description="further fields of transformers' [TrainingArguments](#trainer-arguments)"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
     @field_validator("schedule")
@@ -38,6 +55,11 @@ class TrainingConfig(Section):
         if value not in SCHEDULES:
             raise ValueError(f"unknown schedule {value!r}: {nearest(value, SCHEDULES)}")
         return value
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_arguments(value)
 
     @model_validator(mode="before")
     @classmethod
@@ -48,6 +70,33 @@ class TrainingConfig(Section):
             return values
         steps = values.get("steps")
         return {**values, "warmup_steps": steps} if isinstance(steps, int) and 1 <= steps < default else values
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrainingConfig:
+        """Refuse two ways to say how a step is cut: each would undo the other."""
+        if self.micro_batch is not None and self.gradient_accumulation > 1:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} cuts a step of batch_size rows, and gradient_accumulation="
+                f"{self.gradient_accumulation} makes one of several: set batch_size to "
+                f"{self.batch_size * self.gradient_accumulation} and leave gradient_accumulation out"
+            )
+        return self
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of one optimiser step, of all processes together."""
+        return self.batch_size * self.gradient_accumulation
+
+    def cut(self, own: int) -> tuple[int, int]:
+        """Return the rows of a micro-batch of one process, and how many a step has. own: its rows of `batch_size`."""
+        rows = max(n for n in range(1, min(own, self.micro_batch or own) + 1) if own % n == 0)
+        return rows, own // rows * self.gradient_accumulation
+
+    def identity(self) -> dict[str, Any]:
+        """Return plain values without those that change how a step runs, but no result: digests are made of them."""
+        values = self.model_dump(mode="json", exclude={"micro_batch", "checkpointing", "arguments"})
+        given = identity(self.arguments)
+        return {**values, **({"arguments": given} if given else {})}
 
     @model_validator(mode="after")
     def _phases(self) -> TrainingConfig:

@@ -21,6 +21,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from experiments.common.errors import ConfigError
 from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
+from experiments.training.config import TrainingConfig
 
 # of torch's own collectives, which cannot be renewed. No process may enter one while another works alone: it waits on
 # the channel first. What is left is work that torch does between two of them, such as writing a sharded checkpoint
@@ -97,6 +98,10 @@ class Processes:
                 "counts the rows of all of them together, so that a run is the same on any number"
             )
         return batch_size // self.count
+
+    def cut(self, training: TrainingConfig) -> tuple[int, int]:
+        """Return the rows of this process in a micro-batch, and how many of these a step has. Raises ConfigError."""
+        return training.cut(self.per_process(training.batch_size))
 
     def broadcast(self, name: str, value: Any = None) -> Any:
         """Return the value that the main process passes here. It does not wait for the others."""

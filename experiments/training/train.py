@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from experiments.common.progress import progress
 from experiments.methods import ActiveMethod, MethodContext
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
+from experiments.training.checkpointing import checkpoint_layers
 from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
 from experiments.training.meter import Meter
@@ -28,6 +29,7 @@ from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
 from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
+OPTIMIZER = "adamw_torch_fused"  # by default
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
@@ -61,6 +63,7 @@ def train_arm(
     cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
     ArmFailed at a NaN. Ctrl-C and SIGTERM let the step end and save a checkpoint first (`stops_after_step`).
     """
+    checkpoint_layers(model, plan.training.checkpointing)
     with launcher_precision(context.precision.bf16):
         trainer = ArmTrainer(
             model=model,
@@ -103,29 +106,31 @@ def launcher_precision(bf16: bool) -> Iterator[None]:
 def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Processes = ALONE) -> TrainingArguments:
     """Return Trainer's arguments. Evaluation, logging and saving are timed by our callbacks."""
     training = plan.training
-    arguments = TrainingArguments(
-        output_dir=str(plan.checkpoints),
-        max_steps=training.steps,
-        per_device_train_batch_size=processes.per_process(training.batch_size),
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=plan.learning_rate,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=context.precision.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        seed=context.seed,
-        data_seed=context.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # `Checkpoint` decides
-        report_to=[],
-        disable_tqdm=True,  # the bar is `progress`
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        ddp_timeout=int(TENSOR_TIMEOUT.total_seconds()),
-    )
+    rows, micro_batches = processes.cut(training)
+    own: dict[str, Any] = {
+        "output_dir": str(plan.checkpoints),
+        "max_steps": training.steps,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": micro_batches,
+        "learning_rate": plan.learning_rate,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": OPTIMIZER,
+        "bf16": context.precision.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": context.seed,
+        "data_seed": context.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",  # `Checkpoint` decides
+        "report_to": [],
+        "disable_tqdm": True,  # the bar is `progress`
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "ddp_timeout": int(TENSOR_TIMEOUT.total_seconds()),
+    }
+    arguments = TrainingArguments(**{**own, **training.arguments})
     # Several GPUs without a launcher would mean DataParallel: larger batches than were asked for, and slow.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1

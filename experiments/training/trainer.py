@@ -14,6 +14,7 @@ from experiments.methods import ActiveMethod
 from experiments.methods.batches import read_by
 from experiments.models.head import only_label_logits
 from experiments.training.config import TrainingConfig
+from experiments.training.groups import split_groups
 from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import ModelLoss, lm_loss
 from experiments.training.meter import Meter, real_tokens
@@ -51,6 +52,7 @@ class ArmTrainer(Trainer):
         made = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if made:
+            split_groups(optimizer, self.model, self.training_config.rates)
             self.method.method.hook(optimizer)
         return optimizer
 

@@ -30,7 +30,7 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("alpha_start", float("nan"), r"alpha_start .* got nan"),
     ("alpha_start", True, r"alpha_start .* got True"),
     ("alpha_start", "0.5", r"alpha_start .* got '0\.5'"),
-    ("divergence_weight", -1, r"divergence_weight must be a number >= 0, but got -1"),
+    ("divergence_weight", -1, r"divergence_weight must be a number from 0 to 1e\+09, but got -1"),
     ("divergence_weight", float("inf"), r"divergence_weight .* got inf"),
     ("margin", 2.5, r"margin must be a cosine distance, a number in \[0, 2\], but got 2\.5"),
     ("margin", None, r"margin .* got None"),

@@ -12,6 +12,7 @@ import torch
 import transformers as tf
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 from transformers import PreTrainedModel
 
 import ctrl
@@ -153,6 +154,31 @@ def test_a_refused_expansion_leaves_the_model_as_it_was(values: dict[str, Any]) 
         ctrl.expand(model, ControlConfig(**values))
     assert [type(m) for m in model.modules()] == kinds
     assert all(p.requires_grad for p in model.parameters())
+
+
+def _pruned(module: torch.nn.Module) -> None:
+    prune.l1_unstructured(module, "weight", 0.5)
+
+
+COMPUTED = (_pruned, torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("compute", COMPUTED)
+def test_weights_that_are_computed_in_each_pass_are_refused(compute: Callable[[torch.nn.Module], object]) -> None:
+    """A copy of one would stay as it was computed; before expand it has hooks, which copies do not get."""
+    model, match = build("llama"), r"mlp.up_proj, whose weight is computed in each pass .* torch.nn.utils.prune.remove"
+    compute(model.model.layers[0].mlp.up_proj)
+    with pytest.raises(ConfigError, match=f"expand cannot copy LlamaDecoderLayer's {match}"):
+        ctrl.expand(model, ControlConfig(layers=[0]))
+    ctrl.expand(model, ControlConfig(layers=[1]))  # another layer may have them
+    with pytest.raises(ConfigError, match=match):
+        ctrl.reference(model)
+    copies = ctrl.expand(build("llama"), ControlConfig(layers=[1]))
+    compute(copies.model.layers[1].expanded.mlp.up_proj)
+    for in_place in (False, True):
+        with pytest.raises(ConfigError, match=f"merge_back cannot copy LlamaDecoderLayer's expanded.{match}"):
+            ctrl.merge_back(copies, in_place=in_place)
 
 
 @pytest.mark.parametrize("make", [_mamba, _qwen3_next])

@@ -26,6 +26,8 @@ from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train
 from tests.helpers.launch import shard_on_cpu, zero_on_cpu
 
+OTHERS = "control"  # of ddp: begun by one process and finished by two, and the other way round
+BY_ONE, BY_TWO = "begun by one", "begun by two"  # their folders
 RESUMED = ("control", "lora", "ema", "mer")  # killed on the way, and continued
 
 
@@ -87,6 +89,12 @@ def train_with(mode: str, folder: Path, processes: Processes) -> int:
         weights = {name: whole(tensor) for name, tensor in outcome.weights.items()}
         if processes.is_main:
             torch.save((outcome.logs, outcome.cost, weights, outcome.measured), folder / f"{method}.pt")
+    if mode == "ddp":
+        with pytest.raises((Killed, MainProcessError)):
+            train(arm(OTHERS), folder / BY_TWO, 4, processes=processes)
+        outcome = train(arm(OTHERS), folder / BY_ONE, processes=processes)
+        if processes.is_main:
+            torch.save((outcome.logs, outcome.weights), folder / f"{BY_ONE}.pt")
     if not processes.is_main:
         ActiveMethod.penalty = lambda self, model, *rest: torch.tensor(math.nan)  # type: ignore[method-assign]
     with pytest.raises(ArmFailed, match="loss became"):

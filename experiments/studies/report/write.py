@@ -20,6 +20,7 @@ from experiments.reporting.table import Table
 from experiments.reporting.tables import COSTS, arms_table, columns_of, flat_costs, flat_figures
 from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
+from experiments.studies.artifacts import attach_pictures
 from experiments.studies.exchange import write_trials
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
@@ -73,7 +74,9 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         **_arms(arms, results, significant),
     }
     write_page(folder / "report.md", "study", **values)
-    return write_page(folder / "report.html", "study", **values)
+    page = write_page(folder / "report.html", "study", **values)
+    attach_pictures(store.study, root, {f"{one.name}.png": folder / f"{one.name}.png" for one in drawn})
+    return page
 
 
 def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRow], drawn: Sequence[Picture]) -> None:

@@ -88,6 +88,8 @@ class TestOptuna:
         line = optuna_command(tmp_path)(8081)
         assert f"sqlite:///{tmp_path}/optuna.db" in line
         assert line.endswith("--host 127.0.0.1 --port 8081 --server wsgiref")
+        (tmp_path / "optuna-artifacts").mkdir()
+        assert optuna_command(tmp_path)(8081).endswith(f" --artifact-dir {tmp_path}/optuna-artifacts")
 
     def test_the_password_is_in_no_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STUDY_STORAGE", "postgresql+psycopg://bob:S3CRET@host/db")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.data.cells import BadRow, cell_text
+from experiments.data.cells import EMPTY_WORDS, BadRow, cell_text, empty_word
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_text(cell: Any, text: str) -> None:
 def test_what_is_no_text(cell: Any) -> None:
     with pytest.raises(BadRow, match=r"here: .*'c'"):
         cell_text(cell, "c", "here")
+
+
+def test_words_for_an_empty_cell_are_those_that_programs_write() -> None:
+    assert all(empty_word(f" {word}\n") == word for word in EMPTY_WORDS)
+    assert not any(map(empty_word, ["none", "na", "null and void", "", "0", None, float("nan"), 3, ["NULL"]]))

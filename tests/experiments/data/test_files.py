@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from experiments.common.errors import ConfigError
@@ -52,6 +53,41 @@ class TestTables:
         text = LocalFile(path=str(path), text="ask").held_out(2, 0)
         assert isinstance(text, NewText)
         assert len(text.documents) == 2
+
+
+WORDY = [
+    *({"instruction": f"Say {i}.", "input": "nan", "output": str(i)} for i in range(3)),
+    {"instruction": "Say no.", "input": "", "output": "NULL"},
+    {"instruction": "How many?", "input": "none, or one?", "output": "none"},
+]
+SAID = [
+    "3 cells of column 'input' with the text 'nan': it is learned as text",
+    "1 cell of column 'output' with the text 'NULL': it is learned as text",
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("large", [False, True])
+def test_words_for_an_empty_cell_are_said(
+    kind: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nan` as pandas writes it: in a table of any kind, in any column that is read, and of a large table too."""
+    monkeypatch.setenv("CONTROL_LLM_CACHE", str(tmp_path / "cache"))
+    if large:
+        monkeypatch.setattr("experiments.data.files.LARGE", 0)
+    file, frame = tmp_path / f"a.{kind}", pd.DataFrame(WORDY)
+    if kind == "csv":
+        frame.to_csv(file, index=False)
+    elif kind == "parquet":
+        frame.to_parquet(file, index=False)
+    else:
+        write(file, WORDY)
+    for source in (LocalFile(path=str(file)), LocalFile(path=str(file))):  # the second from the cache
+        assert (source.table is not None) == large
+        assert [note.partition(", but")[0] for note in source.notes] == SAID
+        assert len(source.examples) == len(WORDY)
+    named = LocalFile(path=str(file), question="instruction", answer="output")  # `input` is not read
+    assert [note.partition(", but")[0] for note in named.notes] == SAID[1:]
 
 
 OPPOSITES = [{"question": "Name the opposite.", "answer": f"not {word}"} for word in ("hot", "big", "old")]

@@ -48,6 +48,16 @@ class TestDatasets:
             found = source.epoch(0, 0, frozenset())
             assert {e.answer for e in found if isinstance(e, Item)} == expected
 
+    def test_words_for_an_empty_cell_are_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        rows = [{"question": f"q{i}", "answer": "NULL" if i % 3 else str(i)} for i in range(6)]
+        name = str(write(tmp_path / "data" / "train.jsonl", rows).parent)
+        said = "4 cells of column 'answer' with the text 'NULL': it is learned as text"
+        assert [note.partition(", but")[0] for note in HuggingFace(name=name).notes] == [said]
+        streamed = HuggingFace(name=name, streaming=True)
+        with pytest.warns(UserWarning, match="1 cell of column 'answer' with the text 'NULL'"):
+            assert len(list(streamed.epoch(0, 0, frozenset()))) == 6
+
     def test_bad_rows_are_found_at_the_start_or_passed_over(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

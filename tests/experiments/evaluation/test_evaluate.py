@@ -141,7 +141,7 @@ class TestEvaluation:
         expected = suites.prepare(model, FP32).evaluate(model, FP32, ("new", "kept", "text"), progress=False)
         assert alone.evaluate(model, FP32, progress=False) == expected
 
-    @pytest.mark.parametrize("part", ["kept", "drift", "text"])
+    @pytest.mark.parametrize("part", ["kept", "drift", "text", "new"])
     def test_a_broken_model_is_no_result(self, suites: Suites, model: PreTrainedModel, part: str) -> None:
         evaluation = suites.prepare(model, FP32)
         with torch.no_grad():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import NotFinite
 from experiments.models.generation import Draw, by_length, draw_tokens, generate_ids, generate_replies
+from experiments.models.reading import Reading
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.option_scores import expanded, random_choices, sharp
 
@@ -47,6 +50,33 @@ class TestGeneration:
             model.lm_head.bias.zero_()[end] = 1.0  # ... and now the end of turn
         assert generate_ids(model, tokenizer, prompts, 3) == [[end]] * 2
         assert generate_replies(model, tokenizer, ["a", "b c d"], 3) == ["", ""]
+
+    @pytest.mark.parametrize("how", ["greedy", "drawn", "no cache", "alone"])
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_logits_that_are_not_finite_are_no_reply(
+        self, how: str, value: float, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
+    ) -> None:
+        if how in ("no cache", "alone"):
+            monkeypatch.setattr(
+                "experiments.models.generation.reading", lambda _: Reading(how == "no cache", False, False)
+            )
+            monkeypatch.setattr(
+                "experiments.models.reading.reading", lambda _: Reading(how == "no cache", False, False)
+            )
+        draw = Draw(1.0, ["a", "b"]) if how == "drawn" else None
+        prompts = [prompt_ids(tokenizer, question) for question in ("a", "b c d")]
+        if draw is None:
+            assert all(generate_ids(model, tokenizer, prompts, 3))
+        model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+        with torch.no_grad():
+            model.lm_head.bias.fill_(-math.inf)[5] = 0.0  # tokens that never come are no fault
+        assert generate_ids(model, tokenizer, prompts, 2, draw=draw) == [[5, 5]] * 2
+        with torch.no_grad():
+            model.lm_head.bias[7] = value
+        with pytest.raises(
+            NotFinite, match="logits are not finite, so nothing can be measured: lower the learning rate"
+        ):
+            generate_ids(model, tokenizer, prompts, 2, draw=draw)
 
     def test_replies_of_all_lengths(self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
         """A token that a random model often gives ends a reply here, so that rows leave the batch one after another."""

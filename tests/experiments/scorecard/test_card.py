@@ -82,11 +82,12 @@ def test_drift_and_perplexity_weigh_documents_by_tokens() -> None:
     card = scorecard([text("a", 3.0, 10), text("b", 2.0, 30)], [text("a", 3.4, 10), text("b", 2.2, 30), *drift], 200)
     assert card["kl"].value == pytest.approx((0.1 * 30 + 0.5 * 10) / 40)
     assert card["perplexity_drift"].value == pytest.approx((0.4 * 10 + 0.2 * 30) / 40)
-    low, high = card["kl"].low, card["kl"].high
+    assert (card["kl"].low, card["kl"].high) == (None, None)  # of two replies next to nothing is known
+    five = [*drift, *(Record("drift", "replies", "kl", f"more {i}", value=0.2, tokens=10) for i in range(3))]
+    low, high = scorecard([], five, 1000)["kl"].low, scorecard([], five, 1000)["kl"].high
     assert low is not None
     assert high is not None
-    assert 0 < low < 0.1  # of two replies next to nothing is known
-    assert 0.2 + student_factor(2) * (0.5 - 0.2) < high
+    assert 0.05 < low < 0.2 < 0.2 + student_factor(5) * (0.5 - 0.2) < high
     assert set(card) == {"kl", "perplexity_drift"}
 
 

@@ -26,7 +26,7 @@ from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_
 from experiments.training.trainer import ArmFailed
 from tests.helpers import train_in_two_processes as two
 from tests.helpers import wait_in_two_processes as waiting
-from tests.helpers.engine import Outcome, train
+from tests.helpers.engine import Killed, Outcome, train
 from tests.helpers.launch import torchrun, two_processes
 from tests.helpers.small_run import small_config, small_values, tiny_base
 from tests.helpers.tiny_llama import tiny
@@ -48,6 +48,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outc
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_one_does(mode: str, alone: Callable[[str, str], Outcome], tmp_path: Path) -> None:
     """The same losses and weights, for all methods; some are killed on the way and resumed."""
+    if mode == "ddp":
+        with pytest.raises(Killed):
+            train(two.arm(two.OTHERS), tmp_path / two.BY_ONE, 4)
     done = two_processes(SCRIPT, mode, "methods", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for method in two.methods(mode):
@@ -68,6 +71,14 @@ def test_two_processes_train_as_one_does(mode: str, alone: Callable[[str, str], 
             torch.testing.assert_close(weight, one.weights[name], rtol=1e-2, atol=2e-3, msg=f"{method} {name}")
         for step, logits in measured.items():
             torch.testing.assert_close(logits.float(), one.measured[step].float(), rtol=1e-2, atol=1e-2)
+
+    if mode == "ddp":  # a checkpoint serves any number of processes
+        one, last = alone(two.OTHERS, "fp32"), train(two.arm(two.OTHERS), tmp_path / two.BY_TWO)
+        for logs, weights in (torch.load(tmp_path / f"{two.BY_ONE}.pt", weights_only=False), (last.logs, last.weights)):
+            assert min(logs) == 3  # not from the start
+            assert all(logs[step]["loss"] == pytest.approx(one.logs[step]["loss"], rel=2e-3) for step in logs)
+            for name, weight in weights.items():
+                torch.testing.assert_close(weight, one.weights[name], rtol=1e-2, atol=2e-3)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +213,7 @@ def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monke
     ("count", "error", "raised", "reason"),
     [
         (1, torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),  # noted as the arm's reason
-        (2, torch.OutOfMemoryError("no memory"), AbortLaunch, r"full-1: out of GPU memory: lower training\.batch_size"),
+        (2, torch.OutOfMemoryError("no memory"), AbortLaunch, r"full-1: out of GPU memory: set training\.micro_batch"),
         (2, ArmFailed("loss became nan"), ArmFailed, "loss became nan"),  # all processes meet it
         (2, LaunchMismatch("written by another"), LaunchMismatch, "written by another"),
     ],

@@ -15,6 +15,7 @@ from experiments.common import progress
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Log, ZeroGradient
+from experiments.training.processes import Processes
 from experiments.training.train import PRECISION, launcher_precision, training_arguments
 from tests.helpers.engine import (
     GOLDEN,
@@ -125,3 +126,26 @@ def test_a_gradient_that_stays_exactly_0_is_told_once(recwarn: pytest.WarningsRe
     watch.on_log(None, SimpleNamespace(global_step=99), None, logs={"train_loss": 1.0})
     [said] = [str(warning.message) for warning in recwarn]
     assert said.startswith("full 1e+06: the gradient has been exactly 0 for 10 steps, up to step 21: nothing trains")
+
+
+@pytest.mark.parametrize("method", ["full", "control", "kl on replayed and control", "dft on control"])
+def test_a_step_is_the_same_however_it_is_cut(method: str, tmp_path: Path) -> None:
+    """Rows of unlike length in micro-batches of 4, 2 (3 is rounded down) and 1: the same losses and weights."""
+    whole, *cut = (train(arm_config(method), tmp_path / str(most), steps=3, micro_batch=most) for most in (None, 3, 1))
+    for part in cut:
+        for step, logs in whole.logs.items():
+            assert part.logs[step]["loss"] == pytest.approx(logs["loss"], rel=1e-5)
+            assert part.logs[step]["grad_norm"] == pytest.approx(logs["grad_norm"], rel=1e-3)
+            assert part.logs[step]["tokens_seen"] == logs["tokens_seen"]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"), [(1, None, (24, 1)), (1, 8, (8, 3)), (2, 8, (6, 2)), (8, 8, (3, 1)), (1, 7, (6, 4))]
+)
+def test_a_step_has_the_same_rows_on_any_number_of_devices(
+    count: int, most: int | None, expected: tuple[int, int], tmp_path: Path
+) -> None:
+    processes = Processes(count)
+    training = config(arm_config("full"), batch_size=24, micro_batch=most).training
+    assert processes.cut(training) == expected
+    assert count * expected[0] * expected[1] == training.step_rows == 24

@@ -1,0 +1,67 @@
+"""Mark the weights of an expansion with what they are of, so that no trainer loads them into another one.
+
+Trainer (resume_from_checkpoint, load_best_model_at_end) reads the tensors of a checkpoint alone, and passes over those
+that the model lacks. Copies that were trained next to another base, or in other layers, would train on without a word.
+So the file of the weights holds its description too, as a tensor that `load_state_dict` of the model compares.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl.errors import CheckpointError
+from ctrl.fingerprint import differences, same_base
+
+MARK = "control.description"  # the tensor's name
+SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
+NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "computes")  # of the base; compared in other ways
+
+
+def marked(description: dict[str, Any]) -> Tensor:
+    """Return the mark: the description's JSON as bytes."""
+    return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8)
+
+
+def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
+    """Raise CheckpointError if weights are of an expansion that computes something else than the one here.
+
+    Warns if the base has another type, or another name where its weights cannot be compared. here: the model's
+    `ctrl.checkpoint.description`.
+    """
+    there = json.loads(bytes(mark.tolist()))
+    if found := _differences(there, here):
+        raise CheckpointError(
+            f"these weights are of another expansion: {found}. Trainer resumes from a checkpoint of the same base and "
+            "ControlConfig: expand the base of that training as it was there, or give resume_from_checkpoint a folder "
+            "of this model. ctrl.load(base_model, folder) makes the model that was saved"
+        )
+    dtypes = [facts["base"]["dtype"] for facts in (there, here)]
+    if dtypes[0] != dtypes[1]:
+        warnings.warn(
+            f"these weights were trained on a base in {dtypes[0]}, this one is in {dtypes[1]}, so its outputs are "
+            f"others: load the base in {dtypes[0]} to go on with that training",
+            stacklevel=3,
+        )
+    names = [facts["base"]["name"] for facts in (there, here)]
+    if same_base(there["base"], here["base"]) is None and all(names) and names[0] != names[1]:
+        warnings.warn(
+            f"these weights were trained on {names[0]!r}, this base is {names[1]!r}: whether the bases' weights are "
+            "the same cannot be seen. If they are not, the copies do not fit",
+            stacklevel=3,
+        )
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    shaping = [{name: facts["control"].get(name) for name in SHAPING} for facts in (there, here)]
+    facts = [{k: v for k, v in one["base"].items() if k not in NOTED} for one in (there, here)]
+    computed = [one["base"]["computes"] for one in (there, here)]
+    pairs = (shaping, facts, computed)
+    found = [text for old, new in pairs if (text := differences(old, new))]
+    if not found and same_base(there["base"], here["base"]) is False:
+        found = [f"the weights of its base, {there['base']['name']!r}, are others than those of this one"]
+    return ", ".join(found)

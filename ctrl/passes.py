@@ -1,0 +1,95 @@
+"""One forward pass of an expanded model: its mask, labels and divergences, and the mean of these.
+
+A mean is over the tokens that count, then over the expanded layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctrl.divergence import additive_mean, additive_mean_of_documents, masked_mean, real_tokens
+from ctrl.errors import ConfigError
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass of the model, or of its decoder alone, in one thread.
+
+    mask: the attention mask. labels: (batch, seq), if the model got them. documents: (batch, seq) of packed rows,
+    1, 2, ... for the tokens of each document and 0 for padding: a document then counts as a sequence does.
+    divergences: layer index -> divergence per token (batch, seq); None if nobody adds them to a loss.
+    running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
+    decoder: the module whose call this is; None if it is the model's own forward.
+    """
+
+    mask: Any
+    labels: Tensor | None = None
+    divergences: dict[int, Tensor] | None = None
+    running: bool = True
+    decoder: Any = None
+    documents: Tensor | None = None
+
+    @property
+    def marks(self) -> Any:
+        """What marks the padding: the attention mask, or the documents of packed rows."""
+        return self.mask if self.documents is None else self.documents
+
+    def counted(self, tokens: str, seq: int) -> Tensor | None:
+        """Return which tokens count, (batch, seq); None for all. tokens: `divergence_tokens` of the config."""
+        mask = real_tokens(self.marks, seq)
+        if tokens == "real":
+            return mask
+        if self.labels is None:
+            raise ConfigError(
+                "divergence_tokens='labels' needs labels (batch, seq), but neither the model nor the trainer's inputs "
+                "have them: expand with divergence_tokens='real'"
+            )
+        labelled = self.labels != -100
+        return labelled if mask is None else labelled & mask.to(labelled.device)
+
+
+def mean_divergence(
+    passes: Sequence[ForwardPass], tokens: str, device: torch.device, total: Tensor | int | None = None
+) -> Tensor | None:
+    """Average the divergence over tokens, then over layers; None if no layer has measured it.
+
+    tokens: `divergence_tokens` of the config. total: labelled tokens of all micro-batches of the optimiser step
+    (Trainer's num_items_in_batch); the result is then a sum over sequences, see `additive_mean`.
+    """
+    by_layer: dict[int, list[Tensor]] = {}
+    for one in passes:
+        for index, per_token in (one.divergences or {}).items():
+            by_layer.setdefault(index, []).append(per_token)
+    means = [_over_passes(terms, passes, tokens, total).to(device) for terms in by_layer.values()]
+    return torch.stack(means).mean() if means else None
+
+
+def _labelled(labels: Any) -> Tensor:
+    """Count the labels of each sequence, (batch, seq) -> (batch,). A classifier has one label a sequence, (batch,)."""
+    counted: Tensor = (labels[:, 1:] if labels.dim() > 1 else labels.unsqueeze(-1)) != -100
+    return counted.flatten(1).sum(-1)
+
+
+def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: Tensor | int) -> Tensor:
+    if one.documents is None or mask is None or one.labels is None:
+        return additive_mean(per_token, mask, _labelled(one.labels), total)
+    return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
+
+
+def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
+    """Average one layer's divergence over all tokens of all passes."""
+    masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
+    if total is not None:
+        parts = [_additive(d, mask, one, total) for d, mask, one in zip(terms, masks, passes, strict=True)]
+        return torch.stack(parts).sum()
+    means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])
+    if len(means) == 1:
+        return means[0]
+    sizes = [d.new_tensor(d.numel()) if m is None else m.sum().to(d) for d, m in zip(terms, masks, strict=True)]
+    weights = torch.stack(sizes)
+    return (means * weights).sum() / weights.sum().clamp_min(1)

@@ -1,0 +1,51 @@
+"""Look at what a training pass trains: whether any copy does, and whether the divergence has a gradient."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctrl.layer import expanded_layers
+from ctrl.passes import ForwardPass
+
+
+def warn_of_what_trains(model: Any) -> None:
+    """Warn in the first training pass if no copy trains, or a weight that a reference shares.
+
+    PEFT's adapters on top have a warning of their own.
+    """
+    if model.control.looked or torch.compiler.is_compiling():
+        return
+    model.control.looked = True
+    copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
+    if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
+        warnings.warn(
+            "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
+            "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
+            stacklevel=5,
+        )
+    references = filter(None, (made() for made in model.control.references))
+    shared = {id(p) for made in references for p in made.parameters()}
+    if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
+        warnings.warn(
+            f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
+            "ctrl.reference after you unfreeze",
+            stacklevel=5,
+        )
+
+
+def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
+    """Raise RuntimeError if reentrant gradient checkpointing has dropped the gradients of the divergences."""
+    terms = [term for one in passes for term in (one.divergences or {}).values()]
+    if not terms or not torch.is_grad_enabled() or any(term.requires_grad for term in terms):
+        return
+    layers = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
+    again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
+    if any(p.requires_grad for layer in again for p in layer.expanded.parameters()):
+        raise RuntimeError(
+            "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
+            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
+        )

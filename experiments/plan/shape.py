@@ -1,0 +1,129 @@
+"""Build an arm's model without data: parameters on device meta, then fake tensors that a training pass can read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ctrl.control_model import ControlModel
+from ctrl.structure import decoder_layers
+from experiments.common.errors import ConfigError
+from experiments.config import ArmConfig, ExperimentConfig
+from experiments.methods import Method, MethodContext
+from experiments.models.base import model_config
+from experiments.models.head import inner
+from experiments.models.precision import Precision
+from experiments.training.checkpointing import checkpoint_layers
+
+# copies of all trained weights, in fp32, that a loss term or an average keeps during training
+KEPT_COPIES = {"l2sp": 1, "ewc": 2, "ema": 1, "mer": 1, "wise": 1}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters of an arm's model. added: those that the base does not have. largest: the most of one layer.
+
+    outside: of what is in no decoder layer (embedding, head, last norm).
+    """
+
+    base: int
+    total: int
+    trained: int
+    added: int
+    largest: int
+    outside: int
+
+
+@dataclass
+class Shape:
+    """An arm's model, prepared on device meta as `Method.prepare` and `hold_frozen` leave it. Trace it once."""
+
+    model: Any
+    method: Method
+    precision: Precision
+    counts: Counts
+    base_cast: int  # bytes of bf16 copies of the base's linear layers in an evaluation
+    unknown: list[str] = field(default_factory=list)  # what the plan leaves out
+
+    def bytes_of(self, trained: bool) -> int:
+        """Bytes of the weights that train, or of the frozen ones."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad == trained)
+
+    def linear_cast(self) -> int:
+        """Bytes of bf16 copies that an evaluation holds of linear layers in fp32 (`Precision.held`)."""
+        return sum(2 * p.numel() for p in self.precision.linear_parameters(self.model))
+
+    @property
+    def kept_copies(self) -> int:
+        """Copies of the trained weights that the method keeps."""
+        names = [type(part).__name__.lower() for part in self.method.additions]
+        return sum(KEPT_COPIES.get(name, 0) for name in names)
+
+
+def base_model(config: ExperimentConfig) -> PreTrainedModel:
+    """Build the base model of a config on device meta. Raises ModelError for a name without a config.json."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model_config(config.base_model, config.trust_remote_code),
+            dtype=torch.float32,
+            trust_remote_code=config.trust_remote_code,
+        )
+    return model
+
+
+def build(config: ExperimentConfig, arm: ArmConfig, precision: Precision) -> Shape:
+    """Prepare an arm's model on device meta. Raises ConfigError for methods that read text before they train."""
+    method, base = arm.build(), base_model(config)
+    before, cast = base.num_parameters(), sum(2 * p.numel() for p in precision.linear_parameters(base))
+    if method.tuning.reads_old:
+        raise ConfigError(f"arm {arm.name!r}: {arm.method_name} reads text before it trains, so it cannot be planned")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = method.prepare(base, MethodContext(config.seed, precision)).train()
+    precision.hold_frozen(model)
+    total = sum(p.numel() for p in model.parameters())
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(inner(model))]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counts = Counts(before, total, trained, total - before, max(layers), total - sum(layers))
+    unknown = [f"{name}: its passes of the base model" for name in _passes(method)]
+    return Shape(model, method, precision, counts, cast, unknown)
+
+
+def _passes(method: Method) -> list[str]:
+    return [type(term).__name__.lower() for term in method.losses if term.reads_logits]
+
+
+@contextmanager
+def faked(shape: Shape, checkpointing: Any) -> Iterator[Any]:
+    """Give the model fake tensors inside the block, in the mode in which they compute. The shape is used up."""
+    with FakeTensorMode() as mode:
+        _fake(shape.model)
+        for module in shape.model.modules():
+            if isinstance(module, ControlModel):
+                module.control.look_from(torch.device("cpu"))
+        checkpoint_layers(shape.model, checkpointing)
+        yield mode
+
+
+def _fake(model: nn.Module) -> None:
+    """Replace all parameters and buffers by fake ones of the CPU; tied ones stay tied."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for values in (module._parameters, module._buffers):
+            for name, value in values.items():
+                if value is None:
+                    continue
+                if id(value) not in made:
+                    new: Any = torch.empty(value.shape, dtype=value.dtype)
+                    if isinstance(value, nn.Parameter):
+                        new = nn.Parameter(new, requires_grad=value.requires_grad)
+                    made[id(value)] = new
+                values[name] = made[id(value)]

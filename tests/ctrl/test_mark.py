@@ -1,0 +1,88 @@
+"""Weights know their expansion: no trainer resumes a model from the checkpoint of another one."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+import ctrl
+from ctrl.mark import MARK
+from tests.helpers.families import build
+from tests.helpers.tiny_llama import expanded, sequences
+
+
+def changed(seed: int = 0, eps: float = 1e-6, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
+    base = build("llama", seed).to(dtype)
+    base.config.rms_norm_eps = eps
+    return ctrl.expand(base, ctrl.ControlConfig(**{"layers": 2, **config}))
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "base": (functools.partial(changed, seed=1), "the weights of its base, '.*', are others"),
+    "config of the base": (functools.partial(changed, eps=1e-3), "rms_norm_eps is 1e-06 there, 0.001 here"),
+    "layers": (functools.partial(changed, layers=[0, 2]), r"expanded_layers is \[1, 3\] there, \[0, 2\] here"),
+    "more layers": (functools.partial(changed, layers=3), r"expanded_layers is \[1, 3\] there, \[0, 1, 3\] here"),
+    "interpolation": (functools.partial(changed, interpolation="slerp"), "interpolation is lerp there, slerp here"),
+    "structure": (functools.partial(changed, structure="stack"), "structure is concat there, stack here"),
+    "low rank": (functools.partial(changed, expanded="lora"), "expanded is full there, lora here"),
+    "norms": (functools.partial(changed, norm_mix=0.5), "norm_mix is 0.0 there, 0.5 here"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as Trainer writes it into a checkpoint."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    changed().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_weights_of_another_expansion_are_refused(saved: Path, case: str) -> None:
+    """As Trainer loads them: the tensors alone, not strict."""
+    make, match = OTHERS[case]
+    with pytest.raises(ctrl.CheckpointError, match=f"of another expansion: .*{match}.*resume_from_checkpoint"):
+        make().load_state_dict(load_file(saved / "model.safetensors"), False)
+
+
+@pytest.mark.parametrize("config", [{}, {"divergence_weight": 3.0}, {"divergence": "cosine", "alpha": "learned"}])
+def test_those_of_the_same_are_loaded_with_other_settings_of_the_training_too(
+    saved: Path, config: dict[str, Any]
+) -> None:
+    model, weights = changed(**config), load_file(saved / "model.safetensors")
+    found = model.load_state_dict({n: t + 1 if t.is_floating_point() else t for n, t in weights.items()}, False)
+    assert not found.unexpected_keys
+    assert torch.equal(model.model.layers[1].expanded.mlp.up_proj.weight, model.model.layers[1].mlp.up_proj.weight + 1)
+
+
+def test_a_base_of_another_type_is_said(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"trained on a base in torch.float32, this one is in torch.bfloat16"):
+        changed(dtype=torch.bfloat16).load_state_dict(weights, False)
+
+
+def test_files_from_before_have_no_mark(saved: Path, tmp_path: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    del weights[MARK]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert not changed().load_state_dict(load_file(tmp_path / "model.safetensors"), False).unexpected_keys
+
+
+@pytest.mark.slow
+def test_trainer_resumes_its_own_and_refuses_others(tmp_path: Path) -> None:
+    def trainer(model: PreTrainedModel, steps: int, **more: Any) -> Trainer:
+        args = TrainingArguments(
+            str(tmp_path), max_steps=steps, save_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, **more
+        )
+        return Trainer(model, args, train_dataset=sequences(), eval_dataset=sequences())
+
+    trainer(expanded(), 2, eval_strategy="steps", eval_steps=1, load_best_model_at_end=True).train()
+    trainer(expanded(), 3).train(resume_from_checkpoint=True)
+    with pytest.raises(ctrl.CheckpointError, match=r"expanded_layers is .* there, \[0\] here"):
+        trainer(expanded(layers=[0]), 4).train(resume_from_checkpoint=True)

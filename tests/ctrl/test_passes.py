@@ -1,0 +1,63 @@
+"""The mean divergence of a pass: over the tokens that count, over micro-batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
+
+import ctrl
+from ctrl.diagnostics import attach
+from tests.helpers import reference
+from tests.helpers.tiny_llama import IDS, MASK, disturbed, tiny
+
+
+def divergence_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> float:
+    """From the branches: the mean over layers and chosen tokens of alpha |b - a|^2 / hidden."""
+    seen: list[float] = []
+
+    class Branches:
+        def note(self, layer: object, a: torch.Tensor, b: torch.Tensor, alpha: torch.Tensor, *_: object) -> None:
+            a, b, share = (x.detach().double().numpy() for x in (a, b, alpha.expand(*a.shape[:2], 1)))
+            per_token = share[..., 0] * reference.divergence("mse", a, b)
+            seen.append(reference.masked_mean(per_token, chosen.numpy()))
+
+    with attach(model, Branches()):  # type: ignore[arg-type]
+        model(**batch)
+    return float(np.mean(seen))
+
+
+@pytest.mark.parametrize("tokens", ["real", "labels"])
+@pytest.mark.parametrize("interpolation", ["lerp", "dlerp", "moe"])
+def test_the_divergence_is_scaled_by_each_tokens_alpha_over_the_tokens_that_count(
+    interpolation: str, tokens: str
+) -> None:
+    """Labels at padding do not make it count; with moe all real tokens do, those that are not routed with 0."""
+    labels = IDS.clone()
+    labels[:, 5:9] = -100
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": labels}
+    config = {"interpolation": interpolation, "alpha": "learned", "scale_by_alpha": True, "divergence_tokens": tokens}
+    model = disturbed(**config)
+    chosen = MASK.bool() & (labels != -100) if tokens == "labels" else MASK.bool()
+    want = divergence_of(model, batch, chosen)
+    assert want > 0
+    assert model(**batch).divergence.item() == pytest.approx(want, rel=1e-4)
+
+
+def test_micro_batches_of_a_classifier_add_up() -> None:
+    """One label a sequence: with Trainer's total each sequence weighs as its share of the labels."""
+    config = {**tiny().config.to_dict(), "num_labels": 3, "pad_token_id": 0}
+    model = ctrl.expand(LlamaForSequenceClassification(LlamaConfig.from_dict(config)), ctrl.ControlConfig(layers=2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
+    ids, labels = IDS.repeat(2, 1)[:3], torch.tensor([0, 2, 1])
+    ids[2] = ids[2].flip(0)
+    whole = model(input_ids=ids, labels=labels).divergence
+    parts = [
+        model(input_ids=ids[i], labels=labels[i], num_items_in_batch=3).divergence for i in (slice(1), slice(1, 3))
+    ]
+    assert whole > 0
+    torch.testing.assert_close(sum(parts), whole)

@@ -1,0 +1,77 @@
+"""The parts of a step and the stages of an arm add up by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.models.generation import BATCH
+from experiments.models.precision import Precision
+from experiments.plan.memory import STATES, Setup, disk, stages, state_bytes, training
+from experiments.plan.meter import Pass
+from experiments.plan.shape import Shape, build
+from experiments.training.arguments import optimizers
+from tests.experiments.plan.test_shape import config
+from tests.helpers.small_run import tiny_base
+
+ONE = Pass(peak=900, activations=700, kept=600, gradients=400, flops=1)
+ALONE = Setup(rows=2, micro_batches=1, length=16)
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    given = config(tiny_base(tmp_path_factory.mktemp("base")), method="control", control={"layers": 2})
+    return build(given, given.arms[0], Precision("bf16"))
+
+
+def test_a_step_is_the_sum_of_its_parts(shape: Shape) -> None:
+    weights, trained = shape.bytes_of(True) + shape.bytes_of(False), shape.counts.trained
+    parts = training(shape, ONE, ALONE)
+    assert parts == {
+        "weights": weights, "gradients": 400, "optimizer": 8 * trained, "method": 0, "activations": 500, "gathered": 0,
+    }  # fmt: skip
+    assert training(shape, ONE, replace(ALONE, micro_batches=2))["activations"] == 700  # gradients are there already
+    assert training(shape, ONE, replace(ALONE, state=2.0))["optimizer"] == 2 * trained
+
+
+def test_devices_hold_parts(shape: Shape) -> None:
+    counts = shape.counts
+    whole = training(shape, ONE, ALONE)
+    ddp = training(shape, ONE, replace(ALONE, devices=4))
+    assert ddp["weights"] == whole["weights"]
+    assert ddp["gathered"] == 400  # buckets
+    zero2 = training(shape, ONE, replace(ALONE, devices=4, sharding="zero2"))
+    assert (zero2["weights"], zero2["optimizer"], zero2["gradients"]) == (
+        whole["weights"],
+        whole["optimizer"] / 4,
+        100,
+    )
+    fsdp = training(shape, ONE, replace(ALONE, devices=4, sharding="fsdp"))
+    assert fsdp["weights"] == whole["weights"] / 4
+    assert fsdp["gathered"] == 4 * (2 * counts.largest + counts.outside)
+
+
+def test_stages_and_disk(shape: Shape) -> None:
+    counts, parts = shape.counts, training(shape, ONE, ALONE)
+    found = stages(shape, sum(parts.values()), parts, ALONE)
+    per_layer = BATCH * 4 * 2 * 16 * 8  # rows, fp32, keys and values, tokens, one head of 8
+    logits = BATCH * 4 * 2 * shape.model.config.vocab_size
+    assert found["load"] == 4 * counts.base
+    assert found["expansion"] == 4 * counts.total
+    assert found["training"] == sum(parts.values())
+    assert found["base evaluation"] == 4 * counts.base + shape.base_cast + 3 * per_layer + logits
+    held = parts["weights"] + parts["optimizer"]
+    assert found["evaluation"] == held + shape.linear_cast() + 5 * per_layer + logits  # two copies have caches too
+    assert found["post-hoc"] == 8 * counts.total
+    assert disk(shape, ALONE) == {
+        "checkpoints": 2 * 12 * counts.trained, "trained": 4 * counts.trained, "MLflow": 4 * counts.trained,
+    }  # fmt: skip
+
+
+def test_every_optimizer_has_a_size() -> None:
+    named = {name: state_bytes(name) for name in optimizers()}
+    assert named["adamw_torch_fused"] == 8
+    assert named["adamw_8bit"] == named["paged_adamw_8bit"] == named["adamw_torch_8bit"] == 2
+    assert (named["adafactor"], named["lion_8bit"], named["ademamix"]) == (0, 1, 12)
+    assert len(set(STATES.values())) > 4

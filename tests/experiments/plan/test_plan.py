@@ -1,0 +1,119 @@
+"""What fits, and what to change if it does not; the plan is held against measured peaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.common.errors import ConfigError
+from experiments.config import ExperimentConfig
+from experiments.plan.accelerators import GPUS, Device
+from experiments.plan.plan import plan_run
+from experiments.plan.report import plan_text, refusal
+from tests.experiments.plan.test_shape import config
+from tests.helpers.small_run import small_config, tiny_base
+
+ROOT = Path(__file__).parents[3]
+ROOMY = Device("a roomy device", 1e12)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def given(base: str) -> ExperimentConfig:
+    arm = {"name": "full", "method": "full", "learning_rates": [1e-3, 1e-4]}
+    training = {"steps": 10, "batch_size": 8, "warmup_steps": 1}
+    return small_config(base, arms=[arm], training=training, data={"length": 64})
+
+
+def test_a_plan_fits_a_roomy_device(given: ExperimentConfig) -> None:
+    plan = plan_run(given, ROOMY)
+    (arm,) = plan.arms
+    assert arm.micro_batch == 8
+    assert arm.change is None
+    assert not plan.too_large
+    assert arm.tokens == 8 * 64
+    text = plan_text(plan, 0.4)
+    assert "fits         training.micro_batch up to 8" in text
+    assert "all 2 arms: " in text
+    assert "no times: give --gpu" in text
+    assert arm.seconds(ROOMY, 0.4) is None
+
+
+def test_smaller_devices_need_smaller_micro_batches_then_other_changes(given: ExperimentConfig) -> None:
+    whole = plan_run(given, ROOMY).arms[0].peak
+    found = []
+    for share in (1.0, 0.8, 0.6, 0.55, 0.5, 0.1):
+        plan = plan_run(given, Device("a device", share * whole))
+        found.append(plan.arms[0])
+        assert (plan.too_large == []) == (share == 1.0)
+        if share < 1:
+            assert "DOES NOT FIT" in plan_text(plan, 0.4)
+            assert "arm 'full': a step needs" in refusal(plan)
+    assert [arm.micro_batch for arm in found] == sorted((arm.micro_batch for arm in found), reverse=True)
+    assert found[0].change is None
+    assert found[-1].change is None  # nothing helps: the weights alone are more
+    changes = [arm.change for arm in found[1:-1]]
+    assert all(change and change.startswith("training: {micro_batch: ") for change in changes)
+    assert len(set(changes)) > 1
+
+
+def test_what_a_change_promises_holds(given: ExperimentConfig, base: str) -> None:
+    """The change of a plan, written into the config, makes it fit."""
+    whole = plan_run(given, ROOMY).arms[0].peak
+    device = Device("a device", 0.8 * whole)
+    change = plan_run(given, device).arms[0].change
+    assert change is not None
+    changed: dict[str, Any] = yaml.safe_load(change)["training"]
+    training = {"steps": 10, "batch_size": 8, "warmup_steps": 1, **changed}
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    again = plan_run(small_config(base, arms=arms, training=training, data={"length": 64}), device)
+    assert not again.too_large
+
+
+def test_more_devices_and_times(given: ExperimentConfig) -> None:
+    gpu = GPUS["h100-80gb"]
+    one, two = (plan_run(given, gpu, n).arms[0] for n in (1, 2))
+    assert (two.setup.rows, two.setup.devices) == (4, 2)
+    assert two.flops == pytest.approx(one.flops)
+    slow, fast = (one.seconds(gpu, utilisation) for utilisation in (0.2, 0.4))
+    assert slow
+    assert fast
+    assert slow > fast
+    assert f"{gpu.flops / 1e12:.0f} TFLOP/s" in plan_text(plan_run(given, gpu), 0.4)  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=r"training\.batch_size=8 does not divide by the 3 processes"):
+        plan_run(given, gpu, 3)
+
+
+def test_an_arm_that_cannot_be_planned_leaves_the_others(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(shape: Any, *args: Any) -> Any:
+        raise NotImplementedError("an operation without data")
+
+    monkeypatch.setattr("experiments.plan.plan.trace", fails)
+    plan = plan_run(config(base), ROOMY)
+    assert plan.failed == {"x": "NotImplementedError: an operation without data"}
+    assert "x: cannot be planned (NotImplementedError" in plan_text(plan, 0.4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "control, 8 layers"])
+def test_the_plan_is_within_a_tenth_of_the_measured_peak(method: str) -> None:
+    """SmolLM2-135M on this machine; the whole table is benchmarks/plan.md."""
+    module = runpy.run_path(str(ROOT / "benchmarks" / "plan.py"))
+    command = [sys.executable, "benchmarks/plan.py", "--rows", "2", "--length", "128", "--measure", method, "none"]
+    env = {**os.environ, **module["ALLOCATOR"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env, cwd=ROOT)
+    args = type("Args", (), {"model": "smollm2-135m-instruct", "precision": "fp32", "rows": 2, "length": 128})
+    planned = plan_run(module["config"](method, "none", args), ROOMY).arms[0].peak
+    assert planned == pytest.approx(json.loads(done.stdout.splitlines()[-1]), rel=0.1)
