@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from experiments.records import Estimate
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
 from tests.helpers.invented_arms import BASE, TASKS, six, untrained
@@ -50,3 +51,15 @@ def test_retention_by_task_is_tinted() -> None:
     assert all(mark.startswith('style="background: #') for mark in table.marks.values())
     assert len(table.marks) == 6 * len(TASKS)
     assert retention_table([untrained()]) is None
+
+
+def test_retention_by_task_ends_with_the_base_asked_in_other_words() -> None:
+    results = six()
+    for result in results:
+        result.scorecard[f"floor_retention/{TASKS[0]}"] = Estimate(0.97, 0.9, 1.04)
+    table = retention_table(results)
+    assert table is not None
+    assert table.rows[-1] == ("base, in other words", ".97 [.90,1.04]", *["-"] * (len(TASKS) - 1))
+    assert len(table.rows) == 7
+    assert len(table.marks) == 6 * len(TASKS)
+    assert "the A/A floor" in table.note
