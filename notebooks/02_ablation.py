@@ -135,8 +135,8 @@ dial = interact(
 )
 # %% [markdown]
 # ## Where to look next
-# One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed. The study `axes` searches
-# interpolation, layers and replay together.
+# One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed.
+# The study `axes` searches interpolation, layers and replay together.
 
 # %%
 for result in outcome.results:
