@@ -136,10 +136,11 @@ def _row(one: Overview) -> Markup:
     nats = "" if "gain" in best["scorecard"] else " nats"
     arm = f"{best['arm']} {best['learning_rate']:g}" if one.best else ""
     report = one.folder / "report.html"
+    done = f"{one.done}/{'?' if one.total is None else one.total} {UNITS.get(one.kind, 'models')}"
+    figures = (_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f"))
     cells = [
-        one.folder.name, one.kind, one.status, f"{one.done}/{'?' if one.total is None else one.total} "
-        f"{UNITS.get(one.kind, 'models')}", _number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f"),
-        arm, age(one.updated), _link(report, "open") if report.is_file() else "",
+        one.folder.name, one.kind, one.status, done, *figures, arm,
+        age(one.updated), _link(report, "open") if report.is_file() else "",
     ]  # fmt: skip
     return Markup("<tr>{}</tr>").format(
         Markup().join(Markup('<td style="text-align: left">{}</td>').format(cell) for cell in cells)

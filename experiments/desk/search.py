@@ -79,7 +79,7 @@ class StudyView:
         return Picture(pareto_figure(trials, front, objectives), front_hover(trials, front, objectives))
 
     def importances(self) -> Picture:
-        """Draw how much of each objective's variance a dimension explains. Raises StudyError if too few trials ended."""
+        """Draw how much of each objective's variance a dimension explains. Raises StudyError for too few trials."""
         if not (found := self.store.importances()):
             raise StudyError("too few trials are complete, or all are alike: nothing can be said on what matters yet")
         return Picture(importance_figure(found))
