@@ -96,10 +96,7 @@ display(view.front())
 # hint at most.
 
 # %%
-try:
-    display(view.importances())
-except Exception as error:  # with too few trials
-    print(error)
+display(view.importances() or "too few trials are complete, or all are alike: nothing can be said yet")
 
 # %% [markdown]
 # ## One trial: its run, and the answers that turned
@@ -113,10 +110,8 @@ display(view.answers(best))
 # Choose another (in a running notebook). It equals `view.answers(NUMBER)`.
 
 # %%
-numbers = [trial.number for trial in view.trials if trial.runs]
-interact(
-    lambda trial: display(view.words(trial), view.answers(trial)) if trial is not None else None, trial=[None, *numbers]
-)
+numbers = ["", *(trial.number for trial in view.trials if trial.runs)]
+interact(lambda trial: None if trial == "" else display(view.words(trial), view.answers(trial)), trial=numbers)
 
 # %% [markdown]
 # ## Where to look next

@@ -78,11 +78,10 @@ class StudyView:
         trials, front = self.trials, self.store.front()
         return Picture(pareto_figure(trials, front, objectives), front_hover(trials, front, objectives))
 
-    def importances(self) -> Picture:
-        """Draw how much of each objective's variance a dimension explains. Raises StudyError for too few trials."""
-        if not (found := self.store.importances()):
-            raise StudyError("too few trials are complete, or all are alike: nothing can be said on what matters yet")
-        return Picture(importance_figure(found))
+    def importances(self) -> Picture | None:
+        """Draw how much of each objective's variance a dimension explains. None if too few trials are complete."""
+        found = self.store.importances()
+        return Picture(importance_figure(found)) if found else None
 
     def trial(self, number: int) -> Trial:
         """Return a trial. Raises StudyError if it has no run yet."""

@@ -34,13 +34,13 @@ STARTED = "started"  # folder below the root: the config and the output of each 
 PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
 
 
-def start(config: ExperimentConfig | StudyConfig, root: Path | None = None) -> Path:
+def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None) -> Path:
     """Start a run or a study in a process of its own and return its folder. A study that runs already is joined.
 
     It goes on if the notebook or its kernel ends. What it prints is in ROOT/started/NAME.log, its config next to it.
     Raises RunError if it ends before it has begun.
     """
-    root = (root or default_root()).resolve()
+    root = (Path(root) if root else default_root()).resolve()
     folder, word = _folder_of(config, root)
     file = root / STARTED / f"{folder.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,12 @@ def _runs(study: Path) -> bool:
     return bool(process_state(read_note(study / "mlflow.json").get("owner") or {}))
 
 
-def stop(source: str | Path, root: Path | None = None) -> None:
+def stop(source: str | Path, root: str | Path | None = None) -> None:
     """Stop a run or a study of this machine: its step ends, and a checkpoint is saved. The same command goes on later.
 
     Raises RunError if it does not run here.
     """
-    folder = Follower(str(source), (root or default_root()).resolve()).folder
+    folder = Follower(str(source), (Path(root) if root else default_root()).resolve()).folder
     owner = _owner(folder)
     if not owner or not process_state(owner):
         raise RunError(f"{folder.name} does not run on this machine: there is nothing to stop")
@@ -88,7 +88,7 @@ def stop(source: str | Path, root: Path | None = None) -> None:
     print(f"{folder.name} was asked to stop; the same command goes on: {_again(folder)}")
 
 
-def watch(source: str | Path, root: Path | None = None, every: float = 2.0, show: Show | None = None) -> None:
+def watch(source: str | Path, root: str | Path | None = None, every: float = 2.0, show: Show | None = None) -> None:
     """Show how far a run or a study is until it ends, in a notebook as a picture that is renewed, else as lines.
 
     source: its folder, its name, or the beginning of one. every: seconds between two looks. show: gets each look, in
@@ -97,7 +97,7 @@ def watch(source: str | Path, root: Path | None = None, every: float = 2.0, show
     """
     if not 0 < every < 86_400:
         raise ConfigError(f"every={every}: give the seconds between two looks, for example 2")
-    follower = Follower(str(source), (root or default_root()).resolve())
+    follower = Follower(str(source), (Path(root) if root else default_root()).resolve())
     with _display(follower) if show is None else contextlib.nullcontext(show) as shown:
         try:
             while (live := follower.look()).running:

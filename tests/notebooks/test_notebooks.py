@@ -15,9 +15,8 @@ from experiments.runs.run import run_experiment
 from tests.helpers.small_run import small_config, tiny_base
 
 DESK = "00_desk"  # it shows what the others made, so it is run after them
-NOTEBOOKS = sorted(
-    (Path(__file__).parents[2] / "notebooks").glob("*.ipynb"), key=lambda path: (path.stem == DESK, path)
-)
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"), key=lambda path: (path.stem == DESK, path))
 SMALL: dict[str, dict[str, Any]] = {
     "00_desk": {},
     "01_forgetting_in_five_minutes": {

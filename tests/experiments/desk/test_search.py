@@ -52,7 +52,9 @@ def test_a_point_of_the_front_has_the_trials_picks_and_values(root: Path) -> Non
     assert all(one.startswith("trial ") and "<br>arm: " in one and "<br>retention: " in one for one in text)
     assert page["layout"]["title"]["text"] == "5 trials, 1 seed each"
     json.dumps(page)
-    assert view.importances()._repr_mimebundle_()[0]["image/png"]
+    importances = view.importances()
+    assert importances is not None
+    assert importances._repr_mimebundle_()[0]["image/png"]
 
 
 def test_a_trial_leads_to_its_run(root: Path) -> None:
@@ -77,6 +79,7 @@ def test_what_a_study_does_not_have_is_said(tmp_path: Path) -> None:
     store = synthetic_store(tmp_path, {"full": (0.6, 0.4)}, name="one", budget={"trials": 1})
     write_text(tmp_path / "studies" / "one" / "study.yaml", dump_yaml(store.config.to_dict()))
     view = StudyView("one", tmp_path)
+    assert view.importances() is None
     with pytest.raises(StudyError, match="one has one objective, so no front"):
         view.front()
     make_run(tmp_path)
