@@ -56,7 +56,7 @@ class ChosenExamples(Finite):
     source: Literal["chosen"] = "chosen"
     name: str
     found: tuple[Any, ...]
-    candidates: int
+    candidates: int = Field(ge=1)
 
     @property
     def label(self) -> str:
