@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
 MAX_RATE = 1000.0  # a step of any weight by more than this is a mistyped exponent
 FORMS = "method (with its options and control) or train, loss and average"
-# sections that the YAML chooses by name
-NAMED: dict[str, Any] = {**SOURCES, **PARTS, **{name: suite.Settings for name, suite in SUITES.items()}}
 
 
 class ArmConfig(Section):
@@ -258,9 +256,10 @@ def parse_config(values: dict[str, Any], source: str = "config") -> ExperimentCo
 def _keys_at(loc: Place) -> list[str]:
     """The declared keys of the section that a fault's location points into."""
     section: Any = ExperimentConfig
+    named: dict[str, Any] = {**SOURCES, **PARTS, **{name: suite.Settings for name, suite in SUITES.items()}}
     for part in loc:
-        if part in NAMED:
-            section = NAMED[str(part)]
+        if part in named:
+            section = named[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             section = getattr(annotation, "__args__", (annotation,))[0]

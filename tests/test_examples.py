@@ -6,7 +6,6 @@ import importlib
 import itertools
 import math
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +62,7 @@ TABLES: tuple[dict[str, Any], ...] = (
     FIGURES,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
+FULL = {"name": "full", "method": "full", "learning_rates": [1e-4]}
 Load = Callable[[str], ModuleType]
 
 
@@ -357,26 +357,30 @@ def test_the_figure_is_its_formula_and_a_row_like_the_others(load: Load) -> None
 
 
 @pytest.mark.slow
-def test_a_script_runs_the_suite_and_reports_its_figure(tmp_path: Path) -> None:
-    """A process of its own, because the section `evaluation` reads the table of suites once."""
-    script = """
-import sys
-import docs.examples.repetition
-import experiments
-from tests.helpers.small_run import small_config, tiny_base
-from pathlib import Path
-suites = {"new": {}, "repetition": {"replies": 3, "tokens": 8}}
-arms = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
-evaluation = {"every": 2, "new_items": 4, "bootstrap": 100, "suites": suites}
-config = small_config(tiny_base(Path(sys.argv[1]) / "base"), arms=arms, evaluation=evaluation)
-experiments.run_experiment(config, Path(sys.argv[1]) / "mlruns", say=lambda _: None)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_script_runs_the_suite_and_reports_its_figure(load: Load, tmp_path: Path) -> None:
+    load("repetition")
+    suites = {"new": {}, "repetition": {"replies": 3, "tokens": 8}}
+    evaluation = {"every": 2, "new_items": 4, "bootstrap": 100, "suites": suites}
+    config = small_config(tiny_base(tmp_path / "base"), arms=[FULL], evaluation=evaluation)
+    run_experiment(config, tmp_path / "mlruns", say=lambda _: None)
     [report] = tmp_path.glob("mlruns/runs/*/report.md")
     assert "rise of repetition" in report.read_text()
+
+
+def test_a_suite_that_a_script_adds_after_the_import_of_the_bench_is_read_like_the_others(load: Load) -> None:
+    load("repetition")
+
+    def read(**settings: int) -> Any:
+        suites = {"kept": {"items": 4}, "repetition": settings}
+        return parse_config({"name": "x", "evaluation": {"suites": suites}, "arms": [FULL]})
+
+    config = read(replies=3)
+    assert config.evaluation.settings("repetition").replies == 3
+    assert parse_config(config.to_dict()) == config
+    with pytest.raises(ConfigError, match=r"suites\.repetition\.repleis: unknown key; did you mean 'replies'"):
+        read(repleis=3)
+    with pytest.raises(ConfigError, match=r"suites\.repetition\.tokens: .*greater than or equal to 1"):
+        read(tokens=0)
 
 
 def test_the_metric_is_its_definition(load: Load) -> None:

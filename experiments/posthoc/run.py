@@ -66,7 +66,7 @@ def posthoc(
                     model, figures = _applied(operation, source, alpha)
                     result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
                     say(f"measuring {result.label} ...")
-                    measure_tracked(prepared, tracker, model, result, folder, options)
+                    measure_tracked(prepared, tracker, model, result, folder, options, [trained.parent, *others])
             results += whole_results([folder / RESULT])
             end_tracked(run, results[-1], folder, options)
     return results

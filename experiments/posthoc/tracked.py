@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ def measure_tracked(
     result: ArmResult,
     folder: Path,
     options: Mapping[str, Any],
+    changed: Sequence[Path],
 ) -> None:
     """Measure a model as the arms were, and write result and records to `folder`, in an MLflow run of kind `posthoc`.
 
-    options: operation, alpha and others, as tags and params of the run. The run's journal is in `folder`, so that
-    `sync` of the experiment's folder sends it too. A run that broke off is continued.
+    changed: folders of the arms whose weights it has. options: operation, alpha and others, as tags and params of the
+    run. The run's journal is in `folder`, so that `sync` of the experiment's folder sends it too. A run that broke off
+    is continued.
     """
     with _run(tracker, prepared.folder, result, folder, options) as run:
-        prepared.measure(model, result, folder)
+        prepared.measure(model, result, folder, changed)
         _log(run, result, folder)
 
 

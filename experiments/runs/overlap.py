@@ -53,9 +53,9 @@ def search(data: ExperimentData, suites: Suites, cache: Path, digests: Sequence[
     file = cache / "overlap" / f"{key}.json"
     note = read_note(file)
     known = note.get("found")
-    if not known or note.get("digest") != json_digest(known):  # not there, or changed
+    if not known or note.get("digest") != json_digest(known) or note.get("key", key) != key:  # not there, or changed
         known = _plain(_search(data, probes))
-        write_json(file, {"found": known, "digest": json_digest(known)})
+        write_json(file, {"found": known, "digest": json_digest(known), "key": key})
     return Searched(tuple(Overlap(**one) for one in known["overlaps"]), known["left_out"])
 
 

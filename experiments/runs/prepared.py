@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import json_digest
+from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
@@ -33,8 +34,11 @@ class Prepared(MeasuredBase):
     data: ExperimentData
     searched: Searched
 
-    def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path) -> None:
-        """Measure a model after its training, fill the result, and write it and its records to `folder`."""
+    def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path, changed: Sequence[Path]) -> None:
+        """Measure a model that was changed after its training, fill the result, and write it and its records.
+
+        folder: of the result. changed: of the arms whose weights it has.
+        """
         records = self.evaluate(model)
         write_records(folder / f"items-{result.steps}.jsonl", records)
         result.scorecard = self.score(records)
@@ -42,7 +46,7 @@ class Prepared(MeasuredBase):
             {"step": 0, **self.base_headline},
             {"step": result.steps, **headline(result.scorecard)},
         ]
-        write_result(folder, result)
+        write_result(folder, result, changed)
 
     def inputs(self, arm: ArmConfig | None = None) -> list[dict[str, Any]]:
         """Return the sources as inputs of an MLflow run: all of the experiment, or those that an arm reads."""
@@ -70,7 +74,7 @@ class Inputs:
 
     def measured(self, folder: Path, say: Callable[[str], None] = print) -> Prepared:
         """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
-        _check_sources(folder, self.digests)
+        _check_sources(folder, self.digests, self.config.digest())
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
         seed = self.config.seed
         searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
@@ -128,10 +132,13 @@ def _not_packed(regime: str) -> str:
     return "documents of one row would see each other in this model: each row is one document, so steps read less"
 
 
-def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:
-    """Raise ConfigError if a source, or a file of a kept task, has changed since this run began."""
-    path = folder / "sources.json"
-    known = read_json(path, "delete it if the data is still that of the run's start, else start anew with --fresh")
+def _check_sources(folder: Path, digests: Mapping[str, str], config: str) -> None:
+    """Raise ConfigError if a source, or a file of a kept task, has changed since this run began. config: its digest."""
+    path = folder / SOURCES
+    advice = "delete it if the data is still that of the run's start, else start anew with --fresh"
+    known = read_json(path, advice)
+    if known.get(CONFIG, config) != config:
+        raise ConfigError(f"{path} is of a run with other settings: bring the run's own back, or {advice}")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
     if changed:
         raise ConfigError(
@@ -139,4 +146,4 @@ def _check_sources(folder: Path, digests: Mapping[str, str]) -> None:
             "bring the old data back, or start anew with --fresh"
         )
     if not known:
-        write_json(path, dict(digests))
+        write_json(path, {**digests, CONFIG: config})

@@ -1,33 +1,43 @@
 """Write an arm's result with the digests of the files that it was made from, and refuse it if they no longer fit.
 
 `result.json` has, next to the result, `made_from` (path in the run's folder -> SHA-256: item records of the arm and of
-the base model, trained weights) and `digest`, of all other values. Results of earlier versions have neither.
+the base model, trained weights), `owner` (settings and data of the run, see `common.owner`), for an operation `weights`
+(folder of each arm that it changed -> digest of what that arm had trained), and `digest`, of all other values. Results
+of earlier versions have none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import file_digest, json_digest
+from experiments.common.owner import SOURCES, other_than, owner_of
 from experiments.records import MEASURED, ArmResult
 
-RESULT, MADE_FROM, DIGEST = "result.json", "made_from", "digest"
+RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner", "weights", "digest"
 BASE_ITEMS = "base/items.jsonl"
 AGAIN = "bring it back, or delete it, and the same command makes the result again"
 BASE_AGAIN = "bring it back, run the same config again, or start anew with --fresh"
+DELETE_FOLDER = "bring its own back, or delete the folder {}, and the same command makes it again"
 TRAIN_AGAIN = "bring it back, or delete the folder {}, and the same command trains and measures it again"
 
 
-def write_result(folder: Path, result: ArmResult) -> None:
-    """Write the result of an arm or an operation, whose records and weights are in its folder, two below the run's."""
+def write_result(folder: Path, result: ArmResult, changed: Sequence[Path] = ()) -> None:
+    """Write the result of an arm or an operation, whose records and weights are in its folder, two below the run's.
+
+    changed: the folders of the arms whose trained weights an operation changed.
+    """
     run = folder.parents[1]
     made_from = [run / BASE_ITEMS, *folder.glob("items-*.jsonl"), *folder.glob("trained/*")]
     files = {path.relative_to(run).as_posix(): file_digest(path) for path in sorted(made_from) if path.is_file()}
-    values = {**result.to_dict(), MADE_FROM: files}
+    values = {**result.to_dict(), MADE_FROM: files, OWNER: owner_of(run)}
+    if changed:
+        values[WEIGHTS] = {os.path.relpath(arm, run): trained_digest(arm) for arm in changed}
     write_json(folder / RESULT, {**values, DIGEST: json_digest(values)})
 
 
@@ -35,7 +45,7 @@ def read_result(file: Path) -> ArmResult:
     """Read what `write_result` wrote. Raises DamagedError for a file that was changed, or that is of another arm."""
     values = _values(file)
     try:
-        result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, DIGEST)})
+        result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, OWNER, WEIGHTS, DIGEST)})
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{file} is no result of an arm ({type(error).__name__}: {error}): {AGAIN}") from error
     own = result.arm if result.method == MEASURED else f"{result.arm}-{result.learning_rate:g}"
@@ -45,15 +55,40 @@ def read_result(file: Path) -> ArmResult:
 
 
 def check_files(file: Path, trained: bool = False) -> None:
-    """Raise DamagedError if item records that a result was made from are gone or others. trained: the weights too."""
-    folder = file.parent
-    for name, digest in _values(file).get(MADE_FROM, {}).items():
+    """Raise DamagedError if item records that a result was made from are gone or others, or if it is of another run.
+
+    trained: if the weights are others too.
+    """
+    folder, values = file.parent, _values(file)
+    _check_owner(file, values)
+    for name, digest in values.get(MADE_FROM, {}).items():
         path = folder.parents[1] / name
         if ("/trained/" in name) is not trained or (path.is_file() and file_digest(path) == digest):
             continue
         state = "is not the file that" if path.is_file() else "is gone, and"
         advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN
         raise DamagedError(f"{path} {state} {file} was made from: {advice}")
+
+
+def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
+    """Raise DamagedError for a result of a run with other settings or data, and of other weights than an arm has."""
+    folder, run = file.parent, file.parents[2]
+    if other_than(values.get(OWNER, {}), owner_of(run)):
+        raise DamagedError(
+            f"{file} is of a run with other settings or data than {run} (see {SOURCES} there): "
+            f"{DELETE_FOLDER.format(folder)}"
+        )
+    for name, digest in values.get(WEIGHTS, {}).items():
+        if (run / name / RESULT).is_file() and trained_digest(run / name) != digest:
+            raise DamagedError(
+                f"{file} was made from other weights than {run / name} has now: {DELETE_FOLDER.format(folder)}"
+            )
+
+
+def trained_digest(arm: Path) -> str:
+    """Return a digest of what an arm trained, as its result notes it; empty if an earlier version noted nothing."""
+    files = _values(arm / RESULT).get(MADE_FROM, {})
+    return json_digest({name: digest for name, digest in files.items() if "/trained/" in name}) if files else ""
 
 
 def whole_results(files: Iterable[Path]) -> list[ArmResult]:

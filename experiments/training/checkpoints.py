@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,21 +16,28 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
+from experiments.common.owner import other_than, owner_of
 from experiments.methods import ActiveMethod
 from experiments.training.meter import Meter
 from experiments.training.processes import LaunchMismatch, launch_kind
 
 COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
 METHOD_STATE = "method.safetensors"  # ActiveMethod.state, in a checkpoint
-LAUNCH = "launch.json"  # the kind of launch that wrote it
+LAUNCH = "launch.json"  # the kind of launch that wrote it, and for which arm of which run
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest complete checkpoint; delete those that are unfinished, cut short or changed."""
+    """Return the newest complete checkpoint; delete those that are unfinished, cut short, changed or of another arm."""
     for path in folder.glob("checkpoint-*"):
-        if not _whole(path, _stamps(path)):
+        if not _whole(path, _stamps(path)) or other_than(read_note(path / LAUNCH).get("owner", {}), _owner(folder)):
             shutil.rmtree(path)
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _owner(folder: Path) -> dict[str, Any]:
+    """Return the arm and the run of a folder `arms/NAME/checkpoints`."""
+    arm = folder.absolute().parent
+    return owner_of(arm.parents[1], arm=arm.name)
 
 
 def drop_checkpoints(folder: Path, step: int) -> None:
@@ -58,7 +66,7 @@ def _stamps(checkpoint: Path) -> tuple[tuple[str, int, int], ...]:
 def complete(folder: Path, method_state: Mapping[str, Tensor], meter: Meter) -> None:
     """Add to Trainer's checkpoint what an arm needs too, mark it as complete, then delete the older ones."""
     meter.save(folder)
-    write_json(folder / LAUNCH, {"kind": launch_kind()})
+    write_json(folder / LAUNCH, {"kind": launch_kind(), "owner": _owner(folder.parent)})
     if method_state:
         save_file(dict(method_state), folder / METHOD_STATE)
     to_disk(folder)

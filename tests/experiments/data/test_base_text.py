@@ -161,7 +161,7 @@ def test_provenance_says_how_it_was_made(open_context: Open) -> None:
     assert made["weights"] == weights_digest(calls())
 
 
-@pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json"])
+@pytest.mark.parametrize("damage", ["unfinished", "cut short", "no json", "of other settings"])
 def test_half_a_cache_is_sampled_again(damage: str, open_context: Open) -> None:
     context, calls = open_context()
     first = sampled(context)
@@ -170,6 +170,9 @@ def test_half_a_cache_is_sampled_again(damage: str, open_context: Open) -> None:
         (folder / PROVENANCE).unlink()
     elif damage == "cut short":
         (folder / ROWS).write_text((folder / ROWS).read_text()[:-9])
+    elif damage == "of other settings":
+        made = json.loads((folder / PROVENANCE).read_text())
+        (folder / PROVENANCE).write_text(json.dumps(made | {"precision": "bf16"}))
     else:
         (folder / PROVENANCE).write_text("{")
     assert sampled(context).examples == first.examples

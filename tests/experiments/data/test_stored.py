@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,18 @@ def test_all_cores_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requ
     assert facts(sources("jsonl", "questions", tmp_path)) == wanted
     (note,) = tmp_path.glob("cache/tables/*/note.json")
     assert json.loads(note.read_text())["examples"] == wanted["size"] < 90
+
+
+def test_the_rows_of_another_table_are_not_believed(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A whole entry of the cache, under another name."""
+    request.getfixturevalue("large")
+    wanted = list(sources("jsonl", "texts", tmp_path).table)
+    (own,) = (path.parent for path in tmp_path.rglob("rows.arrow"))
+    (tmp_path / "more" / "data").mkdir(parents=True)
+    list(sources("jsonl", "questions", tmp_path / "more").table)
+    (other,) = (path.parent for path in tmp_path.rglob("rows.arrow") if path.parent != own)
+    shutil.copytree(other, own, dirs_exist_ok=True)
+    assert list(sources("jsonl", "texts", tmp_path).table) == wanted
 
 
 @pytest.mark.parametrize("damage", ["NUL", "a byte", "another table", "gone", "of an earlier version"])

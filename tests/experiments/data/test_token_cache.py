@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def test_lengths_are_known_without_the_tokens(tmp_path: Path, monkeypatch: pytes
     wanted = {number: dataclasses.replace(size_of(one), new=False) for number, one in made.items()}
     assert cache.sizes([3, 4, 5, 7]) == wanted
     assert (wanted[3].pieces, wanted[3].tokens, wanted[3].left_out) == (2, 303, 2)
+
+
+def test_a_file_of_another_table_is_made_anew(tmp_path: Path) -> None:
+    own, other = (TokenCache(tmp_path / "tokens" / name) for name in ("a.db", "b.db"))
+    other.write({7: Encoded([], 90)})
+    for cache in (own, other):
+        assert cache.base is not None
+        cache.base.close()
+    shutil.copyfile(other.path, own.path)
+    assert TokenCache(other.path).read([7])
+    assert TokenCache(own.path).read([7]) == {}

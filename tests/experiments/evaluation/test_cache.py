@@ -175,6 +175,14 @@ def test_a_damaged_entry_is_none(entry: tuple[BaseCache, Path, CachedSuite], fil
     assert cache.read(place) is None
 
 
+def test_an_entry_of_another_key_is_none(entry: tuple[BaseCache, Path, CachedSuite]) -> None:
+    """Whole, but of another base model, suite or version: a folder that was renamed or restored."""
+    cache, place, _ = entry
+    other = place.with_name("0123456789abcdef")
+    place.rename(other)
+    assert cache.read(other) is None
+
+
 def test_a_damaged_entry_is_made_again(base: str, tmp_path: Path) -> None:
     first = measure(base, tmp_path, suites=["drift"])
     (path,) = (tmp_path / "cache" / "base").glob("*/records.jsonl")

@@ -57,6 +57,13 @@ class TestFile:
         assert same(stored(path, never), tensors())
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~UMASK
 
+    def test_those_of_other_replies_are_computed_again(self, path: Path) -> None:
+        other = path.with_name("log_probs-1.safetensors")
+        stored(other, lambda: tensors(1))
+        other.rename(path)
+        assert same(stored(path, tensors), tensors())
+        assert same(stored(path, never), tensors())
+
     @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
     def test_it_is_mapped_and_not_held_in_memory(self, path: Path) -> None:
         for found in (stored(path, tensors), stored(path, never)):  # also where it was computed

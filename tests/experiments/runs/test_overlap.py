@@ -82,7 +82,13 @@ def test_a_file_of_the_cache_that_was_changed_is_not_believed(
     found = searched(config, tokenizer, tmp_path)
     (file,) = tmp_path.rglob("overlap/*.json")
     whole = file.read_text()
-    for text in (whole.replace('"again": 1', '"again": 9'), "{}", '{"overlaps": [{"x": 1}]}', "[1]"):
+    for text in (
+        whole.replace('"again": 1', '"again": 9'),
+        "{}",
+        '{"overlaps": [{"x": 1}]}',
+        "[1]",
+        whole.replace('"key": "', '"key": "0'),
+    ):
         assert text != whole
         file.write_text(text)
         assert searched(config, tokenizer, tmp_path) == found

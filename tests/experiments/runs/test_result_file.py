@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
+from experiments.common.owner import SOURCES
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import check_files, read_result, whole_results, write_result
 
@@ -67,6 +68,31 @@ def test_other_weights_matter_where_they_are_loaded(folder: Path) -> None:
     check_files(folder / "result.json")
     with pytest.raises(DamagedError, match=r"model\.safetensors is not the file"):
         check_files(folder / "result.json", trained=True)
+
+
+def test_a_whole_arm_of_another_run(folder: Path) -> None:
+    """Same base, records and names, but other settings or data: all its files fit each other."""
+    run = folder.parents[1]
+    for name, own in ({"config": "a"}, {"config": "b"}), ({"0 sums": "a"}, {"0 sums": "b"}):
+        write_json(run / SOURCES, name)
+        write_result(folder, RESULT)
+        check_files(folder / "result.json")
+        write_json(run / SOURCES, own)
+        with pytest.raises(DamagedError, match=r"result\.json is of a run with other settings or data than"):
+            whole_results([folder / "result.json"])
+
+
+def test_an_operation_on_weights_that_the_arm_no_longer_has(folder: Path) -> None:
+    run, made = folder.parents[1], folder.parents[1] / "posthoc" / "full-0.001-wise-0.5"
+    (run / "posthoc").mkdir()
+    write_result(made, RESULT, [folder])
+    check_files(made / "result.json")
+    write_result(folder, RESULT)  # measured again, of the same weights
+    check_files(made / "result.json")
+    (folder / "trained" / "model.safetensors").write_text("trained again")
+    write_result(folder, RESULT)
+    with pytest.raises(DamagedError, match=r"wise-0\.5/result\.json was made from other weights than .*full"):
+        whole_results([made / "result.json"])
 
 
 def test_results_of_earlier_versions_are_read_as_they_are(folder: Path) -> None:

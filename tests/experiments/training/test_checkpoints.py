@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.common.files import write_json
-from experiments.training.checkpoints import COMPLETE, drop_checkpoints, file_digests, last_checkpoint
+from experiments.common.owner import SOURCES
+from experiments.training.checkpoints import COMPLETE, complete, drop_checkpoints, file_digests, last_checkpoint
 from experiments.training.meter import Meter
 from tests.helpers.engine import (
     Killed,
@@ -56,6 +57,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, name: 
     DAMAGES[damage](tmp_path / "checkpoint-4" / name)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_checkpoints_of_another_run_or_arm_do_not_count(tmp_path: Path) -> None:
+    """They are whole, and of a model of the same shapes."""
+    places = [tmp_path / run / "arms" / arm / "checkpoints" for run in "ab" for arm in ("full-0.1", "full-0.2")]
+    for place in places:
+        write_json(place.parents[2] / SOURCES, {"0 sums": place.parents[2].name})
+        (place / "checkpoint-2").mkdir(parents=True)
+        complete(place / "checkpoint-2", {}, Meter())
+        assert last_checkpoint(place) == str(place / "checkpoint-2")
+    own, *others = places
+    for other in others:
+        shutil.copytree(other / "checkpoint-2", own / "checkpoint-4")
+        assert last_checkpoint(own) == str(own / "checkpoint-2")
+        assert not (own / "checkpoint-4").exists()
 
 
 def test_steps_that_are_measured_again_drop_their_checkpoints(tmp_path: Path) -> None:

@@ -1,0 +1,27 @@
+"""Tell a run's own files from those of another run, which fit as well: of the same base model, shapes and names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_note
+
+SOURCES = "sources.json"  # of a run: the digests of its data, and CONFIG
+MEASURED = "measure.json"  # of a measurement
+CONFIG = "config"  # the digest of its settings; earlier versions did not note it
+
+
+def owner_of(run: Path, **more: str) -> dict[str, Any]:
+    """Return what settings and data a run folder has, to be written into its files. more: the arm, for example."""
+    measured = read_note(run / MEASURED)
+    return {**read_note(run / SOURCES), **({"measured": measured["digest"]} if "digest" in measured else {}), **more}
+
+
+def other_than(noted: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Return the names of `owner_of` that differ between a file and the run in which it is. Unknown ones do not count.
+
+    So files of earlier versions, and of folders that are no run, count as own ones.
+    """
+    return [name for name in noted if own.get(name, noted[name]) != noted[name]]
