@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.evaluation.evaluate import NotFinite
 from experiments.methods import Method, MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
