@@ -30,14 +30,17 @@ kept_items = 16
 replies = 4  # texts of the base on which the KL is measured
 text_tokens = 512  # of a story, for the perplexity
 layers = [4, 8]  # to choose from
+live = True  # False: in this process, without a picture
 base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
 
 # %%
+from pathlib import Path
+
 from IPython.display import display
 from ipywidgets import interact
 
-from experiments import StudyView, parse_study, quiet, start, watch
+from experiments import StudyView, parse_study, quiet, run_study, start, watch
 
 quiet()
 study = parse_study(
@@ -75,11 +78,13 @@ study = parse_study(
 # the cell and it goes on; the button stops it. Run the cells below again while it runs: they show the trials so far.
 
 # %%
-folder = start(study, root)
-watch(folder, root)
+if live:
+    watch(start(study, root), root)
+else:
+    run_study(study, root and Path(root))
 
 # %%
-view = StudyView(folder, root)
+view = StudyView(study.name, root)
 display(view)
 
 # %% [markdown]

@@ -51,6 +51,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "replies": 2,
         "text_tokens": 256,
         "layers": [1, 2],
+        "live": False,  # test_watch.py starts a process and watches it
     },
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
     "07_bring_your_own": {
