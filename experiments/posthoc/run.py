@@ -49,8 +49,8 @@ def posthoc(
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = result_file(run, arm, learning_rate)
-    check_kept(run)
     check_operation(operation, trained.parent, alphas or (), others)
+    check_kept(run)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]
