@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.methods import Method, MethodContext
+from experiments.methods import ActiveMethod, Method, MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
@@ -53,12 +54,17 @@ class ArmTraining:
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
             cost = train_arm(model, active, self.context, self.plan(), hooks, self.processes)
-            trained = self.folder / "trained"
-            with active.evaluated(model):
-                self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
-            if self.processes.is_main:
-                write_facts(trained, facts)
+            if self.prepared.config.training.keep != "none":
+                self._save(model, active, facts)
         return {**cost, "added_parameters": float(added)}
+
+    def _save(self, model: PreTrainedModel, active: ActiveMethod, facts: dict[str, Any]) -> None:
+        """Write what was trained, and the facts of its base. Every process calls it."""
+        trained = self.folder / "trained"
+        with active.evaluated(model):
+            self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
+        if self.processes.is_main:
+            write_facts(trained, facts)
 
     def load_base(self, method: Method) -> PreTrainedModel:
         """Load the base that a method starts from: in bf16 what stays so, if results are the same bit for bit.

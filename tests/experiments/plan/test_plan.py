@@ -21,8 +21,7 @@ from experiments.plan.plan import plan_run
 from experiments.plan.report import plan_text, refusal
 from experiments.plan.shape import build
 from experiments.runs.unused import check_fields
-from tests.experiments.plan.test_shape import config
-from tests.helpers.small_run import small_config, tiny_base
+from tests.helpers.small_run import small_arm, small_config, tiny_base
 
 ROOT = Path(__file__).parents[3]
 ROOMY = Device("a roomy device", 1e12)
@@ -104,7 +103,7 @@ def test_an_arm_that_cannot_be_planned_leaves_the_others(base: str, monkeypatch:
         raise NotImplementedError("an operation without data")
 
     monkeypatch.setattr("experiments.plan.plan.trace", fails)
-    plan = plan_run(config(base), ROOMY)
+    plan = plan_run(small_arm(base), ROOMY)
     assert plan.failed == {"x": "NotImplementedError: an operation without data"}
     assert "x: cannot be planned (NotImplementedError" in plan_text(plan, 0.4)
 
