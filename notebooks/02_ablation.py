@@ -42,6 +42,7 @@ from ipywidgets import FloatSlider, Text, interact
 from experiments import (
     Buttons,
     Picker,
+    Picture,
     compare,
     comparison_figure,
     dial_figure,
@@ -103,10 +104,10 @@ outcome = run_experiment(picker.config, root)
 # %%
 runs = read_runs([f"{outcome.folder}:{r.arm}-{r.learning_rate:g}" for r in outcome.results])  # not what the dial made
 comparison = compare(runs, "control-" + f"{learning_rate:g}", draws=2_000)
-comparison_figure(comparison, "What each part is worth")
+display(Picture(comparison_figure(comparison, "What each part is worth")))
 
 # %%
-HTML(figures_table(comparison).html())
+display(HTML(figures_table(comparison).html()))
 
 # %% [markdown]
 # ## The dial
@@ -115,7 +116,7 @@ HTML(figures_table(comparison).html())
 
 # %%
 results = run_posthoc(outcome.folder, "control", learning_rate, "dial", alphas)
-dial_figure(results, "control: share of the trained copies")
+display(Picture(dial_figure(results, "control: share of the trained copies")))
 
 # %%
 model = load_trained(outcome.folder, "control", learning_rate)
@@ -135,8 +136,8 @@ dial = interact(
 )
 # %% [markdown]
 # ## Where to look next
-# One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed. The study `axes` searches
-# interpolation, layers and replay together.
+# One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed.
+# The study `axes` searches interpolation, layers and replay together.
 
 # %%
 for result in outcome.results:

@@ -68,7 +68,7 @@ class Picker:
         """
         if name in self.arms:
             raise ConfigError(f"there is an arm {name!r} already: give another name, or remove it first")
-        arm = {"name": name, "method": method, "learning_rates": [rate]}
+        arm: dict[str, Any] = {"name": name, "method": method, "learning_rates": [rate]}
         arm |= {"control": control} if control else {}
         self._put(arm | ({} if replay is None else {"replay": replay}))
 

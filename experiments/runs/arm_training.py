@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
+from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.methods import MethodContext
+from experiments.methods import Method, MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
@@ -46,7 +47,7 @@ class ArmTraining:
             self.processes.send(TrainArm(self.index))
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
-            base = self.prepared.config.load_base()[0]
+            base = self.load_base(method)
             base_parameters, facts = base.num_parameters(), facts_of(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
@@ -58,6 +59,14 @@ class ArmTraining:
             if self.processes.is_main:
                 write_facts(trained, facts)
         return {**cost, "added_parameters": float(added)}
+
+    def load_base(self, method: Method) -> PreTrainedModel:
+        """Load the base that a method starts from: in bf16 what stays so, if results are the same bit for bit.
+
+        Adapters are drawn in the dtype of the matrix that they are put on, so their base is loaded in fp32.
+        """
+        narrow = self.prepared.precision.bf16 and not method.tuning.draws
+        return self.prepared.config.load_base(narrow)[0]
 
     def follow(self) -> None:
         """Train with the main process, which called for it and records; it notes an error that all of them meet."""

@@ -16,6 +16,7 @@ from typing import Any
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import file_digest, json_digest
+from experiments.common.owner import MEASURED as MEASURED_BY
 from experiments.common.owner import SOURCES, other_than, owner_of
 from experiments.records import MEASURED, ArmResult
 
@@ -75,7 +76,7 @@ def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
     folder, run = file.parent, file.parents[2]
     if other_than(values.get(OWNER, {}), owner_of(run)):
         raise DamagedError(
-            f"{file} is of a run with other settings or data than {run} (see {SOURCES} there): "
+            f"{file} is of a run with other settings or data than {run} (see {SOURCES} or {MEASURED_BY} there): "
             f"{DELETE_FOLDER.format(folder)}"
         )
     for name, digest in values.get(WEIGHTS, {}).items():

@@ -73,7 +73,7 @@ def test_arms_are_named_as_their_folders(tmp_path: Path) -> None:
     for step, records in ((2, BASE), (10, AFTER)):
         write_records(folder / "arms" / "full-0.001" / f"items-{step}.jsonl", records)
     assert last_records(folder) == {"full-0.001": AFTER}
-    with pytest.raises(ConfigError, match="no arm 'ful-0.001' in x-0123abcd: did you mean 'full-0.001'"):
+    with pytest.raises(ConfigError, match=r"no arm 'ful-0.001' in x-0123abcd: did you mean 'full-0.001'"):
         last_records(folder, ["ful-0.001"])
     with pytest.raises(ConfigError, match="count=0: give how many"):
         answers(folder, count=0)

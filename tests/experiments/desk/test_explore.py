@@ -78,7 +78,7 @@ def test_each_point_names_its_sentence() -> None:
 def test_the_distance_of_the_branches_is_that_of_each_sentence() -> None:
     page = branches_hover(states(0))
     assert sum(len(trace["x"]) for trace in page["data"]) == COUNT
-    assert {y for trace in page["data"] for y in trace["y"]} == {pytest.approx(0.5)}
+    assert [y for trace in page["data"] for y in trace["y"]] == pytest.approx([0.5] * COUNT)
     assert branch_distance(states(0), 1, 7) == pytest.approx(0.5)
     assert page["data"][0]["text"][0] == f"{sentences()[0][1]}<br>layer 1, alpha 0.25"
     with pytest.raises(ValueError, match="the model has no layer with two branches"):
