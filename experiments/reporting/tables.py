@@ -42,12 +42,21 @@ def arms_table(
              if any(result is tied for tied in best[figure.name])}  # fmt: skip
     rows = tuple(_row(result, columns, [cells[i] for cells in more.values()]) for i, result in enumerate(results))
     hints = {figure.title: figure.meaning for figure in (*columns, *COSTS)}
-    return Table("Figures", head, rows, "", len(more) + len(COSTS), hints, marks)
+    return Table("Figures", head, rows, floor_note(results), len(more) + len(COSTS), hints, marks)
+
+
+def floor_note(results: Sequence[ArmResult]) -> str:
+    """Say the A/A floor of these arms' base, to be read next to their retention; empty if it was not measured."""
+    card: Mapping[str, Estimate] = next((r.scorecard for r in results if "floor_nfr" in r.scorecard), {})
+    known = {"retention": "floor_retention", "nfr": "floor_nfr"}
+    texts = [f"{FIGURES[name].title} {figure_text(card, floor)}" for name, floor in known.items() if floor in card]
+    return f"A/A floor, the base model against itself in other words: {', '.join(texts)}." if texts else ""
 
 
 def format_table(results: Sequence[ArmResult]) -> str:
-    """Write the main table for a terminal, at most 100 columns wide unless names are long."""
-    return arms_table(results).text(WIDTH)
+    """Write the main table for a terminal, at most 100 columns wide unless names are long, and the A/A floor."""
+    table = arms_table(results)
+    return "\n".join([table.text(WIDTH), *([f"\n{table.note}"] if table.note else [])])
 
 
 def kept_tasks(results: Sequence[ArmResult]) -> list[str]:

@@ -20,6 +20,18 @@ def test_the_terminal_table_fits_and_shows_intervals() -> None:
     assert lines[8] == "broken  1e-3 failed: OutOfMemoryError: <no memory> ..."
 
 
+def test_the_floor_is_said_below_the_arms() -> None:
+    results = six()
+    assert arms_table(results).note == ""
+    results[0].scorecard["floor_nfr"] = Estimate(0.08, 0.04, 0.14)
+    said = "A/A floor, the base model against itself in other words: neg. flips .080 [.040,.140]."
+    assert arms_table(results).note == said  # of a run from before the floor of retention
+    results[0].scorecard["floor_retention"] = Estimate(0.97, 0.9, 1.04)
+    last = format_table(results).splitlines()[-1]
+    assert last == said.replace("neg. flips", "retention .97 [.90,1.04], neg. flips")
+    assert len(last) <= 120
+
+
 def test_the_csv_holds_every_figure_of_every_arm() -> None:
     results = [*six(), untrained()]
     rows = list(csv.DictReader(io.StringIO(table_csv(BASE, results))))
