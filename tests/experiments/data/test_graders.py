@@ -14,6 +14,7 @@ from experiments.config import load_config
 from experiments.data.files import LocalFile
 from experiments.data.grader import Grader
 from experiments.data.graders import GRADERS, Function, read_grader, write_grader
+from experiments.data.isolated_graders import Math
 from experiments.data.items import Item, NewTask
 from experiments.data.tested import Measured
 from tests.helpers.question_files import write
@@ -37,6 +38,13 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...
     "tolerance": ({"numeric": 0.1}, "-2", {}, ("-2.1", "-1.9"), ("-2.11", "2", "5-2")),
     "relative": ({"numeric": {"relative": 0.1}}, "200", {}, ("180", "220 km"), ("179",)),
     "math": ("math", "1/2", {}, ("So it is $\\frac{1}{2}$.", "0.5", "\\boxed{\\frac{2}{4}}"), ("1/3", "no idea", "")),
+    "math without $": (
+        "math",
+        r"2\sqrt{2}",
+        {},
+        (r"2\sqrt{2}", "Answer: 2\\sqrt{2}", "It is\n\\sqrt{8}", r"$\sqrt{8}$"),
+        (r"\sqrt{2}", "2", ""),
+    ),
     "code": (
         {"code": {"allow": True, "seconds": 1}},
         "pass",
@@ -47,7 +55,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...
     "choice": ("choice", "Paris", OPTIONS, ("Paris",), ("Lyon", "")),
     "likelihood": ("likelihood", "Paris", {}, ("Paris",), ("Lyon", "")),
 }
-NAMES = {"group": "regex", "tolerance": "numeric", "relative": "numeric"}  # further cases of a grader
+NAMES = {  # further cases of a grader
+    "math without $": "math",
+    "group": "regex",
+    "tolerance": "numeric",
+    "relative": "numeric",
+}
 
 # the same answer in other spellings
 SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
@@ -70,8 +83,14 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
 
 
 def skip_without(name: str) -> None:
-    if name == "math":
+    if name.startswith("math"):
         pytest.importorskip("math_verify")
+
+
+@pytest.mark.parametrize("answer", [r"\{1,2\}", "(1,2)", "x^2+1", "A", "yes", r"\text{A}", r"3\frac12", r"\$18.90"])
+def test_a_reply_that_is_the_answer_is_right_as_mathematics_too(answer: str) -> None:
+    skip_without("math")
+    assert Math()(answer, {"answer": answer}) == 1.0
 
 
 def task(grader: Grader, answer: str, values: dict[str, Any]) -> NewTask:
