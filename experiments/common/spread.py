@@ -26,8 +26,8 @@ def spread(function: Callable[[In], Out], chunks: Iterable[In], workers: int | N
     """Yield function(chunk) for each chunk, in order. An error of the function is raised here.
 
     workers: processes, copies of this one (fork), so that only chunks and results must be picklable; by default one
-    per core. With one core, or if this process may have no copies (a worker of a DataLoader), it is called here. Only a few chunks are read
-    ahead: memory stays the same however many there are.
+    per core. With one core, or if this process may have no copies (a worker of a DataLoader), it is called here. Only a
+    few chunks are read ahead: memory stays the same however many there are.
     """
     workers = cores() if workers is None else workers
     alone = multiprocessing.current_process().daemon or "fork" not in multiprocessing.get_all_start_methods()
