@@ -41,7 +41,7 @@ def test_an_arm_is_checked_against_its_base_model() -> None:
         (
             {"micro_batch": 2},
             "1",
-            r"arm 'x': method full\+talr weighs a token by the others .* micro_batch=2 cuts a step of",
+            r"arm 'x': method full\+talr weighs a token by the others .*training\.micro_batch=2 cuts a step of",
         ),
         ({}, "2", r"each of the 2 processes of this launch has a part of a batch"),
         ({"micro_batch": 99}, "1", None),

@@ -149,7 +149,8 @@ def test_what_a_model_adds_to_its_loss_counts_once_a_step(tmp_path: Path, monkey
     balanced = MixtralConfig(**shape, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
     monkeypatch.setattr("tests.helpers.engine.tiny", lambda: seeded(balanced))
     for method in ("full", "control"):
-        whole, cut = (train(arm_config(method), tmp_path / f"{method}{m}", steps=1, micro_batch=m) for m in (None, 1))
+        one = {"steps": 1, "warmup_steps": 1}
+        whole, cut = (train(arm_config(method), tmp_path / f"{method}{m}", micro_batch=m, **one) for m in (None, 1))
         assert whole.logs[1]["aux_loss"] > 0.5
         for name, near in (("lm_loss", 1e-5), ("aux_loss", 0.1), ("loss", 0.05), ("grad_norm", 0.1)):
             assert cut.logs[1][name] == pytest.approx(whole.logs[1][name], rel=near)
