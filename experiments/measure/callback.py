@@ -188,4 +188,4 @@ def _as_base(model: Any) -> AbstractContextManager[Any]:
     """
     if not _has_base(model):
         return nullcontext()
-    return model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)  # type: ignore[no-any-return]
+    return model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)
