@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.cache import BaseCache, tokenizer_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
@@ -40,6 +40,16 @@ def check_suites(folder: Path, suites: Suites) -> None:
 def _asked(suite: DrawnSuite) -> str:
     """Return a digest of what a suite asks, and of the version of its code."""
     return json_digest([suite.version, suite.content()])[:16]
+
+
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if the base model has another tokenizer than when its arms were trained. folder: of the run."""
+    known = read_note(folder / "base" / TIMING).get("tokenizer")
+    if known not in (None, tokenizer_digest(tokenizer)):
+        raise ConfigError(
+            f"base_model has another tokenizer than when {folder.name} began, which its arms were not trained with: "
+            "bring the old one back"
+        )
 
 
 @dataclass(frozen=True)
