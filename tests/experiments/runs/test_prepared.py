@@ -14,6 +14,7 @@ from experiments.common.files import read_json, write_json
 from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
+from experiments.runs.base_records import check_tokenizer
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
@@ -167,3 +168,6 @@ def test_a_base_whose_config_or_tokenizer_has_changed(
         return
     with pytest.raises(ConfigError, match=f"base_model has {said}"):
         prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+    if name == "tokenizer.json":  # what an export would write next to the weights
+        with pytest.raises(ConfigError, match="base_model has another tokenizer than when small began"):
+            check_tokenizer(tmp_path / "runs" / "small", config.load_tokenizer())
