@@ -9,6 +9,7 @@ from typing import Any
 from experiments.common.files import read_note
 
 SOURCES = "sources.json"  # of a run: the digests of its data, and CONFIG
+ARM = "arm.json"  # of an arm: the digest of its settings, without learning rates
 MEASURED = "measure.json"  # of a measurement
 CONFIG = "config"  # the digest of its settings; earlier versions did not note it
 
@@ -17,6 +18,12 @@ def owner_of(run: Path, **more: str) -> dict[str, Any]:
     """Return what settings and data a run folder has, to be written into its files. more: the arm, for example."""
     measured = read_note(run / MEASURED)
     return {**read_note(run / SOURCES), **({"measured": measured["digest"]} if "digest" in measured else {}), **more}
+
+
+def settings_noted(arm: Path) -> dict[str, str]:
+    """Return the settings of the arm in a folder, as one more fact for `owner_of`; nothing for earlier versions."""
+    note = read_note(arm / ARM)
+    return {"settings": str(note["settings"])} if "settings" in note else {}
 
 
 def other_than(noted: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

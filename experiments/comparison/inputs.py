@@ -179,6 +179,7 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
         if not fault:
             check_files(result)
+            steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
     left_out = read_json(folder / MODEL).get("left_out", {})
     return ComparedRun(
         folder.name,
@@ -206,9 +207,13 @@ def _is_left_out(record: Record, left_out: Collection[str]) -> bool:
 
 def _lacking(result: Mapping[str, Any], steps: Collection[int]) -> str:
     """Name the item records of a finished arm that are not there; empty if there are all."""
-    measured = {*(point["step"] for point in result.get("trajectory", ())), result.get("steps", 0)} - {0}
-    lacking = ", ".join(f"items-{step}.jsonl" for step in sorted(measured - set(steps)))
+    lacking = ", ".join(f"items-{step}.jsonl" for step in sorted(_measured(result) - set(steps)))
     return f"it is damaged, {lacking} is missing: delete its folder and start the run again" if lacking else ""
+
+
+def _measured(result: Mapping[str, Any]) -> set[int]:
+    """Return the steps whose records a result was made from; none if it does not name them."""
+    return {*(point["step"] for point in result.get("trajectory", ())), result.get("steps", 0)} - {0}
 
 
 def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:

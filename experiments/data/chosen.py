@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from ctrl.gap import evaluating
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
-from experiments.common.hashing import short_digest
+from experiments.common.hashing import json_digest, short_digest
 from experiments.common.section import Section
 from experiments.data.base_text import weight_files
 from experiments.data.encoding import Encoder, Piece
@@ -118,11 +119,11 @@ class Chooser:
         file = self.context.cache / "chosen" / f"{short_digest(*of, *base, *drawn)}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
-            known: Any = read_note(file).get("scores")
-            if known is None:
-                known = self._computed(source)
-                write_json(file, {"scores": known})
-        return [float(score) for score in known]
+            note = read_note(file)
+            if note.pop("digest", None) != json_digest(note | {"of": file.stem}):  # changed, or of another choice
+                note = {"scores": self._computed(source)}
+                write_json(file, note | {"digest": json_digest(note | {"of": file.stem})})
+        return [float(score) for score in note["scores"]]
 
     def _computed(self, source: Source) -> list[float]:
         model = self.context.base()
@@ -130,14 +131,22 @@ class Chooser:
         with evaluating(model), Precision(self.context.precision).autocast():
             if self.choice.by == "loss":
                 with torch.no_grad():
-                    return [float(loss(model, pieces)) for pieces in rows]
+                    return finite(float(loss(model, pieces)) for pieces in rows)
             with last_layer(model) as weights:
                 new = torch.stack([g for one in self.new for g in self._gradients(model, weights, one)]).mean(0)
-                return [-float(F.cosine_similarity(gradient(model, weights, one), new, dim=0)) for one in rows]
+                return finite(-float(F.cosine_similarity(gradient(model, weights, one), new, dim=0)) for one in rows)
 
     def _gradients(self, model: PreTrainedModel, weights: list[Tensor], source: Source) -> Iterator[Tensor]:
         for _, pieces in self._usable(source, NEW_EXAMPLES):
             yield gradient(model, weights, pieces)
+
+
+def finite(scores: Iterable[float]) -> list[float]:
+    """Return the scores. Raises ConfigError for one that is no number, which has no place in their order."""
+    found = list(scores)
+    if not all(map(math.isfinite, found)):
+        raise ConfigError("data.choose: the base model's scores are not finite: set by to random, or precision to fp32")
+    return found
 
 
 def loss(model: PreTrainedModel, pieces: Sequence[Piece]) -> Tensor:

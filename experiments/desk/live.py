@@ -13,10 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_json
 from experiments.common.progress import duration
 from experiments.common.result_folders import MEASUREMENT, find, folders, trial_runs
 from experiments.desk.overview import Overview, read_config, read_run, read_study, state_after
+from experiments.runs.result_file import RESULT, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 
 Series = dict[int, float]  # step -> value
@@ -76,7 +76,7 @@ class LiveArm:
         for event, offset in self._journal.read(self._offset):
             self._read(event)
             self._offset = offset
-        result = read_json(self.folder / "result.json")
+        result = result_values(self.folder / RESULT)
         self.status = str(result["status"]) if result else state_after(self._edge) if self._edge else "waiting"
 
     def _read(self, event: Event) -> None:

@@ -14,6 +14,7 @@ import yaml
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json
 from experiments.common.result_folders import MEASUREMENT, folders, measurements, trial_runs
+from experiments.runs.result_file import result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 from experiments.tracking.machine import process_state
 
@@ -62,7 +63,7 @@ def _readable(kind: str, folder: Path, read: Callable[[], Overview]) -> Overview
 
 def read_run(folder: Path) -> Overview:
     """Raises ConfigError, KeyError, TypeError or ValueError if a file in the folder is broken."""
-    results = [read_json(path) for path in folder.glob("arms/*/result.json")]
+    results = [result_values(path) for path in folder.glob("arms/*/result.json")]
     total = sum(len(arm["learning_rates"]) for arm in read_config(folder / "config.yaml")["arms"])
     whole = len(results) >= total and (folder / "report.html").is_file()
     failed = any(result["status"] == "failed" for result in results)
@@ -72,7 +73,7 @@ def read_run(folder: Path) -> Overview:
 
 def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
     """runs: of its trials. Raises as `read_run`."""
-    results = [read_json(path) for run in runs for path in run.glob("arms/*/result.json")]
+    results = [result_values(path) for run in runs for path in run.glob("arms/*/result.json")]
     progress = read_json(folder / "progress.json")
     counts, ended = progress.get("trials", {}), progress.get("ended", "")
     done = sum(counts.get(state, 0) for state in ("complete", "pruned", "failed")) if progress else len(results)
@@ -91,7 +92,7 @@ def read_measurement(folder: Path) -> Overview:
     """Raises as `read_run`. A call that was stopped before its first model has no sign of what it is doing."""
     note, arms = read_json(folder / MEASUREMENT), folder / "arms"
     names = sorted({*note.get("arms", ()), *(path.name for path in arms.glob("*") if path.is_dir())})
-    results = [read_json(arms / name / "result.json") for name in names]
+    results = [result_values(arms / name / "result.json") for name in names]
     missing = [name for name, result in zip(names, results, strict=True) if not result]
     command = note.get("command", "measure")
     whole = bool(names) and not missing and (command == "callback" or (folder / "report.html").is_file())

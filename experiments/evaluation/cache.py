@@ -21,9 +21,12 @@ from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
+from experiments.models.tokens import asked_key
 from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
 
+# a text whose tokens tell tokenizers of one vocabulary apart: case, digits, spaces, accents, code, other scripts
+PROBE = "In 2889 THE year's 1,234.5 d\u00e9j\u00e0-vu words:\n\tif x_1 != y:  print('Hello, World!')  # \u6f22\u5b57"
 RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
 
 
@@ -46,7 +49,8 @@ class BaseCache:
         self.key = {
             "weights": weights_digest(model, self.folder / "weights.json"),
             "model": json_digest(_config(model)),
-            "tokenizer": json_digest([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "merges": json_digest(_file_of(tokenizer)),
             "precision": precision.name,
             "device": model.device.type,
             "torch": torch.__version__,
@@ -87,6 +91,18 @@ class BaseCache:
 
     def _full_key(self, suite: DrawnSuite, content: Any) -> dict[str, Any]:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a digest of the words, the chat template, and how both turn a text into tokens."""
+    words = sorted(tokenizer.get_vocab().items())
+    return json_digest([words, tokenizer.chat_template, asked_key(tokenizer, [PROBE])])
+
+
+def _file_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return all that a fast tokenizer does. Another version of its library may write it in another way."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return str(backend.to_str()) if backend is not None else ""
 
 
 def _config(model: PreTrainedModel) -> dict[str, Any]:

@@ -74,18 +74,24 @@ def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     if (folder / CONFIG_FILE).is_file():
         return ctrl.load(base, folder)
-    if not (folder / MODEL_CONFIG).is_file():
-        _check_base(base, folder / BASE)
+    whole = (folder / MODEL_CONFIG).is_file()  # has all weights, but is read with the config of the base
+    _check_base(base, folder / BASE, whole)
     if (folder / ADAPTER_CONFIG).is_file():
         return _with_adapter(base, folder)
-    return _filled(base, folder / WEIGHTS_FILE, whole=(folder / MODEL_CONFIG).is_file())
+    return _filled(base, folder / WEIGHTS_FILE, whole)
 
 
-def _check_base(base: PreTrainedModel, file: Path) -> None:
-    """Raise DamagedError if a base model is not the one that was trained, or warn if that cannot be seen."""
+def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
+    """Raise DamagedError if a base model is not the one that was trained, or warn if that cannot be seen.
+
+    whole: its weights do not count, since all are replaced.
+    """
     saved, here = read_json(file, AGAIN), facts_of(base)
     noted = ("name", "dtype", "fingerprint")
-    different, same = differences({k: v for k, v in saved.items() if k not in noted}, here), same_base(saved, here)
+    different, same = (
+        differences({k: v for k, v in saved.items() if k not in noted}, here),
+        whole or same_base(saved, here),
+    )
     if not different and same is False:
         different = "its weights are others (another model of the same shapes, or another revision)"
     named = saved.get("name") or read_json(file.with_name(ADAPTER_CONFIG), AGAIN).get("base_model_name_or_path")

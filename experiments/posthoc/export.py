@@ -32,6 +32,7 @@ from experiments.posthoc.run import result_file
 from experiments.records import ArmResult
 from experiments.reporting.table import Table
 from experiments.reporting.text import escaped, figure_text, rate_text
+from experiments.runs.base_records import check_tokenizer
 from experiments.runs.result_file import whole_results
 from experiments.runs.trained import load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
@@ -75,7 +76,9 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
-    model = load_arm(config.load_base()[0], file.parent).eval()
+    base, own = config.load_base()
+    check_tokenizer(run, own)
+    model = load_arm(base, file.parent).eval()
     tokenizer = config.load_tokenizer()
     if form == "trained" and not isinstance(model, ControlModel) and not is_peft(model):
         raise ConfigError(f"--form trained: arm {arm!r} trained weights of the model itself: use --form merged")

@@ -14,6 +14,7 @@ from experiments.common.errors import ModelError
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.machine_faults import of_the_machine
+from experiments.common.owner import ARM
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
@@ -22,6 +23,7 @@ from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
 from experiments.runs.estimate import TimeLeft
+from experiments.runs.growing import settings_of
 from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
@@ -32,6 +34,7 @@ from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
 from experiments.training.processes import LaunchMismatch
 
+DATA = "data.json"  # what the arm's rows took from each source
 CONSTANT = ("trainable_parameters", "added_parameters")  # costs that are known before the first step
 Observer = Callable[[str, int, dict[str, Estimate]], None]  # gets the arm's label, the step and the figures
 
@@ -68,6 +71,7 @@ class ArmRun:
 
         left: says anew what the run still needs if steps take longer than estimated.
         """
+        self._note_settings()
         result, known = self._read(), self.result_file.is_file()
         run_id = read_note(self.folder / "mlflow.json").get("run_id")
         if known and self._ended(run_id):
@@ -92,6 +96,14 @@ class ArmRun:
             self._close(result, run)
         return result
 
+    def _note_settings(self) -> None:
+        """Note the arm's settings: what the folder has of others is refused or made again, see `common.owner`."""
+        file, settings = self.folder / ARM, {"settings": json_digest(settings_of(self.arm))}
+        if (known := read_note(file)) != settings:
+            write_json(file, settings)
+            if known:
+                (self.folder / DATA).unlink(missing_ok=True)
+
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""
         drawn: list[dict[str, Any]] = self._data()["drawn"]
@@ -103,7 +115,7 @@ class ArmRun:
         return packing
 
     def _data(self) -> dict[str, Any]:
-        path, run = self.folder / "data.json", self.prepared.folder.name
+        path, run = self.folder / DATA, self.prepared.folder.name
         note = read_note(path)
         digest = note.pop("digest", None)  # earlier versions wrote none, and did not name the run
         if "drawn" not in note or note.get("run", run) != run or digest not in (None, json_digest(note)):

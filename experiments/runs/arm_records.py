@@ -29,9 +29,9 @@ class ArmRecords:
         return is_whole(self._folder / f"items-{step}.jsonl")
 
     def files(self) -> dict[int, Path]:
-        """Return the files by step, in order."""
-        files = {int(p.stem.removeprefix("items-")): p for p in self._folder.glob("items-*.jsonl")}
-        return dict(sorted(files.items()))
+        """Return the files by step, in order: of the steps at which the run measures, whatever else is there."""
+        files = {step: self._folder / f"items-{step}.jsonl" for step in self._prepared.config.evaluation_steps}
+        return {step: path for step, path in files.items() if path.is_file()}
 
     def read(self) -> dict[int, list[Record]]:
         """Return the records of all evaluations by step."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.cache import BaseCache, tokenizer_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
@@ -41,12 +42,22 @@ def _asked(suite: DrawnSuite) -> str:
     return json_digest([suite.version, suite.content()])[:16]
 
 
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if the base model has another tokenizer than when its arms were trained. folder: of the run."""
+    known = read_note(folder / "base" / TIMING).get("tokenizer")
+    if known not in (None, tokenizer_digest(tokenizer)):
+        raise ConfigError(
+            f"base_model has another tokenizer than when {folder.name} began, which its arms were not trained with: "
+            "bring the old one back"
+        )
+
+
 @dataclass(frozen=True)
 class BaseFolder:
     """The folder `base` of a run, the base model and the cache of its results.
 
     A file that is damaged or gone is made again, from the cache if it has it. `timing.json` holds the seconds of the
-    measurement, the digest of the weights and those of the other files; earlier versions wrote the seconds alone.
+    measurement, what the base model is, and the digests of the other files; earlier versions wrote the seconds alone.
     """
 
     folder: Path
@@ -55,14 +66,23 @@ class BaseFolder:
     precision: Precision
     cache: BaseCache
 
-    def check_weights(self) -> None:
-        """Raise ConfigError if the base model has other weights than when the run began."""
-        known = self._note().get("weights", self.cache.key["weights"])
-        if known != self.cache.key["weights"]:
+    def check_base(self) -> None:
+        """Raise ConfigError if the base model has other weights, config or tokenizer than when the run began."""
+        known, here = self._note(), self._base()
+        changed = [what for what in ("weights", "tokenizer") if known.get(what, here[what]) != here[what]]
+        if fields := differences(known.get("computes", {}), here["computes"]):
+            changed.append(f"config ({fields})")
+        if changed:
             raise ConfigError(
-                f"base_model has other weights than when {self.folder.parent.name} began, so its arms would not "
-                "compare: bring the old weights back, or start anew with --fresh"
+                f"base_model has other {' and '.join(changed)} than when {self.folder.parent.name} began, so its arms "
+                "would not compare: bring the old ones back, or start anew with --fresh"
             )
+
+    def _base(self) -> dict[str, Any]:
+        """Return what must not change of the base model: weights, tokenizer, what its config lets them compute."""
+        return {name: self.cache.key[name] for name in ("weights", "tokenizer")} | {
+            "computes": computes(self.model.config)
+        }
 
     def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
         """Return the prepared suites, the base model's records and the seconds that these took."""
@@ -97,6 +117,6 @@ class BaseFolder:
         return path.is_file() and (digest is None or file_digest(path) == digest)
 
     def _keep(self, *names: str, **values: Any) -> None:
-        note = self._note() | values | {"weights": self.cache.key["weights"]}
+        note = self._note() | values | self._base()
         files = note.get("files", {}) | {name: file_digest(self.folder / name) for name in names}
         write_json(self.folder / TIMING, note | {"files": files})

@@ -83,7 +83,7 @@ def measure_base(
 ) -> MeasuredBase:
     """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`."""
     files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
-    files.check_weights()
+    files.check_base()
     evaluation, base, seconds = files.measured(say)
     floor = files.floor() if config.has_floor else []
     draws = config.bootstrap

@@ -46,7 +46,7 @@ def _with_rates(arm: ArmConfig, given: ArmConfig | None) -> ArmConfig:
 
 def _changed(arm: ArmConfig, begun: ArmConfig, folder: Path) -> str:
     """Describe the settings of an arm that are not those it began with; empty if there are none."""
-    new, old = _settings(arm), _settings(begun)
+    new, old = settings_of(arm), settings_of(begun)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:
         return ""
@@ -54,7 +54,7 @@ def _changed(arm: ArmConfig, begun: ArmConfig, folder: Path) -> str:
     return f"arm {arm.name!r}: {pairs} in {folder.name}: give the changed arm a name of its own"
 
 
-def _settings(arm: ArmConfig) -> dict[str, Any]:
+def settings_of(arm: ArmConfig) -> dict[str, Any]:
     """Return the plain values of an arm by dotted key, without its learning rates."""
     values = {key: value for key, value in arm.to_dict().items() if key != "learning_rates"}
     control = values.pop("control", {})

@@ -16,11 +16,12 @@ from typing import Any
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import file_digest, json_digest
+from experiments.common.owner import ARM, SOURCES, other_than, owner_of, settings_noted
 from experiments.common.owner import MEASURED as MEASURED_BY
-from experiments.common.owner import SOURCES, other_than, owner_of
 from experiments.records import MEASURED, ArmResult
 
 RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner", "weights", "digest"
+LOADED = (".json", ".safetensors", ".bin", ".pt")  # endings of what is read with a model
 BASE_ITEMS = "base/items.jsonl"
 AGAIN = "bring it back, or delete it, and the same command makes the result again"
 BASE_AGAIN = "bring it back, run the same config again, or start anew with --fresh"
@@ -36,7 +37,7 @@ def write_result(folder: Path, result: ArmResult, changed: Sequence[Path] = ()) 
     run = folder.parents[1]
     made_from = [run / BASE_ITEMS, *folder.glob("items-*.jsonl"), *folder.glob("trained/*")]
     files = {path.relative_to(run).as_posix(): file_digest(path) for path in sorted(made_from) if path.is_file()}
-    values = {**result.to_dict(), MADE_FROM: files, OWNER: owner_of(run)}
+    values = {**result.to_dict(), MADE_FROM: files, OWNER: owner_of(run, **settings_noted(folder))}
     if changed:
         values[WEIGHTS] = {os.path.relpath(arm, run): trained_digest(arm) for arm in changed}
     write_json(folder / RESULT, {**values, DIGEST: json_digest(values)})
@@ -44,24 +45,23 @@ def write_result(folder: Path, result: ArmResult, changed: Sequence[Path] = ()) 
 
 def read_result(file: Path) -> ArmResult:
     """Read what `write_result` wrote. Raises DamagedError for a file that was changed, or that is of another arm."""
-    values = _values(file)
+    values = result_values(file)
     try:
         result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, OWNER, WEIGHTS, DIGEST)})
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{file} is no result of an arm ({type(error).__name__}: {error}): {AGAIN}") from error
-    own = result.arm if result.method == MEASURED else f"{result.arm}-{result.learning_rate:g}"
-    if file.parent.parent.name == "arms" and file.parent.name != own:
-        raise DamagedError(f"{file} is the result of {own}, another arm: {AGAIN}")
     return result
 
 
 def check_files(file: Path, trained: bool = False) -> None:
     """Raise DamagedError if item records that a result was made from are gone or others, or if it is of another run.
 
-    trained: if the weights are others too.
+    trained: if the weights are others too, or have files next to them that the arm did not write.
     """
-    folder, values = file.parent, _values(file)
+    folder, values = file.parent, result_values(file)
     _check_owner(file, values)
+    if trained:
+        _check_strange(file, values)
     for name, digest in values.get(MADE_FROM, {}).items():
         path = folder.parents[1] / name
         if ("/trained/" in name) is not trained or (path.is_file() and file_digest(path) == digest):
@@ -71,12 +71,22 @@ def check_files(file: Path, trained: bool = False) -> None:
         raise DamagedError(f"{path} {state} {file} was made from: {advice}")
 
 
+def _check_strange(file: Path, values: Mapping[str, Any]) -> None:
+    """Raise DamagedError for a file that would be loaded with an arm's weights, such as an adapter of another arm."""
+    folder = file.parent / "trained"
+    noted = {Path(name).name for name in values.get(MADE_FROM, {}) if "/trained/" in name}
+    strange = [path for path in sorted(folder.glob("*")) if path.suffix in LOADED and path.name not in noted]
+    if noted and strange:
+        raise DamagedError(f"{strange[0]} is not of this arm, which did not write it: move it out of {folder}")
+
+
 def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
     """Raise DamagedError for a result of a run with other settings or data, and of other weights than an arm has."""
     folder, run = file.parent, file.parents[2]
-    if other_than(values.get(OWNER, {}), owner_of(run)):
+    if other_than(values.get(OWNER, {}), owner_of(run, **settings_noted(folder))):
         raise DamagedError(
-            f"{file} is of a run with other settings or data than {run} (see {SOURCES} or {MEASURED_BY} there): "
+            f"{file} is of a run with other settings or data than {run} (see {SOURCES} or {MEASURED_BY} there, and the "
+            f"arm's {ARM}): "
             f"{DELETE_FOLDER.format(folder)}"
         )
     for name, digest in values.get(WEIGHTS, {}).items():
@@ -88,7 +98,7 @@ def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
 
 def trained_digest(arm: Path) -> str:
     """Return a digest of what an arm trained, as its result notes it; empty if an earlier version noted nothing."""
-    files = _values(arm / RESULT).get(MADE_FROM, {})
+    files = result_values(arm / RESULT).get(MADE_FROM, {})
     return json_digest({name: digest for name, digest in files.items() if "/trained/" in name}) if files else ""
 
 
@@ -101,9 +111,14 @@ def whole_results(files: Iterable[Path]) -> list[ArmResult]:
     return results
 
 
-def _values(file: Path) -> dict[str, Any]:
+def result_values(file: Path) -> dict[str, Any]:
+    """Return the plain values of a result, an empty dict without one. Raises DamagedError as `read_result`."""
     values = read_json(file, AGAIN)
     digest = values.get(DIGEST)
     if digest is not None and digest != json_digest({k: v for k, v in values.items() if k != DIGEST}):
         raise DamagedError(f"{file} was changed after it was written: {AGAIN}")
+    if file.parent.parent.name == "arms" and {"arm", "method", "learning_rate"} <= values.keys():
+        own = values["arm"] if values["method"] == MEASURED else f"{values['arm']}-{values['learning_rate']:g}"
+        if file.parent.name != own:
+            raise DamagedError(f"{file} is the result of {own}, another arm: {AGAIN}")
     return values

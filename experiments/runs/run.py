@@ -72,6 +72,8 @@ def run_experiment(
                 raise RunError(f"{folder} is a link, which is neither emptied nor followed to nothing: delete the link")
             if fresh and folder.exists():
                 shutil.rmtree(folder)
+            if with_begun_arms(config, folder).to_dict() != config.to_dict():  # while the inputs were read
+                raise RunError(f"arms were added to {folder.name} meanwhile: start the same command again")
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)
             return lead(inputs, folder, session, processes)
 

@@ -17,6 +17,7 @@ from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
 from experiments.methods.tuning import Control, Partial
+from experiments.training.optimizer_fields import unread
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "min_lr_ratio": ("cosine", "infinite"),
@@ -67,6 +68,7 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
         if training.schedule not in OF_SCHEDULES[name]:
             needed = " or ".join(OF_SCHEDULES[name])
             yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
+    yield from (f"training.arguments: {fault}" for fault in unread(training.arguments))
     yield from _rates(config)
 
 

@@ -64,6 +64,10 @@ class Archive:
         """Return the run folders, `runs/NAME`."""
         return {run_of(name) for name in self.files}
 
+    def values(self, name: str) -> Any:
+        """Return what a JSON member holds. Raises KeyError without it."""
+        return parse_json(self._open(self.files[name]).read())
+
     def unpack(self, name: str, folder: Path) -> None:
         """Write a member below a folder."""
         path = folder / name

@@ -11,7 +11,7 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
 from experiments.common.paths import short_path
 from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT, check_files
-from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, open_archive, run_of
+from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
+from experiments.studies.trial import TrialFailed, TrialOutcome, conclude
 from experiments.studies.trials import RUNS, SECONDS, Trial
 
 
@@ -88,9 +90,10 @@ def read_trials(study: StudyConfig, folder: Path) -> list[optuna.trial.FrozenTri
                 f"--from {short_path(folder)}: its trials are of a study with another base, search or objective: give "
                 f"the study.yaml in that folder, or leave out --from"
             )
+        made = [_attempt(study, trial) for trial in found]
         for trial in found:
-            _check_runs(trial, archive.runs)
-        return [_attempt(study, trial) for trial in found]
+            _check_runs(study, trial, archive)
+        return made
 
 
 def unpack_runs(folder: Path, root: Path) -> None:
@@ -140,12 +143,28 @@ def _attempt(study: StudyConfig, trial: Known) -> optuna.trial.FrozenTrial:
     return attempt
 
 
-def _check_runs(trial: Known, runs: Collection[str]) -> None:
-    """Raise ValueError if a trial's runs are not in the file, or their results are none."""
+def _check_runs(study: StudyConfig, trial: Known, archive: Archive) -> None:
+    """Raise ValueError if a trial's runs are not in the file, or are not of its picks, or give other values."""
+    place = f"{TRIALS}, trial {trial.number}"
     for run in trial.runs:
-        if run.folder not in runs:
-            raise ValueError(f"{TRIALS}, trial {trial.number}: its run {run.folder!r} is not in the file")
-        ArmResult.from_dict(run.result)
+        if run.folder not in archive.runs:
+            raise ValueError(f"{place}: its run {run.folder!r} is not in the file")
+        result = ArmResult.from_dict(run.result)
+        name, _, digest = run.folder.removeprefix("runs/").rpartition("-")
+        config = study.run_config(trial.picks, 0, run.seed).model_copy(update={"name": name})
+        if config.digest() != digest:
+            raise ValueError(f"{place}: its run {run.folder!r} is of other picks or another seed")
+        file = f"{run.folder}/arms/{result.arm}-{result.learning_rate:g}/{RESULT}"
+        own = archive.values(file) if file in archive.files else {}
+        if json_digest({name: own.get(name) for name in run.result}) != json_digest(run.result):
+            raise ValueError(f"{place}: its result is not that of {file}")
+    outcome = TrialOutcome(runs=[run.model_dump() for run in trial.runs])
+    try:
+        conclude(study, outcome)
+    except TrialFailed as error:
+        raise ValueError(f"{place}: {error}") from error
+    if outcome.values != trial.values or not outcome.constraints.items() <= trial.constraints.items():
+        raise ValueError(f"{place}: its values are not those of its results")
 
 
 def _runs(trial: Trial, root: Path) -> list[Path]:

@@ -119,7 +119,7 @@ def run_trial(
                 break
         if not pruned:
             try:
-                _conclude(study, outcome)
+                conclude(study, outcome)
             except TrialFailed as failed:
                 raise TrialFailed(str(failed), outcome.runs) from failed
             named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
@@ -192,7 +192,8 @@ def sum_of(figures: Mapping[str, Estimate], name: str) -> float:
     return math.fsum(figures[part].value for part in names)
 
 
-def _conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
+def conclude(study: StudyConfig, outcome: TrialOutcome) -> None:
+    """Fill values and constraints from the results of the runs. Raises TrialFailed for a figure that is missing."""
     results = [result_of(run) for run in outcome.runs]
 
     def mean(name: str) -> float:

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
-from experiments.common.owner import other_than, owner_of
+from experiments.common.owner import other_than, owner_of, settings_noted
 from experiments.methods import ActiveMethod
 from experiments.training.meter import Meter
 from experiments.training.processes import LaunchMismatch, launch_kind
@@ -37,7 +37,7 @@ def last_checkpoint(folder: Path) -> str | None:
 def _owner(folder: Path) -> dict[str, Any]:
     """Return the arm and the run of a folder `arms/NAME/checkpoints`."""
     arm = folder.absolute().parent
-    return owner_of(arm.parents[1], arm=arm.name)
+    return owner_of(arm.parents[1], arm=arm.name, **settings_noted(arm))
 
 
 def drop_checkpoints(folder: Path, step: int) -> None:

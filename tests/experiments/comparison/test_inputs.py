@@ -144,3 +144,19 @@ def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
     cut = [e for e in first.base if e.item != "0"], {20: [r for r in first.after if r.item != "0"]}
     notes = compare([first, ComparedRun("cut", *cut)], draws=200).notes
     assert not any("base models answer differently" in note for note in notes)  # of the same base, fewer items
+
+
+def test_records_of_a_step_that_a_finished_arm_did_not_measure_do_not_count(tmp_path: Path) -> None:
+    """The last step is judged: a file of another run with a higher step would take its place."""
+    folder = write_run(tmp_path / "run", ARMS, n=40)
+    arm = folder / "arms" / "full-0.001"
+    values = {
+        "status": "finished",
+        "reason": None,
+        "steps": 20,
+        "trajectory": [{"step": 0}, {"step": 10}, {"step": 20}],
+    }
+    (arm / "result.json").write_text(json.dumps(values))
+    shutil.copy(folder / "arms" / "control-0.001" / "items-20.jsonl", arm / "items-99.jsonl")
+    (entry,) = read_runs([f"{folder}:full-0.001"])
+    assert sorted(entry.checkpoints) == [10, 20]

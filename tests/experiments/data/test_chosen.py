@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,32 @@ def test_scores_are_computed_once(chooser: Chooser) -> None:
     assert choose(again, by="loss") == found
     with pytest.raises(AssertionError, match="the base model was asked for"):
         choose(replace(again, seed=1), by="loss")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_text(file.read_text().replace("scores", "other")),
+        lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"scores": [0.0]})),
+        lambda file: file.write_text(json.dumps({"scores": [0.0] * 8})),
+        lambda file: shutil.copy(file.with_name("other.json"), file),
+    ],
+    ids=["name", "cut", "no digest", "of another choice"],
+)
+def test_scores_that_were_changed_are_computed_anew(chooser: Chooser, damage: Callable[[Path], object]) -> None:
+    found = choose(chooser, by="loss")
+    (file,) = (chooser.context.cache / "chosen").glob("*.json")
+    choose(replace(chooser, seed=1), by="loss")
+    (other,) = (path for path in file.parent.glob("*.json") if path != file)
+    other.rename(file.with_name("other.json"))
+    damage(file)
+    assert choose(chooser, by="loss") == found
+
+
+def test_scores_that_are_no_numbers_are_refused(chooser: Chooser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.data.chosen.loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(ConfigError, match=r"data\.choose: the base model's scores are not finite: set by to random"):
+        choose(chooser, by="loss")
 
 
 def test_what_does_not_fit_a_row_or_is_held_out_is_not_chosen(chooser: Chooser) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from experiments.common.files import write_json, write_text
+from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, write_json, write_text
+from experiments.common.hashing import json_digest
 from experiments.desk.overview import Overview, age, read_all, read_measurement, read_run
 from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
@@ -178,3 +180,16 @@ def test_an_empty_root(tmp_path: Path) -> None:
 def test_age(seconds: float, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
     assert age(1_000_000 - seconds) == text
+
+
+def test_a_result_that_was_changed_is_not_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    add_result(folder, "full 0.001", "finished", {"gain": 0.5})
+    file = folder / "arms" / "full-0.001" / "result.json"
+    values = read_json(file)
+    write_json(file, values | {"digest": json_digest(values)})
+    assert [one.status for one in read_all(tmp_path)] == ["stopped"]
+    write_json(file, read_json(file) | {"scorecard": {"gain": {"value": 0.9}}})
+    assert [one.status for one in read_all(tmp_path)] == ["unreadable"]
+    with pytest.raises(DamagedError, match=r"result\.json was changed after it was written"):
+        read_run(folder)

@@ -162,3 +162,11 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, data: bytes) -> None:
 def test_a_whole_model_needs_no_certain_base(tmp_path: Path) -> None:
     trained_on(byte_llama(260), tmp_path, "full")
     load_onto(with_one_layer_moved(byte_llama(260)), tmp_path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_config_of_the_base_is_that_of_the_training(tmp_path: Path, whole: bool) -> None:
+    """A whole model brings its weights along, but what they compute is up to the base's config."""
+    save(tmp_path, whole)
+    with pytest.raises(DamagedError, match=r"is another one: .*rms_norm_eps.* Bring back the base model"):
+        load_onto(byte_llama(260, rms_norm_eps=0.5), tmp_path)

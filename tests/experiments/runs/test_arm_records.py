@@ -20,7 +20,7 @@ def arm_records(folder: Path, scored: list[int]) -> ArmRecords:
         scored.append(right)
         return {"kept_accuracy": Estimate(right / 4)}
 
-    prepared: Any = SimpleNamespace(score=score)
+    prepared: Any = SimpleNamespace(score=score, config=SimpleNamespace(evaluation_steps=[2, 4, 10]))
     return ArmRecords(prepared, folder)
 
 
@@ -35,6 +35,13 @@ def test_what_this_process_wrote_is_not_scored_again(tmp_path: Path) -> None:
         assert first.figures() == {2: {"kept_accuracy": Estimate(0.25)}, 10: {"kept_accuracy": Estimate(0.75)}}
     assert scored == [1, 3]
     assert first.read() == {2: records(1), 10: records(3)}
+
+
+def test_records_of_a_step_at_which_the_run_does_not_measure_are_not_its_own(tmp_path: Path) -> None:
+    first = arm_records(tmp_path, [])
+    first.write(10, records(3))
+    (tmp_path / "items-99.jsonl").write_text((tmp_path / "items-10.jsonl").read_text())
+    assert list(first.files()) == list(first.figures()) == [10]
 
 
 def test_what_an_earlier_process_wrote_is_scored_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.hashing import file_digest
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ArmConfig, ExperimentConfig, load_config, parse_config, run_config
@@ -110,3 +110,21 @@ def test_settings_of_parts_are_compared_too(tmp_path: Path) -> None:
     assert isinstance(with_begun_arms(growing(arm), tmp_path / "run").arms[0], ArmConfig)
     with pytest.raises(ConfigError, match="arm 'p': loss=None, which began with"):
         with_begun_arms(growing({k: v for k, v in arm.items() if k != "loss"}), tmp_path / "run")
+
+
+def test_arms_that_another_process_adds_while_the_inputs_are_read(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config would be written over, and its arms would leave the report."""
+    config = small_config(base, name="g", grows=True, arms=[FULL])
+    folder = run_folder(config, tmp_path)
+
+    def meanwhile(*_: Any) -> None:
+        (folder / "arms" / "copies-0.01").mkdir(parents=True)
+        other = small_config(base, name="g", grows=True, arms=[COPIES])
+        (folder / "config.yaml").write_text(dump_yaml(other.to_dict()), encoding="utf-8")
+
+    monkeypatch.setattr("experiments.runs.run.read_inputs", meanwhile)
+    with pytest.raises(RunError, match=rf"arms were added to {folder.name} meanwhile: start the same command again"):
+        run_experiment(config, tmp_path)
+    assert [arm.name for arm in run_config(folder).arms] == ["copies"]

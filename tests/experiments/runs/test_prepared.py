@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from experiments.common.files import read_json, write_json
 from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
+from experiments.runs.base_records import check_tokenizer
 from experiments.runs.prepared import prepare
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
@@ -141,3 +143,31 @@ def test_a_run_whose_questions_or_code_have_changed_measures_no_other_arm(
     timing = outcome.folder / "base" / "timing.json"
     write_json(timing, {name: value for name, value in read_json(timing).items() if name != "suites"})
     assert len(run_experiment(config, tmp_path, say=lambda text: None).results) == 2  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", {"rms_norm_eps": 0.5}, r"other config \(.*rms_norm_eps is 1e-06 there, 0.5 here"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "other tokenizer than when small began"),
+        ("config.json", {"initializer_range": 0.5, "use_cache": False}, ""),
+    ],
+)
+def test_a_base_whose_config_or_tokenizer_has_changed(
+    tmp_path: Path, name: str, change: dict[str, Any], said: str
+) -> None:
+    """Weights and questions are the same, but its records are no longer those of this model."""
+    folder = byte_base(tmp_path / "base")
+    evaluation = small_values(folder)["evaluation"] | {"suites": ["text"]}
+    config = small_config(folder, evaluation=evaluation)
+    prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+    file = Path(folder, name)
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    if not said:
+        prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+        return
+    with pytest.raises(ConfigError, match=f"base_model has {said}"):
+        prepare(config, tmp_path / "runs" / "small", say=lambda text: None)
+    if name == "tokenizer.json":  # what an export would write next to the weights
+        with pytest.raises(ConfigError, match="base_model has another tokenizer than when small began"):
+            check_tokenizer(tmp_path / "runs" / "small", config.load_tokenizer())

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
-from experiments.common.owner import SOURCES
+from experiments.common.owner import ARM, SOURCES
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import check_files, read_result, whole_results, write_result
 
@@ -107,3 +107,26 @@ def test_what_is_no_result(folder: Path, text: str) -> None:
     (folder / "result.json").write_text(text)
     with pytest.raises(DamagedError, match=r"is no result of an arm \("):
         read_result(folder / "result.json")
+
+
+def test_files_next_to_the_weights_that_the_arm_did_not_write(folder: Path) -> None:
+    """An adapter of another arm would be loaded in place of the weights."""
+    (folder / "trained" / "notes.txt").write_text("mine")
+    check_files(folder / "result.json", trained=True)
+    (folder / "trained" / "adapter_config.json").write_text("{}")
+    check_files(folder / "result.json")
+    with pytest.raises(DamagedError, match=r"adapter_config\.json is not of this arm, .*: move it out of .*trained"):
+        check_files(folder / "result.json", trained=True)
+
+
+def test_an_arm_with_other_settings_than_its_result(folder: Path) -> None:
+    check_files(folder / "result.json")  # of an earlier version, which noted none
+    for settings in ("a", "b"):
+        write_json(folder / ARM, {"settings": settings})
+        if settings == "a":
+            write_result(folder, RESULT)
+        else:
+            with pytest.raises(DamagedError, match=r"is of a run with other settings .*delete the folder"):
+                check_files(folder / "result.json")
+    (folder / ARM).write_text("{")
+    check_files(folder / "result.json")

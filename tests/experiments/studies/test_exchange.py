@@ -7,6 +7,7 @@ import json
 import lzma
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from tests.helpers.toy_study import open_store, value
 def quiet(text: str) -> None: ...
 
 
-def run_in(root: Path, begun: list[int], constraint: float | None = None) -> Any:
+def run_in(store: Store, root: Path, begun: list[int], constraint: float | None = None) -> Any:
     def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
         begun.append(number)
-        name = f"runs/toy-{number:03d}"
+        config = store.config.run_config(picks, number, 0)
+        name = f"runs/{config.name}-{config.digest()}"
         arm = root / name / "arms" / "arm-0.001"
         for path, text in ((arm / "items-4.jsonl", f"{number}"), (root / name / "base" / "items.jsonl", "base")):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ def run_in(root: Path, begun: list[int], constraint: float | None = None) -> Any
         (arm / "trained").mkdir()
         (arm / "trained" / "weights").write_text("large")
         (root / name / "config.yaml").write_text("name: toy")
-        result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"kl": Estimate(value(picks))})
+        result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"gain": Estimate(value(picks))})
         write_result(arm, result)
         limits = {} if constraint is None else {"kl <= 1": constraint}
         return TrialOutcome([value(picks)], limits, [{"seed": 0, "folder": name, "result": result.to_dict()}])
@@ -51,7 +53,8 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path, Path]:
     root, out, begun = folder / "one", folder / "out", list[int]()
     root.mkdir()
     out.mkdir()
-    store, run = open_store(root), run_in(root, begun, 0.5)
+    store = open_store(root)
+    run = run_in(store, root, begun, 0.5)
 
     def four(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
         if number == 4:
@@ -89,7 +92,7 @@ def test_a_study_goes_on_where_another_machine_stopped(written: tuple[Store, Pat
         assert (taken[number].values, taken[number].constraints) == (trial.values, {"kl <= 1": 0.5})
         assert (taken[number].runs, taken[number].feasible) == (trial.runs, False)
         assert taken[number].seconds == pytest.approx(trial.seconds)
-    assert store.work(run_in(there, begun), quiet) == "all 6 cells of the grid are finished"
+    assert store.work(run_in(store, there, begun), quiet) == "all 6 cells of the grid are finished"
     assert len(begun) == 2
     assert [trial.state for trial in store.trials()] == ["complete"] * 6
     files = {
@@ -124,8 +127,9 @@ def test_trials_of_another_study_are_refused(written: tuple[Store, Path, Path], 
 
 
 def test_a_run_folder_that_exists_stays(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
-    _, _, out = written
-    mine = tmp_path / "two" / "runs" / "toy-001" / "config.yaml"
+    _, root, out = written
+    (name,) = (path.name for path in root.glob("runs/toy-001-*"))
+    mine = tmp_path / "two" / "runs" / name / "config.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     unpack_runs(out, tmp_path / "two")
@@ -216,14 +220,16 @@ def rewritten(out: Path, change: Any) -> None:
         ("runs", [{"seed": 0, "folder": "runs/none", "result": {}}], "its run 'runs/none' is not in the file"),
         ("runs", [{"seed": 0, "folder": "runs/../../etc", "result": {}}], r"its run 'runs/\.\./\.\./etc' is not in"),
         ("runs", [{"seed": 0, "folder": "/etc", "result": {}}], "its run '/etc' is not in"),
-        ("runs", [{"seed": 0, "folder": "runs/toy-000", "result": {}}], "scorecard"),
-        ("runs", [{"seed": 0, "folder": "runs/toy-000", "result": {"scorecard": []}}], "items"),
+        ("runs", [{"seed": 0, "folder": "own", "result": {}}], "scorecard"),
+        ("runs", [{"seed": 0, "folder": "own", "result": {"scorecard": []}}], "items"),
     ],
 )
 def test_trials_that_the_study_cannot_have_are_refused(
     written: tuple[Store, Path, Path], field: str, value: Any, fault: str
 ) -> None:
-    store, _, out = written
+    store, root, out = written
+    (own,) = (f"runs/{path.name}" for path in root.glob("runs/toy-000-*"))
+    value = json.loads(json.dumps(value).replace('"own"', json.dumps(own)))
     rewritten(out, lambda trials: trials[0].update({field: value}))
     with pytest.raises(DamagedError, match=rf"trials\.tar\.xz cannot be read: .*{fault}.*leave out --from"):
         read_trials(store.config, out)
@@ -234,7 +240,58 @@ def test_two_trials_of_one_run_are_written_once(first: tuple[Store, Path, Path],
     one = [trial for trial in store.trials() if trial.state == "complete"][:2]
     one[1].runs = one[0].runs
     assert write_trials(store.config, one, root, tmp_path)
-    assert len(read_trials(store.config, tmp_path)) == 2
+    with tarfile.open(tmp_path / FILE) as archive:
+        assert len(archive.getnames()) == len(set(archive.getnames()))
+
+
+def other_values(trials: list[Any]) -> None:
+    trials[0]["values"] = [0.99]
+
+
+def other_figures(trials: list[Any]) -> None:
+    trials[0]["runs"][0]["result"]["scorecard"]["gain"]["value"] = 0.99
+    trials[0]["values"] = [0.99]
+
+
+def swapped(field: str) -> Callable[[list[Any]], None]:
+    def change(trials: list[Any]) -> None:
+        trials[0][field], trials[1][field] = trials[1][field], trials[0][field]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (other_values, "its values are not those of its results"),
+        (other_figures, r"its result is not that of runs/toy-000-.*/arms/arm-0\.001/result\.json"),
+        (swapped("runs"), "its run 'runs/toy-001-.*' is of other picks or another seed"),
+        (swapped("picks"), "its run 'runs/toy-000-.*' is of other picks or another seed"),
+        (swapped("values"), "its values are not those of its results"),
+    ],
+)
+def test_trials_that_do_not_fit_their_runs_are_refused(
+    written: tuple[Store, Path, Path], change: Callable[[list[Any]], None], fault: str
+) -> None:
+    store, _, out = written
+    rewritten(out, change)
+    with pytest.raises(DamagedError, match=rf"trials\.json, trial 0: {fault}.*leave out --from"):
+        read_trials(store.config, out)
+
+
+def test_runs_that_have_each_others_names_are_refused(written: tuple[Store, Path, Path]) -> None:
+    store, root, out = written
+    names = [next(root.glob(f"runs/toy-00{i}-*")).name.encode() for i in (0, 1)]
+    with tarfile.open(out / FILE) as archive:
+        contents = [(m, archive.extractfile(m).read()) for m in archive.getmembers()]  # type: ignore[union-attr]
+    with tarfile.open(out / FILE, "w:xz") as archive:
+        for member, content in contents:
+            parts = member.name.encode().split(b"/")
+            if len(parts) > 1 and parts[1] in names:
+                member.name = b"/".join([parts[0], names[1 - names.index(parts[1])], *parts[2:]]).decode()
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DamagedError, match=r"trial 0: its result is not that of runs/toy-000"):
+        read_trials(store.config, out)
 
 
 def test_trials_are_plain_json(written: tuple[Store, Path, Path]) -> None:
