@@ -9,7 +9,9 @@ DEFAULT = "adamw_torch_fused"
 WITHOUT_BETAS = ("sgd", "adagrad", "adafactor", "rmsprop", "galore", "grokadamw")  # parts of an optimizer's name
 WITHOUT_EPSILON = (*WITHOUT_BETAS, "lion")
 LOW_RANK = ("galore", "apollo")
-OPTIM_ARGS = {  # part of an optimizer's name -> what it reads of optim_args; all others read nothing
+OPTIM_ARGS: dict[
+    str, tuple[str, ...] | None
+] = {  # part of an optimizer's name -> what it reads of optim_args; all others read nothing
     "rmsprop_": None,  # of bitsandbytes: whatever is given, and it refuses what it does not know
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
     "sgd": ("momentum", "dampening", "nesterov"),
@@ -41,8 +43,9 @@ def unread(given: Mapping[str, Any]) -> Iterator[str]:
     if given.get("dataloader_multiprocessing_context") and not given.get("dataloader_num_workers"):
         yield "dataloader_multiprocessing_context has no effect without dataloader_num_workers of 1 or more"
     known = next((names for part, names in OPTIM_ARGS.items() if part in optim), ())
-    words = [word.partition("=")[0].strip() for word in str(given.get("optim_args") or "").split(",")]
-    for word in words if known is not None else ():
+    if known is None:
+        return
+    for word in (pair.partition("=")[0].strip() for pair in str(given.get("optim_args") or "").split(",")):
         if word and word not in known:
             reads = f"it reads {', '.join(known)}" if known else "it reads none"
             way = "it is training.weight_decay" if word == "weight_decay" else reads

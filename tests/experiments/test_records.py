@@ -35,7 +35,5 @@ def test_a_value_that_no_record_has_is_refused(name: str, value: Any, tmp_path: 
     write_records(file, [WHOLE, Record("drift", "replies", "kl", "b", value=float("nan"), tokens=0)])
     assert read_records(file)[0] == WHOLE
     write_records(file, [WHOLE, dataclasses.replace(WHOLE, **{name: value})])
-    with pytest.raises(
-        DamagedError, match=r"items\.jsonl, line 2 is not an item record \(.*\); delete"
-    ):
+    with pytest.raises(DamagedError, match=r"items\.jsonl, line 2 is not an item record \(.*\); delete"):
         read_records(file)

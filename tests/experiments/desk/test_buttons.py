@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("ipywidgets")
 
 from experiments.desk.buttons import Buttons
-from tests.experiments.desk.test_picker import picker
+from tests.helpers.picked import picker
 
 
 def said(buttons: Buttons, click: str) -> str:

@@ -11,16 +11,9 @@ import yaml
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.yaml_values import dump_yaml
-from experiments.config import parse_config
 from experiments.desk.picker import Picker, options
 from experiments.methods import METHODS
-from tests.helpers.small_run import SUMS
-
-ARM: dict[str, Any] = {"name": "full", "method": "full", "learning_rates": [1e-4]}
-
-
-def picker(root: Path, own_arms: bool = True) -> Picker:
-    return Picker(parse_config({"name": "picked", "data": SUMS, "arms": [ARM]}), root, own_arms)
+from tests.helpers.picked import picker
 
 
 def begin(one: Picker, *arms: str) -> None:
