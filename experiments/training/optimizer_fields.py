@@ -9,9 +9,8 @@ DEFAULT = "adamw_torch_fused"
 WITHOUT_BETAS = ("sgd", "adagrad", "adafactor", "rmsprop", "galore", "grokadamw")  # parts of an optimizer's name
 WITHOUT_EPSILON = (*WITHOUT_BETAS, "lion")
 LOW_RANK = ("galore", "apollo")
-OPTIM_ARGS: dict[
-    str, tuple[str, ...] | None
-] = {  # part of an optimizer's name -> what it reads of optim_args; all others read nothing
+# part of an optimizer's name -> what it reads of optim_args; all others read nothing
+OPTIM_ARGS: dict[str, tuple[str, ...] | None] = {
     "rmsprop_": None,  # of bitsandbytes: whatever is given, and it refuses what it does not know
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
     "sgd": ("momentum", "dampening", "nesterov"),

@@ -194,7 +194,7 @@ def test_a_trial_that_runs_out_of_memory_fails_alone(
 
     monkeypatch.setattr(ArmTrainer, "training_step", too_large)
     study = tiny_study(base, search={"rate": {**RATE, "values": [1e-2, 1e-3]}})
-    _check_failure(study, tmp_path, "out of GPU memory: lower training.batch_size", "80 GiB")
+    _check_failure(study, tmp_path, "out of GPU memory: set training.micro_batch lower", "80 GiB")
 
 
 def test_a_machine_without_memory_stops_the_study_and_no_trial_counts_as_failed(
