@@ -9,7 +9,9 @@ DEFAULT = "adamw_torch_fused"
 WITHOUT_BETAS = ("sgd", "adagrad", "adafactor", "rmsprop", "galore", "grokadamw")  # parts of an optimizer's name
 WITHOUT_EPSILON = (*WITHOUT_BETAS, "lion")
 LOW_RANK = ("galore", "apollo")
-OPTIM_ARGS = {  # part of an optimizer's name -> what it reads of optim_args; all others read nothing
+OPTIM_ARGS: dict[
+    str, tuple[str, ...] | None
+] = {  # part of an optimizer's name -> what it reads of optim_args; all others read nothing
     "rmsprop_": None,  # of bitsandbytes: whatever is given, and it refuses what it does not know
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
     "sgd": ("momentum", "dampening", "nesterov"),
@@ -42,8 +44,8 @@ def unread(given: Mapping[str, Any]) -> Iterator[str]:
         yield "dataloader_multiprocessing_context has no effect without dataloader_num_workers of 1 or more"
     known = next((names for part, names in OPTIM_ARGS.items() if part in optim), ())
     words = [word.partition("=")[0].strip() for word in str(given.get("optim_args") or "").split(",")]
-    for word in words if known is not None else ():
-        if word and word not in known:
+    for word in words:
+        if word and known is not None and word not in known:
             reads = f"it reads {', '.join(known)}" if known else "it reads none"
             way = "it is training.weight_decay" if word == "weight_decay" else reads
             yield f"optim_args: {word} is not read by optim {optim!r}: {way}"
