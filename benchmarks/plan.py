@@ -39,11 +39,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "partial, 8 layers": {"method": "partial"},
     "control, 8 layers": {"method": "control"},
     "control, last 8": {"method": "control", "control": LAST},
-    "stack, 8 layers": {"method": "stack"},
     "lora": {"method": "lora"},
 }
-CHECKPOINTING = ("none", "frozen", "all")
-STEPS = 3  # the state of the optimizer is there from the second on
+CHECKPOINTING = ("none", "all")
+STEPS = 2  # the state of the optimizer is there in the second
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -74,7 +73,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=SHIPPED)
     parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="for the parent process")

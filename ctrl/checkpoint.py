@@ -49,7 +49,8 @@ def description(model: Any) -> dict[str, Any]:
     """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
-    return {"control": control.config.to_dict(), "base": base | {"expanded_layers": control.layers}}
+    base |= {"part_prints": control.part_prints, "expanded_layers": control.layers}
+    return {"control": control.config.to_dict(), "base": base}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

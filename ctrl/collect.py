@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -24,6 +25,11 @@ from ctrl.training import check_gradients
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
     "torchrun, or use the model's own loss"
+)
+NOTHING = (
+    "ctrl.collect_divergence has seen no pass of the model with gradients, so the divergence is 0 here: run the model, "
+    "or its decoder, inside of the block, in the same thread. If it was compiled in a pass before the block, which "
+    "stays so, call torch.compiler.reset() once"
 )
 AnyTrainer = TypeVar("AnyTrainer")
 
@@ -54,6 +60,8 @@ class Collected:
         device = next(self.model.parameters()).device
         tokens = self.model.control.config.divergence_tokens
         found = mean_divergence(self.passes, tokens, device, total)
+        if found is None and self._gradients and self.model.control.adds and self.model.control.enabled:
+            warnings.warn(NOTHING, stacklevel=3)
         return torch.zeros((), device=device) if found is None else found
 
     def weighted(self, labels: Tensor | None = None, total: Tensor | int | None = None) -> Tensor:
@@ -149,6 +157,7 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
     """Add hooks that make a call of the decoder a pass, unless the model itself runs one in this thread."""
     control, names = expanded.control, tuple(inspect.signature(type(decoder).forward).parameters)[1:]
 
+    @torch.compiler.disable
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module is not decoder:  # of a copy.deepcopy made inside the block, which has these hooks too
             return
@@ -156,6 +165,7 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             control.begin(ForwardPass(given.get("attention_mask"), decoder=module))
 
+    @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if control.current is not None and control.current.decoder is module:
             control.end()

@@ -150,8 +150,9 @@ def _needed(name: str, config: ControlConfig) -> str:
     return "expanded: lora" if name == "lora_rank" and config.expanded == "full" else ""
 
 
-def _choice_faults(config: ControlConfig) -> list[str]:
-    choices: dict[str, tuple[str, ...]] = {
+def field_choices() -> dict[str, tuple[str, ...]]:
+    """Return the names that each field can have: of those that are chosen by name."""
+    return {
         "structure": get_args(Structure),
         "interpolation": tuple(INTERPOLATIONS),
         "alpha": get_args(Alpha),
@@ -160,7 +161,10 @@ def _choice_faults(config: ControlConfig) -> list[str]:
         "expanded": ("full", "lora"),
         "copies_dtype": ("fp32", "base"),
     }
-    unknown = {name: known for name, known in choices.items() if getattr(config, name) not in known}
+
+
+def _choice_faults(config: ControlConfig) -> list[str]:
+    unknown = {name: known for name, known in field_choices().items() if getattr(config, name) not in known}
     switches = [field.name for field in dataclasses.fields(config) if isinstance(field.default, bool)]
     return [unknown_name(name, getattr(config, name), known) for name, known in unknown.items()] + [
         f"{name} must be true or false, but got {shown(getattr(config, name))}"

@@ -51,6 +51,7 @@ class Control:
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
+    part_prints: dict[str, str] = field(default_factory=dict, repr=False)  # of its norms and embeddings
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
@@ -71,7 +72,7 @@ class Control:
         copied = Control(self.config, list(self.layers), self.total, self.enabled, batch_dim=self.batch_dim)
         copied.off = int(not self.enabled)
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
-        copied.computes, copied.samples = self.computes, self.samples
+        copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied

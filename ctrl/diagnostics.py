@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -55,14 +55,17 @@ class Log:
     def rows(self) -> list[LayerStep]:
         return [LayerStep(step, layer, *values.tolist()) for step, layer, values in self.raw]
 
-    def mean(self, name: str) -> dict[int, float]:
-        """Average one field per layer over the steps that measured it; layers without a value are left out."""
-        by_layer: dict[int, list[float]] = {}
+    def mean(self, name: str, weights: Mapping[int, float] | None = None) -> dict[int, float]:
+        """Average one field per layer over the steps that measured it; layers without a value are left out.
+
+        weights: of some steps, such as their numbers of tokens; default: all count the same.
+        """
+        by_layer: dict[int, list[tuple[float, float]]] = {}
         for row in self.rows:
-            value = asdict(row)[name]
-            if value == value:
-                by_layer.setdefault(row.layer, []).append(value)
-        return {layer: sum(values) / len(values) for layer, values in by_layer.items()}
+            value, weight = asdict(row)[name], 1.0 if weights is None else weights.get(row.step, 0.0)
+            if value == value and weight:
+                by_layer.setdefault(row.layer, []).append((value, weight))
+        return {layer: sum(v * w for v, w in own) / sum(w for _, w in own) for layer, own in by_layer.items()}
 
     def latest(self) -> dict[str, float]:
         """Return the last step as flat metrics, `alpha/layer_3`, without NaN."""

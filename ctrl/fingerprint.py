@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrl.control import Control
 from ctrl.layer import ADDED
@@ -17,6 +17,7 @@ from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
 
 SAMPLE = 64  # values of each parameter, at most
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
 COMPUTES = (  # fields of a config that many families have, some by another name
@@ -44,11 +45,38 @@ def fingerprint(model: Any) -> str | None:
     return _digest(_samples(model))
 
 
+@torch.no_grad()
+def part_prints(model: Any) -> dict[str, str]:
+    """Hash samples of the base's norms and of its embeddings, which most kinds of quantisation leave in floats.
+
+    So a quantised base can be told from another one of the same kind, and from one in floats. Parts that this process
+    does not hold whole are left out.
+    """
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    added = {id(p) for n, p in model.named_parameters() if any(f".{part}" in n for part in ADDED)}
+    parts = {
+        "norms": [p for norm in norms for p in norm.parameters(recurse=False) if id(p) not in added],
+        "embeddings": list(model.get_input_embeddings().parameters(recurse=False)),
+    }
+    prints = {}
+    for name, found in parts.items():
+        if found and all(type(p) is nn.Parameter and _is_held(p) and p.dtype in FLOATS for p in found):
+            exact = all(str(p.dtype) in EXACT for p in found)
+            samples = {str(i): _sample(p).cpu() for i, p in enumerate(found)}
+            prints[name if exact else f"{name} in {found[0].dtype}"] = str(_digest(samples))
+    return prints
+
+
+def _is_held(parameter: Tensor) -> bool:
+    return not (parameter.is_meta or is_sharded(parameter) or parameter.numel() == 0)
+
+
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
     control.samples = _samples(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
+    control.part_prints = part_prints(model)
 
 
 def changed(model: Any) -> list[Tensor]:
@@ -88,7 +116,7 @@ def warn_if_changed(model: Any, use: str) -> None:
 def _samples(model: Any) -> dict[str, Tensor] | None:
     """Take up to SAMPLE values of every parameter of the base, in host memory: name -> bits of values in bf16."""
     found = {n: p for n, p in model.named_parameters() if not any(f".{part}" in n for part in ADDED)}
-    if has_quantised(model) or any(p.is_meta or is_sharded(p) or p.numel() == 0 for p in found.values()):
+    if has_quantised(model) or not all(map(_is_held, found.values())):
         return None
     samples = [_sample(p) for p in found.values()]
     values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()
@@ -134,11 +162,17 @@ def _differ(there: Any, here: Any) -> bool:
 
 
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
-    """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways."""
+    """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways.
+
+    If one of the whole base is missing, those of parts can only show that the bases differ.
+    """
     prints = [facts.get("fingerprint") for facts in (saved, here)]
     dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
-    return prints[0] == prints[1] if all(prints) and exact else None
+    if all(prints) and exact:
+        return prints[0] == prints[1]
+    there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
+    return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
 
 
 def holds_more(model: Any, dtype: str) -> bool:

@@ -19,7 +19,8 @@ from ctrl.fingerprint import differences, same_base
 
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
-NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "computes")  # of the base; compared in other ways
+# facts of the base that are compared in other ways
+NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes")
 
 
 def marked(description: dict[str, Any]) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import computes, differences, fingerprint, same_base, warn_if_changed
+from ctrl.fingerprint import computes, differences, fingerprint, part_prints, same_base, warn_if_changed
 from ctrl.offloaded import is_offloaded
 from ctrl.saving import load
 from ctrl.sharded import sharded
@@ -78,8 +78,9 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     That is one of other weights, or whose config computes something else with them.
     """
     control = other.control
-    own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype}
-    same = same_base(own, {"fingerprint": fingerprint(base), "dtype": str(base.dtype)})
+    own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
+    here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
+    same = same_base(own, here)
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(

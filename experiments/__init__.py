@@ -25,8 +25,14 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.comparison.gate import gate
     from experiments.comparison.inputs import read_runs
     from experiments.comparison.plot import comparison_figure
-    from experiments.comparison.report import format_comparison, write_comparison
+    from experiments.comparison.report import figures_table, format_comparison, write_comparison
     from experiments.config import ExperimentConfig, load_config, parse_config
+    from experiments.desk.answers import answers
+    from experiments.desk.buttons import Buttons
+    from experiments.desk.explore import Picture, branches_hover, forgetting_hover, projection_hover
+    from experiments.desk.listing import Results, open_result
+    from experiments.desk.picker import Picker
+    from experiments.desk.search import StudyView
     from experiments.desk.watch import start, stop, watch
     from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
     from experiments.evaluation.weights import update_sizes

@@ -179,11 +179,14 @@ class ExperimentConfig(Section):
         self.data.stage_ends(self.training.steps)
         return self
 
-    def load_base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError."""
+    def load_base(self, narrow: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError.
+
+        narrow: see `experiments.models.base.load_base`; for a model that computes in bf16 only.
+        """
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        return load_base(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
+        return load_base(self.base_model, remote_code=self.trust_remote_code, narrow=narrow, **self.data.chat_settings)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer alone, as `load_base` does. Raises ModelError."""

@@ -14,6 +14,11 @@ from typing import Any, Literal
 from experiments.common.errors import DamagedError
 from experiments.common.files import json_lines, parse_json, write_text
 
+NAMES = ("suite", "task", "form", "item")
+KINDS: dict[str, Any] = {  # of the fields of a record
+    **dict.fromkeys((*NAMES, "reply", "prompt"), str), **dict.fromkeys(("correct", "tokens", "choice", "parsed"), int),
+    "value": (int, float), "answer": (int, str), "options": tuple, "scores": tuple,
+}  # fmt: skip
 MEASURED = "measured"  # method of a model that was trained elsewhere; its learning rate is not known, and 0
 
 
@@ -121,8 +126,26 @@ def _read(path: Path) -> Iterator[Record]:
             for name in ("options", "scores"):
                 if name in values:
                     values[name] = tuple(values[name])
-            yield Record(**values)
+            record = Record(**values)
+            if wrong := odd_field(record):
+                raise ValueError(f"{wrong}={getattr(record, wrong)!r}")
+            yield record
         except (ValueError, TypeError) as error:
             raise DamagedError(
                 f"{path}, line {number} is not an item record ({error}); delete the file to redo it"
             ) from error
+
+
+def odd_field(record: Record) -> str:
+    """Return the name of a field with a value that it cannot have; empty if there is none."""
+    for name, kinds in KINDS.items():
+        value = getattr(record, name)
+        if not (isinstance(value, kinds) or (value is None and name not in NAMES)):
+            return name
+    if record.correct not in (0, 1, None):
+        return "correct"
+    for name, kind in (("options", str), ("scores", (int, float))):
+        if not all(isinstance(one, kind) for one in getattr(record, name) or ()):
+            return name
+    known = record.choice is None or record.options is None or 0 <= record.choice < len(record.options)
+    return "" if known else "choice"

@@ -46,7 +46,7 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments import format_table, load_config, quiet, replies, run_experiment
+from experiments import answers, format_table, load_config, quiet, replies, run_experiment
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
@@ -102,6 +102,15 @@ prompts = [item.question for item in asked]
 prompts += ["What is the capital of France?", "Write one sentence about the sea."]
 with pd.option_context("display.max_colwidth", None):
     display(HTML(replies(outcome.folder, list(rates.items()), prompts, reply_tokens).to_html()))
+
+# %% [markdown]
+# ## Which answers turned
+# Of each arm the answers that were lost, won and kept, of the new task and the kept ones. A rule chooses them: those
+# whose right option changed most in its lead over the best wrong one. In a running notebook the menus filter the table;
+# `answers(outcome.folder).frame` has all of them.
+
+# %%
+display(answers(outcome.folder, count=3))
 
 # %% [markdown]
 # ## Where to look next

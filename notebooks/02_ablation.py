@@ -36,16 +36,17 @@ base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
 
 # %%
-import io
-
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, display
 from ipywidgets import FloatSlider, Text, interact
 
 from experiments import (
+    Buttons,
+    Picker,
+    Picture,
     compare,
     comparison_figure,
     dial_figure,
-    format_comparison,
+    figures_table,
     load_base,
     load_config,
     load_trained,
@@ -60,21 +61,12 @@ quiet()  # progress bars stay, the libraries' chatter goes
 
 # %% [markdown]
 # ## The arms
-# Add a line, take one away, change a value: each arm is a run of its own, so those that are finished are not trained
-# again. `interpolation`: lerp, slerp, dlerp, dlerpin, plerp, proj, moe, moe_soft. `divergence`: none, mse, cosine,
-# cosine_smooth, norm, attention.
+# One run holds all arms. Add one, and run the cells again: the arms that are finished are read, not trained again. Each
+# call checks the whole config and prints the YAML of its arm, so a typo is found before anything trains.
 
 # %%
-variants = {
-    "control": {"layers": layers, "interpolation": "lerp", "divergence": "mse"},
-    "no-penalty": {"layers": layers, "interpolation": "lerp", "divergence": "none"},
-    "alpha-per-token": {"layers": layers, "interpolation": "dlerp", "divergence": "mse"},
-    "no-mixing": {"layers": layers, "structure": "stack"},
-}
-arms = [{"name": n, "method": "control", "learning_rates": [learning_rate], "control": c} for n, c in variants.items()]
-arms += [{"name": "no-copies", "method": "partial", "learning_rates": [learning_rate], "control": {"layers": layers}}]
-arms += [{"name": "all-weights", "method": "full", "learning_rates": [learning_rate]}]
 changes = {
+    "name": "notebook-02",
     "base_model": base_model,
     "training.steps": steps,
     "training.batch_size": batch_size,
@@ -84,7 +76,25 @@ changes = {
     "evaluation.replies": replies,
     "evaluation.perplexity_tokens": text_tokens,
 }
-outcomes = [run_experiment(load_config("sums", {"name": "notebook-02", **changes, "arms": [a]}), root) for a in arms]
+picker = Picker(load_config("sums", changes), root, own_arms=False)
+if "control" not in picker.arms:  # else an earlier Run All of this notebook has begun them
+    picker.add("control", rate=learning_rate, layers=layers, interpolation="lerp", divergence="mse")
+    picker.clone("control", "no-penalty", divergence="none")
+    picker.clone("control", "alpha-per-token", interpolation="dlerp")
+    picker.add("no-mixing", rate=learning_rate, layers=layers, structure="stack")
+    picker.add("no-copies", method="partial", rate=learning_rate, layers=layers)
+    picker.add("all-weights", method="full", rate=learning_rate)
+display(picker)
+
+# %% [markdown]
+# The same with menus, whose choices are those of the config. Each click shows the line of Python that it equals, and
+# nothing trains before *Run*, which starts a process of its own; `watch(picker.folder)` follows it.
+
+# %%
+display(Buttons(picker))
+
+# %%
+outcome = run_experiment(picker.config, root)
 
 # %% [markdown]
 # ## Side by side
@@ -92,14 +102,12 @@ outcomes = [run_experiment(load_config("sums", {"name": "notebook-02", **changes
 # `control` is significant (p below .05 after Holm's correction over the arms). Hollow: it is not.
 
 # %%
-runs = read_runs([f"{o.folder}:{o.results[0].arm}-{learning_rate:g}" for o in outcomes])  # not what the dial made
-comparison = compare(runs, draws=2_000)
-buffer = io.BytesIO()
-comparison_figure(comparison, "What each part is worth").savefig(buffer, dpi=70)
-display(Image(buffer.getvalue()))
+runs = read_runs([f"{outcome.folder}:{r.arm}-{r.learning_rate:g}" for r in outcome.results])  # not what the dial made
+comparison = compare(runs, "control-" + f"{learning_rate:g}", draws=2_000)
+display(Picture(comparison_figure(comparison, "What each part is worth")))
 
 # %%
-print(format_comparison(comparison))
+display(HTML(figures_table(comparison).html()))
 
 # %% [markdown]
 # ## The dial
@@ -107,14 +115,11 @@ print(format_comparison(comparison))
 # Nothing is trained here, and hidden states are mixed, not weights (for that: `--op merge`).
 
 # %%
-control = outcomes[0]
-results = run_posthoc(control.folder, "control", learning_rate, "dial", alphas)
-buffer = io.BytesIO()
-dial_figure(results, "control: share of the trained copies").savefig(buffer, dpi=70)
-display(Image(buffer.getvalue()))
+results = run_posthoc(outcome.folder, "control", learning_rate, "dial", alphas)
+display(Picture(dial_figure(results, "control: share of the trained copies")))
 
 # %%
-model = load_trained(control.folder, "control", learning_rate)
+model = load_trained(outcome.folder, "control", learning_rate)
 tokenizer = load_base(base_model, load_config("sums").data.system)[1]
 prompts = ["38 - 5 =", "What is 12 + 7?"]
 prompts += ["What is the capital of France?"]
@@ -131,10 +136,9 @@ dial = interact(
 )
 # %% [markdown]
 # ## Where to look next
-# One seed and few questions decide little. `"seed": 1` in the changes above repeats it all. The study `axes` searches
-# interpolation, layers and replay together.
+# One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed.
+# The study `axes` searches interpolation, layers and replay together.
 
 # %%
-for outcome in outcomes:
-    (result,) = outcome.results
+for result in outcome.results:
     print(f"{result.label}: {result.cost['trainable_parameters'] / 1e6:.1f} M trained, {result.cost['seconds']:.0f} s")

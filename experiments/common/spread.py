@@ -26,11 +26,12 @@ def spread(function: Callable[[In], Out], chunks: Iterable[In], workers: int | N
     """Yield function(chunk) for each chunk, in order. An error of the function is raised here.
 
     workers: processes, copies of this one (fork), so that only chunks and results must be picklable; by default one
-    per core. With one core, or if the system cannot copy processes, it is called here. Only a few chunks are read
-    ahead: memory stays the same however many there are.
+    per core. With one core, or if this process may have no copies (a worker of a DataLoader), it is called here. Only a
+    few chunks are read ahead: memory stays the same however many there are.
     """
     workers = cores() if workers is None else workers
-    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+    alone = multiprocessing.current_process().daemon or "fork" not in multiprocessing.get_all_start_methods()
+    if workers < 2 or alone:
         yield from map(function, chunks)
         return
     waiting: deque[Future[Out]] = deque()

@@ -52,11 +52,12 @@ class ReplayChoice(Section):
 
 
 class ChosenExamples(Finite):
-    """The examples of a source that were chosen. Not a source of the YAML."""
+    """The examples of a source that were chosen. Not a source of the YAML. candidates: how many could be chosen."""
 
     source: Literal["chosen"] = "chosen"
     name: str
     found: tuple[Any, ...]
+    candidates: int = Field(ge=1)
 
     @property
     def label(self) -> str:
@@ -65,6 +66,11 @@ class ChosenExamples(Finite):
     @property
     def examples(self) -> Sequence[Example]:
         return self.found
+
+    @property
+    def notes(self) -> list[str]:
+        few = ": too few to choose from, so raise choose.of or lower choose.keep"
+        return [f"data.choose keeps {self.size} of {self.candidates}{few if self.size == self.candidates else ''}"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ class Chooser:
             scores = self._scores(source)
             order = sorted(order, key=lambda i: -scores[i])
         kept = sorted(order[: self.choice.keep])
-        return ChosenExamples(share=source.share, name=source.label, found=tuple(candidates[i] for i in kept))
+        found = tuple(candidates[i] for i in kept)
+        return ChosenExamples(share=source.share, name=source.label, found=found, candidates=len(candidates))
 
     def _usable(self, source: Source, count: int) -> Iterator[tuple[Example, list[Piece]]]:
         """Yield those of the first examples of a source that fit a row, with their pieces."""

@@ -83,10 +83,10 @@ class Contains(Grader):
 class Numeric(Grader):
     """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|).
 
-    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½ or 1e3, in the digits of any script; apostrophes and spaces may be between
-    thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous are 1,234, read as a
-    thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For these write a function
-    of your own. An answer in the data that may be several numbers, such as 1, 2, is refused.
+    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½, LaTeX's \\frac{1}{2} or 1e3, in the digits of any script; apostrophes and
+    spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous
+    are 1,234, read as a thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For
+    these write a function of your own. An answer in the data that may be several numbers, such as 1, 2, is refused.
     """
 
     main = "tolerance"

@@ -7,6 +7,7 @@ reply that runs as code can change nothing outside of its own check. It can stil
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import os
 import pickle
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -28,6 +30,7 @@ SECONDS = 10.0  # of the processor, for one reply; it is wrong if its check take
 PATIENCE = 30  # so many times longer a check may wait, for a lock that nobody releases or for a processor
 MEMORY = 4 << 30  # bytes of address space of a check
 SCORE = struct.Struct("d")
+LONGEST = 4096  # bytes of a result: a pipe takes so many at once
 # system calls that a check needs for memory, time and its result, by machine: (audit architecture, numbers)
 ALLOWED = {
     # read, write, mmap, mprotect, munmap, brk, rt_sigreturn, rt_sigprocmask, sched_yield, mremap, madvise, exit,
@@ -49,6 +52,7 @@ class Isolated:
     """A verifier in a process of its own; called as the verifier itself, one reply at a time.
 
     scorer: can be pickled. If it has a method `ready`, that imports what it needs; others are tried with the answer.
+    packages, an attribute of it: packages whose further modules are imported when a check needs them.
     seconds, memory: limits of one reply, seconds of the processor, memory in bytes.
     """
 
@@ -96,27 +100,71 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]) -> float:
-    """Fork, check the reply there, and return its score. Raises MemoryError if the system ends the check."""
+    """Fork, check the reply there, and return its score. Raises MemoryError if the system ends the check.
+
+    A library that imports a part of itself only when it is needed cannot do so without rights, and would call a right
+    reply wrong. So modules of `scorer.packages` that a check asks for are imported here, and it is made again.
+    """
+    tried: set[str] = set()
+    while True:
+        score, wanted = _forked(scorer, seconds, memory, answer, entry)
+        if wanted <= tried:
+            return score
+        for name in sorted(wanted - tried):
+            with suppress(Exception):  # an optional one that is not there
+                importlib.import_module(name)
+        tried |= wanted
+
+
+class Wanted:
+    """Notes which modules of some packages were to be imported; first in `sys.meta_path` it finds none."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self.packages, self.names = packages, set[str]()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] in self.packages:
+            self.names.add(name)
+
+
+def _scored(scorer: Any, answer: str, entry: dict[str, Any]) -> bytes:
+    """Return the score of a reply as bytes, and after it the modules that were missing for it."""
+    wanted = Wanted(getattr(scorer, "packages", ()))
+    sys.meta_path.insert(0, wanted)
+    score = 0.0
+    try:
+        score = scorer(answer, entry)
+    except Exception:
+        if not wanted.names:
+            raise
+    return SCORE.pack(score) + " ".join(sorted(wanted.names)).encode()[: LONGEST - SCORE.size]
+
+
+def _forked(
+    scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]
+) -> tuple[float, frozenset[str]]:
+    """Return the score of a reply, and the names of modules that its check could not import."""
     result, end = os.pipe()
     child = os.fork()
     if not child:
         try:
             give_up_rights(end, seconds, memory)
-            os.write(end, SCORE.pack(scorer(answer, entry)))
+            os.write(end, _scored(scorer, answer, entry))
         finally:
             os._exit(0)
     os.close(end)
     ready, _, _ = select.select([result], [], [], PATIENCE * seconds)
-    score = os.read(result, SCORE.size) if ready else b""
+    said = os.read(result, LONGEST) if ready else b""
+    score, names = said[: SCORE.size], said[SCORE.size :].decode().split()
     os.close(result)
     if ready and not score:  # it broke down, or was killed
         status, used = _ended(child)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds:
             raise MemoryError  # a reply can send no signal, and its last limit of time comes later
-        return 0.0
+        return 0.0, frozenset()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0
+    return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0, frozenset(names)
 
 
 def _ended(child: int) -> tuple[int, float]:

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 
 from experiments.data.grader import Grader, refused
 from experiments.data.isolated import ALLOWED, Isolated, supported
-from experiments.data.items import Item, Scorer, exact_match
+from experiments.data.items import Item, Scorer, exact_match, last_line
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
 FENCE = "```"
@@ -66,8 +66,11 @@ class Regex(InIsolation):
 class Math(InIsolation):
     """The last formula or number of the reply equals the answer as mathematics: 1/2, 0.5 and \\frac{1}{2}.
 
-    By math-verify: `pip install math-verify`.
+    By math-verify: `pip install math-verify`. It finds formulas in $...$ or \\boxed{...} alone, so the last line is
+    read as a formula too, and a reply that is the answer, as `exact` has it, is right.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
     def check(self, items: Sequence[Item]) -> None:
         if importlib.util.find_spec("math_verify") is None:
@@ -83,7 +86,10 @@ class Math(InIsolation):
             return parse(text, parsing_timeout=None)  # its timeouts need signals; the process has its own
 
         wanted = formulas(f"${entry['answer']}$") or formulas(str(entry["answer"]))
-        return float(verify(wanted, formulas(reply), timeout_seconds=None))
+        if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
+            return 1.0
+        said = (formulas(reply), formulas(f"${last_line(reply)}$"))
+        return float(any(verify(wanted, found, timeout_seconds=None) for found in said))
 
 
 class Code(InIsolation):

@@ -218,9 +218,14 @@ def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop are ignored. An
     answer that is a number may be said as a fraction.
     """
-    lines = [line for line in answer.splitlines() if line.strip()] or [""]
     wanted = normal(str(entry["answer"]))
-    return float(any(_same(normal(said), wanted) for said in (answer, lines[-1].removeprefix(FINAL))))
+    return float(any(_same(normal(said), wanted) for said in (answer, last_line(answer))))
+
+
+def last_line(reply: str) -> str:
+    """Return the last line of a reply that is not empty, without the mark of a final answer."""
+    lines = [line for line in reply.splitlines() if line.strip()] or [""]
+    return lines[-1].removeprefix(FINAL)
 
 
 def normal(text: str) -> str | Decimal:

@@ -90,10 +90,11 @@ def _message(value: Any, place: str) -> Message:
 
 def _unlearned(message: Mapping[str, Any], place: str) -> bool:
     """Whether a reply says that it is not learned, in one of the ways in use: weight: 0, train: false, loss: false."""
-    weight = message.get(WEIGHT)
-    if weight is not None and weight not in (0, 1):
-        raise BadRow(f"{place} has weight {weight!r}: a reply is learned (1), or it is not (0)")
-    return weight == 0 or any(message.get(name) is False for name in ("train", "loss"))
+    marks = {name: message[name] for name in (WEIGHT, "train", "loss") if message.get(name) is not None}
+    for name, mark in marks.items():
+        if mark not in (0, 1):
+            raise BadRow(f"{place} has {name} {mark!r}: a reply is learned (1 or true), or it is not (0 or false)")
+    return 0 in marks.values()
 
 
 def _content(message: Mapping[str, Any], role: str, place: str) -> str:
@@ -103,7 +104,7 @@ def _content(message: Mapping[str, Any], role: str, place: str) -> str:
         other = [part["type"] for part in content if part["type"] != "text"]
         if other:
             raise BadRow(f"{place} holds a part of type {other[0]!r}; only text can be read")
-        content = "".join(str(part.get("text", "")) for part in content)
+        content = "".join(cell_text(part.get("text"), "text", place) for part in content)
     if role == "tool" and isinstance(content, list | Mapping):
         return json.dumps(content, ensure_ascii=False)
     return cell_text(content, "content", place)

@@ -22,6 +22,13 @@ _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, n
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
     r"(?!\d|[.,/]\d| \d)"
 )
+_FRACTION = re.compile(  # of whole numbers in LaTeX: \frac{1}{2}, \dfrac12
+    r"(?:(?<=\d)\s*())?\\[dtc]?frac\s*(?:\{\s*(-?)(\d+)\s*\}|()(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
+_AMOUNT = re.compile(
+    r"(?<![\w.)])(?<!\d )[-\u2010-\u2013\u2212]\s?\\?[$\u20ac\u00a3\u00a5]\s?(?=\.?\d)"
+)  # the minus of -$5
+_APART = re.compile(r"(?<=[=(])(\s*)-\s+(?=\.?\d)")  # that of x = - 5
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
 
 
@@ -39,9 +46,17 @@ def tidy(text: str) -> str:
 def in_one_spelling(text: str) -> str:
     """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
 
-    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit.
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, and -$5 becomes -5.
     """
-    return _ELSEWHERE.sub(lambda found: _digits(found[0]), tidy(text))
+    text = _FRACTION.sub(_with_stroke, tidy(text))
+    text = _APART.sub(r"\1-", _AMOUNT.sub("-", text))
+    return _ELSEWHERE.sub(lambda found: _digits(found[0]), text)
+
+
+def _with_stroke(found: re.Match[str]) -> str:
+    """Return a/b for a fraction of LaTeX, apart from a whole number before it."""
+    after, sign, top, _, digit, bottom, other = found.groups()
+    return f"{'' if after is None else ' '}{sign or ''}{top or digit}/{bottom or other}"
 
 
 def _digits(number: str) -> str:

@@ -171,19 +171,34 @@ def _object(value: Any, place: str) -> Mapping[str, Any] | BadRow:
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    """Read a table with a head, with commas or semicolons. Its cells are texts: 007 stays 007."""
+    """Read a table with a head, with commas or semicolons. Its cells are texts: 007 stays 007.
+
+    A quote in a quoted cell must stand twice: a single one would be left out of the text, without a word.
+    """
     csv.field_size_limit(sys.maxsize)
     with opened(file) as stream, io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
         head = text.readline()
         mark = "\t" if kind(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
         names = next(csv.reader([head], delimiter=mark), [])
         _check_names(names, file)
-        reader = csv.DictReader(text, names, delimiter=mark)
-        for row in reader:
+        reader = csv.DictReader(text, names, delimiter=mark, strict=True)
+        for row in _quoted(reader, file):
             place = f"line {reader.line_num + 1}"
             wrong = "has more cells than the head" if None in row else ""
             wrong = wrong or ("repeats the head" if list(row.values()) == names and len(names) > 1 else "")
             yield place, BadRow(f"data file {file}, {place} {wrong}") if wrong else row
+
+
+def _quoted(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str | Any, Any]]:
+    """Yield the rows. Raises ConfigError for a cell whose quotes do not add up."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ConfigError(
+            f"data file {file}, line {reader.line_num + 1}: a cell that begins with a quote must end with one, and "
+            f"quotes inside of it must stand twice ({error}). Save the table again with a program that writes CSV, or "
+            "as JSON lines"
+        ) from error
 
 
 def _check_names(names: Iterable[str], file: Path) -> None:

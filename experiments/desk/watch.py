@@ -27,43 +27,60 @@ from experiments.tracking.machine import process_state
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
+    from experiments.studies.config import StudyConfig
 
 Show = Callable[[Live], None]
 STARTED = "started"  # folder below the root: the config and the output of each run that `start` began
 PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
 
 
-def start(config: ExperimentConfig, root: Path | None = None) -> Path:
-    """Start `control-llm run` on a config in a process of its own and return the run's folder, which it makes.
+def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None) -> Path:
+    """Start a run or a study in a process of its own and return its folder. A study that runs already is joined.
 
-    The process goes on if the notebook or its kernel ends. What it prints is in ROOT/started/NAME.log, its config next
-    to it. Raises RunError if it ends before it has begun.
+    It goes on if the notebook or its kernel ends. What it prints is in ROOT/started/NAME.log, its config next to it.
+    Raises RunError if it ends before it has begun.
     """
-    from experiments.runs.run import run_folder
-
-    root = (root or default_root()).resolve()
-    folder = run_folder(config, root)
+    root = (Path(root) if root else default_root()).resolve()
+    folder, word = _folder_of(config, root)
     file = root / STARTED / f"{folder.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, dump_yaml(config.to_dict()))
-    print(command("run", file, "--root", root))
-    words = [sys.executable, "-m", "experiments.cli", "run", str(file), "--root", str(root)]
+    write_text(file, dump_yaml(config.to_dict()), private=word == "study")  # a study's storage may have a password
+    print(command(word, file, "--root", root))
+    words = [sys.executable, "-m", "experiments.cli", word, str(file), "--root", str(root)]
     log, before = file.with_suffix(".log"), _starts(folder)
     with log.open("wb") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-    while _starts(folder) == before:
+    while not (_runs(folder) if word == "study" else _starts(folder) != before):
         if process.poll() is not None:
-            raise RunError(f"the run ended before it began: {_reason(log)}")
+            if process.returncode == 0:  # there was nothing left to do
+                break
+            raise RunError(f"the {word} ended before it began: {_reason(log)}")
         time.sleep(0.2)
     return folder
 
 
-def stop(source: str | Path, root: Path | None = None) -> None:
+def _folder_of(config: ExperimentConfig | StudyConfig, root: Path) -> tuple[Path, str]:
+    """Return the folder, and the command that makes it."""
+    from experiments.config import ExperimentConfig
+    from experiments.runs.run import run_folder
+    from experiments.studies.storage import study_folder
+
+    if isinstance(config, ExperimentConfig):
+        return run_folder(config, root), "run"
+    return study_folder(root, config.name), "study"
+
+
+def _runs(study: Path) -> bool:
+    """Whether a process of this machine runs the study."""
+    return bool(process_state(read_note(study / "mlflow.json").get("owner") or {}))
+
+
+def stop(source: str | Path, root: str | Path | None = None) -> None:
     """Stop a run or a study of this machine: its step ends, and a checkpoint is saved. The same command goes on later.
 
     Raises RunError if it does not run here.
     """
-    folder = Follower(str(source), (root or default_root()).resolve()).folder
+    folder = Follower(str(source), (Path(root) if root else default_root()).resolve()).folder
     owner = _owner(folder)
     if not owner or not process_state(owner):
         raise RunError(f"{folder.name} does not run on this machine: there is nothing to stop")
@@ -71,7 +88,7 @@ def stop(source: str | Path, root: Path | None = None) -> None:
     print(f"{folder.name} was asked to stop; the same command goes on: {_again(folder)}")
 
 
-def watch(source: str | Path, root: Path | None = None, every: float = 2.0, show: Show | None = None) -> None:
+def watch(source: str | Path, root: str | Path | None = None, every: float = 2.0, show: Show | None = None) -> None:
     """Show how far a run or a study is until it ends, in a notebook as a picture that is renewed, else as lines.
 
     source: its folder, its name, or the beginning of one. every: seconds between two looks. show: gets each look, in
@@ -80,7 +97,7 @@ def watch(source: str | Path, root: Path | None = None, every: float = 2.0, show
     """
     if not 0 < every < 86_400:
         raise ConfigError(f"every={every}: give the seconds between two looks, for example 2")
-    follower = Follower(str(source), (root or default_root()).resolve())
+    follower = Follower(str(source), (Path(root) if root else default_root()).resolve())
     with _display(follower) if show is None else contextlib.nullcontext(show) as shown:
         try:
             while (live := follower.look()).running:

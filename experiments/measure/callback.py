@@ -22,6 +22,7 @@ from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.watch import Watch, measured_base
+from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
 from experiments.models.template import set_template
@@ -177,11 +178,14 @@ def _tokenizer(kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
 
 
 def _has_base(model: Any) -> bool:
-    return is_peft(model) or isinstance(model, ControlModel)
+    return keeps_base(model) if is_peft(model) else isinstance(model, ControlModel)
 
 
 def _as_base(model: Any) -> AbstractContextManager[Any]:
-    """Return a context in which a model with adapters or copies computes what its base does."""
-    if is_peft(model):
-        return model.disable_adapter()
-    return ctrl.pretrained(model) if isinstance(model, ControlModel) else nullcontext()
+    """Return a context in which a model with adapters or copies computes what its base does.
+
+    Adapters that took a part out of the base's weights stay on: at the start of a training all together is the base.
+    """
+    if not _has_base(model):
+        return nullcontext()
+    return model.disable_adapter() if is_peft(model) else ctrl.pretrained(model)

@@ -106,9 +106,9 @@ def whole_facts(folder: Path, remote_code: bool = False) -> dict[str, Any]:
 
 def check_base_fingerprint(folder: Path, model: PreTrainedModel, base: Base) -> None:
     """Raise ConfigError if an expansion was trained on other weights than those of the loaded base."""
-    from ctrl.fingerprint import fingerprint, same_base
+    from ctrl.fingerprint import fingerprint, part_prints, same_base
 
-    here = {**base_facts(model), "fingerprint": fingerprint(model)}
+    here = {**base_facts(model), "fingerprint": fingerprint(model), "part_prints": part_prints(model)}
     if same_base(read_config(folder)["base"], here) is False and not base.allow_other:
         raise ConfigError(
             f"{folder} was trained on another base than {base.name}: the weights differ. Name its own as --base, or "

@@ -28,7 +28,8 @@ from experiments.measure.models import Checkpoint, Model, distributions
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off
-from experiments.records import MEASURED, ArmResult, Record, read_records, write_records
+from experiments.records import MEASURED, ArmResult, Record, read_records
+from experiments.runs.arm_records import is_whole, write_noted
 from experiments.runs.base_records import ITEMS, REWORDED
 from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
 from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
@@ -118,27 +119,27 @@ class Session:
 
     def _measure_checkpoint(self, model: Model, one: Checkpoint) -> None:
         file = self.arm(model) / f"items-{one.step}.jsonl"
-        if file.is_file():
+        if is_whole(file):
             return
         measured = self.measured  # before the model is loaded: one at a time in memory
         step = f" at step {one.step}" if len(model.checkpoints) > 1 else ""
         self.say(f"{model.name}{step} ({one.kind.name}) ...")
         loaded = one.kind.load(one.folder, self.base)
-        write_records(file, self._records(measured, model, loaded))
+        write_noted(file, self._records(measured, model, loaded))
         del loaded
         _free()
 
     def _measure_endpoint(self, model: Model, endpoint: Endpoint) -> None:
         """Ask the questions of the suites that replies alone can answer."""
         file = self.arm(model) / "items-1.jsonl"
-        if file.is_file():
+        if is_whole(file):
             return
         self.base_measured()
         self.say(f"{model.name} (endpoint) ...")
         asked = [suite for name, suite in self.suites.suites.items() if name not in model.left_out]
         with progress("ask", sum(suite.replies for suite in asked), "reply") as task:
             replies = Replies.read(endpoint, self.arm(model) / "replies.jsonl", task.advance)
-            write_records(file, [record for suite in asked for record in suite.answered(replies.ask)])
+            write_noted(file, [record for suite in asked for record in suite.answered(replies.ask)])
 
     def base_measured(self) -> None:
         """Measure the base, unless its records are on disk."""

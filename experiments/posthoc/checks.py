@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError
+from experiments.config import run_config
 from experiments.methods.saving import ADAPTER_CONFIG
 
 SHARES = ("wise", "lines", "merge", "dial_depth")  # alpha is a share, from 0 to 1
@@ -53,3 +54,12 @@ def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
     if operation == "merge" and not expanded and (alpha is not None or not adapted):
         end = ", so --alphas has no meaning for it" if adapted else " and has no adapter: use wise"
         raise ConfigError(f"merge: arm {arm.name!r} is not expanded{end}")
+
+
+def check_kept(run: Path) -> None:
+    """Raise ConfigError for a run whose trained weights were not kept."""
+    if run_config(run).training.keep == "none":
+        raise ConfigError(
+            f"{run.name} kept no trained weights (training.keep: none): set it to last, delete the folders in "
+            f"{run / 'arms'}, and run the config again"
+        )

@@ -26,6 +26,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft
+from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import gate_batches, plain_model
 from experiments.posthoc.run import result_file
 from experiments.records import ArmResult
@@ -68,6 +69,7 @@ def export(
     """
     run = run.resolve()
     file = result_file(run, arm, learning_rate)
+    check_kept(run)
     if to.exists():
         raise ConfigError(f"--to {to} exists: name a new folder")
     if dtype is not None and dtype not in DTYPES:

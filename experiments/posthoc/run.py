@@ -20,7 +20,7 @@ import ctrl
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
-from experiments.posthoc.checks import check_operation
+from experiments.posthoc.checks import check_kept, check_operation
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
@@ -50,6 +50,7 @@ def posthoc(
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = result_file(run, arm, learning_rate)
     check_operation(operation, trained.parent, alphas or (), others)
+    check_kept(run)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
     shares: list[float | None] = list(alphas) if alphas else [None]

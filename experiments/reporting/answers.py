@@ -18,6 +18,7 @@ from experiments.scorecard.pairing import pair_records
 ANSWERS = ("kept", "instructions")  # suites of what the base knew
 SHOWN, FEW = 5, 2  # answers of one arm: lost ones; won ones, and lost ones in a report with many arms
 MANY = 4  # arms
+WORDS = {(True, False): "lost", (False, True): "won", (True, True): "kept"}  # right before, right after
 LONGEST = 70  # characters of a cell
 Questions = Mapping[tuple[str, str, str, str], str]  # text by the key of a record
 
@@ -67,6 +68,23 @@ def _turned(
     by_suite = [[one for key, one in found.items() if key[0] == suite] for suite in ANSWERS]
     ranked = [sorted(ones, key=lambda one: -one.clarity) for ones in by_suite]
     return [one for row in zip_longest(*ranked) for one in row if one is not None][:count]
+
+
+def all_answers(base: Sequence[Record], records: Sequence[Record], questions: Questions) -> list[tuple[str, Turned]]:
+    """Return every answer that was lost, won or kept, with that word, also of the new task: the clearest of each first.
+
+    A kept answer is right before and after; those whose lead changed most come first. Each question once per word.
+    """
+    found: dict[tuple[str, str, str, str], Turned] = {}
+    for r0, r in pair_records(base, records):
+        word = WORDS.get((bool(r0.correct), bool(r.correct)))
+        if r.suite in (*ANSWERS, "new") and r.correct is not None and word:
+            one = _answer(r0, r, questions.get(r.key) or questions.get((r.suite, r.task, "", r.item), r.item))
+            key = (word, r.suite, r.task, r.item)
+            if key not in found or found[key].clarity < one.clarity:
+                found[key] = one
+    ranked = sorted(found.items(), key=lambda pair: -pair[1].clarity)
+    return [(key[0], one) for word in WORDS.values() for key, one in ranked if key[0] == word]
 
 
 def turned_table(base: Sequence[Record], arms: Mapping[str, Sequence[Record]], questions: Questions) -> Table | None:

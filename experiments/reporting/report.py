@@ -13,9 +13,10 @@ from experiments.common.files import write_bytes, write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
+from experiments.reporting.doubts import doubt
 from experiments.reporting.page import image_bytes, inline_svg, write_page
 from experiments.reporting.plots.forgetting import forgetting_figure
-from experiments.reporting.summary import summary
+from experiments.reporting.summary import claims
 from experiments.reporting.table import Table
 from experiments.reporting.tables import (
     COSTS,
@@ -60,7 +61,7 @@ def write_report(
         "yaml": dump_yaml(config.to_dict()),
         "base": [f"{title} {figure_text(base, name)}" for name, title in BASE.items() if name in base],
         "tiles": _tiles(config, base, results),
-        "words": summary(results, significant),
+        "claims": [(one.text, doubt(one, _asked(config, results))) for one in claims(results, significant)],
         "image": inline_svg(figure),
         "table": arms_table(results, significant),
         "columns": (*columns_of(results), *COSTS),
@@ -76,6 +77,12 @@ def write_report(
     }
     write_page(folder / "report.md", "report", **values)
     return write_page(folder / "report.html", "report", **values)
+
+
+def _asked(config: ExperimentConfig, results: Sequence[ArmResult]) -> dict[str, int]:
+    """Return how many questions the figures of claims are measured on."""
+    kept = len(kept_tasks(results)) * config.evaluation.settings("kept").items
+    return {"gain": config.evaluation.new_items, **({"retention": kept} if kept else {})}
 
 
 def _tiles(

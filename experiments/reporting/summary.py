@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label
@@ -16,6 +17,24 @@ PAIRED = (
 )
 MORE_TEXT = 1.05  # times the tokens of another arm, from which on it is said
 OVERLAP = "Two arms differ significantly if their intervals do not overlap, which is a cautious test."
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence on arms, and what it rests on; `doubts.doubt` says what would change it.
+
+    A comparison in a figure has best, and the arms that are tied with it or significantly below it (`behind`). A claim
+    on the figure's distance from `bound` has arms, and whether their intervals exclude the bound (`decided`).
+    """
+
+    text: str
+    figure: str = ""
+    best: ArmResult | None = None
+    tied: Sequence[ArmResult] = ()
+    behind: Sequence[ArmResult] = ()
+    bound: float = 0.0
+    arms: Sequence[ArmResult] = ()
+    decided: bool = False
 
 
 def overlap(first: Estimate, second: Estimate) -> bool:
@@ -55,27 +74,32 @@ def tied_best(results: Sequence[ArmResult], name: str, significant: SignificantP
 
 
 def summary(results: Sequence[ArmResult], significant: SignificantPairs | None = None, seeds: int = 1) -> list[str]:
+    """Return the sentences of `claims`."""
+    return [claim.text for claim in claims(results, significant, seeds)]
+
+
+def claims(results: Sequence[ArmResult], significant: SignificantPairs | None = None, seeds: int = 1) -> list[Claim]:
     """Say who gains most, who forgets least, whether the lead is significant, and by which test.
 
     significant: see `tied_best`. seeds: training runs of each arm; fewer than 3 carry no claim about a method.
     """
     arms = comparable(results)
     if not arms:
-        return ["No arm finished with a gain and a retention, so there is nothing to compare."]
+        return [Claim("No arm finished with a gain and a retention, so there is nothing to compare.")]
+    alone = [*_forgetting(arms), *_learning(arms)]
     if len(arms) == 1:
         card = arms[0].scorecard
         gain, retention = gain_text(card, gain_name(arms)), figure_text(card, "retention")
         first = f"{label(arms[0])} gains {gain} on the new task at a retention of {retention} on the kept tasks."
-        return [first, *_forgetting(arms), *_learning(arms), *_few_seeds(seeds)]
+        return [Claim(first), *alone, *map(Claim, _few_seeds(seeds))]
+    tokens = unequal_tokens({label(r): r.cost.get("tokens", math.nan) for r in arms})
     return [
         _lead(arms, gain_name(arms), "gains most on the new task", significant),
         _lead(arms, "retention", "forgets least, by its retention of the kept tasks", significant),
         *_trade(arms, significant),
-        PAIRED if {gain_name(arms), "retention"} <= (significant or {}).keys() else OVERLAP,
-        *_forgetting(arms),
-        *_learning(arms),
-        *filter(None, [unequal_tokens({label(r): r.cost.get("tokens", math.nan) for r in arms})]),
-        *_few_seeds(seeds),
+        Claim(PAIRED if {gain_name(arms), "retention"} <= (significant or {}).keys() else OVERLAP),
+        *alone,
+        *map(Claim, filter(None, [tokens, *_few_seeds(seeds)])),
     ]
 
 
@@ -94,50 +118,60 @@ def unequal_tokens(tokens: Mapping[str, float]) -> str:
     )
 
 
-def _lead(arms: list[ArmResult], name: str, words: str, significant: SignificantPairs | None) -> str:
+def _lead(arms: list[ArmResult], name: str, words: str, significant: SignificantPairs | None) -> Claim:
     best, *tied = tied_best(arms, name, significant)
-    value = gain_text(best.scorecard, name) if name in GAINS else figure_text(best.scorecard, name)
-    start = f"{label(best)} {words}: {value}"
-    if not tied:
-        return f"{start}, ahead of all other arms."
-    if len(tied) == len(arms) - 1:
-        return f"{start}, but it is not distinguishable from any other arm."
     behind = [r for r in arms if r is not best and r not in tied]
+    value = gain_text(best.scorecard, name) if name in GAINS else figure_text(best.scorecard, name)
+    return Claim(f"{label(best)} {words}: {value}{_ahead(tied, behind)}", name, best, tied, behind)
+
+
+def _ahead(tied: Sequence[ArmResult], behind: Sequence[ArmResult]) -> str:
+    if not tied:
+        return ", ahead of all other arms."
+    if not behind:
+        return ", but it is not distinguishable from any other arm."
     if len(behind) < len(tied):
-        return f"{start}. It is ahead of {_listed(behind)}, and not distinguishable from the others."
-    return f"{start}. It is not distinguishable from {_listed(tied)}, and ahead of the others."
+        return f". It is ahead of {_listed(behind)}, and not distinguishable from the others."
+    return f". It is not distinguishable from {_listed(tied)}, and ahead of the others."
 
 
-def _trade(arms: list[ArmResult], significant: SignificantPairs | None) -> list[str]:
+def _trade(arms: list[ArmResult], significant: SignificantPairs | None) -> list[Claim]:
     """Compare retention among the arms whose gain is as good as the best: who learns nothing forgets nothing."""
     level = tied_best(arms, gain_name(arms), significant)
     if len(level) == 1:
         return []
     best, *tied = tied_best(level, "retention", significant)
     behind = [r for r in level if r is not best and r not in tied]
-    start = f"Among the {len(level)} arms whose gain is level with the highest, {label(best)} keeps most"
-    if not behind:
-        return [f"{start}, but their retentions are not distinguishable."]
-    kept = format_number(best.scorecard["retention"].value)
-    return [f"{start} ({kept}); below it: {_listed(behind, 'retention')}."]
+    text = f"Among the {len(level)} arms whose gain is level with the highest, {label(best)} keeps most"
+    if behind:
+        kept = format_number(best.scorecard["retention"].value)
+        text += f" ({kept}); below it: {_listed(behind, 'retention')}."
+    else:
+        text += ", but their retentions are not distinguishable."
+    return [Claim(text, "retention", best, tied, behind)]
 
 
-def _forgetting(arms: list[ArmResult]) -> list[str]:
+def _forgetting(arms: list[ArmResult]) -> list[Claim]:
     """Compare each arm with no forgetting at all, a retention of 1."""
     forgot = [r for r in arms if (high := r.scorecard["retention"].high) is not None and high < 1]
     unclear = [r for r in arms if r not in forgot]
-    words = []
+    found = []
     if forgot:
-        words.append(f"Retention is below 1 by more than its interval for {_listed(forgot)}.")
+        text = f"Retention is below 1 by more than its interval for {_listed(forgot)}."
+        found.append(Claim(text, "retention", bound=1, arms=forgot, decided=True))
     if unclear:
-        words.append(f"Not distinguishable from no forgetting: {_listed(unclear)}.")
-    return words
+        text = f"Not distinguishable from no forgetting: {_listed(unclear)}."
+        found.append(Claim(text, "retention", bound=1, arms=unclear))
+    return found
 
 
-def _learning(arms: list[ArmResult]) -> list[str]:
+def _learning(arms: list[ArmResult]) -> list[Claim]:
     name = gain_name(arms)
     idle = [r for r in arms if (low := r.scorecard[name].low) is None or low <= 0]
-    return [f"No gain outside the interval: {_listed(idle)}; retention without a gain says little."] if idle else []
+    if not idle:
+        return []
+    text = f"No gain outside the interval: {_listed(idle)}; retention without a gain says little."
+    return [Claim(text, name, arms=idle)]
 
 
 def _few_seeds(seeds: int) -> list[str]:

@@ -15,7 +15,7 @@ from experiments.scorecard.pairwise import SignificantPairs
 
 WIDTH = 100  # columns of a terminal
 COSTS = tuple(figure for figure in shown("run") if figure.suite == "cost")
-BY_TASK = FIGURES["retention/TASK"]
+BY_TASK, FLOOR_BY_TASK = FIGURES["retention/TASK"], FIGURES["floor_retention/TASK"]
 
 
 def columns_of(results: Sequence[ArmResult]) -> tuple[Figure, ...]:
@@ -42,12 +42,21 @@ def arms_table(
              if any(result is tied for tied in best[figure.name])}  # fmt: skip
     rows = tuple(_row(result, columns, [cells[i] for cells in more.values()]) for i, result in enumerate(results))
     hints = {figure.title: figure.meaning for figure in (*columns, *COSTS)}
-    return Table("Figures", head, rows, "", len(more) + len(COSTS), hints, marks)
+    return Table("Figures", head, rows, floor_note(results), len(more) + len(COSTS), hints, marks)
+
+
+def floor_note(results: Sequence[ArmResult]) -> str:
+    """Say the A/A floor of these arms' base, to be read next to their retention; empty if it was not measured."""
+    card: Mapping[str, Estimate] = next((r.scorecard for r in results if "floor_nfr" in r.scorecard), {})
+    known = {"retention": "floor_retention", "nfr": "floor_nfr"}
+    texts = [f"{FIGURES[name].title} {figure_text(card, floor)}" for name, floor in known.items() if floor in card]
+    return f"A/A floor, the base model against itself in other words: {', '.join(texts)}." if texts else ""
 
 
 def format_table(results: Sequence[ArmResult]) -> str:
-    """Write the main table for a terminal, at most 100 columns wide unless names are long."""
-    return arms_table(results).text(WIDTH)
+    """Write the main table for a terminal, at most 100 columns wide unless names are long, and the A/A floor."""
+    table = arms_table(results)
+    return "\n".join([table.text(WIDTH), *([f"\n{table.note}"] if table.note else [])])
 
 
 def kept_tasks(results: Sequence[ArmResult]) -> list[str]:
@@ -62,15 +71,20 @@ def retention_table(results: Sequence[ArmResult]) -> Table | None:
     arms = [r for r in results if r.status != "failed" and r.scorecard]
     if not names:
         return None
-    rows = tuple(
-        (label(r), *(with_interval(r.scorecard.get(name), BY_TASK.signed, BY_TASK.places) for name in names))
-        for r in arms
-    )
+    rows: tuple[Row, ...] = tuple(_retentions(label(r), r, names) for r in arms)
+    note = "Orange: less is kept than the base model had; white: as much; blue: more."
+    floors = [FLOOR_BY_TASK.prefix + task for task in kept_tasks(results)]
+    if asked_twice := next((r for r in arms if any(name in r.scorecard for name in floors)), None):
+        rows += (_retentions("base, in other words", asked_twice, floors),)
+        note += " Last row: the base model against itself, the same questions asked in other words (the A/A floor)."
     marks = {(i, j + 1): f'style="background: {tint(r.scorecard[name].value)}"'
              for i, r in enumerate(arms) for j, name in enumerate(names) if name in r.scorecard}  # fmt: skip
     head = ("arm", *(task.replace("_", " ") for task in kept_tasks(results)))
-    note = "Orange: less is kept than the base model had; white: as much; blue: more."
     return Table("Retention by kept task", head, rows, note, marks=marks)
+
+
+def _retentions(name: str, result: ArmResult, figures: Sequence[str]) -> Row:
+    return (name, *(with_interval(result.scorecard.get(one), BY_TASK.signed, BY_TASK.places) for one in figures))
 
 
 def tint(retention: float) -> str:

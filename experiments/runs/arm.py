@@ -85,7 +85,8 @@ class ArmRun:
                 evaluated = left.arm(self.folder.name, step) if left else lambda step: None
                 with self._failure_noted(result, run):
                     result.cost = self.training.train(self._hooks(result, run, evaluated))
-                    self._log_model(run)
+                    if self.prepared.config.training.keep != "none":
+                        self._log_model(run)
                 with self._failure_noted(result, run):
                     self._score(result, run)
                 write_result(self.folder, result)

@@ -21,17 +21,12 @@ class ArmRecords:
 
     def write(self, step: int, records: list[Record]) -> dict[str, Estimate]:
         """Write the records of an evaluation and return their figures."""
-        file = self._folder / f"items-{step}.jsonl"
-        write_records(file, records)
-        write_json(self._folder / MEASURED, read_note(self._folder / MEASURED) | {file.name: file_digest(file)})
+        write_noted(self._folder / f"items-{step}.jsonl", records)
         self._figures[step] = self._prepared.score(records)
         return self._figures[step]
 
     def whole(self, step: int) -> bool:
-        """Whether the records of a step are there as they were written; earlier versions noted no digests."""
-        file = self._folder / f"items-{step}.jsonl"
-        digest = read_note(self._folder / MEASURED).get(file.name)
-        return file.is_file() and (digest is None or file_digest(file) == digest)
+        return is_whole(self._folder / f"items-{step}.jsonl")
 
     def files(self) -> dict[int, Path]:
         """Return the files by step, in order: of the steps at which the run measures, whatever else is there."""
@@ -48,3 +43,15 @@ class ArmRecords:
             if step not in self._figures:
                 self._figures[step] = self._prepared.score(read_records(file))
         return {step: self._figures[step] for step in self.files()}
+
+
+def write_noted(file: Path, records: list[Record]) -> None:
+    """Write records, and note their digest next to them: there is no result yet that has it."""
+    write_records(file, records)
+    write_json(file.with_name(MEASURED), read_note(file.with_name(MEASURED)) | {file.name: file_digest(file)})
+
+
+def is_whole(file: Path) -> bool:
+    """Whether records are there as they were written; earlier versions noted no digests."""
+    digest = read_note(file.with_name(MEASURED)).get(file.name)
+    return file.is_file() and (digest is None or file_digest(file) == digest)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
-from experiments.methods import MethodContext
+from experiments.methods import ActiveMethod, Method, MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
@@ -46,18 +48,31 @@ class ArmTraining:
             self.processes.send(TrainArm(self.index))
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
-            base = self.prepared.config.load_base()[0]
+            base = self.load_base(method)
             base_parameters, facts = base.num_parameters(), facts_of(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
             cost = train_arm(model, active, self.context, self.plan(), hooks, self.processes)
-            trained = self.folder / "trained"
-            with active.evaluated(model):
-                self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
-            if self.processes.is_main:
-                write_facts(trained, facts)
+            if self.prepared.config.training.keep != "none":
+                self._save(model, active, facts)
         return {**cost, "added_parameters": float(added)}
+
+    def _save(self, model: PreTrainedModel, active: ActiveMethod, facts: dict[str, Any]) -> None:
+        """Write what was trained, and the facts of its base. Every process calls it."""
+        trained = self.folder / "trained"
+        with active.evaluated(model):
+            self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
+        if self.processes.is_main:
+            write_facts(trained, facts)
+
+    def load_base(self, method: Method) -> PreTrainedModel:
+        """Load the base that a method starts from: in bf16 what stays so, if results are the same bit for bit.
+
+        Adapters are drawn in the dtype of the matrix that they are put on, so their base is loaded in fp32.
+        """
+        narrow = self.prepared.precision.bf16 and not method.tuning.draws
+        return self.prepared.config.load_base(narrow)[0]
 
     def follow(self) -> None:
         """Train with the main process, which called for it and records; it notes an error that all of them meet."""

@@ -16,7 +16,7 @@ from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.arguments import missing_package
 from experiments.training.checkpointing import why_not
 from experiments.training.lm_loss import why_unweighted
-from experiments.training.processes import deepspeed, shards
+from experiments.training.processes import deepspeed, shards, world_size
 
 
 def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
@@ -102,6 +102,15 @@ def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[s
     return [*([missing] if missing else []), *([f"training.checkpointing: {reason}"] if reason else [])]
 
 
+def _cut(config: ExperimentConfig) -> str:
+    """Return what cuts the batches of a step into passes of fewer rows; empty if nothing does."""
+    micro, count = config.training.micro_batch, world_size()
+    if count > 1:
+        return f"each of the {count} processes of this launch has a part of a batch"
+    rows = config.training.batch_size
+    return f"training.micro_batch={micro} cuts a step of {rows} rows" if micro is not None and micro < rows else ""
+
+
 def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
     method, faults = arm.build(), []
     replay = config.data.replay if arm.replay is None else arm.replay
@@ -124,6 +133,11 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
         )
     if (method.weighs_tokens or method.penalises_tokens) and (reason := why_unweighted(model)):
         faults.append(f"method {arm.method_name} weighs or penalises tokens, but {reason}")
+    if method.reads_pass and (cut := _cut(config)):
+        faults.append(
+            f"method {arm.method_name} weighs a token by the others of its pass, and {cut}: results would not be those "
+            "of the whole step. Leave that out, or leave the arm out"
+        )
     if method.layer_choice is not None:
         try:
             place(method.layer_choice, len(decoder_layers(model)))

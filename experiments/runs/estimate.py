@@ -89,7 +89,7 @@ def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> TimeLef
 def step_seconds(arm: ArmTraining) -> float:
     """Return the seconds of one optimiser step, from forward and backward passes on the arm's first batch."""
     prepared, method = arm.prepared, arm.arm.build()
-    model = method.prepare(prepared.config.load_base()[0], arm.context).train()
+    model = method.prepare(arm.load_base(method), arm.context).train()
     active = method.begin(model, arm.context)
     checkpoint_layers(model, prepared.config.training.checkpointing)
     marked = only_label_logits(_first_batch(arm, model.device))

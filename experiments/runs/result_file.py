@@ -17,6 +17,7 @@ from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import ARM, SOURCES, other_than, owner_of, settings_noted
+from experiments.common.owner import MEASURED as MEASURED_BY
 from experiments.records import MEASURED, ArmResult
 
 RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner", "weights", "digest"
@@ -84,7 +85,8 @@ def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
     folder, run = file.parent, file.parents[2]
     if other_than(values.get(OWNER, {}), owner_of(run, **settings_noted(folder))):
         raise DamagedError(
-            f"{file} is of a run with other settings or data than {run} (see {SOURCES} there, and the arm's {ARM}): "
+            f"{file} is of a run with other settings or data than {run} (see {SOURCES} or {MEASURED_BY} there, and the "
+            f"arm's {ARM}): "
             f"{DELETE_FOLDER.format(folder)}"
         )
     for name, digest in values.get(WEIGHTS, {}).items():

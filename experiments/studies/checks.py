@@ -10,6 +10,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
 from experiments.config import ExperimentConfig
 from experiments.methods.tuning import Control
+from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
 from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
@@ -35,8 +36,10 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
         arm = arms.get(posthoc.arm, arms.get(posthoc.arm.split(" ")[0]))
         if arm is None:
             raise ConfigError(f"{source}: posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, arms)}")
-        if posthoc.op == "dial" and not isinstance(arm.build().tuning, Control):
-            raise ConfigError(f"{source}: posthoc: dial needs an expanded arm, but {posthoc.arm!r} is not: use wise")
+        if posthoc.op in DIALS and not isinstance(arm.build().tuning, Control):
+            raise ConfigError(
+                f"{source}: posthoc: {posthoc.op} needs an expanded arm, but {posthoc.arm!r} is not: use wise"
+            )
     law = study.search.get(study.report.law or "")
     if law and not SHARE.fullmatch(getattr(law, "path", None) or str(study.report.law)):
         raise ConfigError(f"{source}: report.law {study.report.law!r} sets no share of replayed text: name data.replay")

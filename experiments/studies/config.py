@@ -94,7 +94,9 @@ class Posthoc(Section):
     """An operation on the trained weights of an arm's chosen trial, after the last trial: a row of the report."""
 
     arm: str = Field(description="name of the arm in the report")
-    op: Literal["merge", "wise", "dial"] = Field(description="what is done to its weights, see control-llm posthoc")
+    op: Literal["merge", "wise", "lines", "dial", "dial_depth"] = Field(
+        description="what is done to its weights, see control-llm posthoc"
+    )
     alpha: float | None = Field(None, ge=0, le=1, description="share of the trained weights or copies")
     name: str = Field("", description="of the new row; default: arm-op-alpha")
 

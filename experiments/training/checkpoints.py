@@ -37,7 +37,7 @@ def last_checkpoint(folder: Path) -> str | None:
 def _owner(folder: Path) -> dict[str, Any]:
     """Return the arm and the run of a folder `arms/NAME/checkpoints`."""
     arm = folder.absolute().parent
-    return owner_of(arm.parents[1], arm=arm.name, **settings_noted(arm))
+    return owner_of(arm.parent.parent, arm=arm.name, **settings_noted(arm))
 
 
 def drop_checkpoints(folder: Path, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,6 +46,9 @@ class TrainingConfig(Section):
     rates: Rates = later_field(Rates(), description="learning rates of alphas and gates")
     arguments: dict[str, Any] = later_field(
         {}, description="further fields of transformers' [TrainingArguments](#trainer-arguments)"
+    )
+    keep: Literal["last", "none"] = later_field(
+        "last", description="trained weights that stay on disk and in MLflow; none: figures alone, without posthoc"
     )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
@@ -94,7 +97,7 @@ class TrainingConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return plain values without those that change how a step runs, but no result: digests are made of them."""
-        values = self.model_dump(mode="json", exclude={"micro_batch", "checkpointing", "arguments"})
+        values = self.model_dump(mode="json", exclude={"micro_batch", "checkpointing", "keep", "arguments"})
         given = identity(self.arguments)
         return {**values, **({"arguments": given} if given else {})}
 

@@ -14,15 +14,16 @@ FIGURES = ("divergence", "alpha", "closed")
 
 
 class LayerFigures:
-    """Collect means over the passes of one optimiser step; nothing if the model is not expanded."""
+    """Collect means over the tokens of one optimiser step; nothing if the model is not expanded."""
 
     def __init__(self, model: Any) -> None:
         self.control = model.control if isinstance(model, ControlModel) else None
+        self.tokens: dict[int, float] = {}  # of each pass, without padding
         self.log = Log(tokens=1, update_every=NEVER, step=0)  # one token: the comparison of branches is not used
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Note the passes inside the block; evaluation runs outside of it."""
+    def noting(self, tokens: int) -> Iterator[None]:
+        """Note the pass inside the block; evaluation runs outside of it. tokens: of the batch, without padding."""
         if self.control is None:
             yield
             return
@@ -31,11 +32,15 @@ class LayerFigures:
             yield
         finally:
             self.control.log = before
+            self.tokens[self.log.step] = tokens
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call: `layers/divergence_07`, `layers/alpha_07`, `layers/closed_07`."""
         figures = {
-            f"layers/{name}_{layer:02d}": value for name in FIGURES for layer, value in self.log.mean(name).items()
+            f"layers/{name}_{layer:02d}": value
+            for name in FIGURES
+            for layer, value in self.log.mean(name, self.tokens).items()
         }
         self.log.raw.clear()
+        self.tokens.clear()
         return figures

@@ -55,11 +55,13 @@ class ModelLoss:
     """The model's own loss, unchanged.
 
     plain: the loss of the last pass without the weights of its tokens, detached; None if tokens have no weights.
-    penalty: what penalties of tokens added to it, detached; None if there are none.
+    penalty: what penalties of tokens added to it, detached; None if there are none. tokens: the part of the loss that
+    is a sum over tokens; a model may add to it, such as for the balance of its experts. None: not known.
     """
 
     plain: Tensor | None = None
     penalty: Tensor | None = None
+    tokens: Tensor | None = None
 
     @contextmanager
     def computed(self, noted: Any = None) -> Iterator[ModelLoss]:
@@ -88,7 +90,7 @@ class WholeLoss(ModelLoss):
 
     @contextmanager
     def computed(self, noted: Any = None) -> Iterator[ModelLoss]:
-        self.plain = self.penalty = None
+        self.plain = self.penalty = self.tokens = None
         self.seen, self.noted = False, noted
         with intercepted(self.model, self.head, self._before_head, self._loss):
             yield self
@@ -118,7 +120,9 @@ class WholeLoss(ModelLoss):
         count = torch.as_tensor(count, device=total.device)
         self.seen, self.plain = True, weigh.plain / count if weigh else None
         self.penalty = penalise.value / count if penalise else None
-        return total / count
+        loss = total / count
+        self.tokens = loss.clone()  # models add to theirs in place
+        return loss
 
     def _summed(
         self,

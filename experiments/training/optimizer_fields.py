@@ -43,9 +43,10 @@ def unread(given: Mapping[str, Any]) -> Iterator[str]:
     if given.get("dataloader_multiprocessing_context") and not given.get("dataloader_num_workers"):
         yield "dataloader_multiprocessing_context has no effect without dataloader_num_workers of 1 or more"
     known = next((names for part, names in OPTIM_ARGS.items() if part in optim), ())
-    words = [word.partition("=")[0].strip() for word in str(given.get("optim_args") or "").split(",")]
-    for word in words:
-        if word and known is not None and word not in known:
+    if known is None:
+        return
+    for word in (pair.partition("=")[0].strip() for pair in str(given.get("optim_args") or "").split(",")):
+        if word and word not in known:
             reads = f"it reads {', '.join(known)}" if known else "it reads none"
             way = "it is training.weight_decay" if word == "weight_decay" else reads
             yield f"optim_args: {word} is not read by optim {optim!r}: {way}"

@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from experiments.methods import ActiveMethod
-from experiments.methods.batches import read_by
+from experiments.methods.batches import micro_batch_fraction, read_by
 from experiments.models.head import only_label_logits
 from experiments.training.config import TrainingConfig
 from experiments.training.groups import split_groups
@@ -29,7 +29,7 @@ class ArmTrainer(Trainer):
     """Trainer that keeps the data's order, weighs tokens, adds the penalty, stops at a NaN and logs the loss's parts.
 
     Logged: `loss` (what trains), `lm_loss` (mean of -log p over the labelled tokens), `weighted_lm_loss` (with the
-    method's token weights, if it has any), `divergence`, `penalty`.
+    method's token weights, if it has any), `divergence`, `penalty`, `aux_loss` (what the model adds itself).
     """
 
     def __init__(self, *args: Any, method: ActiveMethod, training: TrainingConfig, **kwargs: Any) -> None:
@@ -78,14 +78,18 @@ class ArmTrainer(Trainer):
         noted = self.method.begin_pass(self.model, marked)
         # accelerate wraps a model's forward in autocast, but not under FSDP2
         autocast = self.accelerator.autocast if self.is_fsdp_enabled else nullcontext
-        with autocast(), self.layers.noting(), self.lm_loss(noted) as computed:
+        with autocast(), self.layers.noting(tokens), self.lm_loss(noted) as computed:
             loss, out = super().compute_loss(
                 model, batch, return_outputs=True, num_items_in_batch=num_items_in_batch, **kwargs
             )
         total = num_items_in_batch if self.model_accepts_loss_kwargs else None
         penalty = self.method.penalty(self.model, marked, out, total)
         scale = 1 if total is None else self.accelerator.num_processes  # DDP and FSDP average, but these parts add up
-        self._note(loss / scale, computed, out, penalty, total)
+        added = once_a_pass(loss / scale, computed, out)
+        if added is not None and total is not None:  # once a step, however it is cut
+            share = micro_batch_fraction(marked, total)
+            loss, added = loss - scale * (1 - share) * added, share * added
+        self._note(loss / scale, computed, out, penalty, added, total)
         if penalty is not None:
             loss = loss + scale * penalty
         counts = torch.stack([(~torch.isfinite(loss.detach())).long(), torch.tensor(tokens, device=loss.device)])
@@ -99,15 +103,24 @@ class ArmTrainer(Trainer):
             )
         return (loss, out) if return_outputs else loss
 
-    def _note(self, loss: Tensor, computed: ModelLoss, out: Any, penalty: Tensor | None, total: Any) -> None:
+    def _note(
+        self,
+        loss: Tensor,
+        computed: ModelLoss,
+        out: Any,
+        penalty: Tensor | None,
+        added: Tensor | None,
+        total: Any,
+    ) -> None:
         """Add this micro-batch's parts to the step's: parts divided by the step's tokens add up, means are averaged."""
         divergence, inside = getattr(out, "divergence", None), computed.penalty  # in the loss already
         trained = loss if divergence is None else out.lm_loss
+        trained = trained if added is None or computed.tokens is None else computed.tokens
         if inside is not None:
             trained, penalty = trained - inside, inside if penalty is None else inside + penalty
         plain = computed.plain
         lm = {"lm_loss": trained} if plain is None else {"lm_loss": plain, "weighted_lm_loss": trained}
-        parts = {**lm, "divergence": divergence, "penalty": penalty}
+        parts = {**lm, "divergence": divergence, "penalty": penalty, "aux_loss": added}
         weight = 1.0 if total is not None else 1 / self.args.gradient_accumulation_steps
         for name, value in parts.items():
             if value is not None:
@@ -128,3 +141,12 @@ class ArmTrainer(Trainer):
             logs = {**logs, **dict(zip(self.parts, parts, strict=True)), **layers, **self.meter.rates()}
             self.parts = {}
         super().log(logs, *args, **kwargs)
+
+
+def once_a_pass(loss: Tensor, computed: ModelLoss, out: Any) -> Tensor | None:
+    """Return what a model adds to the loss of its tokens in each pass, such as for the balance of experts, or None."""
+    if computed.tokens is None or getattr(out, "aux_loss", None) is None:
+        return None
+    divergence = getattr(out, "divergence", None)
+    added: Tensor = (loss if divergence is None else out.lm_loss) - computed.tokens
+    return added

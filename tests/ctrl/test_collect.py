@@ -426,3 +426,39 @@ def test_a_copy_made_inside_the_block_is_no_part_of_it() -> None:
     with ctrl.collect_divergence(model) as collected:
         copied.model(IDS)
     assert collected.divergence() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["model", "decoder", "layers"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_compiled_part_gives_its_divergence_or_says_why_not(part: str, before: bool) -> None:
+    """Trainers compile the model and run its decoder alone. What was compiled before the block has no hooks."""
+    torch.compiler.reset()
+    model, other = expanded(layers=1, depth=2).train(), expanded(layers=1, depth=2).train()
+    run = torch.compile(model, backend="eager") if part == "model" else model.base_model
+    for module in {"decoder": [model.base_model], "layers": model.base_model.layers}.get(part, []):
+        module.compile(backend="eager")
+    if before:
+        run(input_ids=IDS)
+        with ctrl.collect_divergence(model) as found:
+            run(input_ids=IDS)
+        if part != "layers" and not found.passes:
+            with pytest.warns(UserWarning, match=r"no pass .* before the block, .* call torch.compiler.reset\(\) once"):
+                assert found.weighted() == 0
+        torch.compiler.reset()
+    with ctrl.collect_divergence(other) as wanted:
+        other.base_model(input_ids=IDS)
+    for _ in range(2):
+        with ctrl.collect_divergence(model) as found:
+            run(input_ids=IDS)
+        torch.testing.assert_close(found.weighted(), wanted.weighted())
+        found.weighted().backward()
+    assert wanted.weighted() > 0
+
+
+def test_a_block_that_sees_no_pass_is_said() -> None:
+    model = expanded().train()
+    with ctrl.collect_divergence(model) as collected, ctrl.pretrained(model):
+        model(input_ids=IDS)
+    with pytest.warns(UserWarning, match="has seen no pass of the model with gradients, so the divergence is 0 here"):
+        assert collected.weighted() == 0

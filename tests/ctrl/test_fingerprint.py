@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import ctrl
 from ctrl.fingerprint import fingerprint
 from tests.helpers.families import EVERY, build
+from tests.helpers.quantised import FakeInt8, replace_linears
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 
@@ -40,7 +41,7 @@ def without_fingerprint(folder: Path) -> None:
     """Make the folder one that an earlier version wrote."""
     path = folder / "control_config.json"
     meta = json.loads(path.read_text())
-    del meta["base"]["fingerprint"]
+    del meta["base"]["fingerprint"], meta["base"]["part_prints"]
     path.write_text(json.dumps(meta))
 
 
@@ -67,6 +68,44 @@ def test_one_other_tensor_is_enough(part: str, tmp_path: Path) -> None:
         other.model.get_submodule(part).weight.mul_(1.01)
     with pytest.raises(ctrl.CheckpointError, match="or another revision"):
         ctrl.load(other, tmp_path)
+
+
+def quantised(seed: int = 0) -> Any:
+    """A base whose linear modules have no weights in floats; the norms and the embeddings have."""
+    model = named("hub/name", seed=seed)
+    replace_linears(model.model.layers, FakeInt8)
+    return model
+
+
+@pytest.mark.parametrize("load", ["load", "swap", "trainer"])
+def test_quantised_bases_are_known_by_their_norms_and_embeddings(load: str, tmp_path: Path) -> None:
+    """By name too where these are the same: all that is left to compare."""
+    own = saved(tmp_path, quantised())
+    assert own.control.fingerprint is None
+
+    def put(base: Any) -> Any:
+        if load == "load":
+            return ctrl.load(base, tmp_path)
+        if load == "swap":
+            ctrl.swap(base, tmp_path)
+            return base
+        ctrl.expand(base, ctrl.ControlConfig(layers=2)).load_state_dict(
+            load_file(tmp_path / "model.safetensors"), False
+        )
+        return base
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(put(quantised())(IDS).logits, own(IDS).logits)
+        put(named("hub/name"))  # the same base in floats
+    for part in ("embed_tokens", "norm", "layers.2.input_layernorm"):
+        other = quantised()
+        with torch.no_grad():
+            other.model.get_submodule(part).weight.mul_(1.1)
+        with pytest.raises(ctrl.CheckpointError, match=r"weights of (this|its) base"):
+            put(other)
+    with pytest.raises(ctrl.CheckpointError, match=r"weights of (this|its) base"):
+        put(named("hub/name", seed=3))
 
 
 @pytest.mark.parametrize("family", EVERY)

@@ -65,6 +65,11 @@ def small_config(base: str, /, **changes: Any) -> ExperimentConfig:
     return parse_config(small_values(base, **changes))
 
 
+def small_arm(base: str, /, **arm: Any) -> ExperimentConfig:
+    """A config with one arm, of all weights unless it says otherwise."""
+    return small_config(base, arms=[{"name": "x", "learning_rates": [1e-3], "method": "full", **arm}])
+
+
 def make_suite(
     suite: type[AnySuite],
     config: ExperimentConfig,

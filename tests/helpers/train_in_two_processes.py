@@ -45,11 +45,11 @@ def methods(mode: str) -> list[str]:
     of a pass, of which each process has others.
 
     DDP: those that do more than the model's own pass, or change the optimiser. The others only wrap the model, and
-    shards test them harder. FSDP: not rslora, eaft, prift, prox, asft, muscle, logit_swap and half, which meet shards
-    as lora, dft, kl and partial do.
+    shards test them harder. FSDP: not rslora, eaft, prift, prox, asft and half, which meet shards as lora, dft, kl and
+    partial do. In neither muscle and logit_swap, which read the base as kl and prift do.
     """
     left_out = {
-        "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise"),
+        "ddp": ("partial", "stack", "hybrid", "rslora", "corda", "wise", "muscle", "logit_swap"),
         "fsdp": ("l2sp", "ewc", "mofo", "rslora", "eaft", "prift", "prox", "asft", "muscle", "logit_swap", "half"),
         "zero": ("mer", "mofo", "control bf16"),
     }

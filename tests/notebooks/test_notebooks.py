@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.small_run import tiny_base
+from experiments.runs.run import run_experiment
+from tests.helpers.small_run import small_config, tiny_base
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+DESK = "00_desk"  # it shows what the others made, so it is run after them
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"), key=lambda path: (path.stem == DESK, path))
 SMALL: dict[str, dict[str, Any]] = {
+    "00_desk": {},
     "01_forgetting_in_five_minutes": {
         "steps": 2,
         "batch_size": 2,
@@ -37,6 +41,18 @@ SMALL: dict[str, dict[str, Any]] = {
         "reply_tokens": 2,
     },
     "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": [0, 2]},
+    "04_inside": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": 2},
+    "05_search": {
+        "trials": 2,
+        "steps": 2,
+        "batch_size": 2,
+        "new_items": 4,
+        "kept_items": 4,
+        "replies": 2,
+        "text_tokens": 256,
+        "layers": [1, 2],
+        "live": False,  # test_watch.py starts a process and watches it
+    },
     "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
     "07_bring_your_own": {
         "steps": 2,
@@ -59,6 +75,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
+READS = (DESK, "04_inside")  # they show a run that is there; 04 makes it if it is not
 POSTHOC = ("02_ablation",)  # a second Run All finds the results of operations next to the arms
 
 
@@ -118,9 +135,12 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
 
     fork_kernels(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is tiny, and another process of tests has the other core
-    before = set(root.glob("runs/*/report.html"))
+    before = set(root.glob("runs/*/config.yaml"))
+    if path.stem == DESK and not before:  # this test alone
+        run_experiment(small_config(small), root)
     parameters = dict(SMALL[path.stem])
-    parameters |= {"base_model": small}  # three small layers; test_real_model.py has the shipped model
+    # three small layers; test_real_model.py has the shipped model
+    parameters |= {} if path.stem == DESK else {"base_model": small}
     parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     execute = functools.partial(
         papermill.execute_notebook, path, parameters=parameters, cwd=path.parent, progress_bar=False
@@ -130,7 +150,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
     assert "image/png" in text
     if path.stem not in WITHOUT_RUNS:
         assert "retention" in text
-        assert set(root.glob("runs/*/report.html")) - before
+        assert path.stem in READS or set(root.glob("runs/*/config.yaml")) - before
     if path.stem in POSTHOC:
         again = execute(tmp_path / f"again-{path.name}", kernel_name="python3")
         assert tables(again) == tables(executed)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_bytes, write_text
 from experiments.records import ArmResult
+from experiments.reporting.doubts import doubt
 from experiments.reporting.page import image_bytes, write_page
-from experiments.reporting.summary import summary
+from experiments.reporting.summary import claims
 from experiments.reporting.table import Table
 from experiments.reporting.tables import COSTS, arms_table, columns_of, flat_costs, flat_figures
 from experiments.scorecard import SignificantPairs
@@ -50,8 +51,8 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     results, (significant, apart) = [arm.result for arm in arms], significant_arms(arms, root)
     paper = compared(arms) if study.report.paper else None
     drawn = pictures(store, arms, trials, root, paper)
-    words = summary(results, significant, len(study.seeds))
-    words += [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
+    found = [(one.text, doubt(one, seeds=len(study.seeds))) for one in claims(results, significant, len(study.seeds))]
+    words = [*sentences(arms), *at_each(study, trials)] if study.report.paper else []
     words += filter(None, [matched_gain(arms, root), pareto_volume(store, trials)])
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
@@ -62,7 +63,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "question": study.question or f"What does {study.name} show?",
         "setup": _setup(store),
         "tiles": _tiles(store, arms, trials),
-        "words": words,
+        "claims": [*found, *((text, "") for text in words)],
         "pictures": drawn,
         "paper": None if paper is None else _paper(paper),
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],

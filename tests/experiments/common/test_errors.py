@@ -11,6 +11,7 @@ CODES = {
     "DamagedError": 2,
     "MachineError": 1,
     "ModelError": 1,
+    "NotFinite": 1,
     "RefusedRow": 2,
     "RunError": 1,
     "StudyError": 1,

@@ -42,6 +42,7 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
     assert {f.relative_to(root).as_posix() for f, lines in found.items() if lines} == {
         "experiments/common/files.py",
         "experiments/cli/ui.py",  # a pipe
+        "experiments/desk/explore.py",  # into memory
         "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory
         "experiments/posthoc/export.py",  # into a folder that is renamed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -30,6 +31,18 @@ def test_other_processes_do_the_work() -> None:
     assert cores() >= 1
     assert os.getpid() not in set(spread(lambda n: os.getpid(), range(8), 2))
     assert set(spread(lambda n: os.getpid(), range(8), 1)) == {os.getpid()}
+
+
+def test_a_worker_of_a_data_loader_does_the_work_itself() -> None:
+    """It is a daemon, which may have no processes of its own: encoding there ended in an AssertionError."""
+    context = multiprocessing.get_context("fork")
+    found = context.SimpleQueue()
+    worker = context.Process(
+        target=lambda: found.put(list(spread(lambda n: (n, os.getpid()), range(8), 2))), daemon=True
+    )
+    worker.start()
+    assert found.get() == [(n, worker.pid) for n in range(8)]
+    worker.join()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -84,6 +84,14 @@ def test_by_gradient_it_is_what_the_new_task_harms_most(
     assert set(found) == set(sorted(cosine, key=lambda example: cosine[example])[:3])
 
 
+def test_a_source_that_is_too_small_to_choose_from_is_said(chooser: Chooser) -> None:
+    assert chooser.chosen(OLD).notes == ["data.choose keeps 3 of 8"]
+    all_of_it = replace(chooser, choice=ReplayChoice(of=3, keep=3)).chosen(OLD)
+    assert all_of_it.notes == [
+        "data.choose keeps 3 of 3: too few to choose from, so raise choose.of or lower choose.keep"
+    ]
+
+
 def test_scores_are_computed_once(chooser: Chooser) -> None:
     found = choose(chooser, by="loss")
     again = replace(chooser, context=replace(chooser.context, base=never))

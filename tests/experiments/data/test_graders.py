@@ -14,6 +14,7 @@ from experiments.config import load_config
 from experiments.data.files import LocalFile
 from experiments.data.grader import Grader
 from experiments.data.graders import GRADERS, Function, read_grader, write_grader
+from experiments.data.isolated_graders import Math
 from experiments.data.items import Item, NewTask
 from experiments.data.tested import Measured
 from tests.helpers.question_files import write
@@ -58,6 +59,13 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         ("It is 1005 km.", "x=1005.0", "1\u202f005", "7-1005"),
         ("-1005", "1005.5", "21,005", "a1005", "1005th", ""),
     ),
+    "math without $": (
+        "math",
+        r"2\sqrt{2}",
+        {},
+        (r"2\sqrt{2}", "Answer: 2\\sqrt{2}", "It is\n\\sqrt{8}", r"$\sqrt{8}$"),
+        (r"\sqrt{2}", "2", ""),
+    ),
     "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
     "spelled number": (
         "numeric",
@@ -70,8 +78,14 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
 
 
 def skip_without(name: str) -> None:
-    if name == "math":
+    if name.startswith("math"):
         pytest.importorskip("math_verify")
+
+
+@pytest.mark.parametrize("answer", [r"\{1,2\}", "(1,2)", "x^2+1", "A", "yes", r"\text{A}", r"3\frac12", r"\$18.90"])
+def test_a_reply_that_is_the_answer_is_right_as_mathematics_too(answer: str) -> None:
+    skip_without("math")
+    assert Math()(answer, {"answer": answer}) == 1.0
 
 
 def task(grader: Grader, answer: str, values: dict[str, Any]) -> NewTask:
@@ -82,6 +96,7 @@ def task(grader: Grader, answer: str, values: dict[str, Any]) -> NewTask:
 
 @pytest.mark.parametrize("case", SPELLED)
 def test_spellings_of_an_answer(case: str) -> None:
+    skip_without(case)
     plain, answer, values, right, wrong = SPELLED[case]
     made = task(read_grader(plain), answer, values)
     assert [reply for reply in right if not made.correct(reply, made.test[0])] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -42,6 +43,34 @@ def test_errors_and_endless_loops_are_wrong(reply: str, scorer: Isolated) -> Non
     assert scorer(reply, ENTRY) == 0.0
     assert time.monotonic() - start < 10
     assert scorer("raise PermissionError", ENTRY) == 1.0
+
+
+class Lazy:
+    """A check that imports a module only when it needs it, which it must not take from a file itself."""
+
+    packages = ("lazy_part",)
+
+    def ready(self) -> None: ...
+
+    def __call__(self, answer: str, entry: dict[str, Any]) -> float:
+        try:
+            return float(importlib.import_module(answer).SCORE)
+        except ImportError:
+            return 0.25  # as math-verify, which takes it for a formula that it cannot compare
+
+
+def test_a_library_may_import_parts_of_itself_when_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lazy_part").mkdir()
+    (tmp_path / "lazy_part" / "__init__.py").write_text("")
+    (tmp_path / "lazy_part" / "more.py").write_text("SCORE = 1.0")
+    (tmp_path / "lazy_other.py").write_text("SCORE = 1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    checks = Isolated(Lazy())
+    assert checks("lazy_part.more", ENTRY) == 1.0
+    assert checks("lazy_part.none", ENTRY) == 0.25
+    assert checks("lazy_other", ENTRY) in (0.0, 0.25)  # not one of its packages
 
 
 def slow(answer: str, entry: dict[str, Any]) -> float:

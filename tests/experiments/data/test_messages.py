@@ -52,7 +52,9 @@ def test_a_result_may_be_any_json_and_other_fields_stay() -> None:
     assert messages([thought], "c", "here") == [thought]
 
 
-@pytest.mark.parametrize("flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}], ids=str)
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"train": 0}, {"loss": 0.0}], ids=str
+)
 def test_a_reply_that_is_not_learned(flag: dict[str, Any]) -> None:
     assert messages([{**USER, **flag}], "c", "here") == [USER]  # questions are not learned anyway
     reply = {"role": "assistant", "content": "x"}
@@ -74,6 +76,12 @@ def test_a_reply_that_is_not_learned(flag: dict[str, Any]) -> None:
         ([{"role": "user", "content": " "}], r"message 1 of column 'c' \(user\) is empty"),
         ([{"role": "user", "content": [{"type": "image"}]}], r"part of type 'image'; only text can be read"),
         ([{"role": "user", "content": {"a": 1}}], r"column 'content' holds a dict"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], r"message 1 of column 'c' \(user\) is empty"),
+        ([{"role": "user", "content": [{"type": "text", "text": ["a"]}]}], r"column 'text' holds a list"),
+        (
+            [{"role": "assistant", "content": "x", "train": "false"}],
+            r"has train 'false': a reply is learned \(1 or true",
+        ),
         ([{"role": "user", "content": "\ud83d"}], r"half of a character"),
         ([{"role": "assistant", "tool_calls": ["f"]}], r"tool calls that are no list of objects"),
         ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], r"a tool call without a name"),

@@ -38,6 +38,9 @@ def test_one_spelling(text: str, expected: str) -> None:
         ("\uff11\uff0c\uff12\uff13\uff14", 1234), ("\u0661\u066c\u0662\u0663\u0664\u066b\u0665", Decimal("1234.5")),
         ("1 234", 1234), ("3,5", Decimal("3.5")), ("1.234.567", 1_234_567), ("10^3", 3),
         ("none", None), ("1/0", None),
+        (r"\frac{1}{2}", Decimal("0.5")), (r"-\dfrac{ 3 }{4}", Decimal("-0.75")), (r"1\frac12", Decimal("1.5")),
+        (r"2\cdot\frac{3}{4}", Decimal("0.75")), (r"\frac{-3}{4}", Decimal("-0.75")),
+        ("-$7", -7), (r"it is -\$1,200", -1200), ("\u2212\u20ac5", -5), ("$12 - $5", 5), ("x = - 7", -7), ("12 - 7", 7),
     ],
 )  # fmt: skip
 def test_spellings_of_numbers(said: str, value: Any) -> None:

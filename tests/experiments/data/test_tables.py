@@ -231,3 +231,19 @@ def test_a_row_that_repeats_the_head_is_no_example(ending: str, tmp_path: Path) 
     assert place == "line 3"
     assert isinstance(wrong, BadRow)
     assert str(wrong).endswith("line 3 repeats the head")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("cell", ['"hello" she said', '"he said "hi" loudly"', '"never closed'])
+def test_quotes_that_do_not_add_up_are_refused(cell: str, ending: str, tmp_path: Path) -> None:
+    """The first would become `hello she said`: the text without its quotes."""
+    mark, file = {"csv": ",", "tsv": "\t"}[ending], tmp_path / f"a.{ending}"
+    file.write_text(f"question{mark}answer\na{mark}1\n{cell}{mark}2\nb{mark}3\n")
+    with pytest.raises(ConfigError, match=r"line \d: a cell that begins with a quote must end with one, .* JSON lines"):
+        list(rows(file))
+
+
+def test_quotes_inside_of_a_bare_cell_and_doubled_ones_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text('question,answer\n5" pipe,"say ""hi"",\nthen go"\n')
+    assert [row for _, row in rows(file)] == [{"question": '5" pipe', "answer": 'say "hi",\nthen go'}]

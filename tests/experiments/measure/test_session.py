@@ -99,6 +99,11 @@ def test_other_weights_of_the_same_size_and_time_are_seen(tmp_path: Path) -> Non
     said.clear()
     assert run() == first
     assert not any("another model" in line or "(model)" in line for line in said)
+    items = note.with_name("items-1.jsonl")
+    for damage in (items.read_text().replace("0.", "1."), items.read_text()[:-20]):  # before there was a result
+        note.with_name("result.json").unlink()
+        items.write_text(damage)
+        assert run() == first
     note.unlink()
     shutil.rmtree(tmp_path / "out" / "arms" / "m")
     run()

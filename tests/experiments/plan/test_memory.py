@@ -12,8 +12,7 @@ from experiments.plan.memory import STATES, Setup, disk, stages, state_bytes, tr
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape, build
 from experiments.training.arguments import optimizers
-from tests.experiments.plan.test_shape import config
-from tests.helpers.small_run import tiny_base
+from tests.helpers.small_run import small_arm, tiny_base
 
 ONE = Pass(peak=900, activations=700, kept=600, gradients=400, flops=1)
 ALONE = Setup(rows=2, micro_batches=1, length=16)
@@ -21,7 +20,7 @@ ALONE = Setup(rows=2, micro_batches=1, length=16)
 
 @pytest.fixture(scope="module")
 def shape(tmp_path_factory: pytest.TempPathFactory) -> Shape:
-    given = config(tiny_base(tmp_path_factory.mktemp("base")), method="control", control={"layers": 2})
+    given = small_arm(tiny_base(tmp_path_factory.mktemp("base")), method="control", control={"layers": 2})
     return build(given, given.arms[0], Precision("bf16"))
 
 

@@ -17,8 +17,7 @@ from experiments.models.precision import Precision
 from experiments.plan.meter import StorageMeter, trace
 from experiments.plan.shape import build
 from experiments.training.lm_loss import lm_loss
-from tests.experiments.plan.test_shape import config
-from tests.helpers.small_run import tiny_base
+from tests.helpers.small_run import small_arm, tiny_base
 
 FP32 = Precision("fp32")
 
@@ -63,7 +62,7 @@ def real(given: ExperimentConfig, rows: int, length: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("method", ["full", "control", "lora"])
 def test_a_pass_is_the_real_one(method: str, base: str) -> None:
-    given = config(base, method=method, control={"layers": 2} if method == "control" else {})
+    given = small_arm(base, method=method, control={"layers": 2} if method == "control" else {})
     one = trace(build(given, given.arms[0], FP32), 2, 16, False)
     gradients, flops = real(given, 2, 16)
     assert one.gradients == gradients
@@ -74,7 +73,7 @@ def test_a_pass_is_the_real_one(method: str, base: str) -> None:
 
 
 def test_activations_are_a_straight_line_in_rows_and_checkpointing_lowers_it(base: str) -> None:
-    given = config(base, method="control", control={"layers": 2})
+    given = small_arm(base, method="control", control={"layers": 2})
 
     def kept(rows: int, how: str = "none", padded: bool = False) -> int:
         return trace(build(given, given.arms[0], FP32), rows, 16, padded, how).kept

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.config import ExperimentConfig
 from experiments.methods import MethodContext
 from experiments.models.precision import Precision
 from experiments.plan.shape import build
 from tests.helpers.engine import OPTIONS
-from tests.helpers.small_run import small_config, tiny_base
+from tests.helpers.small_run import small_arm, tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +20,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_base(tmp_path_factory.mktemp("base"))
 
 
-def config(base: str, **arm: Any) -> ExperimentConfig:
-    given = {"name": "x", "learning_rates": [1e-3], "method": "full", **arm}
-    return small_config(base, arms=[{key: value for key, value in given.items() if value is not None}])
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("method", ["full", "partial", "control", "stack", "hybrid", "lora", "half", "l2sp"])
 def test_counts_and_bytes_are_those_of_the_real_model(method: str, precision: str, base: str) -> None:
-    given = config(base, method=method, control={"layers": 2}, options=OPTIONS.get(method, {}))
+    given = small_arm(base, method=method, control={"layers": 2}, options=OPTIONS.get(method, {}))
     using = Precision(precision)
     shape = build(given, given.arms[0], using)
     real: Any = given.arms[0].build().prepare(given.load_base()[0], MethodContext(0, using))
@@ -45,6 +39,6 @@ def test_counts_and_bytes_are_those_of_the_real_model(method: str, precision: st
 
 
 def test_what_reads_text_first_cannot_be_planned(base: str, tmp_path: Path) -> None:
-    given = config(base, method="corda")
+    given = small_arm(base, method="corda")
     with pytest.raises(ConfigError, match="arm 'x': corda reads text before it trains, so it cannot be planned"):
         build(given, given.arms[0], Precision("fp32"))

@@ -77,6 +77,7 @@ def test_the_report_is_whole_and_needs_no_other_file(tmp_path: Path, config: Exp
     assert "OutOfMemoryError: <no memory>" in page.text  # escaped, else the parser would take it for a tag
     assert "--fresh" in page.text
     assert all(sentence in page.text for sentence in summary(results))
+    assert page.text.count("What would change my mind: ") == 5
     assert (tmp_path / "forgetting.png").read_bytes().startswith(b"\x89PNG")
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "![retention against gain](forgetting.png)" in markdown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
+from experiments.records import Estimate
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
 from tests.helpers.invented_arms import BASE, TASKS, six, untrained
@@ -17,6 +18,18 @@ def test_the_terminal_table_fits_and_shows_intervals() -> None:
     values = ["+.49 [.41,.57]", "1.00 [.97,1.03]", ".03 [.01,.05]", ".10 [.09,.11]", "+.03 [.00,.06]", "612", "2.3"]
     assert lines[7].split() == ["control", "3e-4", *" ".join(values).split()]
     assert lines[8] == "broken  1e-3 failed: OutOfMemoryError: <no memory> ..."
+
+
+def test_the_floor_is_said_below_the_arms() -> None:
+    results = six()
+    assert arms_table(results).note == ""
+    results[0].scorecard["floor_nfr"] = Estimate(0.08, 0.04, 0.14)
+    said = "A/A floor, the base model against itself in other words: neg. flips .080 [.040,.140]."
+    assert arms_table(results).note == said  # of a run from before the floor of retention
+    results[0].scorecard["floor_retention"] = Estimate(0.97, 0.9, 1.04)
+    last = format_table(results).splitlines()[-1]
+    assert last == said.replace("neg. flips", "retention .97 [.90,1.04], neg. flips")
+    assert len(last) <= 120
 
 
 def test_the_csv_holds_every_figure_of_every_arm() -> None:
@@ -50,3 +63,15 @@ def test_retention_by_task_is_tinted() -> None:
     assert all(mark.startswith('style="background: #') for mark in table.marks.values())
     assert len(table.marks) == 6 * len(TASKS)
     assert retention_table([untrained()]) is None
+
+
+def test_retention_by_task_ends_with_the_base_asked_in_other_words() -> None:
+    results = six()
+    for result in results:
+        result.scorecard[f"floor_retention/{TASKS[0]}"] = Estimate(0.97, 0.9, 1.04)
+    table = retention_table(results)
+    assert table is not None
+    assert table.rows[-1] == ("base, in other words", ".97 [.90,1.04]", *["-"] * (len(TASKS) - 1))
+    assert len(table.rows) == 7
+    assert len(table.marks) == 6 * len(TASKS)
+    assert "the A/A floor" in table.note

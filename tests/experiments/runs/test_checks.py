@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +33,29 @@ def test_an_arm_is_checked_against_its_base_model() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_run(parse_config({"name": "x", "arms": [made]}), model)
+
+
+@pytest.mark.parametrize(
+    ("training", "processes", "said"),
+    [
+        (
+            {"micro_batch": 2},
+            "1",
+            r"arm 'x': method full\+talr weighs a token by the others .*training\.micro_batch=2 cuts a step of",
+        ),
+        ({}, "2", r"each of the 2 processes of this launch has a part of a batch"),
+        ({"micro_batch": 99}, "1", None),
+        ({"batch_size": 2, "gradient_accumulation": 2}, "1", None),
+    ],
+)
+def test_passes_of_fewer_rows_would_change_the_weights_of_tokens(
+    training: dict[str, Any], processes: str, said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    config = parse_config({"name": "x", "training": training, "arms": [arm(loss=["talr"])]})
+    with pytest.raises(ConfigError, match=said) if said else nullcontext():
+        check_run(config, tiny())
+    check_run(parse_config({"name": "x", "training": training, "arms": [arm(loss=["dft"])]}), tiny())
 
 
 def test_ids_beyond_the_embedding() -> None:

@@ -18,7 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.common.errors import MachineError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError
+from experiments.posthoc.run import posthoc
 from experiments.runs.run import Stopped, errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
@@ -193,3 +194,14 @@ def test_an_interrupt_frees_what_the_run_held_and_a_notebook_shows_one_line(tmp_
         trains()
     assert held[0]() is None
     assert caught.value._render_traceback_() == [str(caught.value)]
+
+
+def test_weights_that_are_not_kept_are_nowhere(base: str, tmp_path: Path) -> None:
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    training = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "keep": "none"}
+    outcome = run_experiment(small_config(base, arms=arms, training=training), tmp_path)
+    assert [result.status for result in outcome.results] == ["finished"]
+    assert not list(tmp_path.rglob("model.safetensors"))
+    assert (outcome.folder / "arms/full-0.001/result.json").is_file()
+    with pytest.raises(ConfigError, match=r"kept no trained weights \(training\.keep: none\): set it to last"):
+        posthoc(outcome.folder, "full", 1e-3, "wise", [0.5])

@@ -29,7 +29,9 @@ def test_the_floor_of_retention_is_the_ratio_of_right_answers() -> None:
     base = [r for r in base_records(np.random.default_rng(1), 100) if r.suite == "kept"]
     again = [dataclasses.replace(r, correct=0, choice=None) if i % 3 == 0 else r for i, r in enumerate(base)]
     right = [sum(r.correct or 0 for r in records) for records in (base, again)]
-    found = aa_floor(base, again, draws=200)["floor_retention"]
+    card = aa_floor(base, again, draws=200)
+    found = card["floor_retention"]
+    assert card["floor_retention/facts1"].value < 1
     assert found.value == pytest.approx(right[1] / right[0])
     assert found.low is not None
     assert found.low < found.value < (found.high or 0)

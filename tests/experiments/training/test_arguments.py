@@ -99,7 +99,13 @@ def test_a_digest_changes_with_what_can_change_a_result() -> None:
         return parse_config({"name": "x", "arms": [arm], "training": training}).digest()
 
     free = {"dataloader_num_workers": 2, "log_level": "error"}
-    assert digest() == digest(arguments=free) == digest(micro_batch=4) == digest(checkpointing="all")
+    assert (
+        digest()
+        == digest(arguments=free)
+        == digest(micro_batch=4)
+        == digest(checkpointing="all")
+        == digest(keep="none")
+    )
     assert digest() == digest(arguments={}, rates={}, micro_batch=None, checkpointing="none")
     changed = [digest(arguments={"adam_beta2": 0.95}), digest(rates={"alpha": 10}), digest(batch_size=8)]
     assert len({digest(), *changed}) == 4

@@ -16,7 +16,7 @@ from tests.helpers.engine import (
 
 def test_noting_layers_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = train(arm_config("control"), tmp_path / "a", steps=2)
-    monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self: nullcontext())
+    monkeypatch.setattr("experiments.training.trainer.LayerFigures.noting", lambda self, tokens: nullcontext())
     two = train(arm_config("control"), tmp_path / "b", steps=2)
     assert "layers/alpha_01" in one.logs[2]
     assert "layers/alpha_01" not in two.logs[2]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from experiments.common import progress
 from experiments.models.head import only_label_logits
@@ -27,6 +28,7 @@ from tests.helpers.engine import (
     plan,
     train,
 )
+from tests.helpers.families import SHAPE
 from tests.helpers.tiny_llama import expanded, sequences, tiny
 
 
@@ -137,6 +139,28 @@ def test_a_step_is_the_same_however_it_is_cut(method: str, tmp_path: Path) -> No
             assert part.logs[step]["loss"] == pytest.approx(logs["loss"], rel=1e-5)
             assert part.logs[step]["grad_norm"] == pytest.approx(logs["grad_norm"], rel=1e-3)
             assert part.logs[step]["tokens_seen"] == logs["tokens_seen"]
+            for name in (name for name in logs if name.startswith("layers/")):
+                assert part.logs[step][name] == pytest.approx(logs[name], rel=1e-4)
+
+
+def test_what_a_model_adds_to_its_loss_counts_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The balance of experts is that of a pass, so cut steps differ a little; it was added once per micro-batch."""
+    shape = {**SHAPE, "vocab_size": tiny().config.vocab_size, "max_position_embeddings": 64}
+    balanced = MixtralConfig(**shape, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=0.5)
+    monkeypatch.setattr("tests.helpers.engine.tiny", lambda: seeded(balanced))
+    for method in ("full", "control"):
+        one = {"steps": 1, "warmup_steps": 1}
+        whole, cut = (train(arm_config(method), tmp_path / f"{method}{m}", micro_batch=m, **one) for m in (None, 1))
+        assert whole.logs[1]["aux_loss"] > 0.5
+        for name, near in (("lm_loss", 1e-5), ("aux_loss", 0.1), ("loss", 0.05), ("grad_norm", 0.1)):
+            assert cut.logs[1][name] == pytest.approx(whole.logs[1][name], rel=near)
+        added = whole.logs[1]["loss"] - whole.logs[1]["lm_loss"] - whole.logs[1].get("divergence", 0.0)
+        assert whole.logs[1]["aux_loss"] == pytest.approx(added, rel=1e-5)
+
+
+def seeded(shape: MixtralConfig) -> MixtralForCausalLM:
+    torch.manual_seed(0)
+    return MixtralForCausalLM(shape)
 
 
 @pytest.mark.parametrize(

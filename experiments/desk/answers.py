@@ -1,0 +1,154 @@
+"""Browse the answers of a run: question, the base model's answer, the arm's answer; chosen by a rule, not by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from markupsafe import Markup
+
+from experiments.common.errors import ConfigError
+from experiments.common.paths import default_root
+from experiments.common.result_folders import find
+from experiments.common.section import nearest
+from experiments.config import run_config
+from experiments.records import Record, read_records
+from experiments.reporting.answers import Questions, Turned, all_answers, question_texts
+from experiments.runs.run import open_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = 12  # answers of each arm and word
+HEAD = ("arm", "answer", "task", "question", "right", "base model", "arm's answer")
+CHOOSERS = ("arm", "answer", "task")
+LONGEST = 400  # characters of a cell
+
+
+class Answers:
+    """Lost, won and kept answers of the arms of a run: a table with filters in a notebook, `frame` for more.
+
+    The rule: of each arm and each word (lost, won, kept) the `count` answers whose right option changed most in its
+    lead over the best wrong one. Answers in free text have no such lead, and keep their order.
+    """
+
+    def __init__(self, found: Mapping[str, Sequence[tuple[str, Turned]]], count: int) -> None:
+        self.found, self.count = found, count
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """All of them as a pandas table: arm, answer, task, question, right, before, after, clarity."""
+        import pandas as pd
+
+        rows = [{"arm": arm, "answer": word, **asdict(one)} for arm, ones in self.found.items() for word, one in ones]
+        return pd.DataFrame(rows, columns=["arm", "answer", *Turned.__dataclass_fields__])
+
+    def _repr_html_(self) -> str:
+        rows, place = self._shown(), f"answers-{uuid4().hex[:8]}"
+        choosers = Markup(" ").join(_chooser(name, [row[HEAD.index(name)] for row in rows]) for name in CHOOSERS)
+        head = Markup().join(Markup('<th style="{}">{}</th>').format(LEFT, title) for title in HEAD)
+        body = Markup("\n").join(
+            Markup("<tr>{}</tr>").format(Markup().join(Markup('<td style="{}">{}</td>').format(LEFT, c) for c in row))
+            for row in rows
+        )
+        parts = (
+            Markup('<div id="{}"><p>{}</p><p>{} <input placeholder="words in the row"></p>').format(
+                place, self._words(), choosers
+            ),
+            Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>").format(head, body),
+            Markup(SCRIPT.replace("PLACE", place)),
+        )
+        return str(Markup("\n").join(parts))
+
+    def _shown(self) -> list[tuple[str, ...]]:
+        rows = []
+        for arm, ones in self.found.items():
+            seen: Counter[str] = Counter()
+            for word, one in ones:
+                seen[word] += 1
+                if seen[word] <= self.count:
+                    texts = map(_cut, (one.question, one.right, one.before, one.after))
+                    rows.append((arm, word, one.task, *texts))
+        return rows
+
+    def _words(self) -> str:
+        """Say how many there are in all, for example `full 0.001: 12 lost, 4 won, 80 kept`."""
+        texts = []
+        for arm, ones in self.found.items():
+            counts = Counter(word for word, _ in ones)
+            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in ("lost", "won", "kept")))
+        return "; ".join(texts) + f". Below, of each the {self.count} whose right option changed most in its lead."
+
+
+def answers(
+    source: str | Path, root: str | Path | None = None, arms: Sequence[str] = (), count: int = SHOWN
+) -> Answers:
+    """Return the lost, won and kept answers of the arms of a run after their last step.
+
+    source: the run's folder, its name, or the beginning of it. arms: `name-rate`, as their folders; default: all. Loads
+    the base model's tokenizer and draws the questions again, as the run did. Raises ConfigError.
+    """
+    if count < 1:
+        raise ConfigError(f"count={count}: give how many answers of each kind are shown, 1 or more")
+    folder = find(str(source), (Path(root) if root else default_root()).resolve())
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder.name} is no run: name a run, or the run of a trial")
+    found = last_records(folder, arms)
+    questions = question_texts(open_run(folder, say=lambda text: None).suites.suites.values())
+    return Answers(sorted_answers(read_records(folder / "base" / "items.jsonl"), found, questions), count)
+
+
+def sorted_answers(
+    base: Sequence[Record], arms: Mapping[str, Sequence[Record]], questions: Questions
+) -> dict[str, list[tuple[str, Turned]]]:
+    """Return `all_answers` of each arm."""
+    return {name: all_answers(base, records, questions) for name, records in arms.items()}
+
+
+def last_records(folder: Path, arms: Sequence[str] = ()) -> dict[str, list[Record]]:
+    """Return the records of each arm after its last evaluation, by the name of its folder. Raises ConfigError."""
+    names = [f"{arm.name}-{rate:g}" for arm in run_config(folder).arms for rate in arm.learning_rates]
+    if unknown := [name for name in arms if name not in names]:
+        raise ConfigError(f"no arm {unknown[0]!r} in {folder.name}: {nearest(unknown[0], names)}")
+    found = {}
+    for name in arms or names:
+        steps = {int(p.stem.removeprefix("items-")): p for p in (folder / "arms" / name).glob("items-*.jsonl")}
+        if steps:
+            found[name] = read_records(steps[max(steps)])
+    if not found:
+        raise ConfigError(
+            f"no arm of {folder.name} has been measured yet: run it first, or wait for its first evaluation"
+        )
+    return found
+
+
+LEFT = "text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; max-width: 24em"
+SCRIPT = """<script>
+(() => {
+  const box = document.getElementById("PLACE");
+  if (!box) return;
+  const choosers = [...box.querySelectorAll("select")], words = box.querySelector("input");
+  const filter = () => {
+    for (const row of box.querySelectorAll("tbody tr")) {
+      const fits = choosers.every((one, i) => !one.value || row.cells[i].textContent === one.value);
+      const text = row.textContent.toLowerCase();
+      row.hidden = !(fits && text.includes(words.value.toLowerCase()));
+    }
+  };
+  choosers.forEach((one) => one.addEventListener("change", filter));
+  words.addEventListener("input", filter);
+})();
+</script>"""
+
+
+def _chooser(name: str, values: Sequence[str]) -> Markup:
+    options = Markup().join(Markup("<option>{}</option>").format(value) for value in dict.fromkeys(values))
+    return Markup('<select><option value="">every {}</option>{}</select>').format(name, options)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."

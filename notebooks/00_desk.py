@@ -1,0 +1,58 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # The desk
+#
+# All runs, studies and measurements of this machine, with status, best arm and report, and the way to MLflow and
+# Optuna. Open any of them here. Everything is read from files, so it works while a run goes on, whoever started it.
+#
+# The next notebooks make what is listed here: 01 a first run and its lost answers, 02 an ablation with arms that you
+# pick, 03 and 04 what moved inside, 05 a search, 06 the method by hand, 07 your own model and data, 08 models that were
+# trained elsewhere.
+
+# %% tags=["parameters"]
+shown = None  # the name of a run, a study or a measurement, or the beginning of one; None: the latest that ended
+root = None  # where results are; None: the project's mlruns/
+
+# %%
+from IPython.display import display
+from ipywidgets import interact
+
+from experiments import Results, open_result, quiet
+
+quiet()
+results = Results(root)
+display(results)
+
+# %% [markdown]
+# ## One of them
+# The arms with their intervals, the picture, and links. Under the mouse a point has its step and its numbers. The line
+# above the table says how far it is.
+
+# %%
+ended = [one.folder.name for one in results.found if one.status == "finished"]
+chosen = shown or next(iter(ended), None)
+display(open_result(chosen, root) if chosen else "nothing has ended yet")
+
+# %% [markdown]
+# Choose another (in a running notebook). It equals `open_result("NAME")`.
+
+# %%
+if len(results.names) > 1:
+    interact(lambda name: display(open_result(name, root)) if name else None, name=["", *results.names])
+
+# %% [markdown]
+# ## Where to look next
+# `watch("NAME")` follows what runs. `frame("NAME")` gives all figures as one pandas table, and `answers("NAME")` the
+# answers that were lost and won. In a terminal: `make ui` for MLflow, `control-llm ui --optuna` for the studies too.
