@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.common.errors import ConfigError
@@ -14,9 +14,11 @@ from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
 from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
-from experiments.studies.config import StudyConfig
+from experiments.scorecard.figures import FIGURES
+from experiments.studies.config import Objective, StudyConfig, parts
 from experiments.studies.space import probes
 
+DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 
@@ -24,6 +26,8 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     """Raise ConfigError for what none of the trials can do. configs: each pick of each dimension is in one of them."""
     if any(config.grows for config in configs):
         raise ConfigError(f"{source}: base: grows is for a single run; a trial has the arms of its picks: leave it out")
+    if wrong := [fault for objective in study.objectives for fault in _against(objective)]:
+        raise ConfigError("\n".join([f"{source}:", *wrong]))
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
@@ -39,6 +43,17 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     law = study.search.get(study.report.law or "")
     if law and not SHARE.fullmatch(getattr(law, "path", None) or str(study.report.law)):
         raise ConfigError(f"{source}: report.law {study.report.law!r} sets no share of replayed text: name data.replay")
+
+
+def _against(objective: Objective) -> Iterator[str]:
+    """Describe the figures of an objective that would become worse; a sum may not mix both directions."""
+    for name in parts(objective.figure):
+        family = next((one for one in FIGURES.values() if one.family and name.startswith(one.prefix)), None)
+        figure = FIGURES.get(name, family)
+        right = DIRECTIONS.get(figure.better) if figure and figure.better else None
+        if right not in (None, objective.direction):
+            text = f"{objective.direction} {objective.figure!r}"
+            yield f"  objectives: {text}, but {name} is to be {right}d: turn one round"
 
 
 def check_inputs(study: StudyConfig, root: Path, say: Callable[[str], None] = print) -> None:

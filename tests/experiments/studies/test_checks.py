@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.studies.checks import check_inputs
+from experiments.studies.checks import _against, check_inputs
+from experiments.studies.config import Objective
 from tests.helpers.byte_level import byte_base
 from tests.helpers.tiny_study import ARMS, tiny_study
 
@@ -40,3 +42,20 @@ def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: 
     )
     check_inputs(study, tmp_path, lambda text: None)
     assert loaded == [base, other]
+
+
+@pytest.mark.parametrize(
+    ("figure", "direction", "fault"),
+    [
+        ("gain", "minimize", "minimize 'gain', but gain is to be maximized: turn one round"),
+        ("perplexity_drift", "maximize", "but perplexity_drift is to be minimized"),
+        ("retention + nfr", "maximize", "maximize 'retention . nfr', but nfr is to be minimized"),
+        ("retention/capitals", "minimize", "but retention/capitals is to be maximized"),
+        ("gain + retention", "maximize", ""),
+        ("cost/seconds", "minimize", ""),
+    ],
+)
+def test_an_objective_points_to_what_is_better(figure: str, direction: str, fault: str) -> None:
+    found = list(_against(Objective.model_validate({"figure": figure, "direction": direction})))
+    assert len(found) == bool(fault)
+    assert re.search(fault, "".join(found))
