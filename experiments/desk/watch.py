@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Show = Callable[[Live], None]
 STARTED = "started"  # folder below the root: the config and the output of each run that `start` began
 PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
+DPI = 120  # of the picture: a saved notebook stays small
 
 
 def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None) -> Path:
@@ -145,7 +146,7 @@ def html(live: Live) -> str:
     from experiments.desk.picture import live_figure
     from experiments.reporting.page import image_bytes
 
-    picture = base64.b64encode(image_bytes(live_figure(live), "png")).decode()
+    picture = base64.b64encode(image_bytes(live_figure(live), "png", dpi=DPI)).decode()
     report = live.overview.folder / "report.html"
     rows = [{name: _text(name, value) for name, value in values_of(arm).items()} for arm in live.arms]
     parts = [

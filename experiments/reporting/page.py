@@ -40,11 +40,11 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     return path
 
 
-def image_bytes(figure: Figure, kind: str) -> bytes:
-    """Draw the figure as a file. kind: `svg`, the same bytes at any time of day, or `png`, at 200 dpi."""
+def image_bytes(figure: Figure, kind: str, dpi: int = 200) -> bytes:
+    """Draw the figure as a file. kind: `svg`, the same bytes at any time of day, or `png`. dpi: dots per inch of it."""
     data = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(data, format=kind, dpi=200, metadata=metadata)
+    figure.savefig(data, format=kind, dpi=dpi, metadata=metadata)
     return data.getvalue()
 
 
