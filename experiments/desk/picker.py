@@ -42,9 +42,9 @@ class Picker:
         self.root = (Path(root) if root else default_root()).resolve()
         growing = config.model_copy(update={"grows": True})
         self.folder = run_folder(growing, self.root)
-        found = with_begun_arms(growing, self.folder).arms
-        known = set() if own_arms else {arm.name for arm in config.arms if not self._begun(arm.name)}
-        self.arms: dict[str, Arm] = {arm.name: _plain(arm.to_dict()) for arm in found if arm.name not in known}
+        first = growing if own_arms else growing.model_copy(update={"arms": ()})
+        found = with_begun_arms(first, self.folder).arms
+        self.arms: dict[str, Arm] = {arm.name: _plain(arm.to_dict()) for arm in found}
         self._rest = {key: value for key, value in growing.to_dict().items() if key != "arms"}
 
     @property

@@ -112,3 +112,14 @@ def test_without_arms_and_without_a_run_it_says_so(tmp_path: Path) -> None:
     begin(one)
     with pytest.raises(RunError, match="does not run on this machine: there is nothing to stop"):
         one.stop()
+
+
+def test_an_arm_may_have_the_name_of_one_of_the_config_that_is_not_used(tmp_path: Path) -> None:
+    """A notebook runs again: its arm `full` was begun with another method than the config's arm of that name."""
+    one = picker(tmp_path, own_arms=False)
+    one.add("full", layers=2)
+    begin(one, "full-0.001")
+    again = picker(tmp_path, own_arms=False)
+    assert again.arms == one.arms
+    with pytest.raises(ConfigError, match="arm 'full': .* in .*: give the changed arm a name of its own"):
+        picker(tmp_path)
