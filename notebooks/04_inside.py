@@ -17,8 +17,8 @@
 # An expanded layer has two branches: the frozen layer and its trained copy. This notebook asks where they part: in
 # which layers, and for which sentences. Under the mouse each point names its sentence.
 #
-# The answer below, of one small run: the copies part from the frozen layers only a little, most in the late layers, and
-# the states of all sentences move together. It reads the run of notebook 03 if it is there, and trains it if not.
+# The answer below, of one small run: the copies part from the frozen layers only a little, and most in the early ones.
+# It reads the run of notebook 03 if it is there, and trains it if not.
 
 # %% tags=["parameters"]
 steps = 20

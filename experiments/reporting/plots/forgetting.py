@@ -13,11 +13,13 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from experiments.common.colours import PALETTE, arm_colour
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import gain_name, label, rate_text
@@ -30,7 +32,7 @@ START = (0.0, 1.0)  # the base model: nothing gained, all kept
 
 @dataclass(frozen=True)
 class Look:
-    """How one arm at one learning rate is drawn: colour and marker tell the arm, line and fill the rate."""
+    """How an arm at a learning rate is drawn: hue tells the method, marker the arm; shade, line and fill the rate."""
 
     colour: Any
     marker: str
@@ -76,14 +78,20 @@ def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
 
 
 def looks(results: Sequence[ArmResult]) -> list[Look]:
-    """Choose a look for each result, by the order of the arms' names and of the learning rates, highest first."""
+    """Choose a look for each result: the hue of its method and the shade of its rate, as everywhere (`arm_colour`).
+
+    Arms of one method differ in their markers. If all arms are of one method, or were trained elsewhere, the hue tells
+    the arm. Line and fill tell the rate, by the order of the rates, highest first.
+    """
     arms = list(dict.fromkeys(result.arm for result in results))
     rates = sorted({result.learning_rate for result in results}, reverse=True)
-    palette = sns.color_palette("colorblind", 10)
+    by_arm = len({result.method for result in results}) == 1
     found = []
     for result in results:
         arm, rate = arms.index(result.arm), rates.index(result.learning_rate)
-        colour = palette[arm % len(palette)]
+        alone = by_arm or result.method == MEASURED
+        own = PALETTE[arm % len(PALETTE)] if alone else arm_colour(result.method, result.learning_rate)
+        colour = to_rgb(own)
         found.append(Look(colour, MARKERS[arm % len(MARKERS)], LINES[rate % len(LINES)], rate % 2 == 0))
     return found
 

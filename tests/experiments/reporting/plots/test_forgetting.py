@@ -6,7 +6,9 @@ import math
 import re
 
 import pytest
+from matplotlib.colors import to_rgb
 
+from experiments.common.colours import arm_colour
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.plots.forgetting import forgetting_figure, looks, points
 from tests.helpers.invented_arms import six, synthetic, twelve
@@ -16,10 +18,23 @@ def test_arms_differ_in_colour_and_marker_and_rates_in_line_and_fill() -> None:
     drawn = looks(twelve())
     assert len({(look.colour, look.marker, look.line, look.filled) for look in drawn}) == 12
     full, other = drawn[0], drawn[1]
-    assert (full.colour, full.marker) == (other.colour, other.marker)
+    assert full.marker == other.marker
+    assert full.colour != other.colour  # another shade of one hue
     assert full.line != other.line
     assert drawn[0].line == drawn[2].line
     assert drawn[0].colour != drawn[2].colour
+
+
+def test_hue_tells_the_method_as_everywhere_and_the_marker_the_arm() -> None:
+    made = [synthetic("a", 1e-3, 0.4, 0.9), synthetic("b", 1e-3, 0.3, 0.9), synthetic("c", 1e-3, 0.3, 0.8)]
+    for result, method in zip(made, ("control", "control", "full"), strict=True):
+        result.method = method
+    first, second, third = looks(made)
+    assert first.colour == second.colour == to_rgb(arm_colour("control", 1e-3))
+    assert third.colour == to_rgb(arm_colour("full", 1e-3))
+    assert first.marker != second.marker
+    alone = looks(made[:2])  # of one method: the hue is free to tell the arm
+    assert alone[0].colour != alone[1].colour
 
 
 @pytest.mark.parametrize("results", [six(), twelve(), twelve()[4:5]], ids=["six", "twelve", "one"])
