@@ -35,7 +35,7 @@ def main(folder: Path) -> None:
         train(folder / "slow", processes, evaluate=lambda model: nap(2 * TENSOR_TIMEOUT.total_seconds()))
         found["slow"] = time.monotonic() - start
         found["hangs"] = awaited(lambda: processes.on_main("report", lambda: threading.Event().wait(4)))
-        dist.barrier()
+        dist.monitored_barrier(timeout=timedelta(minutes=2))  # the other one may be slow on a busy machine
         found["dies"] = awaited(lambda: train(folder / "dead", processes, evaluate=lambda model: os._exit(0)))
         (folder / "waited.json").write_text(json.dumps(found))
         os._exit(0)  # nobody is left to leave together with

@@ -135,7 +135,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
 
     fork_kernels(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the model is tiny, and another process of tests has the other core
-    before = set(root.glob("runs/*/config.yaml"))
+    before = set(root.glob("runs/*"))
     if path.stem == DESK and not before:  # this test alone
         run_experiment(small_config(small), root)
     parameters = dict(SMALL[path.stem])
@@ -150,7 +150,7 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
     assert "image/png" in text
     if path.stem not in WITHOUT_RUNS:
         assert "retention" in text
-        assert path.stem in READS or set(root.glob("runs/*/config.yaml")) - before
+        assert path.stem in READS or set(root.glob("runs/*")) - before
     if path.stem in POSTHOC:
         again = execute(tmp_path / f"again-{path.name}", kernel_name="python3")
         assert tables(executed)
