@@ -140,7 +140,8 @@ def test_runs(path: Path, root: Path, small: str, tmp_path: Path, monkeypatch: p
         run_experiment(small_config(small), root)
     parameters = dict(SMALL[path.stem])
     # three small layers; test_real_model.py has the shipped model
-    parameters |= {} if path.stem == DESK else {"base_model": small}
+    begun = sorted(arms.parent.name for arms in root.glob("runs/*/arms") if (arms.parent / "config.yaml").is_file())
+    parameters |= {"shown": begun[0]} if path.stem == DESK else {"base_model": small}
     parameters |= {} if path.stem in WITHOUT_RUNS else {"root": str(root)}
     execute = functools.partial(
         papermill.execute_notebook, path, parameters=parameters, cwd=path.parent, progress_bar=False

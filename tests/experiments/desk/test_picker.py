@@ -121,5 +121,5 @@ def test_an_arm_may_have_the_name_of_one_of_the_config_that_is_not_used(tmp_path
     begin(one, "full-0.001")
     again = picker(tmp_path, own_arms=False)
     assert again.arms == one.arms
-    with pytest.raises(ConfigError, match="arm 'full': .* in .*: give the changed arm a name of its own"):
+    with pytest.raises(ConfigError, match=r"arm 'full': .* in .*: give the changed arm a name of its own"):
         picker(tmp_path)
