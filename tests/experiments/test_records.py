@@ -30,7 +30,7 @@ WHOLE = Record("kept", "capitals", "chat", "a", 1, 0.5, 3, 1, 2, ("x", "y"), (-1
      ("choice", 1.0), ("options", ()), ("options", (1, 2)), ("scores", ("a", "b")), ("parsed", "no"), ("reply", 5)],
 )  # fmt: skip
 def test_a_value_that_no_record_has_is_refused(name: str, value: Any, tmp_path: Path) -> None:
-    """No figure from a number that is none, and no other error than that which names file and line."""
+    """A record gives a figure, or an error that names its file and line."""
     file = tmp_path / "items.jsonl"
     write_records(file, [WHOLE, Record("drift", "replies", "kl", "b", value=float("nan"), tokens=0)])
     assert read_records(file)[0] == WHOLE
