@@ -49,8 +49,8 @@ def fingerprint(model: Any) -> str | None:
 def part_prints(model: Any) -> dict[str, str]:
     """Hash samples of the base's norms and of its embeddings, which most kinds of quantisation leave in floats.
 
-    So a quantised base can be told from another one of the same kind, and from one in floats. Parts that this process
-    does not hold whole are left out.
+    They show that a quantised base is not another one of the same kind, or one in floats. Parts that this process does
+    not hold whole are left out.
     """
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     added = {id(p) for n, p in model.named_parameters() if any(f".{part}" in n for part in ADDED)}

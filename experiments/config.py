@@ -1,4 +1,4 @@
-"""The typed YAML of an experiment: every field, its default and its check; section `evaluation` lies with its suites.
+"""The typed YAML of an experiment: every field, its default and its check; section `evaluation` is next to its suites.
 
 Unknown keys fail with the nearest key; all faults are reported at once; a config is frozen once read.
 """
