@@ -110,7 +110,7 @@ class Notebook:
 
     def wait_for_kernel(self, milliseconds: float = 120_000) -> None:
         """Wait until the kernel has nothing to do."""
-        self.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=milliseconds)
+        self.page.get_by_text("| Idle").wait_for(timeout=milliseconds)  # in the line at the bottom
 
     def menu(self, name: str, entry: str) -> None:
         self.page.get_by_role("menuitem", name=name, exact=True).first.click()
