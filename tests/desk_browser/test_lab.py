@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.common.colours import arm_colour
+from experiments.desk.live import Follower
 from tests.helpers.browser import shoot
 from tests.helpers.lab import ROOT, Notebook, changed, copied_project, open_lab
 from tests.helpers.small_notebooks import SMALL
@@ -23,7 +23,7 @@ from tests.helpers.small_run import tiny_base
 
 pytestmark = pytest.mark.slow
 
-STEPS = 150  # of notebook 01: enough for an interrupt
+STEPS = 300  # of notebook 01: enough for an interrupt
 PLOTS = ".js-plotly-plot .main-svg"
 LIVE = """() => [...document.querySelectorAll('.jp-OutputArea')].some(
   area => /running, .* at step [1-9]/.test(area.innerText) && area.querySelector('img[alt^="loss, retention"]'))"""
@@ -76,11 +76,6 @@ def small(project: Path, name: str, base: str, **changes: Any) -> str:
     return f"mlruns/{name}.ipynb"
 
 
-def saved_outputs(path: Path) -> list[dict[str, Any]]:
-    cells = json.loads(path.read_text())["cells"]
-    return [output for cell in cells for output in cell.get("outputs", [])]
-
-
 def test_make_lab_opens_the_desk_and_leaves_the_repository_as_it_is(browser: Any, lab: str, project: Path) -> None:
     """As root too: so it is in most containers."""
     desk = Notebook(browser, lab, "")
@@ -93,33 +88,93 @@ def test_make_lab_opens_the_desk_and_leaves_the_repository_as_it_is(browser: Any
 
 
 def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], project: Path, base: str) -> None:
+    """The interrupt is a click on the square; before it there is no checkpoint. Its cell then shows two lines."""
     name, train = "01_forgetting_in_five_minutes", 2
     notebook = opened(small(project, name, base, steps=STEPS))
     notebook.run_all()
-    bar = notebook.cells.nth(train).get_by_text(re.compile(rf"\b[1-9]\d*/{STEPS}\b"))
-    bar.first.wait_for()
-    notebook.page.get_by_role("button", name="Interrupt the kernel").click()
+    run = begun(project / "mlruns", "notebook-01")
+    wait_until(lambda: run.look().arms[0].step > 2)
+    notebook.page.get_by_title("Interrupt the kernel").first.click()
+    wait_until(lambda: run.look().overview.status == "stopped")
     notebook.wait_for_kernel()
+    said = [line for line in notebook.text(train).splitlines() if line]
+    assert said[-2:] == [
+        "stopping after this step, with a checkpoint; once more stops at once",
+        "stopped; what is recorded is kept, and the same call goes on from the last checkpoint",
+    ]
+    assert "Traceback" not in notebook.text(train)
+    stopped_at = run.look().arms[0].step
+    assert stopped_at < 2 * STEPS // 3
+    notebook.cells.nth(train).scroll_into_view_if_needed()
     shoot(notebook.page, "01-interrupted")
-    print(notebook.text(train))
+
     notebook.run_all()
     notebook.finished()
-    print(notebook.text(train))
+    assert f"full 0.0001: continues from checkpoint-{stopped_at}\n" in notebook.text(train)
+    assert notebook.text(train).count("retention") == 2
+    assert "control" in notebook.text(3)  # the table
+    picture = notebook.cells.nth(4).locator("img")
+    assert picture.evaluate("one => one.naturalWidth") > 500
+    assert notebook.cells.nth(6).locator("select").count() == 3
+    lost = notebook.cells.nth(6).locator("tbody tr:visible")
+    before = lost.count()
+    notebook.cells.nth(6).locator("select").first.select_option("control-0.001")
+    assert 0 < lost.count() < before
     shoot(notebook.page, "01")
-    notebook.save()
     assert notebook.errors == []
 
 
-@pytest.mark.skip
-def test_02_picker_and_watch(opened: Callable[[str], Notebook], project: Path, base: str) -> None:
-    name = "02_ablation"
-    notebook = opened(small(project, name, base, steps=20))
+def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
+    opened: Callable[[str], Notebook], project: Path, base: str
+) -> None:
+    """The arm trains in a process of its own, and `watch` draws its loss before that has ended."""
+    notebook = opened(small(project, "02_ablation", base, steps=STEPS // 10))
     notebook.run_all()
     notebook.finished()
-    notebook.cells.nth(4).scroll_into_view_if_needed()
+    buttons = notebook.cells.nth(3)
+    buttons.get_by_label("name").fill("mine")
+    buttons.get_by_label("interpolation").select_option("slerp")
+    buttons.get_by_label("layers").fill("1")
+    buttons.get_by_role("button", name="Add").click()
+    buttons.get_by_text(">>> picker.add('mine', method='control', rate=0.001, layers=1, interpolation='slerp')").wait_for()
+    row = buttons.locator("tr", has_text="mine")
+    assert row.inner_text().split()[-1] == "new"
+    shoot(notebook.page, "02-picked")
+
+    buttons.get_by_role("button", name="Run").click()
+    buttons.get_by_text("to follow it, in another cell: watch('notebook-02-").wait_for()
+    watched = notebook.add_cell("from experiments import watch\nwatch(picker.folder, root, every=0.2)")
+    notebook.page.wait_for_function(LIVE, timeout=120_000)
+    picture = notebook.cells.nth(watched).locator("img").get_attribute("src")
+    shoot(notebook.page, "02-watched")
+    assert coloured(picture, arm_colour("control", 1e-3)) > 20
+    notebook.finished()
+    notebook.cells.nth(watched).scroll_into_view_if_needed()
     shoot(notebook.page, "02")
-    for n in range(notebook.cells.count()):
-        notebook.cells.nth(n).scroll_into_view_if_needed()
-        shoot(notebook.page, f"02-{n:02d}")
-        print(n, notebook.text(n)[:1500])
+    assert "finished, 7 of 7 arms done" in notebook.text(watched)
+    assert notebook.cells.nth(watched).locator("img").count() == 1
+    assert notebook.cells.nth(watched).locator("button:visible").count() == 0
+    buttons.get_by_role("button", name="Refresh").click()
+    buttons.locator("tr", has_text="mine").get_by_text("finished").wait_for()
+    assert notebook.page.locator(PLOTS).count() > 0
     assert notebook.errors == []
+
+
+def begun(root: Path, name: str) -> Follower:
+    """Wait until a run has its config, and follow it."""
+    wait_until(lambda: bool(list(root.glob(f"runs/{name}-*/config.yaml"))))
+    return Follower(name, root)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def coloured(picture: str, colour: str) -> int:
+    """Count the points of a PNG in an address of data: that have a colour."""
+    pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(picture.partition(",")[2])))[..., :3] * 255
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(pixels - wanted).max(axis=-1) < 3).sum())

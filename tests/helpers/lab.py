@@ -103,7 +103,7 @@ class Notebook:
     def __init__(self, browser: Any, lab: str, path: str) -> None:
         self.page, self.errors = new_page(browser), list[str]()
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{lab}/{'lab/tree/' if path else ''}{path}?token={TOKEN}")
+        self.page.goto(f"{lab}/{'lab/tree/' if path else ''}{path}?token={TOKEN}&reset")
         self.cells = self.page.locator(".jp-Notebook .jp-CodeCell")
         self.cells.first.wait_for()
         self.wait_for_kernel()
