@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 300  # of notebook 01: enough for an interrupt
 PLOTS = ".js-plotly-plot .main-svg"
+STOPPED = "stopped; what is recorded is kept, and the same call goes on from the last checkpoint"
 LIVE = """() => [...document.querySelectorAll('.jp-OutputArea')].some(
   area => /running, .* at step [1-9]/.test(area.innerText) && area.querySelector('img[alt^="loss, retention"]'))"""
 
@@ -88,7 +89,7 @@ def test_make_lab_opens_the_desk_and_leaves_the_repository_as_it_is(browser: Any
 
 
 def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], project: Path, base: str) -> None:
-    """The interrupt is a click on the square; before it there is no checkpoint. Its cell then shows two lines."""
+    """The interrupt is a click on the square; before it there is no checkpoint. Its cell then says so in a line."""
     name, train = "01_forgetting_in_five_minutes", 2
     notebook = opened(small(project, name, base, steps=STEPS))
     notebook.run_all()
@@ -97,12 +98,9 @@ def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], projec
     notebook.page.get_by_title("Interrupt the kernel").first.click()
     wait_until(lambda: run.look().overview.status == "stopped")
     notebook.wait_for_kernel()
-    said = [line for line in notebook.text(train).splitlines() if line]
-    assert said[-2:] == [
-        "stopping after this step, with a checkpoint; once more stops at once",
-        "stopped; what is recorded is kept, and the same call goes on from the last checkpoint",
-    ]
-    assert "Traceback" not in notebook.text(train)
+    said = notebook.text(train).split("full 0.0001\n")[1]
+    assert sorted(filter(None, said.splitlines()))[-1:] == [STOPPED]  # the note that it stops may come late
+    assert len(said.split("\n")) <= 6, said  # no traceback
     stopped_at = run.look().arms[0].step
     assert stopped_at < 2 * STEPS // 3
     notebook.cells.nth(train).scroll_into_view_if_needed()

@@ -1,8 +1,7 @@
-"""`ui`: ports, links and servers that end together; in the slow tier what a browser shows."""
+"""`ui`: ports, links and servers that end together; tests/desk_browser/ has what a browser shows."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -14,7 +13,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -32,10 +30,9 @@ from experiments.cli.ui import (
 )
 from experiments.common.errors import ConfigError, RunError, StudyError
 from experiments.tracking.tracker import Tracker
+from tests.helpers.served_ui import served
 from tests.helpers.toy_study import open_store
 
-START = 120.0  # seconds
-COLOURED = "colour => [...document.querySelectorAll('*')].some(e => getComputedStyle(e).backgroundColor === colour)"
 
 
 @pytest.fixture
@@ -162,25 +159,6 @@ def test_a_browser_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_screen()
 
 
-@contextlib.contextmanager
-def served(root: Path, *options: str) -> Iterator[tuple[Any, str]]:
-    """Yield the process of `ui` and what it has printed when all servers answer."""
-    line = [sys.executable, "-u", "-m", "experiments.cli", "ui", "--no-browser", "--root", str(root), *options]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said, deadline = "", time.monotonic() + START
-    assert process.stdout is not None
-    try:
-        while "Ctrl-C ends" not in said:
-            assert time.monotonic() < deadline, said
-            line_read = process.stdout.readline()
-            assert line_read, f"ui ended: {said}"
-            said += line_read
-        yield process, said
-    finally:
-        process.send_signal(signal.SIGINT)  # which ends the servers; after a kill they would stay
-        process.wait(60)
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -226,28 +204,3 @@ def test_no_process_shows_a_store_and_none_stays_after_a_kill(store: Path, monke
     assert psutil.wait_procs(servers, timeout=20)[1] == []
     assert "demo" in said
     assert "toy" in said
-
-
-@pytest.mark.slow
-def test_a_browser_lands_on_the_prepared_table(store: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium")
-    with served(store) as (process, said):
-        address = next(word for word in said.split() if word.endswith("forgetting&workflowType=machine_learning"))
-        with playwright.sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1900, "height": 900})
-            page.goto(address)
-            page.get_by_text("full 0.01").first.wait_for(timeout=60_000)
-            heads = {text.strip() for text in page.locator(".ag-header-cell").all_inner_texts()}
-            assert {"gain", "kl", "nfr", "retention", "learning_rate", "method"} <= heads
-            assert page.evaluate(COLOURED, "rgb(1, 115, 178)")  # of full
-            page = browser.new_page(viewport={"width": 1900, "height": 1200})
-            page.goto(address.replace("workflowType", "compareRunsMode=CHART&workflowType"))
-            for title in ("Forgetting", "Over steps", "gain vs. retention"):
-                page.get_by_text(title).first.wait_for(timeout=60_000)
-            browser.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
