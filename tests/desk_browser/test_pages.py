@@ -23,7 +23,7 @@ from tests.helpers.tiny_study import ARMS, RATE, tiny_study
 
 pytestmark = pytest.mark.slow
 
-PHONE, A4 = 390, 703  # CSS pixels; A4 without its margins of 12 mm
+PHONE, A4, A4_HEIGHT = 390, 703, 1032  # CSS pixels; A4 without its margins of 12 mm
 # what reaches out of the page, and cells of a table that do not show all of their text
 CUT = """() => {
   document.querySelectorAll('details').forEach(one => one.open = true);
@@ -38,7 +38,7 @@ CUT = """() => {
 # for each cell of a table: whether the title of its column is next to it, and the size of its letters
 CELLS = """() => [...document.querySelectorAll('.wide table')].flatMap(table => {
   const heads = [...table.querySelectorAll('thead th')].map(one => one.textContent.trim());
-  return [...table.querySelectorAll('tbody tr')].flatMap(row => [...row.cells].map((cell, i) => {
+  return [...table.querySelectorAll('tbody tr')].flatMap(row => [...row.cells].filter(cell => !cell.matches('.reason')).map((cell, i) => {
     const title = getComputedStyle(cell, '::before').content;
     return [heads[i], title === JSON.stringify(heads[i]), parseFloat(getComputedStyle(cell).fontSize)];
   }));
@@ -105,36 +105,49 @@ def test_mlflow_opens_on_the_table_of_the_arms(browser: Any, said: str) -> None:
     shoot(page, "mlflow-table")
     assert {"method", "learning_rate", "gain", "retention", "kl", "nfr"} <= set(heads)
     for method, rate in (("full", 1e-3), ("control", 1e-2)):
-        colour = arm_colour(method, rate)
-        rgb = ", ".join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))
-        assert page.evaluate(COLOURED, f"rgb({rgb})"), method
+        assert page.evaluate(COLOURED, rgb(method, rate)), method
     page.close()
 
 
 def test_mlflow_opens_on_the_charts(browser: Any, said: str) -> None:
     page = new_page(browser, 1900, 1400)
     page.goto(link(said, "small +charts"))
-    for title in ("Forgetting", "Over steps", "gain vs. retention"):
+    for title in ("Forgetting", "Over steps", "gain vs. retention", "kl vs. retention"):
         page.get_by_text(title).first.wait_for()
-    page.wait_for_timeout(3000)
+    page.locator(".js-plotly-plot .point").first.wait_for()
     shoot(page, "mlflow-charts")
+    full, control = [page.locator(f'.point[style*="{rgb(*arm)}"]').count() for arm in (("full", 1e-3), ("control", 1e-2))]
+    assert full >= 3
+    assert control >= 3
     page.close()
+
+
+def rgb(method: str, rate: float) -> str:
+    """Return an arm's colour as a browser writes it."""
+    colour = arm_colour(method, rate)
+    return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
 
 
 def test_optuna_dashboard_shows_names_notes_and_pictures(browser: Any, said: str) -> None:
     page = new_page(browser, 1500, 1400)
     study = link(said, "tiny")
     page.goto(study)
-    page.wait_for_timeout(4000)
+    for axis in ("Objective X:", "Objective Y:"):
+        page.get_by_text(axis).first.wait_for()
+    chosen = page.locator(".MuiSelect-select").all_inner_texts()
+    assert chosen[:2] == ["gain", "retention"]
     shoot(page, "optuna-study")
-    print(page.locator("body").inner_text()[:3000])
     page.goto(f"{study}/trials?numbers=0")
-    page.wait_for_timeout(4000)
+    back = page.get_by_role("link", name="Trial 0 in MLflow")
+    assert re.search(r"/#/experiments/\d+/runs/\w{32}", back.get_attribute("href"))
+    page.get_by_text("retention: ").first.wait_for()
+    page.get_by_text("forgetting-seed-0.png").first.wait_for()
+    assert page.locator('img[src^="/artifacts/"]').first.evaluate("one => one.decode().then(() => one.naturalWidth)") > 300
     shoot(page, "optuna-trial")
-    print(page.locator("body").inner_text()[:3000])
-    page.goto(f"{study}/artifacts")
-    page.wait_for_timeout(4000)
-    shoot(page, "optuna-artifacts")
+    page.goto(f"{study}/note")
+    for name in ("forgetting.png", "trajectories.png"):
+        page.get_by_text(name).first.wait_for()
+    shoot(page, "optuna-note")
     page.close()
 
 
@@ -176,5 +189,6 @@ def test_a_report_on_paper(browser: Any, report: Path) -> None:
     page.emulate_media(media="print")
     shoot(page, f"paper-{report.parent.name[:5]}", whole=True)
     assert page.evaluate(CUT) == [False, []]
-    print(len(re.findall(rb"/Type /Page\b", printed)))
+    whole = page.evaluate("document.documentElement.scrollHeight") / A4_HEIGHT
+    assert whole <= len(re.findall(rb"/Type /Page\b", printed)) <= 2 * whole + 1  # rows and pictures are not split
     page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from experiments.cli.ui import (
     mlflow_links,
     optuna_command,
     server,
+    start,
 )
 from experiments.common.errors import ConfigError, RunError, StudyError
 from experiments.tracking.tracker import Tracker
@@ -122,6 +124,22 @@ def test_a_server_that_does_not_start() -> None:
     with pytest.raises(RunError, match=r"(?s)toy does not answer at port 1; its last lines:.*no such store"):  # noqa: SIM117
         with server("toy", 1, "sh -c 'echo no such store; exit 3'"):
             pass
+
+
+def test_a_port_that_another_program_got_in_between(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two that start at once find the same free port. The one that lost it must not take the other's answer for its own."""
+    port, running = free_port(22_000), list[subprocess.Popen[bytes]]()
+
+    def line(number: int) -> str:
+        return f"{sys.executable} -m http.server --bind 127.0.0.1 {number}"
+
+    with contextlib.ExitStack() as servers, server("files", port, line(port)):
+        with pytest.raises(RunError, match="files does not answer at port"):
+            start(servers, running, "files", port, line, moves=False)
+        moved = start(servers, running, "files", port, line)
+        assert port < moved < port + 100
+        assert len(running) == 1
+        assert urllib.request.urlopen(f"http://127.0.0.1:{moved}/", timeout=5).status == 200
 
 
 def test_the_second_ctrl_c_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
