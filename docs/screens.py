@@ -24,7 +24,6 @@ from tests.helpers.served_ui import served
 FIGURES = Path(__file__).parent / "figures"
 STUDY, SHOWN = "facts-rates", (1100, 820)  # CSS pixels
 COLOURS = 128  # of a PNG: it stays below 250 kB
-QUIET = "[aria-label='Close Assistant'], .close-assistant"
 
 
 def main(root: Path) -> None:

@@ -134,7 +134,9 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     buttons.get_by_label("interpolation").select_option("slerp")
     buttons.get_by_label("layers").fill("1")
     buttons.get_by_role("button", name="Add").click()
-    buttons.get_by_text(">>> picker.add('mine', method='control', rate=0.001, layers=1, interpolation='slerp')").wait_for()
+    buttons.get_by_text(
+        ">>> picker.add('mine', method='control', rate=0.001, layers=1, interpolation='slerp')"
+    ).wait_for()
     row = buttons.locator("tr", has_text="mine")
     assert row.inner_text().split()[-1] == "new"
     shoot(notebook.page, "02-picked")

@@ -31,14 +31,17 @@ CUT = """() => {
   const shown = all.filter(one => one.getBoundingClientRect().width > 0);
   const out = shown.filter(one => {
     const place = one.getBoundingClientRect();
-    return place.right > innerWidth + 1 || place.left < -1 || (one.scrollWidth > one.clientWidth + 1 && one.tagName !== 'PRE');
+    const inside = one.tagName === 'PRE' || one.scrollWidth <= one.clientWidth + 1;
+    return place.right > innerWidth + 1 || place.left < -1 || !inside;
   });
-  return [document.documentElement.scrollWidth > innerWidth, out.map(one => one.tagName + ' ' + one.textContent.slice(0, 40))];
+  const texts = out.map(one => one.tagName + ' ' + one.textContent.slice(0, 40));
+  return [document.documentElement.scrollWidth > innerWidth, texts];
 }"""
 # for each cell of a table: whether the title of its column is next to it, and the size of its letters
 CELLS = """() => [...document.querySelectorAll('.wide table')].flatMap(table => {
   const heads = [...table.querySelectorAll('thead th')].map(one => one.textContent.trim());
-  return [...table.querySelectorAll('tbody tr')].flatMap(row => [...row.cells].filter(cell => !cell.matches('.reason')).map((cell, i) => {
+  const cells = row => [...row.cells].filter(cell => !cell.matches('.reason'));
+  return [...table.querySelectorAll('tbody tr')].flatMap(row => cells(row).map((cell, i) => {
     const title = getComputedStyle(cell, '::before').content;
     return [heads[i], title === JSON.stringify(heads[i]), parseFloat(getComputedStyle(cell).fontSize)];
   }));
@@ -47,8 +50,8 @@ CELLS = """() => [...document.querySelectorAll('.wide table')].flatMap(table => 
 CONTRAST = """() => {
   document.querySelectorAll('details').forEach(one => one.open = true);
   const parts = colour => colour.match(/[\\d.]+/g).map(Number);
-  const light = colour => parts(colour).slice(0, 3).map(v => v / 255).map(
-    v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const linear = v => v / 255 <= .04045 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const light = colour => [.2126, .7152, .0722].reduce((sum, w, i) => sum + w * linear(parts(colour)[i]), 0);
   const behind = one => {
     const colour = getComputedStyle(one).backgroundColor, seen = parts(colour)[3] ?? 1;
     return seen > .5 || !one.parentElement ? colour : behind(one.parentElement);
@@ -116,7 +119,9 @@ def test_mlflow_opens_on_the_charts(browser: Any, said: str) -> None:
         page.get_by_text(title).first.wait_for()
     page.locator(".js-plotly-plot .point").first.wait_for()
     shoot(page, "mlflow-charts")
-    full, control = [page.locator(f'.point[style*="{rgb(*arm)}"]').count() for arm in (("full", 1e-3), ("control", 1e-2))]
+    full, control = [
+        page.locator(f'.point[style*="{rgb(*arm)}"]').count() for arm in (("full", 1e-3), ("control", 1e-2))
+    ]
     assert full >= 3
     assert control >= 3
     page.close()
@@ -142,7 +147,9 @@ def test_optuna_dashboard_shows_names_notes_and_pictures(browser: Any, said: str
     assert re.search(r"/#/experiments/\d+/runs/\w{32}", back.get_attribute("href"))
     page.get_by_text("retention: ").first.wait_for()
     page.get_by_text("forgetting-seed-0.png").first.wait_for()
-    assert page.locator('img[src^="/artifacts/"]').first.evaluate("one => one.decode().then(() => one.naturalWidth)") > 300
+    assert (
+        page.locator('img[src^="/artifacts/"]').first.evaluate("one => one.decode().then(() => one.naturalWidth)") > 300
+    )
     shoot(page, "optuna-trial")
     page.goto(f"{study}/note")
     for name in ("forgetting.png", "trajectories.png"):

@@ -36,7 +36,6 @@ from tests.helpers.served_ui import served
 from tests.helpers.toy_study import open_store
 
 
-
 @pytest.fixture
 def taken() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as own:
@@ -126,8 +125,8 @@ def test_a_server_that_does_not_start() -> None:
             pass
 
 
-def test_a_port_that_another_program_got_in_between(capsys: pytest.CaptureFixture[str]) -> None:
-    """Two that start at once find the same free port. The one that lost it must not take the other's answer for its own."""
+def test_a_port_that_another_program_got_in_between() -> None:
+    """Two that start at once find the same free port. The other one's answer is not taken for the own."""
     port, running = free_port(22_000), list[subprocess.Popen[bytes]]()
 
     def line(number: int) -> str:
