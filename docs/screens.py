@@ -31,8 +31,7 @@ def main(root: Path) -> None:
     with open_browser() as browser, tempfile.TemporaryDirectory() as folder:
         take_lab(browser, root.resolve(), Path(folder))
         with served(root, "--optuna") as (_, said):
-            charts = found(rf"{STUDY} +charts +(\S+)", said)
-            take_mlflow(browser, charts)
+            take_mlflow(browser, found(rf"{STUDY} +charts +(\S+)", said))
             take_optuna(browser, found(rf"(?m)^{STUDY} +(\S+/dashboard/studies/\d+)$", said))
 
 
@@ -64,16 +63,19 @@ def gain_rank(report: Path) -> tuple[bool, str]:
 def take_mlflow(browser: Any, address: str) -> None:
     page = new_page(browser, 1500, 1000)
     page.goto(address)
+    for name in ("assistant.chat_panel.close", "experiment_page.shared_view.dismiss"):
+        page.locator(f'[data-component-id="mlflow.{name}"]').click()
     page.locator(".js-plotly-plot .point").first.wait_for()
-    page.wait_for_timeout(5000)  # all charts
+    page.wait_for_timeout(8000)  # all charts
     save(page, "mlflow")
 
 
 def take_optuna(browser: Any, address: str) -> None:
+    """Show a trial: its note, its values, its picture."""
     page = new_page(browser, *SHOWN)
-    page.goto(address)
-    page.locator(".js-plotly-plot .point").first.wait_for()
-    page.wait_for_timeout(3000)
+    page.goto(f"{address}/trials?numbers=6")
+    page.get_by_role("link", name="Trial 6 in MLflow").wait_for()
+    page.wait_for_timeout(2000)
     save(page, "optuna")
 
 
