@@ -236,6 +236,16 @@ def test_every_page_is_in_the_navigation_the_index_and_the_readme() -> None:
             assert f"](docs/{page.name})" in readme, page.name
 
 
+def test_each_picture_is_small_and_shown_by_a_page() -> None:
+    """docs/screens.py takes them."""
+    pages = "".join(page.read_text() for page in DOCUMENTS)
+    pictures = list((ROOT / "docs" / "figures").glob("*.png"))
+    assert {"desk.png", "mlflow.png", "optuna.png"} <= {picture.name for picture in pictures}
+    for picture in pictures:
+        assert picture.stat().st_size < 250_000
+        assert f"(figures/{picture.name})" in pages
+
+
 @pytest.mark.slow
 def test_the_site_builds(tmp_path: Path) -> None:
     """Strict: mkdocs fails on a link or an anchor that leads nowhere. Formulas are MathML, linked code is a page."""

@@ -21,7 +21,7 @@ from experiments.desk.picker import CONTROL, Picker, options
 
 NUMBERS = {"layers": int, "alpha_start": float, "divergence_weight": float}
 RATE = 1e-3  # of a new arm
-WIDE = {"description_width": "120px"}
+WIDE = {"description_width": "130px"}
 
 
 class Buttons:
@@ -37,6 +37,7 @@ class Buttons:
         self.replay = widgets.Text(placeholder="as the run", description="replay", style=WIDE)
         self.chosen = widgets.Dropdown(options=list(picker.arms), description="arm", style=WIDE)
         self.said, self.shown = widgets.HTML(), widgets.HTML()
+        self.shown.add_class("jp-RenderedHTMLCommon")  # the lab's style of tables, with room between the columns
         actions = ("add", "clone", "remove", "run", "stop", "refresh")
         self.buttons = {name: self._button(name) for name in actions}
         self.shown.value = picker.table().html()

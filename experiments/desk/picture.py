@@ -72,10 +72,12 @@ def _layers(axes: Axes, arm: LiveArm | None) -> None:
     if divergence:
         axes.bar(list(divergence), list(divergence.values()), color="#cc78bc", width=0.6)
         axes.set_ylabel("divergence", color="#9c4a8c")
+    else:
+        axes.set_yticks([])
     if alpha:
         other = axes.twinx()
         other.plot(list(alpha), list(alpha.values()), "o", color="#1d2430", markersize=4)
-        other.set_ylim(0, 1)
+        other.set_ylim(-0.03, 1.03)  # dots at 0 and 1 are whole
         other.set_ylabel("alpha (dots)")
         sns.despine(ax=other, right=False)
     if not divergence and not alpha:
