@@ -42,7 +42,8 @@ def take_lab(browser: Any, root: Path, scratch: Path) -> None:
     project = scratch / "project"
     project.mkdir()
     copied_project(project)
-    run = next(file.parent for file in sorted(root.glob(f"runs/{STUDY}-*/config.yaml")) if ARM in file.read_text())
+    configs = [path for path in sorted(root.glob(f"runs/{STUDY}-*/config.yaml")) if ARM in path.read_text()]
+    run = next(path.parent for path in configs if list(path.parent.glob("arms/*/journal-*.jsonl")))  # has its steps
     weights = shutil.ignore_patterns("*.safetensors", "checkpoints", "cache")
     shutil.copytree(run, project / "mlruns" / "runs" / run.name, ignore=weights)  # the paths in the picture are short
     cell = nbformat.v4.new_code_cell(f'from experiments import watch\n\nwatch("{run.name}", "mlruns")')
