@@ -105,7 +105,7 @@ def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
     if different:
         raise DamagedError(
             f"{file.parent} was trained on the base model {saved.get('name')!r}, but {here['name']!r} is another one: "
-            f"{different}. Bring back the base model of the training, or start the run anew with --fresh"
+            f"{different}. Bring back the base model of the training, or train again (a run: with --fresh)"
         )
 
 
