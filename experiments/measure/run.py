@@ -23,6 +23,7 @@ from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
 from experiments.records import ArmResult
 from experiments.runs.run import only_one_process
+from experiments.tracking.uri import without_password
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
         try:
             results.append(session.measure(model))
         except (BenchError, ctrl.CheckpointError, ctrl.ConfigError, ValueError, RuntimeError) as error:
-            failed[model.name] = f"{type(error).__name__}: {error}"
+            failed[model.name] = without_password(f"{type(error).__name__}: {error}")
             session.say(f"  failed: {failed[model.name]}")
     return results, failed
 

@@ -65,3 +65,16 @@ def test_weights_have_the_dtype_that_was_asked_for(run: Path, tmp_path: Path) ->
         export(run, "full", 1e-2, tmp_path / "half")
     with pytest.raises(ConfigError, match="--dtype int4: choose one of fp32, bf16, fp16"):
         export(run, "full", 1e-2, tmp_path / "other", dtype="int4")
+
+
+def test_a_run_whose_config_was_edited_is_refused_before_it_writes(run: Path, tmp_path: Path) -> None:
+    """An edited name of the base would export another model under this run's figures."""
+    file = run / "config.yaml"
+    own = file.read_text()
+    try:
+        file.write_text(own.replace("precision: fp32", "precision: bf16"))
+        with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings than small-.* ran with"):
+            export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None)
+    finally:
+        file.write_text(own)
+    assert not list(tmp_path.iterdir())
