@@ -106,7 +106,8 @@ def trained_digest(arm: Path) -> str:
 def owners_noted(run: Path) -> dict[str, Any]:
     """Return the digests of the data that a run had, as its results and checkpoints note them.
 
-    So a run whose SOURCES is gone, or lacks a name, knows what it began with. A damaged result is found where it is read.
+    So a run whose SOURCES is gone, or lacks a name, knows what it began with. Damaged ones are found where they are
+    read.
     """
     owners = [read_note(file).get(OWNER, {}) for file in run.glob(f"*/*/{RESULT}")]
     owners += [read_note(file).get(OWNER, {}) for file in run.glob(f"arms/*/checkpoints/*/{LAUNCH}")]

@@ -61,8 +61,8 @@ def _worse_side(constraint: Constraint) -> Iterator[str]:
     wrong, other, limit = ("max", "min", constraint.max) if right == "maximize" else ("min", "max", constraint.min)
     if right and limit is not None and None in (constraint.min, constraint.max):
         yield (
-            f"  constraints: {wrong}={limit:g} on {constraint.figure!r} keeps the trials that are worse, since it is to "
-            f"be {right}d: give {other}, or both for a range"
+            f"  constraints: {wrong}={limit:g} on {constraint.figure!r} keeps the trials that are worse, since it is "
+            f"to be {right}d: give {other}, or both for a range"
         )
 
 

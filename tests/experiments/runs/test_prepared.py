@@ -66,7 +66,7 @@ def test_deleted_digests_do_not_hide_changed_data(written: dict[str, str] | None
     (tmp_path / SOURCES).unlink()
     if written is not None:
         write_json(tmp_path / SOURCES, written)
-    with pytest.raises(ConfigError, match="sums has changed since .* began"):
+    with pytest.raises(ConfigError, match=r"sums has changed since .* began"):
         _check_sources(tmp_path, {"0 sums": "new"}, "c")
     if written is None:
         _check_sources(tmp_path, {"0 sums": "old"}, "c")
