@@ -302,13 +302,17 @@ def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[s
 def _check_same(path: Path, name: str, arm: Path, figures: Mapping[str, Estimate]) -> None:
     """Raise CompareError if a folder has other results than the export: a run of this name on another machine."""
     card = read_json(arm / "result.json").get("scorecard", {})
-    known = {figure: (one.value, card[figure].get("value")) for figure, one in figures.items() if figure in card}
-    other = [figure for figure, (own, here) in known.items() if here is None or not _equal(own, here)]
+    here = {figure: _number(one.get("value")) for figure, one in card.items()}
+    other = [n for n, one in figures.items() if n in here and not _equal(_number(one.value), here[n])]
     if other:
         raise CompareError(
-            f"{path}, {name}: {other[0]} is {known[other[0]][0]:g}, but {known[other[0]][1]} in {arm}, which has the "
-            "same name: move one of them away, or name the run folder itself"
+            f"{path}, {name}: {other[0]} is {figures[other[0]].value:g}, but {here[other[0]]:g} in {arm}, which has "
+            "the same name: move one of them away, or name the run folder itself"
         )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _equal(one: float, other: float) -> bool:
