@@ -165,7 +165,8 @@ def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
         if damaged or not isinstance(error, OSError):
             suspect = "config.json" if type(error).__name__.startswith("Strict") else suspect
             pickled = next(folder.glob("*.bin"), None) if short_text(error) == CODE else None
-            return f"{start}: {damaged or pickled or folder / suspect} cannot be used ({short_text(error)}): {_again(folder)}"
+            file = damaged or pickled or folder / suspect
+            return f"{start}: {file} cannot be used ({short_text(error)}): {_again(folder)}"
     return (
         f"{start} could not be loaded: {short_text(error)}\n"
         "It is neither 'smollm2-135m-instruct' (shipped), nor a folder saved by save_pretrained, nor a model that "
