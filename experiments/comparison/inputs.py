@@ -293,6 +293,27 @@ def _row(path: Path, name: str, folder: str | None, arm: str, figures: Mapping[s
     for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
         arms = root / str(folder) / "arms" / arm
         if arms.is_dir():
+            _check_same(path, name, arms, figures)
             found = _arm(arms, _base(root / str(folder)))
             return replace(found, name=name, stages=_stages(root / str(folder)))
     return ComparedRun(name, figures=figures)
+
+
+def _check_same(path: Path, name: str, arm: Path, figures: Mapping[str, Estimate]) -> None:
+    """Raise CompareError if a folder has other results than the export: a run of this name on another machine."""
+    card = read_json(arm / "result.json").get("scorecard", {})
+    here = {figure: _number(one.get("value")) for figure, one in card.items()}
+    other = [n for n, one in figures.items() if n in here and not _equal(_number(one.value), here[n])]
+    if other:
+        raise CompareError(
+            f"{path}, {name}: {other[0]} is {figures[other[0]].value:g}, but {here[other[0]]:g} in {arm}, which has "
+            "the same name: move one of them away, or name the run folder itself"
+        )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) or (one != one and other != other)

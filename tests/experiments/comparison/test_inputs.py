@@ -86,6 +86,23 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
         read_runs([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
 
 
+@pytest.mark.parametrize("gain", [0.4, 0.1])
+def test_an_export_does_not_take_the_records_of_a_namesake(run: Path, tmp_path: Path, gain: float) -> None:
+    """The same config on two machines has one name: its run here may have seen other data."""
+    result = ArmResult("full", "full", 0.001, "finished", scorecard={"gain": Estimate(0.4)}).to_dict()
+    path = tmp_path / "study.json"
+    path.write_text(
+        json.dumps({"trials": [{"number": 0, "runs": [{"seed": 0, "folder": str(run), "result": result}]}]})
+    )
+    file = run / "arms" / "full-0.001" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scorecard": {"gain": {"value": gain}}}))
+    if gain == 0.4:
+        assert len(read_runs([str(path)])[0].after) == 600
+        return
+    with pytest.raises(CompareError, match=r"study\.json, .*: gain is 0\.4, but 0\.1 in .*which has the same name"):
+        read_runs([str(path)])
+
+
 def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path) -> Path:
     """An export of one row whose run folder is on another machine."""
     if path.suffix == ".json":
