@@ -35,7 +35,7 @@ def has_quantised(model: nn.Module) -> bool:
 
 
 def is_quantised_linear(module: nn.Module) -> bool:
-    """Return whether the module is a matrix with quantised weights, in parameters, buffers (GPTQ, AWQ) or neither (torch.ao)."""
+    """Whether the module is a matrix with quantised weights: in parameters, buffers (GPTQ, AWQ) or neither (torch.ao)."""
     sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
     packed = type(module).__module__.startswith(PACKED)
     return all(isinstance(size, int) for size in sizes) and (packed or any(map(is_quantised, _own(module))))
