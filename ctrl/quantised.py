@@ -35,7 +35,7 @@ def has_quantised(model: nn.Module) -> bool:
 
 
 def is_quantised_linear(module: nn.Module) -> bool:
-    """Whether the module is a matrix with quantised weights: in parameters, buffers (GPTQ, AWQ) or neither (torch.ao)."""
+    """Return whether the module is a matrix with quantised weights: in parameters, buffers or neither (torch.ao)."""
     sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
     packed = type(module).__module__.startswith(PACKED)
     return all(isinstance(size, int) for size in sizes) and (packed or any(map(is_quantised, _own(module))))
@@ -47,6 +47,11 @@ def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
     Raises ConfigError for quantised weights of other modules (experts).
     """
     linears = [module for module in layer.modules() if is_quantised_linear(module)]
+    if any(type(module).__module__.startswith(PACKED) for module in linears):
+        raise ConfigError(
+            f"{type(layer).__name__} has modules of torch.ao.quantization, whose state cannot be loaded in part, as "
+            "ctrl.load does: expand the base in floats, or quantise it with bitsandbytes, torchao or quanto"
+        )
     for name, module in layer.named_modules():
         if module not in linears and any(map(is_quantised, module.parameters(recurse=False))):
             raise ConfigError(
@@ -81,8 +86,7 @@ def shared_state(layer: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
-    device, bias = next((t.device for t in _own(module)), torch.device("cpu")), getattr(module, "bias", None)
-    bias = bias() if callable(bias) else bias  # torch's own modules have methods in place of tensors
+    device, bias = _own(module)[0].device, getattr(module, "bias", None)
     plain = nn.Linear(module.in_features, module.out_features, bias is not None, device, dtype)
     if bias is not None:
         plain.bias.copy_(bias)
