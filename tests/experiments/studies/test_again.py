@@ -13,7 +13,7 @@ from experiments.studies.again import queue_failed
 from experiments.studies.trial import TrialFailed, TrialOutcome
 from tests.helpers.toy_study import open_store, quiet, value
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
 
 def test_only_failed_trials_run_again_and_from_their_start(tmp_path: Path) -> None:
