@@ -37,7 +37,8 @@ class Difference:
 @dataclass
 class Comparison:
     """The result of `compare`. cards: figures by run. items: number of common items by suite. matched_gain: the gain at
-    which retention_matched is read; None if no run gains."""
+    which retention_matched is read; None if no run gains. methods: method and learning rate by run, if they are known.
+    """
 
     reference: str
     cards: dict[str, dict[str, Estimate]]
@@ -45,6 +46,7 @@ class Comparison:
     items: dict[str, int] = field(default_factory=dict)
     matched_gain: float | None = None
     notes: list[str] = field(default_factory=list)
+    methods: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def figures(self) -> list[str]:
         """List the figures that a run has, in the order of the tables."""
@@ -73,6 +75,7 @@ def compare(
         raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
     known = {run.name: run for run in runs if run.after}
     result = Comparison(reference, {run.name: dict(run.figures) for run in runs})
+    result.methods = {run.name: (run.method, run.learning_rate) for run in runs if run.method}
     for run in runs:
         if run.fault:
             result.notes.append(f"{run.name}: {run.fault}")

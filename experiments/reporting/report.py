@@ -15,7 +15,8 @@ from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.doubts import doubt
 from experiments.reporting.page import image_bytes, inline_svg, write_page
-from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.plots.caption import asked_in
+from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.summary import claims
 from experiments.reporting.table import Table
 from experiments.reporting.tables import (
@@ -52,7 +53,9 @@ def write_report(
     overlap.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
+    asked = asked_in(config.to_dict(), len(kept_tasks(results)))
+    title = f"Learning {config.data.label}: what is gained, what is kept"
+    figure = gained_kept_figure(results, title, asked)
     write_bytes(folder / "forgetting.png", image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     values = {
