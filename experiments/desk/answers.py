@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # answers of each arm and word
 HEAD = ("arm", "answer", "task", "question", "right", "base model", "arm's answer")
+WORDS = ("lost", "won", "kept")
 CHOOSERS = ("arm", "answer", "task")
 LONGEST = 400  # characters of a cell
 
@@ -47,7 +48,11 @@ class Answers:
         return pd.DataFrame(rows, columns=["arm", "answer", *Turned.__dataclass_fields__])
 
     def _repr_html_(self) -> str:
-        return str(Grid(Table("", HEAD, tuple(self._shown())), self._words(), CHOOSERS, prose=True).html())
+        return str(Grid(self.table(), self._words(), CHOOSERS, prose=True).html())
+
+    def table(self, words: Sequence[str] = WORDS) -> Table:
+        """Make a table of the first ones. words: which of lost, won, kept."""
+        return Table("", HEAD, tuple(row for row in self._shown() if row[1] in words))
 
     def _shown(self) -> list[tuple[str, ...]]:
         rows = []
@@ -65,7 +70,7 @@ class Answers:
         texts = []
         for arm, ones in self.found.items():
             counts = Counter(word for word, _ in ones)
-            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in ("lost", "won", "kept")))
+            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in WORDS))
         return "; ".join(texts) + f". Below, of each the {self.count} whose right option changed most in its lead."
 
 

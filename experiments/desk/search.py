@@ -13,6 +13,7 @@ from experiments.common.paths import default_root, short_path
 from experiments.common.result_folders import find
 from experiments.desk.answers import Answers, answers
 from experiments.desk.explore import Json, Picture, marks, page_of
+from experiments.desk.front import ClickedFront
 from experiments.desk.grid import Grid
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
@@ -80,6 +81,15 @@ class StudyView:
         trials, front = self.trials, self.store.front()
         still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
         return Picture(still, front_hover(trials, front, objectives))
+
+    def clicked(self, count: int = 3) -> ClickedFront:
+        """Draw the same with points that are buttons: a click shows a trial's picks, its run and its flips.
+
+        count: of each kind of flip. Raises StudyError for a study of one objective.
+        """
+        if len(self.study.objectives) < 2:
+            raise StudyError(f"{self.study.name} has one objective, so no front: use view.answers(NUMBER)")
+        return ClickedFront(self, count)
 
     def importances(self) -> Picture | None:
         """Draw how much of each objective's variance a dimension explains. None if too few trials are complete."""
