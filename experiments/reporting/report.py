@@ -44,13 +44,14 @@ def write_report(
     details: Sequence[Table] = (),
     figures: Sequence[tuple[str, Figure]] = (),
     significant: SignificantPairs | None = None,
+    links: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the figures of the base model. ui_command: opens the MLflow UI. details: further tables
     (`experiments.reporting.details`). figures: further pictures with their titles, in the HTML page alone. significant:
     the pairs of arms that differ (`experiments.scorecard.significant_pairs`); default: those whose intervals do not
-    overlap.
+    overlap. links: the address of each arm's run, by its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = asked_in(config.to_dict(), len(kept_tasks(results)))
@@ -76,6 +77,7 @@ def write_report(
         "figures": [(title, inline_svg(picture)) for title, picture in figures],
         "command": command("run", folder / "config.yaml", "--fresh"),
         "ui_command": ui_command,
+        "links": links,
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
     }
     write_page(folder / "report.md", "report", **values)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GREY = "#5b6470"
 PARTS = {"new": "new", "kept": "kept", "replies": "replies of the base"}  # what is counted, and its name in a caption
