@@ -13,7 +13,7 @@ from experiments.common.files import parse_json, read_json
 from experiments.common.paths import SHIPPED
 from experiments.common.section import nearest
 from experiments.common.yaml_values import read_yaml
-from experiments.records import ArmResult, Estimate, Record, read_records
+from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
 
@@ -29,6 +29,7 @@ class ComparedRun:
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
+    method: empty if it is not known.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ComparedRun:
     fault: str | None = None
     left_out: Sequence[str] = ()
     tokens: float = math.nan
+    method: str = ""
+    learning_rate: float = 0.0
 
     @property
     def after(self) -> Sequence[Record]:
@@ -188,6 +191,8 @@ def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         fault=fault or None,
         left_out=tuple(f"suite {suite}: {reason}" for suite, reason in left_out.items()),
         tokens=values.get("cost", {}).get("tokens", math.nan),
+        method="" if values.get("method") == MEASURED else str(values.get("method", "")),
+        learning_rate=float(values.get("learning_rate", 0.0)),
     )
 
 

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
-
-from markupsafe import Markup
 
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 from experiments.common.result_folders import find
 from experiments.common.section import nearest
 from experiments.config import run_config
+from experiments.desk.grid import Grid
 from experiments.records import Record, read_records
 from experiments.reporting.answers import Questions, Turned, all_answers, question_texts
+from experiments.reporting.table import Table
 from experiments.runs.arm_records import is_whole
 from experiments.runs.result_file import RESULT, check_files, result_values
 from experiments.runs.run import open_run
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # answers of each arm and word
 HEAD = ("arm", "answer", "task", "question", "right", "base model", "arm's answer")
+WORDS = ("lost", "won", "kept")
 CHOOSERS = ("arm", "answer", "task")
 LONGEST = 400  # characters of a cell
 
@@ -50,21 +50,11 @@ class Answers:
         return pd.DataFrame(rows, columns=["arm", "answer", *Turned.__dataclass_fields__])
 
     def _repr_html_(self) -> str:
-        rows, place = self._shown(), f"answers-{uuid4().hex[:8]}"
-        choosers = Markup(" ").join(_chooser(name, [row[HEAD.index(name)] for row in rows]) for name in CHOOSERS)
-        head = Markup().join(Markup('<th style="{}">{}</th>').format(LEFT, title) for title in HEAD)
-        body = Markup("\n").join(
-            Markup("<tr>{}</tr>").format(Markup().join(Markup('<td style="{}">{}</td>').format(LEFT, c) for c in row))
-            for row in rows
-        )
-        parts = (
-            Markup('<div id="{}"><p>{}</p><p>{} <input placeholder="words in the row"></p>').format(
-                place, self._words(), choosers
-            ),
-            Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>").format(head, body),
-            Markup(SCRIPT.replace("PLACE", place)),
-        )
-        return str(Markup("\n").join(parts))
+        return str(Grid(self.table(), self._words(), CHOOSERS, prose=True).html())
+
+    def table(self, words: Sequence[str] = WORDS) -> Table:
+        """Make a table of the first ones. words: which of lost, won, kept."""
+        return Table("", HEAD, tuple(row for row in self._shown() if row[1] in words))
 
     def _shown(self) -> list[tuple[str, ...]]:
         rows = []
@@ -82,7 +72,7 @@ class Answers:
         texts = []
         for arm, ones in self.found.items():
             counts = Counter(word for word, _ in ones)
-            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in ("lost", "won", "kept")))
+            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in WORDS))
         return "; ".join(texts) + f". Below, of each the {self.count} whose right option changed most in its lead."
 
 
@@ -138,30 +128,6 @@ def _last_file(arm: Path) -> Path | None:
         return arm / f"items-{step}.jsonl"
     steps = {p.stem.removeprefix("items-"): p for p in arm.glob("items-*.jsonl") if is_whole(p)}
     return max((int(step), path) for step, path in steps.items() if step.isdigit())[1] if steps else None
-
-
-LEFT = "text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; max-width: 24em"
-SCRIPT = """<script>
-(() => {
-  const box = document.getElementById("PLACE");
-  if (!box) return;
-  const choosers = [...box.querySelectorAll("select")], words = box.querySelector("input");
-  const filter = () => {
-    for (const row of box.querySelectorAll("tbody tr")) {
-      const fits = choosers.every((one, i) => !one.value || row.cells[i].textContent === one.value);
-      const text = row.textContent.toLowerCase();
-      row.hidden = !(fits && text.includes(words.value.toLowerCase()));
-    }
-  };
-  choosers.forEach((one) => one.addEventListener("change", filter));
-  words.addEventListener("input", filter);
-})();
-</script>"""
-
-
-def _chooser(name: str, values: Sequence[str]) -> Markup:
-    options = Markup().join(Markup("<option>{}</option>").format(value) for value in dict.fromkeys(values))
-    return Markup('<select><option value="">every {}</option>{}</select>').format(name, options)
 
 
 def _cut(text: str) -> str:
