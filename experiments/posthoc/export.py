@@ -96,7 +96,7 @@ def export(
     with errors_explained(to.parent), _whole_folder(to) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part / CARD).write_text(card(config, result, form, gap), encoding="utf-8")
+        (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
 
 
@@ -138,7 +138,9 @@ def _plain(
     return merged, ctrl.merge_gap(model, merged, batches)
 
 
-def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap | None) -> str:
+def card(
+    config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap | None, dtype: str | None = None
+) -> str:
     """Return the model card: what it is, what it learned and forgot, and how to load it."""
     base = escaped(config.base_model)
     rows = tuple(
@@ -151,6 +153,7 @@ def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap 
         "merged": 'AutoModelForCausalLM.from_pretrained("this folder")',
         "trained": f'ctrl.load("{base}", "this folder")  # or PeftModel.from_pretrained(base, ...) for an adapter',
     }
+    rounded = f" Its weights were rounded to {dtype} afterwards." if dtype in ("bf16", "fp16") else ""
     lines = [
         f"# {escaped(config.name)}: {arm}",
         "",
@@ -158,7 +161,7 @@ def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap 
         "",
         Table("Figures", ("figure", "value", "meaning"), rows).markdown(),
         "",
-        f"Brackets: 95 % intervals. Measured on the model as it was trained.{_gap_text(gap)}",
+        f"Brackets: 95 % intervals. Measured on the model as it was trained.{_gap_text(gap)}{rounded}",
         "",
         "```python",
         loaded[form],

@@ -62,6 +62,7 @@ def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> 
 def test_weights_have_the_dtype_that_was_asked_for(run: Path, tmp_path: Path) -> None:
     export(run, "full", 1e-2, tmp_path / "half", dtype="bf16", say=lambda text: None)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    assert "Its weights were rounded to bf16 afterwards." in (tmp_path / "half" / "README.md").read_text()
     with pytest.raises(ConfigError, match="half exists: name a new folder"):
         export(run, "full", 1e-2, tmp_path / "half")
     with pytest.raises(ConfigError, match="--dtype int4: choose one of fp32, bf16, fp16"):
