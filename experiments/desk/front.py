@@ -9,7 +9,7 @@ import base64
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def _places(figure: Figure, trials: Sequence[Trial]) -> list[tuple[float, float]
     """Return where the trials are drawn, as shares of the figure's width and height."""
     figure.draw_without_rendering()
     axes = figure.axes[0]
-    points = axes.transData.transform([(trial.values or [])[:2] for trial in trials]) if trials else []
+    points: Any = axes.transData.transform([(trial.values or [])[:2] for trial in trials]) if trials else []
     return [tuple(figure.transFigure.inverted().transform(point)) for point in points]
 
 

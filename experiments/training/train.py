@@ -120,7 +120,7 @@ def launcher_precision(bf16: bool) -> Iterator[None]:
 
 def products() -> str:
     """Return how products of fp32 are computed: `tf32` is faster on GPUs and has 10 bits of mantissa."""
-    return str(torch.backends.fp32_precision)
+    return str(torch.backends.fp32_precision)  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -131,11 +131,11 @@ def products_as(how: str) -> Iterator[None]:
     the base's, and so would all that comes later in a notebook or study.
     """
     before = products()
-    torch.backends.fp32_precision = how
+    torch.backends.fp32_precision = how  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before
+        torch.backends.fp32_precision = before  # type: ignore[attr-defined]
 
 
 def _measured(evaluate: Callable[[PreTrainedModel], Any], how: str) -> Callable[[PreTrainedModel], Any]:
