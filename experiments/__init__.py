@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.desk.answers import answers
     from experiments.desk.buttons import Buttons
     from experiments.desk.explore import Picture, branches_hover, forgetting_hover, projection_hover
+    from experiments.desk.grid import Grid
     from experiments.desk.listing import Results, open_result
     from experiments.desk.picker import Picker
     from experiments.desk.search import StudyView
@@ -42,9 +43,10 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.posthoc.export import export as export_model
     from experiments.posthoc.run import posthoc as run_posthoc  # `posthoc` is the room
     from experiments.reporting.plots.alignment import alignment_figure, projection_figure
+    from experiments.reporting.plots.caption import Asked, asked_in, caption
     from experiments.reporting.plots.dial import dial_figure
     from experiments.reporting.plots.forgetting import forgetting_figure
-    from experiments.reporting.tables import format_table
+    from experiments.reporting.tables import arms_table, format_table
     from experiments.runs.preview import preview
     from experiments.runs.run import open_run, run_experiment
     from experiments.runs.trained import load_trained, replies, replies_at

@@ -44,7 +44,7 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments import answers, format_table, load_config, quiet, replies, run_experiment
+from experiments import Grid, answers, arms_table, load_config, quiet, replies, run_experiment
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
@@ -81,10 +81,11 @@ outcome = run_experiment(config, root)
 # %% [markdown]
 # ## What each learned and forgot
 # *Gain* is the rise in accuracy on the facts, asked in a way that was not trained on. *Retention* is the accuracy on
-# kept tasks after training divided by before: 1 means that nothing was lost. Brackets: 95 % intervals over questions.
+# kept tasks after training divided by before: 1 means that nothing was lost. Brackets: 95 % intervals over questions. A
+# click on a head sorts the table, the field filters it.
 
 # %%
-print(format_table(outcome.results))
+display(Grid(arms_table(outcome.results)))
 
 # %%
 display(Image(outcome.folder / "forgetting.png", width=900))

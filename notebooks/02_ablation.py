@@ -39,8 +39,10 @@ from ipywidgets import FloatSlider, Text, interact
 
 from experiments import (
     Buttons,
+    Grid,
     Picker,
     Picture,
+    asked_in,
     compare,
     comparison_figure,
     dial_figure,
@@ -105,7 +107,7 @@ comparison = compare(runs, "control-" + f"{learning_rate:g}", draws=2_000)
 display(Picture(comparison_figure(comparison, "What each part is worth")))
 
 # %%
-display(HTML(figures_table(comparison).html()))
+display(Grid(figures_table(comparison)))
 
 # %% [markdown]
 # ## The dial
@@ -113,8 +115,9 @@ display(HTML(figures_table(comparison).html()))
 # Nothing is trained here, and hidden states are mixed, not weights (for that: `--op merge`).
 
 # %%
+asked = asked_in(picker.config.to_dict())
 results = run_posthoc(outcome.folder, "control", learning_rate, "dial", alphas)
-display(Picture(dial_figure(results, "control: share of the trained copies")))
+display(Picture(dial_figure(results, "control: share of the trained copies", asked, trained=0.5)))
 
 # %%
 model = load_trained(outcome.folder, "control", learning_rate)

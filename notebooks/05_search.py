@@ -36,7 +36,6 @@ root = None  # where results go; None: the project's mlruns/
 from pathlib import Path
 
 from IPython.display import display
-from ipywidgets import interact
 
 from experiments import StudyView, parse_study, quiet, run_study, start, watch
 
@@ -87,7 +86,7 @@ display(view)
 
 # %% [markdown]
 # ## The front
-# Each point is a trial; under the mouse, what it picked. Up and right is better. A staircase would join trials that no
+# Each point is a trial; under the mouse, what it picked. Up and right is better. The staircase joins the trials that no
 # other trial beats in both.
 
 # %%
@@ -103,18 +102,11 @@ display(view.importances() or "too few trials are complete, or all are alike: no
 
 # %% [markdown]
 # ## One trial: its run, and the answers that turned
+# Click on a trial: below the picture are its picks, its run, and the answers that it lost and won, the clearest ones
+# first. It needs no running kernel. `view.answers(NUMBER)` has all of them, the kept ones too.
 
 # %%
-best = view.store.front()[0]
-print(view.words(best))
-display(view.answers(best))
-
-# %% [markdown]
-# Choose another (in a running notebook). It equals `view.answers(NUMBER)`.
-
-# %%
-numbers = ["", *(trial.number for trial in view.trials if trial.runs)]
-interact(lambda trial: None if trial == "" else display(view.words(trial), view.answers(trial)), trial=numbers)
+display(view.clicked())
 
 # %% [markdown]
 # ## Where to look next

@@ -55,7 +55,8 @@ def ui_command(args: argparse.Namespace) -> int:
     port = free_port(PORT, args.port)  # refused before the store is opened
     tracker = Tracker(root, "Default")
     with ended_by_ctrl_c(), sigterm_raises(), contextlib.ExitStack() as servers:
-        running, address = [], page(tracker.remote or "")
+        running: list[subprocess.Popen[bytes]] = []
+        address = page(tracker.remote or "")
         if tracker.serves_ui:
             port = start(servers, running, "MLflow", port, tracker.ui_command, moves=args.port is None)
             address = f"http://{HOST}:{port}"

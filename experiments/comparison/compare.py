@@ -12,32 +12,20 @@ from experiments.records import Estimate, Record
 from experiments.reporting.summary import unequal_tokens
 from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic
 from experiments.scorecard.card import drawn_figures, estimated
-from experiments.scorecard.figures import GAINS, shown
-from experiments.scorecard.inference import holm
+from experiments.scorecard.differences import COMPARED, Difference, differences
+from experiments.scorecard.figures import GAINS
 from experiments.scorecard.pairing import Key, facts
-from experiments.scorecard.pairwise import Answers, net_correct, paired_p
+from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
-
-COMPARED = tuple(figure.name for figure in shown("compare"))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A figure of a run less that of the reference, draw by draw. p: `paired_p`; p_holm: adjusted over the runs."""
-
-    name: str
-    figure: str
-    value: Estimate
-    p: float
-    p_holm: float
 
 
 @dataclass
 class Comparison:
     """The result of `compare`. cards: figures by run. items: number of common items by suite. matched_gain: the gain at
-    which retention_matched is read; None if no run gains."""
+    which retention_matched is read; None if no run gains. methods: method and learning rate by run, if they are known.
+    """
 
     reference: str
     cards: dict[str, dict[str, Estimate]]
@@ -45,6 +33,7 @@ class Comparison:
     items: dict[str, int] = field(default_factory=dict)
     matched_gain: float | None = None
     notes: list[str] = field(default_factory=list)
+    methods: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def figures(self) -> list[str]:
         """List the figures that a run has, in the order of the tables."""
@@ -73,6 +62,7 @@ def compare(
         raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
     known = {run.name: run for run in runs if run.after}
     result = Comparison(reference, {run.name: dict(run.figures) for run in runs})
+    result.methods = {run.name: (run.method, run.learning_rate) for run in runs if run.method}
     for run in runs:
         if run.fault:
             result.notes.append(f"{run.name}: {run.fault}")
@@ -135,22 +125,6 @@ def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: 
     if result.reference in drawn:
         answers = {run.name: net_correct([(run.base, run.after)]) for run in runs}
         result.differences = differences(drawn, answers, result.reference)
-
-
-def differences(
-    drawn: Mapping[str, Mapping[str, Array]], answers: Mapping[str, Answers], reference: str
-) -> list[Difference]:
-    """Subtract the reference's figures from those of every other run, with `paired_p` and Holm's p over the runs."""
-    found = []
-    for figure in COMPARED:
-        if figure not in drawn[reference]:
-            continue
-        own = drawn[reference][figure]
-        others = {n: f[figure] for n, f in drawn.items() if n != reference and figure in f}
-        p = [paired_p(figure, values, own, answers[n], answers[reference]) for n, values in others.items()]
-        for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
-            found.append(Difference(name, figure, estimate(values - own), raw, adjusted))
-    return found
 
 
 def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:

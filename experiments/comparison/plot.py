@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.common.colours import UNKNOWN, arm_colour
 from experiments.comparison.compare import Comparison
 from experiments.records import Estimate
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 
@@ -21,7 +23,8 @@ COLUMNS = 4  # panels in a row
 def comparison_figure(comparison: Comparison, title: str) -> Figure:
     """Draw one panel a figure. Filled: differs significantly from the reference (Holm's p below .05); hollow: does not.
 
-    The reference is a square, the dotted line the base model. A run without a figure has an empty row in its panel.
+    Hue: method; shade: learning rate. The reference is a square, the dotted line the base model. A run without a figure
+    has an empty row in its panel.
     """
     names, figures = list(comparison.cards), comparison.figures()
     across = max(1, min(COLUMNS, len(figures)))
@@ -39,14 +42,13 @@ def comparison_figure(comparison: Comparison, title: str) -> Figure:
             axes.set_yticks(range(len(names)), names)
             axes.set_ylim(len(names) - 0.5, -0.5)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        note = f"square: reference ({comparison.reference}); filled: differs from it, Holm p < .05; bars: 95 %"
-        figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color="#5b6470")
+        note = f"square: reference ({comparison.reference}); filled: differs from it, Holm p < .05"
+        write_caption(figure, f"{note}\n{caption(Asked(comparison.items))}")
     return figure
 
 
 def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
     significant = {d.name for d in comparison.differences if d.figure == name and d.p_holm < 0.05}
-    colours = sns.color_palette("colorblind", 10)
     unchanged = FIGURES[name].unchanged
     if unchanged is not None:
         axes.axvline(unchanged, color="#9aa1ab", linewidth=1, linestyle=":", zorder=0)
@@ -54,7 +56,8 @@ def _panel(axes: Axes, comparison: Comparison, name: str) -> None:
         if name in card and math.isfinite(card[name].value):
             reference = run == comparison.reference
             marker = "s" if reference else MARKERS[0]
-            _point(axes, row, card[name], colours[row % 10], marker, reference or run in significant)
+            colour = arm_colour(*comparison.methods[run]) if run in comparison.methods else UNKNOWN
+            _point(axes, row, card[name], colour, marker, reference or run in significant)
     axes.set_title(FIGURES[name].title, fontsize=10, loc="left")
     axes.tick_params(axis="x", labelsize=9)
     axes.locator_params(axis="x", nbins=4)

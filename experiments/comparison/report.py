@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.common.errors import CompareError
 from experiments.common.files import write_bytes, write_text
-from experiments.comparison.compare import Comparison
+from experiments.comparison.compare import Comparison, Difference
 from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
 from experiments.reporting.page import image_bytes, inline_svg, write_page
@@ -16,16 +16,33 @@ from experiments.reporting.text import figure_text, with_interval
 from experiments.scorecard.figures import FIGURES
 
 FILES = (".md", ".png", ".csv", ".pdf", ".svg", ".json", ".txt", ".htm")  # no folder is meant by such a name
+SIGNIFICANT = 0.05  # of p after Holm's correction
 TITLE = "Runs on their common items"
 CSV = ("kind", "run", "figure", "value", "low", "high", "p", "p_holm")
 
 
 def figures_table(comparison: Comparison) -> Table:
-    """Show one row a run, one column a figure."""
+    """Show one row a run, one column a figure; in HTML tinted where Holm's p of the difference is below .05."""
     names = comparison.figures()
     rows = tuple((run, *(figure_text(card, name) for name in names)) for run, card in comparison.cards.items())
     hints = {FIGURES[name].title: FIGURES[name].meaning for name in names}
-    return Table("Figures", ("run", *(FIGURES[name].title for name in names)), rows, hints=hints)
+    marks = {
+        (list(comparison.cards).index(d.name), names.index(d.figure) + 1): f'class="{_verdict(d)}"'
+        for d in comparison.differences
+        if d.p_holm < SIGNIFICANT and d.figure in names
+    }
+    note = (
+        f"Blue: significantly better than {comparison.reference}, orange: worse (Holm's p below .05)." if marks else ""
+    )
+    return Table("Figures", ("run", *(FIGURES[name].title for name in names)), rows, note, hints=hints, marks=marks)
+
+
+def _verdict(difference: Difference) -> str:
+    """Return how a significant difference is marked: better, worse, or differs where neither direction is better."""
+    better = FIGURES[difference.figure].better
+    return (
+        "differs" if better is None else "better" if (difference.value.value > 0) is (better == "higher") else "worse"
+    )
 
 
 def differences_table(comparison: Comparison) -> Table:

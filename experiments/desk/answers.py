@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
-
-from markupsafe import Markup
 
 from experiments.common.errors import ConfigError
 from experiments.common.paths import default_root
 from experiments.common.result_folders import find
 from experiments.common.section import nearest
 from experiments.config import run_config
+from experiments.desk.grid import Grid
 from experiments.records import Record, read_records
 from experiments.reporting.answers import Questions, Turned, all_answers, question_texts
+from experiments.reporting.table import Table
+from experiments.runs.arm_records import is_whole
+from experiments.runs.result_file import RESULT, check_files, result_values
 from experiments.runs.run import open_run
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # answers of each arm and word
 HEAD = ("arm", "answer", "task", "question", "right", "base model", "arm's answer")
+WORDS = ("lost", "won", "kept")
 CHOOSERS = ("arm", "answer", "task")
 LONGEST = 400  # characters of a cell
 
@@ -48,21 +50,11 @@ class Answers:
         return pd.DataFrame(rows, columns=["arm", "answer", *Turned.__dataclass_fields__])
 
     def _repr_html_(self) -> str:
-        rows, place = self._shown(), f"answers-{uuid4().hex[:8]}"
-        choosers = Markup(" ").join(_chooser(name, [row[HEAD.index(name)] for row in rows]) for name in CHOOSERS)
-        head = Markup().join(Markup('<th style="{}">{}</th>').format(LEFT, title) for title in HEAD)
-        body = Markup("\n").join(
-            Markup("<tr>{}</tr>").format(Markup().join(Markup('<td style="{}">{}</td>').format(LEFT, c) for c in row))
-            for row in rows
-        )
-        parts = (
-            Markup('<div id="{}"><p>{}</p><p>{} <input placeholder="words in the row"></p>').format(
-                place, self._words(), choosers
-            ),
-            Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>").format(head, body),
-            Markup(SCRIPT.replace("PLACE", place)),
-        )
-        return str(Markup("\n").join(parts))
+        return str(Grid(self.table(), self._words(), CHOOSERS, prose=True).html())
+
+    def table(self, words: Sequence[str] = WORDS) -> Table:
+        """Make a table of the first ones. words: which of lost, won, kept."""
+        return Table("", HEAD, tuple(row for row in self._shown() if row[1] in words))
 
     def _shown(self) -> list[tuple[str, ...]]:
         rows = []
@@ -80,7 +72,7 @@ class Answers:
         texts = []
         for arm, ones in self.found.items():
             counts = Counter(word for word, _ in ones)
-            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in ("lost", "won", "kept")))
+            texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in WORDS))
         return "; ".join(texts) + f". Below, of each the {self.count} whose right option changed most in its lead."
 
 
@@ -110,15 +102,17 @@ def sorted_answers(
 
 
 def last_records(folder: Path, arms: Sequence[str] = ()) -> dict[str, list[Record]]:
-    """Return the records of each arm after its last evaluation, by the name of its folder. Raises ConfigError."""
+    """Return the records of each arm after its last evaluation, by the name of its folder.
+
+    Raises ConfigError, and DamagedError for records that the arm's result was not made from.
+    """
     names = [f"{arm.name}-{rate:g}" for arm in run_config(folder).arms for rate in arm.learning_rates]
     if unknown := [name for name in arms if name not in names]:
         raise ConfigError(f"no arm {unknown[0]!r} in {folder.name}: {nearest(unknown[0], names)}")
     found = {}
     for name in arms or names:
-        steps = {int(p.stem.removeprefix("items-")): p for p in (folder / "arms" / name).glob("items-*.jsonl")}
-        if steps:
-            found[name] = read_records(steps[max(steps)])
+        if file := _last_file(folder / "arms" / name):
+            found[name] = read_records(file)
     if not found:
         raise ConfigError(
             f"no arm of {folder.name} has been measured yet: run it first, or wait for its first evaluation"
@@ -126,28 +120,14 @@ def last_records(folder: Path, arms: Sequence[str] = ()) -> dict[str, list[Recor
     return found
 
 
-LEFT = "text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; vertical-align: top; max-width: 24em"
-SCRIPT = """<script>
-(() => {
-  const box = document.getElementById("PLACE");
-  if (!box) return;
-  const choosers = [...box.querySelectorAll("select")], words = box.querySelector("input");
-  const filter = () => {
-    for (const row of box.querySelectorAll("tbody tr")) {
-      const fits = choosers.every((one, i) => !one.value || row.cells[i].textContent === one.value);
-      const text = row.textContent.toLowerCase();
-      row.hidden = !(fits && text.includes(words.value.toLowerCase()));
-    }
-  };
-  choosers.forEach((one) => one.addEventListener("change", filter));
-  words.addEventListener("input", filter);
-})();
-</script>"""
-
-
-def _chooser(name: str, values: Sequence[str]) -> Markup:
-    options = Markup().join(Markup("<option>{}</option>").format(value) for value in dict.fromkeys(values))
-    return Markup('<select><option value="">every {}</option>{}</select>').format(name, options)
+def _last_file(arm: Path) -> Path | None:
+    """Return the records of an arm's last evaluation: of its result, or else the last that is as it was written."""
+    result = arm / RESULT
+    if step := result_values(result).get("steps"):
+        check_files(result)
+        return arm / f"items-{step}.jsonl"
+    steps = {p.stem.removeprefix("items-"): p for p in arm.glob("items-*.jsonl") if is_whole(p)}
+    return max((int(step), path) for step, path in steps.items() if step.isdigit())[1] if steps else None
 
 
 def _cut(text: str) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.colours import PALETTE, arm_colour
+from experiments.common.colours import PALETTE, line_colours
 from experiments.evaluation.similarity import projection
 from experiments.evaluation.suites.alignment import PAIRS, States, sentences
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.plots.forgetting import START, points
 from experiments.reporting.text import gain_name, label
 from experiments.scorecard.figures import FIGURES
@@ -42,26 +42,26 @@ class Picture:
         return bundle | ({PLOTLY: self.hover} if self.hover else {}), {"image/png": {"width": width}}
 
 
-def forgetting_hover(results: Sequence[ArmResult], questions: str = "") -> Json:
+def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
     """Draw retention against gain from the base model on: a line per arm, with the numbers of each evaluation.
 
-    Hue: method; shade: learning rate. questions: how many were asked, for the title.
+    Hue: method; shade: learning rate. rests: what the figure rests on
+    (`caption`), for the title.
     """
     name, traces = gain_name(results), []
-    for result in results:
+    colours = line_colours([(r.arm, "" if r.method == MEASURED else r.method, r.learning_rate) for r in results])
+    for result, colour in zip(results, colours, strict=True):
         path = points(result)
         if not path:
             continue
         steps = [0, *(p["step"] for p in result.trajectory if p.get("step", 0) > 0)][: len(path) + 1]
         text = ["base model", *(f"{_interval(name, g)}<br>{_interval('retention', r)}" for g, r in path)]
         xs, ys = ([START[i], *(pair[i].value for pair in path)] for i in (0, 1))
-        colour = arm_colour(result.method, result.learning_rate)
         traces.append(
             _line(label(result), xs, ys, colour, [f"step {s}<br>{t}" for s, t in zip(steps, text, strict=True)])
         )
     axes = {"xaxis": FIGURES[name].axis, "yaxis": FIGURES["retention"].axis}
-    title = f"Retention against gain; one seed, 95 % intervals over questions {questions}"
-    return page_of(traces, title.strip(), **axes)
+    return page_of(traces, f"Retention against gain<br><sub>{_safe(rests)}</sub>", **axes)
 
 
 def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> Json:

@@ -15,11 +15,14 @@ from experiments.common.files import read_note
 from experiments.common.paths import default_root
 from experiments.common.result_folders import MEASUREMENT, find
 from experiments.desk.explore import Picture, forgetting_hover
+from experiments.desk.grid import Grid
 from experiments.desk.live import Follower, words_of
 from experiments.desk.overview import Overview, age, figure, gain, read_all, read_config
 from experiments.desk.search import StudyView
 from experiments.records import ArmResult
-from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.plots.caption import asked_in, caption
+from experiments.reporting.plots.multiples import gained_kept_figure
+from experiments.reporting.table import Row, Table
 from experiments.reporting.tables import arms_table
 from experiments.runs.result_file import whole_results
 
@@ -42,9 +45,8 @@ class Results:
     def _repr_html_(self) -> str:
         if not self.found:
             return str(Markup("<p>nothing was run yet: <code>{}</code></p>").format(command("run", "quickstart")))
-        head = Markup().join(Markup('<th style="text-align: left">{}</th>').format(title) for title in HEAD)
-        rows = Markup("\n").join(_row(one) for one in self.found)
-        return str(Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, rows) + servers())
+        table = Table("", HEAD, tuple(map(_row, self.found)))
+        return str(Grid(table, choosers=("kind", "status")).html() + servers())
 
 
 class Opened:
@@ -124,27 +126,23 @@ def _arms(folder: Path) -> list[Any]:
     results: list[ArmResult] = whole_results(sorted(folder.glob("arms/*/result.json")))
     if not results:
         return []
-    questions = read_config(folder / "config.yaml")["evaluation"].get("new_items")
-    picture = Picture(
-        forgetting_figure(results, folder.name), forgetting_hover(results, f"({questions} new)" if questions else "")
-    )
-    return [Html(arms_table(results).html()), picture]
+    asked = asked_in(read_config(folder / "config.yaml"))
+    hover = forgetting_hover(results, caption(asked, "in brackets"))
+    picture = Picture(gained_kept_figure(results, folder.name, asked), hover)
+    return [Grid(arms_table(results)), picture]
 
 
-def _row(one: Overview) -> Markup:
+def _row(one: Overview) -> Row:
     best = one.best or {"scorecard": {}}
     nats = "" if "gain" in best["scorecard"] else " nats"
     arm = f"{best['arm']} {best['learning_rate']:g}" if one.best else ""
     report = one.folder / "report.html"
     done = f"{one.done}/{'?' if one.total is None else one.total} {UNITS.get(one.kind, 'models')}"
     figures = (_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f"))
-    cells = [
+    return (
         one.folder.name, one.kind, one.status, done, *figures, arm,
         age(one.updated), _link(report, "open") if report.is_file() else "",
-    ]  # fmt: skip
-    return Markup("<tr>{}</tr>").format(
-        Markup().join(Markup('<td style="text-align: left">{}</td>').format(cell) for cell in cells)
-    )
+    )  # fmt: skip
 
 
 def _link(path: Path, text: str) -> Markup:

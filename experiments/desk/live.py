@@ -16,6 +16,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.progress import duration
 from experiments.common.result_folders import MEASUREMENT, find, folders, trial_runs
 from experiments.desk.overview import Overview, read_config, read_run, read_study, state_after
+from experiments.reporting.plots.caption import Asked, asked_in
 from experiments.runs.result_file import RESULT, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 
@@ -102,12 +103,14 @@ class LiveArm:
 
 @dataclass(frozen=True)
 class Live:
-    """A run or a study at one moment. steps: of an arm. left: seconds until the end, None if nothing tells."""
+    """A run or a study at one moment. steps: of an arm. left: seconds until the end, None if nothing says.
+    asked: how many questions an arm answers."""
 
     overview: Overview
     steps: int
     arms: Sequence[LiveArm]
     left: float | None
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def running(self) -> bool:
@@ -131,7 +134,7 @@ class Follower:
         if (self.folder / MEASUREMENT).is_file():
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
-        self.steps = 0
+        self.steps, self.asked = 0, Asked()
         self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
     def look(self) -> Live:
@@ -144,11 +147,11 @@ class Follower:
             if arm.status not in ENDED:
                 arm.look()
         overview = read_study(self.folder, runs) if self.is_study else read_run(self.folder)
-        return Live(overview, self.steps, arms, self._left(overview, arms))
+        return Live(overview, self.steps, arms, self._left(overview, arms), self.asked)
 
     def _arms_of(self, run: Path) -> list[LiveArm]:
         config = read_config(run / "config.yaml")
-        self.steps = int(config["training"]["steps"])
+        self.steps, self.asked = int(config["training"]["steps"]), asked_in(config)
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
         return [LiveArm(path) for path in paths]
 

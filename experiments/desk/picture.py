@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common.colours import arm_colour
 from experiments.desk.live import Live, LiveArm
+from experiments.reporting.plots.caption import caption, write_caption
 from experiments.reporting.plots.style import STYLE
 
 GREY = "#5b6470"
@@ -30,6 +31,7 @@ def live_figure(live: Live) -> Figure:
         _layers(layers, live.current)
         for axes in (loss, path, kl, layers):
             sns.despine(ax=axes)
+        write_caption(figure, caption(live.asked, "", "hue: method, shade: rate"))
     return figure
 
 

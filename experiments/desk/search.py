@@ -8,19 +8,21 @@ from typing import Any
 
 from markupsafe import Markup
 
-from experiments.common.colours import arm_colour
 from experiments.common.errors import ConfigError, StudyError
 from experiments.common.paths import default_root, short_path
 from experiments.common.result_folders import find
 from experiments.desk.answers import Answers, answers
 from experiments.desk.explore import Json, Picture, marks, page_of
+from experiments.desk.front import ClickedFront
+from experiments.desk.grid import Grid
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.load import load_study
 from experiments.studies.queue import Store
-from experiments.studies.report.plots import importance_figure, pareto_figure
+from experiments.studies.report.pictures import study_asked
+from experiments.studies.report.plots import importance_figure, pareto_figure, trial_colour
 from experiments.studies.space import picks_words
 from experiments.studies.storage import storage_url
 from experiments.studies.trial import result_of
@@ -65,8 +67,9 @@ class StudyView:
 
     def _repr_html_(self) -> str:
         done = sum(trial.state == "complete" for trial in self.trials)
-        words = Markup("<p><b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, first seed</p>")
-        return str(words.format(self.study.name, self.study.question, len(self.trials), done) + self.table.html())
+        words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, first seed")
+        above = words.format(self.study.name, self.study.question, len(self.trials), done)
+        return str(Grid(self.table, above).html())
 
     def front(self) -> Picture:
         """Draw all trials by the first two objectives; under the mouse a trial's picks. Raises StudyError for one."""
@@ -76,12 +79,23 @@ class StudyView:
                 f"{self.study.name} has one objective, so no front: its best trial has a star in the table"
             )
         trials, front = self.trials, self.store.front()
-        return Picture(pareto_figure(trials, front, objectives), front_hover(trials, front, objectives))
+        still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
+        return Picture(still, front_hover(trials, front, objectives))
+
+    def clicked(self, count: int = 3) -> ClickedFront:
+        """Draw the same with points that are buttons: a click shows a trial's picks, its run and its flips.
+
+        count: of each kind of flip. Raises StudyError for a study of one objective.
+        """
+        if len(self.study.objectives) < 2:
+            raise StudyError(f"{self.study.name} has one objective, so no front: use view.answers(NUMBER)")
+        return ClickedFront(self, count)
 
     def importances(self) -> Picture | None:
         """Draw how much of each objective's variance a dimension explains. None if too few trials are complete."""
         found = self.store.importances()
-        return Picture(importance_figure(found)) if found else None
+        done = sum(trial.state == "complete" for trial in self.trials)
+        return Picture(importance_figure(found, done)) if found else None
 
     def trial(self, number: int) -> Trial:
         """Return a trial. Raises StudyError if it has no run yet."""
@@ -126,8 +140,7 @@ def front_hover(trials: Sequence[Trial], front: Sequence[int], objectives: Seque
 def _points(name: str, trials: Sequence[Trial], objectives: Sequence[Objective], symbol: str) -> Json:
     colours, text, found = [], [], [trial.values or [] for trial in trials]
     for trial, values in zip(trials, found, strict=True):
-        result = result_of(trial.runs[0]) if trial.runs else None
-        colours.append(arm_colour(result.method, result.learning_rate) if result else "#949494")
+        colours.append(trial_colour(trial))
         picks = "<br>".join(f"{key.split('.')[-1]}: {_short(pick)}" for key, pick in trial.picks.items())
         figures = "<br>".join(f"{o.figure}: {v:.3f}" for o, v in zip(objectives, values, strict=True))
         text.append(f"trial {trial.number}<br>{picks}<br>{figures}")

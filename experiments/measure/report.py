@@ -24,7 +24,8 @@ from experiments.records import ArmResult, Estimate
 from experiments.reporting.answers import Turned, cells, lost_answers, question_texts
 from experiments.reporting.details import alignment_pictures, further_table
 from experiments.reporting.page import inline_svg, write_page
-from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.table import Table
 from experiments.reporting.tables import retention_table
 from experiments.reporting.text import figure_text
@@ -127,19 +128,22 @@ def _values(
         "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
         "words": report.words,
         "tables": [*report.tables, *_lost_tables(report.lost)],
-        "pictures": [(title, inline_svg(figure)) for title, figure in _pictures(results, runs)],
+        "pictures": [
+            (title, inline_svg(figure))
+            for title, figure in _pictures(results, runs, asked_in(session.config.to_dict()))
+        ],
         "notes": report.notes,
         "figures": shown,
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
     }
 
 
-def _pictures(results: Sequence[ArmResult], runs: Mapping[str, ComparedRun]) -> list[tuple[str, Figure]]:
+def _pictures(results: Sequence[ArmResult], runs: Mapping[str, ComparedRun], asked: Asked) -> list[tuple[str, Figure]]:
     found = []
     if any(name in r.scorecard for r in results for name in GAINS):
-        found.append(("Gain and retention", forgetting_figure(results, "What is gained, what is kept")))
+        found.append(("Gain and retention", gained_kept_figure(results, "What is gained, what is kept", asked)))
     if any(len(r.trajectory) > 2 for r in results):
-        found.append(("Figures by step", steps_figure(results)))
+        found.append(("Figures by step", steps_figure(results, asked)))
     return found + alignment_pictures({name: run.after for name, run in runs.items()})
 
 

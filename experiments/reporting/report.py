@@ -15,7 +15,8 @@ from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.doubts import doubt
 from experiments.reporting.page import image_bytes, inline_svg, write_page
-from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.plots.caption import asked_in
+from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.summary import claims
 from experiments.reporting.table import Table
 from experiments.reporting.tables import (
@@ -43,16 +44,19 @@ def write_report(
     details: Sequence[Table] = (),
     figures: Sequence[tuple[str, Figure]] = (),
     significant: SignificantPairs | None = None,
+    links: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the figures of the base model. ui_command: opens the MLflow UI. details: further tables
     (`experiments.reporting.details`). figures: further pictures with their titles, in the HTML page alone. significant:
     the pairs of arms that differ (`experiments.scorecard.significant_pairs`); default: those whose intervals do not
-    overlap.
+    overlap. links: the address of each arm's run, by its name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figure = forgetting_figure(results, f"Learning {config.data.label}: what is gained, what is kept")
+    asked = asked_in(config.to_dict(), len(kept_tasks(results)))
+    title = f"Learning {config.data.label}: what is gained, what is kept"
+    figure = gained_kept_figure(results, title, asked)
     write_bytes(folder / "forgetting.png", image_bytes(figure, "png"))
     write_text(folder / "table.csv", table_csv(base, results))
     values = {
@@ -73,6 +77,7 @@ def write_report(
         "figures": [(title, inline_svg(picture)) for title, picture in figures],
         "command": command("run", folder / "config.yaml", "--fresh"),
         "ui_command": ui_command,
+        "links": links,
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
     }
     write_page(folder / "report.md", "report", **values)

@@ -23,6 +23,7 @@ from experiments.reporting.details import (
     posthoc_table,
     trajectory_table,
 )
+from experiments.reporting.differences import ArmDifferences, arm_differences
 from experiments.reporting.stream import stream_pictures, stream_table
 from experiments.reporting.table import Table
 from experiments.reporting.text import label
@@ -57,6 +58,10 @@ class RunRecords:
         return significant_pairs(
             {n: [(self.base, after)] for n, after in self.last.items() if n in finished}, draws, seed
         )
+
+    def differences(self) -> ArmDifferences | None:
+        """Compare the finished arms with the first of them."""
+        return arm_differences(self.base, self.last, self.results, self.config.evaluation.bootstrap, self.config.seed)
 
     def tables(
         self,

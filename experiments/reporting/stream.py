@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from matplotlib.figure import Figure
 
 from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.plots.caption import asked_in
 from experiments.reporting.plots.stream import stream_figure
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, label
@@ -66,7 +67,8 @@ def stream_pictures(
     matrices = {n: stream_matrix(stages, tasks, DRAWN)[..., 0] for n, stages in found.items() if stages}
     if not matrices:
         return []
-    return [("Tasks after each stage", stream_figure(matrices, tasks, "Score on each task after each stage"))]
+    asked = asked_in(config.to_dict())
+    return [("Tasks after each stage", stream_figure(matrices, tasks, "Score on each task after each stage", asked))]
 
 
 def _ends(config: ExperimentConfig) -> tuple[int, ...]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.common.files import write_bytes
+from experiments.common.files import read_note, write_bytes
 from experiments.records import ArmResult
 from experiments.reporting.answers import question_texts
-from experiments.reporting.page import image_bytes
+from experiments.reporting.differences import JSON
+from experiments.reporting.page import image_bytes, inline_svg
+from experiments.reporting.plots.caption import asked_in
+from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
-from experiments.reporting.tables import arms_table
+from experiments.reporting.tables import arms_table, kept_tasks
 from experiments.reporting.text import escaped, label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
@@ -39,15 +43,26 @@ def close_run(
     records = {name: steps for name, steps in records.items() if steps}
     details = RunRecords(prepared.config, prepared.base, results, records, questions)
     pictures = details.pictures()
+    asked = asked_in(prepared.config.to_dict(), len(kept_tasks(results)))
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,
         details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps, packed), figures=pictures,
-        significant=details.significant_pairs(),
+        significant=details.significant_pairs(), links=_links(arms, tracker),
     )  # fmt: skip
-    for name in (*_write_pictures(folder, pictures), *REPORT_FILES):
+    compared = details.differences()
+    more = compared.write(folder, inline_svg(gained_kept_figure(results, "", asked))) if compared else []
+    for name in (*_write_pictures(folder, pictures), *REPORT_FILES, *more):
         run.log_file(folder / name)
+    if compared:
+        run.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": JSON, "type": "table"}])})
     run.log_note(escaped(arms_table(results).markdown()))
     return Outcome(folder, list(results), report, command, tracker.run_url(run.id), prepared.base_headline)
+
+
+def _links(arms: Sequence[ArmRun], tracker: Tracker) -> list[tuple[str, str]]:
+    """Return the address of each arm in MLflow, by its label, as far as it has a run there."""
+    found = [(arm.folder.name, read_note(arm.folder / "mlflow.json").get("run_id")) for arm in arms]
+    return [(name, tracker.run_url(run_id)) for name, run_id in found if run_id]
 
 
 def _posthoc_results(folder: Path) -> list[ArmResult]:

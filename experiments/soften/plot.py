@@ -11,17 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiments.common.colours import PALETTE
 from experiments.records import Estimate
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.scorecard.figures import FIGURES, GAINS
 
+LINE, CHOSEN = PALETTE[0], PALETTE[3]
 Cards = Mapping[float, Mapping[str, Estimate]]
 
 
-def path_figure(cards: Cards, chosen: float | None) -> Figure:
+def path_figure(cards: Cards, chosen: float | None, asked: Asked | None = None) -> Figure:
     """Draw a panel for each figure against alpha, and gain against retention if both were measured.
 
-    cards: figures by alpha. chosen: the alpha that is marked. Bars: 95 % intervals.
+    cards: figures by alpha. chosen: the alpha that is marked. Bands: 95 % intervals. asked: for the caption.
     """
     names = [name for name in (*GAINS, "retention", "kl") if all(name in card for card in cards.values())]
     gain = next((name for name in names if name in GAINS), None)
@@ -34,6 +37,7 @@ def path_figure(cards: Cards, chosen: float | None) -> Figure:
             _against_alpha(axes, cards, name, chosen)
         if gain and both:
             _plane(panels[-1], cards, gain, chosen)
+        write_caption(figure, caption(asked or Asked(), "bands", "measured on the half that did not choose"))
     return figure
 
 
@@ -42,13 +46,13 @@ def _against_alpha(axes: Axes, cards: Cards, name: str, chosen: float | None) ->
     start = 0.0 if row.unchanged is None else row.unchanged
     found = [card[name] for card in cards.values()]
     axes.axhline(start, color="#b9c0c9", linestyle=":", zorder=0)
-    axes.plot([0, *cards], [start, *(e.value for e in found)], color="#0072b2", marker="o", markersize=5)
+    axes.plot([0, *cards], [start, *(e.value for e in found)], color=LINE, marker="o", markersize=5)
     low = [e.value if e.low is None else e.low for e in found]
     high = [e.value if e.high is None else e.high for e in found]
-    axes.fill_between(list(cards), low, high, color="#0072b2", alpha=0.15, linewidth=0)
+    axes.fill_between(list(cards), low, high, color=LINE, alpha=0.15, linewidth=0)
     if chosen is not None:
-        look: dict[str, Any] = {"color": "#d55e00", "fontsize": 9, "ha": "right"}
-        axes.axvline(chosen, color="#d55e00", linestyle="--", linewidth=1)
+        look: dict[str, Any] = {"color": CHOSEN, "fontsize": 9, "ha": "right"}
+        axes.axvline(chosen, color=CHOSEN, linestyle="--", linewidth=1)
         axes.annotate("chosen ", (chosen, 0.03), xycoords=("data", "axes fraction"), **look)
     axes.set_xlabel("alpha: 0 the base, 1 the model")
     axes.set_title(row.title, loc="left", fontsize=11, fontweight="bold")
@@ -59,11 +63,11 @@ def _plane(axes: Axes, cards: Cards, gain: str, chosen: float | None) -> None:
     x = [0.0, *(card[gain].value for card in cards.values())]
     y = [1.0, *(card["retention"].value for card in cards.values())]
     axes.axhline(1, color="#b9c0c9", linestyle=":", zorder=0)
-    axes.plot(x, y, color="#0072b2", marker="o", markersize=5)
+    axes.plot(x, y, color=LINE, marker="o", markersize=5)
     for alpha, right, up in zip((0.0, *cards), x, y, strict=True):
         mark = alpha == chosen
         axes.annotate(f"{alpha:g}", (right, up), xytext=(5, 5), textcoords="offset points", fontsize=9,
-                      color="#d55e00" if mark else "#4a5260", fontweight="bold" if mark else "normal")  # fmt: skip
+                      color=CHOSEN if mark else "#4a5260", fontweight="bold" if mark else "normal")  # fmt: skip
     axes.set_xlabel(FIGURES[gain].title)
     axes.set_ylabel("retention")
     axes.set_title("Gain and retention, by alpha", loc="left", fontsize=11, fontweight="bold")

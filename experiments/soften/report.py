@@ -15,6 +15,7 @@ from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
+from experiments.reporting.plots.caption import asked_in
 from experiments.reporting.table import Table
 from experiments.reporting.text import escaped, figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
@@ -53,6 +54,7 @@ def write_report(
     """
     cards = {alpha: half(session, name, False) for alpha, name in measured.items()}
     words = [_sentence(cards, best, rule), *([barrier] if barrier else [])]
+    picture = path_figure(cards, best.alpha if best else None, asked_in(session.config.to_dict()))
     page = session.folder / "report.html"
     report = SoftenReport(words, _table(cards, best), cards, page)
     values = {
@@ -61,7 +63,7 @@ def write_report(
         "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
         "words": words,
         "tables": [report.table],
-        "pictures": [("Figures along the path", inline_svg(path_figure(cards, best.alpha if best else None)))],
+        "pictures": [("Figures along the path", inline_svg(picture))],
         "notes": [
             f"{NAMES[path.by]}. alpha 0 is the base, alpha 1 the model itself.",
             "The point was chosen on half of the questions. The figures here are those of the other half.",

@@ -132,12 +132,17 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
             yield _NoRun()
             return
         run.log_text(public_yaml(config), "study.yaml")
-        if config.question:
-            run.log_note(config.question)
+        run.log_note(config.question or _description(config))
         try:
             yield run
         finally:
             write_json(note, {"run_id": run.id})
+
+
+def _description(config: StudyConfig) -> str:
+    """Say what a study without a question searches, and for what."""
+    aims = " and ".join(f"{o.figure} ({o.better})" for o in config.objectives)
+    return f"Searches {', '.join(config.search)} for {aims}."
 
 
 class _NoRun:

@@ -7,7 +7,7 @@ are replaced by equal ones, logged models are found by their tag `journal_id` an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from filelock import FileLock
 
@@ -25,6 +25,7 @@ from experiments.tracking.journal import Delivered, Event, Journal, own_path
 from experiments.tracking.models import send_model
 from experiments.tracking.store import DIED, TrackingStore, last_line
 
+ENVIRONMENT = ("version/", "hardware/")  # how the names of tags begin that stay in the journal
 CHAIN = ("study", "trial", "experiment", "run_folder")  # tags that a run inherits from its parent
 
 
@@ -80,7 +81,7 @@ def _send(
 
 def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> str:
     """Create the run, or set it to running again. Raises LookupError while its parent is not in the store."""
-    client, tags = store.client, {**event["tags"], "journal_id": journal.id}
+    client, tags = store.client, {**_few(event["tags"]), "journal_id": journal.id}
     if event["parent"]:
         parent = store.find_run(event["parent"])
         if not parent:
@@ -101,6 +102,11 @@ def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) ->
     client.log_batch(found, tags=tag_entities(tags))
     client.update_run(found, status="RUNNING")
     return found
+
+
+def _few(tags: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what the artifact environment.json has: thirty tags hide the few that say something."""
+    return {name: value for name, value in tags.items() if not name.startswith(ENVIRONMENT)}
 
 
 def _tags(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:

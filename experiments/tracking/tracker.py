@@ -8,6 +8,7 @@ again, at the next start, or by `sync`. Only client.py imports MLflow.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -96,8 +97,8 @@ class Tracker:
         journal; default: `root/journals`. note: keeps the run's id for the next start. It is called before the journal
         has a line, and again when the store has given its own id, so that a kill between leaves one run.
 
-        Every run logs code, packages and machine, and has the names of its parents in the tags `study`, `trial` and
-        `experiment`.
+        Every run logs code, packages and machine (environment.json), and has the names of its parents in the tags
+        `study`, `trial` and `experiment`.
         """
         folder = Path(folder).resolve() if folder else self.root / "journals"
         note = note or (lambda run_id: None)
@@ -107,11 +108,14 @@ class Tracker:
             journal = Journal.create(folder, f"{kind}-{name}")
             note(journal.id)
         own = {"kind": kind} | ({kind: name} if kind in CHAIN else {})
-        noted = process_tags() | code_tags() | hardware_tags() | own | dict(tags or {})
+        environment = code_tags() | hardware_tags()
+        noted = process_tags() | environment | own | dict(tags or {})
         journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
         run = Run(journal, self.delivery, self.uri)
         if params:
             run.log_params(params)
+        if kind != "arm":  # it is that of its parent
+            run.log_text(json.dumps(environment, indent=2), "environment.json")
         if diff := code_diff():
             run.log_text(diff, "code/uncommitted.diff")
         self._open.append(run)

@@ -13,8 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.common.colours import PALETTE
 from experiments.evaluation.similarity import Array, projection
 from experiments.evaluation.suites.alignment import PAIRS, States, sentences
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import format_number
 from experiments.scorecard.figure import FINE
@@ -54,6 +56,7 @@ def alignment_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
             _heat(axes, tables, metric)
         panels[-1].set_xlabel("layer")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        write_caption(figure, caption(Asked({"probe sentences": len(sentences())}), "", "numbers without unit"))
     return figure
 
 
@@ -117,6 +120,7 @@ def projection_figure(base: States, tuned: Mapping[str, States], layers: Sequenc
             axes.set_title(f"layer {layer}", fontsize=10)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.legend(handles=_key(), loc="outside lower left", ncols=6, frameon=False, fontsize=9, handletextpad=0.3)
+        write_caption(figure, caption(Asked({"probe sentences": len(sentences()) // 2}), "", "axes without unit"))
     return figure
 
 
@@ -135,7 +139,7 @@ def _scatter(axes: Axes, before: Array, after: Array) -> None:
 
 
 def _looks() -> dict[str, tuple[Any, str]]:
-    return dict(zip(PAIRS, zip(sns.color_palette("colorblind", 10), MARKERS, strict=False), strict=False))
+    return dict(zip(PAIRS, zip(PALETTE, MARKERS, strict=False), strict=False))
 
 
 def _key() -> list[Line2D]:

@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from experiments.common.colours import PALETTE, arm_colour
+from experiments.common.colours import line_colours
 from experiments.records import MEASURED, ArmResult, Estimate
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import gain_name, label, rate_text
 from experiments.scorecard.figures import FIGURES
@@ -51,10 +52,10 @@ def points(result: ArmResult) -> list[tuple[Estimate, Estimate]]:
     return [(g, r) for g, r in pairs if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
 
 
-def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
-    """Draw retention against gain, 8 x 5.6 inches.
+def forgetting_figure(results: Sequence[ArmResult], title: str, asked: Asked | None = None) -> Figure:
+    """Draw retention against gain, 8 x 5.6 inches. For many arms: `multiples.gained_kept_figure`.
 
-    A failed arm ends in a cross and has no bars; an arm without evaluations is left out.
+    A failed arm ends in a cross and has no bars; an arm without evaluations is left out. asked: for the caption.
     """
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
@@ -66,6 +67,7 @@ def forgetting_figure(results: Sequence[ArmResult], title: str) -> Figure:
             _draw_arm(axes, result, look)
         if drawn:
             _legend(axes, drawn)
+            write_caption(figure, caption(asked or Asked()))
         else:
             axes.text(0.5, 0.5, "no arm was evaluated", transform=axes.transAxes, ha="center", color="#5b6470")
         axes.margins(0.06, 0.08)
@@ -85,14 +87,11 @@ def looks(results: Sequence[ArmResult]) -> list[Look]:
     """
     arms = list(dict.fromkeys(result.arm for result in results))
     rates = sorted({result.learning_rate for result in results}, reverse=True)
-    by_arm = len({result.method for result in results}) == 1
+    colours = line_colours([(r.arm, "" if r.method == MEASURED else r.method, r.learning_rate) for r in results])
     found = []
-    for result in results:
+    for result, colour in zip(results, colours, strict=True):
         arm, rate = arms.index(result.arm), rates.index(result.learning_rate)
-        alone = by_arm or result.method == MEASURED
-        own = PALETTE[arm % len(PALETTE)] if alone else arm_colour(result.method, result.learning_rate)
-        colour = to_rgb(own)
-        found.append(Look(colour, MARKERS[arm % len(MARKERS)], LINES[rate % len(LINES)], rate % 2 == 0))
+        found.append(Look(to_rgb(colour), MARKERS[arm % len(MARKERS)], LINES[rate % len(LINES)], rate % 2 == 0))
     return found
 
 
@@ -134,10 +133,9 @@ def _legend(axes: Axes, drawn: list[tuple[ArmResult, Look]]) -> None:
                markerfacecolor="#5b6470" if look.filled else "white")
         for rate, look in sorted(rates.items(), reverse=True)
     ]  # fmt: skip
-    title = "learning rate   (bars: 95 % intervals)" if rates else "bars: 95 % intervals"
     axes.figure.legend(
-        handles=handles, title=title, loc="outside lower left", ncols=6, frameon=False, fontsize=9, title_fontsize=9,
-        alignment="left", handlelength=3,
+        handles=handles, title="learning rate" if rates else None, loc="outside lower left", ncols=6, frameon=False,
+        fontsize=9, title_fontsize=9, alignment="left", handlelength=3,
     )  # fmt: skip
 
 

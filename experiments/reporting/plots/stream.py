@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.reporting.text import format_number
 from experiments.scorecard.bootstrap import Array
@@ -21,11 +22,13 @@ DARK = "#1d2430"
 SHADES = sns.light_palette("#4c8ec8", as_cmap=True)  # light enough at its end for dark numbers, also in grey print
 
 
-def stream_figure(matrices: Mapping[str, Array], tasks: Sequence[str], title: str) -> Figure:
+def stream_figure(
+    matrices: Mapping[str, Array], tasks: Sequence[str], title: str, asked: Asked | None = None
+) -> Figure:
     """Draw one panel an arm: a row a stage (the base model first), a column a task, framed when just learned.
 
     matrices: by arm, (T + 1, T), `scorecard.stream_matrix`'s first draw. One scale for all arms, the darker the better.
-    Raises ValueError without an arm.
+    asked: for the caption. Raises ValueError without an arm.
     """
     if not matrices:
         raise ValueError("no arm has a matrix to draw: evaluate each task after each stage")
@@ -45,6 +48,7 @@ def stream_figure(matrices: Mapping[str, Array], tasks: Sequence[str], title: st
         for axes in panels[:, 0]:
             axes.set_ylabel("after stage")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        write_caption(figure, caption(asked or Asked(), ""))
     return figure
 
 

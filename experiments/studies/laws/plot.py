@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from experiments.reporting.plots.caption import write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import with_interval
 from experiments.studies.laws.mixture import MixtureLaw
@@ -33,6 +34,7 @@ def plot_law(law: MixtureLaw, new_loss: str = LOSS) -> Figure:
         _critical(right, law)
         left.legend(title="tokens", fontsize=9, title_fontsize=9, frameon=False)
         figure.suptitle("Loss over the share of new-domain tokens", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        write_caption(figure, f"n: {len(law.table)} runs; band and brackets: 95 % intervals over residuals of the fit")
     return figure
 
 

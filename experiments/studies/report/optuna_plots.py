@@ -1,4 +1,4 @@
-"""Optuna's own pictures of a study, in the looks of the others: each dimension's slice, and the progress over trials.
+"""Optuna's own picture of a study, in the looks of the others: the progress over trials.
 
 Drawn by optuna.visualization.matplotlib, which works on pyplot's figures and sets a style of its own: both are undone.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import optuna
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -20,37 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from optuna.trial import TrialState
 
+from experiments.common.colours import PALETTE
+from experiments.reporting.plots.caption import write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
 
-LONGEST = 12  # letters of the values below an upright axis; longer ones are turned
 LEAST = 2  # complete trials that make a picture
-
-
-def slice_figures(study: optuna.Study, objectives: Sequence[Objective]) -> list[tuple[Objective, Figure]]:
-    """Draw for each objective a panel per dimension: the objective against the dimension's value, a point per trial.
-
-    Darker points are later trials, grey ones break a constraint. Empty below two complete trials.
-    """
-    names = sorted({name for trial in _complete(study) for name in trial.params})
-    figures = []
-    for i, objective in enumerate(objectives if names and len(_complete(study)) >= LEAST else ()):
-        with _pyplot():
-            drawn = optuna.visualization.matplotlib.plot_slice(
-                study, params=names, target=_value(i), target_name=objective.figure
-            )
-            panels: list[Axes] = np.ravel(np.array(drawn, dtype=object)).tolist()
-            figure = _own(panels, 1.6 + 2.6 * len(panels), 4.2)
-        for name, axes in zip(names, panels, strict=True):
-            axes.set(xlabel=name.split(".")[-1], title="")
-            _turned(axes)
-            for points in axes.collections:
-                points.set_edgecolor("#333a44")  # early trials are nearly white
-        for axes in figure.axes[len(panels) :]:  # the colours' scale
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel(f"{objective.figure}\n({objective.better})")
-        figures.append((objective, figure))
-    return figures
 
 
 def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Figure | None:
@@ -77,9 +51,10 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Fig
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend = axes.get_legend()
     for line in [*axes.get_lines(), *(legend.get_lines() if legend else ())]:
-        line.set_color(sns.color_palette("colorblind")[0])
+        line.set_color(PALETTE[0])
     if legend:
         legend.set_frame_on(False)
+    write_caption(figure, f"n: {len(done)} complete trials; no intervals")
     return figure
 
 
@@ -121,20 +96,6 @@ def _own(panels: Sequence[Axes], width: float, height: float) -> Figure:
         if axes in panels:
             sns.despine(ax=axes)
     return figure
-
-
-def _turned(axes: Axes) -> None:
-    """Write categories without quotes, which Optuna leaves; turn long or many ones."""
-    labels = [text.get_text() for text in axes.get_xticklabels()]
-    if not any(label.startswith("'") for label in labels):
-        return
-    plain = [label.strip("'") for label in labels]
-    turn = 90 if max(map(len, plain)) > LONGEST or len(plain) > 4 else 0
-    axes.set_xticks(range(len(plain)), plain, rotation=turn, fontsize=9)
-
-
-def _value(i: int) -> Callable[[optuna.trial.FrozenTrial], float]:
-    return lambda trial: trial.values[i]
 
 
 def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
 
+from experiments.common.errors import ConfigError
 from experiments.records import Record, read_records
 from experiments.reporting.details import alignment_pictures
 from experiments.reporting.page import inline_svg
-from experiments.reporting.plots.forgetting import forgetting_figure
+from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.text import gain_name
-from experiments.studies.report.optuna_plots import progress_figure, slice_figures
+from experiments.studies.config import StudyConfig
+from experiments.studies.report.optuna_plots import progress_figure
 from experiments.studies.report.plots import importance_figure, pareto_figure, rank_figure, trajectory_figure
+from experiments.studies.report.slices import slice_figures
 from experiments.studies.selection import ReportRow, record_files
 from experiments.studies.trials import Trial
 
@@ -45,7 +50,18 @@ def pictures(
     store: Store, arms: Sequence[ReportRow], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
 ) -> list[Picture]:
     """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
-    return [*_of_arms(store, arms), *_of_trials(store, trials, paper), *_of_layers(arms, root)]
+    asked = study_asked(store.config, trials)
+    return [*_of_arms(store, arms, asked), *_of_trials(store, trials, asked, paper), *_of_layers(arms, root)]
+
+
+def study_asked(study: StudyConfig, trials: Sequence[Trial]) -> Asked:
+    """Return how much a trial's figures rest on, from the config of the first one that is complete."""
+    for trial in trials:
+        with contextlib.suppress(ConfigError, KeyError):  # picks of a study of earlier versions
+            if trial.state == "complete":
+                config = study.run_config(trial.picks, trial.number, study.seeds[0])
+                return asked_in(config.to_dict(), seeds=len(study.seeds))
+    return Asked(seeds=len(study.seeds))
 
 
 def law_pictures(laws: Mapping[str, Figure]) -> list[Picture]:
@@ -54,7 +70,7 @@ def law_pictures(laws: Mapping[str, Figure]) -> list[Picture]:
     return [Picture(f"law-{i}", f"The mixture law of {arm}", text, law) for i, (arm, law) in enumerate(laws.items())]
 
 
-def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:
+def _of_arms(store: Store, arms: Sequence[ReportRow], asked: Asked) -> list[Picture]:
     if not arms:
         return []
     study, some = store.config, list(arms[:MOST])
@@ -63,10 +79,10 @@ def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:
     numbers = " The numbers are those of the table." if short else ""
     if short:
         some, trained = ([_by_number(arm) for arm in found] for found in (some, trained))
-    figure = forgetting_figure([arm.result for arm in some], "")
+    figure = gained_kept_figure([arm.result for arm in some], "", asked)
     halves = any(arm.halves for arm in arms)
     items = f"The items that did not choose {study.report.select}." if halves else "All evaluation items."
-    over_steps = trajectory_figure(trained[:MOST], gain_name([arm.result for arm in trained]))
+    over_steps = trajectory_figure(trained[:MOST], gain_name([arm.result for arm in trained]), asked)
     return [
         Picture(
             "forgetting", "What is gained, what is kept", "Up and right is better." + numbers + _first(arms), figure
@@ -75,20 +91,22 @@ def _of_arms(store: Store, arms: Sequence[ReportRow]) -> list[Picture]:
     ]
 
 
-def _of_trials(store: Store, trials: Sequence[Trial], paper: pd.DataFrame | None) -> list[Picture]:
+def _of_trials(store: Store, trials: Sequence[Trial], asked: Asked, paper: pd.DataFrame | None) -> list[Picture]:
     study = store.config
     found: list[Picture] = []
     if len(study.objectives) > 1 and any(t.values for t in trials):
         text = "Each point is a trial; the numbers are those of trials on the front."
-        found.append(Picture("pareto", "Pareto front", text, pareto_figure(trials, store.front(), study.objectives)))
+        drawn = pareto_figure(trials, store.front(), study.objectives, asked)
+        found.append(Picture("pareto", "Pareto front", text, drawn))
     if paper is not None and len(paper) > 1:
         text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
         found.append(Picture("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
+    done = sum(trial.state == "complete" for trial in trials)
     if importances := store.importances():
         text = "How much of an objective's variance over the trials each dimension explains."
-        found.append(Picture("importances", "What matters", text, importance_figure(importances)))
-    text = "Each point is a trial, the darker the later; grey ones break a constraint."
-    for i, (objective, figure) in enumerate(slice_figures(store.study, study.objectives)):
+        found.append(Picture("importances", "What matters", text, importance_figure(importances, done)))
+    text = "Each point is a trial, in the colour of its method and learning rate."
+    for i, (objective, figure) in enumerate(slice_figures(trials, study.objectives, asked)):
         found.append(Picture(f"slice-{i}", f"Trials by dimension: {objective.figure}", text, figure))
     progress = None if study.sampler.name == "grid" else progress_figure(store.study, study.objectives)
     if progress:  # a grid goes through its cells in their order: nothing progresses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import matplotlib
 import pandas as pd
@@ -14,19 +15,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from experiments.common.colours import PALETTE, UNKNOWN, arm_colour, line_colours
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.selection import ReportRow
+from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
 SOFT = "#5b6470"
 DASHES = ((), (5, 2), (1.2, 1.4))
 
 
-def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
-    """Draw gain (a figure's name) and kept accuracy over steps; each arm has its colour, marker and dashes."""
+def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain", asked: Asked | None = None) -> Figure:
+    """Draw gain (a figure's name) and kept accuracy over steps; each arm has its colour, marker and dashes.
+
+    asked: for the caption.
+    """
     figure = _figure(10, 4.6)
+    colours = line_colours([(arm.name, arm.result.method, arm.result.learning_rate) for arm in arms])
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
         for axes, name in zip(panels, (gain, "kept_accuracy"), strict=True):
@@ -36,7 +44,7 @@ def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
             if level is not None:
                 axes.axhline(level, color="#b9c0c9", linewidth=1, zorder=0)
             for i, arm in enumerate(arms):
-                _line(axes, arm, name, i)
+                _line(axes, arm, name, i, colours[i])
             axes.set_xlabel("training step")
             axes.set_title(textwrap.fill(FIGURES[name].axis, 56), loc="left", fontsize=10)
             sns.despine(ax=axes)
@@ -47,38 +55,49 @@ def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain") -> Figure:
             figure.legend(
                 handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=3.2
             )
+        write_caption(figure, caption(asked or Asked(), ""))
     return figure
 
 
-def pareto_figure(trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective]) -> Figure:
-    """Draw all trials by the first two objectives: the front joined and numbered, infeasible ones as crosses."""
-    figure = _figure(7.5, 5)
+def pareto_figure(
+    trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective], asked: Asked | None = None
+) -> Figure:
+    """Draw all trials by the first two objectives: the front as a staircase and numbered, infeasible ones as crosses.
+
+    Hue: method; shade: learning rate. asked: for the caption.
+    """
+    figure = _figure(7.5, 5.2)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         axes = figure.subplots()
         done = [trial for trial in trials if trial.values]
-        feasible, not_feasible = ([t for t in done if t.feasible is want] for want in (True, False))
-        best = sorted((t for t in feasible if t.number in front), key=_values)
-        axes.scatter(*_columns(feasible), s=36, color="#9aa1ab", label="trial", zorder=2)
-        if not_feasible:
-            axes.scatter(
-                *_columns(not_feasible), s=40, marker="x", color="#9aa1ab", label="breaks a constraint", zorder=2
-            )
-        colour = sns.color_palette("colorblind")[0]
-        axes.plot(*_columns(best), marker="o", color=colour, label="Pareto front", zorder=3)
+        best = sorted((t for t in done if t.feasible and t.number in front), key=_values)
+        for want, marker, name in ((True, "o", "trial"), (False, "x", "breaks a constraint")):
+            if found := [t for t in done if t.feasible is want]:
+                colours = [trial_colour(trial) for trial in found]
+                axes.scatter(*_columns(found), s=40, marker=marker, c=colours, label=name, zorder=2)
+        where: Literal["post", "pre"] = "post" if objectives[0].direction == "minimize" else "pre"
+        axes.step(*_columns(best), where=where, color=SOFT, linewidth=1.2, label="Pareto front", zorder=1)
         for trial in best:
-            axes.annotate(
-                f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9, color=colour
-            )
+            axes.annotate(f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9)
         names = [f"{o.figure} ({o.better})" for o in objectives]
         axes.set(xlabel=names[0], ylabel=names[1])
         axes.legend(frameon=False, fontsize=9)
         axes.margins(0.08)
         sns.despine(ax=axes)
+        write_caption(figure, f"{len(done)} trials; {caption(asked or Asked(), '')}; hue: method, shade: rate")
     return figure
 
 
-def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draw the share of each objective's variance that a dimension explains alone, as bars."""
+def trial_colour(trial: Trial) -> str:
+    """Return the colour of a trial's method and learning rate; grey without a run."""
+    if not trial.runs:
+        return UNKNOWN
+    result = result_of(trial.runs[0])
+    return arm_colour(result.method, result.learning_rate)
+
+
+def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: int) -> Figure:
+    """Draw the share of each objective's variance that a dimension explains alone, as bars. trials: complete ones."""
     rows = [
         {"dimension": key.split(".")[-1], "objective": objective, "share": share}
         for objective, shares in importances.items()
@@ -88,17 +107,25 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]]) -> Figure:
     figure = _figure(7.5, 1.4 + 0.45 * len(table))
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         axes = figure.subplots()
-        sns.barplot(table, x="share", y="dimension", hue="objective", palette="colorblind", ax=axes)
+        sns.barplot(
+            table,
+            x="share",
+            y="dimension",
+            hue="objective",
+            palette=list(PALETTE[: table["objective"].nunique()]),
+            ax=axes,
+        )
         axes.set(xlabel="importance (share of variance, fANOVA)", ylabel="", xlim=(0, 1))
         axes.legend(frameon=False, fontsize=9, title=None, loc="lower right")
         sns.despine(ax=axes)
+        write_caption(figure, f"n: {trials} complete trials; share of variance, no intervals")
     return figure
 
 
 def rank_figure(table: pd.DataFrame) -> Figure:
     """Draw a row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
     figure = _figure(10, 1.6 + 0.26 * len(table))
-    colour = sns.color_palette("colorblind")[0]
+    colour = PALETTE[0]
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         panels = figure.subplots(1, 2)
         for axes, (column, title) in zip(panels, (("new", "new task"), ("kept", "kept abilities")), strict=True):
@@ -116,6 +143,7 @@ def rank_figure(table: pd.DataFrame) -> Figure:
             sns.despine(ax=axes)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        write_caption(figure, f"n: {len(table)} arms; ranks, no intervals")
     return figure
 
 
@@ -125,14 +153,13 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _line(axes: Axes, arm: ReportRow, name: str, i: int) -> None:
+def _line(axes: Axes, arm: ReportRow, name: str, i: int, colour: str) -> None:
     points = [(p["step"], p[name].value) for p in arm.result.trajectory if name in p and math.isfinite(p[name].value)]
     if not points:
         return
-    palette = sns.color_palette("colorblind", 10)
     axes.plot(
-        *zip(*points, strict=True), color=palette[i % 10], marker=MARKERS[i % len(MARKERS)], markersize=5,
-        linewidth=1.5, dashes=DASHES[i // 10 % 3], label=arm.name,
+        *zip(*points, strict=True), color=colour, marker=MARKERS[i % len(MARKERS)], markersize=5,
+        linewidth=1.5, dashes=DASHES[i % 3], label=arm.name,
     )  # fmt: skip
 
 

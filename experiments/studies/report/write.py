@@ -71,6 +71,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "reading": _reading(store, arms),
         "commands": _commands(store, root, folder),
         "yaml": public_yaml(study),
+        "links": _links(arms, root, folder) if folder.resolve() == study_folder(root, study.name).resolve() else [],
         "date": f"{datetime.now():%d %B %Y, %H:%M}",
         **_arms(arms, results, significant),
     }
@@ -194,6 +195,17 @@ def _commands(store: Store, root: Path, folder: Path) -> list[str]:
         command_line(store, root, "export", name, f"{name}.csv"),
         command_line(store, root, "report", name, *out),
     ]
+
+
+def _links(arms: Sequence[ReportRow], root: Path, folder: Path) -> list[tuple[str, str]]:
+    """Return the path to the report of each arm's runs; not for a copy of the report, which is read elsewhere."""
+    found = []
+    for arm in arms:
+        for run in arm.runs:
+            page = root / str(run["folder"]) / "report.html"
+            name = arm.name if len(arm.runs) == 1 else f"{arm.name}, seed {run['seed']}"
+            found += [(name, os.path.relpath(page, folder))] if page.is_file() else []
+    return found
 
 
 def _at_once(store: Store) -> int:

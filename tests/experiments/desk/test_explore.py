@@ -47,7 +47,7 @@ def test_a_picture_is_a_png_and_what_jupyterlab_draws() -> None:
 
 
 def test_an_arm_has_the_colour_of_its_method_and_numbers_with_intervals() -> None:
-    page = forgetting_hover([result("a <b>", "full"), result("c", "control")], "of 64 questions")
+    page = forgetting_hover([result("a <b>", "full"), result("c", "control")], "n: 64 new; 1 seed")
     first, second = page["data"]
     assert (first["x"], first["y"]) == ([0, 0.4], [1, 0.9])
     assert first["line"]["color"] == arm_colour("full", 1e-3) != second["line"]["color"]
@@ -55,7 +55,7 @@ def test_an_arm_has_the_colour_of_its_method_and_numbers_with_intervals() -> Non
     assert "step 8" in first["text"][1]
     assert "0.900 [0.800, 1.000]" in first["text"][1]
     assert first["name"].startswith("a &lt;b>")
-    assert "one seed, 95 % intervals over questions of 64 questions" in page["layout"]["title"]["text"]
+    assert "n: 64 new; 1 seed" in page["layout"]["title"]["text"]
     json.dumps(page)
 
 

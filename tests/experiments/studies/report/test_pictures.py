@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from experiments.records import Record, read_records, write_records
-from experiments.studies.report.optuna_plots import progress_figure, slice_figures
+from experiments.studies.report.optuna_plots import progress_figure
 from experiments.studies.report.pictures import MOST, pictures
 from experiments.studies.selection import choose, record_files
 from tests.helpers.planted_study import GAIN, TABLE5, synthetic_store
@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimenta
 
 def test_one_trial_is_no_picture() -> None:
     empty = optuna.create_study(direction="maximize")
-    assert slice_figures(empty, (GAIN,)) == []
     assert progress_figure(empty, (GAIN,)) is None
 
 

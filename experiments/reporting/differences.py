@@ -1,0 +1,101 @@
+"""How the arms of a run differ: a row for each arm and figure, as MLflow's table and as a page of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.common.files import write_text
+from experiments.records import ArmResult, Estimate, Record
+from experiments.reporting.page import write_page
+from experiments.reporting.table import Cell, Row, Table
+from experiments.reporting.text import figure_text, label, with_interval
+from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.differences import COMPARED, Difference, differences
+from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.pairwise import net_correct
+from experiments.scorecard.sample import Sample
+
+HEAD = (
+    "arm", "figure", "value", "low", "high", "reference", "difference", "difference_low", "difference_high", "p",
+    "p_holm",
+)  # fmt: skip
+JSON, PAGE = "comparison.json", "comparison.html"
+
+
+@dataclass(frozen=True)
+class ArmDifferences:
+    """The differences of a run's arms from its first finished one, `reference`. cards: figures by label."""
+
+    reference: str
+    cards: Mapping[str, Mapping[str, Estimate]]
+    found: Sequence[Difference]
+
+    def rows(self) -> list[Row]:
+        """List HEAD for each arm and compared figure; None where there is no number."""
+        by_arm = {(d.name, d.figure): d for d in self.found}
+        rows: list[Row] = []
+        for arm, card in self.cards.items():
+            for name in (name for name in COMPARED if name in card):
+                one = by_arm.get((arm, name))
+                less = (*_plain(one.value), _number(one.p), _number(one.p_holm)) if one else (None,) * 5
+                rows.append((arm, name, *_plain(card[name]), self.reference, *less))
+        return rows
+
+    def write(self, folder: Path, image: str) -> list[str]:
+        """Write comparison.json, which MLflow shows as a table, and comparison.html. Returns their names.
+
+        image: the picture of the page, from `inline_svg`.
+        """
+        values = {"columns": HEAD, "data": self.rows()}
+        write_text(folder / JSON, json.dumps(values))
+        names = [name for name in COMPARED if any(name in card for card in self.cards.values())]
+        write_page(
+            folder / PAGE,
+            "compare",
+            question="How do the arms of this run differ?",
+            image=image,
+            tables=[self._figures(names), self._differences()],
+            figures=[FIGURES[name] for name in names],
+            remarks=["Differences are paired by question; Holm's p is over the arms of one figure. Brackets: 95 %."],
+        )
+        return [JSON, PAGE]
+
+    def _figures(self, names: Sequence[str]) -> Table:
+        rows = tuple((arm, *(figure_text(card, name) for name in names)) for arm, card in self.cards.items())
+        return Table("Figures", ("arm", *(FIGURES[name].title for name in names)), rows)
+
+    def _differences(self) -> Table:
+        rows = tuple(
+            (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), _p(d.p), _p(d.p_holm))
+            for d in self.found
+        )
+        return Table(f"Differences to {self.reference}", ("arm", "figure", "difference", "p", "p (Holm)"), rows)
+
+
+def arm_differences(
+    base: Sequence[Record], last: Mapping[str, Sequence[Record]], results: Sequence[ArmResult], draws: int, seed: int
+) -> ArmDifferences | None:
+    """Compare the finished arms with the first of them; None for fewer than two. last: records by label."""
+    cards = {label(r): r.scorecard for r in results if r.status == "finished" and label(r) in last}
+    if len(cards) < 2:
+        return None
+    reference = next(iter(cards))
+    drawn = {name: drawn_figures(Sample(base, last[name], draws, seed)) for name in cards}
+    answers = {name: net_correct([(base, last[name])]) for name in cards}
+    return ArmDifferences(reference, cards, differences(drawn, answers, reference))
+
+
+def _plain(value: Estimate) -> tuple[Cell, Cell, Cell]:
+    return _number(value.value), _number(value.low), _number(value.high)
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _p(p: float) -> str:
+    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

@@ -1,0 +1,63 @@
+"""Write below a figure what it rests on: how many questions and seeds, and what its intervals are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREY = "#5b6470"
+PARTS = {"new": "new", "kept": "kept", "replies": "replies of the base"}  # what is counted, and its name in a caption
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How much the figures rest on. counts: questions by part (`PARTS`, or a suite's name). seeds: training runs."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    seeds: int = 1
+
+
+def asked_in(config: Mapping[str, Any], tasks: int | None = None, seeds: int = 1) -> Asked:
+    """Read from the plain values of a run's config how many questions an arm answers.
+
+    tasks: how many kept tasks were measured; default: those that the config names. A suite whose settings the config
+    does not have (of an earlier version) is not counted.
+    """
+    evaluation = config.get("evaluation", {})
+    suites = evaluation.get("suites", {})
+    kept, drift = (suites.get(name, {}) if isinstance(suites, Mapping) else {} for name in ("kept", "drift"))
+    items = kept.get("items", 0) * (len(kept.get("tasks", ())) if tasks is None else tasks)
+    found = {"new": evaluation.get("new_items", 0), "kept": items, "replies": drift.get("replies", 0)}
+    return Asked({part: count for part, count in found.items() if count}, seeds)
+
+
+def caption(asked: Asked, bars: str = "bars", unit: str = "") -> str:
+    """Say n, seeds, intervals and unit: `n: 80 new, 128 kept; 1 seed; bars: 95 % intervals over questions`.
+
+    bars: how the figure draws intervals; empty: it has none.
+    """
+    counts = ", ".join(f"{count:,} {PARTS.get(part, part)}" for part, count in asked.counts.items() if count)
+    over = "seeds and questions" if asked.seeds > 1 else "questions"
+    parts = [
+        f"n: {counts}" if counts else "",
+        f"{asked.seeds} seed{'' if asked.seeds == 1 else 's'}",
+        f"{bars}: 95 % intervals over {over}" if bars else "no intervals",
+        unit,
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def write_caption(figure: Figure, text: str) -> None:
+    """Write a caption into a figure: above the entries of its legend, else at its lower edge."""
+    if not figure.legends:
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=GREY)
+        return
+    legend = figure.legends[0]
+    title = legend.get_title().get_text()
+    legend.set_title(f"{text}\n{title}" if title and title != "None" else text)
+    legend.get_title().set(fontsize=9, color=GREY)
+    legend.set_alignment("left")

@@ -1,0 +1,41 @@
+"""Differences between models that answered the same questions, with p and Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from experiments.records import Estimate
+from experiments.scorecard.bootstrap import Array, estimate
+from experiments.scorecard.figures import shown
+from experiments.scorecard.inference import holm
+from experiments.scorecard.pairwise import Answers, paired_p
+
+COMPARED = tuple(figure.name for figure in shown("compare"))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of a run less that of the reference, draw by draw. p: `paired_p`; p_holm: adjusted over the runs."""
+
+    name: str
+    figure: str
+    value: Estimate
+    p: float
+    p_holm: float
+
+
+def differences(
+    drawn: Mapping[str, Mapping[str, Array]], answers: Mapping[str, Answers], reference: str
+) -> list[Difference]:
+    """Subtract the reference's figures from those of every other run, with `paired_p` and Holm's p over the runs."""
+    found = []
+    for figure in COMPARED:
+        if figure not in drawn[reference]:
+            continue
+        own = drawn[reference][figure]
+        others = {n: f[figure] for n, f in drawn.items() if n != reference and figure in f}
+        p = [paired_p(figure, values, own, answers[n], answers[reference]) for n, values in others.items()]
+        for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
+            found.append(Difference(name, figure, estimate(values - own), raw, adjusted))
+    return found

@@ -1,0 +1,96 @@
+"""The trials of a study by dimension: an objective against what a dimension picked, numbers in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.style import STYLE
+from experiments.studies.config import Objective
+from experiments.studies.report.plots import trial_colour
+from experiments.studies.space import Scalar
+from experiments.studies.trials import Trial
+
+LEAST = 2  # complete trials that make a picture
+WIDE = 10  # numbers whose largest is so many times the smallest are on a log axis
+LONGEST = 12  # letters of the names below an upright axis; longer ones are turned
+FEW = 8  # numbers that are written at the axis, each where it is; more get round numbers
+
+
+def slice_figures(
+    trials: Sequence[Trial], objectives: Sequence[Objective], asked: Asked | None = None
+) -> list[tuple[Objective, Figure]]:
+    """Draw for each objective a panel per dimension: a point per trial. Empty below two complete trials.
+
+    Hue: method; shade: learning rate; crosses break a constraint. Numbers are in their order, also those of a list of
+    choices; over a decade or more their axis is logarithmic. asked: for the caption.
+    """
+    done = [trial for trial in trials if trial.values]
+    names = list(dict.fromkeys(name for trial in done for name in trial.picks))
+    if len(done) < LEAST or not names:
+        return []
+    return [(objective, _figure(done, names, objective, i, asked)) for i, objective in enumerate(objectives)]
+
+
+def _figure(done: Sequence[Trial], names: Sequence[str], objective: Objective, i: int, asked: Asked | None) -> Figure:
+    with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.6 + 2.6 * len(names), 4.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+        for axes, name in zip(panels, names, strict=True):
+            _panel(axes, [trial for trial in done if name in trial.picks], name, i)
+        panels[0].set_ylabel(f"{objective.figure}\n({objective.better})")
+        text = f"{len(done)} trials; {caption(asked or Asked(), '')}\nhue: method, shade: rate"
+        write_caption(figure, text + ("; crosses break a constraint" if any(not t.feasible for t in done) else ""))
+    return figure
+
+
+def _panel(axes: Axes, trials: Sequence[Trial], name: str, i: int) -> None:
+    picks = [trial.picks[name] for trial in trials]
+    places = _numbers(axes, picks) if all(map(_is_number, picks)) else _words(axes, picks)
+    for trial, x in zip(trials, places, strict=True):
+        value = (trial.values or [])[i]
+        axes.plot(
+            x, value, marker="o" if trial.feasible else "x", color=trial_colour(trial), markersize=6, linestyle=""
+        )
+    axes.set_xlabel(name.split(".")[-1])
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.margins(0.12, 0.08)
+    sns.despine(ax=axes)
+
+
+def _numbers(axes: Axes, picks: Sequence[Any]) -> list[float]:
+    """Set an axis of numbers, and return their places on it."""
+    found = sorted(set(picks))
+    if found[0] > 0 and found[-1] / found[0] >= WIDE:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(LogFormatter())  # the default writes formulas
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if len(found) <= FEW:
+            axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=all(isinstance(one, int) for one in found)))
+    if len(found) <= FEW:
+        axes.set_xticks(found, [f"{one:.3g}" for one in found], rotation=90 if len(found) > 4 else 0, fontsize=9)
+    return [float(pick) for pick in picks]
+
+
+def _words(axes: Axes, picks: Sequence[Scalar]) -> list[float]:
+    """Set an axis of names, in the order of the trials, and return their places on it."""
+    found = list(dict.fromkeys(map(str, picks)))
+    turn = 90 if max(map(len, found)) > LONGEST or len(found) > 4 else 0
+    axes.set_xticks(range(len(found)), found, rotation=turn, fontsize=9)
+    axes.set_xlim(-0.5, len(found) - 0.5)
+    return [float(found.index(str(pick))) for pick in picks]
+
+
+def _is_number(pick: Any) -> bool:
+    return isinstance(pick, int | float) and not isinstance(pick, bool)

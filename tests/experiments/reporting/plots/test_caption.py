@@ -1,0 +1,54 @@
+"""Every figure says n, seeds and intervals, written by one helper."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.reporting.plots import alignment, dial, forgetting, multiples, stream
+from experiments.reporting.plots.caption import Asked, asked_in, caption, write_caption
+from tests.helpers.small_run import small_config
+
+MODULES = (alignment, dial, forgetting, multiples, stream)
+
+
+def test_a_caption_says_n_seeds_and_what_the_bars_are() -> None:
+    asked = Asked({"new": 80, "kept": 1280, "replies": 8})
+    start = "n: 80 new, 1,280 kept, 8 replies of the base; "
+    assert caption(asked) == start + "1 seed; bars: 95 % intervals over questions"
+    more = Asked(asked.counts, seeds=3)
+    assert caption(more, "bands", "nats per token") == (
+        start + "3 seeds; bands: 95 % intervals over seeds and questions; nats per token"
+    )
+    assert caption(Asked(), "") == "1 seed; no intervals"
+
+
+def test_the_counts_are_those_of_the_config() -> None:
+    values = small_config("base", seed=3).to_dict()
+    kept = values["evaluation"]["suites"]["kept"]
+    assert asked_in(values).counts == {"new": 4, "kept": 4 * len(kept["tasks"]), "replies": 2}
+    assert asked_in(values, tasks=2, seeds=3) == Asked({"new": 4, "kept": 8, "replies": 2}, 3)
+    assert asked_in({"evaluation": {"suites": ["new"], "new_items": 5}}).counts == {"new": 5}  # of an earlier version
+
+
+@pytest.mark.parametrize("title", ["", "learning rate"])
+def test_it_is_above_the_legend_or_at_the_lower_edge(title: str) -> None:
+    figure = Figure(layout="constrained")
+    write_caption(figure, "n: 80 new")
+    assert figure.get_supxlabel() == "n: 80 new"
+    other = Figure(layout="constrained")
+    (line,) = other.subplots().plot([0, 1])
+    other.legend(handles=[line], labels=["a"], title=title or None)
+    write_caption(other, "n: 80 new")
+    assert other.legends[0].get_title().get_text() == "\n".join(filter(None, ["n: 80 new", title]))
+    assert not other.get_supxlabel()
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_each_figure_of_this_room_has_one(module: object) -> None:
+    makers = [(n, f) for n, f in vars(module).items() if n.endswith("_figure") and f.__module__ == module.__name__]  # type: ignore[attr-defined]
+    assert makers
+    for name, maker in makers:
+        assert "caption(" in inspect.getsource(maker) or "_figure)(" in inspect.getsource(maker), name
