@@ -50,6 +50,15 @@ def test_arms_are_compared_by_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_saving_it_would_change_nothing(path: Path) -> None:
+    """Jupyter saves no version of Python (notebooks/config), jupytext none of its own; tests/desk_browser saves one."""
+    head = json.loads(path.read_text())["metadata"]
+    assert "language_info" not in head
+    assert head["jupytext"]["notebook_metadata_filter"] == "-jupytext.text_representation"
+    assert "notebook_metadata_filter: -jupytext.text_representation" in path.with_suffix(".py").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_committed_outputs_are_a_report(path: Path) -> None:
     text = path.read_text()
     assert len(text) < 300_000
