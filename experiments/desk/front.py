@@ -84,8 +84,12 @@ def _places(figure: Figure, trials: Sequence[Trial]) -> list[tuple[float, float]
     """Return where the trials are drawn, as shares of the figure's width and height."""
     figure.draw_without_rendering()
     axes = figure.axes[0]
-    points = axes.transData.transform([(trial.values or [])[:2] for trial in trials]) if trials else []
-    return [tuple(figure.transFigure.inverted().transform(point)) for point in points]
+    to_share = figure.transFigure.inverted()
+    found: list[tuple[float, float]] = []
+    for trial in trials:
+        x, y = to_share.transform(axes.transData.transform((trial.values or [])[:2]))
+        found.append((float(x), float(y)))
+    return found
 
 
 IMAGE = Markup(

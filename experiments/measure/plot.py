@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import seaborn as sns
@@ -48,7 +49,7 @@ def _panel(axes: Axes, name: str, results: Sequence[ArmResult]) -> None:
     for i, result in enumerate(results):
         points = [(point["step"], point[name]) for point in result.trajectory if name in point]
         steps, found = [step for step, _ in points], [estimate for _, estimate in points]
-        look = {"color": colours[i], "marker": MARKERS[i % len(MARKERS)]}
+        look: dict[str, Any] = {"color": colours[i], "marker": MARKERS[i % len(MARKERS)]}
         axes.plot(steps, [e.value for e in found], label=label(result), linewidth=1.5, markersize=5, **look)
         low, high = ([e.value if end is None else end for e, end in zip(found, ends, strict=True)]
                      for ends in ([e.low for e in found], [e.high for e in found]))  # fmt: skip
