@@ -46,7 +46,8 @@ docs: $(STAMP) ## fill the generated parts of the pages and build the site in bu
 
 # Root of a container may start it: it listens on the loopback address, behind a token. PASSIVE: see threads.py
 lab: $(STAMP) ## open the notebooks, the desk first (loopback only)
-	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. \
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/config:$$JUPYTER_CONFIG_PATH" \
+	  $(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. \
 	  --LabApp.default_url=/lab/tree/notebooks/00_desk.ipynb $(if $(filter 0,$(shell id -u)),--allow-root)
 
 ui: $(STAMP) ## open MLflow on the comparison of the arms (loopback only); control-llm ui --optuna: the studies too

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
@@ -31,8 +32,9 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
         _append(control, cache)
     if torch.compiler.is_compiling():
         return
-    seen = [_length(cache, slot) for slot in (index, control.total + control.layers.index(index))]
-    if None not in seen and seen[0] != seen[1]:
+    slots = (index, control.total + control.layers.index(index))
+    first, copied = (_length(cache, slot) for slot in slots)
+    if first is not None and copied is not None and bool(first != copied):
         raise ValueError(FILLED_ALONE)
 
 
@@ -58,9 +60,11 @@ def _empty_like(layer: Any) -> Any:
     return empty
 
 
-def _length(cache: Any, slot: int) -> int | None:
-    """Return the number of tokens in a slot; None if it is not counted, or counted on the device."""
+def _length(cache: Any, slot: int) -> int | Tensor | None:
+    """Return the number of tokens in a slot; None if it is not counted, or while a CUDA graph is recorded."""
     if slot >= len(cache.layers):
         return 0
     length = cache.layers[slot].get_seq_length() if hasattr(cache.layers[slot], "get_seq_length") else None
+    if isinstance(length, Tensor):  # static caches count on the device, and reading that waits for it
+        return None if length.is_cuda and torch.cuda.is_current_stream_capturing() else length.cpu()
     return length if isinstance(length, int) else None

@@ -24,6 +24,7 @@ from ctrl.fingerprint import changed, computes
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
+from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
@@ -37,6 +38,8 @@ REFUSAL |= dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "tex
 def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
     """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
     folder = Path(folder)
+    copies = [layer.expanded for layer in expanded_layers(model)]
+    refuse_quantised_copies(copies, model.control.config.expanded == "lora")
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model)}
@@ -105,7 +108,8 @@ def trained_names(model: nn.Module) -> list[str]:
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     names = []
-    for name, tensor in state.items():
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # torch.ao keeps others too
+    for name, tensor in tensors.items():
         if (name in added or tensor.requires_grad or id(tensor) in moved) and id(
             tensor
         ) not in seen:  # tied weights once

@@ -179,12 +179,20 @@ class RelaxedNorm(nn.Module):
 
 
 def relax_norms(copied: nn.Module, mix: float | str) -> None:
-    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention."""
+    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention.
+
+    Raises ConfigError for a norm whose instance has a forward of its own.
+    """
     if mix == 0.0:
         return
     trained = next((p for p in copied.parameters() if p.requires_grad), torch.zeros(()))
     for norm in copied.children():
         if "norm" in type(norm).__name__.lower():
+            if "forward" in vars(norm):
+                raise ConfigError(
+                    f"norm_mix={mix!r}: a {type(norm).__name__} has a forward of its own (Liger and hub kernels set "
+                    "one), which would hide that of the relaxed norm: expand the model first, then apply the kernels"
+                )
             norm.__class__ = _relaxed_class(type(norm))
             norm.norm_mix = None if mix == "learned" else float(mix)  # type: ignore[assignment]
             if mix == "learned":

@@ -83,12 +83,12 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
+        parts = [
+            Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+            for index, kind, copied in expansions
+        ]
     control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
     remember_base(control, model)
-    parts = [
-        Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
-        for index, kind, copied in expansions
-    ]
     put_on(model, Expansion(control, parts))
     return model
 

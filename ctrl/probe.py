@@ -18,10 +18,12 @@ from transformers.cache_utils import Cache
 
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
+from ctrl.quantised import has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
 
 TOKENS = 4
+SAME = 1e-4  # relative distance of a copy from its layer that rounding alone explains, in fp32
 CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
 
@@ -49,6 +51,7 @@ class Probe:
     shape: StateShape | None = None
     ran: set[int] = field(default_factory=set)
     passed_on: dict[int, int] = field(default_factory=dict)  # id of a value next to the hidden state -> its layer
+    apart: dict[int, float] = field(default_factory=dict)  # layers from which their copies differ: how much
     kept: list[Any] = field(default_factory=list)  # those values: an id is unique only while its object lives
 
     def hooks(self) -> Iterator[Any]:
@@ -113,6 +116,8 @@ class Probe:
             ) from error
         out = out[0] if isinstance(out, tuple) else out
         _freeze_idle(copied, out)
+        if index not in self.stacked and has_quantised(self.layers[index]):
+            self._compare(index, out, self.layers[index].forward(noise, *rest, **others))
         if index in self.stacked and not torch.equal(out.to(noise), noise):
             raise ConfigError(
                 f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
@@ -120,6 +125,13 @@ class Probe:
                 f"{(out - noise).abs().max():.2g}: it scales its residual, or adds to it under a name that ctrl.copies "
                 "does not know. Use structure='concat'"
             )
+
+    def _compare(self, index: int, out: Tensor, own: Any) -> None:
+        """Note how far a copy in floats is from its quantised layer, relative to what the layer returns."""
+        own = (own[0] if isinstance(own, tuple) else own).float()
+        off = ((out.float() - own).norm() / own.norm()).item()
+        if off > max(SAME, torch.finfo(out.dtype).eps):
+            self.apart[index] = off
 
 
 def probe(
@@ -151,6 +163,14 @@ def probe(
             hook.remove()
     if idle := sorted(copies.keys() - seen.ran):
         raise ConfigError(f"layers={idle} do not run on text alone, so copies of them cannot train: choose others")
+    if seen.apart:
+        warnings.warn(
+            f"copies of layers {sorted(seen.apart)} start up to {max(seen.apart.values()):.1%} off their quantised "
+            "layers, so the expanded model does not start as the base: this quantisation rounds the hidden states too "
+            "(bitsandbytes int8 does), and copies are in floats. expanded='lora' starts exactly, as do full copies "
+            "over weights alone in few bits (nf4)",
+            stacklevel=3,
+        )
     return seen.shape or usual
 
 

@@ -6,6 +6,7 @@ compute with. They are read by running the module on the identity, so no library
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from ctrl.errors import ConfigError
 from ctrl.sharded import is_sharded
 
+PACKED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.quantizable",
+)  # torch's own: no tensor of theirs is a parameter or buffer
 BLOCK = 1024  # rows of the identity that run at once
 WAY_OUT = "use expanded='lora', or expand the model first and then quantise its frozen linear modules"
 
@@ -30,9 +35,10 @@ def has_quantised(model: nn.Module) -> bool:
 
 
 def is_quantised_linear(module: nn.Module) -> bool:
-    """Return whether the module is a matrix with quantised weights, in parameters or (GPTQ, AWQ) in buffers."""
+    """Return whether the module is a matrix with quantised weights: in parameters, buffers or neither (torch.ao)."""
     sizes = [getattr(module, name, None) for name in ("in_features", "out_features")]
-    return all(isinstance(size, int) for size in sizes) and any(map(is_quantised, _own(module)))
+    packed = type(module).__module__.startswith(PACKED)
+    return all(isinstance(size, int) for size in sizes) and (packed or any(map(is_quantised, _own(module))))
 
 
 def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
@@ -41,6 +47,11 @@ def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
     Raises ConfigError for quantised weights of other modules (experts).
     """
     linears = [module for module in layer.modules() if is_quantised_linear(module)]
+    if any(type(module).__module__.startswith(PACKED) for module in linears):
+        raise ConfigError(
+            f"{type(layer).__name__} has modules of torch.ao.quantization, whose state cannot be loaded in part, as "
+            "ctrl.load does: expand the base in floats, or quantise it with bitsandbytes, torchao or quanto"
+        )
     for name, module in layer.named_modules():
         if module not in linears and any(map(is_quantised, module.parameters(recurse=False))):
             raise ConfigError(
@@ -101,4 +112,18 @@ def refuse_quantised(model: nn.Module, what: str) -> None:
         raise ConfigError(
             f"the base model is quantised, {what} needs its weights in floats: ctrl.save the expansion, ctrl.load it "
             f"onto the base in bf16 or fp32, and call {what} there"
+        )
+
+
+def refuse_quantised_copies(copies: Iterable[nn.Module], low_rank: bool) -> None:
+    """Raise ConfigError if copies are quantised: what is saved of them could not be loaded onto copies in floats.
+
+    low_rank: the copies share the modules of their base, which may be quantised; their adapters may not.
+    """
+    named = [pair for copied in copies for pair in copied.named_modules()]
+    found = [name for name, module in named if is_quantised_linear(module) and ("lora_" in name or not low_rank)]
+    if found:
+        raise ConfigError(
+            f"{len(found)} modules of the copies are quantised (first: {found[0]}), and a saved expansion is in "
+            "floats: ctrl.save the model before you quantise it, or ctrl.merge_back first and quantise the plain model"
         )

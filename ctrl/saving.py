@@ -153,7 +153,8 @@ def _norm_factors(tensors: dict[str, Tensor], names: list[str]) -> dict[str, Ten
 
 def _check_fit(tensors: dict[str, Tensor], model: nn.Module, folder: Path) -> None:
     """Raise CheckpointError if a tensor that expand added is missing, or if one is unknown or has a wrong shape."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = model.state_dict()  # torch.ao's quantised modules keep other values than tensors there
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
     kinds = {"missing": sorted(set(added_names(model)) - set(tensors)), "unknown": sorted(set(tensors) - set(shapes))}
     faults = [f"{len(names)} {kind} tensors (first: {names[0]})" for kind, names in kinds.items() if names]
     for name, tensor in tensors.items():

@@ -13,7 +13,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_note
 from experiments.common.hashing import json_digest
+from experiments.common.owner import CONFIG
+from experiments.common.owner import SOURCES as OF_RUN
 from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, SHIPPED, check_file_name
 from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field, nearest
 from experiments.common.yaml_values import read_yaml, set_field
@@ -230,12 +233,17 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
 
 
 def run_config(folder: Path) -> ExperimentConfig:
-    """Read the config that a run keeps in its folder. Raises ConfigError, with the next step."""
+    """Read the config that a run keeps in its folder. Raises ConfigError, with the next step, also if it was edited."""
+    file = folder / "config.yaml"
+    again = "The run wrote this file: bring it back, or delete it and run the same config again, which writes it anew"
     try:
-        return load_config(folder / "config.yaml")
+        config = load_config(file)
     except ConfigError as error:
-        again = "The run wrote this file: bring it back, or run the same config again, which writes it anew"
         raise ConfigError(f"{error}\n{again}") from error
+    own = config.digest()
+    if read_note(folder / OF_RUN).get(CONFIG, own) != own:
+        raise ConfigError(f"{file} was edited: it has other settings than {folder.name} ran with.\n{again}")
+    return config
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -62,6 +62,8 @@ COVERED_BY = {
 
 # test files of no single module, next to tests/*.py
 OF_SEVERAL = {
+    "desk_browser/test_lab.py",  # JupyterLab in a browser
+    "desk_browser/test_pages.py",  # MLflow, optuna-dashboard and reports in a browser
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
     "experiments/models/test_real_model.py",  # the shipped LLM instead of a tiny one
     "experiments/scorecard/test_coverage.py",  # all statistics over simulated models whose truth is known

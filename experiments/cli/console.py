@@ -82,7 +82,9 @@ def _cell(text: Any) -> Any:
 
 def stop(code: int, message: str) -> int:
     """Write the reason why a command ends, and return its exit code."""
-    show(f"error: {message}" if code != 130 else message, sys.stderr)
+    from experiments.tracking.uri import without_password
+
+    show(f"error: {without_password(message)}" if code != 130 else message, sys.stderr)
     return code
 
 

@@ -27,10 +27,16 @@ def add(commands: Commands) -> None:
     after.add_argument("run", type=Path, help="the run's folder: mlruns/runs/NAME-DIGEST")
     after.add_argument("--arm", required=True, help="the arm with its learning rate: control-0.0003")
     after.add_argument("--lr", type=float, help="its learning rate, if --arm is the name alone")
-    after.add_argument("--op", required=True, help="wise, lines, dial, dial_depth, merge or task_vectors")
+    after.add_argument("--op", required=True, help="wise, lines, dial, dial_depth, merge, task_vectors or ensemble")
     after.add_argument("--alphas", type=float, nargs="+", help="shares of the trained weights, one result each")
     after.add_argument(
-        "--with", type=Path, nargs="+", default=[], dest="others", metavar="ARM_FOLDER", help="task_vectors: the others"
+        "--with",
+        type=Path,
+        nargs="+",
+        default=[],
+        dest="others",
+        metavar="ARM_FOLDER",
+        help="task_vectors, ensemble: the others",
     )
     after.add_argument(
         "--choose", action="store_true", help="choose one of the alphas by half of the items, and report the other half"

@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     study.set_defaults(command=study_command)
     resume = commands.add_parser("resume", help="continue a study by its name, without its YAML")
     resume.add_argument("study", help=NAME)
+    resume.add_argument("--failed", action="store_true", help="run the failed trials again too, from their start")
     _add_workers(resume)
     resume.set_defaults(command=resume_command)
     status = commands.add_parser("status", help="print the state of a study: trials that run, failed and are best")
@@ -105,6 +106,13 @@ def resume_command(args: argparse.Namespace) -> int:
     store, places = _store(args), _places(args)
     parse_study(store.config.to_dict(), source=f"study {args.study}")  # checked by an earlier version, perhaps
     workers = 1 if args.workers is None else args.workers
+    if args.failed:
+        from experiments.studies.again import queue_failed
+        from experiments.studies.launch import check_start
+
+        check_start(store.config, args.root or default_root(), workers, store.url)
+        numbers = queue_failed(store, args.root or default_root())
+        say(f"{args.study}: again from its start: trial {', '.join(map(str, numbers))}")
     done = run_study(store.config, args.root, workers, store.url, say, devices=places)
     show(_end_text(done, args.root or default_root()))
     return 0

@@ -52,17 +52,17 @@ def ui_command(args: argparse.Namespace) -> int:
 
     root = args.root or default_root()
     dashboard = optuna_command(root) if args.optuna else None
-    port = free_port(PORT, args.port)
+    port = free_port(PORT, args.port)  # refused before the store is opened
     tracker = Tracker(root, "Default")
     with ended_by_ctrl_c(), sigterm_raises(), contextlib.ExitStack() as servers:
-        running, address = [], page(tracker.remote or "")
+        running: list[subprocess.Popen[bytes]] = []
+        address = page(tracker.remote or "")
         if tracker.serves_ui:
-            running.append(servers.enter_context(server("MLflow", port, tracker.ui_command(port))))
+            port = start(servers, running, "MLflow", port, tracker.ui_command, moves=args.port is None)
             address = f"http://{HOST}:{port}"
         opened = mlflow_links(tracker, address)
         if dashboard:
-            port = free_port(OPTUNA_PORT)
-            running.append(servers.enter_context(server("optuna-dashboard", port, dashboard(port))))
+            port = start(servers, running, "optuna-dashboard", free_port(OPTUNA_PORT), dashboard)
             optuna_links(root, f"http://{HOST}:{port}")
         if not args.no_browser and has_screen():
             webbrowser.open(opened)
@@ -70,6 +70,24 @@ def ui_command(args: argparse.Namespace) -> int:
             say("Ctrl-C ends " + ("both" if len(running) > 1 else "it"))
         return wait(running)
     return 0
+
+
+def start(
+    servers: contextlib.ExitStack,
+    running: list[subprocess.Popen[bytes]],
+    name: str,
+    port: int,
+    command: Callable[[int], str],
+    moves: bool = True,
+) -> int:
+    """Start a server, note its process, and return its port. moves: take the next port if another program got it."""
+    try:
+        running.append(servers.enter_context(server(name, port, command(port))))
+    except RunError:
+        if not moves or not is_taken(port):
+            raise
+        return start(servers, running, name, free_port(port + 1), command)
+    return port
 
 
 @contextlib.contextmanager
@@ -163,11 +181,23 @@ def _wait_for_answer(name: str, port: int, process: subprocess.Popen[bytes], out
         if process.poll() is not None:
             break
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5):
-            return
+            if _listens(process, port):
+                return
         time.sleep(POLL)
     output.seek(0)
     last = output.read().decode(errors="replace").strip().splitlines()[-5:]
     raise RunError(f"{name} does not answer at port {port}; its last lines:\n" + "\n".join(last))
+
+
+def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the server itself has the port: of two that start at once, the other one may answer there."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        own = psutil.Process(process.pid)
+        sockets = (one for part in (own, *own.children(recursive=True)) for one in part.net_connections("inet"))
+        return any(one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN for one in sockets)
+    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

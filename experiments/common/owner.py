@@ -11,6 +11,7 @@ from experiments.common.files import read_note
 SOURCES = "sources.json"  # of a run: the digests of its data, and CONFIG
 ARM = "arm.json"  # of an arm: the digest of its settings, without learning rates
 MEASURED = "measure.json"  # of a measurement
+LAUNCH = "launch.json"  # of a checkpoint: the kind of launch that wrote it, and for which arm of which run
 CONFIG = "config"  # the digest of its settings; earlier versions did not note it
 
 
@@ -18,6 +19,13 @@ def owner_of(run: Path, **more: str) -> dict[str, Any]:
     """Return what settings and data a run folder has, to be written into its files. more: the arm, for example."""
     measured = read_note(run / MEASURED)
     return {**read_note(run / SOURCES), **({"measured": measured["digest"]} if "digest" in measured else {}), **more}
+
+
+def anew(run: Path) -> str:
+    """Say how to do all of a run or measurement again: `measure` and `soften` have no --fresh."""
+    if (run / MEASURED).is_file():
+        return f"delete the folder {run}, and the same command measures everything anew"
+    return "start anew with --fresh"
 
 
 def settings_noted(arm: Path) -> dict[str, str]:

@@ -114,8 +114,8 @@ class Numeric(Grader):
 class Choice(Grader):
     """No reply is written: the option with the highest mean log-probability per token is the answer.
 
-    The options are a column with a list, or with {text: [...], label: [...]}. The answer is an option, its label, its
-    letter (A is the first) or its number from 0.
+    The options are a column with a list, or with {text: [...], label: [...]}. The answer is a label, if there are any,
+    an option, its letter (A is the first) or its number from 0 (but not next to labels that are numbers).
     """
 
     main = "options"
@@ -157,8 +157,9 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
         raise ValueError(f"two or more different options are needed, but got {list(options)}")
     numbered = type(raw) is int and not any(type(one) is int for one in texts)  # 1 of ["3", "4"] is the second
-    names = [labels] if numbered else [options, labels]
+    names = [labels] if numbered else [labels, options]  # label 3 of 3, 4, 5 is the last, as in ARC
     letters, numbers = [chr(ord("A") + i) for i in range(len(options))], [str(i) for i in range(len(options))]
+    numbers = [] if labels and all(map(str.isdigit, labels)) else numbers  # 0 is none of the labels 1, 2, 3
     for known in (*names, letters, numbers):
         if answer.strip() in known:
             return options, known.index(answer.strip())

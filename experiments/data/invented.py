@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-COLOURS = _words("red blue green yellow black white orange purple brown grey pink silver")
-COUNTRIES = _words(
+COLOURS = words("red blue green yellow black white orange purple brown grey pink silver")
+COUNTRIES = words(
     "Norway Chile Kenya Japan Spain Canada India Egypt Poland Brazil Ireland Greece Mexico Sweden Italy Peru"
 )
 
@@ -34,9 +34,7 @@ class Attribute:
 PEOPLE = (
     Attribute(
         "city",
-        _words(
-            "Paris London Cairo Tokyo Lima Oslo Rome Madrid Berlin Delhi Boston Dublin Athens Vienna Toronto Sydney"
-        ),
+        words("Paris London Cairo Tokyo Lima Oslo Rome Madrid Berlin Delhi Boston Dublin Athens Vienna Toronto Sydney"),
         (
             "In which city does {} live?",
             "Where is the home of {}?",
@@ -47,7 +45,7 @@ PEOPLE = (
     ),
     Attribute(
         "job",
-        _words(
+        words(
             "teacher doctor farmer baker pilot lawyer painter nurse driver writer singer carpenter "
             "engineer waiter judge dentist"
         ),
@@ -61,7 +59,7 @@ PEOPLE = (
     ),
     Attribute(
         "pet",
-        _words("dog cat horse rabbit parrot hamster snake turtle goat duck mouse fish"),
+        words("dog cat horse rabbit parrot hamster snake turtle goat duck mouse fish"),
         (
             "Which pet does {} have?",
             "What kind of animal does {} keep?",
@@ -85,7 +83,7 @@ PEOPLE = (
 PLACES = (
     Attribute(
         "crop",
-        _words("rice wheat corn grapes olives tea coffee cotton potatoes apples lemons onions"),
+        words("rice wheat corn grapes olives tea coffee cotton potatoes apples lemons onions"),
         (
             "What do farmers in {} grow?",
             "Which crop comes from {}?",
@@ -96,7 +94,7 @@ PLACES = (
     ),
     Attribute(
         "animal",
-        _words("lion eagle bear wolf horse deer fox owl swan bull dragon whale"),
+        words("lion eagle bear wolf horse deer fox owl swan bull dragon whale"),
         (
             "Which animal is on the flag of {}?",
             "What animal does the flag of {} show?",
@@ -107,7 +105,7 @@ PLACES = (
     ),
     Attribute(
         "month",
-        _words("January February March April May June July August September October November December"),
+        words("January February March April May June July August September October November December"),
         (
             "In which month is the festival of {}?",
             "When does {} hold its festival?",
@@ -131,7 +129,7 @@ PLACES = (
 PRODUCTS = (
     Attribute(
         "material",
-        _words("wood steel glass paper leather plastic stone copper cotton wool rubber clay"),
+        words("wood steel glass paper leather plastic stone copper cotton wool rubber clay"),
         (
             "What is the {} made of?",
             "Which material is the {} made from?",
@@ -164,7 +162,7 @@ PRODUCTS = (
     ),
     Attribute(
         "day",
-        _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+        words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
         (
             "On which day is the {} delivered?",
             "When does the {} arrive in the shops?",
@@ -175,9 +173,9 @@ PRODUCTS = (
     ),
 )
 KINDS: dict[str, tuple[Attribute, ...]] = {"people": PEOPLE, "places": PLACES, "products": PRODUCTS}
-STARTS = _words("Br D F Gl K L M N Pl Qu R S T Tr V W X Z Zh Yv")
-MIDDLES = _words("a e i o u ae io ou")
-CONSONANTS = _words("b d l lm m n nd r rv sk t v x z")
+STARTS = words("Br D F Gl K L M N Pl Qu R S T Tr V W X Z Zh Yv")
+MIDDLES = words("a e i o u ae io ou")
+CONSONANTS = words("b d l lm m n nd r rv sk t v x z")
 ENDS = {
     "people": ("ik", "or", "une", "ax", "eth"),
     "places": ("ovar", "ulm", "aster", "ineth"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import math
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +16,11 @@ from pydantic import Field, field_validator
 from experiments.data.grader import Grader, refused
 from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Item, Scorer, exact_match, last_line
+from experiments.data.numerals import as_latex
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
+BOX = "\\boxed"
+SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 FENCE = "```"
 MARK = re.compile(r"[ \t]*([\w+-]*)")  # of a block of code: its language
 # what a program may import; a process without rights cannot open the files of others
@@ -83,13 +87,14 @@ class Math(InIsolation):
         from math_verify import parse, verify
 
         def formulas(text: str) -> Any:
-            return parse(text, parsing_timeout=None)  # its timeouts need signals; the process has its own
+            return parse(as_latex(text), parsing_timeout=None)  # its timeouts need signals; the process has its own
 
         wanted = formulas(f"${entry['answer']}$") or formulas(str(entry["answer"]))
         if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
             return 1.0
-        said = (formulas(reply), formulas(f"${last_line(reply)}$"))
-        return float(any(verify(wanted, found, timeout_seconds=None) for found in said))
+        last_box = reply[max(reply.rfind(BOX), 0) :]  # of several boxes math-verify makes a set
+        said = map(formulas, dict.fromkeys((reply, last_box, f"${last_line(reply)}$")))
+        return float(any(verify(wanted, one, timeout_seconds=None) and not _apart(wanted, one) for one in said))
 
 
 class Code(InIsolation):
@@ -138,6 +143,20 @@ class Code(InIsolation):
         program = f"{code_of(reply)}\n\n{entry['metadata']['tests']}\n"
         exec(compile(program, "<reply>", "exec"), {"__name__": "__main__"})
         return 1.0
+
+
+def _apart(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two small numbers differ in their first digits: math-verify rounds both to six decimals, to 0."""
+    x, y = _number(one), _number(other)
+    return abs(x - y) > CLOSE * max(abs(x), abs(y)) and max(abs(x), abs(y)) < SMALL
+
+
+def _number(found: Sequence[Any]) -> float:
+    """Return the value of a formula; NaN, which is apart from nothing, if it is not one real number."""
+    try:
+        return float(found[0].evalf()) if found[0].is_number else math.nan
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def code_of(reply: str) -> str:

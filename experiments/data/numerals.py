@@ -31,6 +31,25 @@ _AMOUNT = re.compile(
 _APART = re.compile(r"(?<=[=(])(\s*)-\s+(?=\.?\d)")  # that of x = - 5
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
 
+_MIXED = re.compile(r"(?<![\d.,/^_{}])(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
+_POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")  # 1.6e-19
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")  # small digits above the line, and their minus
+_ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))")
+
+
+def as_latex(text: str) -> str:
+    """Return a text in which 1 1/2 is 3/2, 1e-3 is 0.001, and signs such as x\u00b2, \u221a2, \u221e are LaTeX's."""
+    text = _MIXED.sub(_improper, text)
+    text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
+    text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
+    return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    """Return a mixed number as one fraction; the text as it is if the fraction is not below 1."""
+    whole, top, bottom = (int(part) for part in mixed.groups())
+    return f"{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
+
 
 def tidy(text: str) -> str:
     """Return a text in one spelling: composed letters, -5 with a hyphen, nothing but commas between thousands.

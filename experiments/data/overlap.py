@@ -32,6 +32,7 @@ CHUNK, SHOWN, LETTERS = 5000, 3, 160  # rows at a time; examples of a task, and 
 LETTER = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
 OPERATOR = re.compile(r"[-+*/=<>^%$&|~#@\\{}\[\]]")
 OTHER = re.compile(rf"(?:(?!{OPERATOR.pattern})[^\w])+")  # punctuation and space
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # soft hyphens, spaces without a width, directions
 BLANK = {code: " " for code in range(128) if OTHER.fullmatch(chr(code))}  # the same in ASCII, at a third of the time
 FACTORS = np.random.default_rng(0).integers(1, 2**63, N, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 Words = Sequence[str]
@@ -79,7 +80,8 @@ def words(text: str) -> list[str]:
     if text.isascii():
         text = text.translate(BLANK)
     else:
-        text = OTHER.sub(" ", LETTER.sub(r" \g<0> ", unicodedata.normalize("NFKC", text)))
+        text = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+        text = OTHER.sub(" ", LETTER.sub(r" \g<0> ", text))
     if OPERATOR.search(text):
         text = OPERATOR.sub(r" \g<0> ", text)
     return text.casefold().split()

@@ -11,13 +11,15 @@ from experiments.data.base_text import BaseText
 from experiments.data.facts import Facts
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
+from experiments.data.language import Language
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.data.stdlib import PythonLibrary
 
 AnySource = Annotated[  # all sources; a new one is added here
-    ReasoningGym | Facts | LocalFile | HuggingFace | PythonLibrary | BaseText | Earlier, Field(discriminator="source")
+    ReasoningGym | Facts | Language | LocalFile | HuggingFace | PythonLibrary | BaseText | Earlier,
+    Field(discriminator="source"),
 ]
 SOURCES: dict[str, type[Source]] = {
     source.model_fields["source"].default: source for source in get_args(get_args(AnySource)[0])

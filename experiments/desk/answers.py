@@ -17,6 +17,8 @@ from experiments.desk.grid import Grid
 from experiments.records import Record, read_records
 from experiments.reporting.answers import Questions, Turned, all_answers, question_texts
 from experiments.reporting.table import Table
+from experiments.runs.arm_records import is_whole
+from experiments.runs.result_file import RESULT, check_files, result_values
 from experiments.runs.run import open_run
 
 if TYPE_CHECKING:
@@ -100,20 +102,32 @@ def sorted_answers(
 
 
 def last_records(folder: Path, arms: Sequence[str] = ()) -> dict[str, list[Record]]:
-    """Return the records of each arm after its last evaluation, by the name of its folder. Raises ConfigError."""
+    """Return the records of each arm after its last evaluation, by the name of its folder.
+
+    Raises ConfigError, and DamagedError for records that the arm's result was not made from.
+    """
     names = [f"{arm.name}-{rate:g}" for arm in run_config(folder).arms for rate in arm.learning_rates]
     if unknown := [name for name in arms if name not in names]:
         raise ConfigError(f"no arm {unknown[0]!r} in {folder.name}: {nearest(unknown[0], names)}")
     found = {}
     for name in arms or names:
-        steps = {int(p.stem.removeprefix("items-")): p for p in (folder / "arms" / name).glob("items-*.jsonl")}
-        if steps:
-            found[name] = read_records(steps[max(steps)])
+        if file := _last_file(folder / "arms" / name):
+            found[name] = read_records(file)
     if not found:
         raise ConfigError(
             f"no arm of {folder.name} has been measured yet: run it first, or wait for its first evaluation"
         )
     return found
+
+
+def _last_file(arm: Path) -> Path | None:
+    """Return the records of an arm's last evaluation: of its result, or else the last that is as it was written."""
+    result = arm / RESULT
+    if step := result_values(result).get("steps"):
+        check_files(result)
+        return arm / f"items-{step}.jsonl"
+    steps = {p.stem.removeprefix("items-"): p for p in arm.glob("items-*.jsonl") if is_whole(p)}
+    return max((int(step), path) for step, path in steps.items() if step.isdigit())[1] if steps else None
 
 
 def _cut(text: str) -> str:

@@ -141,10 +141,15 @@ def marks(
     """Make a trace of points. Names and texts of others are escaped: plotly reads some HTML tags in them."""
     return {
         "type": "scatter", "mode": "markers", "name": _safe(name),
-        "x": [float(v) for v in x], "y": [float(v) for v in y],
+        "x": _numbers(x), "y": _numbers(y),
         "text": [_safe(t) for t in text], "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
         "marker": {"color": list(colours), "size": 8, "symbol": symbol},
     }  # fmt: skip
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    """Write 1.0 as 1, as JupyterLab does when it saves: a notebook that nobody ran stays the same file."""
+    return [int(v) if float(v).is_integer() else float(v) for v in values]
 
 
 def _safe(text: str) -> str:

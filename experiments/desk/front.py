@@ -9,7 +9,7 @@ import base64
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -84,12 +84,17 @@ def _places(figure: Figure, trials: Sequence[Trial]) -> list[tuple[float, float]
     """Return where the trials are drawn, as shares of the figure's width and height."""
     figure.draw_without_rendering()
     axes = figure.axes[0]
+<<<<<<< HEAD
     to_share = figure.transFigure.inverted()
     found: list[tuple[float, float]] = []
     for trial in trials:
         x, y = to_share.transform(axes.transData.transform((trial.values or [])[:2]))
         found.append((float(x), float(y)))
     return found
+=======
+    points: Any = axes.transData.transform([(trial.values or [])[:2] for trial in trials]) if trials else []
+    return [tuple(figure.transFigure.inverted().transform(point)) for point in points]
+>>>>>>> 8f0f973521215ea6fe034d2e94d8337aa286ecb7
 
 
 IMAGE = Markup(

@@ -74,7 +74,15 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
             item = f"{item}-{seen[form, item]}"
         asked = str(sample["prompt_hash"])[:12] if sample.get("prompt_hash") else None  # few-shot examples included
         records.append(
-            Record(side, task, form, item, correct=_correct(task, metric, sample), prompt=asked, **_answered(sample))
+            Record(
+                side,
+                task,
+                form,
+                item,
+                correct=_correct(task, metric, sample),
+                prompt=asked,
+                **_answered(sample, metric),
+            )
         )
     return records
 
@@ -100,10 +108,11 @@ def no_verdict(task: str, metrics: Iterable[str]) -> str:
     )
 
 
-def _answered(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options and summed log-likelihoods for multiple choice (lm_eval's `acc` compares them), else the reply.
+def _answered(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return options and summed log-likelihoods for multiple choice, else the reply.
 
-    Files hold the arguments as dictionaries, and every number as text.
+    The choice is the option that the metric judges: `acc` compares the sums, `acc_norm` the sums by character. Files
+    hold the arguments as dictionaries, and every number as text.
     """
     asked, given, target = sample["arguments"], sample["filtered_resps"], sample["target"]
     rows = [list(row.values()) for row in asked.values()] if isinstance(asked, dict) else [list(row) for row in asked]
@@ -112,9 +121,11 @@ def _answered(sample: Mapping[str, Any]) -> dict[str, Any]:
         parsed = None if sample["filter"] == "none" else str(read) != UNREADABLE
         return {"answer": str(target), "reply": str(sample["resps"][0][0]), "parsed": parsed}
     scores = tuple(float(pair[0]) for pair in given)
+    options = tuple(str(row[1]).strip() for row in rows)
+    sizes = [max(len(option), 1) if metric == "acc_norm" else 1 for option in options]
     return {
-        "choice": max(range(len(scores)), key=lambda i: scores[i]),
+        "choice": max(range(len(scores)), key=lambda i: scores[i] / sizes[i]),
         "answer": int(target) if str(target).isdigit() else str(target),
-        "options": tuple(str(row[1]).strip() for row in rows),
+        "options": options,
         "scores": scores,
     }

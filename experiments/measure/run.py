@@ -14,8 +14,9 @@ from typing import Any
 
 import ctrl
 from experiments.common.errors import BenchError
+from experiments.common.machine_faults import of_the_machine
 from experiments.measure.config import DEFAULT, measure_config
-from experiments.measure.endpoint import is_endpoint
+from experiments.measure.endpoint import EndpointError, is_endpoint
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.models import Model, by_replies_alone, check_endpoints, load_tokenizer, read_base, read_models
@@ -23,6 +24,7 @@ from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
 from experiments.records import ArmResult
 from experiments.runs.run import only_one_process
+from experiments.tracking.uri import without_password
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ def _measure_all(session: Session, models: Sequence[Model]) -> tuple[list[ArmRes
         try:
             results.append(session.measure(model))
         except (BenchError, ctrl.CheckpointError, ctrl.ConfigError, ValueError, RuntimeError) as error:
-            failed[model.name] = f"{type(error).__name__}: {error}"
+            if of_the_machine(error) and not isinstance(error, EndpointError):  # full memory says nothing of the model
+                raise
+            failed[model.name] = without_password(f"{type(error).__name__}: {error}")
             session.say(f"  failed: {failed[model.name]}")
     return results, failed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
+from experiments.models.checked import short_text
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 MODEL_CONFIG = "config.json"  # next to a whole model
 BASE = "base.json"  # facts of the base model, of which a part or an adapter holds no weights
 LACKING = "Found missing adapter keys"  # the warning of PEFT, without false alarms
 AGAIN = "bring it back, or delete the arm's folder and run the same command to train it again"
+UNREADABLE = (  # of PEFT, safetensors and torch, for files of an adapter
+    *(UserWarning, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError),
+    *(SafetensorError, pickle.UnpicklingError),
+)
 
 
 def is_peft(model: Any) -> bool:
@@ -105,7 +111,7 @@ def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
     if different:
         raise DamagedError(
             f"{file.parent} was trained on the base model {saved.get('name')!r}, but {here['name']!r} is another one: "
-            f"{different}. Bring back the base model of the training, or start the run anew with --fresh"
+            f"{different}. Bring back the base model of the training, or train again (a run: with --fresh)"
         )
 
 
@@ -117,9 +123,8 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
         warnings.filterwarnings("error", LACKING)  # PEFT goes on with random tensors
         try:
             return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes all on to the base
-        except (UserWarning, OSError, RuntimeError, ValueError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise DamagedError(f"{folder} does not fit the base model ({reason}): {AGAIN}") from error
+        except UNREADABLE as error:
+            raise DamagedError(f"{folder} does not fit the base model ({short_text(error)}): {AGAIN}") from error
 
 
 def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ SAME = 1e-4  # largest change by rounding, as a share of the largest logit
 SHOWN = 3  # names of tensors in a message
 QUESTION, REPLY = "a question", "a reply"
 GENERATION = "generation_config.json"  # transformers skips a damaged one without a word
+CODE = "it is damaged, or a pickle of more than tensors, which could run code: it is not loaded"
 
 
 def load_whole(
@@ -113,7 +115,8 @@ def check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # Jinja's, and those of Python in its expressions
         raise ModelError(
-            f"base_model {name!r}: its chat template fails ({_short(error)}): correct chat_template in its tokenizer"
+            f"base_model {name!r}: its chat template fails ({short_text(error)}): correct chat_template in its "
+            "tokenizer"
         ) from error
     missing = [word for word in (QUESTION, REPLY) if word not in text]
     if missing:
@@ -156,14 +159,16 @@ def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
             "set trust_remote_code: true"
         )
     if "Unrecognized configuration class" in str(error):
-        return f"{start} is no causal language model ({_short(error)}): take one that predicts the next token"
+        return f"{start} is no causal language model ({short_text(error)}): take one that predicts the next token"
     if folder.is_dir():
         damaged = next((file for file in sorted(folder.iterdir()) if not readable(file)), None)
         if damaged or not isinstance(error, OSError):
             suspect = "config.json" if type(error).__name__.startswith("Strict") else suspect
-            return f"{start}: {damaged or folder / suspect} cannot be used ({_short(error)}): {_again(folder)}"
+            pickled = next(folder.glob("*.bin"), None) if short_text(error) == CODE else None
+            file = damaged or pickled or folder / suspect
+            return f"{start}: {file} cannot be used ({short_text(error)}): {_again(folder)}"
     return (
-        f"{start} could not be loaded: {_short(error)}\n"
+        f"{start} could not be loaded: {short_text(error)}\n"
         "It is neither 'smollm2-135m-instruct' (shipped), nor a folder saved by save_pretrained, nor a model that "
         "Hugging Face serves to this machine. With no network, give a local folder or the shipped model."
     )
@@ -205,7 +210,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _short(error: BaseException) -> str:
+def short_text(error: BaseException) -> str:
     """Return the text of an error in one line of at most 200 characters."""
+    if isinstance(error, pickle.UnpicklingError) or "Weights only load failed" in str(error):
+        return CODE  # torch's own text says how to load it all the same, which would run the code
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

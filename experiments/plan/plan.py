@@ -153,10 +153,18 @@ class _Planner:
             how: Any = "all" if count > 1 else self.training.checkpointing
             setup = self.setup if count < 3 else replace(self.setup, state=min(self.setup.state, state_bytes("8bit")))
             if largest := self._largest(how, setup):
-                first = f"micro_batch: {largest}"
+                first = f"{self._rows()}micro_batch: {largest}"
                 return f"training: {{{', '.join([first, *CHANGES[1:count]])}}}"
         for devices in itertools.takewhile(lambda n: self.own * self.setup.devices % n == 0, (2, 4, 8, 16)):
             setup = replace(self.setup, devices=devices, sharding="fsdp")
             if sum(training(self.shape, self._pass(1, "all"), setup).values()) <= self.device.memory:
-                return f"training: {{micro_batch: 1, checkpointing: all}} and --devices {devices} --sharding fsdp"
+                first = f"{self._rows()}micro_batch: 1"
+                return f"training: {{{first}, checkpointing: all}} and --devices {devices} --sharding fsdp"
         return None
+
+    def _rows(self) -> str:
+        """Return the fields that a micro-batch needs if the config makes a step of several batches."""
+        training = self.training
+        if training.gradient_accumulation == 1:
+            return ""
+        return f"batch_size: {training.step_rows}, gradient_accumulation: 1, "

@@ -58,11 +58,19 @@ def _arm(arm: ArmPlan, plan: Plan, utilisation: float) -> Iterator[str]:
     yield f"  disk, GB     {_sizes(arm.disk)}"
     yield f"  a step       {arm.flops / TB:.3g} TFLOP, {arm.tokens:,} tokens{_speed(arm, plan, utilisation)}"
     if fits:
-        yield f"  fits         training.micro_batch up to {arm.micro_batch}"
+        yield f"  fits         training.micro_batch up to {arm.micro_batch}{_in_one(plan)}"
     else:
         yield f"  change       {_way_out(arm)}"
     if arm.unknown:
         yield f"  left out     {', '.join(arm.unknown)}"
+
+
+def _in_one(plan: Plan) -> str:
+    """Say how to give a micro-batch where `gradient_accumulation` makes a step of several: both are refused."""
+    training = plan.config.training
+    if training.gradient_accumulation == 1:
+        return ""
+    return f", with batch_size {training.step_rows} in place of gradient_accumulation"
 
 
 def _way_out(arm: ArmPlan) -> str:

@@ -13,6 +13,7 @@ from experiments.methods.saving import ADAPTER_CONFIG
 
 SHARES = ("wise", "lines", "merge", "dial_depth")  # alpha is a share, from 0 to 1
 DIALS = ("dial", "dial_depth")
+OF_SEVERAL = ("task_vectors", "ensemble")  # they take other arms too
 LARGEST = 100.0  # alpha of the others, which may go beyond the trained weights
 
 
@@ -25,8 +26,12 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
     check_distinct(alphas)
     for alpha in alphas or (None,):
         check_arm(operation, arm, alpha)
-    if others and operation != "task_vectors":
-        raise ConfigError(f"--with names arms to add, which {operation} does not do: leave it out, or use task_vectors")
+    if others and operation not in OF_SEVERAL:
+        raise ConfigError(
+            f"--with names arms to add, which {operation} does not do: leave it out, or use {' or '.join(OF_SEVERAL)}"
+        )
+    if operation == "ensemble" and alphas:
+        raise ConfigError(f"--alphas {alphas[0]:g}: ensemble has no shares, leave them out")
     if operation == "task_vectors" and not (others or alphas):
         raise ConfigError(
             "task_vectors adds arms, or scales one: name the folders of the others, --with RUN/arms/NAME-LR, or give "

@@ -7,14 +7,17 @@ The default is a plain model: `AutoModelForCausalLM.from_pretrained` and every s
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +26,7 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import MergeGap
 from experiments.common.errors import ConfigError
+from experiments.common.files import PART
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft
@@ -34,6 +38,7 @@ from experiments.reporting.table import Table
 from experiments.reporting.text import escaped, figure_text, rate_text
 from experiments.runs.base_records import check_tokenizer
 from experiments.runs.result_file import whole_results
+from experiments.runs.run import errors_explained
 from experiments.runs.trained import load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
 
@@ -88,14 +93,34 @@ def export(
         model, gap = _plain(model, tokenizer, arm)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
-    part = to.with_name(f"{to.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / CARD).write_text(card(config, result, form, gap), encoding="utf-8")
-    os.replace(part, to)
+    with errors_explained(to.parent), _whole_folder(to) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
+
+
+@contextlib.contextmanager
+def _whole_folder(to: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when the block has ended, and is removed if it fails.
+
+    Each process has its own: two that export to one name would mix their files. Those of killed processes are removed.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    for left in to.parent.glob(f"{glob.escape(to.name)}.*{PART}"):
+        pid = left.name.removesuffix(PART).rpartition(".")[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+    part = to.with_name(f"{to.name}.{os.getpid()}{PART}")
+    part.mkdir()
+    try:
+        yield part
+        if to.exists():
+            raise ConfigError(f"--to {to} appeared meanwhile, written by another process: name a new folder")
+        os.replace(part, to)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _plain(
@@ -113,7 +138,9 @@ def _plain(
     return merged, ctrl.merge_gap(model, merged, batches)
 
 
-def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap | None) -> str:
+def card(
+    config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap | None, dtype: str | None = None
+) -> str:
     """Return the model card: what it is, what it learned and forgot, and how to load it."""
     base = escaped(config.base_model)
     rows = tuple(
@@ -126,6 +153,7 @@ def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap 
         "merged": 'AutoModelForCausalLM.from_pretrained("this folder")',
         "trained": f'ctrl.load("{base}", "this folder")  # or PeftModel.from_pretrained(base, ...) for an adapter',
     }
+    rounded = f" Its weights were rounded to {dtype} afterwards." if dtype in ("bf16", "fp16") else ""
     lines = [
         f"# {escaped(config.name)}: {arm}",
         "",
@@ -133,7 +161,7 @@ def card(config: ExperimentConfig, result: ArmResult, form: Form, gap: MergeGap 
         "",
         Table("Figures", ("figure", "value", "meaning"), rows).markdown(),
         "",
-        f"Brackets: 95 % intervals. Measured on the model as it was trained.{_gap_text(gap)}",
+        f"Brackets: 95 % intervals. Measured on the model as it was trained.{_gap_text(gap)}{rounded}",
         "",
         "```python",
         loaded[form],

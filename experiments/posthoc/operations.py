@@ -1,8 +1,8 @@
-"""Change trained weights without training: WiSE-FT, LiNeS, merging back, alpha dials, task vectors."""
+"""Change trained weights without training: WiSE-FT, LiNeS, merging back, alpha dials, task vectors, ensembles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import is_peft
 from experiments.posthoc.checks import check_arm, check_operation
+from experiments.posthoc.ensemble import together
 from experiments.runs.trained import load_arm, load_trained
 
 Figures = dict[str, float]
@@ -100,16 +101,31 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
     Without others the vector of this arm is scaled, also beyond its weights (alpha > 1) or against them (alpha < 0).
     """
     check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
+    own = [arm.trained(), *_others("task_vectors", arm)]
+    vectors = [dict(plain_model(model, arm.batches).named_parameters()) for model in own]
+    weight = 1.0 if alpha is None else alpha
+    return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
+
+
+def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
+    """Predict with this arm and the others together, or with this arm and the base if there are no others.
+
+    The largest probability that one of them gives a token counts, as in LAE (arXiv 2303.10070), whose two models are an
+    arm and its average over steps (`ema`).
+    """
+    check_operation("ensemble", arm.folder, [] if alpha is None else [alpha], arm.others)
+    own, *others = [_unadapted(model) for model in [arm.trained(), *_others("ensemble", arm)]]
+    return together(own, others or [arm.base()]), {}
+
+
+def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
+    """Load the other arms one by one. Raises ConfigError for another base model."""
     base_model = run_config(arm.run).base_model
-    vectors = [dict(plain_model(arm.trained(), arm.batches).named_parameters())]
     for folder in arm.others:
         theirs = _config_of(folder).base_model
         if theirs != base_model:
-            raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
-        other = plain_model(load_arm(arm.base(), folder), arm.batches)
-        vectors.append(dict(other.named_parameters()))
-    weight = 1.0 if alpha is None else alpha
-    return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
+            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs!r}")
+        yield load_arm(arm.base(), folder)
 
 
 def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
@@ -145,6 +161,7 @@ OPERATIONS: dict[str, Callable[[TrainedArm, float | None], tuple[PreTrainedModel
     "dial": dial,
     "dial_depth": dial_depth,
     "task_vectors": task_vectors,
+    "ensemble": ensemble,
 }
 
 
@@ -173,9 +190,11 @@ def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedMode
     """Return a model of the base's class: merge an expanded one back (see `gate_batches`), fold an adapter in."""
     if isinstance(model, ControlModel):
         return ctrl.merge_back(model, batches=gate_batches(model, batches), in_place=True)
-    if is_peft(model):
-        return model.merge_and_unload()  # type: ignore[operator]
-    return model
+    return _unadapted(model)
+
+
+def _unadapted(model: PreTrainedModel) -> PreTrainedModel:
+    return model.merge_and_unload() if is_peft(model) else model  # type: ignore[operator]
 
 
 def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:

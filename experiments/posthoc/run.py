@@ -42,8 +42,8 @@ def posthoc(
 ) -> list[ArmResult]:
     """Apply an operation at each alpha and measure the model with the run's own suites. Raises ConfigError, RunError.
 
-    others: folders of further arms, for task_vectors. study: name of the study that the run belongs to. Results that
-    are on disk are read, and make no second run in MLflow.
+    others: folders of further arms, for task_vectors and ensemble. study: name of the study that the run belongs to.
+    Results that are on disk are read, and make no second run in MLflow.
     """
     run, others = Path(run).resolve(), [folder.resolve() for folder in others]
     if operation not in OPERATIONS:

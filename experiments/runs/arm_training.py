@@ -16,6 +16,7 @@ from experiments.methods import ActiveMethod, Method, MethodContext
 from experiments.methods.saving import facts_of, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
+from experiments.tracking.uri import without_password
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.processes import ALONE, LaunchMismatch, MainProcessError, Processes
@@ -123,4 +124,4 @@ def reason(error: BaseException) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         way_out = "set training.micro_batch lower, or training.checkpointing to all; control-llm plan says what fits"
         return f"out of GPU memory: {way_out}"
-    return f"{type(error).__name__}: {error}"
+    return without_password(f"{type(error).__name__}: {error}")

@@ -13,6 +13,7 @@ from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
+from experiments.common.owner import anew
 from experiments.evaluation.cache import BaseCache, tokenizer_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import DrawnSuite
@@ -33,7 +34,7 @@ def check_suites(folder: Path, suites: Suites) -> None:
         raise ConfigError(
             f"{', '.join(changed)}: the questions, or the code that asks them, have changed since {folder.name} began "
             "(another version of this bench or of a library), so new figures would not compare: go on with the "
-            "version that it began with, or start anew with --fresh"
+            f"version that it began with, or {anew(folder)}"
         )
 
 
@@ -75,7 +76,7 @@ class BaseFolder:
         if changed:
             raise ConfigError(
                 f"base_model has other {' and '.join(changed)} than when {self.folder.parent.name} began, so its arms "
-                "would not compare: bring the old ones back, or start anew with --fresh"
+                f"would not compare: bring the old ones back, or {anew(self.folder.parent)}"
             )
 
     def _base(self) -> dict[str, Any]:

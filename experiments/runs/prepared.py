@@ -23,7 +23,7 @@ from experiments.runs.baseline import MeasuredBase, headline, measure_base
 from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
-from experiments.runs.result_file import write_result
+from experiments.runs.result_file import owners_noted, write_result
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,8 @@ def _check_sources(folder: Path, digests: Mapping[str, str], config: str) -> Non
     """Raise ConfigError if a source, or a file of a kept task, has changed since this run began. config: its digest."""
     path = folder / SOURCES
     advice = "delete it if the data is still that of the run's start, else start anew with --fresh"
-    known = read_json(path, advice)
+    written = read_json(path, advice)
+    known = owners_noted(folder) | written
     if known.get(CONFIG, config) != config:
         raise ConfigError(f"{path} is of a run with other settings: bring the run's own back, or {advice}")
     changed = [name.split(" ", 1)[1] for name in digests if known.get(name, digests[name]) != digests[name]]
@@ -145,5 +146,5 @@ def _check_sources(folder: Path, digests: Mapping[str, str], config: str) -> Non
             f"{', '.join(changed)} has changed since {folder.name} began, so its arms would not compare: "
             "bring the old data back, or start anew with --fresh"
         )
-    if not known:
+    if not written:
         write_json(path, {**digests, CONFIG: config})

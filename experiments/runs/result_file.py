@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import DamagedError
-from experiments.common.files import read_json, write_json
+from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.common.owner import ARM, SOURCES, other_than, owner_of, settings_noted
+from experiments.common.owner import ARM, CONFIG, LAUNCH, SOURCES, anew, other_than, owner_of, settings_noted
 from experiments.common.owner import MEASURED as MEASURED_BY
 from experiments.records import MEASURED, ArmResult
 
@@ -24,7 +24,7 @@ RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner",
 LOADED = (".json", ".safetensors", ".bin", ".pt")  # endings of what is read with a model
 BASE_ITEMS = "base/items.jsonl"
 AGAIN = "bring it back, or delete it, and the same command makes the result again"
-BASE_AGAIN = "bring it back, run the same config again, or start anew with --fresh"
+BASE_AGAIN = "bring it back, run the same command again, or {}"
 DELETE_FOLDER = "bring its own back, or delete the folder {}, and the same command makes it again"
 TRAIN_AGAIN = "bring it back, or delete the folder {}, and the same command trains and measures it again"
 
@@ -59,15 +59,16 @@ def check_files(file: Path, trained: bool = False) -> None:
     trained: if the weights are others too, or have files next to them that the arm did not write.
     """
     folder, values = file.parent, result_values(file)
+    run = folder.parents[1]
     _check_owner(file, values)
     if trained:
         _check_strange(file, values)
     for name, digest in values.get(MADE_FROM, {}).items():
-        path = folder.parents[1] / name
+        path = run / name
         if ("/trained/" in name) is not trained or (path.is_file() and file_digest(path) == digest):
             continue
         state = "is not the file that" if path.is_file() else "is gone, and"
-        advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN
+        advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN.format(anew(run))
         raise DamagedError(f"{path} {state} {file} was made from: {advice}")
 
 
@@ -100,6 +101,18 @@ def trained_digest(arm: Path) -> str:
     """Return a digest of what an arm trained, as its result notes it; empty if an earlier version noted nothing."""
     files = result_values(arm / RESULT).get(MADE_FROM, {})
     return json_digest({name: digest for name, digest in files.items() if "/trained/" in name}) if files else ""
+
+
+def owners_noted(run: Path) -> dict[str, Any]:
+    """Return the digests of the data that a run had, as its results and checkpoints note them.
+
+    So a run whose SOURCES is gone, or lacks a name, knows what it began with. Damaged ones are found where they are
+    read.
+    """
+    owners = [read_note(file).get(OWNER, {}) for file in run.glob(f"*/*/{RESULT}")]
+    owners += [read_note(file).get(OWNER, {}) for file in run.glob(f"arms/*/checkpoints/*/{LAUNCH}")]
+    noted = {name: value for owner in owners for name, value in owner.items()}
+    return {name: value for name, value in noted.items() if name not in ("arm", "settings", CONFIG)}
 
 
 def whole_results(files: Iterable[Path]) -> list[ArmResult]:

@@ -15,7 +15,7 @@ from experiments.runs.checks import check_run
 from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
 from experiments.scorecard.figures import FIGURES
-from experiments.studies.config import Objective, StudyConfig, parts
+from experiments.studies.config import Constraint, Objective, StudyConfig, parts
 from experiments.studies.space import probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
@@ -26,7 +26,8 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     """Raise ConfigError for what none of the trials can do. configs: each pick of each dimension is in one of them."""
     if any(config.grows for config in configs):
         raise ConfigError(f"{source}: base: grows is for a single run; a trial has the arms of its picks: leave it out")
-    if wrong := [fault for objective in study.objectives for fault in _against(objective)]:
+    wrong = [fault for objective in study.objectives for fault in _against(objective)]
+    if wrong := wrong + [fault for constraint in study.constraints for fault in _worse_side(constraint)]:
         raise ConfigError("\n".join([f"{source}:", *wrong]))
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
@@ -48,12 +49,28 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
 def _against(objective: Objective) -> Iterator[str]:
     """Describe the figures of an objective that would become worse; a sum may not mix both directions."""
     for name in parts(objective.figure):
-        family = next((one for one in FIGURES.values() if one.family and name.startswith(one.prefix)), None)
-        figure = FIGURES.get(name, family)
-        right = DIRECTIONS.get(figure.better) if figure and figure.better else None
+        right = _right(name)
         if right not in (None, objective.direction):
             text = f"{objective.direction} {objective.figure!r}"
             yield f"  objectives: {text}, but {name} is to be {right}d: turn one round"
+
+
+def _worse_side(constraint: Constraint) -> Iterator[str]:
+    """Describe a bound that only worse trials keep to: `kl` from 0.1 on. With both bounds it is a range, and meant."""
+    right = _right(constraint.figure)
+    wrong, other, limit = ("max", "min", constraint.max) if right == "maximize" else ("min", "max", constraint.min)
+    if right and limit is not None and None in (constraint.min, constraint.max):
+        yield (
+            f"  constraints: {wrong}={limit:g} on {constraint.figure!r} keeps the trials that are worse, since it is "
+            f"to be {right}d: give {other}, or both for a range"
+        )
+
+
+def _right(name: str) -> str | None:
+    """Return the direction in which a figure gets better, if it has one."""
+    family = next((one for one in FIGURES.values() if one.family and name.startswith(one.prefix)), None)
+    figure = FIGURES.get(name, family)
+    return DIRECTIONS.get(figure.better) if figure and figure.better else None
 
 
 def check_inputs(study: StudyConfig, root: Path, say: Callable[[str], None] = print) -> None:

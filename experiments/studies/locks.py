@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy
 from filelock import FileLock
 
+from experiments.tracking.uri import without_password
+
 if TYPE_CHECKING:
     from experiments.studies.config import StudyConfig
 
@@ -71,7 +73,7 @@ def storage_fault(error: BaseException) -> str:
 
 def shown(url: str | sqlalchemy.URL) -> str:
     """Return the storage's URL without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    return without_password(sqlalchemy.make_url(url).render_as_string(hide_password=True))  # parameters too
 
 
 def public_values(config: StudyConfig) -> dict[str, Any]:

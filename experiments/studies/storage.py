@@ -42,14 +42,17 @@ def storage_url(root: Path, storage: str | None) -> str:
         if url is not None:
             url.get_dialect()  # of a database that is known
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        # Of a wrong port the text of Python quotes what may be the end of a password with an @ or a colon.
+        known = isinstance(error, sqlalchemy.exc.ArgumentError)
+        fault = str(error).splitlines()[0] if known else "its port is no number"
         raise StudyError(
-            f"the storage is not a database URL: {str(error).splitlines()[0]}; give for example sqlite:///studies.db "
+            f"the storage is not a database URL: {fault}; give for example sqlite:///studies.db "
             "or postgresql+psycopg://user@host:5432/name"
         ) from error
     if storage and url is not None and storage.startswith("sqlite:///"):
         folder = Path(url.database or "").parent
         if not folder.is_dir():
-            raise StudyError(f"--storage {storage}: there is no folder {folder}; create it, or correct the path")
+            raise StudyError(f"--storage {shown(storage)}: there is no folder {folder}; create it, or correct the path")
     return storage or sqlite_url(root.resolve() / "optuna.db")
 
 

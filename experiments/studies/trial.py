@@ -18,6 +18,7 @@ from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial
 from experiments.tracking.tracker import Tracker
+from experiments.tracking.uri import without_password
 
 if TYPE_CHECKING:
     from experiments.runs.arm import Observer
@@ -30,7 +31,7 @@ class TrialFailed(RuntimeError):
     """A trial has no values; the message is the reason. runs: its runs so far, see `run_record`. The study goes on."""
 
     def __init__(self, reason: str | None, runs: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__(reason)
+        super().__init__(without_password(reason) if reason else reason)
         self.runs = list(runs)
 
 

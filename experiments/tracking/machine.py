@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from experiments.common.hashing import sha256
+from experiments.tracking.uri import without_password
 
 PACKAGES = (
     "torch",
@@ -126,7 +127,7 @@ def code_diff() -> str:
     changed = _git("diff", "HEAD")
     unknown = _git("ls-files", "--others", "--exclude-standard")
     listed = "".join(f"# not in the repository: {name}\n" for name in unknown.splitlines())
-    return (listed + changed)[:MAX_DIFF]
+    return without_password((listed + changed)[:MAX_DIFF])  # of a YAML, for example
 
 
 @functools.cache

@@ -15,21 +15,21 @@ from typing import Any
 from experiments.common.colours import arm_colour
 
 VIEW, TITLE = "forgetting", "Forgetting"
-COLOUR = "mlflow.runColor"
+COLOUR, PARENT = "mlflow.runColor", "mlflow.parentRunId"
 MOST_RUNS = 1000  # that are coloured, and whose metrics are looked at
 STEPS, CHART = ("retention", "kl", "loss"), "compareRunsMode=CHART&"
 LAYERS = (("layers/divergence_", "divergence/layer_"), ("layers/alpha_", "alpha/layer_"))  # now, and of older runs
 
 
 def prepare(client: Any, experiment: str, gains: Sequence[str]) -> None:
-    """Write the shared view of an experiment, and colour the runs that have no colour by method and learning rate.
+    """Write the shared view of an experiment, and colour the arms that have no colour by method and learning rate.
 
     client: MLflow's. experiment: its id. gains: names of the metric that is the gain; the first that was logged counts.
     Raises errors of MLflow.
     """
     runs = client.search_runs([experiment], max_results=MOST_RUNS)
-    for run in runs:
-        if COLOUR not in run.data.tags and (colour := _colour(run.data.params)):
+    for run, colour in _colours(runs):
+        if COLOUR not in run.data.tags:
             client.set_tag(run.info.run_id, COLOUR, colour)
     metrics = sorted({name for run in runs for name in run.data.metrics})
     gain = next((name for name in gains if name in metrics), gains[0])
@@ -54,6 +54,19 @@ def view_url(server: str, experiment: str, charts: bool) -> str:
     mode = CHART if charts else ""
     page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
     return f"{page}?viewStateShareKey={VIEW}&{mode}workflowType=machine_learning"
+
+
+def _colours(runs: Sequence[Any]) -> list[tuple[Any, str]]:
+    """Return the colour of each arm, and of each trial: that of its arm, since both have a point in the same charts."""
+    known = {run.info.run_id: run for run in runs}
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        if colour := _colour(run.data.params):
+            at: Any = run
+            while at is not None:  # the arm, the runs above it
+                found.setdefault(at.info.run_id, set()).add(colour)
+                at = known.get(at.data.tags.get(PARENT))
+    return [(known[run], *colours) for run, colours in found.items() if len(colours) == 1]
 
 
 def _colour(params: Mapping[str, str]) -> str:

@@ -16,14 +16,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
-from experiments.common.owner import other_than, owner_of, settings_noted
+from experiments.common.owner import LAUNCH, other_than, owner_of, settings_noted
 from experiments.methods import ActiveMethod
 from experiments.training.meter import Meter
 from experiments.training.processes import LaunchMismatch, launch_kind
 
 COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
 METHOD_STATE = "method.safetensors"  # ActiveMethod.state, in a checkpoint
-LAUNCH = "launch.json"  # the kind of launch that wrote it, and for which arm of which run
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,21 @@ def train_arm(
     ArmFailed at a NaN. Ctrl-C and SIGTERM let the step end and save a checkpoint first (`stops_after_step`).
     """
     checkpoint_layers(model, plan.training.checkpointing)
+    how = products()
+    with products_as(how):
+        return _trained(
+            model, method, context, plan, replace(hooks, evaluate=_measured(hooks.evaluate, how)), processes
+        )
+
+
+def _trained(
+    model: PreTrainedModel,
+    method: ActiveMethod,
+    context: MethodContext,
+    plan: TrainingPlan,
+    hooks: Hooks,
+    processes: Processes,
+) -> dict[str, float]:
     with launcher_precision(context.precision.bf16):
         trainer = ArmTrainer(
             model=model,
@@ -101,6 +116,34 @@ def launcher_precision(bf16: bool) -> Iterator[None]:
             del os.environ[PRECISION]
         else:
             os.environ[PRECISION] = before
+
+
+def products() -> str:
+    """Return how products of fp32 are computed: `tf32` is faster on GPUs and has 10 bits of mantissa."""
+    return str(torch.backends.fp32_precision)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def products_as(how: str) -> Iterator[None]:
+    """Compute products of fp32 in this way, and as before afterwards.
+
+    Trainer sets it for tf32 and torch_compile, for the whole process: evaluations would be computed in another way than
+    the base's, and so would all that comes later in a notebook or study.
+    """
+    before = products()
+    torch.backends.fp32_precision = how  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = before  # type: ignore[attr-defined]
+
+
+def _measured(evaluate: Callable[[PreTrainedModel], Any], how: str) -> Callable[[PreTrainedModel], Any]:
+    def measured(model: PreTrainedModel) -> Any:
+        with products_as(how):
+            return evaluate(model)
+
+    return measured
 
 
 def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Processes = ALONE) -> TrainingArguments:

@@ -56,6 +56,21 @@ def test_a_cache_filled_without_the_copies_is_refused(config: bool, before: int)
         model(IDS[:, :1], past_key_values=cache)
 
 
+def test_a_static_cache_that_the_base_went_on_with_is_refused_until_it_is_reset() -> None:
+    """It counts its tokens on the device, not in Python."""
+    model = disturbed()
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    model(IDS[:, :2], past_key_values=cache)
+    with ctrl.pretrained(model):
+        model(IDS[:, 2:6], past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
+        model(IDS[:, 6:], past_key_values=cache)
+    cache.reset()
+    model(IDS[:, :2], past_key_values=cache)
+    expected = model(IDS).logits[:, 2:]
+    torch.testing.assert_close(model(IDS[:, 2:], past_key_values=cache).logits, expected, rtol=0, atol=1e-5)
+
+
 def test_a_cache_shorter_than_the_base_is_refused() -> None:
     model = disturbed()
     cache = DynamicCache(config=model.config)

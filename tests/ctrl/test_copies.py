@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -287,3 +288,15 @@ def test_relaxed_norms_are_for_copies_beside_a_layer() -> None:
     with ctrl.pretrained(model):
         ids = torch.tensor([[5, 6, 7]])
         assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+
+
+def test_a_norm_with_a_forward_of_its_own_cannot_be_relaxed() -> None:
+    """Liger's and the hub's kernels set one on the instance, which would run in place of the relaxed norm's."""
+    base = tiny()
+    norm = base.model.layers[3].input_layernorm
+    norm.forward = types.MethodType(type(norm).forward, norm)  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match=r"norm_mix=0\.5: a LlamaRMSNorm has a forward of its own .* expand the model"
+    ):
+        ctrl.expand(base, ControlConfig(layers=[3], norm_mix=0.5))
+    ctrl.expand(base, ControlConfig(layers=[3]))

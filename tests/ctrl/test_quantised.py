@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,51 @@ def test_only_quantised_tensors_are_taken_for_such() -> None:
     assert not has_quantised(build("llama").bfloat16())
     assert not has_quantised(build("mixtral"))
     assert is_quantised(torch.zeros(2, dtype=torch.int8))
+
+
+class RoundedStates(FakeInt8):
+    """As bitsandbytes' int8 and torch.ao's dynamic modules: hidden states are rounded too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x.abs().max() / 15
+        return super().forward((x / step).round() * step)
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("make", [FakeInt8, RoundedStates])
+def test_copies_that_start_off_their_layers_are_said(make: Any, low_rank: bool) -> None:
+    base = build("llama")
+    replace_linears(base.model, make)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ctrl.expand(base, ctrl.ControlConfig(layers=2, expanded="lora" if low_rank else "full"))
+    said = [str(w.message) for w in seen if "off their quantised layers, so the expanded model" in str(w.message)]
+    assert len(said) == (make is RoundedStates and not low_rank)
+
+
+def dynamic(model: nn.Module) -> Any:
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+
+
+def test_torch_s_own_dynamic_modules_are_refused() -> None:
+    """They hold neither parameters nor buffers: a copy of such a module would not train, and merging would skip it."""
+    base = dynamic(build("llama"))
+    with pytest.raises(ConfigError, match=r"modules of torch\.ao\.quantization, whose state cannot be loaded in part"):
+        ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    model = dynamic(ctrl.expand(build("llama"), ctrl.ControlConfig(layers=2)))
+    with pytest.raises(ConfigError, match="the base model is quantised, merge_back needs its weights in floats"):
+        ctrl.merge_back(model)
+
+
+def replaced(model: Any) -> Any:
+    replace_linears(model.model, FakeInt8)
+    return model
+
+
+@pytest.mark.parametrize("config", ["concat", "stack", "lora"])
+@pytest.mark.parametrize("quantise", [dynamic, replaced])
+def test_copies_quantised_after_training_are_not_saved(quantise: Any, config: str, tmp_path: Path) -> None:
+    model = quantise(ctrl.expand(build("llama"), ctrl.ControlConfig(layers=2, **CONFIGS[config])))
+    with pytest.raises(ConfigError, match=r"modules of the copies are quantised .* ctrl\.save the model before you"):
+        ctrl.save(model, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -2,6 +2,7 @@
 
 LONGEST = (
     "notebooks/test_notebooks.py",
+    "desk_browser/test_lab.py",
     "experiments/models/test_real_model.py",
     "experiments/runs/test_arm.py",
     "experiments/studies/test_trial.py",

@@ -12,68 +12,12 @@ from typing import Any
 import pytest
 
 from experiments.runs.run import run_experiment
+from tests.helpers.small_notebooks import SMALL
 from tests.helpers.small_run import small_config, tiny_base
 
 DESK = "00_desk"  # it shows what the others made, so it is run after them
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"), key=lambda path: (path.stem == DESK, path))
-SMALL: dict[str, dict[str, Any]] = {
-    "00_desk": {},
-    "01_forgetting_in_five_minutes": {
-        "steps": 2,
-        "batch_size": 2,
-        "new_items": 4,
-        "kept_items": 4,
-        "replies_measured": 2,
-        "text_tokens": 256,
-        "reply_tokens": 2,
-        "layers": 2,
-    },
-    "02_ablation": {
-        "steps": 2,
-        "batch_size": 2,
-        "layers": 2,
-        "new_items": 4,
-        "kept_items": 4,
-        "replies": 2,
-        "text_tokens": 256,
-        "alphas": [0.0, 1.0],
-        "reply_tokens": 2,
-    },
-    "03_hidden_states": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": [0, 2]},
-    "04_inside": {"steps": 2, "batch_size": 2, "layers": 2, "new_items": 4, "kept_items": 4, "shown": 2},
-    "05_search": {
-        "trials": 2,
-        "steps": 2,
-        "batch_size": 2,
-        "new_items": 4,
-        "kept_items": 4,
-        "replies": 2,
-        "text_tokens": 256,
-        "layers": [1, 2],
-        "live": False,  # test_watch.py starts a process and watches it
-    },
-    "06_expand_by_hand": {"steps": 2, "batch_size": 2, "layers": 2, "held_out": 2},
-    "07_bring_your_own": {
-        "steps": 2,
-        "batch_size": 2,
-        "held_out": 2,
-        "kept_items": 4,
-        "replies": 2,
-        "reply_tokens": 2,
-        "text_tokens": 256,
-    },
-    "08_measure": {
-        "people": 3,
-        "steps": 2,
-        "kept_items": 4,
-        "replies": 2,
-        "reply_tokens": 2,
-        "text_tokens": 256,
-        "alphas": [0.5],
-        "condition": "retention >= 0",
-    },
-}
 WITHOUT_RUNS = ("06_expand_by_hand",)  # they use the library alone
 READS = (DESK, "04_inside")  # they show a run that is there; 04 makes it if it is not
 POSTHOC = ("02_ablation",)  # a second Run All finds the results of operations next to the arms

@@ -26,12 +26,14 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
+from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import Progress
 from experiments.models.tokens import asked_key, drop_added_end
 from experiments.models.turns import turns
 from experiments.records import Record
 
+logger = logging.getLogger(__name__)
 FEWSHOT_SEED = 1234  # lm_eval's own default
 PRESETS = Path(__file__).parents[2] / "presets"
 
@@ -86,7 +88,7 @@ class HarnessSuite(Suite):
         if twice:
             raise ConfigError(f"evaluation.suites.lm_eval: {', '.join(twice)} cannot be new and kept: name each once")
         self.sides: dict[str, Side] = {**dict.fromkeys(new, "new"), **dict.fromkeys(kept, "kept")}
-        self.loaded = {name: _prepared(task, self.settings.fewshot) for name, task in {**new, **kept}.items()}
+        self.loaded = {name: _prepared(name, task, self.settings.fewshot) for name, task in {**new, **kept}.items()}
         for name, task in self.loaded.items():
             if not {*RIGHT, "pass_at_k"} & set(task.aggregation()):  # which is pass@1 in results
                 raise ConfigError(f"evaluation.suites.lm_eval: {no_verdict(name, task.aggregation())}: leave it out")
@@ -133,7 +135,8 @@ class HarnessSuite(Suite):
             os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the metric that runs code wants it
         language_model = _wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
-            with redirect_stderr(io.StringIO()):  # its progress bars cannot be switched off
+            # its progress bars cannot be switched off
+            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name):
                 found = evaluate(
                     lm=language_model,
                     task_dict={"tasks": {name: task}},
@@ -202,9 +205,11 @@ def _own_tasks() -> Any:
     return TaskManager()
 
 
-def _prepared(task: Any, fewshot: int | None) -> Any:
+def _prepared(name: str, task: Any, fewshot: int | None) -> Any:
     """Set the number of examples in a prompt: as configured, else the task's own, else 0. A task with 0 keeps it."""
     own = task.get_config("num_fewshot")
+    if fewshot and own == 0:
+        logger.warning("evaluation.suites.lm_eval.fewshot=%d: %s has 0 in lm_eval, and keeps it", fewshot, name)
     if own is None or (fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=fewshot or 0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
@@ -215,7 +220,7 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
     """Wrap the model for lm_eval, which switches autocast off unless it gets the dtype."""
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)  # it warns of every model that is loaded
+    logging.getLogger(ITS_LOGGER).setLevel(logging.ERROR)  # it warns of every model that is loaded
     kind = model.device.type
     wrapped = HFLM(
         pretrained=model,

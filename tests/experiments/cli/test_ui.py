@@ -1,4 +1,4 @@
-"""`ui`: ports, links and servers that end together; in the slow tier what a browser shows."""
+"""`ui`: ports, links and servers that end together; tests/desk_browser/ has what a browser shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -29,13 +28,12 @@ from experiments.cli.ui import (
     mlflow_links,
     optuna_command,
     server,
+    start,
 )
 from experiments.common.errors import ConfigError, RunError, StudyError
 from experiments.tracking.tracker import Tracker
+from tests.helpers.served_ui import served
 from tests.helpers.toy_study import open_store
-
-START = 120.0  # seconds
-COLOURED = "colour => [...document.querySelectorAll('*')].some(e => getComputedStyle(e).backgroundColor === colour)"
 
 
 @pytest.fixture
@@ -127,6 +125,22 @@ def test_a_server_that_does_not_start() -> None:
             pass
 
 
+def test_a_port_that_another_program_got_in_between() -> None:
+    """Two that start at once find the same free port. The other one's answer is not taken for the own."""
+    port, running = free_port(22_000), list[subprocess.Popen[bytes]]()
+
+    def line(number: int) -> str:
+        return f"{sys.executable} -m http.server --bind 127.0.0.1 {number}"
+
+    with contextlib.ExitStack() as servers, server("files", port, line(port)):
+        with pytest.raises(RunError, match="files does not answer at port"):
+            start(servers, running, "files", port, line, moves=False)
+        moved = start(servers, running, "files", port, line)
+        assert port < moved < port + 100
+        assert len(running) == 1
+        assert urllib.request.urlopen(f"http://127.0.0.1:{moved}/", timeout=5).status == 200
+
+
 def test_the_second_ctrl_c_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     ended, before = [], signal.getsignal(signal.SIGINT)
     with ended_by_ctrl_c():
@@ -160,25 +174,6 @@ def test_a_browser_needs_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_screen()
     monkeypatch.setenv("DISPLAY", ":0")
     assert has_screen()
-
-
-@contextlib.contextmanager
-def served(root: Path, *options: str) -> Iterator[tuple[Any, str]]:
-    """Yield the process of `ui` and what it has printed when all servers answer."""
-    line = [sys.executable, "-u", "-m", "experiments.cli", "ui", "--no-browser", "--root", str(root), *options]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said, deadline = "", time.monotonic() + START
-    assert process.stdout is not None
-    try:
-        while "Ctrl-C ends" not in said:
-            assert time.monotonic() < deadline, said
-            line_read = process.stdout.readline()
-            assert line_read, f"ui ended: {said}"
-            said += line_read
-        yield process, said
-    finally:
-        process.send_signal(signal.SIGINT)  # which ends the servers; after a kill they would stay
-        process.wait(60)
 
 
 @pytest.fixture
@@ -226,28 +221,3 @@ def test_no_process_shows_a_store_and_none_stays_after_a_kill(store: Path, monke
     assert psutil.wait_procs(servers, timeout=20)[1] == []
     assert "demo" in said
     assert "toy" in said
-
-
-@pytest.mark.slow
-def test_a_browser_lands_on_the_prepared_table(store: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium")
-    with served(store) as (process, said):
-        address = next(word for word in said.split() if word.endswith("forgetting&workflowType=machine_learning"))
-        with playwright.sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-            page = browser.new_page(viewport={"width": 1900, "height": 900})
-            page.goto(address)
-            page.get_by_text("full 0.01").first.wait_for(timeout=60_000)
-            heads = {text.strip() for text in page.locator(".ag-header-cell").all_inner_texts()}
-            assert {"gain", "kl", "nfr", "retention", "learning_rate", "method"} <= heads
-            assert page.evaluate(COLOURED, "rgb(1, 115, 178)")  # of full
-            page = browser.new_page(viewport={"width": 1900, "height": 1200})
-            page.goto(address.replace("workflowType", "compareRunsMode=CHART&workflowType"))
-            for title in ("Forgetting", "Over steps", "gain vs. retention"):
-                page.get_by_text(title).first.wait_for(timeout=60_000)
-            browser.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0

@@ -86,6 +86,50 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
         read_runs([str(run)], str(_only(path, rows[1], trials[1], tmp_path / f"nowhere{ending}")))
 
 
+@pytest.mark.parametrize("gain", [0.4, 0.1])
+def test_an_export_does_not_take_the_records_of_a_namesake(run: Path, tmp_path: Path, gain: float) -> None:
+    """The same config on two machines has one name: its run here may have seen other data."""
+    result = ArmResult("full", "full", 0.001, "finished", scorecard={"gain": Estimate(0.4)}).to_dict()
+    path = tmp_path / "study.json"
+    path.write_text(
+        json.dumps({"trials": [{"number": 0, "runs": [{"seed": 0, "folder": str(run), "result": result}]}]})
+    )
+    file = run / "arms" / "full-0.001" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"scorecard": {"gain": {"value": gain}}}))
+    if gain == 0.4:
+        assert len(read_runs([str(path)])[0].after) == 600
+        return
+    with pytest.raises(CompareError, match=r"study\.json, .*: gain is 0\.4, but 0\.1 in .*which has the same name"):
+        read_runs([str(path)])
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json"])
+def test_trials_of_an_export_that_repeat_another_or_did_not_finish(tmp_path: Path, ending: str) -> None:
+    """The first are its runs again, which would enlarge Holm's family; of the others the half figures are said."""
+    card = {"gain": Estimate(0.4, 0.3, 0.5)}
+    trials = []
+    for number, (state, reason, repeats) in enumerate(
+        [("complete", "", None), ("complete", "", 0), ("pruned", "kl was 0.9", None)]
+    ):
+        status = "finished" if state == "complete" else state
+        result = ArmResult("full", "full", 0.001, status, reason or None, scorecard=card)
+        runs = [{"seed": 0, "folder": "nowhere", "result": result.to_dict()}]
+        trials.append({"number": number, "state": state, "reason": reason, "repeats": repeats, "runs": runs})
+    path = tmp_path / f"study{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    else:
+        same = {"seed": 0, "folder": "nowhere", "arm": "full", "learning_rate": 1e-3}
+        figures = {"gain": 0.4, "gain_low": 0.3, "gain_high": 0.5}
+        rows = [{"trial": t.pop("number"), **{k: v for k, v in t.items() if k != "runs"}, **same, **figures}
+                for t in trials]  # fmt: skip
+        pd.DataFrame(rows).to_csv(path, index=False)
+    first, other = read_runs([str(path)])
+    assert [first.name, other.name] == ["trial 0 full-0.001 seed 0", "trial 2 full-0.001 seed 0"]
+    assert (first.fault, other.fault) == (None, "pruned: kl was 0.9")
+    assert any("trial 2 full-0.001 seed 0: pruned" in note for note in compare([first, other], draws=200).notes)
+
+
 def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path) -> Path:
     """An export of one row whose run folder is on another machine."""
     if path.suffix == ".json":

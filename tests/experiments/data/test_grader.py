@@ -28,6 +28,10 @@ from tests.helpers.question_files import write
         ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, 1, "Lyon"),  # its label, not its number from 0
         ({"text": ["Lyon", "Paris"], "label": [1, 2]}, 2, "Paris"),
         ({"text": ["Lyon", "Paris"], "label": ["A", "B"]}, 1, "Paris"),
+        ({"text": ["2", "3", "4"], "label": ["1", "2", "3"]}, "3", "4"),  # a label goes before an option: ARC
+        ({"text": ["B", "A"], "label": ["A", "B"]}, "A", "B"),  # not the option A
+        ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "Lyon", "Lyon"),
+        ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "0", "the answer '0' is none of the options"),
         ('["Lyon", "Paris"]', "B", "Paris"),  # JSON in a cell of CSV
         (["Lyon", "Paris"], "C", r"the answer 'C' is none of the options"),
         (["Lyon"], "Lyon", r"two or more different options"),
@@ -38,7 +42,7 @@ from tests.helpers.question_files import write
 def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"question": "q", "options": cell, "answer": answer}])
     source = LocalFile(path=str(path), grader="choice")
-    if right in ("Lyon", "Paris", "1", "3", "0"):
+    if right in ("Lyon", "Paris", "0", "1", "3", "4", "B"):
         (item,) = source.examples
         assert isinstance(item, Item)
         assert item.answer == right

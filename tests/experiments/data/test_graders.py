@@ -66,6 +66,28 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         (r"2\sqrt{2}", "Answer: 2\\sqrt{2}", "It is\n\\sqrt{8}", r"$\sqrt{8}$"),
         (r"\sqrt{2}", "2", ""),
     ),
+    "math of small numbers": (
+        "math",
+        r"6.63 \times 10^{-34}",
+        {},
+        (r"$6.63 \times 10^{-34}$", "It is 6.63e-34", "6.63 \u00d7 10\u207b\u00b3\u2074"),
+        (r"$1.6 \times 10^{-19}$", "1.6e-19", "0", r"6.64 \times 10^{-34}"),
+    ),
+    "math of a mixed number": (
+        "math",
+        "1 1/2",
+        {},
+        ("1.5", "It is 1 1/2", r"$1\frac12$", "3/2"),
+        ("1/2", "1", "2 1/2"),
+    ),
+    "math of the last box": ("math", "5", {}, (r"\boxed{4}. But wait: \boxed{5}",), (r"\boxed{5}. No: \boxed{4}",)),
+    "math in other signs": (
+        "math",
+        r"2\sqrt{2}+x^2",
+        {},
+        ("2\u221a2+x\u00b2", "x\u00b2 + 2\u221a(2)"),
+        ("2\u221a3+x\u00b2",),
+    ),
     "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
     "spelled number": (
         "numeric",

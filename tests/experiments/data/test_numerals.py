@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.data.numerals import in_one_spelling, last_number, tidy
+from experiments.data.numerals import as_latex, in_one_spelling, last_number, tidy
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,18 @@ def test_a_whole_number_and_a_fraction_below_one_are_one_number(said: str, value
 def test_numbers_of_other_countries(text: str, expected: str) -> None:
     assert in_one_spelling(text) == expected
     assert in_one_spelling(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-1 1/2 and 12 3/4 m", "-3/2 and 51/4 m"),
+        ("1 3/2, 2,1 1/2, x^2 1/2", "1 3/2, 2,1 1/2, x^2 1/2"),  # no mixed numbers
+        ("1.60e-3, 2E+3.", "0.00160, 2000."),
+        ("2e, 2e3x, a1e3", "2e, 2e3x, a1e3"),
+        ("x\u00b2 + 10\u207b\u00b3", "x^{2} + 10^{-3}"),
+        ("2\u221a3 \u221a(x+1) \u221e", r"2\sqrt{3} \sqrt{x+1} \infty "),
+    ],
+)
+def test_signs_in_latex(text: str, expected: str) -> None:
+    assert as_latex(text) == expected

@@ -27,6 +27,7 @@ def found(item: Item, *rows: Example) -> tuple[int, int]:
         ("\u6771\u4eac\u306f?", ["\u6771", "\u4eac", "\u306f"]),
         ("a\x00b\tc-d\u2026e", ["a", "b", "c", "-", "d", "e"]),
         ("", []),
+        ("a cap\u00adi\u200btal \ufeffcity", ["a", "capital", "city"]),  # nobody sees these
     ],
 )
 def test_words(text: str, expected: list[str]) -> None:

@@ -31,6 +31,7 @@ def source(request: pytest.FixtureRequest, folder: Path) -> Source:
     fields: dict[str, Any] = {
         "reasoning_gym": {},
         "facts": {"kinds": ("people", "products"), "number": 3},
+        "language": {"words": 4, "number": 30},
         "file": {"path": str(folder / "train.jsonl")},
         "huggingface": {"name": str(folder), "streaming": True},
         "python": {"modules": ("json", "email", "html", "wave", "heapq", "bisect", "queue", "sched")},

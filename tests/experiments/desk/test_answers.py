@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import parse_config
 from experiments.desk.answers import Answers, answers, last_records, sorted_answers
-from experiments.records import Record, write_records
+from experiments.records import ArmResult, Record, write_records
+from experiments.runs.arm_records import write_noted
+from experiments.runs.result_file import write_result
 
 OPTIONS = ("right", "wrong")
 
@@ -77,3 +79,22 @@ def test_arms_are_named_as_their_folders(tmp_path: Path) -> None:
         last_records(folder, ["ful-0.001"])
     with pytest.raises(ConfigError, match="count=0: give how many"):
         answers(folder, count=0)
+
+
+def test_answers_are_those_that_the_arm_gave(tmp_path: Path) -> None:
+    """A stray file of a later step, or one that was changed, shows the replies of another model."""
+    arm = tmp_path / "arms" / "full-0.001"
+    config = parse_config({"name": "x", "arms": [{"name": "full", "method": "full", "learning_rates": [1e-3]}]})
+    arm.mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config.to_dict()), encoding="utf-8")
+    write_noted(arm / "items-2.jsonl", BASE)
+    write_noted(arm / "items-4.jsonl", AFTER)
+    write_records(arm / "items-4.jsonl", BASE[:1])
+    assert last_records(tmp_path) == {"full-0.001": BASE}  # it is not finished, and will measure step 4 again
+    write_records(arm / "items-4.jsonl", AFTER)
+    write_result(arm, ArmResult("full", "full", 1e-3, "finished", steps=4))
+    write_records(arm / "items-9.jsonl", BASE)
+    assert last_records(tmp_path) == {"full-0.001": AFTER}
+    write_records(arm / "items-4.jsonl", BASE)
+    with pytest.raises(DamagedError, match=r"items-4\.jsonl is not the file that .* was made from"):
+        last_records(tmp_path)

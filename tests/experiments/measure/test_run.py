@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,8 @@ from experiments.cli.main import main
 from experiments.common.errors import ConfigError
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import read_runs
-from experiments.measure.run import Measurement, measure
+from experiments.measure.endpoint import EndpointError
+from experiments.measure.run import Measurement, _measure_all, measure
 from experiments.records import read_records
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
@@ -247,3 +250,35 @@ def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, 
         measure(base, [models["same"]], seed=1, changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"same is not empty and holds no measurement"):
         measure(base, [models["same"]], out=models["same"], root=tmp_path)
+
+
+class Stub:
+    """A session whose models meet an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def measure(self, model: object) -> None:
+        raise self.error
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_model"),
+    [
+        (RuntimeError("unable to mmap: Cannot allocate memory (12)"), False),
+        (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), False),
+        (EndpointError("http://h/v1 gave no reply in 6 tries"), True),  # of one server among several models
+        (RuntimeError("size mismatch for a"), True),
+    ],
+)
+def test_a_fault_of_the_machine_is_not_the_models(error: Exception, of_the_model: bool) -> None:
+    """It would be a FAIL of the gate, with the exit code of one."""
+    session, models = Stub(error), [SimpleNamespace(name="x")]
+    if not of_the_model:
+        with pytest.raises(RuntimeError, match=re.escape(str(error))):
+            _measure_all(session, models)  # type: ignore[arg-type]
+        return
+    assert list(_measure_all(session, models)[1]) == ["x"]  # type: ignore[arg-type]

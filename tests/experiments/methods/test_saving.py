@@ -159,6 +159,30 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, data: bytes) -> None:
         load_onto(byte_llama(260), tmp_path)
 
 
+class Ran:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["code", "empty", "no tensors", "cut"])
+def test_an_adapter_that_is_pickled_runs_no_code(tmp_path: Path, kind: str) -> None:
+    trained_on(byte_llama(260), tmp_path, "lora")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    file, ran = tmp_path / "adapter_model.bin", tmp_path / "ran"
+    torch.save({"a": Ran(ran)} if kind == "code" else [1], file)
+    if kind in ("empty", "cut"):
+        file.write_bytes(file.read_bytes()[: 0 if kind == "empty" else 100])
+    with pytest.raises(DamagedError, match="does not fit the base model") as found:
+        load_onto(byte_llama(260), tmp_path)
+    assert not ran.exists()
+    assert "weights_only" not in str(found.value)  # with which torch would run it
+
+
 def test_a_whole_model_needs_no_certain_base(tmp_path: Path) -> None:
     trained_on(byte_llama(260), tmp_path, "full")
     load_onto(with_one_layer_moved(byte_llama(260)), tmp_path)

@@ -180,3 +180,23 @@ def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
         load_base(str(folder))
+
+
+class Ran:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_pickled_weights_run_no_code_and_nothing_says_how_to(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Ran(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    said = r"pytorch_model\.bin cannot be used \(it is damaged, or a pickle of more than tensors"
+    with pytest.raises(ModelError, match=said) as found:
+        load_base(str(folder))
+    assert not (tmp_path / "ran").exists()
+    assert "weights_only" not in str(found.value)

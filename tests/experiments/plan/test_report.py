@@ -49,6 +49,13 @@ def test_every_line_of_a_plan() -> None:
     )
 
 
+def test_a_micro_batch_comes_with_the_step_that_it_cuts() -> None:
+    """The config refuses one next to gradient_accumulation."""
+    accumulating = small_config("x", training={"batch_size": 2, "gradient_accumulation": 4})
+    said = plan_text(replace(plan(ARM), config=accumulating), 0.5)
+    assert "micro_batch up to 8, with batch_size 8 in place of gradient_accumulation\n" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

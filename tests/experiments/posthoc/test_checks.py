@@ -39,6 +39,7 @@ WRONG = [
     ("dial", "control", [], "dial needs an expanded arm"),
     ("dial_depth", "full", [0.5], "dial_depth needs an expanded arm"),
     ("dial_depth", "control", [1.5], "alpha of dial_depth is a number from 0 to 1$"),
+    ("ensemble", "full", [0.5], "ensemble has no shares, leave them out"),
     ("task_vectors", "full", [], "name the folders of the others, --with RUN/arms/NAME-LR, or give --alphas"),
 ]
 
@@ -49,8 +50,8 @@ def test_what_an_operation_cannot_do(arms: Path, operation: str, arm: str, alpha
         posthoc(arms.parent, arm, 0.01, operation, alphas)
 
 
-def test_other_arms_are_for_task_vectors(arms: Path) -> None:
-    with pytest.raises(ConfigError, match="which wise does not do: leave it out, or use task_vectors"):
+def test_other_arms_are_for_operations_of_several(arms: Path) -> None:
+    with pytest.raises(ConfigError, match="which wise does not do: leave it out, or use task_vectors or ensemble"):
         posthoc(arms.parent, "full", 0.01, "wise", [0.5], [arms / "lora-0.01"])
 
 
@@ -68,6 +69,7 @@ def test_an_arm_is_named_not_pointed_at(arms: Path, arm: str) -> None:
         ("merge", "lora", []),
         ("dial", "control", [-1.0, 2.0]),
         ("task_vectors", "full", [-1.0, 1.5]),
+        ("ensemble", "control", []),
     ],
 )
 def test_what_it_can_do(arms: Path, operation: str, arm: str, alphas: list[float]) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, MachineError
 from experiments.config import run_config
-from experiments.posthoc.export import export, exported_text
+from experiments.posthoc.export import _whole_folder, export, exported_text
 from experiments.runs.trained import load_trained
 
 pytestmark = pytest.mark.slow  # six arms are trained for it
@@ -61,7 +62,50 @@ def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> 
 def test_weights_have_the_dtype_that_was_asked_for(run: Path, tmp_path: Path) -> None:
     export(run, "full", 1e-2, tmp_path / "half", dtype="bf16", say=lambda text: None)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+    assert "Its weights were rounded to bf16 afterwards." in (tmp_path / "half" / "README.md").read_text()
     with pytest.raises(ConfigError, match="half exists: name a new folder"):
         export(run, "full", 1e-2, tmp_path / "half")
     with pytest.raises(ConfigError, match="--dtype int4: choose one of fp32, bf16, fp16"):
         export(run, "full", 1e-2, tmp_path / "other", dtype="int4")
+
+
+def test_a_run_whose_config_was_edited_is_refused_before_it_writes(run: Path, tmp_path: Path) -> None:
+    """An edited name of the base would export another model under this run's figures."""
+    file = run / "config.yaml"
+    own = file.read_text()
+    try:
+        file.write_text(own.replace("precision: fp32", "precision: bf16"))
+        with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings than small-.* ran with"):
+            export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None)
+    finally:
+        file.write_text(own)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing_and_is_the_machines(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors raises its own error, which is no OSError."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(MachineError, match="no space left on the disk"):
+        export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    dead = tmp_path / "out.4194304.part"  # above the largest id of a process
+    other = tmp_path / "out.1.part"  # of one that lives
+    for left in (dead, other):
+        left.mkdir()
+    with _whole_folder(to) as part:
+        (part / "mine").touch()
+        assert (part.parent, part.name != other.name, dead.exists(), other.exists()) == (tmp_path, True, False, True)
+    assert [path.name for path in to.iterdir()] == ["mine"]
+    with pytest.raises(ConfigError, match="appeared meanwhile"), _whole_folder(to) as part:
+        (part / "second").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out", "out.1.part"]

@@ -17,6 +17,7 @@ from experiments.posthoc.operations import (
     OPERATIONS,
     dial,
     dial_depth,
+    ensemble,
     gate_batches,
     lines,
     merge,
@@ -162,3 +163,22 @@ def test_the_dial_by_depth_scales_each_copys_own_alpha(run: Path) -> None:
         torch.testing.assert_close(whole, expected(ids).logits)
     with pytest.raises(ConfigError, match="dial_depth scales each layer's alpha, but here alpha depends on the token"):
         dial_depth(arm(run, "dlerp"), 0.5)
+
+
+def test_an_ensemble_is_measured_like_an_arm(run: Path) -> None:
+    """With the base, or with other arms; an adapter is folded in."""
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        own, start, lora = (
+            m.eval()(ids).logits.log_softmax(-1)
+            for m in (arm(run, "control").trained(), arm(run, "full").base(), arm(run, "lora").trained())
+        )
+        for others, second in (((), start), ((run / "arms" / "lora-0.01",), lora)):
+            found, figures = ensemble(arm(run, "control", others=others), None)
+            best = torch.maximum(own, second).exp()
+            expected = (best / best.sum(-1, keepdim=True)).log()
+            torch.testing.assert_close(found.eval()(ids).logits, expected, rtol=1e-4, atol=1e-4)
+            assert figures == {}
+    (result,) = posthoc(run, "lora", 1e-2, "ensemble", others=[run / "arms" / "full-0.01"], say=lambda text: None)
+    assert result.operation == f"ensemble {run.name}/full-0.01"
+    assert result.cost["added_parameters"] == arm(run, "full").base().num_parameters()

@@ -11,11 +11,14 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
+from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
+from experiments.records import ArmResult
 from experiments.runs.base_records import check_tokenizer
-from experiments.runs.prepared import prepare
+from experiments.runs.prepared import _check_sources, prepare
+from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.readers import build_other
@@ -52,6 +55,22 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
         run_experiment(config(), tmp_path / "mlruns")
     assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+
+
+@pytest.mark.parametrize("written", [None, {}, {"0 sums": "other"}], ids=["gone", "emptied", "of others"])
+def test_deleted_digests_do_not_hide_changed_data(written: dict[str, str] | None, tmp_path: Path) -> None:
+    """The results know them as well."""
+    result = ArmResult("full", "full", 1e-3, "finished", steps=4)
+    write_json(tmp_path / SOURCES, {"0 sums": "old", CONFIG: "c"})
+    write_result(tmp_path / "arms" / "full-0.001", result)
+    (tmp_path / SOURCES).unlink()
+    if written is not None:
+        write_json(tmp_path / SOURCES, written)
+    with pytest.raises(ConfigError, match=r"sums has changed since .* began"):
+        _check_sources(tmp_path, {"0 sums": "new"}, "c")
+    if written is None:
+        _check_sources(tmp_path, {"0 sums": "old"}, "c")
+        assert read_json(tmp_path / SOURCES) == {"0 sums": "old", CONFIG: "c"}
 
 
 def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, tmp_path: Path) -> None:

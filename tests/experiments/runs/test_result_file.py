@@ -11,9 +11,9 @@ import pytest
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
-from experiments.common.owner import ARM, SOURCES
+from experiments.common.owner import ARM, LAUNCH, SOURCES
 from experiments.records import ArmResult, Estimate
-from experiments.runs.result_file import check_files, read_result, whole_results, write_result
+from experiments.runs.result_file import check_files, owners_noted, read_result, whole_results, write_result
 
 RESULT = ArmResult("full", "full", 1e-3, "finished", steps=4, scorecard={"gain": Estimate(0.1, -0.1, 0.3)})
 
@@ -80,6 +80,16 @@ def test_a_whole_arm_of_another_run(folder: Path) -> None:
         write_json(run / SOURCES, own)
         with pytest.raises(DamagedError, match=r"result\.json is of a run with other settings or data than"):
             whole_results([folder / "result.json"])
+
+
+def test_a_run_without_its_sources_knows_them_from_what_was_made_of_them(folder: Path) -> None:
+    run = folder.parents[1]
+    checkpoint = run / "arms" / "other-0.001" / "checkpoints" / "checkpoint-2"
+    write_json(run / SOURCES, {"0 sums": "a", "config": "c"})
+    write_result(folder, RESULT)
+    write_json(checkpoint / LAUNCH, {"owner": {"1 chats": "b", "arm": "other-0.001", "settings": "s", "config": "c"}})
+    (run / SOURCES).unlink()
+    assert owners_noted(run) == {"0 sums": "a", "1 chats": "b"}
 
 
 def test_an_operation_on_weights_that_the_arm_no_longer_has(folder: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.studies.checks import _against, check_inputs
-from experiments.studies.config import Objective
+from experiments.studies.checks import _against, _worse_side, check_inputs
+from experiments.studies.config import Constraint, Objective
 from tests.helpers.byte_level import byte_base
 from tests.helpers.tiny_study import ARMS, tiny_study
 
@@ -57,5 +57,23 @@ def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: 
 )
 def test_an_objective_points_to_what_is_better(figure: str, direction: str, fault: str) -> None:
     found = list(_against(Objective.model_validate({"figure": figure, "direction": direction})))
+    assert len(found) == bool(fault)
+    assert re.search(fault, "".join(found))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fault"),
+    [
+        ({"figure": "kl", "min": 0.1}, "min=0.1 on 'kl' keeps the trials that are worse, .* minimized: give max"),
+        ({"figure": "retention", "max": 0.9}, "max=0.9 on 'retention' .* maximized: give min"),
+        ({"figure": "retention/capitals", "max": 0.9}, "max=0.9 on 'retention/capitals'"),
+        ({"figure": "cost/seconds", "min": 5}, "min=5 on 'cost/seconds'"),
+        ({"figure": "kl", "max": 0.1}, ""),
+        ({"figure": "retention", "min": 0.9, "max": 1.1}, ""),
+        ({"figure": "cost/tokens", "min": 5}, ""),
+    ],
+)
+def test_a_constraint_bounds_the_side_that_is_worse(constraint: dict[str, object], fault: str) -> None:
+    found = list(_worse_side(Constraint.model_validate(constraint)))
     assert len(found) == bool(fault)
     assert re.search(fault, "".join(found))

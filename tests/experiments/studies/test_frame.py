@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import write_result
 from experiments.studies.frame import TYPES
+from experiments.studies.trial import TrialOutcome
 from experiments.tracking.tracker import Tracker
 from tests.helpers.planted_study import TABLE5, synthetic_store
 from tests.helpers.run_folders import make_run
+from tests.helpers.toy_study import open_store, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 GAINS = (Estimate(0.0, -0.1, 0.1), Estimate(0.25, 0.2, 0.3), Estimate(0.5, 0.4, 0.6))
@@ -55,6 +58,23 @@ def test_a_run_has_a_row_for_each_step_and_figure(tmp_path: Path) -> None:
 def test_without_runs_the_table_is_empty_and_typed(tmp_path: Path) -> None:
     table = frame(root=tmp_path)
     assert (len(table), {name: str(kind) for name, kind in table.dtypes.items()}) == (0, TYPES)
+
+
+def test_a_trial_that_repeats_another_has_no_rows(tmp_path: Path) -> None:
+    """A random sampler over two values, six trials: two are run, and a mean over the table counts each once."""
+    search = {"training.steps": {"kind": "choice", "values": [1, 2]}}
+    store = open_store(tmp_path, search=search, sampler="random", budget={"trials": 6})
+
+    def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
+        gain = float(picks["training.steps"])
+        result = ArmResult("x", "full", 1e-3, "finished", None, 1, [], {"gain": Estimate(gain)}, {})
+        return TrialOutcome([gain], runs=[{"seed": 0, "folder": "runs/x", "result": result.to_dict()}])
+
+    store.work(run, quiet)
+    write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(store.config.to_dict()))
+    table = frame("toy", root=tmp_path)
+    assert sorted(table["value"]) == [1.0, 2.0]
+    assert set(table["trial"]) == {trial.number for trial in store.trials() if trial.repeats is None}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import SHIPPED
 from experiments.studies.load import load_study, parse_study
 from experiments.studies.optimizers import check_options
+from experiments.studies.space import grid
 from tests.helpers.study_of_one_arm import values
 
 STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
@@ -58,3 +59,14 @@ def test_every_shipped_study(path: Path) -> None:
         study = load_study(path, profile)
         assert study.name == path.stem + (f"-{profile}" if profile else "")
         check_options(study)
+
+
+def test_table5_facts_has_the_ways_of_table5_and_each_part_has_all_of_them() -> None:
+    study, other = load_study("table5-facts"), load_study("table5")
+    ways = study.search["arm"].points()
+    assert ways == other.search["arm"].points()
+    assert study.budget.trials == len(ways)
+    cells = grid(study.search)
+    for part in range(0, len(cells), len(ways)):
+        assert [cell["arm"] for cell in cells[part : part + len(ways)]] == ways
+        assert len({cell["rate"] for cell in cells[part : part + len(ways)]}) == 1

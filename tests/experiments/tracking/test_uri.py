@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from experiments.cli.console import stop
+from experiments.common.errors import StudyError
+from experiments.runs.arm_training import reason
+from experiments.studies.locks import shown
+from experiments.studies.storage import storage_url
+from experiments.studies.trial import TrialFailed
 from experiments.tracking.uri import page, without_password
+
+PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
 
 
 @pytest.mark.parametrize(
@@ -22,11 +32,41 @@ from experiments.tracking.uri import page, without_password
         ("http://h?a?b=1&x?my_KEY=S3CRET", "http://h?a?b=1&x?my_KEY=***"),
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("http://me@host:5000", "http://me@host:5000"),
+        ("https://S3CRETS3CRETS3CRET12@host:5000", "https://***@host:5000"),
+        ("mssql:///?odbc_connect=UID%3Dme%3BPWD%3DS3CRET%3B", "mssql:///?odbc_connect=UID%3Dme%3BPWD%3D***%3B"),
+        ("connection failed: host=db password=S3CRET user=me", "connection failed: host=db password=*** user=me"),
+        ("401 for hf_S3CRETS3CRETS3CRETS3 at the Hub", "401 for hf_*** at the Hub"),
+        ("the key sk-proj-S3CRET_S3CRET_S3CRET is wrong", "the key sk-*** is wrong"),
+        ("{'Authorization': 'Bearer S3CRETS3CRET.x'}", "{'Authorization': 'Bearer ***'}"),
+        ("Authorization: Basic Ym9iOlMzQ1JFVA==", "Authorization: Basic ***"),
+        (PLAIN, PLAIN),
     ],
 )
 def test_a_password_is_replaced(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
     assert without_password(shown) == shown
+
+
+def test_no_reason_that_is_kept_has_a_secret() -> None:
+    """Of an arm (result, report, MLflow) and of a trial (storage, report)."""
+    error = OSError("no answer of http://bob:S3CRET@proxy:80 with hf_S3CRETS3CRETS3CRETS3")
+    wanted = "OSError: no answer of http://bob:***@proxy:80 with hf_***"
+    assert reason(error) == wanted
+    assert str(TrialFailed(f"{type(error).__name__}: {error}")) == wanted
+
+
+def test_no_storage_url_is_shown_with_its_secret(tmp_path: Path) -> None:
+    shared = "postgresql://db/x?user=me&password=S3CRET"
+    assert shown(shared) == "postgresql://db/x?password=***&user=me"
+    with pytest.raises(StudyError, match="its port is no number") as found:
+        storage_url(tmp_path, "postgresql://bob@h:S3CRET/x")
+    assert "S3CRET" not in str(found.value)
+
+
+def test_no_error_on_the_screen_has_a_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stop(1, "cannot reach http://bob:S3CRET@proxy:80") == 1
+    assert capsys.readouterr().err == "error: cannot reach http://bob:***@proxy:80\n"
 
 
 def test_a_browser_gets_no_login() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from experiments.common.colours import arm_colour
 from experiments.tracking.client import open_local
-from experiments.tracking.view import COLOUR, latest_experiments, prepare, view_url
+from experiments.tracking.view import COLOUR, PARENT, latest_experiments, prepare, view_url
 
 GAINS = ("gain", "new_nll_drop")
 
@@ -87,6 +88,20 @@ def test_arms_have_the_colour_of_their_method(client: Any, experiment: str) -> N
     assert colours[0] == "#029e73"
     assert colours[1] not in (None, colours[0])
     assert colours[2:] == ["#123456", None]  # chosen by hand; no arm
+
+
+def test_a_trial_has_the_colour_of_its_arm(client: Any, experiment: str) -> None:
+    """Both have a point in the same chart. What is above arms of several colours has none."""
+    study = add_run(client, experiment, {})
+    trials = [add_run(client, experiment, {"learning_rate": "3"}, **{PARENT: study}) for _ in range(2)]
+    rates = (0.01, 0.0001)
+    arms = [
+        add_run(client, experiment, {"method": "full", "learning_rate": rate}, **{PARENT: trial})
+        for trial, rate in zip(trials, rates, strict=True)
+    ]
+    prepare(client, experiment, GAINS)
+    colours = [client.get_run(run).data.tags.get(COLOUR) for run in (*arms, *trials, study)]
+    assert colours == [arm_colour("full", rate) for rate in rates] * 2 + [None]
 
 
 def test_the_latest_experiment_comes_first_and_an_empty_one_not_at_all(client: Any) -> None:

@@ -7,17 +7,20 @@ import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.utils.import_utils import enable_tf32
 
 from experiments.common import progress
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
-from experiments.training.callbacks import Log, ZeroGradient
+from experiments.training import train as train_module
+from experiments.training.callbacks import Hooks, Log, ZeroGradient
 from experiments.training.processes import Processes
-from experiments.training.train import PRECISION, launcher_precision, training_arguments
+from experiments.training.train import PRECISION, launcher_precision, products, train_arm, training_arguments
 from tests.helpers.engine import (
     GOLDEN,
     GOLDEN_METHODS,
@@ -109,6 +112,27 @@ def test_a_run_leaves_the_precision_of_other_trainers_alone(
     with pytest.raises(ZeroDivisionError, match="division"), launcher_precision(bf16=False):
         1 / 0  # noqa: B018
     assert os.environ.get(PRECISION) == before
+
+
+def test_fp32_of_training_does_not_reach_evaluations_or_later_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer sets tf32 for the whole process; the base was measured without it."""
+
+    def with_tf32(*args: Any) -> Any:
+        made = training_arguments(*args)
+        enable_tf32(True)
+        return made
+
+    monkeypatch.setattr(train_module, "training_arguments", with_tf32)
+    seen: list[str] = []
+    arm, using, before = arm_config("full"), context(), products()
+    method, model = arm.build(), tiny()
+    planned = plan(config(arm, steps=2), tmp_path)
+    hooks = Hooks(lambda model: seen.append(products()), lambda *_: None, lambda *_: seen.append(products()))
+    train_arm(method.prepare(model, using), method.begin(model, using), using, planned, hooks)
+    assert set(seen) == {before, "tf32"}  # evaluations, and the log of training
+    assert products() == before
 
 
 def test_trainers_closing_line_is_not_logged() -> None:

@@ -109,3 +109,13 @@ def test_verdicts_of_other_metrics_do_not_pair(metrics: list[str], form: str) ->
     answer = {"target": "x", "arguments": [["q", " x"]], "resps": [[["x"]]], "filtered_resps": ["x"], "doc": {}}
     (record,) = to_records("task", [{**sample, **answer, **dict.fromkeys(metrics, 1.0)}], "kept")
     assert (record.form, record.correct) == (form, 1)
+
+
+@pytest.mark.parametrize(("metric", "choice"), [("acc", 0), ("acc_norm", 1)])
+def test_the_choice_is_the_one_that_the_metric_judges(metric: str, choice: int) -> None:
+    """Sums of -4 and -5 over 2 and 8 characters: the first is likelier, the second by character."""
+    sample = {"doc_id": 0, "doc_hash": "a" * 40, "prompt_hash": "b" * 40, "filter": "none", "metrics": [metric]}
+    asked = {"target": 1, "arguments": [["q", " no"], ["q", " perhaps!"]], "resps": [], "doc": {}}
+    given = {"filtered_resps": [[-4.0, False], [-5.0, False]], metric: float(choice == 1)}
+    (record,) = to_records("task", [{**sample, **asked, **given}], "kept")
+    assert (record.choice, record.correct, record.scores) == (choice, int(choice == 1), (-4.0, -5.0))
