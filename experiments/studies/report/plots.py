@@ -75,11 +75,7 @@ def pareto_figure(
             if found := [t for t in done if t.feasible is want]:
                 colours = [trial_colour(trial) for trial in found]
                 axes.scatter(*_columns(found), s=40, marker=marker, c=colours, label=name, zorder=2)
-<<<<<<< HEAD
         where: Literal["pre", "post"] = "post" if objectives[0].direction == "minimize" else "pre"
-=======
-        where: Literal["post", "pre"] = "post" if objectives[0].direction == "minimize" else "pre"
->>>>>>> 8f0f973521215ea6fe034d2e94d8337aa286ecb7
         axes.step(*_columns(best), where=where, color=SOFT, linewidth=1.2, label="Pareto front", zorder=1)
         for trial in best:
             axes.annotate(f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9)
