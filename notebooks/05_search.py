@@ -88,7 +88,7 @@ display(view)
 # ## The front, and each trial's run and answers
 # Each point is a trial; under the mouse, what it picked and gave. Up and right is better. The staircase joins the
 # trials that no other trial beats in both. Click on a trial: below the picture are its run, and the answers that it
-# lost and won, the clearest ones first. It needs no running kernel. `view.answers(NUMBER)` has all of them, the kept ones too.
+# lost and won, the clearest ones first. It needs no running kernel. `view.answers(NUMBER)` has all of them.
 
 # %%
 display(view.clicked())
