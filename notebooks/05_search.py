@@ -85,12 +85,13 @@ view = StudyView(study.name, root)
 display(view)
 
 # %% [markdown]
-# ## The front
-# Each point is a trial; under the mouse, what it picked. Up and right is better. The staircase joins the trials that no
-# other trial beats in both.
+# ## The front, and each trial's run and answers
+# Each point is a trial; under the mouse, what it picked and gave. Up and right is better. The staircase joins the
+# trials that no other trial beats in both. Click on a trial: below the picture are its run, and the answers that it
+# lost and won, the clearest ones first. It needs no running kernel. `view.answers(NUMBER)` has all of them.
 
 # %%
-display(view.front())
+display(view.clicked())
 
 # %% [markdown]
 # ## What matters
@@ -99,14 +100,6 @@ display(view.front())
 
 # %%
 display(view.importances() or "too few trials are complete, or all are alike: nothing can be said yet")
-
-# %% [markdown]
-# ## One trial: its run, and the answers that turned
-# Click on a trial: below the picture are its picks, its run, and the answers that it lost and won, the clearest ones
-# first. It needs no running kernel. `view.answers(NUMBER)` has all of them, the kept ones too.
-
-# %%
-display(view.clicked())
 
 # %% [markdown]
 # ## Where to look next

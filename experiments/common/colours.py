@@ -25,10 +25,11 @@ def arm_colour(method: str, rate: float) -> str:
 def line_colours(arms: Sequence[tuple[str, str, float]]) -> list[str]:
     """Return a colour for each arm of a picture with lines. arms: name, method (empty: not known), learning rate.
 
-    It is `arm_colour`, unless all arms are of one method: then that says nothing, and the hue tells the arm.
+    It is `arm_colour`, unless several arms are all of one method: then that says nothing, and the hue tells the arm.
     """
     names = list(dict.fromkeys(name for name, _, _ in arms))
-    if len({method for _, method, _ in arms}) > 1:
+    methods = {method for _, method, _ in arms}
+    if len(methods) > 1 or (len(names) == 1 and "" not in methods):
         return [arm_colour(method, rate) if method else UNKNOWN for _, method, rate in arms]
     several = len({rate for _, _, rate in arms}) > 1
     hues = [PALETTE[names.index(name) % len(PALETTE)] for name, _, _ in arms]

@@ -9,7 +9,8 @@ import base64
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -24,10 +25,26 @@ from experiments.studies.report.plots import pareto_figure
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:
-    from experiments.desk.search import StudyView
+    from experiments.studies.config import StudyConfig
+    from experiments.studies.queue import Store
 
 DPI = 110
 FLIPS = ("lost", "won")
+
+
+class Viewed(Protocol):
+    """What is read of a study: `desk.search.StudyView`, which imports this module."""
+
+    root: Path
+    study: StudyConfig
+    store: Store
+
+    @property
+    def trials(self) -> list[Trial]: ...
+
+    def words(self, number: int) -> str: ...
+
+    def run(self, number: int) -> Path: ...
 
 
 class ClickedFront:
@@ -36,7 +53,7 @@ class ClickedFront:
     most: trials whose flips are read, those on the front first: each takes a second, and 5 to 10 kB of the page.
     """
 
-    def __init__(self, view: StudyView, count: int = 3, most: int = 12) -> None:
+    def __init__(self, view: Viewed, count: int = 3, most: int = 12) -> None:
         self.view, self.count = view, count
         self.trials = [trial for trial in view.trials if trial.values and len(trial.values) > 1]
         self.front = view.store.front()
@@ -84,8 +101,12 @@ def _places(figure: Figure, trials: Sequence[Trial]) -> list[tuple[float, float]
     """Return where the trials are drawn, as shares of the figure's width and height."""
     figure.draw_without_rendering()
     axes = figure.axes[0]
-    points: Any = axes.transData.transform([(trial.values or [])[:2] for trial in trials]) if trials else []
-    return [tuple(figure.transFigure.inverted().transform(point)) for point in points]
+    to_share = figure.transFigure.inverted()
+    found: list[tuple[float, float]] = []
+    for trial in trials:
+        x, y = to_share.transform(axes.transData.transform((trial.values or [])[:2]))
+        found.append((float(x), float(y)))
+    return found
 
 
 IMAGE = Markup(

@@ -75,7 +75,7 @@ def pareto_figure(
             if found := [t for t in done if t.feasible is want]:
                 colours = [trial_colour(trial) for trial in found]
                 axes.scatter(*_columns(found), s=40, marker=marker, c=colours, label=name, zorder=2)
-        where: Literal["post", "pre"] = "post" if objectives[0].direction == "minimize" else "pre"
+        where: Literal["pre", "post"] = "post" if objectives[0].direction == "minimize" else "pre"
         axes.step(*_columns(best), where=where, color=SOFT, linewidth=1.2, label="Pareto front", zorder=1)
         for trial in best:
             axes.annotate(f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9)

@@ -30,6 +30,7 @@ def test_lines_have_the_colour_of_their_method_unless_all_are_of_one() -> None:
     assert line_colours(mixed) == [arm_colour("full", 1e-3), arm_colour("control", 1e-4), UNKNOWN]
     alone = [("a", "control", 1e-3), ("a", "control", 1e-4), ("b", "control", 1e-3)]
     assert len(set(line_colours(alone))) == 3
+    assert line_colours(alone[:2]) == [arm_colour("control", 1e-3), arm_colour("control", 1e-4)]  # one arm
     assert line_colours([("x", "", 0.0), ("y", "", 0.0)]) == list(PALETTE[:2])
 
 

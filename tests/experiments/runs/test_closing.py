@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,5 +25,11 @@ def test_pictures_of_the_report_are_files_in_mlflow(
     tracker = Tracker(store, "small")
     [run] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'small'")
     files = {file.path for file in tracker.client.list_artifacts(run.info.run_id)}
-    assert {"forgetting.png", "hidden-states-by-layer.png"} <= files
+    assert {"forgetting.png", "hidden-states-by-layer.png", "comparison.json", "comparison.html"} <= files
+    table = json.loads((outcome.folder / "comparison.json").read_text())
+    assert {row[0] for row in table["data"]} == {"full 1e-3", "control 0.01"}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
+    links = re.findall(r'<a href="([^"]+)">(?:full-0.001|control-0.01)</a>', outcome.report.read_text())
+    assert len(set(links)) == 2
+    assert all("workflowType=machine_learning" in link for link in links)
     (outcome.folder / "hidden-states-by-layer.png").unlink()

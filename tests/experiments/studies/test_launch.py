@@ -201,3 +201,8 @@ def test_a_worker_that_dies_without_a_trial_is_replaced_a_few_times(
 
     assert keep_working(store, start, 2, print) == UNFINISHED
     assert len(started) == 2 + IDLE_DEATHS - 1
+
+
+def test_a_study_without_a_question_says_what_it_searches() -> None:
+    assert launch._description(toy_study()).startswith("Searches ")
+    assert toy_study().objectives[0].figure in launch._description(toy_study())
