@@ -76,7 +76,7 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
-    base, own = config.load_base()
+    base, own = config.load_base(floats=form == "merged")
     check_tokenizer(run, own)
     model = load_arm(base, file.parent).eval()
     tokenizer = config.load_tokenizer()

@@ -58,7 +58,7 @@ class ArmTraining:
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
             base = self.load_base(method)
-            base_parameters, facts = base.num_parameters(), facts_of(base)
+            base_parameters, facts = sum(p.numel() for p in base.parameters()), facts_of(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
