@@ -20,7 +20,7 @@ from experiments.models.checked import check_model, check_template, load_config,
 from experiments.models.narrow import stored_in_bf16, widen_rest
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
-from experiments.models.quantised import Bits, check_bits, quantisation
+from experiments.models.quantised import Bits, check_bits, keep_gradients, quantisation
 from experiments.models.template import Option, set_template
 
 SHAPES = Path(__file__).parent / "shapes"  # config.json of models that need a licence, for `control-llm plan`
@@ -60,6 +60,7 @@ def load_base(
         straight = {"": device()}
     settings = quantisation(quantised, compute) if quantised else None
     model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight, settings)
+    keep_gradients(model)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options, template, merge_system)

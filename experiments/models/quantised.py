@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from experiments.common.errors import ModelError
 
@@ -13,6 +14,7 @@ Bits = Literal["8bit", "4bit"]
 PACKAGES = {"8bit": "torchao", "4bit": "bitsandbytes"}
 # bytes of a weight with its scales: one scale of 4 bytes for each row, or one for each block of 64
 BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
+PACKS = "support_avx512bf16_for_cpu"  # field of bitsandbytes' 4-bit modules
 COMPUTES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -43,3 +45,13 @@ def quantisation(bits: Bits, compute: str) -> Any:
     from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Let no module of bitsandbytes change its weights for CPUs with AVX-512 at its first pass in evaluation mode.
+
+    Its product with the changed weights has no gradient, and training afterwards gets none either, without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, PACKS):
+            setattr(module, PACKS, False)

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ctrl
 from ctrl.layer import expanded_layers
-from ctrl.quantised import has_quantised
+from ctrl.quantised import has_quantised, plain_linears
+from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError, ModelError
 from experiments.config import ExperimentConfig
 from experiments.models import quantised
@@ -65,6 +66,26 @@ def test_copies_begin_as_the_quantised_base_and_alone_train(base: str, bits: str
     assert trained
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert not any(has_quantised(layer.expanded) for layer in expanded_layers(model))
+
+
+@BITS
+def test_gradients_pass_the_quantised_matrices_after_an_evaluation(base: str, bits: str) -> None:
+    """They are those of a base in floats with the same values."""
+    pytest.importorskip(quantised.PACKAGES[bits])
+    model, _ = given(base, bits).load_base()  # which evaluates it
+    floats = given(base, bits).load_base(floats=True)[0]
+    for layer, plain in zip(decoder_layers(model), decoder_layers(floats), strict=True):
+        made = plain_linears(layer)
+        for name, module in layer.named_modules():
+            if id(module) in made:
+                plain.set_submodule(name, made[id(module)])
+    found = []
+    for one in (model, floats):
+        embeddings = one.get_input_embeddings()(IDS).detach().requires_grad_(True)
+        one.requires_grad_(False)
+        one.train()(inputs_embeds=embeddings, labels=IDS).loss.backward()
+        found.append(embeddings.grad)
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
 
 
 @BITS
