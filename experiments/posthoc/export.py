@@ -76,7 +76,12 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
-    base, own = config.load_base(floats=form == "merged")
+    if form == "merged" and config.quantised:
+        raise ConfigError(
+            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to merge "
+            "into: use --form trained, and load it onto the base"
+        )
+    base, own = config.load_base()
     check_tokenizer(run, own)
     model = load_arm(base, file.parent).eval()
     tokenizer = config.load_tokenizer()
