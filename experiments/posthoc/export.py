@@ -78,8 +78,8 @@ def export(
     config = run_config(run)
     if form == "merged" and config.quantised:
         raise ConfigError(
-            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to merge "
-            "into: use --form trained, and load it onto the base"
+            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to "
+            "merge into: use --form trained, and load it onto the base"
         )
     base, own = config.load_base()
     check_tokenizer(run, own)
