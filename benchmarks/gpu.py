@@ -21,21 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training_step import begun_arm, config_of_one, stepper
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from ctrl.config import INTERPOLATIONS
-from experiments.config import ExperimentConfig, parse_config
-from experiments.methods import MethodContext
+from experiments.config import ExperimentConfig
 from experiments.models.base import model_config
-from experiments.models.head import only_label_logits
 from experiments.models.narrow import widen_rest
 from experiments.models.precision import Precision, device
 from experiments.plan.accelerators import here
 from experiments.plan.plan import ArmPlan, plan_run
 from experiments.reporting.table import Table
-from experiments.training.checkpointing import checkpoint_layers
-from experiments.training.lm_loss import lm_loss
 
 BIG, SMALL = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.2-1B"
 ARMS: dict[str, dict[str, Any]] = {
@@ -112,16 +109,8 @@ def interpolation_table(args: argparse.Namespace) -> str:
 
 
 def config(model: str, arm: dict[str, Any], how: str, padded: bool, length: int) -> ExperimentConfig:
-    return parse_config(
-        {
-            "name": "gpu",
-            "base_model": model,
-            "precision": "bf16",
-            "data": {"regime": "sft", "packed": not padded, "length": length},
-            "training": {"batch_size": 1, "checkpointing": how},
-            "arms": [{"name": "x", "learning_rates": [1e-5], **arm}],
-        }
-    )
+    data = {"regime": "sft", "packed": not padded, "length": length}
+    return config_of_one(model, arm, "bf16", data, {"batch_size": 1, "checkpointing": how})
 
 
 def cells(given: ExperimentConfig, padded: bool, length: int) -> tuple[str, ...]:
@@ -154,29 +143,18 @@ def utilisation(plan: ArmPlan, seconds: float) -> str:
 def measured(given: ExperimentConfig, padded: bool, length: int) -> Found:
     """Run WARM + TIMED steps of the config's arm."""
     model = random_arm(given)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
     ids = torch.randint(10, 1000, (1, length), device=device()) % int(model.config.get_text_config().vocab_size)
     batch: dict[str, Any] = {"input_ids": ids, "labels": ids.clone()}
     if padded:
         batch["attention_mask"] = torch.ones_like(ids)
         batch["attention_mask"][:, length - length // PADDING :] = 0
         batch["labels"][:, length - length // PADDING :] = -100
-    batch = only_label_logits(batch)
-    with NEEDED.autocast():
-        loss_of = lm_loss(model)
-    times = []
+    step, times = stepper(model, batch, NEEDED), []
     for number in range(WARM + TIMED):
         if number == WARM and torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = clock()
-        with NEEDED.autocast(), loss_of():
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
-        del loss
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
         times.append(clock() - start)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else math.nan
     return Found(statistics.median(times[WARM:]), peak)
@@ -188,11 +166,7 @@ def random_arm(given: ExperimentConfig) -> Any:
     with torch.device(device()):
         base = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     widen_rest(base)
-    method, context = given.arms[0].build(), MethodContext(0, NEEDED)
-    model = method.prepare(base, context).train()
-    method.begin(model, context)
-    checkpoint_layers(model, given.training.checkpointing)
-    return model
+    return begun_arm(given, base, NEEDED)
 
 
 def clock() -> float:

@@ -1,7 +1,8 @@
 """Hold `control-llm plan` against measured peaks: each method's training step, planned and run.
 
-    python benchmarks/plan.py            # prints the table
-    python benchmarks/plan.py --write    # and writes it to benchmarks/plan.md
+    python benchmarks/plan.py              # prints the tables; some minutes
+    python benchmarks/plan.py --write      # and writes them to benchmarks/plan.md
+    python benchmarks/plan.py --planned    # only what the paper's runs and the quickstart would need
 
 A step is run in a process of its own. On a CPU its peak is that of the resident set above the same process before the
 model is loaded, with an allocator that gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_): the usual one keeps
@@ -16,22 +17,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from training_step import begun_arm, config_of_one, stepper
 from transformers.utils import logging
 
-from experiments.config import ExperimentConfig, parse_config
-from experiments.methods import MethodContext
+from experiments.config import ExperimentConfig, load_config
 from experiments.models.base import SHIPPED, load_base
-from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision, device
-from experiments.plan.accelerators import Device
-from experiments.plan.plan import plan_run
+from experiments.plan.accelerators import GPUS, Device
+from experiments.plan.memory import Sharding
+from experiments.plan.plan import ArmPlan, Plan, plan_run
 from experiments.reporting.table import Table
-from experiments.training.checkpointing import checkpoint_layers
-from experiments.training.lm_loss import lm_loss
 
 LAST = {"layers": list(range(-8, 0))}
 ARMS: dict[str, dict[str, Any]] = {
@@ -42,6 +42,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora"},
 }
 CHECKPOINTING = ("none", "all")
+GPU, UTILISATION = "h100-80gb", 0.4
+RECIPES: tuple[tuple[str, int, Sharding], ...] = (
+    ("paper/openmath2", 8, "fsdp"),
+    ("paper/opencoder", 8, "fsdp"),
+    ("paper/llama3-syne", 8, "fsdp"),
+    ("quickstart", 1, "none"),
+)
 STEPS = 2  # the state of the optimizer is there in the second
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -53,20 +60,54 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measured(args.measure, args)))
         return
+    tables = [planned_table()] if args.planned else [measured_table(args), planned_table()]
+    text = "\n\n".join(["# Planned and measured memory", *tables]) + "\n"
+    print(text)
+    if args.write:
+        Path(__file__).with_name("plan.md").write_text(text)
+
+
+def measured_table(args: argparse.Namespace) -> str:
+    """Plan and run a step of each method."""
     rows = [row(name, how, args) for name in ARMS for how in CHECKPOINTING]
     head = ("method", "checkpointing", "planned GB", "measured GB", "planned / measured")
     ratios = [float(cells[-1]) for cells in rows]
     command = " ".join(["python benchmarks/plan.py", *sys.argv[1:]])
     precision, version = Precision(args.precision), torch.__version__.split("+")[0]
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    text = (
-        f"# Planned and measured memory\n\nBy `{command}`: the peak of a training step of {args.model}, "
-        f"{precision.name}, {machine}, torch {version}, {args.rows} x {args.length} tokens. Planned / measured is "
-        f"{min(ratios):.2f} to {max(ratios):.2f}.\n\n{Table('', head, tuple(rows)).markdown()}\n"
+    return (
+        f"By `{command}`: the peak of a training step of {args.model}, {precision.name}, {machine}, torch {version}, "
+        f"{args.rows} x {args.length} tokens. Planned / measured is {min(ratios):.2f} to {max(ratios):.2f}.\n\n"
+        f"{Table('', head, tuple(rows)).markdown()}"
     )
-    print(text)
-    if args.write:
-        Path(__file__).with_name("plan.md").write_text(text)
+
+
+def planned_table() -> str:
+    """Plan the paper's runs and the quickstart. Nothing of it is measured."""
+    rows = [cells for name, devices, sharding in RECIPES for cells in planned_rows(name, devices, sharding)]
+    head = ("config", "arm", "billion parameters, of which train", "GB a device", "most micro_batch", "s a step", "h")
+    return (
+        f"## Planned, not measured\n\nThe paper's runs on 8 devices with FSDP and the quickstart on one, on {GPU} at "
+        f"{UTILISATION:.0%} of its FLOPs, as `control-llm plan CONFIG --gpu {GPU} --devices 8 --sharding fsdp` says "
+        f"it. h: of all steps of an arm at one learning rate, without evaluations.\n\n"
+        f"{Table('', head, tuple(rows)).markdown()}"
+    )
+
+
+def planned_rows(name: str, devices: int, sharding: Sharding) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each arm of a config."""
+    plan = plan_run(load_config(name), GPUS[GPU], devices, sharding)
+    assert not plan.failed, plan.failed
+    yield from (planned_cells(name, arm, plan) for arm in plan.arms)
+
+
+def planned_cells(name: str, arm: ArmPlan, plan: Plan) -> tuple[str, ...]:
+    seconds = arm.seconds(plan.device, UTILISATION)
+    assert seconds is not None  # the speed of GPU is known
+    counts = f"{arm.counts.total / 1e9:.3f}, {arm.counts.trained / 1e9:.3f}"
+    fits = f"{arm.peak / 1e9:.1f}{'' if arm.peak <= plan.device.memory else ' (does not fit)'}"
+    hours = seconds * plan.config.training.steps / 3600
+    return name, arm.name, counts, fits, str(arm.micro_batch), f"{seconds:.3g}", f"{hours:.3g}"
 
 
 def arguments() -> argparse.Namespace:
@@ -76,21 +117,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--planned", action="store_true", help="plans of shipped configs alone: nothing is run")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="for the parent process")
     return parser.parse_args()
 
 
 def config(name: str, how: str, args: argparse.Namespace) -> ExperimentConfig:
-    return parse_config(
-        {
-            "name": "plan",
-            "base_model": args.model,
-            "precision": args.precision,
-            "data": {"regime": "cpt", "length": args.length, "new": {"source": "python"}},
-            "training": {"batch_size": args.rows, "checkpointing": how},
-            "arms": [{"name": "x", "learning_rates": [1e-5], **ARMS[name]}],
-        }
-    )
+    data = {"regime": "cpt", "length": args.length, "new": {"source": "python"}}
+    return config_of_one(args.model, ARMS[name], args.precision, data, {"batch_size": args.rows, "checkpointing": how})
 
 
 def row(name: str, how: str, args: argparse.Namespace) -> tuple[str, ...]:
@@ -104,29 +138,15 @@ def row(name: str, how: str, args: argparse.Namespace) -> tuple[str, ...]:
 def measured(what: tuple[str, str], args: argparse.Namespace) -> int:
     """Return the bytes at the peak of STEPS steps above the process before the model was loaded."""
     idle = resident()
-    given = config(*what, args)
     precision = Precision(args.precision)
-    method, context = given.arms[0].build(), MethodContext(0, precision)
-    model = method.prepare(load_base(args.model)[0], context).train()
-    method.begin(model, context)
-    checkpoint_layers(model, what[1])  # type: ignore[arg-type]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    model = begun_arm(config(*what, args), load_base(args.model)[0], precision)
     ids = torch.randint(10, 1000, (args.rows, args.length), device=device())
-    batch = only_label_logits({"input_ids": ids, "labels": ids})
-    with precision.autocast():
-        loss_of = lm_loss(model)
+    step = stepper(model, {"input_ids": ids, "labels": ids}, precision)
     gc.collect()
-    for step in range(STEPS):
-        if step == STEPS - 1:
+    for number in range(STEPS):
+        if number == STEPS - 1:
             forget_peak()
-        with precision.autocast(), loss_of():
-            loss = model(**batch, use_cache=False).loss
-        loss.backward()
-        del loss
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak() - idle
 
 

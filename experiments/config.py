@@ -162,6 +162,10 @@ class ExperimentConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="arithmetic of the run; auto: bf16 where the machine computes it fast"
     )
+    quantised: Literal["8bit", "4bit"] | None = later_field(
+        None,
+        description="hold the frozen base's matrices in 8 bit (torchao) or 4 bit (bitsandbytes)",
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of data order, held-out items, adapters and resampling")
     data: DataConfig = Field(DataConfig(), description="what is learned and replayed")
     training: TrainingConfig = Field(TrainingConfig(), description="steps, batches, schedule: the same for all arms")
@@ -182,20 +186,44 @@ class ExperimentConfig(Section):
         self.data.stage_ends(self.training.steps)
         return self
 
-    def load_base(self, narrow: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_base(self, narrow: bool = False, floats: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError.
 
-        narrow: see `experiments.models.base.load_base`; for a model that computes in bf16 only.
+        narrow: see `experiments.models.base.load_base`; for a model that computes in bf16 only. floats: not quantised,
+        for what writes plain weights.
         """
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        return load_base(self.base_model, remote_code=self.trust_remote_code, narrow=narrow, **self.data.chat_settings)
+        options: dict[str, Any] = dict(self.data.chat_settings)
+        if self.quantised and not floats:
+            from experiments.models.precision import Precision
+
+            options |= {"quantised": self.quantised, "compute": Precision(self.precision).name}
+        return load_base(self.base_model, remote_code=self.trust_remote_code, narrow=narrow, **options)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer alone, as `load_base` does. Raises ModelError."""
         from experiments.models.base import load_tokenizer
 
         return load_tokenizer(self.base_model, remote_code=self.trust_remote_code, **self.data.chat_settings)
+
+    @model_validator(mode="after")
+    def _of_frozen(self) -> ExperimentConfig:
+        """Refuse what needs the floats of a quantised base."""
+        if self.quantised is None:
+            return self
+        for arm in self.arms:
+            tuning = arm.build().tuning
+            if not isinstance(tuning, Control) and not tuning.adapts:
+                raise ValueError(
+                    f"quantised={self.quantised}: arm {arm.name!r} ({arm.method_name}) trains the base's own matrices, "
+                    "which have no floats then: take control, stack or lora, or leave quantised out"
+                )
+        if "alignment" in self.evaluation.suites:
+            raise ValueError(
+                f"quantised={self.quantised}: suite alignment compares weights with the base's floats: leave it out"
+            )
+        return self
 
     @property
     def evaluation_steps(self) -> list[int]:

@@ -20,6 +20,7 @@ from experiments.models.checked import check_model, check_template, load_config,
 from experiments.models.narrow import stored_in_bf16, widen_rest
 from experiments.models.positions import embedding_rows
 from experiments.models.precision import device
+from experiments.models.quantised import Bits, check_bits, keep_gradients, quantisation
 from experiments.models.template import Option, set_template
 
 SHAPES = Path(__file__).parent / "shapes"  # config.json of models that need a licence, for `control-llm plan`
@@ -38,6 +39,8 @@ def load_base(
     dtype: str = "fp32",
     device_map: str | None = None,
     narrow: bool = False,
+    quantised: Bits | None = None,
+    compute: str = "fp32",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model on the best device, and its tokenizer.
 
@@ -46,16 +49,23 @@ def load_base(
     (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
     `set_template`. dtype: of the weights, a name of DTYPES. device_map: of accelerate, instead of the best device.
     narrow: keep the matrices of linear layers in bf16 if the file has them so, on the way to the best device too.
-    Raises ModelError.
+    quantised: hold the matrices in 8 or 4 bit, and compute with them in `compute`. Raises ModelError.
     """
+    if quantised:
+        check_bits(name, quantised)
+    narrow = narrow and not quantised
     narrow = narrow and stored_in_bf16(_source(name))
     straight: Any = {"": device()} if narrow and device_map is None else device_map  # never whole in main memory
-    model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight)
+    if quantised and device().type != "cpu":
+        straight = {"": device()}
+    settings = quantisation(quantised, compute) if quantised else None
+    model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight, settings)
+    keep_gradients(model)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
-    model = _on_device(name, model, device_map)
+    model = _on_device(name, model, straight if quantised else device_map)
     if narrow:
         widen_rest(model)
     return model, tokenizer
@@ -76,8 +86,8 @@ def load_model(
     return _on_device(name, load_weights(name, _source(name), remote_code, dtype, device_map), device_map)
 
 
-def _on_device(name: str, model: PreTrainedModel, device_map: str | None) -> PreTrainedModel:
-    if device_map is None:  # else its parts are where they belong
+def _on_device(name: str, model: PreTrainedModel, device_map: Any) -> PreTrainedModel:
+    if device_map is None and model.device != device():  # else its parts are where they belong
         model = model.to(device())  # type: ignore[arg-type]
     check_model(name, model)
     return model

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ctrl.quantised import is_quantised
 from experiments.common.errors import ModelError
 from experiments.models.modes import evaluating
 from experiments.models.precision import DTYPES, Precision
@@ -28,15 +29,21 @@ CODE = "it is damaged, or a pickle of more than tensors, which could run code: i
 
 
 def load_whole(
-    name: str, source: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
+    name: str,
+    source: str,
+    remote_code: bool = False,
+    dtype: str = "fp32",
+    device_map: str | None = None,
+    settings: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer. Raises ModelError, which names the file or the weights.
 
     name: as the user wrote it. source: a folder, or a name of the Hugging Face Hub. remote_code: run Python files that
     the model brings along. dtype: of the weights, a name of DTYPES. device_map: of accelerate; None: the CPU.
+    settings: transformers' settings of a quantisation.
     """
     tokenizer = load_words(name, source, remote_code)
-    model = load_weights(name, source, remote_code, dtype, device_map)
+    model = load_weights(name, source, remote_code, dtype, device_map, settings)
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
 
@@ -55,7 +62,12 @@ def load_config(name: str, source: str, remote_code: bool = False) -> Any:
 
 
 def load_weights(
-    name: str, source: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
+    name: str,
+    source: str,
+    remote_code: bool = False,
+    dtype: str = "fp32",
+    device_map: str | None = None,
+    settings: Any = None,
 ) -> PreTrainedModel:
     """Load a model alone. Parameters and errors: see `load_whole`."""
     folder = Path(source)
@@ -67,6 +79,7 @@ def load_weights(
             trust_remote_code=remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
+            **({"quantization_config": settings} if settings else {}),
         )
     model: PreTrainedModel
     model, report = loaded
@@ -92,7 +105,7 @@ def load_weights(
 def check_model(name: str, model: PreTrainedModel) -> None:
     """Raise ModelError for weights that are no numbers, and for logits that depend on later tokens."""
     for tensor, values in model.named_parameters():
-        if not torch.isfinite(values.sum()):  # a sum passes NaN and infinity on
+        if not is_quantised(values) and not torch.isfinite(values.sum()):  # a sum passes NaN and infinity on
             raise ModelError(f"base_model {name!r}: {tensor} holds NaN or infinity: take other weights")
     ids = torch.arange(TOKENS).repeat(2, 1)
     ids[1, -1] += 1

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ctrl.quantised import is_quantised
 from ctrl.sharded import sharded
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of weights
@@ -86,4 +87,4 @@ class Precision:
         tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         linear = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tied]
         parameters = {id(p): p for module in linear for p in module.parameters(recurse=False)}
-        return [p for p in parameters.values() if p.dtype == torch.float32]
+        return [p for p in parameters.values() if p.dtype == torch.float32 and not is_quantised(p)]

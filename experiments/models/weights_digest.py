@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.files import parse_json, write_json
@@ -25,10 +27,20 @@ def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+        for part in _parts(tensor.detach()):
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     if known and stamp:
         write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
     return digest.hexdigest()
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the plain tensors that a packed one (of torchao) consists of."""
+    if type(tensor) is Tensor or not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _stamp(model: PreTrainedModel) -> str | None:
@@ -38,7 +50,9 @@ def _stamp(model: PreTrainedModel) -> str | None:
     folder = Path(model.name_or_path)
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     parts = [[str(p.resolve()), *file_stamp(p)] for p in files]
-    return json_digest([parts, str(model.dtype)]) if parts else None
+    packed = getattr(model.config, "quantization_config", None)
+    how = [] if packed is None else [str(packed)]
+    return json_digest([parts, str(model.dtype), *how]) if parts else None
 
 
 def _read_known(path: Path) -> dict[str, str]:

@@ -68,10 +68,12 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
 def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> dict[str, float]:
     """Return the bytes on one device in each stage. step: the sum of `parts`, those of a training step."""
     base, total, trained = (FP32 * n for n in (shape.counts.base, shape.counts.total, shape.counts.trained))
+    base -= shape.packed_base
+    total -= shape.packed_base
     held = parts["weights"] + parts["optimizer"] + parts["method"]
     layers = _layers(shape)
     return {
-        "load": base,
+        "load": float(base),
         "base evaluation": base + shape.base_cast + _decoding(shape, setup.length, layers - _copies(shape)),
         "expansion": float(total),
         "training": step,

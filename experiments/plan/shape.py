@@ -21,6 +21,7 @@ from experiments.methods import Method, MethodContext
 from experiments.models.base import model_config
 from experiments.models.head import inner
 from experiments.models.precision import Precision
+from experiments.models.quantised import BYTES, Bits
 from experiments.training.checkpointing import checkpoint_layers
 
 # copies of all trained weights, in fp32, that a loss term or an average keeps during training
@@ -51,15 +52,19 @@ class Shape:
     precision: Precision
     counts: Counts
     base_cast: int  # bytes of bf16 copies of the base's linear layers in an evaluation
+    packed: int = 0  # bytes that frozen matrices take less than here, if the base is quantised
+    packed_base: int = 0  # bytes that the base alone takes less than in fp32
     unknown: list[str] = field(default_factory=list)  # what the plan leaves out
 
     def bytes_of(self, trained: bool) -> int:
         """Bytes of the weights that train, or of the frozen ones."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad == trained)
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad == trained)
+        return size if trained else size - self.packed
 
     def linear_cast(self) -> int:
         """Bytes of bf16 copies that an evaluation holds of linear layers in fp32 (`Precision.held`)."""
-        return sum(2 * p.numel() for p in self.precision.linear_parameters(self.model))
+        cast = self.precision.linear_parameters(self.model)
+        return sum(2 * p.numel() for p in cast if p.requires_grad or not self.packed)
 
     @property
     def kept_copies(self) -> int:
@@ -82,19 +87,49 @@ def base_model(config: ExperimentConfig) -> PreTrainedModel:
 def build(config: ExperimentConfig, arm: ArmConfig, precision: Precision) -> Shape:
     """Prepare an arm's model on device meta. Raises ConfigError for methods that read text before they train."""
     method, base = arm.build(), base_model(config)
-    before, cast = base.num_parameters(), sum(2 * p.numel() for p in precision.linear_parameters(base))
+    before, linear = base.num_parameters(), precision.linear_parameters(base.requires_grad_(False))
+    inside = _layer_matrices(base) if config.quantised else []
+    cast = 2 * (sum(p.numel() for p in linear) - sum(p.numel() for p in inside) * precision.bf16)
+    packed_base = _saved(inside, config.quantised) if config.quantised else 0
     if method.tuning.reads_old:
         raise ConfigError(f"arm {arm.name!r}: {arm.method_name} reads text before it trains, so it cannot be planned")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: Any = method.prepare(base, MethodContext(config.seed, precision)).train()
     precision.hold_frozen(model)
+    packed = _quantise(model, config.quantised) if config.quantised else 0
     total = sum(p.numel() for p in model.parameters())
     layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(inner(model))]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counts = Counts(before, total, trained, total - before, max(layers), total - sum(layers))
     unknown = [f"{name}: its passes of the base model" for name in _passes(method)]
-    return Shape(model, method, precision, counts, cast, unknown)
+    if config.quantised == "8bit" and not precision.bf16:
+        unknown.append("8 bit in fp32: the matrices in floats that a pass keeps")
+    return Shape(model, method, precision, counts, cast, packed, packed_base, unknown)
+
+
+def _layer_matrices(model: Any) -> list[nn.Parameter]:
+    """Return what a quantised base has in few bits: frozen matrices of decoder layers; not the head."""
+    modules = (module for layer in decoder_layers(inner(model)) for module in layer.modules())
+    found = {id(m.weight): m.weight for m in modules if isinstance(m, nn.Linear)}
+    return [weight for weight in found.values() if not weight.requires_grad]
+
+
+def _quantise(model: Any, bits: Bits) -> int:
+    """Return the bytes that a quantised base takes less than it does here.
+
+    torchao's product in 8 bit keeps its matrix in floats for the backward pass. A matrix in fp32 does the same here,
+    where autocast makes the floats; bitsandbytes keeps none.
+    """
+    matrices = _layer_matrices(model)
+    if bits == "8bit":
+        for matrix in matrices:
+            matrix.data = matrix.data.float()
+    return _saved(matrices, bits)
+
+
+def _saved(matrices: list[nn.Parameter], bits: Bits) -> int:
+    return round(sum((matrix.element_size() - BYTES[bits]) * matrix.numel() for matrix in matrices))
 
 
 def _passes(method: Method) -> list[str]:

@@ -81,6 +81,11 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
+    if form == "merged" and config.quantised:
+        raise ConfigError(
+            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to "
+            "merge into: use --form trained, and load it onto the base"
+        )
     base, own = config.load_base()
     check_tokenizer(run, own)
     model = load_arm(base, file.parent).eval()

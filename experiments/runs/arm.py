@@ -121,7 +121,7 @@ class ArmRun:
         if "drawn" not in note or note.get("run", run) != run or digest not in (None, json_digest(note)):
             data = self.prepared.data
             rows = data.rows(self.arm)
-            batch = self.training.processes.cut(self.prepared.config.training)[0]
+            batch = self.training.processes.cut(self.training.training)[0]
             packing = data.packing_of(rows, batch)
             note = {"run": run, "drawn": data.drawn(self.arm, rows)}
             note |= {"packing": packing.plain()} if packing else {}

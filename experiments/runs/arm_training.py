@@ -19,6 +19,7 @@ from experiments.runs.prepared import Prepared
 from experiments.tracking.uri import without_password
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
+from experiments.training.config import TrainingConfig
 from experiments.training.processes import ALONE, LaunchMismatch, MainProcessError, Processes
 from experiments.training.train import TrainingPlan, train_arm
 from experiments.training.trainer import ArmFailed
@@ -30,6 +31,7 @@ class ArmTraining:
     """An arm with all that its training needs.
 
     index: of the arm and its learning rate in the config. folder: `arms/<name>-<learning rate>/` of the run.
+    micro_batch: what fits, if `training.micro_batch` is not set; the main process finds it out for all.
     """
 
     def __init__(
@@ -37,8 +39,15 @@ class ArmTraining:
     ) -> None:
         self.prepared, self.arm, self.learning_rate = prepared, arm, learning_rate
         self.index, self.processes = index, processes
+        self.micro_batch: int | None = None
         self.folder = prepared.folder / "arms" / f"{arm.name}-{learning_rate:g}"
         self.context = MethodContext(prepared.config.seed, prepared.precision, prepared.data.old_batches)
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The section `training`, with the micro-batch that fits."""
+        given = self.prepared.config.training
+        return given.model_copy(update={"micro_batch": given.micro_batch or self.micro_batch})
 
     def train(self, hooks: Hooks) -> dict[str, float]:
         """Prepare the model, train it, save what was trained, and return the cost. The main process calls the others.
@@ -46,11 +55,11 @@ class ArmTraining:
         Raises an error of KNOWN_TO_ALL in all processes; AbortLaunch for an error of this one among several.
         """
         if self.processes.is_main:
-            self.processes.send(TrainArm(self.index))
+            self.processes.send(TrainArm(self.index, self.micro_batch))
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
             base = self.load_base(method)
-            base_parameters, facts = base.num_parameters(), facts_of(base)
+            base_parameters, facts = sum(p.numel() for p in base.parameters()), facts_of(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
@@ -75,12 +84,13 @@ class ArmTraining:
         narrow = self.prepared.precision.bf16 and not method.tuning.draws
         return self.prepared.config.load_base(narrow)[0]
 
-    def follow(self) -> None:
+    def follow(self, micro_batch: int | None = None) -> None:
         """Train with the main process, which called for it and records; it notes an error that all of them meet."""
 
         def evaluate(model: torch.nn.Module) -> None:
             self.prepared.evaluate(model, progress=False)  # type: ignore[arg-type]
 
+        self.micro_batch = micro_batch
         with suppress(*KNOWN_TO_ALL):
             self.train(Hooks(evaluate, lambda step, found: None, lambda step, logs: None))
 
@@ -89,7 +99,7 @@ class ArmTraining:
         config, data = self.prepared.config, self.prepared.data
         return TrainingPlan(
             f"{self.arm.name} {self.learning_rate:g}",
-            config.training,
+            self.training,
             self.learning_rate,
             config.evaluation_steps,
             data.rows(self.arm),

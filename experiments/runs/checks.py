@@ -24,7 +24,7 @@ def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
 
     Called before anything is measured.
     """
-    faults = [*_precision_faults(config), *_training_faults(config, model)]
+    faults = [*_precision_faults(config), *_shard_faults(config), *_training_faults(config, model)]
     for arm in config.arms:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
     if faults:
@@ -100,6 +100,15 @@ def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[s
     missing = missing_package(training.arguments)
     reason = None if training.checkpointing == "none" else why_not(model)
     return [*([missing] if missing else []), *([f"training.checkpointing: {reason}"] if reason else [])]
+
+
+def _shard_faults(config: ExperimentConfig) -> list[str]:
+    if config.quantised is None or not (shards() or deepspeed()):
+        return []
+    return [
+        f"quantised={config.quantised}: FSDP and DeepSpeed cut or cast weights in floats only: launch with torchrun "
+        "alone, where each process holds the quantised base, or leave quantised out"
+    ]
 
 
 def _cut(config: ExperimentConfig) -> str:

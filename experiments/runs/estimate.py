@@ -105,12 +105,12 @@ def step_seconds(arm: ArmTraining) -> float:
             out = model(**inputs)
         _total_loss(active, model, marked, out).backward()
         times.append(time.perf_counter() - start)
-    return min(times) * arm.processes.cut(prepared.config.training)[1]
+    return min(times) * arm.processes.cut(arm.training)[1]
 
 
 def _first_batch(arm: ArmTraining, device: torch.device) -> dict[str, Any]:
     prepared = arm.prepared
-    rows, size = prepared.data.rows(arm.arm), arm.processes.cut(prepared.config.training)[0]
+    rows, size = prepared.data.rows(arm.arm), arm.processes.cut(arm.training)[0]
     batch = prepared.data.collator([rows[i] for i in range(min(size, len(rows)))])
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 

@@ -19,6 +19,7 @@ from experiments.runs.arm import ArmRun, Session
 from experiments.runs.arm_training import ArmTraining, arm_trainings
 from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
+from experiments.runs.fits import fitting_rows
 from experiments.runs.messages import BaseReady, Done, TrainArm
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Inputs, prepare
@@ -39,6 +40,7 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
         processes.send(BaseReady())
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
+        _cut_steps([arm.training for arm in arms if not arm.result_file.is_file()], session)
         left = _say_what_is_left(arms, session)
         results = [arm.run(run, left) for arm in arms]  # which sends TrainArm for each that it trains
         check_folder(folder)
@@ -53,8 +55,8 @@ def follow(config: ExperimentConfig, folder: Path, processes: Processes) -> Outc
     arms = arm_trainings(prepare(config, folder, say=lambda text: None), processes)
     while True:
         match processes.receive(TrainArm, Done):
-            case TrainArm(index):
-                arms[index].follow()
+            case TrainArm(index, micro_batch):
+                arms[index].follow(micro_batch)
             case Done(outcome):
                 return outcome
 
@@ -90,6 +92,17 @@ def _first_line(config: ExperimentConfig, processes: Processes) -> str:
     return f"{config.name}: {config.base_model}, {precision.name} ({precision.reason}), {count} arms{together}"
 
 
+def _cut_steps(arms: Sequence[ArmTraining], session: Session) -> None:
+    """Cut the steps of arms into micro-batches where all rows at once would not fit, and say so."""
+    found = {arm.arm.name: arm for arm in arms}  # one plan for all rates
+    rows = {name: fitting_rows(arm.prepared.config, arm.arm, arm.processes.count) for name, arm in found.items()}
+    for line in (one[1] for one in rows.values() if one):
+        session.say(line)
+    for arm in arms:
+        fits = rows[arm.arm.name]
+        arm.micro_batch = fits[0] if fits else None
+
+
 def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | None:
     """Say how long the arms without a result will take, or that there are none. Not for a study's short trials."""
     if session.parent is not None:
@@ -107,7 +120,7 @@ def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | No
 
 def _say_packing(arm: ArmTraining, session: Session) -> None:
     """Say how much padding packing saves in the first steps of an arm."""
-    data, batch = arm.prepared.data, arm.processes.cut(arm.prepared.config.training)[0]
+    data, batch = arm.prepared.data, arm.processes.cut(arm.training)[0]
     if found := data.packing_of(data.rows(arm.arm), batch, MOST):
         session.say(
             f"packing: the first {found.conversations:,} conversations are {found.rows:,} rows of {found.computed:,} "

@@ -18,9 +18,10 @@ class BaseReady:
 
 @dataclass(frozen=True)
 class TrainArm:
-    """Train the arm with this index, in the order of the config."""
+    """Train the arm with this index, in the order of the config. micro_batch: what main process found to fit."""
 
     index: int
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class TrainingConfig(Section):
         None, ge=1, le=MAX_ROWS,
         description="most rows that a device sees at once: a step is then cut into as many micro-batches as it takes, "
         "on any number of devices, and results stay the same, except with dropout, which draws other masks. none: "
-        "all rows of a step at once",
+        "all rows of a step at once, or on a GPU what the plan says fits",
     )  # fmt: skip
     gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="batches of `batch_size` rows per step")
     warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
