@@ -41,8 +41,9 @@ ASKED = {
 class Language(Source):
     """Sentences such as `the red dog sleeps`, to be translated into an invented language or back.
 
-    Each English word has one invented word, drawn by the seed of the run, and the order is verb, noun, adjective. All
-    words are trained on. One sentence in four is never trained on: those are measured, in another way of asking.
+    Each English word has one invented word, drawn by the seed of the run, and the order is verb, noun, adjective. One
+    sentence in four is never trained on: those are measured, in another way of asking. Their words are in the sentences
+    that are trained on, if `number` is not too small (240 are enough for 48 words).
     """
 
     source: Literal["language"] = "language"
