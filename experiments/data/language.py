@@ -47,7 +47,7 @@ class Language(Source):
     """
 
     source: Literal["language"] = "language"
-    to: Literal["invented", "english"] = Field("invented", description="language of the answers")
+    to: Literal["invented", "english"] = Field("english", description="language of the answers")
     words: int = Field(16, ge=2, le=16, description="adjectives, nouns and verbs, so many of each")
     number: int = Field(240, ge=1, description="sentences to train on, at most three in four of words ** 3")
 
