@@ -41,12 +41,13 @@ ASKED = {
 class Language(Source):
     """Sentences such as `the red dog sleeps`, to be translated into an invented language or back.
 
-    Each English word has one invented word, drawn by the seed of the run, and the order is verb, noun, adjective. All
-    words are trained on. One sentence in four is never trained on: those are measured, in another way of asking.
+    Each English word has one invented word, drawn by the seed of the run, and the order is verb, noun, adjective. One
+    sentence in four is never trained on: those are measured, in another way of asking. Their words are in the sentences
+    that are trained on, if `number` is not too small (240 are enough for 48 words).
     """
 
     source: Literal["language"] = "language"
-    to: Literal["invented", "english"] = Field("invented", description="language of the answers")
+    to: Literal["invented", "english"] = Field("english", description="language of the answers")
     words: int = Field(16, ge=2, le=16, description="adjectives, nouns and verbs, so many of each")
     number: int = Field(240, ge=1, description="sentences to train on, at most three in four of words ** 3")
 

@@ -45,7 +45,7 @@ def test_answers_are_the_words_of_the_dictionary_as_verb_noun_adjective(to: str)
 
 
 def test_it_is_asked_in_three_ways_and_measured_in_a_fourth() -> None:
-    source = Language()
+    source = Language(to="invented")
     ways = [asked.split("{}")[0] for asked in ASKED["invented"]]
     passes = [one_pass(source, number) for number in range(2)]
     for items in passes:
