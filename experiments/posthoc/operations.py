@@ -17,7 +17,7 @@ from ctrl.structure import decoder_layers
 from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
-from experiments.methods.saving import is_peft
+from experiments.methods.saving import check_same_base, is_peft
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.runs.trained import load_arm, load_trained
 
@@ -106,7 +106,8 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
         theirs = _config_of(folder).base_model
         if theirs != base_model:
             raise ConfigError(f"task_vectors needs one base model, but {folder} was trained on {theirs!r}")
-        other = plain_model(load_arm(arm.base(), folder), arm.batches)
+        check_same_base(base := arm.base(), folder / "trained")
+        other = plain_model(load_arm(base, folder), arm.batches)
         vectors.append(dict(other.named_parameters()))
     weight = 1.0 if alpha is None else alpha
     return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
