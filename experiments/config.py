@@ -37,8 +37,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHORTHAND, PRODUCT = ("method", "options", "control"), ("train", "loss", "average")  # two forms of an arm
+CONFIG_AGAIN = (
+    "The run wrote this file: bring it back, or delete it and run the same config again, which writes it anew"
+)
 MAX_RATE = 1000.0  # a step of any weight by more than this is a mistyped exponent
 FORMS = "method (with its options and control) or train, loss and average"
+
+
+def check_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
+    """Return learning rates. Raises ValueError for two with one name: in tables small ones have four digits."""
+    printed = [f"{rate:g}" if rate >= 0.01 or not rate else f"{float(f'{rate:.3e}'):g}" for rate in rates]
+    twice = sorted({one for one in printed if printed.count(one) > 1})
+    if twice:
+        raise ValueError(f"each rate is trained once, but {', '.join(twice)} is there more than once")
+    return rates
 
 
 class ArmConfig(Section):
@@ -83,12 +95,7 @@ class ArmConfig(Section):
     @field_validator("learning_rates")
     @classmethod
     def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        """Refuse rates that share a folder: they are printed with six digits there."""
-        printed = [f"{rate:g}" for rate in value]
-        twice = sorted({one for one in printed if printed.count(one) > 1})
-        if twice:
-            raise ValueError(f"each rate is trained once, but {', '.join(twice)} is there more than once")
-        return value
+        return check_rates(value)
 
     @field_validator("method")
     @classmethod
@@ -263,15 +270,21 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Ex
 def run_config(folder: Path) -> ExperimentConfig:
     """Read the config that a run keeps in its folder. Raises ConfigError, with the next step, also if it was edited."""
     file = folder / "config.yaml"
-    again = "The run wrote this file: bring it back, or delete it and run the same config again, which writes it anew"
     try:
         config = load_config(file)
     except ConfigError as error:
-        raise ConfigError(f"{error}\n{again}") from error
+        raise ConfigError(f"{error}\n{CONFIG_AGAIN}") from error
+    check_unedited(folder, config)
+    return config
+
+
+def check_unedited(folder: Path, config: ExperimentConfig) -> None:
+    """Raise ConfigError if the config of a run's folder has other settings than the run."""
     own = config.digest()
     if read_note(folder / OF_RUN).get(CONFIG, own) != own:
-        raise ConfigError(f"{file} was edited: it has other settings than {folder.name} ran with.\n{again}")
-    return config
+        raise ConfigError(
+            f"{folder / 'config.yaml'} was edited: it has other settings than {folder.name} ran with.\n{CONFIG_AGAIN}"
+        )
 
 
 def set_value(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -89,7 +89,7 @@ def _show_run(folder: Path) -> None:
     made = [folder / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
     made += sorted(path.parent for path in folder.glob("posthoc/*/result.json"))
     files = [path / "result.json" for path in made]
-    results = [read_result(file) for file in files if file.is_file()]
+    results = [read_result(file, own=True) for file in files if file.is_file()]
     if results:
         print()
         show(format_table(results))

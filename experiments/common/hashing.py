@@ -39,6 +39,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def same_file(path: Path, digest: str) -> bool:
+    """Whether a file is there and has this digest."""
+    return path.is_file() and file_digest(path) == digest
+
+
 def file_stamp(path: Path) -> list[Any]:
     """Return size, modification time and the digest of 64 kB spread over a file: cheap, and new if the file is another.
 

@@ -159,17 +159,22 @@ def _same(one: str, other: str) -> bool:
 
 
 def _stages(folder: Path) -> dict[str, int]:
-    """Find the last step of each stage; none if the run is no stream, or its config is of another version."""
+    """Find the last step of each stage; none if the run is no stream, or its config is of another version.
+
+    Raises ConfigError if the config was edited: its stages are not those of the records.
+    """
     path = folder / "config.yaml"
     try:
         data = read_yaml(path, SHIPPED, "config file")[1].get("data") or {}
         if data.get("order") != "sequential":
             return {}
-        from experiments.config import load_config  # loads torch; few runs need it
+        from experiments.config import check_unedited, load_config  # loads torch; few runs need it
 
-        return stage_steps(load_config(path))
+        config = load_config(path)
     except ConfigError:
         return {}
+    check_unedited(folder, config)
+    return stage_steps(config)
 
 
 def _arm(folder: Path, base: Sequence[Record]) -> ComparedRun:

@@ -11,16 +11,18 @@ from typing import Any
 
 import yaml
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json
+from experiments.common.hashing import json_digest, same_file
 from experiments.common.result_folders import MEASUREMENT, folders, measurements, trial_runs
-from experiments.runs.result_file import result_values
+from experiments.runs.result_file import check_owner, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 from experiments.tracking.machine import process_state
 
 GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+CHOSEN = "chosen.json"  # of `soften`
 DEEP = 20_000  # characters: from 50,000 nested lists on it ends the process
 
 
@@ -63,7 +65,7 @@ def _readable(kind: str, folder: Path, read: Callable[[], Overview]) -> Overview
 
 def read_run(folder: Path) -> Overview:
     """Raises ConfigError, KeyError, TypeError or ValueError if a file in the folder is broken."""
-    results = [result_values(path) for path in folder.glob("arms/*/result.json")]
+    results = [_own_values(path) for path in folder.glob("arms/*/result.json")]
     total = sum(len(arm["learning_rates"]) for arm in read_config(folder / "config.yaml")["arms"])
     whole = len(results) >= total and (folder / "report.html").is_file()
     failed = any(result["status"] == "failed" for result in results)
@@ -73,7 +75,7 @@ def read_run(folder: Path) -> Overview:
 
 def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
     """runs: of its trials. Raises as `read_run`."""
-    results = [result_values(path) for run in runs for path in run.glob("arms/*/result.json")]
+    results = [_own_values(path) for run in runs for path in run.glob("arms/*/result.json")]
     progress = read_json(folder / "progress.json")
     counts, ended = progress.get("trials", {}), progress.get("ended", "")
     done = sum(counts.get(state, 0) for state in ("complete", "pruned", "failed")) if progress else len(results)
@@ -92,7 +94,7 @@ def read_measurement(folder: Path) -> Overview:
     """Raises as `read_run`. A call that was stopped before its first model has no sign of what it is doing."""
     note, arms = read_json(folder / MEASUREMENT), folder / "arms"
     names = sorted({*note.get("arms", ()), *(path.name for path in arms.glob("*") if path.is_dir())})
-    results = [result_values(arms / name / "result.json") for name in names]
+    results = [_own_values(arms / name / "result.json") for name in names]
     missing = [name for name, result in zip(names, results, strict=True) if not result]
     command = note.get("command", "measure")
     whole = bool(names) and not missing and (command == "callback" or (folder / "report.html").is_file())
@@ -102,10 +104,29 @@ def read_measurement(folder: Path) -> Overview:
     return Overview(command, folder, status, done, len(names), _shown(folder, command, results), _updated(folder))
 
 
+def _own_values(file: Path) -> dict[str, Any]:
+    """Return the plain values of a result. Raises DamagedError if it was changed, or is of another run."""
+    values = result_values(file)
+    check_owner(file, values)
+    return values
+
+
+def chosen_alpha(folder: Path) -> float:
+    """Return the point that `soften` chose; 0, the base, if it chose none. Raises DamagedError."""
+    note, figures = read_json(folder / CHOSEN), folder / "figures.json"
+    digest = note.pop("digest", None)  # not there in earlier versions
+    if digest is not None and (digest != json_digest(note) or not same_file(figures, note["figures"])):
+        raise DamagedError(
+            f"{folder / CHOSEN} or {figures.name} was changed since `soften` wrote them: give the same command once "
+            "more, with another --to"
+        )
+    return float(note.get("alpha") or 0.0)
+
+
 def _shown(folder: Path, command: str, results: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the result that a line on a measurement shows; of `soften` with the figures that it reports."""
     if command == "soften":
-        name = f"alpha-{read_json(folder / 'chosen.json').get('alpha', 0.0):g}"
+        name = f"alpha-{chosen_alpha(folder):g}"
         card = read_json(folder / "figures.json").get(name)
         return {"arm": name, "learning_rate": 0.0, "scorecard": card} if card else None
     whole = [result for result in results if result]

@@ -31,6 +31,7 @@ from experiments.posthoc.tracked import cut_off
 from experiments.records import MEASURED, ArmResult, Record, read_records
 from experiments.runs.arm_records import is_whole, write_noted
 from experiments.runs.base_records import ITEMS, REWORDED
+from experiments.runs.base_records import is_whole as whole_base
 from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
 from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
 from experiments.tracking.run import Run
@@ -80,7 +81,10 @@ class Session:
         return read_records(self.folder / "base" / ITEMS)
 
     def floor_records(self) -> list[Record]:
+        """Return the base's answers in other words, made again if they are not as they were written."""
         file = self.folder / "base" / REWORDED
+        if self.config.evaluation.has_floor and not whole_base(file):
+            _ = self.measured
         return read_records(file) if file.is_file() else []
 
     def is_finished(self, model: Model) -> bool:
@@ -142,8 +146,8 @@ class Session:
             write_noted(file, [record for suite in asked for record in suite.answered(replies.ask)])
 
     def base_measured(self) -> None:
-        """Measure the base, unless its records are on disk."""
-        if not (self.folder / "base" / ITEMS).is_file():
+        """Measure the base, unless its records are on disk as they were written."""
+        if not whole_base(self.folder / "base" / ITEMS):
             _ = self.measured
 
     def _records(self, measured: MeasuredBase, model: Model, loaded: PreTrainedModel) -> list[Record]:

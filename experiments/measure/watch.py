@@ -21,6 +21,7 @@ from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
 from experiments.models.precision import Precision
+from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE
 from experiments.runs.baseline import headline, score
@@ -84,6 +85,7 @@ class Watch:
         write_records(folder / "base" / ITEMS, records)
         digest = file_digest(folder / "base" / ITEMS)
         note = {"suites": evaluation.state(), "seconds": budget.spent, "items": digest, **config.to_dict()}
+        note["weights"] = _weights(config, model)
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget)
@@ -99,6 +101,11 @@ class Watch:
         note = read_json(folder / "base" / STATE)
         check_settings(folder, note, config)
         check_records(folder, note, step)
+        if note.get("weights", _weights(config, model)) != _weights(config, model):
+            raise ConfigError(
+                f"{config.base_model} has other weights than the base that {folder} holds measurements of: bring the "
+                "old ones back, or take another folder, ForgettingCallback(folder=...)"
+            )
         precision = Precision(config.precision)
         evaluation = suites.prepare(model, precision, state=note["suites"])
         records = read_records(folder / "base" / ITEMS)
@@ -158,6 +165,11 @@ class Watch:
 
     def write(self) -> None:
         write_result(self.arm, self.result())
+
+
+def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
+    """Return a digest of a base that has a name; without one it is in the model that trains."""
+    return weights_digest(model) if config.base_model else ""
 
 
 def measured_base(folder: Path) -> bool:

@@ -87,6 +87,15 @@ def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return _filled(base, folder / WEIGHTS_FILE, whole)
 
 
+def check_same_base(base: PreTrainedModel, folder: Path) -> None:
+    """Raise DamagedError if what is in a folder was trained on another base, also if it replaces all weights.
+
+    For what adds the change of weights since that base. An expansion's base is checked where it is loaded.
+    """
+    if (folder / BASE).is_file():
+        _check_base(base, folder / BASE, False)
+
+
 def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
     """Raise DamagedError if a base model is not the one that was trained, or warn if that cannot be seen.
 

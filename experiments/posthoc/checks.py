@@ -39,6 +39,11 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
         )
 
 
+def as_printed(alpha: float) -> float:
+    """Return alpha as names of folders have it, with six digits: what is measured is what the name says."""
+    return float(f"{alpha:g}")
+
+
 def check_distinct(alphas: Sequence[float]) -> None:
     """Raise ConfigError for alphas that would share a folder: they are printed with six digits there."""
     names = [f"{alpha:g}" for alpha in alphas]

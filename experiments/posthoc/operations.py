@@ -17,7 +17,7 @@ from ctrl.structure import decoder_layers
 from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
-from experiments.methods.saving import is_peft
+from experiments.methods.saving import check_same_base, is_peft
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
 from experiments.runs.trained import load_arm, load_trained
@@ -125,7 +125,8 @@ def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
         theirs = _config_of(folder).base_model
         if theirs != base_model:
             raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs!r}")
-        yield load_arm(arm.base(), folder)
+        check_same_base(base := arm.base(), folder / "trained")
+        yield load_arm(base, folder)
 
 
 def dial(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:

@@ -20,12 +20,12 @@ import ctrl
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
-from experiments.posthoc.checks import check_kept, check_operation
+from experiments.posthoc.checks import as_printed, check_kept, check_operation
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.result_file import RESULT, whole_results
+from experiments.runs.result_file import RESULT, check_operation_of, whole_results
 from experiments.runs.run import errors_explained, open_run
 from experiments.tracking.tracker import Tracker
 
@@ -53,7 +53,7 @@ def posthoc(
     check_kept(run)
     opened: tuple[Prepared, Tracker] | None = None
     results = []
-    shares: list[float | None] = list(alphas) if alphas else [None]
+    shares: list[float | None] = [as_printed(alpha) for alpha in alphas] if alphas else [None]
     for alpha in shares:
         (result,) = whole_results([trained])
         result.operation = operation_name(operation, alpha, others)
@@ -69,6 +69,7 @@ def posthoc(
                     say(f"measuring {result.label} ...")
                     measure_tracked(prepared, tracker, model, result, folder, options, [trained.parent, *others])
             results += whole_results([folder / RESULT])
+            check_operation_of(folder / RESULT, result, [trained.parent, *others])
             end_tracked(run, results[-1], folder, options)
     return results
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.fingerprint import computes, differences
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import anew
@@ -18,6 +18,7 @@ from experiments.evaluation.cache import BaseCache, tokenizer_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
+from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
 
 ITEMS, STATE, REWORDED, TIMING = "items.jsonl", "state.json", "reworded.jsonl", "timing.json"
@@ -38,6 +39,12 @@ def check_suites(folder: Path, suites: Suites) -> None:
         )
 
 
+def is_whole(file: Path) -> bool:
+    """Whether a file of the folder `base` is there, as it was written; without a digest of it, as it can be read."""
+    digest = read_note(file.with_name(TIMING)).get("files", {}).get(file.name)
+    return file.is_file() and (digest is None or file_digest(file) == digest)
+
+
 def _asked(suite: DrawnSuite) -> str:
     """Return a digest of what a suite asks, and of the version of its code."""
     return json_digest([suite.version, suite.content()])[:16]
@@ -51,6 +58,26 @@ def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
             f"base_model has another tokenizer than when {folder.name} began, which its arms were not trained with: "
             "bring the old one back"
         )
+
+
+def check_precision(folder: Path, precision: Precision) -> None:
+    """Raise RunError if the base model was measured in another arithmetic, by `auto` on another machine.
+
+    folder: of the run. Without a note of an earlier version nothing is known.
+    """
+    known = read_note(folder / "base" / TIMING).get("precision")
+    if known not in (None, precision.name):
+        raise RunError(
+            f"{folder.name} began in {known}, and precision auto is {precision.name} here ({precision.reason}), so new "
+            f"figures would not compare: go on on a machine like the first one, or {anew(folder)}"
+        )
+
+
+def check_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Raise ConfigError if a base model has other weights than when its arms were trained. folder: of the run."""
+    known = read_note(folder / "base" / TIMING).get("weights")
+    if known not in (None, weights_digest(model)):
+        raise ConfigError(f"base_model has other weights than when {folder.name} began: bring the old ones back")
 
 
 @dataclass(frozen=True)
@@ -96,7 +123,8 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             asked = {name: _asked(suite) for name, suite in self.suites.suites.items()}
-            self._keep(STATE, ITEMS, seconds=found.seconds, measured=found.measured, suites=asked)
+            noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
+            self._keep(STATE, ITEMS, suites=asked, **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)
         return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))
@@ -113,9 +141,7 @@ class BaseFolder:
         return read_note(self.folder / TIMING)
 
     def _whole(self, name: str) -> bool:
-        """Whether a file is there, as it was written; without a digest of it, as it can be read."""
-        path, digest = self.folder / name, self._note().get("files", {}).get(name)
-        return path.is_file() and (digest is None or file_digest(path) == digest)
+        return is_whole(self.folder / name)
 
     def _keep(self, *names: str, **values: Any) -> None:
         note = self._note() | values | self._base()

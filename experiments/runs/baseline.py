@@ -14,7 +14,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
-from experiments.runs.base_records import BaseFolder, check_suites
+from experiments.runs.base_records import BaseFolder, check_precision, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -41,7 +41,11 @@ class MeasuredBase:
 
     @cached_property
     def checked(self) -> None:
-        """Raise ConfigError if the base was measured with other questions or code than models now."""
+        """Raise ConfigError if the base was measured with other questions or code than models now.
+
+        Raises RunError if it was in another precision.
+        """
+        check_precision(self.folder, self.precision)
         check_suites(self.folder, self.suites)
 
     def evaluate(self, model: PreTrainedModel, progress: bool = True) -> list[Record]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig, run_config
+from experiments.config import ArmConfig, ExperimentConfig, check_rates, run_config
 
 
 def with_begun_arms(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
@@ -38,10 +38,14 @@ def _begun(arm: ArmConfig, folder: Path) -> ArmConfig | None:
 
 
 def _with_rates(arm: ArmConfig, given: ArmConfig | None) -> ArmConfig:
-    """Add the learning rates that are new. Two are the same if they share a folder."""
+    """Add the learning rates that are new. Two are the same if they share a folder. Raises ConfigError."""
     known = {f"{rate:g}" for rate in arm.learning_rates}
     new = [rate for rate in (given.learning_rates if given else ()) if f"{rate:g}" not in known]
-    return arm.model_copy(update={"learning_rates": (*arm.learning_rates, *new)})
+    try:
+        rates = check_rates((*arm.learning_rates, *new))
+    except ValueError as error:
+        raise ConfigError(f"arm {arm.name!r}: {error}") from error
+    return arm.model_copy(update={"learning_rates": rates})
 
 
 def _changed(arm: ArmConfig, begun: ArmConfig, folder: Path) -> str:

@@ -23,6 +23,7 @@ from experiments.records import MEASURED, ArmResult
 RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner", "weights", "digest"
 LOADED = (".json", ".safetensors", ".bin", ".pt")  # endings of what is read with a model
 BASE_ITEMS = "base/items.jsonl"
+OF_OPERATION = ("arm", "method", "learning_rate")
 AGAIN = "bring it back, or delete it, and the same command makes the result again"
 BASE_AGAIN = "bring it back, run the same command again, or {}"
 DELETE_FOLDER = "bring its own back, or delete the folder {}, and the same command makes it again"
@@ -43,9 +44,14 @@ def write_result(folder: Path, result: ArmResult, changed: Sequence[Path] = ()) 
     write_json(folder / RESULT, {**values, DIGEST: json_digest(values)})
 
 
-def read_result(file: Path) -> ArmResult:
-    """Read what `write_result` wrote. Raises DamagedError for a file that was changed, or that is of another arm."""
+def read_result(file: Path, own: bool = False) -> ArmResult:
+    """Read what `write_result` wrote. Raises DamagedError for a file that was changed, or that is of another arm.
+
+    own: also for one of another run, or of other settings or weights than are there now.
+    """
     values = result_values(file)
+    if own:
+        check_owner(file, values)
     try:
         result = ArmResult.from_dict({k: v for k, v in values.items() if k not in (MADE_FROM, OWNER, WEIGHTS, DIGEST)})
     except (KeyError, TypeError, AttributeError) as error:
@@ -60,7 +66,7 @@ def check_files(file: Path, trained: bool = False) -> None:
     """
     folder, values = file.parent, result_values(file)
     run = folder.parents[1]
-    _check_owner(file, values)
+    check_owner(file, values)
     if trained:
         _check_strange(file, values)
     for name, digest in values.get(MADE_FROM, {}).items():
@@ -81,7 +87,7 @@ def _check_strange(file: Path, values: Mapping[str, Any]) -> None:
         raise DamagedError(f"{strange[0]} is not of this arm, which did not write it: move it out of {folder}")
 
 
-def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
+def check_owner(file: Path, values: Mapping[str, Any]) -> None:
     """Raise DamagedError for a result of a run with other settings or data, and of other weights than an arm has."""
     folder, run = file.parent, file.parents[2]
     if other_than(values.get(OWNER, {}), owner_of(run, **settings_noted(folder))):
@@ -95,6 +101,21 @@ def _check_owner(file: Path, values: Mapping[str, Any]) -> None:
             raise DamagedError(
                 f"{file} was made from other weights than {run / name} has now: {DELETE_FOLDER.format(folder)}"
             )
+
+
+def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -> None:
+    """Raise DamagedError for the result of another operation, or on other arms, whose folder has the same name.
+
+    changed: the folders of the arms whose weights the operation changes.
+    """
+    values = result_values(file)
+    found = ArmResult(*(values.get(key) for key in OF_OPERATION), "finished", operation=values.get("operation"))  # type: ignore[arg-type]
+    noted, own = values.get(WEIGHTS), sorted(map(trained_digest, changed))
+    if (found.arm, found.label) != (result.arm, result.label) or (noted and sorted(noted.values()) != own):
+        raise DamagedError(
+            f"{file} is the result of {found.label!r}, not of {result.label!r} on these arms, which has the same "
+            f"folder: move {file.parent} out of {file.parents[1]}, and the same command makes it"
+        )
 
 
 def trained_digest(arm: Path) -> str:

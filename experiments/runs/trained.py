@@ -14,6 +14,7 @@ from experiments.methods.saving import load_onto
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.runs.base_records import check_tokenizer, check_weights
 from experiments.runs.result_file import RESULT, check_files
 
 
@@ -38,9 +39,14 @@ def load_arm(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def replies(
     folder: Path, arms: Sequence[tuple[str, float]], prompts: Sequence[str], max_new_tokens: int = 48
 ) -> pd.DataFrame:
-    """Return greedy replies: one row for each prompt, one column for each model, the base model first."""
+    """Return greedy replies: one row for each prompt, one column for each model, the base model first.
+
+    Raises ConfigError if the base model is another one than when the arms were trained.
+    """
     config = run_config(folder)
     base, tokenizer = config.load_base()
+    check_weights(folder, base)
+    check_tokenizer(folder, tokenizer)
     columns = {"base": _replies(config, base, tokenizer, prompts, max_new_tokens)}
     for arm, rate in arms:
         model = load_trained(folder, arm, rate)

@@ -16,13 +16,14 @@ from transformers import AutoConfig
 from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
+from experiments.common.hashing import file_digest, json_digest
 from experiments.measure.config import measure_config
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Base, Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
 from experiments.measure.session import Session
-from experiments.posthoc.checks import check_distinct
+from experiments.posthoc.checks import as_printed, check_distinct
 from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
 from experiments.runs.baseline import score
@@ -98,7 +99,9 @@ def soften(
         if best is not None:
             path.write(best.alpha, target)
             write_card(target, session, path, best.alpha, rule, report)
-            write_json(folder / "chosen.json", {"alpha": best.alpha, "by": by, "to": str(target), "rule": rule})
+        chosen_note = {"alpha": best and best.alpha, "by": by, "to": str(target) if best else None, "rule": rule}
+        chosen_note["figures"] = file_digest(folder / "figures.json")
+        write_json(folder / "chosen.json", {**chosen_note, "digest": json_digest(chosen_note)})
         return Softened(folder, best.alpha if best else None, report)
 
 
@@ -123,7 +126,7 @@ def _points(alphas: Sequence[float]) -> list[float]:
     if wrong:
         raise ConfigError(f"--alphas {wrong[0]:g}: a point of the path has an alpha above 0 and at most 1")
     check_distinct(alphas)
-    return sorted({*alphas, 1.0})
+    return sorted({*map(as_printed, alphas), 1.0})
 
 
 def _check_path(model: Model, base: Base) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
-from experiments.runs.result_file import RESULT, read_result
+from experiments.runs.result_file import RESULT, check_operation_of, whole_results
 from experiments.studies.config import Posthoc, StudyConfig
-from experiments.studies.selection import ReportRow, choose, has_name, report_row
+from experiments.studies.selection import ReportRow, choose, has_name, record_files, report_row
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
@@ -56,7 +56,14 @@ def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> l
 
 
 def _after(item: Posthoc, run: dict[str, Any], root: Path) -> dict[str, Any] | None:
-    """Return the run with the operation's result in place of its own, None if the operation was not applied."""
+    """Return the run with the operation's result in place of its own, None if the operation was not applied.
+
+    Raises DamagedError for a result of other weights or records than the run has.
+    """
     expected = replace(result_of(run), operation=operation_name(item.op, item.alpha))
     path = result_folder(root / run["folder"], expected) / RESULT
-    return {**run, "result": read_result(path).to_dict()} if path.is_file() else None
+    if not path.is_file():
+        return None
+    (result,) = whole_results([path])
+    check_operation_of(path, expected, [record_files(run, root)[1].parent])
+    return {**run, "result": result.to_dict()}

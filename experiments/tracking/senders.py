@@ -33,14 +33,18 @@ class RunDeleted(RuntimeError):
     """The store had the run, but somebody deleted it."""
 
 
-def deliver(store: TrackingStore, journal: Journal) -> Delivered:
+def deliver(store: TrackingStore, journal: Journal, look: bool = False) -> Delivered:
     """Send the lines that the store does not have, and note how many arrived. Raises errors of MLflow.
 
-    A run that was deleted in the store is created again from the whole journal.
+    A run that was deleted in the store is created again from the whole journal. look: look for the run also if the note
+    says that all lines arrived: the store may be another one at the same place.
     """
     with FileLock(f"{journal.path}.lock", timeout=60):
+        done = journal.delivered(store.uri)
+        if look and done.run_id and not store.find_run(done.run_id):
+            done = Delivered()
         try:
-            return _deliver(store, journal, journal.delivered(store.uri))
+            return _deliver(store, journal, done)
         except RunDeleted:
             return _deliver(store, journal, Delivered())
 

@@ -37,7 +37,7 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
         end_dead(journal)
         before = len(store.refused)
         try:
-            outcomes[path] = deliver(store, journal).run_id
+            outcomes[path] = deliver(store, journal, look=True).run_id
             if lost := store.refused[before:]:
                 outcomes[path] += f" ({len(lost)} lines refused, the last: {lost[-1]})"
         except Exception as error:

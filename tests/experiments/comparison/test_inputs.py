@@ -12,12 +12,17 @@ import pandas as pd
 import pytest
 
 from experiments.cli.main import main
-from experiments.common.errors import CompareError
+from experiments.common.errors import CompareError, ConfigError
+from experiments.common.files import write_json, write_text
+from experiments.common.owner import CONFIG, SOURCES
+from experiments.common.yaml_values import dump_yaml
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import ComparedRun, read_runs, share_base
+from experiments.comparison.inputs import ComparedRun, _stages, read_runs, share_base
 from experiments.comparison.report import format_comparison
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from tests.helpers.planted_run import ARMS, records_of, samples, write_run
+from tests.helpers.stream_answers import ENDS, NEW
+from tests.helpers.stream_answers import config as stream_config
 
 
 def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path: Path) -> None:
@@ -204,3 +209,16 @@ def test_records_of_a_step_that_a_finished_arm_did_not_measure_do_not_count(tmp_
     shutil.copy(folder / "arms" / "control-0.001" / "items-20.jsonl", arm / "items-99.jsonl")
     (entry,) = read_runs([f"{folder}:full-0.001"])
     assert sorted(entry.checkpoints) == [10, 20]
+
+
+def test_the_stages_of_a_stream_are_those_that_it_ran_with(tmp_path: Path) -> None:
+    """Tasks that are swapped in config.yaml would swap their figures."""
+    config, swapped = stream_config(), stream_config(data={"new": NEW[::-1], "order": "sequential"})
+    write_json(tmp_path / SOURCES, {CONFIG: config.digest()})
+    write_text(tmp_path / "config.yaml", dump_yaml(config.to_dict()))
+    assert list(_stages(tmp_path).values()) == list(ENDS)
+    write_text(tmp_path / "config.yaml", dump_yaml(swapped.to_dict()))
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings than .* ran with"):
+        _stages(tmp_path)
+    write_text(tmp_path / "config.yaml", "data: {order: sequential, of_another_version: 1}")
+    assert _stages(tmp_path) == {}

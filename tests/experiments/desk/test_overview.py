@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json, write_text
-from experiments.common.hashing import json_digest
-from experiments.desk.overview import Overview, age, read_all, read_measurement, read_run
+from experiments.common.hashing import file_digest, json_digest
+from experiments.desk.overview import Overview, age, chosen_alpha, read_all, read_measurement, read_run
+from experiments.records import ArmResult, Estimate
+from experiments.runs.result_file import read_result, write_result
 from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
@@ -142,6 +146,35 @@ def test_softening_shows_the_chosen_point_with_the_figures_that_it_reports(tmp_p
     one = read_measurement(folder)
     assert (one.kind, one.status) == ("soften", "finished")
     assert one.best == {"arm": "alpha-0.5", "learning_rate": 0.0, "scorecard": {"gain": {"value": 0.4}}}
+
+
+@pytest.mark.parametrize(("name", "text"), [("chosen.json", '"alpha": 1'), ("figures.json", '"value": 0.9')])
+def test_what_softening_chose_is_not_edited(tmp_path: Path, name: str, text: str) -> None:
+    folder = make_measurement(tmp_path, "soften-0123abcd", "soften", {"alpha-0.5": {"gain": 0.5}})
+    write_json(folder / "figures.json", {"alpha-0.5": {"gain": {"value": 0.4}}, "alpha-1": {"gain": {"value": 0.8}}})
+    note = {"alpha": 0.5, "figures": file_digest(folder / "figures.json")}
+    write_json(folder / "chosen.json", {**note, "digest": json_digest(note)})
+    assert chosen_alpha(folder) == 0.5
+    file = folder / name
+    file.write_text(re.sub(text.partition(": ")[0] + r": [\d.]+", text, file.read_text(), count=1))
+    with pytest.raises(DamagedError, match=r"chosen\.json or figures\.json was changed since `soften` wrote them"):
+        read_measurement(folder)
+    assert [one.status for one in read_all(tmp_path)] == ["unreadable"]
+
+
+def test_a_result_of_another_run_is_not_shown(tmp_path: Path) -> None:
+    """As of a folder that was copied: the name of the arm is the same, the data is not."""
+    ours, theirs = (make_run(tmp_path, f"{name}-0123abcd") for name in ("ours", "theirs"))
+    for run in (ours, theirs):
+        write_json(run / "sources.json", {"0 sums": run.name})
+    result = ArmResult("full", "full", 1e-3, "finished", scorecard={"gain": Estimate(0.5)})
+    write_result(theirs / "arms" / "full-0.001", result)
+    assert read_run(theirs).best is not None
+    shutil.copytree(theirs / "arms", ours / "arms")
+    with pytest.raises(DamagedError, match=r"result\.json is of a run with other settings or data than .*ours"):
+        read_run(ours)
+    with pytest.raises(DamagedError, match="is of a run with other settings or data"):
+        read_result(ours / "arms" / "full-0.001" / "result.json", own=True)
 
 
 def test_a_training_that_is_measured_has_no_sign_of_life(tmp_path: Path) -> None:

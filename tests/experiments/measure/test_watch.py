@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaForCausalLM
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
@@ -123,3 +123,14 @@ def test_what_is_damaged_after_the_step_is_deleted_anyway_and_older_folders_go_o
     note = read_json(tmp_path / "base" / "state.json")
     write_json(tmp_path / "base" / "state.json", {k: v for k, v in note.items() if k != "items"})
     assert list(Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).points) == [2]
+
+
+def test_a_base_that_was_replaced_is_not_compared_with(tmp_path: Path) -> None:
+    """It has the same name; without a name the base is in the model that trains, whose weights change."""
+    named, model, other = CONFIG.model_copy(update={"base_model": "base"}), tiny_model(), tiny_model(0.3)
+    Watch.begun(tmp_path, named, suites(), model, 1.0)
+    assert Watch.resumed(tmp_path, named, suites(), model, 1.0, step=2).base
+    with pytest.raises(ConfigError, match=r"base has other weights than the base that .* holds measurements of"):
+        Watch.resumed(tmp_path, named, suites(), other, 1.0, step=2)
+    Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+    assert Watch.resumed(tmp_path, CONFIG, suites(), other, 1.0, step=2).base

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
-from experiments.methods.saving import BASE, facts_of, load_onto, save_trained, write_facts
+from experiments.methods.saving import BASE, check_same_base, facts_of, load_onto, save_trained, write_facts
 from tests.helpers.byte_level import byte_llama
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -194,3 +194,16 @@ def test_the_config_of_the_base_is_that_of_the_training(tmp_path: Path, whole: b
     save(tmp_path, whole)
     with pytest.raises(DamagedError, match=r"is another one: .*rms_norm_eps.* Bring back the base model"):
         load_onto(byte_llama(260, rms_norm_eps=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_change_of_weights_is_one_of_its_own_base(tmp_path: Path, whole: bool) -> None:
+    """A whole model loads onto any base of its shapes, but what is added to a base is its change since its own."""
+    base = byte_llama(260)
+    check_same_base(base, tmp_path)  # nothing is known
+    save(tmp_path, whole)
+    check_same_base(base, tmp_path)
+    with torch.no_grad():
+        next(base.parameters()).add_(0.1)
+    with pytest.raises(DamagedError, match=r"its weights are others .*Bring back the base model of the training"):
+        check_same_base(base, tmp_path)

@@ -9,8 +9,9 @@ import pytest
 from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError, RunError
 from experiments.methods.saving import ADAPTER_CONFIG
-from experiments.posthoc.checks import check_operation
+from experiments.posthoc.checks import as_printed, check_operation
 from experiments.posthoc.run import posthoc
+from experiments.soften.run import _points
 
 KINDS = {"full": "model.safetensors", "control": CONFIG_FILE, "lora": ADAPTER_CONFIG}
 NAN, INF = float("nan"), float("inf")
@@ -74,3 +75,11 @@ def test_an_arm_is_named_not_pointed_at(arms: Path, arm: str) -> None:
 )
 def test_what_it_can_do(arms: Path, operation: str, arm: str, alphas: list[float]) -> None:
     check_operation(operation, arms / f"{arm}-0.01", alphas)
+
+
+@pytest.mark.parametrize("alpha", [0.1234561, 1 / 3, 0.5, 1.0, 1e-9])
+def test_an_alpha_is_what_the_name_of_its_folder_says(alpha: float) -> None:
+    """Two that print alike share a folder, so they are one."""
+    assert f"{as_printed(alpha):.17g}" == f"{float(f'{alpha:g}'):.17g}"
+    assert as_printed(alpha) == as_printed(as_printed(alpha)) == pytest.approx(alpha, rel=1e-5)
+    assert {*_points([alpha])} == {as_printed(alpha), 1.0}

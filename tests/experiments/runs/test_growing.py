@@ -51,6 +51,17 @@ def test_arms_that_began_come_first_and_stay(tmp_path: Path) -> None:
     assert names(more) == ["copies-0.01", "full-0.001", "full-0.0001"]
 
 
+def test_a_rate_that_tables_print_like_one_that_began_is_refused(tmp_path: Path) -> None:
+    """Tables and pictures know an arm by its printed name: the records of one would stand for both."""
+    kept(tmp_path / "run", growing(FULL), "full-0.001")
+    for rate in (1.00001e-3, 1.00004e-3):
+        with pytest.raises(ConfigError, match=r"arm 'full': each rate is trained once, but 0\.001 is there more than"):
+            with_begun_arms(growing(FULL | {"learning_rates": [rate]}), tmp_path / "run")
+    assert names(with_begun_arms(growing(FULL | {"learning_rates": [1.001e-3]}), tmp_path / "run"))[1:] == [
+        "full-0.001001"
+    ]
+
+
 def test_an_arm_that_has_not_begun_can_change_or_go(tmp_path: Path) -> None:
     kept(tmp_path / "run", growing(FULL, COPIES), "full-0.001")
     changed = with_begun_arms(growing(COPIES | {"control": {"layers": 3}}), tmp_path / "run")

@@ -36,6 +36,7 @@ def test_another_run_with_the_same_base_does_not_measure_it(store: Path, base: s
     folders = [run_folder(config, store) for config in (small_config(base), second)]
     measured = [json.loads((folder / "base" / "timing.json").read_text())["measured"] for folder in folders]
     assert measured == [["new", "kept", "drift", "text"], []]
+    assert json.loads((folders[0] / "base" / "timing.json").read_text())["precision"] == "fp32"
     for file in ("base/items.jsonl", "base/state.json"):
         assert (folders[0] / file).read_text() == (folders[1] / file).read_text()
 

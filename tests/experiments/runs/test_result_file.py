@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.common.owner import ARM, LAUNCH, SOURCES
 from experiments.records import ArmResult, Estimate
-from experiments.runs.result_file import check_files, owners_noted, read_result, whole_results, write_result
+from experiments.runs.result_file import (
+    check_files,
+    check_operation_of,
+    owners_noted,
+    read_result,
+    whole_results,
+    write_result,
+)
 
 RESULT = ArmResult("full", "full", 1e-3, "finished", steps=4, scorecard={"gain": Estimate(0.1, -0.1, 0.3)})
 
@@ -140,3 +149,27 @@ def test_an_arm_with_other_settings_than_its_result(folder: Path) -> None:
                 check_files(folder / "result.json")
     (folder / ARM).write_text("{")
     check_files(folder / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("asked", "arms", "said"),
+    [
+        ({"arm": "full"}, ["full-0.001"], ""),
+        ({"arm": "fu-ll"}, ["full-0.001"], "is the result of 'full 0.001 merge', not of 'fu-ll 0.001 merge' on these"),
+        ({"operation": "wise 0.5"}, ["full-0.001"], "not of 'full 0.001 wise 0.5' on these arms"),
+        ({}, ["full-0.001", "other-0.001"], "not of 'full 0.001 merge' on these arms, which has the same folder"),
+        ({}, ["other-0.001"], "move .*posthoc/x out of"),
+    ],
+)
+def test_two_operations_whose_folders_have_one_name(
+    folder: Path, asked: dict[str, Any], arms: list[str], said: str
+) -> None:
+    """As of the arms `a b` and `a-b`, or of arms with one name in two roots."""
+    (folder.with_name("other-0.001") / "trained").mkdir(parents=True)
+    (folder.with_name("other-0.001") / "trained" / "model.safetensors").write_text("other")
+    write_result(folder.with_name("other-0.001"), replace(RESULT, arm="other"))
+    made, done = folder.parents[1] / "posthoc" / "x", replace(RESULT, operation="merge")
+    write_result(made, done, [folder])
+    changed = [folder.with_name(name) for name in arms]
+    with pytest.raises(DamagedError, match=said) if said else nullcontext():
+        check_operation_of(made / "result.json", replace(done, **asked), changed)

@@ -125,6 +125,11 @@ def test_points_are_measured_as_measure_does_and_only_once(
     again = softened(model, tmp_path / "again", **own)
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
+    reworded = found.folder / "base" / "reworded.jsonl"  # of which no result notes a digest
+    right = reworded.read_text()
+    reworded.write_text(right.splitlines(keepends=True)[0])
+    softened(model, tmp_path / "healed", **own)
+    assert reworded.read_text() == right
     one = read_measurement(found.folder)
     assert (one.kind, one.status, one.best and one.best["arm"]) == ("soften", "finished", f"alpha-{found.alpha:g}")
     assert one.best is not None

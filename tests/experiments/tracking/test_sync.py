@@ -10,7 +10,7 @@ import pytest
 from experiments.cli import main as cli
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
-from experiments.tracking.journal import Journal
+from experiments.tracking.journal import Delivered, Journal
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import everything, start_training
@@ -86,3 +86,21 @@ def test_the_journal_of_somebody_else_sends_no_file_of_this_machine(root: Path, 
     said = sync([journal.folder], root)[journal.path]
     assert re.search(r"4 lines refused, the last: .*secret\.txt is outside of the run's folder, or a link", said)
     assert not list(root.rglob("secret.txt"))
+
+
+def test_a_store_that_is_another_one_at_the_same_place_gets_everything(root: Path, tmp_path: Path) -> None:
+    """Somebody deleted mlflow.db, or replaced it: the note next to the journal says that all has arrived."""
+    journal = Journal.create(tmp_path / "run", "experiment-x")
+    tags = {"kind": "experiment"}
+    journal.append("start", name="x", experiment="demo", parent=None, run=None, tags=tags)
+    journal.append("params", params={"steps": 3})
+    journal.append("end", status="FINISHED")
+    client = Tracker(root, "demo").client
+    first = sync([tmp_path / "run"], root)[journal.path]
+    client.delete_run(first)
+    second = sync([tmp_path / "run"], root)[journal.path]
+    assert second != first
+    run = client.get_run(second)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"steps": "3"})
+    journal.note(Tracker(root, "demo").uri, Delivered("0" * 32, journal.size))  # of a store that is gone
+    assert sync([tmp_path / "run"], root)[journal.path] == second
