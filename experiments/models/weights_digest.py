@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         for part in _parts(tensor.detach()):
-            digest.update(part.contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+            plain: Any = part.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+            digest.update(plain)
     if known and stamp:
         write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
     return digest.hexdigest()

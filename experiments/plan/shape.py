@@ -108,7 +108,7 @@ def build(config: ExperimentConfig, arm: ArmConfig, precision: Precision) -> Sha
     return Shape(model, method, precision, counts, cast, packed, packed_base, unknown)
 
 
-def _layer_matrices(model: Any) -> list[nn.Parameter]:
+def _layer_matrices(model: Any) -> list[torch.Tensor]:
     """Return what a quantised base has in few bits: frozen matrices of decoder layers; not the head."""
     modules = (module for layer in decoder_layers(inner(model)) for module in layer.modules())
     found = {id(m.weight): m.weight for m in modules if isinstance(m, nn.Linear)}
