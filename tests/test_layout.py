@@ -26,7 +26,6 @@ COVERED_BY = {
     # steps of one whole run, which are seen in what it leaves
     "experiments.runs.baseline": "experiments/runs/test_prepared.py",
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
-    "experiments.runs.base_records": "experiments/whole/test_damaged_files.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
     "experiments.runs.trained": "experiments/posthoc/test_operations.py",

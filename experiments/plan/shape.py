@@ -128,7 +128,7 @@ def _quantise(model: Any, bits: Bits) -> int:
     return _saved(matrices, bits)
 
 
-def _saved(matrices: list[nn.Parameter], bits: Bits) -> int:
+def _saved(matrices: list[torch.Tensor], bits: Bits) -> int:
     return round(sum((matrix.element_size() - BYTES[bits]) * matrix.numel() for matrix in matrices))
 
 
