@@ -109,7 +109,8 @@ def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -
     changed: the folders of the arms whose weights the operation changes.
     """
     values = result_values(file)
-    found = ArmResult(*(values.get(key) for key in OF_OPERATION), "finished", operation=values.get("operation"))  # type: ignore[arg-type]
+    arm, method, rate = (values.get(key) for key in OF_OPERATION)
+    found = ArmResult(str(arm), str(method), float(rate or 0), "finished", operation=values.get("operation"))
     noted, own = values.get(WEIGHTS), sorted(map(trained_digest, changed))
     if (found.arm, found.label) != (result.arm, result.label) or (noted and sorted(noted.values()) != own):
         raise DamagedError(
