@@ -51,7 +51,9 @@ def sandbox_templates() -> None:
 
     before = lm_eval.utils.env
     if not isinstance(before, SandboxedEnvironment):
-        sandbox = SandboxedEnvironment(loader=before.loader, undefined=before.undefined)
+        sandbox = SandboxedEnvironment(
+            loader=before.loader, undefined=before.undefined, keep_trailing_newline=before.keep_trailing_newline
+        )
         sandbox.filters.update(before.filters)
         lm_eval.utils.env = sandbox
 

@@ -49,7 +49,7 @@ class HarnessSettings(SuiteSettings):
     chat: bool = Field(False, description="ask through the chat template")
     run_code: bool = Field(
         False,
-        description="allow tasks that run code: what the model wrote (humaneval, mbpp), or Python of their own folder",
+        description="allow tasks that run code: the model's (humaneval, mbpp), or Python files of include_path",
     )
 
     @model_validator(mode="before")

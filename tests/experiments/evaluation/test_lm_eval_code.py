@@ -47,5 +47,6 @@ def test_a_template_does_not_reach_python() -> None:
 
     sandbox_templates()
     assert utils.apply_template("{{q}} {{'a-b' | regex_replace('-', '+')}}", {"q": 1}) == "1 a+b"
+    assert utils.apply_template("{{q}}\n", {"q": 1}) == "1\n"
     with pytest.raises(SecurityError, match="access to attribute '__class__'"):
         utils.apply_template("{{''.__class__.__mro__[1].__subclasses__()}}", {})
