@@ -110,7 +110,7 @@ def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -
     """
     values = result_values(file)
     arm, method, rate = (values.get(key) for key in OF_OPERATION)
-    found = ArmResult(arm, method, rate, "finished", operation=values.get("operation"))  # type: ignore[arg-type]
+    found = ArmResult(str(arm), str(method), float(rate or 0), "finished", operation=values.get("operation"))
     noted, own = values.get(WEIGHTS), sorted(map(trained_digest, changed))
     if (found.arm, found.label) != (result.arm, result.label) or (noted and sorted(noted.values()) != own):
         raise DamagedError(

@@ -25,6 +25,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
+from experiments.evaluation.lm_eval_code import no_code_of_others
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
@@ -48,7 +49,10 @@ class HarnessSettings(SuiteSettings):
     fewshot: int | None = Field(None, ge=0, description="examples in a prompt; default: the task's own number")
     batch_size: int = Field(8, ge=1, description="prompts at a time")
     chat: bool = Field(False, description="ask through the chat template")
-    run_code: bool = Field(False, description="allow tasks that run what the model wrote (humaneval, mbpp)")
+    run_code: bool = Field(
+        False,
+        description="allow tasks that run code: the model's (humaneval, mbpp), or Python files of include_path",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -172,12 +176,16 @@ def load_tasks(settings: HarnessSettings) -> tuple[dict[str, Any], dict[str, Any
         if name not in manager.all_tasks:
             raise ConfigError(f"evaluation.suites.lm_eval: {unknown_name('task', name, manager.all_tasks)}")
     try:
-        new, kept = (dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept))
+        with no_code_of_others(settings.run_code):
+            sides = [dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept)]
+    except ConfigError:
+        raise
     except (OSError, ValueError, ImportError) as error:  # of the network, of the Hub, of a package that a task needs
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
             f"evaluation.suites.lm_eval: the data of {', '.join(names)} could not be read: {reason}"
         ) from error
+    new, kept = sides
     unsafe = sorted(name for name, task in {**new, **kept}.items() if getattr(task, "UNSAFE_CODE", False))
     if unsafe and not settings.run_code:
         raise ConfigError(
