@@ -105,7 +105,8 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
     `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
     accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
-    without `compute_loss`, and nn.DataParallel.
+    without `compute_loss`, and nn.DataParallel; in the first step for one that does not call its `compute_loss`
+    (TRL's OnlineDPOTrainer).
     """
     changed: Any = trainer
     require_expanded(getattr(changed, "model", changed))
@@ -117,6 +118,8 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
         raise ConfigError(IN_THREADS)
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
+        if hasattr(changed, "training_step"):  # a trainer of another kind may have none
+            changed.training_step = _sure_of_divergence(changed, changed.training_step)
     return trainer
 
 
@@ -133,10 +136,29 @@ def _with_divergence(trainer: Any, compute: Any) -> Any:
             result = compute(model, inputs, **kwargs)
         loss, *outputs = result if return_outputs else (result,)
         loss = loss + _scaled(trainer, collected, labels, num_items_in_batch).to(loss.device)
+        trainer.divergence_added = True
         return (loss, *outputs) if return_outputs else loss
 
     compute_loss.without_divergence = compute  # type: ignore[attr-defined]
     return compute_loss
+
+
+def _sure_of_divergence(trainer: Any, step: Any) -> Any:
+    """Wrap `training_step`: raise ConfigError if it computes its loss without `compute_loss`."""
+
+    @functools.wraps(step)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        trainer.divergence_added = False
+        loss = step(*args, **kwargs)
+        if not trainer.divergence_added:
+            raise ConfigError(
+                f"{type(trainer).__name__} computes its loss without compute_loss, so ctrl.attach cannot add the "
+                "divergence: put ctrl.collect_divergence around the passes in its training_step and add what it "
+                "collects, or expand with divergence='none'"
+            )
+        return loss
+
+    return training_step
 
 
 def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Tensor | int | None) -> Tensor:

@@ -87,12 +87,17 @@ class Control:
         self.look_from(torch.device("cpu"))
 
     def _warn_of_copying(self) -> None:
-        if block := "ctrl.pretrained" if self.off else "ctrl.at_alpha" if self.alphas else "":
+        if block := self.open_block:
             warnings.warn(
                 f"this model is copied inside {block}, and the copy stays as it is there for ever: copy or pickle it "
                 "outside of the block. ctrl.reference(model) makes a plain model of the base",
                 stacklevel=3,
             )
+
+    @property
+    def open_block(self) -> str:
+        """The name of a block that is open, of any thread; empty if none is."""
+        return "ctrl.pretrained" if self.off else "ctrl.at_alpha" if self.alphas else ""
 
     @property
     def current(self) -> ForwardPass | None:

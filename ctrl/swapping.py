@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
@@ -42,7 +44,8 @@ def swap(
         code = ctrl.swap(model, math)            # and back, without reading a file
 
     other: what an earlier `swap` returned, or a folder or an address as in `ctrl.load`. allow_other_base: as there.
-    Optimizers and trainers hold the former weights: make new ones. If it fails, the model keeps what it had. Raises
+    Optimizers and trainers hold the former weights: make new ones. An open `ctrl.pretrained` or `ctrl.at_alpha` is of
+    the former expansion: the new one runs, with a warning. If it fails, the model keeps what it had. Raises
     ConfigError for a sharded or offloaded model, for the expansion of another base, and for one that another model has;
     CheckpointError as `load` does.
     """
@@ -58,7 +61,18 @@ def swap(
         if former is not None:
             put_on(base, former)
         raise
+    if former is not None:
+        _warn_of_blocks(former.control)
     return former
+
+
+def _warn_of_blocks(former: Control) -> None:
+    if block := former.open_block:
+        warnings.warn(
+            f"ctrl.swap inside {block}: the block was of the former expansion, the copies of the new one run inside it "
+            "with their own alpha. Open a block after the swap",
+            stacklevel=3,
+        )
 
 
 def _changeable(model: nn.Module) -> ControlModel:

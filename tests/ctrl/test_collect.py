@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from transformers import Trainer
 
 import ctrl
 from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
@@ -364,6 +365,21 @@ def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     trainer.args._n_gpu = 2
     with pytest.raises(ctrl.ConfigError, match=r"other threads.*: start one process per GPU with torchrun"):
         ctrl.attach(trainer)
+
+
+def test_an_attached_trainer_that_has_a_loss_elsewhere_is_refused_in_its_first_step(tmp_path: Path) -> None:
+    """TRL's OnlineDPOTrainer computes it in `training_step`, so the divergence would be nowhere."""
+
+    class Elsewhere(Trainer):
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            loss = model(**inputs).logits.square().mean()
+            loss.backward()
+            return loss.detach()
+
+    made = hf_trainer(expanded(), tmp_path)
+    trainer = ctrl.attach(Elsewhere(made.model, made.args, train_dataset=made.train_dataset))
+    with pytest.raises(ctrl.ConfigError, match=r"Elsewhere computes its loss without compute_loss.*training_step"):
+        trainer.train()
 
 
 def test_labels_that_nobody_has_are_missed_with_a_reason() -> None:

@@ -207,7 +207,8 @@ def test_an_expansion_that_is_exchanged_inside_a_block_gets_its_alpha_back() -> 
     model = disturbed().eval()
     before = logits(model)
     with ctrl.at_alpha(model, 0.2):
-        former = ctrl.swap(model, take_off(disturbed(seed=6)))
+        with pytest.warns(UserWarning, match=r"ctrl\.swap inside ctrl\.at_alpha: .* with their own alpha"):
+            former = ctrl.swap(model, take_off(disturbed(seed=6)))
         second = logits(model)
     assert torch.equal(logits(model), second)  # the block was of the former
     assert former is not None
@@ -215,6 +216,16 @@ def test_an_expansion_that_is_exchanged_inside_a_block_gets_its_alpha_back() -> 
     assert torch.equal(logits(model), before)
     with ctrl.at_alpha(model, 0.2):
         ctrl.unload(model)
+
+
+def test_an_expansion_that_is_put_on_inside_pretrained_is_said_to_run() -> None:
+    """The figures after it are no longer those of the base."""
+    model = disturbed().eval()
+    with ctrl.pretrained(model):
+        base = logits(model)
+        with pytest.warns(UserWarning, match=r"ctrl\.swap inside ctrl\.pretrained: .* copies of the new one run"):
+            ctrl.swap(model, take_off(disturbed(seed=6)))
+        assert not torch.equal(logits(model), base)
 
 
 def pickled(model: Any) -> Any:
