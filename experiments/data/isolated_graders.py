@@ -61,6 +61,9 @@ class Regex(InIsolation):
             re.compile(value.replace(ANSWER, "x"))
         except re.error as error:
             raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        pattern = re.compile(value.replace(ANSWER, "x"))
+        if pattern.search("") and not pattern.groups and "(?" not in value:  # which may say what must not be there
+            raise ValueError(f"{value!r} is found in an empty reply, so any reply would be right")
         return value
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:

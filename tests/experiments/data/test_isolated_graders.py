@@ -85,6 +85,14 @@ def test_tests_that_run_nothing_are_refused(tests: str, runs: bool, tmp_path: Pa
             source.examples  # noqa: B018
 
 
+@pytest.mark.parametrize("pattern", ["", "x*", "$", r"\d*"])
+def test_a_pattern_that_any_reply_has_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="is found in an empty reply, so any reply would be right"):
+        read_grader({"regex": pattern})
+    for good in (r"(\d*)$", "^(?!.*sorry)", "{answer}", "x+"):
+        read_grader({"regex": good})
+
+
 def test_unittest_main_is_refused(tmp_path: Path) -> None:
     """It looks for tests in the bench's own module, and ends with SystemExit, which is a wrong reply."""
     tests = "import unittest\nclass T(unittest.TestCase): pass\nif __name__ == '__main__':\n    unittest.main()"
