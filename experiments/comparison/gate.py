@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from experiments.common.errors import CompareError
 from experiments.comparison.inputs import ComparedRun
+from experiments.records import Estimate
 from experiments.reporting.text import figure_text
 from experiments.scorecard.card import scorecard
 from experiments.scorecard.inference import non_inferior
+
+NOTHING = "its base answers none of the kept questions, so nothing could be forgotten: look at the base's replies"
+
+
+def knows_nothing(card: Mapping[str, Estimate]) -> bool:
+    """Whether the base answered no kept question: all figures of forgetting are then perfect, whatever happened."""
+    return "retention" in card and math.isnan(card["retention"].value)
 
 
 def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
@@ -29,6 +39,8 @@ def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) ->
         passed = non_inferior(bound, margin)
     except ValueError as error:
         raise CompareError(str(error)) from error
+    if knows_nothing(card):
+        return False, f"FAIL  {run.name}: {NOTHING}"
     text = figure_text(card, "forgetting")
     sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
     tasks = sorted({record.task for record in run.after if record.suite == "kept"})

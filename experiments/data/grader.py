@@ -13,10 +13,11 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import Item, Scorer, exact_match, normal
+from experiments.data.items import FRACTION, Item, Scorer, exact_match, normal
 from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
 
 NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
+DATED = re.compile(r"\d+(?:\s?[-:/]\s?\d+)+")  # a date, a time or a range; a fraction too
 SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of several numbers
 
 
@@ -98,7 +99,8 @@ class Numeric(Grader):
             if last_number(item.answer) is None:
                 raise refused("numeric", f"the answer {item.answer!r} has no number: choose another grader")
             text = in_one_spelling(item.answer).strip().rstrip(".")
-            if SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text):
+            dated = DATED.fullmatch(text) and not FRACTION.fullmatch(text)
+            if dated or (SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text)):
                 raise refused(
                     "numeric", f"the answer {item.answer!r} is not read as one number: write 1234.5 or 1,234.5"
                 )

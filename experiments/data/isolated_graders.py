@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -22,6 +23,8 @@ ANSWER = "{answer}"  # in a pattern: the answer of the item
 BOX = "\\boxed"
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 FENCE = "```"
+DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+RUNS = (ast.Call, ast.Assert, ast.Raise, ast.Name)  # a name alone fails if the reply does not define it
 MARK = re.compile(r"[ \t]*([\w+-]*)")  # of a block of code: its language
 # what a program may import; a process without rights cannot open the files of others
 MODULES = (
@@ -58,6 +61,9 @@ class Regex(InIsolation):
             re.compile(value.replace(ANSWER, "x"))
         except re.error as error:
             raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        pattern = re.compile(value.replace(ANSWER, "x"))
+        if pattern.search("") and not pattern.groups and "(?" not in value:  # which may say what must not be there
+            raise ValueError(f"{value!r} is found in an empty reply, so any reply would be right")
         return value
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
@@ -123,6 +129,16 @@ class Code(InIsolation):
         tests = self.tests.format(**cells) if "{" in self.tests else cells[self.tests]
         if not tests.strip():
             raise ValueError("there are no tests")
+        if _runs_nothing(tests):
+            raise ValueError(
+                "the tests run nothing, so any reply would pass: call what they define, such as "
+                'tests: "{test}\\ncheck({entry_point})"'
+            )
+        if "unittest.main(" in tests:
+            raise ValueError(
+                "unittest.main() ends the program, so no reply would pass: write assert unittest.TextTestRunner().run("
+                "unittest.defaultTestLoader.loadTestsFromTestCase(NAME)).wasSuccessful()"
+            )
         return answer, {"tests": tests}
 
     def check(self, items: Sequence[Item]) -> None:
@@ -143,6 +159,20 @@ class Code(InIsolation):
         program = f"{code_of(reply)}\n\n{entry['metadata']['tests']}\n"
         exec(compile(program, "<reply>", "exec"), {"__name__": "__main__"})
         return 1.0
+
+
+def _runs_nothing(tests: str) -> bool:
+    """Whether nothing in tests can fail: they only define, as those of pytest and HumanEval, which others call."""
+    try:
+        body = ast.parse(tests).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False  # they may go on where the reply ends
+    return all(isinstance(one, DEFINES) or not any(isinstance(x, RUNS) for x in _read(one)) for one in body)
+
+
+def _read(statement: ast.stmt) -> Iterator[ast.AST]:
+    """Yield the parts of a statement, without names that it sets."""
+    return (x for x in ast.walk(statement) if not (isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)))
 
 
 def _apart(one: Sequence[Any], other: Sequence[Any]) -> bool:

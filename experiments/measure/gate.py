@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
+from experiments.comparison.gate import NOTHING, knows_nothing
 from experiments.measure.config import MeasureConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.text import with_interval
@@ -57,10 +58,12 @@ class Condition:
         if found is None:
             why = "; ".join(f"suite {suite} is left out: {reason}" for suite, reason in left_out.items())
             return False, f"FAIL  {result.arm}: {self.text}: not measured{f' ({why})' if why else ''}"
+        row = figure_of(self.figure)
+        if row.suite in ("kept", "floor") and row.unchanged is not None and knows_nothing(result.scorecard):
+            return False, f"FAIL  {result.arm}: {self.text}: {NOTHING}"
         bound = self.bound(found)
         holds = math.isfinite(bound) and SIGNS[self.sign](bound, self.limit)
-        figure = figure_of(self.figure)
-        value = with_interval(found, figure.signed, (3, 3, 3))
+        value = with_interval(found, row.signed, (3, 3, 3))
         reached = "no interval: too few items were measured" if math.isnan(bound) else f"bound {bound:.4f}"
         return holds, f"{'pass' if holds else 'FAIL'}  {result.arm}: {self.text}: {value}, {reached}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -25,6 +26,16 @@ def test_the_gate_passes_what_forgets_nothing_and_stops_what_forgets(
     assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["pass", "FAIL"]
     assert main(["gate", str(run), "--margin", "2"]) == 2
     assert "margin must be" in capsys.readouterr().err
+
+
+def test_a_base_that_answers_nothing_fails(run: Path) -> None:
+    """There is nothing to forget: a gate that passes would show nothing."""
+    (entry,) = read_runs([f"{run}:full-0.001"])
+    wrong = [[dataclasses.replace(r, correct=0) if r.suite == "kept" else r for r in records]
+             for records in (entry.base, entry.after)]  # fmt: skip
+    passed, line = gate(dataclasses.replace(entry, base=wrong[0], checkpoints={20: wrong[1]}), 0.1, draws=200)
+    assert not passed
+    assert line.startswith("FAIL  full-0.001: its base answers none of the kept questions")
 
 
 @pytest.mark.slow

@@ -51,9 +51,23 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
             source.examples  # noqa: B018
 
 
-@pytest.mark.parametrize("answer", ["1, 2", "1 2345", "1,2,3", "1 23"])
+@pytest.mark.parametrize("answer", ["1, 2", "1 2345", "1,2,3", "1 23", "2024-01-05", "12:30", "5/1/2024", "3 - 5"])
 def test_an_answer_that_may_be_several_numbers_is_refused(answer: str) -> None:
     with pytest.raises(ConfigError, match=rf"the answer '{answer}' is not read as one number: write 1234\.5"):
         Numeric().check([Item("q", answer)])
-    right = ["1,234", "7.", "-.5", "1 1/2", "2\u00bd", "so it is 3,5", "1 234", "3,5", "1.234.567", "12,34"]
+    right = [
+        "1,234",
+        "7.",
+        "-7",
+        "1/2",
+        "so 12:30 - 12:25 = 5",
+        "-.5",
+        "1 1/2",
+        "2\u00bd",
+        "so it is 3,5",
+        "1 234",
+        "3,5",
+        "1.234.567",
+        "12,34",
+    ]
     Numeric().check([Item("q", one) for one in right])

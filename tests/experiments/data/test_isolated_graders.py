@@ -58,6 +58,49 @@ def test_code_of_a_reply(reply: str, code: str) -> None:
     assert code_of(reply) == code
 
 
+@pytest.mark.parametrize(
+    ("tests", "runs"),
+    [
+        ("def check(candidate):\n    assert candidate(1) == 2", False),  # HumanEval's, without a call
+        ("METADATA = {'author': 'x'}\n\ndef check(f):\n    assert f(1)\n\ncheck(g)", True),
+        ("import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertTrue(f())", False),
+        ("from pytest import approx\ndef test_f():\n    assert f(1)\n", False),
+        ("# none", False),
+        ('"none"\nNAME = "f"', False),
+        ("result = f(1)", True),
+        ("assert f(1) == 1", True),
+        ("f", True),
+        ("if f(1) != 2: raise ValueError", True),
+        ("    assert f(1)  # goes on in the function of the reply", True),
+    ],
+)
+def test_tests_that_run_nothing_are_refused(tests: str, runs: bool, tmp_path: Path) -> None:
+    """Any reply would pass them, also an empty one."""
+    path = str(write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a", "tests": tests}]))
+    source = LocalFile(path=path, grader={"code": {"allow": True}})
+    if runs:
+        assert len(source.examples) == 1
+    else:
+        with pytest.raises(ConfigError, match="the tests run nothing, so any reply would pass"):
+            source.examples  # noqa: B018
+
+
+@pytest.mark.parametrize("pattern", ["", "x*", "$", r"\d*"])
+def test_a_pattern_that_any_reply_has_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="is found in an empty reply, so any reply would be right"):
+        read_grader({"regex": pattern})
+    for good in (r"(\d*)$", "^(?!.*sorry)", "{answer}", "x+"):
+        read_grader({"regex": good})
+
+
+def test_unittest_main_is_refused(tmp_path: Path) -> None:
+    """It looks for tests in the bench's own module, and ends with SystemExit, which is a wrong reply."""
+    tests = "import unittest\nclass T(unittest.TestCase): pass\nif __name__ == '__main__':\n    unittest.main()"
+    path = str(write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a", "tests": tests}]))
+    with pytest.raises(ConfigError, match=r"unittest.main\(\) ends the program"):
+        LocalFile(path=path, grader={"code": {"allow": True}}).examples  # noqa: B018
+
+
 def test_memory_of_a_reply_is_limited() -> None:
     grade = read_grader({"code": {"allow": True, "memory": 0.3}}).scorer()
     entry = Item("q", "a", {"tests": ""}).entry

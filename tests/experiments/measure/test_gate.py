@@ -52,6 +52,25 @@ def test_a_figure_without_its_interval_fails(text: str) -> None:
     assert line.endswith("no interval: too few items were measured")
 
 
+def test_a_base_that_answers_nothing_shows_no_forgetting() -> None:
+    """Its flips are none, whatever the model does: a wrong template of the base would pass every gate."""
+    none, nan = Estimate(0.0, -0.01, 0.0), Estimate(float("nan"), float("nan"), float("nan"))
+    card = {
+        "forgetting": none,
+        "nfr": Estimate(0.0, 0.0, 0.01),
+        "retention": nan,
+        "kept_accuracy": Estimate(0.4, 0.3, 0.5),
+    }
+    result = ArmResult("mine", "measured", 0.0, "finished", scorecard=card)
+    for text in ("forgetting <= .05", "nfr <= .05", "retention >= .9"):
+        (condition,) = conditions([text], CONFIG)
+        holds, line = condition.judge(result, {})
+        assert not holds
+        assert "its base answers none of the kept questions" in line
+    (condition,) = conditions(["kept_accuracy >= .2"], CONFIG)
+    assert condition.judge(result, {})[0]
+
+
 def test_the_line_has_figure_interval_and_bound() -> None:
     assert Condition("retention", ">=", 0.98).judge(RESULT, {}) == (
         False,
