@@ -171,8 +171,12 @@ def test_warm_up_ends_before_training_does() -> None:
 
 
 def test_the_config_of_a_run_that_is_gone_or_changed_names_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or run"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or delete it and run"
+    ):
         run_config(tmp_path)
     (tmp_path / "config.yaml").write_text("arms: [")
-    with pytest.raises(ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or run"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)config\.yaml.*The run wrote this file: bring it back, or delete it and run"
+    ):
         run_config(tmp_path)
