@@ -30,6 +30,7 @@ from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
 OPTIMIZER = "adamw_torch_fused"  # by default
+BACKENDS: Any = torch.backends  # whose stub has no fp32_precision
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
@@ -120,7 +121,7 @@ def launcher_precision(bf16: bool) -> Iterator[None]:
 
 def products() -> str:
     """Return how products of fp32 are computed: `tf32` is faster on GPUs and has 10 bits of mantissa."""
-    return str(torch.backends.fp32_precision)  # type: ignore[attr-defined]
+    return str(BACKENDS.fp32_precision)
 
 
 @contextmanager
@@ -131,11 +132,11 @@ def products_as(how: str) -> Iterator[None]:
     the base's, and so would all that comes later in a notebook or study.
     """
     before = products()
-    torch.backends.fp32_precision = how  # type: ignore[attr-defined]
+    BACKENDS.fp32_precision = how
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before  # type: ignore[attr-defined]
+        BACKENDS.fp32_precision = before
 
 
 def _measured(evaluate: Callable[[PreTrainedModel], Any], how: str) -> Callable[[PreTrainedModel], Any]:
