@@ -72,7 +72,7 @@ class TestConfig:
         metric = "metric_list:\n- metric: !function own.pass_at_k\n  aggregation: mean\n  higher_is_better: true\n"
         (tmp_path / "sums.yaml").write_text(yaml.safe_dump(task) + metric)
         (tmp_path / "own.py").write_text("def pass_at_k(references, predictions):\n    return {'pass@1': 1.0}\n")
-        suite = harness(folder, tokenizer, include_path=str(tmp_path))
+        suite = harness(folder, tokenizer, include_path=str(tmp_path), run_code=True)
         assert list(suite.loaded["sums"].aggregation()) == ["pass_at_k"]
 
     def test_nothing_to_measure(self, folder: Path) -> None:
@@ -114,11 +114,11 @@ class TestConfig:
         yaml_file.write_text(yaml_file.read_text().replace(yaml.safe_dump({"doc_to_text": text}), ""))
         yaml_file.write_text(yaml_file.read_text() + "doc_to_text: !function own.text\n")
         code.write_text("def text(doc):\n    return str(doc['a'])\n")
-        contents = [content(include_path=own), content(include_path=own)]
+        contents = [content(include_path=own, run_code=True), content(include_path=own, run_code=True)]
         code.write_text("HINT = 'now with a hint'\n" + code.read_text())
-        contents.append(content(include_path=own))
+        contents.append(content(include_path=own, run_code=True))
         data.write_text(data.read_text().replace('"sum": 5', '"sum": 6'))
-        contents.append(content(include_path=own))
+        contents.append(content(include_path=own, run_code=True))
         assert contents[0] == contents[1]
         assert len(set(contents)) == 3
 
