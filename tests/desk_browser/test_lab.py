@@ -146,9 +146,9 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     buttons.get_by_text("to follow it, in another cell: watch('notebook-02-").wait_for()
     watched = notebook.add_cell("from experiments import watch\nwatch(picker.folder, root, every=0.2)")
     notebook.page.wait_for_function(LIVE, timeout=120_000)
-    picture = notebook.cells.nth(watched).locator("img").get_attribute("src")
     shoot(notebook.page, "02-watched")
-    assert coloured(picture, arm_colour("control", 1e-2)) > 20
+    picture, colour = notebook.cells.nth(watched).locator("img"), arm_colour("control", 1e-2)
+    wait_until(lambda: coloured(picture.get_attribute("src"), colour) > 20)
     notebook.finished()
     notebook.cells.nth(watched).scroll_into_view_if_needed()
     shoot(notebook.page, "02")
@@ -157,7 +157,6 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     assert notebook.cells.nth(watched).locator(".jp-OutputArea button:visible").count() == 0  # Stop
     buttons.get_by_role("button", name="Refresh").click()
     buttons.locator("tr", has_text="mine").get_by_text("finished").wait_for()
-    assert notebook.page.locator(PLOTS).count() > 0
     assert notebook.errors == []
 
 
