@@ -193,16 +193,15 @@ class ExperimentConfig(Section):
         self.data.stage_ends(self.training.steps)
         return self
 
-    def load_base(self, narrow: bool = False, floats: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_base(self, narrow: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the base model and its tokenizer as all parts of the experiment use them. Raises ModelError.
 
-        narrow: see `experiments.models.base.load_base`; for a model that computes in bf16 only. floats: not quantised,
-        for what writes plain weights.
+        narrow: see `experiments.models.base.load_base`; for a model that computes in bf16 only.
         """
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
         options: dict[str, Any] = dict(self.data.chat_settings)
-        if self.quantised and not floats:
+        if self.quantised:
             from experiments.models.precision import Precision
 
             options |= {"quantised": self.quantised, "compute": Precision(self.precision).name}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from experiments.common.errors import ModelError
+from experiments.models.precision import DTYPES
 
 Bits = Literal["8bit", "4bit"]
 PACKAGES = {"8bit": "torchao", "4bit": "bitsandbytes"}
 # bytes of a weight with its scales: one scale of 4 bytes for each row, or one for each block of 64
 BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 PACKS = "support_avx512bf16_for_cpu"  # field of bitsandbytes' 4-bit modules
-COMPUTES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_bits(name: str, bits: Bits) -> None:
@@ -38,9 +37,7 @@ def quantisation(bits: Bits, compute: str) -> Any:
     if bits == "4bit":
         from transformers import BitsAndBytesConfig
 
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=COMPUTES[compute]
-        )
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[compute])
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 

@@ -35,7 +35,7 @@ class ArmDifferences:
     found: Sequence[Difference]
 
     def rows(self) -> list[Row]:
-        """List HEAD for each arm and compared figure; None where there is no number."""
+        """Return a row for each arm and figure, with the columns of HEAD. None: there is no number."""
         by_arm = {(d.name, d.figure): d for d in self.found}
         rows: list[Row] = []
         for arm, card in self.cards.items():

@@ -43,13 +43,17 @@ def given(base: str, bits: str, **values: Any) -> ExperimentConfig:
     return small_arm(base, **values).model_copy(update={"quantised": bits})
 
 
+def in_floats(config: ExperimentConfig) -> ExperimentConfig:
+    return config.model_copy(update={"quantised": None})
+
+
 @BITS
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_copies_begin_as_the_quantised_base_and_alone_train(base: str, bits: str, precision: str) -> None:
     pytest.importorskip(quantised.PACKAGES[bits])
     config = given(base, bits).model_copy(update={"precision": precision})
     loaded, _ = config.load_base()
-    plain, _ = config.load_base(floats=True)
+    plain, _ = in_floats(config).load_base()
     assert has_quantised(loaded)
     assert not has_quantised(plain)
     assert weights_digest(loaded) != weights_digest(plain)
@@ -73,7 +77,7 @@ def test_gradients_pass_the_quantised_matrices_after_an_evaluation(base: str, bi
     """They are those of a base in floats with the same values."""
     pytest.importorskip(quantised.PACKAGES[bits])
     model, _ = given(base, bits).load_base()  # which evaluates it
-    floats = given(base, bits).load_base(floats=True)[0]
+    floats = in_floats(given(base, bits)).load_base()[0]
     for layer, plain in zip(decoder_layers(model), decoder_layers(floats), strict=True):
         made = plain_linears(layer)
         for name, module in layer.named_modules():
@@ -114,7 +118,7 @@ def test_shards_are_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.runs.checks.shards", lambda: True)
     config = given(base, "8bit")
     with pytest.raises(ConfigError, match=r"quantised=8bit: FSDP and DeepSpeed .* launch with torchrun"):
-        check_run(config, config.load_base(floats=True)[0])
+        check_run(config, in_floats(config).load_base()[0])
 
 
 def test_digests_of_runs_with_another_base_differ(base: str) -> None:
