@@ -12,7 +12,7 @@ from experiments.common.files import write_text
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.page import write_page
 from experiments.reporting.table import Cell, Row, Table
-from experiments.reporting.text import figure_text, label, with_interval
+from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
 from experiments.scorecard.figures import FIGURES
@@ -70,7 +70,7 @@ class ArmDifferences:
 
     def _differences(self) -> Table:
         rows = tuple(
-            (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), _p(d.p), _p(d.p_holm))
+            (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
             for d in self.found
         )
         return Table(f"Differences to {self.reference}", ("arm", "figure", "difference", "p", "p (Holm)"), rows)
@@ -95,7 +95,3 @@ def _plain(value: Estimate) -> tuple[Cell, Cell, Cell]:
 
 def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _p(p: float) -> str:
-    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

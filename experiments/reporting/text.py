@@ -44,6 +44,11 @@ def with_interval(estimate: Estimate | None, signed: bool = False, places: Place
     return f"{value} [{_digits(estimate.low, digits)},{_digits(estimate.high, digits)}]"
 
 
+def p_text(p: float) -> str:
+    """Write a p to three places: `.023`, `<.001`."""
+    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def figure_text(card: Mapping[str, Estimate], name: str) -> str:
     """Write a figure of a card as the table of figures says (`with_interval`); `-` if the card lacks it."""
     return with_interval(card.get(name), FIGURES[name].signed, FIGURES[name].places)

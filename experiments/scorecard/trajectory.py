@@ -87,13 +87,13 @@ def matched_retention(
     """
     if gain is None:
         gain = min(float(np.nanmax(t.gain[:, 0])) for t in trajectories.values())
-    return gain, {name: retention_at(t.gain, t.retention, gain) for name, t in trajectories.items()}
+    return gain, {name: value_at(t.gain, t.retention, gain) for name, t in trajectories.items()}
 
 
-def retention_at(gain: Array, retention: Array, target: float) -> Array:
-    """Interpolate the retention where the trajectory first reaches the gain `target`, between the points around it.
+def value_at(gain: Array, values: Array, target: float) -> Array:
+    """Interpolate a figure where the points first reach the gain `target`, between the points around it.
 
-    The pair of points is that of the observed trajectory; in each draw the weight w = (target - g0)/(g1 - g0) is
+    The pair of points is that of the observed gains; in each draw the weight w = (target - g0)/(g1 - g0) is
     computed from the draw's own gains and cut to [0, 1]. (points, 1 + draws) -> (1 + draws,).
     """
     reached = np.flatnonzero(gain[:, 0] >= target)
@@ -101,11 +101,11 @@ def retention_at(gain: Array, retention: Array, target: float) -> Array:
         return np.full(gain.shape[1], np.nan)
     after = int(reached[0])
     if after == 0:
-        return np.array(retention[0])
+        return np.array(values[0])
     g0, g1 = gain[after - 1], gain[after]
     way = g1 - g0
     weight = np.divide(target - g0, way, out=np.full_like(way, 0.5), where=way != 0).clip(0, 1)
-    return np.asarray((1 - weight) * retention[after - 1] + weight * retention[after])
+    return np.asarray((1 - weight) * values[after - 1] + weight * values[after])
 
 
 def envelope_area(gain: Array, retention: Array, most: float, cells: int = 200) -> Array:

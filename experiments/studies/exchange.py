@@ -28,7 +28,7 @@ from experiments.runs.result_file import RESULT, check_files
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
 from experiments.studies.trial import TrialFailed, TrialOutcome, conclude
-from experiments.studies.trials import RUNS, SECONDS, Trial
+from experiments.studies.trials import RUNS, SECONDS, TAKEN, Trial
 
 
 class KnownRun(BaseModel):
@@ -136,7 +136,7 @@ def _attempt(study: StudyConfig, trial: Known) -> optuna.trial.FrozenTrial:
         params=picks,
         distributions=fixed.distributions,
         user_attrs={SECONDS: trial.seconds},
-        system_attrs={"fixed_params": picks, RUNS: [run.model_dump() for run in trial.runs], **noted},
+        system_attrs={"fixed_params": picks, TAKEN: True, RUNS: [run.model_dump() for run in trial.runs], **noted},
     )
     assert attempt.datetime_complete is not None
     attempt.datetime_start = attempt.datetime_complete - timedelta(seconds=trial.seconds)

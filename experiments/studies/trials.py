@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.studies.space import Scalar
 
+TAKEN = "taken_over"  # the system attribute of a trial from a file
 RUNS = "runs"  # the system attribute with a trial's runs: the dashboard would show all of it as a user attribute
 SECONDS = "seconds"  # the user attribute with the time of an attempt by a clock that nobody sets
 
@@ -57,6 +58,11 @@ def lineages(trials: Sequence[Any]) -> dict[int, list[Any]]:
     for trial in trials:
         found.setdefault(origin(trial), []).append(trial)
     return found
+
+
+def taken_over(trial: Any) -> bool:
+    """Whether the trial was taken from a file (`exchange`): nobody here knows when it ran, only how long."""
+    return bool(trial.system_attrs.get(TAKEN))
 
 
 def died(trial: Any) -> bool:

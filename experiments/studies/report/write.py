@@ -28,10 +28,11 @@ from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
+from experiments.studies.report.same_gain import same_gain
 from experiments.studies.report.table import picks_text
 from experiments.studies.selection import ReportRow, check_records, choose, significant_arms
 from experiments.studies.storage import command_line, public_yaml, study_folder
-from experiments.studies.trials import Trial, died
+from experiments.studies.trials import Trial, died, taken_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +66,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "tiles": _tiles(store, arms, trials),
         "claims": [*found, *((text, "") for text in words)],
         "pictures": drawn,
-        "paper": None if paper is None else _paper(paper),
+        "tables": [*filter(None, [same_gain(study, trials, root)]), *([] if paper is None else [_paper(paper)])],
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
         "notes": _notes(store, arms, trials, root, apart),
         "reading": _reading(store, arms),
@@ -210,7 +211,7 @@ def _links(arms: Sequence[ReportRow], root: Path, folder: Path) -> list[tuple[st
 
 def _at_once(store: Store) -> int:
     """Count the most attempts that ran at a time: the workers. Nobody knows when one that died ended."""
-    spans = [(t.datetime_start, t.datetime_complete) for t in store.study.trials if not died(t)]
+    spans = [(t.datetime_start, t.datetime_complete) for t in store.study.trials if not (died(t) or taken_over(t))]
     ended = [(start, end) for start, end in spans if start and end]
     return max((sum(a <= start < b for a, b in ended) for start, _ in ended), default=1)
 

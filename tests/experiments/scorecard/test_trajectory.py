@@ -14,7 +14,7 @@ from experiments.scorecard import (
     stability_gap,
 )
 from experiments.scorecard.bootstrap import Array, estimate
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, retention_at
+from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, value_at
 from tests.helpers.planted_run import base_records, trained
 
 
@@ -30,10 +30,10 @@ def path(gain: Array, retention: Array, forgetting: Array | None = None) -> Traj
 
 def test_retention_is_interpolated_where_the_gain_is_first_reached() -> None:
     gain, retention = column(0, 0.2, 0.4, 0.1), column(1, 0.9, 0.7, 0.5)
-    assert retention_at(gain, retention, 0.3) == pytest.approx(0.8)
-    assert retention_at(gain, retention, 0.1) == pytest.approx(0.95)
-    assert retention_at(gain, retention, 0.0) == pytest.approx(1.0)
-    assert np.isnan(retention_at(gain, retention, 0.5)).all()
+    assert value_at(gain, retention, 0.3) == pytest.approx(0.8)
+    assert value_at(gain, retention, 0.1) == pytest.approx(0.95)
+    assert value_at(gain, retention, 0.0) == pytest.approx(1.0)
+    assert np.isnan(value_at(gain, retention, 0.5)).all()
 
 
 def test_matched_gain_is_the_highest_that_all_reach() -> None:

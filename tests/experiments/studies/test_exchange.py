@@ -19,6 +19,7 @@ from experiments.runs.result_file import write_result
 from experiments.studies.archive import FILE, TRIALS
 from experiments.studies.exchange import read_trials, unpack_runs, write_trials
 from experiments.studies.queue import Store
+from experiments.studies.report.write import _at_once
 from experiments.studies.trial import TrialOutcome
 from tests.helpers.toy_study import open_store, value
 
@@ -85,6 +86,7 @@ def test_a_study_goes_on_where_another_machine_stopped(written: tuple[Store, Pat
     attempts = read_trials(store.config, out)
     assert store.begin(attempts) == 4
     assert store.begin(attempts) == 0, "nothing is added twice"
+    assert _at_once(store) == 1, "nobody here knows when they ran"
     before = {trial.number: trial for trial in first.trials() if trial.state == "complete"}
     taken = {trial.number: trial for trial in store.trials() if trial.state == "complete"}
     for number, trial in before.items():

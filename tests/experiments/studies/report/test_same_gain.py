@@ -1,0 +1,90 @@
+"""The ranking of ways to train at the same gain, against straight lines between the trials' own figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.studies.queue import Store
+from experiments.studies.report.same_gain import same_gain
+from experiments.studies.selection import arm_name
+from experiments.studies.trial import result_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
+
+
+def test_each_way_is_read_at_the_gain_that_all_reach(some: tuple[Store, Path]) -> None:
+    store, root = some
+    paths: dict[str, list[tuple[float, float, float, float]]] = {}
+    for trial in sorted((t for t in store.trials() if t.runs), key=lambda t: t.picks["rate"]):
+        card = result_of(trial.runs[0]).scorecard
+        figures = [card[name].value for name in ("gain", "retention", "kl")]
+        rate = result_of(trial.runs[0]).learning_rate
+        paths.setdefault(arm_name(store.config, trial), [(0, 1, 0, 0)]).append((figures[0], *figures[1:], rate))
+    target = min(max(point[0] for point in path) for path in paths.values())
+    table = same_gain(store.config, store.trials(), root)
+    assert table is not None
+    assert table.head[:4] == ("way to train", "between the rates", "retention", "p, retention")
+    assert f"the gain of +{target:.2f}".replace("+0", "+") in table.note
+    rows = {str(row[0]): row for row in table.rows}
+    assert rows.keys() == paths.keys()
+    for name, path in paths.items():
+        after = next(i for i, point in enumerate(path) if point[0] >= target)
+        (low, *before, low_rate), (high, *reached, rate) = path[after - 1 : after + 1]
+        start, end = str(rows[name][1]).split(" to ")
+        assert (start, float(end)) == ("base" if after == 1 else f"{low_rate:g}", rate)
+        share = (target - low) / (high - low)
+        for cell, first, second in zip((rows[name][2], rows[name][4]), before, reached, strict=True):
+            assert float(str(cell).split(" ")[0]) == pytest.approx(first + share * (second - first), abs=0.006), name
+    kept = [float(str(row[2]).split(" ")[0]) for row in table.rows]
+    assert kept == sorted(kept, reverse=True)
+    first = next(iter(paths))
+    assert f"difference from {first};" in table.note
+    assert [row[0] for row in table.rows if row[3] == ""] == [first]
+
+
+def test_a_rate_above_the_best_is_not_read(some: tuple[Store, Path]) -> None:
+    """The path goes from the lowest rate up, whatever the order of the trials."""
+    store, root = some
+    backwards = list(reversed(store.trials()))
+    forwards, turned = (same_gain(store.config, trials, root) for trials in (store.trials(), backwards))
+    assert forwards is not None
+    assert turned is not None
+    assert {row[:2] for row in forwards.rows} == {row[:2] for row in turned.rows}
+
+
+def test_no_table_without_rates_records_or_two_ways(some: tuple[Store, Path]) -> None:
+    store, root = some
+    report = store.config.report
+    unselected = store.config.model_copy(update={"report": report.model_copy(update={"select": None})})
+    assert same_gain(unselected, store.trials(), root) is None
+    by_arm = store.config.model_copy(update={"report": report.model_copy(update={"select": "arm"})})
+    assert same_gain(by_arm, store.trials(), root) is None
+    assert same_gain(store.config, store.trials(), root / "elsewhere") is None
+    one = [t for t in store.trials() if t.picks.get("arm") == "full"]
+    assert same_gain(store.config, one, root) is None
+    single = [t for t in store.trials() if t.picks.get("rate") == 1.0]
+    assert same_gain(store.config, single, root) is None
+
+
+def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path]) -> None:
+    """Its gain would set that of all others to next to nothing."""
+    store, root = some
+    full = [t for t in store.trials() if t.picks.get("arm") == "full" and t.runs]
+    base = "base/items.jsonl"
+    for trial in full:
+        records = root / "runs" / "idle" / f"{trial.number}"
+        result = result_of(trial.runs[0])
+        own = records / "arms" / f"{result.arm}-{result.learning_rate:g}"
+        for file in (records / base, own / f"items-{result.steps}.jsonl"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes((root / str(trial.runs[0]["folder"]) / base).read_bytes())
+    idle = [
+        replace(t, runs=[{**t.runs[0], "folder": f"runs/idle/{t.number}"}]) if t in full else t for t in store.trials()
+    ]
+    table = same_gain(store.config, idle, root)
+    assert table is not None
+    assert "full" not in {row[0] for row in table.rows}
+    assert table.note.endswith("and so left out: full.")
