@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,30 +19,32 @@ from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.inference import holm
 from experiments.scorecard.pairwise import other_questions
-from experiments.scorecard.seeds import drawn_over_seeds
+from experiments.scorecard.seeds import Measured, drawn_over_seeds
 from experiments.scorecard.trajectory import Trajectory, value_at
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import DRAWS, arm_name, has_records, item_records
+from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, has_records, item_records
 from experiments.studies.space import sets_rate
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
+Points: TypeAlias = Mapping[str, Sequence[Measured]]  # the runs of each point by its name, in the order of the path
 SHOWN = ("retention", "kl", "kl_text")  # the table is sorted by the first
 NOTE = (
-    "Each way to train at the gain of {gain}, the highest that all reach at one of their learning rates. The figures "
-    "are read on a straight line between the two rates named here ('base': the untrained model), on all items. p: "
-    "two-sided, paired by question, of the difference from {reference}; Holm's correction over the ways.{idle}"
+    "Each way to train at the gain of {gain}, the highest that all reach. The figures are read on a straight line "
+    "between the two learning rates (or shares alpha of the training's change) named here, on all items; 'base' is the "
+    "untrained model. p: two-sided, paired by question, of the difference from {reference}; Holm's correction over the "
+    "ways.{idle}"
 )
 
 
 @dataclass(frozen=True)
-class RatePath:
-    """The points of one way to train: the base model, then a point per learning rate, the lowest first.
+class GainPath:
+    """The points of one way to train, from the base model on: its learning rates, or the steps of a post-hoc operation.
 
-    rates: (points - 1,); gain: (points, 1 + draws); figures: by name, as gain.
+    names: of the points; gain: (points, 1 + draws); figures: by name, as gain.
     """
 
-    rates: tuple[float, ...]
+    names: tuple[str, ...]
     gain: Array
     figures: Mapping[str, Array]
 
@@ -49,23 +52,23 @@ class RatePath:
         """Whether the highest gain is above 0 with its whole interval."""
         return gained(Trajectory((0,) * len(self.gain), self.gain, self.gain, self.gain))
 
-    def rates_at(self, gain: float) -> str:
+    def points_at(self, gain: float) -> str:
         """Name the two points between which the path first reaches a gain."""
         after = int(np.flatnonzero(self.gain[:, 0] >= gain)[0])
-        names = ("base", *map(rate_text, self.rates))
-        return " to ".join(names[max(after - 1, 0) : after + 1])
+        return " to ".join(self.names[max(after - 1, 0) : after + 1])
 
 
-def same_gain(study: StudyConfig, trials: Sequence[Trial], root: Path) -> Table | None:
+def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[ReportRow], root: Path) -> Table | None:
     """Make a row per way to train: its figures at the highest gain that all ways reach, the highest retention first.
 
-    None unless `report.select` is the learning rate, and at least two ways gained something at two or more rates, with
-    item records of the same questions on this machine. The first way in the study's order is the reference.
+    A way has its trials at two or more learning rates, or an arm's `posthoc` operation at one or more alphas. None
+    unless `report.select` is the learning rate, and at least two ways gained something, with item records of the same
+    questions on this machine. The first way in the study's order is the reference. rows: those of the report.
     """
     select = study.report.select
     if select is None or not sets_rate(select, study.search[select]):
         return None
-    found = _paths(study, trials, root)
+    found = _paths({**_of_rates(study, trials, root), **_of_alphas(study, rows, root)})
     idle = [name for name, path in found.items() if not path.gained()]
     paths = {name: path for name, path in found.items() if name not in idle}
     if len(paths) < 2:
@@ -75,41 +78,61 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], root: Path) -> Table 
     drawn = {n: {f: value_at(path.gain, path.figures[f], gain) for f in shown} for n, path in paths.items()}
     reference, *others = drawn
     p = {f: dict(zip(others, _adjusted(drawn, reference, others, f), strict=True)) for f in shown}
-    rows: list[Row] = []
+    lines: list[Row] = []
     for name in sorted(drawn, key=lambda n: -drawn[n]["retention"][0]):
         cells = [_cells(f, drawn[name][f], p[f].get(name)) for f in shown]
-        rows.append((name, paths[name].rates_at(gain), *(cell for pair in cells for cell in pair)))
+        lines.append((name, paths[name].points_at(gain), *(cell for pair in cells for cell in pair)))
     titles = (title for f in shown for title in (FIGURES[f].title, f"p, {FIGURES[f].title}"))
-    head = ("way to train", "between the rates", *titles)
     left_out = f" Without a gain outside its interval, and so left out: {', '.join(idle)}." if idle else ""
     note = NOTE.format(gain=format_number(gain, True), reference=reference, idle=left_out)
-    return Table("At the same gain", head, tuple(rows), note, numbers=2 * len(shown))
+    return Table("At the same gain", ("way to train", "between", *titles), tuple(lines), note, numbers=2 * len(shown))
 
 
-def _paths(study: StudyConfig, trials: Sequence[Trial], root: Path) -> dict[str, RatePath]:
-    """Group the complete trials by their picks without the rate; a group of one rate is no path."""
+def _of_rates(study: StudyConfig, trials: Sequence[Trial], root: Path) -> dict[str, Points]:
+    """Group the complete trials by their picks without the rate, the lowest rate first; one rate alone is no path."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.state == "complete" and trial.repeats is None and trial.runs and has_records(trial.runs, root):
             groups.setdefault(arm_name(study, trial), []).append(trial)
-    groups = {name: sorted(group, key=_rate) for name, group in groups.items() if len({*map(_rate, group)}) > 1}
-    records = {t.number: [item_records(run, root) for run in t.runs] for group in groups.values() for t in group}
-    if other_questions({str(number): measured for number, measured in records.items()}):
+    points = {name: {_rate(t): _measured(t.runs, root) for t in sorted(g, key=_rate)} for name, g in groups.items()}
+    return {name: {rate_text(rate): m for rate, m in own.items()} for name, own in points.items() if len(own) > 1}
+
+
+def _of_alphas(study: StudyConfig, rows: Sequence[ReportRow], root: Path) -> dict[str, Points]:
+    """Group the operations that have an alpha by arm and operation, the lowest alpha first, the arm itself last."""
+    made = {row.name: row for row in rows if row.records}
+    ways: dict[str, dict[str, ReportRow]] = {}
+    for item in sorted(study.posthoc, key=lambda one: one.alpha or 0.0):
+        if item.alpha is not None and item.label in made:
+            ways.setdefault(f"{item.arm}, {item.op}", {})[f"alpha {item.alpha:g}"] = made[item.label]
+    for way, points in ways.items():
+        for arm in (row for row in made.values() if has_name(row, way.rpartition(", ")[0])):
+            points[f"{rate_text(arm.result.learning_rate)} itself"] = arm
+    return {way: {name: _measured(row.runs, root) for name, row in points.items()} for way, points in ways.items()}
+
+
+def _measured(runs: Sequence[dict[str, Any]], root: Path) -> list[Measured]:
+    return [item_records(run, root) for run in runs]
+
+
+def _paths(ways: Mapping[str, Points]) -> dict[str, GainPath]:
+    flat = {f"{way} {point}": measured for way, points in ways.items() for point, measured in points.items()}
+    if other_questions(flat):
         return {}
-    drawn = {number: drawn_over_seeds(measured, DRAWS, 0) for number, measured in records.items()}
-    paths = {name: _path(group, [drawn[t.number] for t in group]) for name, group in groups.items()}
-    return {name: path for name, path in paths.items() if path is not None}
+    drawn = {name: drawn_over_seeds(measured, DRAWS, 0) for name, measured in flat.items()}
+    paths = {way: _path({point: drawn[f"{way} {point}"] for point in points}) for way, points in ways.items()}
+    return {way: path for way, path in paths.items() if path is not None}
 
 
-def _path(group: Sequence[Trial], drawn: Sequence[Mapping[str, Array]]) -> RatePath | None:
-    """None if the new task or the kept tasks were not measured."""
-    gain = next((name for name in GAINS if all(name in figures for figures in drawn)), None)
-    shown = [name for name in SHOWN if all(name in figures for figures in drawn)]
+def _path(drawn: Mapping[str, Mapping[str, Array]]) -> GainPath | None:
+    """Begin at the base model. None if the new task or the kept tasks were not measured."""
+    gain = next((name for name in GAINS if all(name in figures for figures in drawn.values())), None)
+    shown = [name for name in SHOWN if all(name in figures for figures in drawn.values())]
     if gain is None or "retention" not in shown:
         return None
-    base = {name: np.full_like(drawn[0][gain], FIGURES[name].unchanged) for name in (gain, *shown)}
-    points = {name: np.stack([base[name], *(figures[name] for figures in drawn)]) for name in base}
-    return RatePath(tuple(map(_rate, group)), points.pop(gain), points)
+    points = {name: np.stack([figures[name] for figures in drawn.values()]) for name in (gain, *shown)}
+    points = {name: np.concatenate([np.full_like(v[:1], FIGURES[name].unchanged), v]) for name, v in points.items()}
+    return GainPath(("base", *drawn), points.pop(gain), points)
 
 
 def _adjusted(

@@ -66,7 +66,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "tiles": _tiles(store, arms, trials),
         "claims": [*found, *((text, "") for text in words)],
         "pictures": drawn,
-        "tables": [*filter(None, [same_gain(study, trials, root)]), *([] if paper is None else [_paper(paper)])],
+        "tables": [*filter(None, [same_gain(study, trials, arms, root)]), *([] if paper is None else [_paper(paper)])],
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
         "notes": _notes(store, arms, trials, root, apart),
         "reading": _reading(store, arms),

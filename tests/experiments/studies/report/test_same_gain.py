@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.studies.config import Posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.same_gain import same_gain
-from experiments.studies.selection import arm_name
+from experiments.studies.selection import arm_name, choose
 from experiments.studies.trial import result_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
@@ -24,9 +25,9 @@ def test_each_way_is_read_at_the_gain_that_all_reach(some: tuple[Store, Path]) -
         rate = result_of(trial.runs[0]).learning_rate
         paths.setdefault(arm_name(store.config, trial), [(0, 1, 0, 0)]).append((figures[0], *figures[1:], rate))
     target = min(max(point[0] for point in path) for path in paths.values())
-    table = same_gain(store.config, store.trials(), root)
+    table = same_gain(store.config, store.trials(), [], root)
     assert table is not None
-    assert table.head[:4] == ("way to train", "between the rates", "retention", "p, retention")
+    assert table.head[:4] == ("way to train", "between", "retention", "p, retention")
     assert f"the gain of +{target:.2f}".replace("+0", "+") in table.note
     rows = {str(row[0]): row for row in table.rows}
     assert rows.keys() == paths.keys()
@@ -49,7 +50,7 @@ def test_a_rate_above_the_best_is_not_read(some: tuple[Store, Path]) -> None:
     """The path goes from the lowest rate up, whatever the order of the trials."""
     store, root = some
     backwards = list(reversed(store.trials()))
-    forwards, turned = (same_gain(store.config, trials, root) for trials in (store.trials(), backwards))
+    forwards, turned = (same_gain(store.config, trials, [], root) for trials in (store.trials(), backwards))
     assert forwards is not None
     assert turned is not None
     assert {row[:2] for row in forwards.rows} == {row[:2] for row in turned.rows}
@@ -59,14 +60,14 @@ def test_no_table_without_rates_records_or_two_ways(some: tuple[Store, Path]) ->
     store, root = some
     report = store.config.report
     unselected = store.config.model_copy(update={"report": report.model_copy(update={"select": None})})
-    assert same_gain(unselected, store.trials(), root) is None
+    assert same_gain(unselected, store.trials(), [], root) is None
     by_arm = store.config.model_copy(update={"report": report.model_copy(update={"select": "arm"})})
-    assert same_gain(by_arm, store.trials(), root) is None
-    assert same_gain(store.config, store.trials(), root / "elsewhere") is None
+    assert same_gain(by_arm, store.trials(), [], root) is None
+    assert same_gain(store.config, store.trials(), [], root / "elsewhere") is None
     one = [t for t in store.trials() if t.picks.get("arm") == "full"]
-    assert same_gain(store.config, one, root) is None
+    assert same_gain(store.config, one, [], root) is None
     single = [t for t in store.trials() if t.picks.get("rate") == 1.0]
-    assert same_gain(store.config, single, root) is None
+    assert same_gain(store.config, single, [], root) is None
 
 
 def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path]) -> None:
@@ -84,7 +85,26 @@ def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path
     idle = [
         replace(t, runs=[{**t.runs[0], "folder": f"runs/idle/{t.number}"}]) if t in full else t for t in store.trials()
     ]
-    table = same_gain(store.config, idle, root)
+    table = same_gain(store.config, idle, [], root)
     assert table is not None
     assert "full" not in {row[0] for row in table.rows}
     assert table.note.endswith("and so left out: full.")
+
+
+def test_shares_of_an_arms_change_are_a_way_of_their_own(some: tuple[Store, Path]) -> None:
+    """A third of the way back, made by hand: the answers of the arm at its worst rate as if they were its WiSE-FT."""
+    store, root = some
+    rows = choose(store.config, store.trials(), root)
+    arm = next(row for row in rows if row.name == "lerp8-mse")
+    worst = next(t for t in store.trials() if t.picks == {**arm.trial.picks, "rate": 3.0})
+    posthoc = (Posthoc(arm="lerp8-mse", op="wise", alpha=0.6),)
+    study = store.config.model_copy(update={"posthoc": posthoc})
+    row = replace(arm, name="lerp8-mse-wise-0.6", runs=worst.runs)
+    table = same_gain(study, store.trials(), [*rows, row], root)
+    assert table is not None
+    shares = next(r for r in table.rows if r[0] == "lerp8-mse, wise")
+    assert shares[1] in ("base to alpha 0.6", "alpha 0.6 to 1 itself")
+    assert len(table.rows) == len({r[0] for r in table.rows}) == len(rows) + 1
+    without = same_gain(study, store.trials(), rows, root)
+    assert without is not None
+    assert len(without.rows) == len(rows), "not made yet"
