@@ -27,8 +27,9 @@ from experiments.studies.space import sets_rate
 from experiments.studies.trial import result_of
 from experiments.studies.trials import Trial
 
+LEAST = 0.5  # of the highest gain: a way that gains less would set the common gain to next to nothing
 Points: TypeAlias = Mapping[str, Sequence[Measured]]  # the runs of each point by its name, in the order of the path
-SHOWN = ("retention", "kl", "kl_text")  # the table is sorted by the first
+SHOWN = ("retention", "nfr", "kl", "kl_text")  # the table is sorted by the first
 NOTE = (
     "Each way to train at the gain of {gain}, the highest that all reach. The figures are read on a straight line "
     "between the two learning rates (or shares alpha of the training's change) named here, on all items; 'base' is the "
@@ -48,6 +49,11 @@ class GainPath:
     gain: Array
     figures: Mapping[str, Array]
 
+    @property
+    def most(self) -> float:
+        """The highest gain of its points."""
+        return float(np.nanmax(self.gain[:, 0]))
+
     def gained(self) -> bool:
         """Whether the highest gain is above 0 with its whole interval."""
         return gained(Trajectory((0,) * len(self.gain), self.gain, self.gain, self.gain))
@@ -62,18 +68,20 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
     """Make a row per way to train: its figures at the highest gain that all ways reach, the highest retention first.
 
     A way has its trials at two or more learning rates, or an arm's `posthoc` operation at one or more alphas. None
-    unless `report.select` is the learning rate, and at least two ways gained something, with item records of the same
-    questions on this machine. The first way in the study's order is the reference. rows: those of the report.
+    unless `report.select` is the learning rate, and at least two ways gained half of the highest gain, with item
+    records of the same questions on this machine. The first way in the study's order is the reference. rows: those of
+    the report.
     """
     select = study.report.select
     if select is None or not sets_rate(select, study.search[select]):
         return None
     found = _paths({**_of_rates(study, trials, root), **_of_alphas(study, rows, root)})
-    idle = [name for name, path in found.items() if not path.gained()]
+    most = max((path.most for path in found.values()), default=0.0)
+    idle = [name for name, path in found.items() if not path.gained() or path.most < LEAST * most]
     paths = {name: path for name, path in found.items() if name not in idle}
     if len(paths) < 2:
         return None
-    gain = min(float(np.nanmax(path.gain[:, 0])) for path in paths.values())
+    gain = min(path.most for path in paths.values())
     shown = [name for name in SHOWN if all(name in path.figures for path in paths.values())]
     drawn = {n: {f: value_at(path.gain, path.figures[f], gain) for f in shown} for n, path in paths.items()}
     reference, *others = drawn
@@ -83,7 +91,7 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
         cells = [_cells(f, drawn[name][f], p[f].get(name)) for f in shown]
         lines.append((name, paths[name].points_at(gain), *(cell for pair in cells for cell in pair)))
     titles = (title for f in shown for title in (FIGURES[f].title, f"p, {FIGURES[f].title}"))
-    left_out = f" Without a gain outside its interval, and so left out: {', '.join(idle)}." if idle else ""
+    left_out = f" Left out, since they gain less than half of the highest gain: {', '.join(idle)}." if idle else ""
     note = NOTE.format(gain=format_number(gain, True), reference=reference, idle=left_out)
     return Table("At the same gain", ("way to train", "between", *titles), tuple(lines), note, numbers=2 * len(shown))
 

@@ -37,7 +37,7 @@ def test_each_way_is_read_at_the_gain_that_all_reach(some: tuple[Store, Path]) -
         start, end = str(rows[name][1]).split(" to ")
         assert (start, float(end)) == ("base" if after == 1 else f"{low_rate:g}", rate)
         share = (target - low) / (high - low)
-        for cell, first, second in zip((rows[name][2], rows[name][4]), before, reached, strict=True):
+        for cell, first, second in zip((rows[name][2], rows[name][6]), before, reached, strict=True):
             assert float(str(cell).split(" ")[0]) == pytest.approx(first + share * (second - first), abs=0.006), name
     kept = [float(str(row[2]).split(" ")[0]) for row in table.rows]
     assert kept == sorted(kept, reverse=True)
@@ -88,7 +88,7 @@ def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path
     table = same_gain(store.config, idle, [], root)
     assert table is not None
     assert "full" not in {row[0] for row in table.rows}
-    assert table.note.endswith("and so left out: full.")
+    assert table.note.endswith("gain less than half of the highest gain: full.")
 
 
 def test_shares_of_an_arms_change_are_a_way_of_their_own(some: tuple[Store, Path]) -> None:
