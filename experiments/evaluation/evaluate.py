@@ -21,6 +21,7 @@ from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteContext
 from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.models.sharing import once
 from experiments.records import Record
 
 
@@ -132,6 +133,8 @@ class Evaluation:
     ) -> list[Record]:
         """Measure all suites, or those named, and return one record per item and form. progress: show a bar.
 
+        Inside `sharing.shared` each process measures some of the items, and all of them get all records.
+
         The modes of the model and all random states are as before afterwards. Raises ConfigError for a suite that is
         not among those of the run, and NotFinite if logits are not finite.
         """
@@ -139,7 +142,7 @@ class Evaluation:
         bar = show_progress("evaluate", sum(s.size for s in chosen), "item", shown=progress)
         with bar as task, evaluating(model, precision):
             records = [record for suite in chosen for record in suite.measure(model, task.advance)]
-        records += [record for suite in chosen for record in suite.measure_weights(model)]
+        records += once(lambda: [record for suite in chosen for record in suite.measure_weights(model)])
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite
         return records
