@@ -4,9 +4,10 @@
     python benchmarks/plan.py --write      # and writes them to benchmarks/plan.md
     python benchmarks/plan.py --planned    # only what the paper's runs and the quickstart would need
 
-A step is run in a process of its own, forked from one that has imported everything. On a CPU its peak is that of the resident set above the same process before the
-model is loaded, with an allocator that gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_): the usual one keeps
-holes, which are no need of the step. On a GPU it is torch's own count of allocated bytes.
+A step is run in a process of its own, forked from one that has imported everything. On a CPU its peak is that of the
+resident set above the same process before the model is loaded, with an allocator that gives freed blocks back at once
+(MALLOC_MMAP_THRESHOLD_): the usual one keeps holes, which are no need of the step. On a GPU it is torch's own count of
+allocated bytes.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def main() -> None:
     args = arguments()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if args.measure:
+        print(measured(*args.measure, args))
+        return
     text = "# Planned and measured memory\n"
     for table in [planned_table] if args.planned else [lambda: measured_table(args), planned_table]:
         text += f"\n{table()}\n"
@@ -117,6 +121,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--planned", action="store_true", help="plans of shipped configs alone: nothing is run")
+    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="print bytes of this one alone")
     return parser.parse_args()
 
 

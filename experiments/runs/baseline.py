@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.cache import BaseCache, Elsewhere
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.models.precision import Precision
@@ -84,9 +84,14 @@ def measure_base(
     folder: Path,
     seed: int,
     say: Callable[[str], None] = print,
+    elsewhere: Elsewhere | None = None,
 ) -> MeasuredBase:
-    """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`."""
-    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
+    """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`.
+
+    elsewhere: where other machines have them.
+    """
+    cache = BaseCache(root, model, tokenizer, precision, elsewhere)
+    files = BaseFolder(folder / "base", suites, model, precision, cache)
     files.check_base()
     evaluation, base, seconds = files.measured(say)
     floor = files.floor() if config.has_floor else []

@@ -23,6 +23,8 @@ from experiments.runs.fits import fitting_rows
 from experiments.runs.messages import BaseReady, Done, TrainArm
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Inputs, prepare
+from experiments.runs.result_file import BASE_ITEMS
+from experiments.runs.shared_base import SharedBase
 from experiments.tracking.run import Run
 from experiments.training.processes import Processes
 
@@ -36,8 +38,9 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
     with _tracked(config, folder, session) as run:
         if changed := run.changed_versions():
             session.say(f"this run began with {changed}: its arms may differ for that")
-        prepared = inputs.measured(folder, session.say)
+        prepared = inputs.measured(folder, session.say, SharedBase(session.tracker, run))
         processes.send(BaseReady())
+        run.log_file(folder / BASE_ITEMS, "base")
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
         _cut_steps([arm.training for arm in arms if not arm.result_file.is_file()], session)

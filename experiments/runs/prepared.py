@@ -14,6 +14,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ArmConfig, ExperimentConfig
+from experiments.evaluation.cache import Elsewhere
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.packing import documents_apart
@@ -72,15 +73,22 @@ class Inputs:
     suites: Suites
     digests: Mapping[str, str]
 
-    def measured(self, folder: Path, say: Callable[[str], None] = print) -> Prepared:
-        """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
+    def measured(
+        self, folder: Path, say: Callable[[str], None] = print, elsewhere: Elsewhere | None = None
+    ) -> Prepared:
+        """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed.
+
+        elsewhere: where other machines have them.
+        """
         _check_sources(folder, self.digests, self.config.digest())
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
         seed = self.config.seed
         searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
         for line in searched.lines():
             say(line)
-        base = measure_base(evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say)
+        base = measure_base(
+            evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say, elsewhere
+        )
         del self.model
         return Prepared(**vars(base), config=self.config, data=self.data, searched=searched)
 

@@ -23,6 +23,7 @@ from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.artifacts import attach_pictures
 from experiments.studies.exchange import write_trials
+from experiments.studies.fetch import fetch_runs
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
@@ -42,9 +43,12 @@ if TYPE_CHECKING:
 def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices.
 
+    Those of other machines are fetched from MLflow.
+
     Raises DamagedError if records of a trial are others than its result was made from.
     """
     study, trials = store.config, store.trials()
+    fetch_runs(study, trials, root, lambda text: None)
     check_records(trials, root)
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
