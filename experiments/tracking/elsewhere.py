@@ -48,7 +48,7 @@ class SharedStore:
             return []
 
     def fetch(self, run_id: str, name: str, to: Path) -> bool:
-        """Download the artifact `name`, a file, to the path `to` in a folder that exists; return whether that worked."""
+        """Download the artifact `name`, a file, to the path `to`, whose folder exists; return whether that worked."""
         try:
             found = Path(self._store.client.download_artifacts(run_id, name, str(to.parent)))
             found.replace(to)
