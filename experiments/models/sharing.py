@@ -62,7 +62,7 @@ def each(
     Parts go round: the first one of a call belongs to the process after that of the last one before.
     """
     sharing = _current.get()
-    if sharing is None:
+    if sharing is None or not parts:
         return [_done(part, work, progress, size) for part in parts]
     owners = [(sharing.given + i) % sharing.count for i in range(len(parts))]
     sharing.given += len(parts)

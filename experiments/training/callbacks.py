@@ -85,14 +85,15 @@ class Checkpoint(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         due = step % self.every == 0 if self.every else step in self.at
-        control.should_save = (due or bool(self.asked)) and step < state.max_steps
+        control.should_save = (due or self.processes.stops(step, self.asked)) and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.processes.all_gather(f"{folder.name} is written")
         method_state = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
         self.processes.on_main(f"{folder.name} is complete", lambda: complete(folder, method_state, self.meter))
-        self.asked.act()
+        if self.processes.stops(state.global_step, self.asked):
+            self.asked.act()
 
 
 class Progress(TrainerCallback):

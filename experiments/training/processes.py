@@ -26,6 +26,7 @@ from experiments.models.lockstep import in_step
 from experiments.models.sharing import Sharing, shared
 from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
 from experiments.training.config import TrainingConfig
+from experiments.training.stopping import StopRequest
 
 # of torch's own collectives, which cannot be renewed. No process may enter one while another works alone: it waits on
 # the channel first. What is left is work that torch does between two of them, such as writing a sharded checkpoint
@@ -134,6 +135,20 @@ class Processes:
         reason = self.broadcast(name, fault and f"{type(fault).__name__}: {fault}")
         if reason:
             raise MainProcessError(reason) from fault
+
+    def stops(self, step: int, asked: StopRequest) -> bool:
+        """Return whether training ends after this step, because a process was asked to stop.
+
+        All processes of a launch stop after the same step: the one after the request, which the others cannot finish
+        before they see it, as each step sums gradients over all of them. All act as the one that was asked.
+        """
+        if self.channel is None:
+            return bool(asked)
+        at, number = self.channel.agreed("stop", (step + 1, asked.numbers[0]) if asked else None) or (step + 1, 0)
+        if step < at:
+            return False
+        asked.numbers[:1] = [number]
+        return True
 
     @contextmanager
     def sharing(self, model: Any, name: str) -> Iterator[None]:
