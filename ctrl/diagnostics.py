@@ -53,7 +53,11 @@ class Log:
 
     @property
     def rows(self) -> list[LayerStep]:
-        return [LayerStep(step, layer, *values.tolist()) for step, layer, values in self.raw]
+        tensors = [values for *_, values in self.raw]
+        if len({values.device for values in tensors}) > 1:  # layers on several devices
+            tensors = [values.cpu() for values in tensors]
+        found = torch.stack(tensors).tolist() if tensors else []  # waits for the GPU once
+        return [LayerStep(step, layer, *values) for (step, layer, _), values in zip(self.raw, found, strict=True)]
 
     def mean(self, name: str, weights: Mapping[int, float] | None = None) -> dict[int, float]:
         """Average one field per layer over the steps that measured it; layers without a value are left out.

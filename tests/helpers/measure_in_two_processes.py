@@ -32,7 +32,7 @@ from tests.helpers.small_run import draw_suites, small_values
 
 FP32 = Precision("fp32")
 SUITES: dict[str, Any] = {
-    "new": {"items": 5},
+    "new": {},
     "kept": {"items": 4, "tasks": ["capitals"], "generated": True},
     "instructions": {"items": 4},
     "drift": {"replies": 10, "new_replies": 0, "reply_tokens": 3},
