@@ -1,7 +1,7 @@
 """The processes of one run: one, or as many as torchrun or accelerate started. Process 0 is the main process.
 
 The main process alone writes: data, base records, markers of checkpoints, MLflow, the report. The others train with it,
-each on its rows of every batch, and measure with it, each some of the items.
+each on its rows of every batch, and measure with it, the base too, each some of the items.
 """
 
 from __future__ import annotations
