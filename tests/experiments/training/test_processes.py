@@ -19,6 +19,7 @@ from experiments.records import read_records
 from experiments.runs.arm_training import own_errors_abort
 from experiments.runs.checks import check_run
 from experiments.runs.outcome import Outcome as RunOutcome
+from experiments.runs.result_file import BASE_ITEMS
 from experiments.runs.run import open_run, run_experiment, run_folder
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
@@ -109,6 +110,7 @@ def test_an_experiment_of_two_processes_is_that_of_one(
     assert "3 arms, 2 processes" in done.stdout
     folder = run_folder(config, tmp_path / "two")
     assert files(folder) == files(one.folder)
+    assert read_records(folder / BASE_ITEMS) == read_records(one.folder / BASE_ITEMS)  # by both processes
     for result in one.results:
         arm = f"arms/{result.arm}-{result.learning_rate:g}"
         other = read_json(folder / arm / "result.json")
