@@ -5,9 +5,9 @@
     python benchmarks/plan.py --planned    # only what the paper's runs and the quickstart would need
 
 A step is run in a process of its own, forked from one that has imported everything. On a CPU its peak is that of the
-resident set above the same process before the model is loaded, with an allocator that gives freed blocks back at once
-(MALLOC_MMAP_THRESHOLD_): the usual one keeps holes, which are no need of the step. On a GPU it is torch's own count of
-allocated bytes.
+resident set above the same process after steps of a narrow model and before this one is loaded, with an allocator that
+gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_): the usual one keeps holes, which are no need of the step. On a
+GPU it is torch's own count of allocated bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from training_step import begun_arm, config_of_one, stepper
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from experiments.config import ExperimentConfig, load_config
-from experiments.models.base import SHIPPED, load_base
+from experiments.models.base import SHIPPED, load_base, model_config
 from experiments.models.precision import Precision, device
 from experiments.plan.accelerators import GPUS, Device
 from experiments.plan.memory import Sharding
@@ -145,10 +146,25 @@ def apart(name: str, how: str, args: argparse.Namespace) -> int:
 
 
 def measured(name: str, how: str, args: argparse.Namespace) -> int:
-    """Return the bytes at the peak of STEPS steps above the process before the model was loaded."""
+    """Return the bytes at the peak of a step above the process before the model was loaded."""
+    steps(name, how, args, narrow(args.model))  # so that libraries and threads are there
     idle = resident()
+    steps(name, how, args, load_base(args.model)[0])
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak() - idle
+
+
+def narrow(name: str) -> Any:
+    """Return a model of the same layers with hardly any weights."""
+    found = model_config(name)
+    found.update({"hidden_size": 16, "intermediate_size": 16, "head_dim": 16, "vocab_size": 1024})
+    found.update({"num_attention_heads": 1, "num_key_value_heads": 1})
+    return AutoModelForCausalLM.from_config(found)
+
+
+def steps(name: str, how: str, args: argparse.Namespace, base: Any) -> None:
+    """Run STEPS steps of an arm; the peak is that of the last one."""
     precision = Precision(args.precision)
-    model = begun_arm(config(name, how, args), load_base(args.model)[0], precision)
+    model = begun_arm(config(name, how, args), base, precision)
     ids = torch.randint(10, 1000, (args.rows, args.length), device=device())
     step = stepper(model, {"input_ids": ids, "labels": ids}, precision)
     gc.collect()
@@ -156,7 +172,6 @@ def measured(name: str, how: str, args: argparse.Namespace) -> int:
         if number == STEPS - 1:
             forget_peak()
         step()
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak() - idle
 
 
 def resident() -> int:

@@ -9,12 +9,12 @@ import pytest
 from experiments.tracking import client
 
 
-def use_shared_store(folder: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Make the store and set MLFLOW_TRACKING_URI. Returns the folder of its artifacts."""
-    client.open_local(folder / "server")
+def use_shared_store(folder: Path, patch: pytest.MonkeyPatch, experiment: str = "demo") -> Path:
+    """Make the store with an experiment, and set MLFLOW_TRACKING_URI. Returns the folder of its artifacts."""
+    artifacts = folder / "server" / "artifacts"
+    client.open_local(folder / "server").create_experiment(experiment, artifact_location=str(artifacts))
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'server' / 'mlflow.db'}")
-    patch.chdir(folder / "server")  # below which MLflow puts artifacts of a database without a server
-    return folder / "server" / "mlruns"
+    return artifacts
 
 
 def stored(artifacts: Path, name: str) -> list[Path]:

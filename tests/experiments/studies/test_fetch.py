@@ -30,7 +30,7 @@ def machines(base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     folder = tmp_path_factory.mktemp("machines")
     url = f"sqlite:///{folder / 'optuna.db'}"
     with pytest.MonkeyPatch.context() as patch:
-        use_shared_store(folder, patch)
+        use_shared_store(folder, patch, "tiny")
         search = {"arms.0.learning_rates.0": {"kind": "choice", "values": [1e-3, 1e-2]}}
         study = tiny_study(base, search=search, report={"select": "arms.0.learning_rates.0"})
         one = study.model_copy(update={"budget": study.budget.model_copy(update={"trials": 1})})
@@ -45,7 +45,7 @@ def shared(machines: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.Monke
     """A root of a third machine, the study, and the artifacts."""
     folder, url = machines
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'server' / 'mlflow.db'}")
-    return tmp_path / "three", Store(url, name="tiny"), folder / "server" / "mlruns"
+    return tmp_path / "three", Store(url, name="tiny"), folder / "server" / "artifacts"
 
 
 def test_the_second_machine_does_not_measure_the_base_again(machines: tuple[Path, str]) -> None:
