@@ -157,18 +157,27 @@ class Processes:
         A model in shards is measured in step; one that PEFT wraps is then measured whole by all, as its passes cannot
         be seen. An error that one process meets is raised as MainProcessError in all, NotFinite as it is.
         """
+        if self.count == 1:
+            yield
+            return
 
         def gather(part: str, found: list[Any], fault: Exception | None) -> list[list[Any]]:
             return self._agreed(f"{name}, {part}", found, fault)
 
         with ExitStack() as opened:
-            own = None
-            if self.count > 1 and not sharded(model):
+            own, fault = None, None
+            if not sharded(model):
                 own = Sharing(self.index, self.count, gather)
-            elif self.count > 1 and isinstance(model, PreTrainedModel):
+            elif isinstance(model, PreTrainedModel):
                 own = Sharing(self.index, self.count, gather, opened.enter_context(in_step(model)))
             opened.enter_context(shared(own))
-            yield
+            try:
+                yield
+            except (AbortLaunch, MainProcessError, NotFinite):  # known to all
+                raise
+            except Exception as error:
+                fault = error
+            self._agreed(name, None, fault)
 
     def _agreed(self, name: str, found: Any, fault: Exception | None) -> list[Any]:
         """Return what all processes found, or raise in all of them for the first that met an error."""
