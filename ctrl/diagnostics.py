@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -64,12 +64,12 @@ class Log:
 
         weights: of some steps, such as their numbers of tokens; default: all count the same.
         """
-        by_layer: dict[int, list[tuple[float, float]]] = {}
-        for row in self.rows:
-            value, weight = asdict(row)[name], 1.0 if weights is None else weights.get(row.step, 0.0)
-            if value == value and weight:
-                by_layer.setdefault(row.layer, []).append((value, weight))
-        return {layer: sum(v * w for v, w in own) / sum(w for _, w in own) for layer, own in by_layer.items()}
+        return self.means((name,), weights)[name]
+
+    def means(self, names: Sequence[str], weights: Mapping[int, float] | None = None) -> dict[str, dict[int, float]]:
+        """Return `mean` of several fields by their names. The log is read once."""
+        rows = self.rows
+        return {name: _mean(rows, name, weights) for name in names}
 
     def latest(self) -> dict[str, float]:
         """Return the last step as flat metrics, `alpha/layer_3`, without NaN."""
@@ -116,6 +116,15 @@ class Log:
         flat = real.flatten()
         positions = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
         return positions, flat[positions]
+
+
+def _mean(rows: Sequence[LayerStep], name: str, weights: Mapping[int, float] | None) -> dict[int, float]:
+    by_layer: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        value, weight = getattr(row, name), 1.0 if weights is None else weights.get(row.step, 0.0)
+        if value == value and weight:
+            by_layer.setdefault(row.layer, []).append((value, weight))
+    return {layer: sum(v * w for v, w in own) / sum(w for _, w in own) for layer, own in by_layer.items()}
 
 
 @contextlib.contextmanager
