@@ -170,9 +170,12 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path,
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
     if study.report.select and arms and not all(arm.halves for arm in arms):
+        lacking = "Item records are not on this machine"
+        if all(arm.records for arm in arms):
+            lacking = "The half of the items that chooses does not have the figure"
         notes.append(
-            "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
-            "of arms with several candidates are somewhat too good."
+            f"{lacking}, so the choice and the figures rest on the same items: the figures of arms with several "
+            "candidates are somewhat too good."
         )
     if apart:
         notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")
