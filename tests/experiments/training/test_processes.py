@@ -143,8 +143,10 @@ def test_two_processes_share_the_items_and_find_what_one_finds(tmp_path: Path) -
         assert done.returncode == 0, done.stderr[-3000:]
         assert [read_records(tmp_path / f"{mode}-{index}.jsonl") for index in range(2)] == [records] * 2
         made = [int((tmp_path / f"{mode}-{index}.txt").read_text()) for index in range(2)]
-        assert max(made) < 0.8 * len(passes)
-        assert mode == "whole" or made[0] == made[1]
+        if mode == "whole":  # nearly nothing is done twice: how a model reads is looked at by both
+            assert 0 < min(made) < max(made) < len(passes) <= sum(made) < 1.1 * len(passes)
+        else:
+            assert made[0] == made[1] < len(passes)
 
 
 @pytest.mark.slow
