@@ -4,18 +4,18 @@
     python benchmarks/plan.py --write      # and writes them to benchmarks/plan.md
     python benchmarks/plan.py --planned    # only what the paper's runs and the quickstart would need
 
-A step is run in a process of its own. On a CPU its peak is that of the resident set above the same process before the
-model is loaded, with an allocator that gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_): the usual one keeps
-holes, which are no need of the step. On a GPU it is torch's own count of allocated bytes.
+A step is run in a process of its own, forked from one that has imported everything. On a CPU its peak is that of the
+resident set above the same process after steps of a narrow model and before this one is loaded, with an allocator that
+gives freed blocks back at once (MALLOC_MMAP_THRESHOLD_): the usual one keeps holes, which are no need of the step. On a
+GPU it is torch's own count of allocated bytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
+import multiprocessing
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 from training_step import begun_arm, config_of_one, stepper
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from experiments.config import ExperimentConfig, load_config
-from experiments.models.base import SHIPPED, load_base
+from experiments.models.base import SHIPPED, load_base, model_config
 from experiments.models.precision import Precision, device
 from experiments.plan.accelerators import GPUS, Device
 from experiments.plan.memory import Sharding
@@ -58,18 +59,21 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if args.measure:
-        print(json.dumps(measured(args.measure, args)))
+        print(measured(*args.measure, args))
         return
-    tables = [planned_table()] if args.planned else [measured_table(args), planned_table()]
-    text = "\n\n".join(["# Planned and measured memory", *tables]) + "\n"
+    text = "# Planned and measured memory\n"
+    for table in [planned_table] if args.planned else [lambda: measured_table(args), planned_table]:
+        text += f"\n{table()}\n"
+        if args.write:
+            Path(__file__).with_name("plan.md").write_text(text)
     print(text)
-    if args.write:
-        Path(__file__).with_name("plan.md").write_text(text)
 
 
 def measured_table(args: argparse.Namespace) -> str:
     """Plan and run a step of each method."""
-    rows = [row(name, how, args) for name in ARMS for how in CHECKPOINTING]
+    cases = [(name, how) for name in ARMS for how in CHECKPOINTING]
+    found = [apart(name, how, args) for name, how in cases]
+    rows = [row(name, how, bytes_, args) for (name, how), bytes_ in zip(cases, found, strict=True)]
     head = ("method", "checkpointing", "planned GB", "measured GB", "planned / measured")
     ratios = [float(cells[-1]) for cells in rows]
     command = " ".join(["python benchmarks/plan.py", *sys.argv[1:]])
@@ -118,7 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--planned", action="store_true", help="plans of shipped configs alone: nothing is run")
-    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="for the parent process")
+    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="print bytes of this one alone")
     return parser.parse_args()
 
 
@@ -127,19 +131,40 @@ def config(name: str, how: str, args: argparse.Namespace) -> ExperimentConfig:
     return config_of_one(args.model, ARMS[name], args.precision, data, {"batch_size": args.rows, "checkpointing": how})
 
 
-def row(name: str, how: str, args: argparse.Namespace) -> tuple[str, ...]:
+def row(name: str, how: str, found: int, args: argparse.Namespace) -> tuple[str, ...]:
     planned = plan_run(config(name, how, args), Device("", 1e15)).arms[0].peak
-    command = [sys.executable, __file__, *sys.argv[1:], "--measure", name, how]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **ALLOCATOR})
-    found = json.loads(done.stdout.splitlines()[-1])
     return name, how, f"{planned / 1e9:.2f}", f"{found / 1e9:.2f}", f"{planned / found:.2f}"
 
 
-def measured(what: tuple[str, str], args: argparse.Namespace) -> int:
-    """Return the bytes at the peak of STEPS steps above the process before the model was loaded."""
+def apart(name: str, how: str, args: argparse.Namespace) -> int:
+    """Return `measured` of a process of its own."""
+    os.environ.update(ALLOCATOR)  # read by the process that the others are forked from
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_step", "experiments.plan.plan"])
+    with context.Pool(1) as pool:
+        return pool.apply(measured, (name, how, args))
+
+
+def measured(name: str, how: str, args: argparse.Namespace) -> int:
+    """Return the bytes at the peak of a step above the process before the model was loaded."""
+    steps(name, how, args, narrow(args.model))  # so that libraries and threads are there
     idle = resident()
+    steps(name, how, args, load_base(args.model)[0])
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak() - idle
+
+
+def narrow(name: str) -> Any:
+    """Return a model of the same layers with hardly any weights."""
+    found = model_config(name)
+    found.update({"hidden_size": 16, "intermediate_size": 16, "head_dim": 16, "vocab_size": 1024})
+    found.update({"num_attention_heads": 1, "num_key_value_heads": 1})
+    return AutoModelForCausalLM.from_config(found)
+
+
+def steps(name: str, how: str, args: argparse.Namespace, base: Any) -> None:
+    """Run STEPS steps of an arm; the peak is that of the last one."""
     precision = Precision(args.precision)
-    model = begun_arm(config(*what, args), load_base(args.model)[0], precision)
+    model = begun_arm(config(name, how, args), base, precision)
     ids = torch.randint(10, 1000, (args.rows, args.length), device=device())
     step = stepper(model, {"input_ids": ids, "labels": ids}, precision)
     gc.collect()
@@ -147,7 +172,6 @@ def measured(what: tuple[str, str], args: argparse.Namespace) -> int:
         if number == STEPS - 1:
             forget_peak()
         step()
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak() - idle
 
 
 def resident() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,19 +53,23 @@ class Log:
 
     @property
     def rows(self) -> list[LayerStep]:
-        return [LayerStep(step, layer, *values.tolist()) for step, layer, values in self.raw]
+        tensors = [values for *_, values in self.raw]
+        if len({values.device for values in tensors}) > 1:  # layers on several devices
+            tensors = [values.cpu() for values in tensors]
+        found = torch.stack(tensors).tolist() if tensors else []  # waits for the GPU once
+        return [LayerStep(step, layer, *values) for (step, layer, _), values in zip(self.raw, found, strict=True)]
 
     def mean(self, name: str, weights: Mapping[int, float] | None = None) -> dict[int, float]:
         """Average one field per layer over the steps that measured it; layers without a value are left out.
 
         weights: of some steps, such as their numbers of tokens; default: all count the same.
         """
-        by_layer: dict[int, list[tuple[float, float]]] = {}
-        for row in self.rows:
-            value, weight = asdict(row)[name], 1.0 if weights is None else weights.get(row.step, 0.0)
-            if value == value and weight:
-                by_layer.setdefault(row.layer, []).append((value, weight))
-        return {layer: sum(v * w for v, w in own) / sum(w for _, w in own) for layer, own in by_layer.items()}
+        return self.means((name,), weights)[name]
+
+    def means(self, names: Sequence[str], weights: Mapping[int, float] | None = None) -> dict[str, dict[int, float]]:
+        """Return `mean` of several fields by their names. The log is read once."""
+        rows = self.rows
+        return {name: _mean(rows, name, weights) for name in names}
 
     def latest(self) -> dict[str, float]:
         """Return the last step as flat metrics, `alpha/layer_3`, without NaN."""
@@ -112,6 +116,15 @@ class Log:
         flat = real.flatten()
         positions = flat.byte().argsort(descending=True, stable=True)[: self.tokens]
         return positions, flat[positions]
+
+
+def _mean(rows: Sequence[LayerStep], name: str, weights: Mapping[int, float] | None) -> dict[int, float]:
+    by_layer: dict[int, list[tuple[float, float]]] = {}
+    for row in rows:
+        value, weight = getattr(row, name), 1.0 if weights is None else weights.get(row.step, 0.0)
+        if value == value and weight:
+            by_layer.setdefault(row.layer, []).append((value, weight))
+    return {layer: sum(v * w for v, w in own) / sum(w for _, w in own) for layer, own in by_layer.items()}
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suite import SuiteContext
 from experiments.evaluation.suites.kept import FORMS, KeptSuite
 from experiments.models.base import load_base
-from experiments.models.generation import no_progress
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.models.sharing import no_progress
 
 BASE = "smollm2-135m-instruct"
 

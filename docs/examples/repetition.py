@@ -12,7 +12,8 @@ from experiments.common.hashing import text_id
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.drift import PROMPTS
-from experiments.models.generation import Progress, generate_replies
+from experiments.models.generation import generate_replies
+from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key
 from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, weighted

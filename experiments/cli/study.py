@@ -136,19 +136,24 @@ def add_trials_command(args: argparse.Namespace) -> int:
 
 
 def export_command(args: argparse.Namespace) -> int:
+    from experiments.studies.fetch import fetch_runs
     from experiments.studies.report.table import export
 
-    show(f"{export(_store(args), args.file)} trials written to {args.file}")
+    store = _store(args)
+    fetch_runs(store.config, store.trials(), (args.root or default_root()).resolve(), say)  # for `compare`
+    show(f"{export(store, args.file)} trials written to {args.file}")
     return 0
 
 
 def report_command(args: argparse.Namespace) -> int:
+    from experiments.studies.fetch import fetch_runs
     from experiments.studies.report.write import write_study_report
 
     root = (args.root or default_root()).resolve()
     if args.out and args.out.suffix in REPORT:
         raise ConfigError(f"--out {args.out}: give a folder, which gets all files of the report")
     store = _store(args)
+    fetch_runs(store.config, store.trials(), root, say)
     page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
     show(str(page))
     if said := attach(store.config.name, root, page.parent):

@@ -3,14 +3,18 @@
 Each suite has a folder `<root>/cache/base/<hash>/` with its records, its state and `meta.json`. The latter holds what
 was hashed and the digests of the other two files, and is written last. The hash covers the model's weights and
 configuration, the tokenizer, the items and settings of the suite, its version, precision, device and library versions.
-Suite `drift` also keeps the base model's log-probabilities there (`log_probs.py`).
+Suite `drift` also keeps the base model's log-probabilities there (`log_probs.py`). The other files travel between
+machines (`Elsewhere`); these are computed again from the state.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -27,7 +31,7 @@ from experiments.records import Record, read_records, write_records
 
 # a text whose tokens tell tokenizers of one vocabulary apart: case, digits, spaces, accents, code, other scripts
 PROBE = "In 2889 THE year's 1,234.5 d\u00e9j\u00e0-vu words:\n\tif x_1 != y:  print('Hello, World!')  # \u6f22\u5b57"
-RECORDS, STATE, META = "records.jsonl", "state.json", "meta.json"
+RECORDS, STATE, META = FILES = "records.jsonl", "state.json", "meta.json"  # the last one is written last
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,28 @@ class CachedSuite:
     seconds: float
 
 
+class Elsewhere(Protocol):
+    """Entries that other machines have, and that they get from this one."""
+
+    def copies(self, name: str, files: Sequence[str], folder: Path) -> Iterator[Path]:
+        """Yield folders below `folder` with these files of an entry, as other machines have them."""
+
+    def send(self, place: Path, files: Sequence[str]) -> None:
+        """Send these files of an entry, whose name is that of its folder."""
+
+
 class BaseCache:
-    """The cached suites of one base model under a root folder."""
+    """The cached suites of one base model under a root folder, and elsewhere."""
 
     def __init__(
-        self, root: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, precision: Precision
+        self,
+        root: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        precision: Precision,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
-        self.folder = root / "cache" / "base"
+        self.folder, self._elsewhere = root / "cache" / "base", elsewhere
         self.key = {
             "weights": weights_digest(model, self.folder / "weights.json"),
             "model": json_digest(_config(model)),
@@ -68,7 +87,25 @@ class BaseCache:
         return FileLock(f"{place}.lock")
 
     def read(self, place: Path) -> CachedSuite | None:
-        """Return the results in a folder; None if there are none, a file is damaged, or they are of another key."""
+        """Return the results in a folder, or those of another machine; None if there are none.
+
+        What is damaged, or of another key, counts as not there.
+        """
+        return self._read(place) or self._copied(place)
+
+    def _copied(self, place: Path) -> CachedSuite | None:
+        if self._elsewhere is None:
+            return None
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".copy-") as scratch:
+            for copy in self._elsewhere.copies(place.name, FILES, Path(scratch)):
+                if self._read(copy):
+                    place.mkdir(exist_ok=True)
+                    for name in FILES:
+                        os.replace(copy / name, place / name)
+                    return self._read(place)
+        return None
+
+    def _read(self, place: Path) -> CachedSuite | None:
         try:
             meta = parse_json((place / META).read_text(encoding="utf-8"))
             if json_digest(meta["key"])[:16] != place.name:
@@ -88,6 +125,8 @@ class BaseCache:
         files = {name: file_digest(place / name) for name in (RECORDS, STATE)}
         key = self._full_key(suite, suite.content())
         write_json(place / META, {"key": key, "seconds": entry.seconds, "files": files})
+        if self._elsewhere:
+            self._elsewhere.send(place, FILES)
 
     def _full_key(self, suite: DrawnSuite, content: Any) -> dict[str, Any]:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}

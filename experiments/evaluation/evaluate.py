@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteContext
 from experiments.evaluation.suites import SUITES
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.models.sharing import once
 from experiments.records import Record
 
 
@@ -31,6 +33,14 @@ class Baseline:
     records: list[Record]
     seconds: float
     measured: list[str]
+
+
+Together = Callable[[PreTrainedModel, PreparedSuite, Path | None], AbstractContextManager[None]]
+
+
+def alone(base: PreTrainedModel, suite: PreparedSuite, folder: Path | None) -> AbstractContextManager[None]:
+    """Let one process measure."""
+    return nullcontext()
 
 
 class Suites:
@@ -84,10 +94,13 @@ class Suites:
         return Evaluation(dict(zip(self.suites, prepared, strict=True)))
 
     def measure_base(
-        self, base: PreTrainedModel, precision: Precision, cache: BaseCache
+        self, base: PreTrainedModel, precision: Precision, cache: BaseCache, together: Together = alone
     ) -> tuple[Evaluation, Baseline]:
-        """Prepare, and measure the base model with the suites that the cache does not have. Raises as `evaluate`."""
-        triples = [_on_base(suite, base, precision, cache) for suite in self.suites.values()]
+        """Prepare, and measure the base model with the suites that the cache does not have. Raises as `evaluate`.
+
+        together: entered while a suite is measured, with the base, the prepared suite and its folder in the cache.
+        """
+        triples = [_on_base(suite, base, precision, cache, together) for suite in self.suites.values()]
         records = [record for _, found, _ in triples for record in found.records]
         measured = [name for name, (*_, is_new) in zip(self.suites, triples, strict=True) if is_new]
         seconds = sum(found.seconds for _, found, _ in triples)
@@ -95,7 +108,7 @@ class Suites:
 
 
 def _on_base(
-    suite: DrawnSuite, base: PreTrainedModel, precision: Precision, cache: BaseCache
+    suite: DrawnSuite, base: PreTrainedModel, precision: Precision, cache: BaseCache, together: Together
 ) -> tuple[PreparedSuite, CachedSuite, bool]:
     """Return the prepared suite, its results on the base model, and whether they had to be measured."""
     place = cache.place(suite)
@@ -106,7 +119,8 @@ def _on_base(
         if found:
             return prepared, found, False
         start = time.perf_counter()
-        records = Evaluation({suite.name: prepared}).evaluate(base, precision)
+        with together(base, prepared, place):
+            records = Evaluation({suite.name: prepared}).evaluate(base, precision)
         found = CachedSuite(records, prepared.state(), time.perf_counter() - start)
         if place:
             cache.write(place, suite, found)
@@ -132,6 +146,8 @@ class Evaluation:
     ) -> list[Record]:
         """Measure all suites, or those named, and return one record per item and form. progress: show a bar.
 
+        Inside `sharing.shared` each process measures some of the items, and all of them get all records.
+
         The modes of the model and all random states are as before afterwards. Raises ConfigError for a suite that is
         not among those of the run, and NotFinite if logits are not finite.
         """
@@ -139,7 +155,7 @@ class Evaluation:
         bar = show_progress("evaluate", sum(s.size for s in chosen), "item", shown=progress)
         with bar as task, evaluating(model, precision):
             records = [record for suite in chosen for record in suite.measure(model, task.advance)]
-        records += [record for suite in chosen for record in suite.measure_weights(model)]
+        records += once(lambda: [record for suite in chosen for record in suite.measure_weights(model)])
         if any(math.isnan(number) for r in records for number in (r.value or 0.0, *(r.scores or ()))):
             raise NotFinite
         return records

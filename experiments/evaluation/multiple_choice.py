@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.evaluation.tree import Tree, next_log_probs, reads_trees
-from experiments.models.generation import Progress, by_length, no_progress
+from experiments.models.generation import by_length
 from experiments.models.reading import reading
+from experiments.models.sharing import Progress, each, in_order, no_progress
 from experiments.models.tokens import pad
 
 NODES = 384  # tokens of a tree: attention grows with their square, and each tree reads common beginnings again
@@ -51,12 +52,9 @@ def score_options(
         return []
     if not reads_trees(model, max(choice.longest for choice in choices), nodes):
         return _by_rows(model, choices, progress)
-    scores: list[list[float]] = [[] for _ in choices]
-    for group in _groups(choices, nodes):
-        for i, values in zip(group.choices, group.scores(model), strict=True):
-            scores[i] = values
-        progress(len(group.choices))
-    return scores
+    groups = list(_groups(choices, nodes))
+    found = each(groups, lambda group: group.scores(model), progress, lambda group: len(group.choices))
+    return in_order([group.choices for group in groups], found)
 
 
 class _Group:
@@ -100,15 +98,15 @@ def _groups(choices: Sequence[Choice], nodes: int) -> Iterator[_Group]:
 
 def _by_rows(model: PreTrainedModel, choices: Sequence[Choice], progress: Progress) -> list[list[float]]:
     """Read one sequence per option, padded on the left if the model can skip padding."""
-    scores: list[list[float]] = [[] for _ in choices]
-    for rows in by_length([choice.longest for choice in choices], BATCH):
+
+    def read(rows: list[int]) -> list[list[float]]:
         asked = [(choices[i].prompt, option) for i in rows for option in choices[i].options]
         parts = [asked] if reading(model).pads else [[one] for one in asked]
         means = iter([mean for part in parts for mean in _row_scores(model, part)])
-        for i in rows:
-            scores[i] = [next(means) for _ in choices[i].options]
-        progress(len(rows))
-    return scores
+        return [[next(means) for _ in choices[i].options] for i in rows]
+
+    batches = list(by_length([choice.longest for choice in choices], BATCH))
+    return in_order(batches, each(batches, read, progress, len))
 
 
 def _row_scores(model: PreTrainedModel, asked: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:

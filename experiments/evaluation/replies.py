@@ -10,7 +10,8 @@ from experiments.common.hashing import text_id
 from experiments.data.items import Form, NewTask
 from experiments.data.numerals import COMMAS, NUMBER, in_one_spelling, tidy
 from experiments.evaluation.suite import Ask
-from experiments.models.generation import Progress, generate_replies
+from experiments.models.generation import generate_replies
+from experiments.models.sharing import Progress
 from experiments.models.tokens import answer_ids
 from experiments.records import Record
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.section import Section
 from experiments.data.items import NewTask, NewText
-from experiments.models.generation import Progress
+from experiments.models.sharing import Progress
 from experiments.records import Record
 
 Ask = Callable[[Sequence[str], int], list[str]]  # questions, tokens at most -> a greedy reply to each

@@ -20,7 +20,7 @@ from experiments.common.errors import ConfigError, MachineError
 from experiments.common.files import json_lines, parse_json
 from experiments.common.hashing import short_digest, text_id
 from experiments.models.conversation import messages_of, tools_of
-from experiments.models.generation import Progress, no_progress
+from experiments.models.sharing import Progress, no_progress
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.models.prefix import Prefix, Prompts, shared_start
 from experiments.models.reading import check_finite, own_replies, reading, windows
+from experiments.models.sharing import Progress, each, in_order, no_progress
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
 BATCH = 128
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
-Progress = Callable[[int], object]  # called with the number of items just finished
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,6 @@ class Draw:
 
     temperature: float
     seeds: Sequence[str]
-
-
-def no_progress(count: int) -> None:
-    """Ignore the progress."""
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -64,27 +60,31 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return for each prompt the reply as token ids, with the end of turn if it was reached.
 
-    draw: how tokens are drawn; None: greedy. Raises ConfigError if tokens cannot be drawn from this model.
+    The processes of a launch share the batches (`sharing.each`). draw: how tokens are drawn; None: greedy. Raises
+    ConfigError if tokens cannot be drawn from this model.
     """
     end, lengths = end_of_turn(tokenizer), [len(prompt) for prompt in prompts]
-    replies: list[list[int]] = [[] for _ in prompts]
     if not prompts:
-        return replies
+        return []
     if not reading(model).caches:
         if draw:
             raise ConfigError("temperature: this model writes only its own greedy replies here: leave it at 0")
-        for rows in of_one_length(lengths, batch_size if reading(model).pads else 1):
-            for i, reply in zip(rows, own_replies(model, [prompts[i] for i in rows], max_new_tokens, end), strict=True):
-                replies[i] = reply
-            progress(len(rows))
-        return replies
-    prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
-    for rows in by_length(lengths, batch_size):
-        batch = Prompts(model, [prompts[i] for i in rows], prefix)
-        numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
-        _reply(batch, [replies[i] for i in rows], max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
-        progress(len(rows))
-    return replies
+        batches = list(of_one_length(lengths, batch_size if reading(model).pads else 1))
+
+        def write(rows: list[int]) -> list[list[int]]:
+            return own_replies(model, [prompts[i] for i in rows], max_new_tokens, end)
+
+    else:
+        batches = list(by_length(lengths, batch_size))
+        prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
+
+        def write(rows: list[int]) -> list[list[int]]:
+            batch, replies = Prompts(model, [prompts[i] for i in rows], prefix), [list[int]() for _ in rows]
+            numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
+            _reply(batch, replies, max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
+            return replies
+
+    return in_order(batches, each(batches, write, progress, len))
 
 
 def _shares(model: PreTrainedModel, longest: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import anew
 from experiments.evaluation.cache import BaseCache, tokenizer_digest
-from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
@@ -86,6 +88,7 @@ class BaseFolder:
 
     A file that is damaged or gone is made again, from the cache if it has it. `timing.json` holds the seconds of the
     measurement, what the base model is, and the digests of the other files; earlier versions wrote the seconds alone.
+    together: lets other processes measure with this one (`Suites.measure_base`); has `reworded=True` for the floor.
     """
 
     folder: Path
@@ -93,6 +96,7 @@ class BaseFolder:
     model: PreTrainedModel
     precision: Precision
     cache: BaseCache
+    together: Callable[..., AbstractContextManager[None]] = alone
 
     def check_base(self) -> None:
         """Raise ConfigError if the base model has other weights, config or tokenizer than when the run began."""
@@ -119,7 +123,7 @@ class BaseFolder:
             evaluation = self.suites.prepare(self.model, self.precision, self.cache, state)
         else:
             say("measuring the base model (results of earlier runs are reused) ...")
-            evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache)
+            evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache, self.together)
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             asked = {name: _asked(suite) for name, suite in self.suites.suites.items()}
@@ -132,7 +136,8 @@ class BaseFolder:
     def floor(self) -> list[Record]:
         """Return the base model's answers to the kept questions in other words."""
         if not self._whole(REWORDED):
-            _, found = self.suites.reworded().measure_base(self.model, self.precision, self.cache)
+            together = self.together if self.together is alone else functools.partial(self.together, reworded=True)
+            _, found = self.suites.reworded().measure_base(self.model, self.precision, self.cache, together)
             write_records(self.folder / REWORDED, found.records)
             self._keep(REWORDED)
         return read_records(self.folder / REWORDED)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.evaluation.cache import BaseCache
+from experiments.evaluation.cache import BaseCache, Elsewhere
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
 from experiments.runs.base_records import BaseFolder, check_precision, check_suites
@@ -84,9 +85,15 @@ def measure_base(
     folder: Path,
     seed: int,
     say: Callable[[str], None] = print,
+    elsewhere: Elsewhere | None = None,
+    together: Callable[..., AbstractContextManager[None]] = alone,
 ) -> MeasuredBase:
-    """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`."""
-    files = BaseFolder(folder / "base", suites, model, precision, BaseCache(root, model, tokenizer, precision))
+    """Measure the base model, or read its records: from the run's `folder`, else from the cache below `root`.
+
+    elsewhere: where other machines have them. together: see `BaseFolder`.
+    """
+    cache = BaseCache(root, model, tokenizer, precision, elsewhere)
+    files = BaseFolder(folder / "base", suites, model, precision, cache, together)
     files.check_base()
     evaluation, base, seconds = files.measured(say)
     floor = files.floor() if config.has_floor else []

@@ -5,24 +5,32 @@ Every step reads what is on disk and does only what is missing. `experiments.run
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from transformers import PreTrainedModel
 
 from experiments.common.errors import RunError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.data.counts import MOST
+from experiments.evaluation.evaluate import Evaluation
+from experiments.evaluation.suite import PreparedSuite
+from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
 from experiments.runs.arm_training import ArmTraining, arm_trainings
 from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.fits import fitting_rows
-from experiments.runs.messages import BaseReady, Done, TrainArm
+from experiments.runs.messages import BaseReady, Done, MeasureBase, TrainArm
 from experiments.runs.outcome import Outcome
-from experiments.runs.prepared import Inputs, prepare
+from experiments.runs.prepared import Inputs, read_inputs
+from experiments.runs.result_file import BASE_ITEMS
+from experiments.runs.shared_base import SharedBase
 from experiments.tracking.run import Run
 from experiments.training.processes import Processes
 
@@ -36,8 +44,10 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
     with _tracked(config, folder, session) as run:
         if changed := run.changed_versions():
             session.say(f"this run began with {changed}: its arms may differ for that")
-        prepared = inputs.measured(folder, session.say)
+        shared = SharedBase(session.tracker, run)
+        prepared = inputs.measured(folder, session.say, shared, functools.partial(_measured_by_all, processes))
         processes.send(BaseReady())
+        run.log_file(folder / BASE_ITEMS, "base")
         run.log_inputs(prepared.inputs())
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
         _cut_steps([arm.training for arm in arms if not arm.result_file.is_file()], session)
@@ -51,14 +61,43 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
 
 def follow(config: ExperimentConfig, folder: Path, processes: Processes) -> Outcome:
     """Do what the main process announces until it is done; return its outcome."""
-    processes.receive(BaseReady)
-    arms = arm_trainings(prepare(config, folder, say=lambda text: None), processes)
+    inputs: Inputs | None = None
+    while isinstance(asked := processes.receive(MeasureBase, BaseReady), MeasureBase):
+        inputs = inputs or _read_quietly(config, folder)
+        _measure_base(inputs, asked, processes)
+    prepared = (inputs or _read_quietly(config, folder)).measured(folder, lambda text: None)
+    del inputs  # which holds the base
+    arms = arm_trainings(prepared, processes)
     while True:
         match processes.receive(TrainArm, Done):
             case TrainArm(index, micro_batch):
                 arms[index].follow(micro_batch)
             case Done(outcome):
                 return outcome
+
+
+def _read_quietly(config: ExperimentConfig, folder: Path) -> Inputs:
+    return read_inputs(config, folder.parents[1], lambda text: None)
+
+
+@contextmanager
+def _measured_by_all(
+    processes: Processes, base: PreTrainedModel, suite: PreparedSuite, folder: Path | None, reworded: bool = False
+) -> Iterator[None]:
+    """Share with the other processes what is measured inside the block."""
+    processes.send(MeasureBase(suite.name, reworded, suite.state(), folder))
+    with processes.sharing(base, f"base model, suite {suite.name}"):
+        yield
+
+
+def _measure_base(inputs: Inputs, asked: MeasureBase, processes: Processes) -> None:
+    """Measure with the main process, which asked for it and keeps the records."""
+    precision, base = Precision(inputs.config.precision), inputs.model
+    suite = (inputs.suites.reworded() if asked.reworded else inputs.suites).suites[asked.suite]
+    with evaluating(base, precision):
+        prepared = suite.prepare(base, asked.state, asked.folder)
+    with processes.sharing(base, f"base model, suite {asked.suite}"):
+        Evaluation({asked.suite: prepared}).evaluate(base, precision, progress=False)
 
 
 def check_folder(folder: Path) -> None:

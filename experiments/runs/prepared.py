@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from experiments.common.files import read_json, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ArmConfig, ExperimentConfig
-from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.cache import Elsewhere
+from experiments.evaluation.evaluate import Suites, alone
 from experiments.evaluation.suite import SuiteContext
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
@@ -72,15 +74,26 @@ class Inputs:
     suites: Suites
     digests: Mapping[str, str]
 
-    def measured(self, folder: Path, say: Callable[[str], None] = print) -> Prepared:
-        """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed."""
+    def measured(
+        self,
+        folder: Path,
+        say: Callable[[str], None] = print,
+        elsewhere: Elsewhere | None = None,
+        together: Callable[..., AbstractContextManager[None]] = alone,
+    ) -> Prepared:
+        """Measure the base model, or read its records in the run's folder. Raises ConfigError if a source changed.
+
+        elsewhere: where other machines have them. together: see `BaseFolder`.
+        """
         _check_sources(folder, self.digests, self.config.digest())
         evaluation, precision, root = self.config.evaluation, Precision(self.config.precision), folder.parents[1]
         seed = self.config.seed
         searched = search(self.data, self.suites, root / "cache", list(self.digests.values()))
         for line in searched.lines():
             say(line)
-        base = measure_base(evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say)
+        base = measure_base(
+            evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say, elsewhere, together
+        )
         del self.model
         return Prepared(**vars(base), config=self.config, data=self.data, searched=searched)
 

@@ -27,6 +27,7 @@ from experiments.runs.growing import with_begun_arms
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.unused import check_fields
+from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
 from experiments.training.processes import Processes, world_size
@@ -64,7 +65,8 @@ def run_experiment(
         if not force:
             check_fits(config, processes.count)
         if not processes.is_main:
-            return follow(config, folder, processes)
+            with sigterm_raises():  # the main process does so for its run in MLflow
+                return follow(config, folder, processes)
         inputs = read_inputs(config, root, say)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):

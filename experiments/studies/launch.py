@@ -25,6 +25,7 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs
+from experiments.studies.fetch import fetch_runs
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
@@ -89,6 +90,8 @@ def run_study(
         if ended == UNFINISHED:
             run.fail(ended)
             raise StudyError(ended)
+        if config.posthoc:  # whose arms are chosen by their records
+            fetch_runs(config, store.trials(), root, say)
         apply_posthoc(config, store.trials(), root, say)
     return store
 

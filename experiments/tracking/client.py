@@ -144,6 +144,7 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # six lines per run that `sync` sends
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the journal retries; the default blocks for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each file
     os.environ.setdefault("PGCONNECT_TIMEOUT", "15")
     from mlflow import MlflowClient
     from sqlalchemy import event

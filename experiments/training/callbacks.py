@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
-from ctrl.sharded import sharded, whole
+from ctrl.sharded import whole
 from experiments.common.progress import Task
 from experiments.methods import ActiveMethod
 from experiments.training.checkpoints import complete
@@ -26,8 +26,8 @@ from experiments.training.stopping import StopRequest
 class Hooks:
     """What the caller of `train_arm` does with a model in training.
 
-    evaluate: measures the model; its result goes to `record` with the step. All processes evaluate a sharded model, the
-    main process any other. record, log: called in the main process; log gets the step and its figures.
+    evaluate: measures the model, in all processes, which share the items; its result goes to `record` with the step.
+    record, log: called in the main process; log gets the step and its figures.
     """
 
     evaluate: Callable[[PreTrainedModel], Any]
@@ -58,11 +58,9 @@ class Evaluate(TrainerCallback):
         if step not in self.at:
             return
         with self.method.evaluated(model):
-            if sharded(model):
+            with self.processes.sharing(model, name):
                 found = self.hooks.evaluate(model)
-                self.processes.on_main(name, lambda: self.hooks.record(step, found))
-            else:
-                self.processes.on_main(name, lambda: self.hooks.record(step, self.hooks.evaluate(model)))
+            self.processes.on_main(name, lambda: self.hooks.record(step, found))
         self.meter.memory.forget()
 
 
@@ -87,14 +85,15 @@ class Checkpoint(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = state.global_step
         due = step % self.every == 0 if self.every else step in self.at
-        control.should_save = (due or bool(self.asked)) and step < state.max_steps
+        control.should_save = (due or self.processes.stops(step, self.asked)) and step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.processes.all_gather(f"{folder.name} is written")
         method_state = {name: whole(tensor).cpu() for name, tensor in self.method.state().items()}
         self.processes.on_main(f"{folder.name} is complete", lambda: complete(folder, method_state, self.meter))
-        self.asked.act()
+        if self.processes.stops(state.global_step, self.asked):
+            self.asked.act()
 
 
 class Progress(TrainerCallback):

@@ -82,6 +82,16 @@ class Channel:
         self._calls += 1
         return self._await(self._calls, names, 0)
 
+    def agreed(self, name: str, value: Any) -> Any:
+        """Return the value that the first process gave under a name, None if there is none; waits for nobody.
+
+        It is no numbered call: the processes may make it at different times.
+        """
+        with self._store_errors(name):
+            if value is not None and not self._store.check([name]):
+                self._store.set(name, pickle.dumps(value))
+            return pickle.loads(self._store.get(name)) if self._store.check([name]) else None
+
     def _await(self, number: int, names: tuple[str, ...], index: int) -> Any:
         wanted, key = " or ".join(map(repr, names)), f"{number}/{index}"
         with self._store_errors(wanted):

@@ -38,8 +38,8 @@ class LayerFigures:
         """Return the means since the last call: `layers/divergence_07`, `layers/alpha_07`, `layers/closed_07`."""
         figures = {
             f"layers/{name}_{layer:02d}": value
-            for name in FIGURES
-            for layer, value in self.log.mean(name, self.tokens).items()
+            for name, means in self.log.means(FIGURES, self.tokens).items()
+            for layer, value in means.items()
         }
         self.log.raw.clear()
         self.tokens.clear()

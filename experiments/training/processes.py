@@ -1,7 +1,7 @@
 """The processes of one run: one, or as many as torchrun or accelerate started. Process 0 is the main process.
 
 The main process alone writes: data, base records, markers of checkpoints, MLflow, the report. The others train with it,
-each on its rows of every batch, and wait while it measures. A sharded model is measured by all and recorded by one.
+each on its rows of every batch, and measure with it, the base too, each some of the items.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,10 +18,15 @@ import torch
 import torch.distributed as dist
 from accelerate import DeepSpeedPlugin, PartialState
 from torch.distributed.distributed_c10d import _get_default_store
+from transformers import PreTrainedModel
 
-from experiments.common.errors import ConfigError
+from ctrl.sharded import sharded
+from experiments.common.errors import ConfigError, NotFinite
+from experiments.models.lockstep import in_step
+from experiments.models.sharing import Sharing, shared
 from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
 from experiments.training.config import TrainingConfig
+from experiments.training.stopping import StopRequest
 
 # of torch's own collectives, which cannot be renewed. No process may enter one while another works alone: it waits on
 # the channel first. What is left is work that torch does between two of them, such as writing a sharded checkpoint
@@ -34,7 +39,7 @@ _joined = itertools.count()
 
 
 class MainProcessError(RuntimeError):
-    """Work of the main process failed; raised in every process, so that all go on together."""
+    """Work of the main process, or a part of all's, failed; raised in every process, so that all go on together."""
 
 
 class LaunchMismatch(ConfigError):
@@ -130,6 +135,60 @@ class Processes:
         reason = self.broadcast(name, fault and f"{type(fault).__name__}: {fault}")
         if reason:
             raise MainProcessError(reason) from fault
+
+    def stops(self, step: int, asked: StopRequest) -> bool:
+        """Return whether training ends after this step, because a process was asked to stop.
+
+        All processes of a launch stop after the same step: the one after the request, which the others cannot finish
+        before they see it, as each step sums gradients over all of them. All act as the one that was asked.
+        """
+        if self.channel is None:
+            return bool(asked)
+        at, number = self.channel.agreed("stop", (step + 1, asked.numbers[0]) if asked else None) or (step + 1, 0)
+        if step < at:
+            return False
+        asked.numbers[:1] = [number]
+        return True
+
+    @contextmanager
+    def sharing(self, model: Any, name: str) -> Iterator[None]:
+        """Share what is measured inside the block among the processes (`models.sharing`). name: for the errors.
+
+        A model in shards is measured in step; one that PEFT wraps is then measured whole by all, as its passes cannot
+        be seen. An error that one process meets is raised as MainProcessError in all, NotFinite as it is.
+        """
+        if self.count == 1:
+            yield
+            return
+
+        def gather(part: str, found: list[Any], fault: Exception | None) -> list[list[Any]]:
+            return self._agreed(f"{name}, {part}", found, fault)
+
+        with ExitStack() as opened:
+            own, fault = None, None
+            if not sharded(model):
+                own = Sharing(self.index, self.count, gather)
+            elif isinstance(model, PreTrainedModel):
+                own = Sharing(self.index, self.count, gather, opened.enter_context(in_step(model)))
+            opened.enter_context(shared(own))
+            try:
+                yield
+            except (AbortLaunch, MainProcessError, NotFinite):  # known to all
+                raise
+            except Exception as error:
+                fault = error
+            self._agreed(name, None, fault)
+
+    def _agreed(self, name: str, found: Any, fault: Exception | None) -> list[Any]:
+        """Return what all processes found, or raise in all of them for the first that met an error."""
+        reason = NotFinite() if isinstance(fault, NotFinite) else fault and f"{type(fault).__name__}: {fault}"
+        answers = self.all_gather(name, (found, reason))
+        met = next((reason for _, reason in answers if reason), None)
+        if isinstance(met, NotFinite):
+            raise met from fault
+        if met:
+            raise MainProcessError(met) from fault
+        return [found for found, _ in answers]
 
     def send(self, message: object) -> None:
         """Send a message from the main process to the others, which `receive` it by its class."""

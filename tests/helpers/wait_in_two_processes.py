@@ -32,11 +32,11 @@ def main(folder: Path) -> None:
     found: dict[str, str | float] = {"fails": failure()}
     with Processes.joined(TIMEOUT) as processes:
         start = time.monotonic()
-        train(folder / "slow", processes, evaluate=lambda model: nap(2 * TENSOR_TIMEOUT.total_seconds()))
+        train(folder / "slow", processes, evaluate=lambda: nap(2 * TENSOR_TIMEOUT.total_seconds()))
         found["slow"] = time.monotonic() - start
         found["hangs"] = awaited(lambda: processes.on_main("report", lambda: threading.Event().wait(4)))
         dist.monitored_barrier(timeout=timedelta(minutes=2))  # the other one may be slow on a busy machine
-        found["dies"] = awaited(lambda: train(folder / "dead", processes, evaluate=lambda model: os._exit(0)))
+        found["dies"] = awaited(lambda: train(folder / "dead", processes, evaluate=lambda: os._exit(0)))
         (folder / "waited.json").write_text(json.dumps(found))
         os._exit(0)  # nobody is left to leave together with
 
@@ -53,12 +53,17 @@ def failure() -> str:
     return ""
 
 
-def train(folder: Path, processes: Processes, evaluate: Callable[[PreTrainedModel], None]) -> None:
-    """Three steps; evaluations after the second and the third."""
+def train(folder: Path, processes: Processes, evaluate: Callable[[], None]) -> None:
+    """Three steps; evaluations after the second and the third, in which process 0 does that and the other nothing."""
     arm = arm_config("full")
     method, model = arm.build(), tiny()
     method.prepare(model, context())
-    hooks = Hooks(evaluate, lambda step, found: None, lambda step, logs: None)
+
+    def measure(model: PreTrainedModel) -> None:
+        if processes.is_main:
+            evaluate()
+
+    hooks = Hooks(measure, lambda step, found: None, lambda step, logs: None)
     train_arm(model, method.begin(model, context()), context(), plan(config(arm, steps=3), folder), hooks, processes)
 
 

@@ -25,7 +25,7 @@ from experiments.evaluation.similarity import METRICS, Array
 from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteContext
 from experiments.evaluation.weights import update_sizes
 from experiments.models.base import stored_base
-from experiments.models.generation import Progress
+from experiments.models.sharing import Progress, each
 from experiments.models.tokens import pad, pad_id, text_ids
 from experiments.records import Record
 
@@ -156,11 +156,13 @@ class AlignmentWithBase(PreparedSuite):
         return len(sentences())
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterator[Record]:
+        (records,) = each([model], self._compared, progress, lambda _: self.size)
+        yield from records
+
+    def _compared(self, model: PreTrainedModel) -> list[Record]:
         states = hidden_states(model, self.tokenizer)
-        progress(self.size)
-        yield from _records("base", layer_table(self.base, states))
-        if states.expanded:
-            yield from _records("branches", branch_table(states))
+        branches = _records("branches", branch_table(states)) if states.expanded else ()
+        return [*_records("base", layer_table(self.base, states)), *branches]
 
     def measure_weights(self, model: PreTrainedModel) -> Iterator[Record]:
         """Return the update of each layer. The base is read from disk, so it takes no memory during training."""

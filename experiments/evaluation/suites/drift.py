@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,15 @@ from experiments.evaluation.log_probs import stored
 from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteSettings
 from experiments.evaluation.suites.kept import FORMS, as_choice
 from experiments.evaluation.suites.text import text_windows
-from experiments.models.generation import Progress, by_length, generate_ids, no_progress
+from experiments.models.generation import by_length, generate_ids
 from experiments.models.reading import reading
+from experiments.models.sharing import Progress, each, no_progress
 from experiments.models.tokens import asked_key, longest_chat, pad, prompt_ids
 from experiments.records import Record
 
 BATCH = 8  # replies at a time: 8 x 48 x 49,152 fp32 logits are 75 MB
 LONG = 2  # windows of natural text at a time
+Use = Callable[[int, Tensor], Any]
 GENERAL, NEW_PROMPTS, TEXT, KEPT = "base replies", "new_prompts", "text", "kept"  # tasks of the records
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",
@@ -58,6 +61,10 @@ PROMPTS = (
     "How does a bill become a law in the United States?",
     "What makes a good friend?",
 )
+
+
+def as_it_is(i: int, q: Tensor) -> Tensor:
+    return q
 
 
 @dataclass(frozen=True)
@@ -195,8 +202,10 @@ class DriftFromBase(PreparedSuite):
         return len(self.prompts) + len(self.given)
 
     def measure(self, model: PreTrainedModel, progress: Progress) -> Iterable[Record]:
-        log_probs = all_log_probs(model, self.replies, self.given, progress)
-        kl = {i: kl_per_token(self.references[i].to(q.device), q) for i, q in log_probs}
+        def compared(i: int, q: Tensor) -> float:
+            return kl_per_token(self.references[i].to(q.device), q)
+
+        kl = dict(all_log_probs(model, self.replies, self.given, compared, progress))
         read = [*self.replies, *(one.reply for one in self.given)]
         for i, (task, item, prompt) in enumerate([*self.prompts, *((g.task, g.item, g.text) for g in self.given)]):
             tokens = len(read[i].reply)
@@ -229,42 +238,63 @@ def base_replies(
 
 
 def all_log_probs(
-    model: PreTrainedModel, replies: Sequence[Reply], given: Sequence[Given], progress: Progress = no_progress
-) -> Iterator[tuple[int, Tensor]]:
+    model: PreTrainedModel,
+    replies: Sequence[Reply],
+    given: Sequence[Given],
+    use: Use = as_it_is,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[int, Any]]:
     """Yield `reply_log_probs` of the base's replies, then of given text, whose indices come after theirs."""
-    yield from reply_log_probs(model, replies, progress)
+    yield from reply_log_probs(model, replies, use, progress)
     for task in dict.fromkeys(one.task for one in given):
-        own = [i for i, one in enumerate(given) if one.task == task]
-        found = reply_log_probs(model, [given[i].reply for i in own], progress, LONG if task == TEXT else BATCH)
-        yield from ((len(replies) + own[i], q) for i, q in found)
+        own = {len(replies) + i: one.reply for i, one in enumerate(given) if one.task == task}
+        places, size = list(own), LONG if task == TEXT else BATCH
+        placed = functools.partial(_placed, use, places)
+        for i, found in reply_log_probs(model, list(own.values()), placed, progress, size):
+            yield places[i], found
+
+
+def _placed(use: Use, places: Sequence[int], i: int, q: Tensor) -> Any:
+    return use(places[i], q)
+
+
+def reply_log_probs(
+    model: PreTrainedModel,
+    replies: Sequence[Reply],
+    use: Use = as_it_is,
+    progress: Progress = no_progress,
+    batch: int = BATCH,
+) -> Iterator[tuple[int, Any]]:
+    """Yield (index of a reply, use(index, q)), q = log p(. | prompt, reply_<t) for its tokens t: (tokens, vocabulary).
+
+    They are in fp32. Batches depend only on the replies, so the base model compared with itself gives exactly 0. The
+    processes of a launch share them (`sharing.each`), so `use` should return something small there.
+    """
+    size = batch if reading(model).pads else 1
+    batches = list(by_length([len(r.prompt) + len(r.reply) for r in replies], size))
+
+    def read(rows: list[int]) -> list[Any]:
+        return [use(i, q) for i, q in zip(rows, _log_probs(model, [replies[i] for i in rows]), strict=True)]
+
+    for rows, found in zip(batches, each(batches, read, progress, len), strict=True):
+        yield from zip(rows, found, strict=True)
 
 
 @torch.no_grad()
-def reply_log_probs(
-    model: PreTrainedModel, replies: Sequence[Reply], progress: Progress = no_progress, batch: int = BATCH
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of a reply, log p(. | prompt, reply_<t) for its tokens t): a (tokens, vocabulary) tensor in fp32.
-
-    Batches depend only on the replies, so the base model compared with itself gives exactly 0.
-    """
-    size = batch if reading(model).pads else 1
-    for rows in by_length([len(r.prompt) + len(r.reply) for r in replies], size):
-        texts = [replies[i].prompt + replies[i].reply for i in rows]
-        mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
-        ids = pad(texts, 0, left=True).to(model.device)
-        keep = max(len(replies[i].reply) for i in rows) + 1
-        with fp32_head(model):
-            logits = model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-                logits_to_keep=keep,
-                use_cache=False,
-            ).logits
-        for row, i in enumerate(rows):
-            own = logits[row, -len(replies[i].reply) - 1 : -1]  # the token before predicts each reply token
-            yield i, torch.log_softmax(own.float(), dim=-1)
-        progress(len(rows))
+def _log_probs(model: PreTrainedModel, batch: Sequence[Reply]) -> Iterator[Tensor]:
+    texts = [one.prompt + one.reply for one in batch]
+    mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
+    with fp32_head(model):
+        logits = model(
+            input_ids=pad(texts, 0, left=True).to(model.device),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            logits_to_keep=max(len(one.reply) for one in batch) + 1,
+            use_cache=False,
+        ).logits
+    for row, one in zip(logits, batch, strict=True):
+        own = row[-len(one.reply) - 1 : -1]  # the token before predicts each reply token
+        yield torch.log_softmax(own.float(), dim=-1)
 
 
 def kl_per_token(base: Tensor, tuned: Tensor) -> float:

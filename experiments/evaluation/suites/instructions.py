@@ -21,7 +21,7 @@ from experiments.common.files import parse_json
 from experiments.common.hashing import text_id
 from experiments.evaluation.replies import asking
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
-from experiments.models.generation import Progress
+from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 

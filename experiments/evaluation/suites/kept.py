@@ -22,7 +22,7 @@ from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, d
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.replies import GRADING, asking, reply_records, room_for
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
-from experiments.models.generation import Progress
+from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
 from experiments.records import Record
 

@@ -26,10 +26,11 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
 from experiments.evaluation.lm_eval_code import no_code_of_others
+from experiments.evaluation.lm_eval_parts import share_requests
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
-from experiments.models.generation import Progress
+from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, drop_added_end
 from experiments.models.turns import turns
 from experiments.records import Record
@@ -81,6 +82,7 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
+    version = 2  # requests in parts
     Settings = HarnessSettings
     settings: HarnessSettings
 
@@ -237,6 +239,7 @@ def _wrapped(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_s
         mixed_precision_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         softmax_dtype=torch.float32,
     )
+    share_requests(wrapped)
     unwritten = turns(tokenizer).unwritten if tokenizer.chat_template else ""
     if unwritten:  # ask as the model was trained
         ask = wrapped.apply_chat_template

@@ -16,7 +16,8 @@ from experiments.evaluation.replies import GRADING, GREEDY, ROOM, reply_records,
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
-from experiments.models.generation import Draw, Progress, generate_replies
+from experiments.models.generation import Draw, generate_replies
+from experiments.models.sharing import Progress
 from experiments.models.tokens import added, answer_ids, asked_key, longest_chat, prompt_ids, text_ids
 from experiments.records import Record
 

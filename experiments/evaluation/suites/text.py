@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.evaluation.multiple_choice import log_likelihood
 from experiments.evaluation.suite import Suite, SuiteSettings
-from experiments.models.generation import Progress, by_length, no_progress
+from experiments.models.generation import by_length
+from experiments.models.sharing import Progress, each, in_order, no_progress
 from experiments.models.tokens import added, pad
 from experiments.records import Record
 
@@ -86,16 +87,16 @@ def text_nll(
 
     batch_size: 4 x 256 x 49,152 bf16 logits are 100 MB.
     """
-    nll = [0.0] * len(windows)
-    for rows in by_length([len(window) for window in windows], batch_size):
+
+    def read(rows: list[int]) -> list[float]:
         ids = pad([windows[i] for i in rows], 0).to(model.device)
         mask = pad([[1] * len(windows[i]) for i in rows], 0).to(model.device)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         chosen = log_likelihood(logits[:, :-1], ids[:, 1:])
-        for row, i in enumerate(rows):
-            nll[i] = -float(chosen[row, : len(windows[i]) - 1].mean())
-        progress(len(rows))
-    return nll
+        return [-float(chosen[row, : len(windows[i]) - 1].mean()) for row, i in enumerate(rows)]
+
+    batches = list(by_length([len(window) for window in windows], batch_size))
+    return in_order(batches, each(batches, read, progress, len))
 
 
 def _story() -> str:

@@ -23,6 +23,7 @@ from experiments.scorecard import SignificantPairs
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.artifacts import attach_pictures
 from experiments.studies.exchange import write_trials
+from experiments.studies.fetch import fetch_runs
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.paper import at_each, compared, sentences
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
 def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     """Write the report of what the study has so far; returns report.html. Needs item records for held-out choices.
 
+    Those of other machines are fetched from MLflow.
+
     Raises DamagedError if records of a trial are others than its result was made from.
     """
     study, trials = store.config, store.trials()
+    fetch_runs(study, trials, root, lambda text: None)
     check_records(trials, root)
     arms = choose(study, trials, root)
     arms += posthoc_rows(study, arms, root)
@@ -167,9 +171,12 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path,
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
     if study.report.select and arms and not all(arm.halves for arm in arms):
+        lacking = "Item records are not on this machine"
+        if all(arm.records for arm in arms):
+            lacking = "The half of the items that chooses does not have the figure"
         notes.append(
-            "Item records are not on this machine, so the choice and the figures rest on the same items: the figures "
-            "of arms with several candidates are somewhat too good."
+            f"{lacking}, so the choice and the figures rest on the same items: the figures of arms with several "
+            "candidates are somewhat too good."
         )
     if apart:
         notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")

@@ -19,15 +19,18 @@ from experiments.records import read_records
 from experiments.runs.arm_training import own_errors_abort
 from experiments.runs.checks import check_run
 from experiments.runs.outcome import Outcome as RunOutcome
+from experiments.runs.result_file import BASE_ITEMS
 from experiments.runs.run import open_run, run_experiment, run_folder
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
 from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
 from experiments.training.trainer import ArmFailed
+from tests.helpers import measure_in_two_processes as measuring
 from tests.helpers import train_in_two_processes as two
 from tests.helpers import wait_in_two_processes as waiting
 from tests.helpers.engine import Killed, Outcome, train
 from tests.helpers.launch import torchrun, two_processes
+from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.small_run import small_config, small_values, tiny_base
 from tests.helpers.tiny_llama import tiny
 
@@ -107,6 +110,7 @@ def test_an_experiment_of_two_processes_is_that_of_one(
     assert "3 arms, 2 processes" in done.stdout
     folder = run_folder(config, tmp_path / "two")
     assert files(folder) == files(one.folder)
+    assert read_records(folder / BASE_ITEMS) == read_records(one.folder / BASE_ITEMS)  # by both processes
     for result in one.results:
         arm = f"arms/{result.arm}-{result.learning_rate:g}"
         other = read_json(folder / arm / "result.json")
@@ -122,6 +126,27 @@ def test_an_experiment_of_two_processes_is_that_of_one(
             assert (record.item, record.correct, record.choice) == (expected.item, expected.correct, expected.choice)
     again = run_experiment(config, tmp_path / "two")  # by one process
     assert [result.status for result in again.results] == [result.status for result in one.results]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_items_and_find_what_one_finds(tmp_path: Path) -> None:
+    """All suites, bit for bit: with whole models, and in shards, where who has finished passes along with the other."""
+    tiny_base(tmp_path / "base")
+    write_tasks(tmp_path / "tasks")
+    model, evaluation = measuring.prepared(tmp_path)
+    passes = measuring.counted(model)
+    records = evaluation.evaluate(model, measuring.FP32, progress=False)
+    assert {record.suite for record in records} == set(measuring.SUITES)
+    assert {record.task for record in records} > {"sums", "colours"}  # of lm_eval
+    for mode in ("whole", "shards"):
+        done = two_processes(Path(measuring.__file__), mode, tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [read_records(tmp_path / f"{mode}-{index}.jsonl") for index in range(2)] == [records] * 2
+        made = [int((tmp_path / f"{mode}-{index}.txt").read_text()) for index in range(2)]
+        if mode == "whole":  # nearly nothing is done twice: how a model reads is looked at by both
+            assert 0 < min(made) < max(made) < len(passes) <= sum(made) < 1.1 * len(passes)
+        else:
+            assert made[0] == made[1] < len(passes)
 
 
 @pytest.mark.slow

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.tracking.machine import sigterm_raises
-from experiments.training.stopping import StopRequest, stops_after_step
-from tests.helpers import engine
+from experiments.training.checkpoints import last_checkpoint
+from experiments.training.stopping import ECHO, StopRequest, stops_after_step
+from tests.helpers import engine, terminate_in_two_processes
+from tests.helpers.launch import two_processes
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +65,45 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_of_several_processes_and_in_a_thread_nothing_is_changed() -> None:
-    with pytest.raises(KeyboardInterrupt), stops_after_step(processes=2):
+def test_of_several_processes_an_echo_is_no_second_signal() -> None:
+    """A launcher and a scheduler both send it to each process; later ones act at once."""
+    with stops_after_step(processes=2) as asked:
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert asked.numbers == [signal.SIGINT] * 2
+        asked.since -= ECHO
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        asked.numbers.clear()
+
+
+def test_a_process_acts_on_what_another_one_was_asked() -> None:
+    asked = StopRequest()
+    asked.act()
+    asked.numbers.append(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        asked.act()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_stop_after_the_same_step_and_go_on(rank: int, tmp_path: Path) -> None:
+    """Only one of them gets SIGTERM, in step 3: both save step 4 and end with the code of it."""
+    script = Path(terminate_in_two_processes.__file__)
+    done = two_processes(script, tmp_path, rank)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"code-{index}").read_text() for index in range(2)] == ["143", "143"]
+    assert last_checkpoint(tmp_path / "arm") == str(tmp_path / "arm" / "checkpoint-4")
+    done = two_processes(script, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    logs, weights = torch.load(tmp_path / "outcome.pt", weights_only=False)
+    assert sorted(logs) == [5, 6]
+    whole = engine.train(engine.arm_config("control"), tmp_path / "whole")
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, whole.weights[name], rtol=1e-2, atol=2e-3, msg=name)
+
+
+def test_in_a_thread_nothing_is_changed() -> None:
     found: list[StopRequest] = []
 
     def work() -> None:
