@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.models.key_values import rows_that_fit
 from experiments.models.prefix import Prefix, Prompts, shared_start
 from experiments.models.reading import check_finite, own_replies, reading, windows
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
-BATCH = 128
+BATCH = 128  # prompts at a time, if memory has room: batches of one size give the same bits on every machine
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
 Progress = Callable[[int], object]  # called with the number of items just finished
 
@@ -78,13 +79,33 @@ def generate_ids(
                 replies[i] = reply
             progress(len(rows))
         return replies
-    prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
-    for rows in by_length(lengths, batch_size):
+    longest = max(lengths) + max_new_tokens
+    prefix = Prefix(model, shared_start(prompts) if _shares(model, longest) else ())
+
+    def write(rows: list[int]) -> None:
         batch = Prompts(model, [prompts[i] for i in rows], prefix)
         numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
+        for i in rows:
+            replies[i].clear()  # of a batch that did not fit
         _reply(batch, [replies[i] for i in rows], max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
         progress(len(rows))
+
+    for rows in by_length(lengths, rows_that_fit(model, longest, batch_size)):
+        in_halves(write, rows)
     return replies
+
+
+def in_halves(write: Callable[[list[int]], None], rows: list[int]) -> None:
+    """Do something with rows, and if they need more memory than a GPU has, with each half of them. One must fit."""
+    try:
+        write(rows)
+        return
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
+    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        in_halves(write, half)
 
 
 def _shares(model: PreTrainedModel, longest: int) -> bool:

@@ -106,8 +106,12 @@ def _layers(shape: Shape) -> int:
 
 
 def _decoding(shape: Shape, length: int, layers: int) -> float:
-    """Bytes of replies: keys and values in fp32 of BATCH rows of `length` tokens, and two tensors of their logits."""
+    """Bytes of replies of BATCH rows of `length` tokens: keys and values, and two tensors of their logits.
+
+    If these do not fit, an evaluation on a GPU takes fewer rows at a time.
+    """
     config = _config(shape)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return float(BATCH * FP32 * (2 * layers * heads * width * length + 2 * config.vocab_size))
+    size = 2 if shape.precision.bf16 else FP32
+    return float(BATCH * (2 * size * layers * heads * width * length + 2 * FP32 * config.vocab_size))
