@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.models.key_values import rows_that_fit
+from experiments.models.key_values import in_parts
 from experiments.models.prefix import Prefix, Prompts, shared_start
 from experiments.models.reading import check_finite, own_replies, reading, windows
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
-BATCH = 128  # prompts at a time, if memory has room: batches of one size give the same bits on every machine
+BATCH = 128  # prompts at a time, or fewer if memory has no room: batches of one size give the same bits everywhere
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
 Progress = Callable[[int], object]  # called with the number of items just finished
 
@@ -82,30 +82,17 @@ def generate_ids(
     longest = max(lengths) + max_new_tokens
     prefix = Prefix(model, shared_start(prompts) if _shares(model, longest) else ())
 
-    def write(rows: list[int]) -> None:
-        batch = Prompts(model, [prompts[i] for i in rows], prefix)
+    def write(rows: Sequence[int]) -> list[list[int]]:
+        batch, written = Prompts(model, [prompts[i] for i in rows], prefix), [list[int]() for _ in rows]
         numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
-        for i in rows:
-            replies[i].clear()  # of a batch that did not fit
-        _reply(batch, [replies[i] for i in rows], max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
+        _reply(batch, written, max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
+        return written
+
+    for rows in by_length(lengths, batch_size):
+        for i, reply in zip(rows, in_parts(write, rows, model, longest), strict=True):
+            replies[i] = reply
         progress(len(rows))
-
-    for rows in by_length(lengths, rows_that_fit(model, longest, batch_size)):
-        in_halves(write, rows)
     return replies
-
-
-def in_halves(write: Callable[[list[int]], None], rows: list[int]) -> None:
-    """Do something with rows, and if they need more memory than a GPU has, with each half of them. One must fit."""
-    try:
-        write(rows)
-        return
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
-            raise
-    torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
-    for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
-        in_halves(write, half)
 
 
 def _shares(model: PreTrainedModel, longest: int) -> bool:

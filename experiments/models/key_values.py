@@ -1,8 +1,9 @@
-"""Keep keys and values of prompts in the dtype in which attention reads them, in as many rows as memory has room for."""
+"""Keep keys and values of prompts in the dtype in which attention reads them, and read no more rows than fit."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from ctrl.layer import expanded_layers
 CASTS = ("sdpa", "eager")  # attention whose products autocast computes, and casts both sides of
 SHARE = 0.8  # of the free memory of a GPU that keys, values and logits may take
 CHANGING = 3  # tensors of the size of the last layer's keys and values while rows are appended, for each layer's one
+
+Result = TypeVar("Result")
 
 
 class KeyValues(DynamicCache):
@@ -59,3 +62,27 @@ def free_bytes(device: torch.device) -> int:
     """Return the bytes of a GPU that new tensors can have: what the driver has free, and what torch holds unused."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def in_parts(
+    write: Callable[[Sequence[int]], list[Result]], rows: Sequence[int], model: PreTrainedModel, tokens: int
+) -> list[Result]:
+    """Return the results of rows, in parts that fit into memory. tokens: the most that a row has at its end."""
+    size = rows_that_fit(model, tokens, len(rows))
+    parts = (rows[start : start + size] for start in range(0, len(rows), size))
+    return [result for part in parts for result in in_halves(write, part)]
+
+
+def in_halves(write: Callable[[Sequence[int]], list[Result]], rows: Sequence[int]) -> list[Result]:
+    """Return the results of rows: of all at once, or of each half if these need more memory than a GPU has.
+
+    Raises OutOfMemoryError if one row does not fit.
+    """
+    try:
+        return write(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
+    half = len(rows) // 2
+    return in_halves(write, rows[:half]) + in_halves(write, rows[half:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from transformers.cache_utils import DynamicCache
 
 import ctrl
 from experiments.models import key_values
-from experiments.models.generation import generate_ids, in_halves
-from experiments.models.key_values import KeyValues, row_bytes, rows_that_fit
+from experiments.models.generation import generate_ids
+from experiments.models.key_values import KeyValues, in_halves, in_parts, row_bytes, rows_that_fit
 from experiments.models.prefix import Prefix, Prompts
 from experiments.models.tokens import prompt_ids
 from tests.helpers.families import EVERY, build, perturb
@@ -60,6 +61,7 @@ def test_rows_follow_from_the_free_memory_of_a_gpu(monkeypatch: pytest.MonkeyPat
     for rows, want in ((7.9, 7), (500, 128), (0.1, 1)):
         monkeypatch.setattr(key_values, "free_bytes", lambda _, rows=rows: rows * one / key_values.SHARE)
         assert rows_that_fit(model, 100, 128) == want
+    assert in_parts(list, [3, 4, 5], model, 100) == [3, 4, 5]
 
 
 def test_a_batch_that_does_not_fit_is_written_in_halves(
@@ -68,7 +70,7 @@ def test_a_batch_that_does_not_fit_is_written_in_halves(
     """The replies are those of a batch that fits, also if memory ends after some tokens."""
     prompts = [prompt_ids(tokenizer, question) for question in ("a", "b c d", "e f", "g")]
     want = generate_ids(model, tokenizer, prompts, 4)
-    read, sizes, done = Prompts.read, [], []
+    read, sizes = Prompts.read, []
 
     def limited(self: Prompts, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         sizes.append(len(ids))
@@ -77,13 +79,12 @@ def test_a_batch_that_does_not_fit_is_written_in_halves(
         return read(self, ids, real)
 
     monkeypatch.setattr(Prompts, "read", limited)
-    assert generate_ids(model, tokenizer, prompts, 4, progress=done.append) == want
+    assert generate_ids(model, tokenizer, prompts, 4) == want
     assert max(sizes) == 4
-    assert done == [1] * 4
 
 
 def test_one_row_that_does_not_fit_is_an_error() -> None:
-    def write(rows: list[int]) -> None:
+    def write(rows: Sequence[int]) -> list[int]:
         raise torch.OutOfMemoryError(f"{rows}")
 
     with pytest.raises(torch.OutOfMemoryError, match=r"\[5\]"):
