@@ -8,8 +8,10 @@ from typing import Any, Literal
 from ctrl.layer import expanded_layers
 from experiments.models.generation import BATCH
 from experiments.models.head import inner
+from experiments.models.precision import DTYPES
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape
+from experiments.training.config import TrainingConfig
 
 Sharding = Literal["none", "zero2", "fsdp"]
 FP32 = 4  # bytes
@@ -83,14 +85,15 @@ def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> 
     }
 
 
-def disk(shape: Shape, setup: Setup, keeps: bool = True) -> dict[str, float]:
+def disk(shape: Shape, setup: Setup, given: TrainingConfig) -> dict[str, float]:
     """Return the bytes of an arm on disk. checkpoints: the new one is written before the old one is deleted.
 
-    keeps: whether the trained weights stay.
+    given: says which trained weights stay, and where.
     """
     trained = float(FP32 * shape.counts.trained)
     one = trained + (setup.state + FP32 * shape.kept_copies) * shape.counts.trained
-    return {"checkpoints": 2 * one, "trained": keeps * trained, "MLflow": keeps * trained}
+    kept = trained * DTYPES[given.keep_dtype].itemsize / FP32
+    return {"checkpoints": 2 * one, "trained": (given.keep != "none") * kept, "MLflow": (given.keep == "last") * kept}
 
 
 def _config(shape: Shape) -> Any:

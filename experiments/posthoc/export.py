@@ -30,6 +30,7 @@ from experiments.common.files import PART
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft
+from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import gate_batches, plain_model
 from experiments.posthoc.run import result_file
@@ -81,14 +82,9 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
-    if form == "merged" and config.quantised:
-        raise ConfigError(
-            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to "
-            "merge into: use --form trained, and load it onto the base"
-        )
     base, own = config.load_base()
     check_tokenizer(run, own)
-    model = load_arm(base, file.parent).eval()
+    model = load_arm(dequantise(base) if form == "merged" else base, file.parent).eval()
     tokenizer = config.load_tokenizer()
     if form == "trained" and not isinstance(model, ControlModel) and not is_peft(model):
         raise ConfigError(f"--form trained: arm {arm!r} trained weights of the model itself: use --form merged")

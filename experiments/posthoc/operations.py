@@ -18,6 +18,7 @@ from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import check_same_base, is_peft
+from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
 from experiments.runs.trained import load_arm, load_trained
@@ -46,6 +47,13 @@ class TrainedArm:
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)
 
+    def base_in_floats(self) -> PreTrainedModel:
+        return dequantise(self.base())
+
+    def in_floats(self) -> PreTrainedModel:
+        """The trained model for operations on weights: over a quantised base with the floats it computes with."""
+        return load_arm(self.base_in_floats(), self.folder) if run_config(self.run).quantised else self.trained()
+
 
 def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Mix base and tuned model as (1 - alpha) base + alpha tuned: WiSE-FT (arXiv 2109.01903).
@@ -53,8 +61,8 @@ def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
     An expanded or adapted model is made plain first.
     """
     check_arm("wise", arm.folder, alpha)
-    tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
-    return mixed(arm.base(), [(float(alpha or 0), tuned)]), {}
+    tuned = dict(plain_model(arm.in_floats(), arm.batches).named_parameters())
+    return mixed(arm.base_in_floats(), [(float(alpha or 0), tuned)]), {}
 
 
 def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
@@ -64,7 +72,7 @@ def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
     for what is after them (last norm, a head of its own). An expanded or adapted model is made plain first.
     """
     check_arm("lines", arm.folder, alpha)
-    base, model = arm.base(), plain_model(arm.trained(), arm.batches)
+    base, model = arm.base_in_floats(), plain_model(arm.in_floats(), arm.batches)
     shares, tuned = depth_shares(base, float(alpha or 0)), {name: p.detach() for name, p in model.named_parameters()}
     start = {name: p.detach() for name, p in base.named_parameters()}
     if start.keys() == tuned.keys():  # else `mixed` refuses them
@@ -87,7 +95,7 @@ def depth_shares(model: PreTrainedModel, first: float) -> dict[str, float]:
 def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Merge an expanded model back at alpha (default: its own) and measure the gap; or fold an adapter in."""
     check_arm("merge", arm.folder, alpha)
-    model = arm.trained()
+    model = arm.in_floats()
     if not isinstance(model, ControlModel):
         return plain_model(model), {}
     merged = ctrl.merge_back(model, alpha, gate_batches(model, arm.batches) if alpha is None else None)
@@ -101,10 +109,10 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
     Without others the vector of this arm is scaled, also beyond its weights (alpha > 1) or against them (alpha < 0).
     """
     check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
-    own = [arm.trained(), *_others("task_vectors", arm)]
+    own = [arm.in_floats(), *_others("task_vectors", arm)]
     vectors = [dict(plain_model(model, arm.batches).named_parameters()) for model in own]
     weight = 1.0 if alpha is None else alpha
-    return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
+    return mixed(arm.base_in_floats(), [(weight, vector) for vector in vectors]), {}
 
 
 def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
@@ -120,12 +128,18 @@ def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Fig
 
 def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
     """Load the other arms one by one. Raises ConfigError for another base model."""
-    base_model = run_config(arm.run).base_model
+    own = run_config(arm.run)
     for folder in arm.others:
-        theirs = _config_of(folder).base_model
-        if theirs != base_model:
-            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs!r}")
-        check_same_base(base := arm.base(), folder / "trained")
+        theirs = _config_of(folder)
+        if theirs.base_model != own.base_model:
+            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs.base_model!r}")
+        if theirs.quantised != own.quantised:
+            raise ConfigError(
+                f"{operation} needs one base model, but that of {folder} has quantised: {theirs.quantised}, and this "
+                f"one {own.quantised}"
+            )
+        base = arm.base() if operation == "ensemble" else arm.base_in_floats()
+        check_same_base(base, folder / "trained")
         yield load_arm(base, folder)
 
 
