@@ -18,7 +18,7 @@ FP32 = 4  # bytes
 # bytes of an optimizer's state for each trained parameter, by parts of its name; the first that is in it counts
 STATES = {
     "ademamix_8bit": 3.0, "ademamix": 12.0, "lion_8bit": 1.0, "lion": 4.0, "4bit": 1.0, "8bit": 2.0, "rmsprop": 4.0,
-    "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "adam": 8.0,
+    "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "muon": 4.0, "adam": 8.0,
 }  # fmt: skip
 ADAM = 8.0
 

@@ -32,7 +32,7 @@ from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft
 from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_kept
-from experiments.posthoc.operations import gate_batches, plain_model
+from experiments.posthoc.operations import merged_in_place, plain_model
 from experiments.posthoc.run import result_file
 from experiments.records import ArmResult
 from experiments.reporting.table import Table
@@ -133,10 +133,9 @@ def _plain(
     windows = text_windows(tokenizer, GAP_TOKENS)
     batches: list[dict[str, Tensor]] = [{"input_ids": torch.tensor([window])} for window in windows]
     try:
-        merged = ctrl.merge_back(model, batches=gate_batches(model, batches)).eval()
+        return merged_in_place(model, None, batches)
     except ctrl.ConfigError as error:
         raise ConfigError(f"arm {arm!r} has no plain form: {error}; --form trained writes it as it is") from error
-    return merged, ctrl.merge_gap(model, merged, batches)
 
 
 def card(

@@ -55,7 +55,7 @@ def test_devices_hold_parts(shape: Shape) -> None:
 def test_stages_and_disk(shape: Shape) -> None:
     counts, parts = shape.counts, training(shape, ONE, ALONE)
     found = stages(shape, sum(parts.values()), parts, ALONE)
-    per_layer = BATCH * 4 * 2 * 16 * 8  # rows, fp32, keys and values, tokens, one head of 8
+    per_layer = BATCH * 2 * 2 * 16 * 8  # rows, bf16, keys and values, tokens, one head of 8
     logits = BATCH * 4 * 2 * shape.model.config.vocab_size
     assert found["load"] == 4 * counts.base
     assert found["expansion"] == 4 * counts.total
