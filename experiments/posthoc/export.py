@@ -29,7 +29,9 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import PART
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
-from experiments.methods.saving import is_peft
+from experiments.methods.saving import is_peft, round_files
+from experiments.models.base import model_config
+from experiments.models.precision import DTYPES
 from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import merged_in_place, plain_model
@@ -44,7 +46,6 @@ from experiments.runs.trained import load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
 
 Form = Literal["merged", "trained"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GAP_TOKENS = 2048  # of general text, on which the merged model is compared with the expanded one
 CARD = "README.md"
 
@@ -70,8 +71,9 @@ def export(
     """Write the model of an arm to a new folder. Raises ConfigError, RunError and DamagedError, before it writes.
 
     form: `merged`: a plain model, with copies merged back or an adapter folded in; `trained`: as it was trained, an
-    expansion for `ctrl.load` or an adapter for PEFT, which need the base. dtype: fp32, bf16 or fp16; default: the
-    base's. The folder appears when it is complete.
+    expansion for `ctrl.load` or an adapter for PEFT, which need the base. dtype: fp32, bf16 or fp16; default: that of
+    the base's files, as vLLM would round fp32 to fp16, or fp32 for what was trained alone. Over a quantised base,
+    `merged` has the floats that its matrices compute with. The folder appears when it is complete.
     """
     run = run.resolve()
     file = result_file(run, arm, learning_rate)
@@ -92,13 +94,22 @@ def export(
     if form == "merged":
         say("merging ...")
         model, gap = _plain(model, tokenizer, arm)
-    if dtype is not None:
+    dtype = dtype or (stored_dtype(config) if form == "merged" else "fp32")
+    if form == "merged":
         model = model.to(DTYPES[dtype])
     with errors_explained(to.parent), _whole_folder(to) as part:
         model.save_pretrained(part)
+        if form == "trained":
+            round_files(part, dtype)
         tokenizer.save_pretrained(part)
         (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
+
+
+def stored_dtype(config: ExperimentConfig) -> str:
+    """Return the dtype of the base model's files, a name of DTYPES; fp32 if its config does not say one of them."""
+    stored = model_config(config.base_model, config.trust_remote_code).dtype
+    return next((name for name, dtype in DTYPES.items() if dtype == stored), "fp32")
 
 
 @contextlib.contextmanager

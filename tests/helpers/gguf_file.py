@@ -5,7 +5,6 @@ It does what llama.cpp's own script does for such a model, which is in no packag
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +65,3 @@ def _add_words(writer: Any, folder: Path, size: int) -> None:
     writer.add_token_list([words.get(i, f"[PAD{i}]") for i in range(size)])
     writer.add_token_types(kinds)
     gguf.SpecialVocab(folder, load_merges=True, n_vocab=size).add_to_gguf(writer)
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json."""
-    values: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return values
