@@ -26,6 +26,12 @@ def moved(folder: Path, method: str, **training: Any) -> dict[str, torch.Tensor]
     return {name: once.weights[name] - none.weights[name] for name in once.weights}
 
 
+def evenness(matrix: torch.Tensor) -> float:
+    """The singular value that four fifths are above, as a share of the largest; 1 if the matrix is orthogonal."""
+    sizes = torch.linalg.svdvals(matrix)
+    return float(torch.quantile(sizes, 0.2) / sizes.max())
+
+
 def test_a_step_of_a_matrix_is_orthogonal_and_as_large_as_adam_s(tmp_path: Path) -> None:
     muon, adam = moved(tmp_path / "m", "full", arguments=MUON), moved(tmp_path / "a", "full")
     model = tiny()
@@ -34,9 +40,8 @@ def test_a_step_of_a_matrix_is_orthogonal_and_as_large_as_adam_s(tmp_path: Path)
         if p.dim() != 2 or id(p) in own:
             torch.testing.assert_close(muon[name], adam[name])
             continue
-        sizes = torch.linalg.svdvals(muon[name])
-        assert sizes.min() > 0.4 * sizes.max()  # Newton-Schulz: from .7 to 1.2
-        assert torch.linalg.svdvals(adam[name]).min() < 0.2 * torch.linalg.svdvals(adam[name]).max()
+        assert evenness(muon[name]) > 0.5  # Newton-Schulz leaves all but the smallest within a factor of 2
+        assert evenness(muon[name]) > evenness(adam[name]) + 0.1
         assert 0.3 < muon[name].square().mean().sqrt() / adam[name].square().mean().sqrt() < 1.5
 
 
