@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +39,40 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
     first, copied = (_length(cache, slot) for slot in slots)
     if first is not None and copied is not None and bool(first != copied):
         raise ValueError(FILLED_ALONE)
+
+
+def add_paged_slots(control: Control, manager: Any) -> Any:
+    """Let a manager of continuous batching lay out its cache with slots for the copies too, and return it.
+
+    It reads the number and the kinds of layers from the model's config, once, when it makes the cache.
+    """
+    create = manager._create_batch_processor
+    if getattr(create, "adds_slots", False):  # a manager that was kept
+        return manager
+
+    @functools.wraps(create)
+    def created() -> Any:
+        with _counting_copies(control, manager.model.config.get_text_config()):
+            return create()
+
+    created.adds_slots = True  # type: ignore[attr-defined]
+    manager._create_batch_processor = created
+    return manager
+
+
+@contextmanager
+def _counting_copies(control: Control, config: Any) -> Iterator[None]:
+    """Let a config count the copies as further layers inside the block, each of its original's kind."""
+    counted = {"num_hidden_layers": control.total + len(control.layers)}
+    kinds = vars(config).get("layer_types")
+    if kinds is not None:
+        counted["layer_types"] = [*kinds, *(kinds[index] for index in control.layers)]
+    before = {name: vars(config)[name] for name in counted}
+    vars(config).update(counted)
+    try:
+        yield
+    finally:
+        vars(config).update(before)
 
 
 def _append(control: Control, cache: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter
+from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import description, read_config, write_checkpoint
 from ctrl.classes import made_once
@@ -102,9 +103,8 @@ class ControlModel(nn.Module):
         return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Start the base class's continuous batching (`generate_batch` too). Raises ConfigError unless pretrained."""
-        self._refuse_if_enabled("continuous batching (generate_batch) lays out a cache without slots for the copies")
-        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+        """Start the base class's continuous batching (`generate_batch` too), with slots for the copies in its cache."""
+        return add_paged_slots(self.control, super().init_continuous_batching(*args, **kwargs))  # type: ignore[misc]
 
     def _refuse_if_enabled(self, reason: str) -> None:
         if self.control.enabled:

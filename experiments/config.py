@@ -173,6 +173,11 @@ class ExperimentConfig(Section):
         None,
         description="hold the frozen base's matrices in 8 bit (torchao) or 4 bit (bitsandbytes)",
     )
+    attention: Literal["sdpa", "eager"] | None = later_field(
+        None,
+        description="how attention is computed: sdpa by PyTorch's kernels, on GPUs those of flash attention (the "
+        "default where the model has it); eager by products, which divergence attention needs",
+    )
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of data order, held-out items, adapters and resampling")
     data: DataConfig = Field(DataConfig(), description="what is learned and replayed")
     training: TrainingConfig = Field(TrainingConfig(), description="steps, batches, schedule: the same for all arms")
@@ -200,7 +205,7 @@ class ExperimentConfig(Section):
         """
         from experiments.models.base import load_base  # loads torch, which most commands do not need
 
-        options: dict[str, Any] = dict(self.data.chat_settings)
+        options: dict[str, Any] = {**self.data.chat_settings, "attention": self.attention}
         if self.quantised:
             from experiments.models.precision import Precision
 

@@ -50,7 +50,11 @@ def add(commands: Commands) -> None:
         "--form", default="merged", choices=("merged", "trained"),
         help="a plain model, or as it was trained: an expansion or an adapter (default: %(default)s)",
     )  # fmt: skip
-    out.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), help="of the weights (default: the base's)")
+    out.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the weights (default: that of the base's files; trained: fp32)",
+    )
     out.set_defaults(command=export_command)
     sync = commands.add_parser("sync", help="send what a store missed from the journals of runs")
     sync.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="for example mlruns/runs/NAME")

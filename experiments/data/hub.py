@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
+from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
@@ -38,6 +39,9 @@ class HuggingFace(Columns):
     name: str = Field(description="name of the data set, or a local folder")
     subset: str | None = Field(None, description="configuration of the dataset")
     split: str = Field("train", description="split of the data set")
+    files: tuple[str, ...] = later_field(
+        (), description="files of the data set to read, with wildcards (`data/web-cn/*`), as one source; default: all"
+    )
     revision: str | None = Field(None, description="commit or tag; without it, the newest, which may change")
     streaming: bool = Field(False, description="read rows as they are needed instead of downloading all")
 
@@ -177,7 +181,12 @@ class HuggingFace(Columns):
 
         try:
             return datasets.load_dataset(
-                self.name, self.subset, split=self.split, revision=self.revision, streaming=self.streaming
+                self.name,
+                self.subset,
+                split=self.split,
+                revision=self.revision,
+                streaming=self.streaming,
+                **({"data_files": list(self.files)} if self.files else {}),
             )
         except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
             raise ConfigError(

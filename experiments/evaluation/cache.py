@@ -74,7 +74,7 @@ class BaseCache:
             "device": model.device.type,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-        }
+        } | _attention(model)
 
     def place(self, suite: DrawnSuite) -> Path | None:
         """Return the folder of a suite; None if the suite is not cached."""
@@ -130,6 +130,14 @@ class BaseCache:
 
     def _full_key(self, suite: DrawnSuite, content: Any) -> dict[str, Any]:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
+
+
+def _attention(model: PreTrainedModel) -> dict[str, str]:
+    """Return how attention is computed, if it is not the model's default: last digits depend on it."""
+    own: Any = model
+    default = "sdpa" if getattr(own, "_supports_sdpa", False) else "eager"
+    how = model.config._attn_implementation
+    return {} if how in (None, default) else {"attention": how}
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

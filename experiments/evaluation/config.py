@@ -111,6 +111,8 @@ class EvaluationConfig(Section):
         """
         settings = {suite: self._plain(suite) for suite, *field in FLAT.values() if field}
         lm_eval = self._plain("lm_eval") if "lm_eval" in self._settings else None
+        if lm_eval and lm_eval["batch_size"] == "auto":  # no result depends on it
+            lm_eval["batch_size"] = 8
         suites = [{name: rest} if (rest := self._without_flat_key(name)) else name for name in self.suites]
         own = {name: getattr(self, name) for name in type(self).model_fields}
         return {**own, **flat(settings), "lm_eval": lm_eval, "suites": suites}

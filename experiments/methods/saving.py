@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,8 +21,9 @@ from ctrl.fingerprint import differences, fingerprint, same_base
 from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
-from experiments.common.files import read_json, write_json
+from experiments.common.files import PART, read_json, write_json
 from experiments.models.checked import short_text
+from experiments.models.precision import DTYPES
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 MODEL_CONFIG = "config.json"  # next to a whole model
@@ -73,18 +76,40 @@ def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / BASE, facts)
 
 
+def round_files(folder: Path, dtype: str) -> None:
+    """Round the matrices of fp32 in saved weights to a dtype, a name of DTYPES. Vectors and alphas stay as they are."""
+    if dtype == "fp32":
+        return
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32 and tensor.dim() > 1}
+        rounded = {name: t.to(DTYPES[dtype]) if name in wide else t for name, t in tensors.items()}
+        part = file.with_name(f".{file.name}{PART}")
+        save_file(rounded, part, metadata=metadata)
+        os.replace(part, file)
+
+
 def load_onto(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Load what `save_trained` wrote onto a fresh base model, which is changed, and return the model.
 
     Raises DamagedError for weights of another arm or base model, ctrl.CheckpointError for those of another expansion.
     """
     if (folder / CONFIG_FILE).is_file():
-        return ctrl.load(base, folder)
+        return _widened(ctrl.load(base, folder))
     whole = (folder / MODEL_CONFIG).is_file()  # has all weights, but is read with the config of the base
     _check_base(base, folder / BASE, whole)
     if (folder / ADAPTER_CONFIG).is_file():
         return _with_adapter(base, folder)
     return _filled(base, folder / WEIGHTS_FILE, whole)
+
+
+def _widened(model: PreTrainedModel) -> PreTrainedModel:
+    """Hold what trained in fp32, as it trained, also if it was kept in fewer bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return model
 
 
 def check_same_base(base: PreTrainedModel, folder: Path) -> None:

@@ -41,6 +41,7 @@ def load_base(
     narrow: bool = False,
     quantised: Bits | None = None,
     compute: str = "fp32",
+    attention: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pretrained model on the best device, and its tokenizer.
 
@@ -49,7 +50,8 @@ def load_base(
     (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
     `set_template`. dtype: of the weights, a name of DTYPES. device_map: of accelerate, instead of the best device.
     narrow: keep the matrices of linear layers in bf16 if the file has them so, on the way to the best device too.
-    quantised: hold the matrices in 8 or 4 bit, and compute with them in `compute`. Raises ModelError.
+    quantised: hold the matrices in 8 or 4 bit, and compute with them in `compute`. attention: how it is computed, by
+    transformers' name; None: its default. Raises ModelError.
     """
     if quantised:
         check_bits(name, quantised)
@@ -59,7 +61,9 @@ def load_base(
     if quantised and device().type != "cpu":
         straight = {"": device()}
     settings = quantisation(quantised, compute) if quantised else None
-    model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight, settings)
+    given = {**({"quantization_config": settings} if settings else {})}
+    given |= {"attn_implementation": attention} if attention else {}
+    model, tokenizer = load_whole(name, _source(name), remote_code, "bf16" if narrow else dtype, straight, given)
     keep_gradients(model)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked

@@ -34,16 +34,16 @@ def load_whole(
     remote_code: bool = False,
     dtype: str = "fp32",
     device_map: str | None = None,
-    settings: Any = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer. Raises ModelError, which names the file or the weights.
 
     name: as the user wrote it. source: a folder, or a name of the Hugging Face Hub. remote_code: run Python files that
     the model brings along. dtype: of the weights, a name of DTYPES. device_map: of accelerate; None: the CPU.
-    settings: transformers' settings of a quantisation.
+    given: further arguments of `from_pretrained`.
     """
     tokenizer = load_words(name, source, remote_code)
-    model = load_weights(name, source, remote_code, dtype, device_map, settings)
+    model = load_weights(name, source, remote_code, dtype, device_map, given)
     _check_vocabulary(name, model, tokenizer)
     return model, tokenizer
 
@@ -67,7 +67,7 @@ def load_weights(
     remote_code: bool = False,
     dtype: str = "fp32",
     device_map: str | None = None,
-    settings: Any = None,
+    given: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Load a model alone. Parameters and errors: see `load_whole`."""
     folder = Path(source)
@@ -79,7 +79,7 @@ def load_weights(
             trust_remote_code=remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
-            **({"quantization_config": settings} if settings else {}),
+            **(given or {}),
         )
     model: PreTrainedModel
     model, report = loaded

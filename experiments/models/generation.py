@@ -12,12 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.models.key_values import in_parts
 from experiments.models.prefix import Prefix, Prompts, shared_start
 from experiments.models.reading import check_finite, own_replies, reading, windows
 from experiments.models.sharing import Progress, each, in_order, no_progress
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
-BATCH = 128
+BATCH = 128  # prompts at a time, or fewer if memory has no room: batches of one size give the same bits everywhere
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
 
 
@@ -75,14 +76,17 @@ def generate_ids(
             return own_replies(model, [prompts[i] for i in rows], max_new_tokens, end)
 
     else:
-        batches = list(by_length(lengths, batch_size))
-        prefix = Prefix(model, shared_start(prompts) if _shares(model, max(lengths) + max_new_tokens) else ())
+        batches, longest = list(by_length(lengths, batch_size)), max(lengths) + max_new_tokens
+        prefix = Prefix(model, shared_start(prompts) if _shares(model, longest) else ())
 
-        def write(rows: list[int]) -> list[list[int]]:
+        def some(rows: Sequence[int]) -> list[list[int]]:
             batch, replies = Prompts(model, [prompts[i] for i in rows], prefix), [list[int]() for _ in rows]
             numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
             _reply(batch, replies, max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
             return replies
+
+        def write(rows: list[int]) -> list[list[int]]:
+            return in_parts(some, rows, model, longest)
 
     return in_order(batches, each(batches, write, progress, len))
 

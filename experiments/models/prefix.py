@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
+from experiments.models.key_values import KeyValues
 from experiments.models.tokens import pad
 
 LEAST_SAVED = 64  # tokens; fewer do not pay for one more forward pass, which reads all weights
@@ -25,7 +25,7 @@ class Prefix:
 
     def __init__(self, model: PreTrainedModel, tokens: Sequence[int] = ()) -> None:
         self.tokens = tuple(tokens)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = KeyValues(model)
         if self.tokens:
             ids = torch.tensor([self.tokens], device=model.device)
             model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)

@@ -6,7 +6,10 @@ import importlib.util
 from typing import Any, Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from ctrl.quantised import has_quantised, plain_linears
+from ctrl.structure import decoder_layers
 from experiments.common.errors import ModelError
 from experiments.models.precision import DTYPES
 
@@ -52,3 +55,22 @@ def keep_gradients(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, PACKS):
             setattr(module, PACKS, False)
+
+
+def dequantise(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace quantised matrices by those in floats that they compute with, in place. Other models stay as they are.
+
+    What was trained next to the quantised base can be merged into this one.
+    """
+    if not has_quantised(model):
+        return model
+    for layer in decoder_layers(model):
+        plain = plain_linears(layer)
+        for name, module in list(layer.named_modules()):
+            if id(module) in plain:
+                layer.set_submodule(name, plain[id(module)])
+    for owner in (model, model.config):
+        for name in ("quantization_config", "quantization_method", "hf_quantizer"):
+            vars(owner).pop(name, None)
+    vars(model)["is_quantized"] = False
+    return model

@@ -18,8 +18,9 @@ from experiments.common.hashing import file_stamp, json_digest
 def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     """Return the SHA-256 (64 hex digits) of all parameters and buffers with their names, dtypes and shapes.
 
-    known: a JSON file of digests that were computed before, by the paths of the weight files and their `file_stamp`. It
-    is read and extended for models of a local folder. Pass it only for a model as it was loaded.
+    known: a JSON file of digests that were computed before, by the paths of the weight files and their `file_stamp`, or
+    by the name and the commit of a model of the Hugging Face Hub. It is read and extended for these. Pass it only for a
+    model as it was loaded.
     """
     stamp = _stamp(model) if known else None
     digests = _read_known(known) if known else {}
@@ -46,12 +47,15 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _stamp(model: PreTrainedModel) -> str | None:
-    """Return what changes when weight files change; None if the model was not loaded from a local folder."""
+    """Return what changes when weight files change; None if that is not known."""
     if not model.name_or_path:
         return None
     folder = Path(model.name_or_path)
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     parts = [[str(p.resolve()), *file_stamp(p)] for p in files]
+    commit = getattr(model.config, "_commit_hash", None)
+    if not parts and commit and not folder.exists():  # of the Hub: a commit has one content
+        parts = [[model.name_or_path, commit]]
     packed = getattr(model.config, "quantization_config", None)
     how = [] if packed is None else [str(packed)]
     return json_digest([parts, str(model.dtype), *how]) if parts else None

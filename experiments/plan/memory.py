@@ -8,15 +8,17 @@ from typing import Any, Literal
 from ctrl.layer import expanded_layers
 from experiments.models.generation import BATCH
 from experiments.models.head import inner
+from experiments.models.precision import DTYPES
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape
+from experiments.training.config import TrainingConfig
 
 Sharding = Literal["none", "zero2", "fsdp"]
 FP32 = 4  # bytes
 # bytes of an optimizer's state for each trained parameter, by parts of its name; the first that is in it counts
 STATES = {
     "ademamix_8bit": 3.0, "ademamix": 12.0, "lion_8bit": 1.0, "lion": 4.0, "4bit": 1.0, "8bit": 2.0, "rmsprop": 4.0,
-    "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "adam": 8.0,
+    "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "muon": 4.0, "adam": 8.0,
 }  # fmt: skip
 ADAM = 8.0
 
@@ -83,14 +85,15 @@ def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> 
     }
 
 
-def disk(shape: Shape, setup: Setup, keeps: bool = True) -> dict[str, float]:
+def disk(shape: Shape, setup: Setup, given: TrainingConfig) -> dict[str, float]:
     """Return the bytes of an arm on disk. checkpoints: the new one is written before the old one is deleted.
 
-    keeps: whether the trained weights stay.
+    given: says which trained weights stay, and where.
     """
     trained = float(FP32 * shape.counts.trained)
     one = trained + (setup.state + FP32 * shape.kept_copies) * shape.counts.trained
-    return {"checkpoints": 2 * one, "trained": keeps * trained, "MLflow": keeps * trained}
+    kept = trained * DTYPES[given.keep_dtype].itemsize / FP32
+    return {"checkpoints": 2 * one, "trained": (given.keep != "none") * kept, "MLflow": (given.keep == "last") * kept}
 
 
 def _config(shape: Shape) -> Any:
@@ -106,8 +109,12 @@ def _layers(shape: Shape) -> int:
 
 
 def _decoding(shape: Shape, length: int, layers: int) -> float:
-    """Bytes of replies: keys and values in fp32 of BATCH rows of `length` tokens, and two tensors of their logits."""
+    """Bytes of replies of BATCH rows of `length` tokens: keys and values, and two tensors of their logits.
+
+    If these do not fit, an evaluation on a GPU takes fewer rows at a time.
+    """
     config = _config(shape)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return float(BATCH * FP32 * (2 * layers * heads * width * length + 2 * config.vocab_size))
+    size = 2 if shape.precision.bf16 else FP32
+    return float(BATCH * (2 * size * layers * heads * width * length + 2 * FP32 * config.vocab_size))

@@ -119,7 +119,7 @@ class _Planner:
             self.setup,
             parts,
             stages(self.shape, step, parts, self.setup),
-            disk(self.shape, self.setup, self.training.keep != "none"),
+            disk(self.shape, self.setup, self.training),
             float(one.flops * self.setup.micro_batches * self.setup.devices),
             self.own * self.setup.devices * self.length,
             self._largest(how, self.setup),

@@ -29,9 +29,12 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import PART
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
-from experiments.methods.saving import is_peft
+from experiments.methods.saving import is_peft, round_files
+from experiments.models.base import model_config
+from experiments.models.precision import DTYPES
+from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_kept
-from experiments.posthoc.operations import gate_batches, plain_model
+from experiments.posthoc.operations import merged_in_place, plain_model
 from experiments.posthoc.run import result_file
 from experiments.records import ArmResult
 from experiments.reporting.table import Table
@@ -43,7 +46,6 @@ from experiments.runs.trained import load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
 
 Form = Literal["merged", "trained"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GAP_TOKENS = 2048  # of general text, on which the merged model is compared with the expanded one
 CARD = "README.md"
 
@@ -69,8 +71,9 @@ def export(
     """Write the model of an arm to a new folder. Raises ConfigError, RunError and DamagedError, before it writes.
 
     form: `merged`: a plain model, with copies merged back or an adapter folded in; `trained`: as it was trained, an
-    expansion for `ctrl.load` or an adapter for PEFT, which need the base. dtype: fp32, bf16 or fp16; default: the
-    base's. The folder appears when it is complete.
+    expansion for `ctrl.load` or an adapter for PEFT, which need the base. dtype: fp32, bf16 or fp16; default: that of
+    the base's files, as vLLM would round fp32 to fp16, or fp32 for what was trained alone. Over a quantised base,
+    `merged` has the floats that its matrices compute with. The folder appears when it is complete.
     """
     run = run.resolve()
     file = result_file(run, arm, learning_rate)
@@ -81,14 +84,9 @@ def export(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
     config = run_config(run)
-    if form == "merged" and config.quantised:
-        raise ConfigError(
-            f"--form merged: the base of {run.name} was quantised ({config.quantised}), so there are no floats to "
-            "merge into: use --form trained, and load it onto the base"
-        )
     base, own = config.load_base()
     check_tokenizer(run, own)
-    model = load_arm(base, file.parent).eval()
+    model = load_arm(dequantise(base) if form == "merged" else base, file.parent).eval()
     tokenizer = config.load_tokenizer()
     if form == "trained" and not isinstance(model, ControlModel) and not is_peft(model):
         raise ConfigError(f"--form trained: arm {arm!r} trained weights of the model itself: use --form merged")
@@ -96,13 +94,22 @@ def export(
     if form == "merged":
         say("merging ...")
         model, gap = _plain(model, tokenizer, arm)
-    if dtype is not None:
+    dtype = dtype or (stored_dtype(config) if form == "merged" else "fp32")
+    if form == "merged":
         model = model.to(DTYPES[dtype])
     with errors_explained(to.parent), _whole_folder(to) as part:
         model.save_pretrained(part)
+        if form == "trained":
+            round_files(part, dtype)
         tokenizer.save_pretrained(part)
         (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
+
+
+def stored_dtype(config: ExperimentConfig) -> str:
+    """Return the dtype of the base model's files, a name of DTYPES; fp32 if its config does not say one of them."""
+    stored = model_config(config.base_model, config.trust_remote_code).dtype
+    return next((name for name, dtype in DTYPES.items() if dtype == stored), "fp32")
 
 
 @contextlib.contextmanager
@@ -137,10 +144,9 @@ def _plain(
     windows = text_windows(tokenizer, GAP_TOKENS)
     batches: list[dict[str, Tensor]] = [{"input_ids": torch.tensor([window])} for window in windows]
     try:
-        merged = ctrl.merge_back(model, batches=gate_batches(model, batches)).eval()
+        return merged_in_place(model, None, batches)
     except ctrl.ConfigError as error:
         raise ConfigError(f"arm {arm!r} has no plain form: {error}; --form trained writes it as it is") from error
-    return merged, ctrl.merge_gap(model, merged, batches)
 
 
 def card(

@@ -12,14 +12,17 @@ from transformers import PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
+from ctrl.gap import MergeGap
 from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import check_same_base, is_peft
+from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
+from experiments.posthoc.parked import Noted, Parked
 from experiments.runs.trained import load_arm, load_trained
 
 Figures = dict[str, float]
@@ -46,6 +49,13 @@ class TrainedArm:
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)
 
+    def base_in_floats(self) -> PreTrainedModel:
+        return dequantise(self.base())
+
+    def in_floats(self) -> PreTrainedModel:
+        """The trained model for operations on weights: over a quantised base with the floats it computes with."""
+        return load_arm(self.base_in_floats(), self.folder) if run_config(self.run).quantised else self.trained()
+
 
 def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Mix base and tuned model as (1 - alpha) base + alpha tuned: WiSE-FT (arXiv 2109.01903).
@@ -53,8 +63,8 @@ def wise(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures
     An expanded or adapted model is made plain first.
     """
     check_arm("wise", arm.folder, alpha)
-    tuned = dict(plain_model(arm.trained(), arm.batches).named_parameters())
-    return mixed(arm.base(), [(float(alpha or 0), tuned)]), {}
+    tuned = _parked(arm.in_floats(), arm)
+    return mixed(arm.base_in_floats(), [(float(alpha or 0), tuned)]), {}
 
 
 def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
@@ -64,12 +74,9 @@ def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
     for what is after them (last norm, a head of its own). An expanded or adapted model is made plain first.
     """
     check_arm("lines", arm.folder, alpha)
-    base, model = arm.base(), plain_model(arm.trained(), arm.batches)
-    shares, tuned = depth_shares(base, float(alpha or 0)), {name: p.detach() for name, p in model.named_parameters()}
-    start = {name: p.detach() for name, p in base.named_parameters()}
-    if start.keys() == tuned.keys():  # else `mixed` refuses them
-        tuned = {name: torch.lerp(start[name], p, shares[name]) for name, p in tuned.items()}
-    return mixed(base, [(1.0, tuned)]), {}
+    tuned = _parked(arm.in_floats(), arm)
+    base = arm.base_in_floats()
+    return mixed(base, [(depth_shares(base, float(alpha or 0)), tuned)]), {}
 
 
 def depth_shares(model: PreTrainedModel, first: float) -> dict[str, float]:
@@ -87,11 +94,10 @@ def depth_shares(model: PreTrainedModel, first: float) -> dict[str, float]:
 def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Merge an expanded model back at alpha (default: its own) and measure the gap; or fold an adapter in."""
     check_arm("merge", arm.folder, alpha)
-    model = arm.trained()
+    model = arm.in_floats()
     if not isinstance(model, ControlModel):
         return plain_model(model), {}
-    merged = ctrl.merge_back(model, alpha, gate_batches(model, arm.batches) if alpha is None else None)
-    gap = ctrl.merge_gap(model.eval(), merged.eval(), arm.batches)
+    merged, gap = merged_in_place(model, alpha, arm.batches)
     return merged, {"merge_gap_kl": gap.kl, "merge_gap_logits": gap.max_logit_difference}
 
 
@@ -101,17 +107,16 @@ def task_vectors(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel,
     Without others the vector of this arm is scaled, also beyond its weights (alpha > 1) or against them (alpha < 0).
     """
     check_operation("task_vectors", arm.folder, [] if alpha is None else [alpha], arm.others)
-    own = [arm.trained(), *_others("task_vectors", arm)]
-    vectors = [dict(plain_model(model, arm.batches).named_parameters()) for model in own]
+    vectors = [_parked(arm.in_floats(), arm), *(_parked(model, arm) for model in _others("task_vectors", arm))]
     weight = 1.0 if alpha is None else alpha
-    return mixed(arm.base(), [(weight, vector) for vector in vectors]), {}
+    return mixed(arm.base_in_floats(), [(weight, vector) for vector in vectors]), {}
 
 
 def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
     """Predict with this arm and the others together, or with this arm and the base if there are no others.
 
     The largest probability that one of them gives a token counts, as in LAE (arXiv 2303.10070), whose two models are an
-    arm and its average over steps (`ema`).
+    arm and its average over steps (`ema`). All of them are in memory at once, which no other operation needs.
     """
     check_operation("ensemble", arm.folder, [] if alpha is None else [alpha], arm.others)
     own, *others = [_unadapted(model) for model in [arm.trained(), *_others("ensemble", arm)]]
@@ -120,12 +125,18 @@ def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Fig
 
 def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
     """Load the other arms one by one. Raises ConfigError for another base model."""
-    base_model = run_config(arm.run).base_model
+    own = run_config(arm.run)
     for folder in arm.others:
-        theirs = _config_of(folder).base_model
-        if theirs != base_model:
-            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs!r}")
-        check_same_base(base := arm.base(), folder / "trained")
+        theirs = _config_of(folder)
+        if theirs.base_model != own.base_model:
+            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs.base_model!r}")
+        if theirs.quantised != own.quantised:
+            raise ConfigError(
+                f"{operation} needs one base model, but that of {folder} has quantised: {theirs.quantised}, and this "
+                f"one {own.quantised}"
+            )
+        base = arm.base() if operation == "ensemble" else arm.base_in_floats()
+        check_same_base(base, folder / "trained")
         yield load_arm(base, folder)
 
 
@@ -166,21 +177,41 @@ OPERATIONS: dict[str, Callable[[TrainedArm, float | None], tuple[PreTrainedModel
 }
 
 
+def _parked(model: PreTrainedModel, arm: TrainedArm) -> Parked:
+    """Put the weights of a model, made plain, into a file. The caller keeps no other reference to the model."""
+    return Parked(dict(plain_model(model, arm.batches).named_parameters()))
+
+
+def merged_in_place(model: ControlModel, alpha: float | None, batches: Batches) -> tuple[PreTrainedModel, MergeGap]:
+    """Merge an expanded model back, in its own memory, and compare it with what it was. alpha: default is its own."""
+    before = Noted(model, batches)
+    gates = gate_batches(model, batches) if alpha is None else None
+    merged = ctrl.merge_back(model, alpha, gates, in_place=True).eval()
+    return merged, ctrl.merge_gap(before, merged, batches)
+
+
+Shares = float | Mapping[str, float]  # alpha of all parameters, or of each by name
+
+
 @torch.no_grad()
-def mixed(base: PreTrainedModel, parts: Sequence[tuple[float, Mapping[str, Tensor]]]) -> PreTrainedModel:
+def mixed(base: PreTrainedModel, parts: Sequence[tuple[Shares, Mapping[str, Tensor]]]) -> PreTrainedModel:
     """Set theta = base + sum_i alpha_i (theta_i - base) in place. Exact for one part at alpha 0 or 1.
 
     parts: pairs of alpha and weights by name. Raises ConfigError if a model has other weights than the base.
     """
     shapes = {name: p.shape for name, p in base.named_parameters()}
     for _, tuned in parts:
-        if {name: p.shape for name, p in tuned.items()} != shapes:
+        own = tuned.shapes() if isinstance(tuned, Parked) else {name: p.shape for name, p in tuned.items()}
+        if own != shapes:
             raise ConfigError(
                 "the trained model has other weights than its base (stacked copies?): they cannot be mixed"
             )
     for name, p in base.named_parameters():
         start = p.clone()
-        first, *rest = (torch.lerp(start, tuned[name], alpha) for alpha, tuned in parts)
+        first, *rest = (
+            torch.lerp(start, tuned[name].to(start.device), share if isinstance(share, float) else share[name])
+            for share, tuned in parts
+        )
         p.copy_(first)
         for other in rest:
             p.add_(other - start)

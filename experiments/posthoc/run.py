@@ -20,6 +20,7 @@ import ctrl
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
+from experiments.plan.shape import base_model
 from experiments.posthoc.checks import as_printed, check_kept, check_operation
 from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
@@ -126,7 +127,8 @@ def _applied(operation: str, arm: TrainedArm, alpha: float | None) -> tuple[PreT
 
 
 def _size(prepared: Prepared) -> int:
-    return prepared.config.load_base()[0].num_parameters()
+    """Count the base's parameters without loading them."""
+    return base_model(prepared.config).num_parameters()
 
 
 def result_folder(run: Path, result: ArmResult) -> Path:

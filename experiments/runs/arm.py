@@ -85,7 +85,7 @@ class ArmRun:
                 evaluated = left.arm(self.folder.name, step) if left else lambda step: None
                 with self._failure_noted(result, run):
                     result.cost = self.training.train(self._hooks(result, run, evaluated))
-                    if self.prepared.config.training.keep != "none":
+                    if self.prepared.config.training.keep == "last":
                         self._log_model(run)
                 with self._failure_noted(result, run):
                     self._score(result, run)

@@ -13,7 +13,7 @@ from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.config import ArmConfig
 from experiments.methods import ActiveMethod, Method, MethodContext
-from experiments.methods.saving import facts_of, write_facts
+from experiments.methods.saving import facts_of, round_files, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
 from experiments.tracking.uri import without_password
@@ -74,6 +74,7 @@ class ArmTraining:
         with active.evaluated(model):
             self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
         if self.processes.is_main:
+            round_files(trained, self.prepared.config.training.keep_dtype)
             write_facts(trained, facts)
 
     def load_base(self, method: Method) -> PreTrainedModel:

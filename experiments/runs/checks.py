@@ -99,7 +99,13 @@ def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[s
     training = config.training
     missing = missing_package(training.arguments)
     reason = None if training.checkpointing == "none" else why_not(model)
-    return [*([missing] if missing else []), *([f"training.checkpointing: {reason}"] if reason else [])]
+    cut = training.arguments.get("optim") == "muon" and (shards() or deepspeed())
+    muon = ["training.arguments: optim 'muon' needs whole matrices, and FSDP and DeepSpeed cut them: launch without"]
+    return [
+        *(muon if cut else []),
+        *([missing] if missing else []),
+        *([f"training.checkpointing: {reason}"] if reason else []),
+    ]
 
 
 def _shard_faults(config: ExperimentConfig) -> list[str]:

@@ -18,7 +18,8 @@ from experiments.common.section import nearest
 
 # name -> what it is, for the reference; the bench reads nothing of it
 PASSED = {
-    "optim": "the optimizer: `adamw_8bit`, `paged_adamw_8bit`, `adafactor`, ... (default `adamw_torch_fused`)",
+    "optim": "the optimizer: `adamw_8bit`, `paged_adamw_8bit`, `adafactor`, `muon` (with AdamW for what is no matrix), "
+    "... (default `adamw_torch_fused`)",
     "optim_args": "its further arguments, as in transformers: `key=value,key=value`",
     "optim_target_modules": "GaLore and APOLLO: the modules with low-rank gradients",
     "adam_beta1": "decay of Adam's mean of gradients",
@@ -231,11 +232,11 @@ def _optim_fault(value: Any) -> str | None:
 
 
 def optimizers() -> list[str]:
-    """List the optimizers of the installed transformers that the bench can use."""
+    """List the optimizers that the bench can use: those of the installed transformers, and `muon`."""
     from transformers.training_args import OptimizerNames
 
     names: Iterable[str] = (one.value for one in OptimizerNames)
-    return [n for n in names if not n.startswith(tuple(REFUSED_OPTIM)) and not n.endswith("layerwise")]
+    return ["muon", *(n for n in names if not n.startswith(tuple(REFUSED_OPTIM)) and not n.endswith("layerwise"))]
 
 
 def _annotations() -> dict[str, Any]:

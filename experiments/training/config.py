@@ -12,6 +12,7 @@ from experiments.training.checkpointing import Checkpointing
 from experiments.training.groups import Rates
 from experiments.training.schedules import SCHEDULES
 
+FREE = {"micro_batch", "checkpointing", "keep", "keep_dtype", "arguments"}  # change no figure; arguments: some do
 MAX_STEPS, MAX_ROWS, MAX_DECAY = 10**7, 10**5, 1000.0  # beyond these a number is mistyped
 
 
@@ -48,8 +49,13 @@ class TrainingConfig(Section):
     arguments: dict[str, Any] = later_field(
         {}, description="further fields of transformers' [TrainingArguments](#trainer-arguments)"
     )
-    keep: Literal["last", "none"] = later_field(
-        "last", description="trained weights that stay on disk and in MLflow; none: figures alone, without posthoc"
+    keep: Literal["last", "local", "none"] = later_field(
+        "last",
+        description="trained weights that stay in the run's folder and in MLflow; local: in the folder alone; none: "
+        "figures alone, without posthoc",
+    )
+    keep_dtype: Literal["fp32", "bf16", "fp16"] = later_field(
+        "fp32", description="of the matrices among the trained weights that stay: posthoc reads them rounded to it"
     )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
 
@@ -98,7 +104,7 @@ class TrainingConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """Return plain values without those that change how a step runs, but no result: digests are made of them."""
-        values = self.model_dump(mode="json", exclude={"micro_batch", "checkpointing", "keep", "arguments"})
+        values = self.model_dump(mode="json", exclude=FREE)
         given = identity(self.arguments)
         return {**values, **({"arguments": given} if given else {})}
 

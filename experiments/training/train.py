@@ -25,6 +25,7 @@ from experiments.training.checkpointing import checkpoint_layers
 from experiments.training.checkpoints import last_checkpoint, resume
 from experiments.training.config import TrainingConfig
 from experiments.training.meter import Meter
+from experiments.training.muon import NAME as MUON
 from experiments.training.processes import ALONE, TENSOR_TIMEOUT, Processes
 from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
@@ -174,7 +175,8 @@ def training_arguments(plan: TrainingPlan, context: MethodContext, processes: Pr
         "remove_unused_columns": False,
         "ddp_timeout": int(TENSOR_TIMEOUT.total_seconds()),
     }
-    arguments = TrainingArguments(**{**own, **training.arguments})
+    given = {name: value for name, value in training.arguments.items() if value != MUON}  # which is ArmTrainer's own
+    arguments = TrainingArguments(**{**own, **given})
     # Several GPUs without a launcher would mean DataParallel: larger batches than were asked for, and slow.
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1

@@ -18,6 +18,7 @@ from experiments.training.groups import split_groups
 from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import ModelLoss, lm_loss
 from experiments.training.meter import Meter, real_tokens
+from experiments.training.muon import NAME, MuonAdamW
 from experiments.training.schedules import SCHEDULES
 
 
@@ -50,11 +51,19 @@ class ArmTrainer(Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         made = self.optimizer is None
+        if made and self.training_config.arguments.get("optim") == NAME:
+            self.optimizer = self._muon()
         optimizer = super().create_optimizer(*args, **kwargs)
         if made:
             split_groups(optimizer, self.model, self.training_config.rates)
             self.method.method.hook(optimizer)
         return optimizer
+
+    def _muon(self) -> MuonAdamW:
+        """Build the optimizer that transformers does not have, with its choice of what decays."""
+        model, args = self.model, self.args
+        decayed, betas = set(self.get_decay_parameter_names(model)), (args.adam_beta1, args.adam_beta2)
+        return MuonAdamW(model, decayed, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:

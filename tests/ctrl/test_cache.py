@@ -101,3 +101,32 @@ def test_the_other_half_of_an_encoder_decoder_does_not_count(encoder_layers: int
     tokens = model.generate(IDS, **kwargs)
     assert torch.equal(tokens, model.generate(IDS, **kwargs, use_cache=False))
     assert ctrl.merge_back(model).config.decoder_layers == 4
+
+
+def batched(model: tf.PreTrainedModel, prompts: list[list[int]], greedy: tf.GenerationConfig) -> list[list[int]]:
+    """The replies of continuous batching."""
+    room = tf.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
+    found = model.generate_batch(prompts, generation_config=greedy, continuous_batching_config=room, warmup=False)
+    assert not any(reply.error for reply in found.values())
+    return [list(reply.generated_tokens) for reply in found.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure: str) -> None:
+    """Its cache has slots for the copies too, of their originals' kind; the config is as before afterwards."""
+    model = ctrl.expand(build(family), ctrl.ControlConfig(structure=structure, layers=2)).eval()
+    perturb(model)
+    before = model.config.to_dict()
+    greedy = tf.GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=95, pad_token_id=0)
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9]]
+
+    def alone() -> list[list[int]]:
+        return [model.generate(torch.tensor([p]), generation_config=greedy)[0, len(p) :].tolist() for p in prompts]
+
+    want = alone()
+    assert batched(model, prompts, greedy) == want
+    assert model.config.to_dict() == before
+    with ctrl.pretrained(model):
+        assert batched(model, prompts, greedy) == alone() != want

@@ -78,14 +78,7 @@ def test_deepcopy_after_a_forward_is_independent() -> None:
 
 
 class TestGenerationThatCannotWork:
-    """Continuous batching lays out a cache of the base's layers; early exit stops between the layers."""
-
-    def test_continuous_batching_is_refused_with_the_way_out(self) -> None:
-        model = expanded().eval()
-        with pytest.raises(ctrl.ConfigError, match=r"generate_batch\) lays out a cache .* ctrl.merge_back"):
-            model.generate_batch([[1, 2, 3]], max_new_tokens=2)
-        with pytest.raises(ctrl.ConfigError, match="continuous batching"), model.continuous_batching_context_manager():
-            pass
+    """Early exit stops between the layers."""
 
     @pytest.mark.parametrize("how", ["argument", "config", "own config"])
     def test_early_exit_is_refused_before_it_changes_the_config(self, how: str) -> None:

@@ -13,10 +13,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import ctrl
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
-from experiments.methods.saving import BASE, check_same_base, facts_of, load_onto, save_trained, write_facts
+from experiments.methods.saving import (
+    BASE,
+    check_same_base,
+    facts_of,
+    load_onto,
+    round_files,
+    save_trained,
+    write_facts,
+)
 from tests.helpers.byte_level import byte_llama
+from tests.helpers.families import perturb
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 CHANGES: dict[str, tuple[Change, str]] = {
@@ -207,3 +217,34 @@ def test_a_change_of_weights_is_one_of_its_own_base(tmp_path: Path, whole: bool)
         next(base.parameters()).add_(0.1)
     with pytest.raises(DamagedError, match=r"its weights are others .*Bring back the base model of the training"):
         check_same_base(base, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["whole", "part", "control", "adapter"])
+def test_kept_matrices_are_rounded_and_load(tmp_path: Path, kind: str) -> None:
+    """Norms and alphas stay as they are, and so does what marks the file as of this expansion."""
+    base = byte_llama(260)
+    write_facts(tmp_path, facts_of(base))
+    if kind == "control":
+        model = ctrl.expand(base, ctrl.ControlConfig(layers=2, alpha="learned"))
+        perturb(model)
+    elif kind == "adapter":
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False))  # type: ignore[arg-type]
+    else:
+        model = base.requires_grad_(kind == "whole")
+        model.model.layers[1].requires_grad_(True)
+    save_trained(model, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    before = load_file(file)
+    round_files(tmp_path, "fp32")
+    assert {t.dtype for t in load_file(file).values() if t.is_floating_point()} == {torch.float32}
+    round_files(tmp_path, "bf16")
+    after = load_file(file)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    for name, tensor in before.items():
+        wide = tensor.dtype == torch.float32 and tensor.dim() > 1
+        assert torch.equal(after[name], tensor.bfloat16() if wide else tensor)
+    found = dict(load_onto(byte_llama(260), tmp_path).named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert found[name].dtype == torch.float32
+            torch.testing.assert_close(found[name].data, parameter.data, rtol=2**-8, atol=0)

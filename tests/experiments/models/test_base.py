@@ -5,13 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
+import ctrl
 from experiments.common.errors import ModelError
+from experiments.config import parse_config
 from experiments.data.encoding import PaddingCollator
+from experiments.evaluation.cache import BaseCache
+from experiments.methods import MethodContext
 from experiments.models.base import _gguf_file as gguf_file
 from experiments.models.base import load_base
+from experiments.models.precision import Precision
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
+from tests.helpers.small_run import small_arm
+
+IDS = torch.arange(24).view(2, 12)
 
 
 def test_a_damaged_model_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +49,18 @@ def test_padding_has_an_embedding(tmp_path: Path) -> None:
     tokenizer = load_base(byte_base(tmp_path, tokenizer, byte_llama(size)))[1]
     rows = [{"input_ids": ids, "labels": ids, "replayed": False} for ids in ([1, 2, 3], [4])]
     assert PaddingCollator(tokenizer)(rows)["input_ids"].max() < size
+
+
+def test_attention_is_computed_as_the_config_says(tmp_path: Path) -> None:
+    """Divergence `attention` needs eager, and the base's results in the cache are not those of sdpa."""
+    arm = {"method": "control", "control": {"layers": [0], "divergence": "attention"}}
+    given = small_arm(byte_base(tmp_path), **arm)
+    eager = parse_config(given.to_dict() | {"attention": "eager"})
+    assert given.digest() != eager.digest()
+    models = [config.load_base()[0] for config in (given, eager)]
+    keys = [BaseCache(tmp_path, model, byte_tokenizer(), Precision("fp32")).key for model in models]
+    assert keys[1] == keys[0] | {"attention": "eager"}
+    prepared = eager.arms[0].build().prepare(models[1], MethodContext(0, Precision("fp32")))
+    assert prepared(input_ids=IDS, labels=IDS).divergence is not None
+    with pytest.raises(ctrl.ConfigError, match="needs attention weights"):
+        given.arms[0].build().prepare(models[0], MethodContext(0, Precision("fp32")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from ctrl.quantised import has_quantised, plain_linears
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError, ModelError
 from experiments.config import ExperimentConfig
+from experiments.methods import MethodContext
+from experiments.methods.saving import facts_of, load_onto, save_trained, write_facts
 from experiments.models import quantised
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.plan.accelerators import Device
 from experiments.plan.plan import ArmPlan, plan_run
+from experiments.posthoc.operations import plain_model
 from experiments.runs.checks import check_run
 from tests.helpers.small_run import small_arm, tiny_base
 
@@ -90,6 +94,35 @@ def test_gradients_pass_the_quantised_matrices_after_an_evaluation(base: str, bi
         one.train()(inputs_embeds=embeddings, labels=IDS).loss.backward()
         found.append(embeddings.grad)
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
+
+
+@BITS
+@pytest.mark.parametrize("method", ["control", "stack", "lora"])
+def test_its_floats_compute_the_same_and_can_be_merged(base: str, bits: str, method: str, tmp_path: Path) -> None:
+    """What was trained next to the quantised base is loaded onto the floats that it computes with."""
+    pytest.importorskip(quantised.PACKAGES[bits])
+    layers = {} if method == "lora" else {"control": ctrl.ControlConfig(layers=2).to_dict()}
+    config = given(base, bits, method=method, **layers).model_copy(update={"precision": "fp32"})
+    loaded, _ = config.load_base()
+    write_facts(tmp_path, facts_of(loaded))
+    trained: Any = config.arms[0].build().prepare(loaded, MethodContext(0, Precision("fp32"))).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+        want = trained(IDS).logits
+    save_trained(trained, tmp_path)
+    floats = quantised.dequantise(config.load_base()[0])
+    assert not has_quantised(floats)
+    assert quantised.dequantise(floats) is floats
+    again = load_onto(floats, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, want, rtol=1e-3, atol=2e-3 * float(want.abs().max()))
+    plain_model(again).save_pretrained(tmp_path / "plain")
+    found = LlamaForCausalLM.from_pretrained(tmp_path / "plain")
+    assert not has_quantised(found)
+    assert getattr(found.config, "quantization_config", None) is None
 
 
 @BITS

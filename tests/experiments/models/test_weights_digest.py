@@ -65,3 +65,16 @@ def test_a_model_from_no_folder_is_hashed_each_time(model: PreTrainedModel, tmp_
     model.name_or_path = "owner/name"
     assert weights_digest(model, tmp_path / "weights.json") == weights_digest(model)
     assert not (tmp_path / "weights.json").exists()
+
+
+def test_a_model_of_the_hub_is_looked_up_by_its_commit(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Its weights are hashed once for each commit, not in each run and trial."""
+    known, model.name_or_path = tmp_path / "weights.json", "owner/name"
+    for commit in ("a" * 40, "b" * 40):
+        model.config._commit_hash = commit
+        assert weights_digest(model, known) == weights_digest(model)
+    stamps = json.loads(known.read_text())
+    assert len(stamps) == 2
+    known.write_text(json.dumps(dict.fromkeys(stamps, "looked up")))
+    assert weights_digest(model, known) == "looked up"
+    assert weights_digest(model.to(torch.bfloat16), known) != "looked up"

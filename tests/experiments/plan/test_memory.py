@@ -12,6 +12,7 @@ from experiments.plan.memory import STATES, Setup, disk, stages, state_bytes, tr
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape, build
 from experiments.training.arguments import optimizers
+from experiments.training.config import TrainingConfig
 from tests.helpers.small_run import small_arm, tiny_base
 
 ONE = Pass(peak=900, activations=700, kept=600, gradients=400, flops=1)
@@ -54,7 +55,7 @@ def test_devices_hold_parts(shape: Shape) -> None:
 def test_stages_and_disk(shape: Shape) -> None:
     counts, parts = shape.counts, training(shape, ONE, ALONE)
     found = stages(shape, sum(parts.values()), parts, ALONE)
-    per_layer = BATCH * 4 * 2 * 16 * 8  # rows, fp32, keys and values, tokens, one head of 8
+    per_layer = BATCH * 2 * 2 * 16 * 8  # rows, bf16, keys and values, tokens, one head of 8
     logits = BATCH * 4 * 2 * shape.model.config.vocab_size
     assert found["load"] == 4 * counts.base
     assert found["expansion"] == 4 * counts.total
@@ -63,7 +64,7 @@ def test_stages_and_disk(shape: Shape) -> None:
     held = parts["weights"] + parts["optimizer"]
     assert found["evaluation"] == held + shape.linear_cast() + 5 * per_layer + logits  # two copies have caches too
     assert found["post-hoc"] == 8 * counts.total
-    assert disk(shape, ALONE) == {
+    assert disk(shape, ALONE, TrainingConfig()) == {
         "checkpoints": 2 * 12 * counts.trained, "trained": 4 * counts.trained, "MLflow": 4 * counts.trained,
     }  # fmt: skip
 
@@ -74,3 +75,12 @@ def test_every_optimizer_has_a_size() -> None:
     assert named["adamw_8bit"] == named["paged_adamw_8bit"] == named["adamw_torch_8bit"] == 2
     assert (named["adafactor"], named["lion_8bit"], named["ademamix"]) == (0, 1, 12)
     assert len(set(STATES.values())) > 4
+
+
+@pytest.mark.parametrize(
+    ("given", "trained", "stored"),
+    [({"keep": "none"}, 0, 0), ({"keep": "local"}, 4, 0), ({"keep_dtype": "bf16"}, 2, 2)],
+)
+def test_weights_on_disk_are_those_that_stay(shape: Shape, given: dict[str, str], trained: int, stored: int) -> None:
+    found = disk(shape, ALONE, TrainingConfig.model_validate(given))
+    assert (found["trained"], found["MLflow"]) == (trained * shape.counts.trained, stored * shape.counts.trained)

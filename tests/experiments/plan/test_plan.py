@@ -15,6 +15,7 @@ import yaml
 
 from experiments.common.errors import ConfigError
 from experiments.config import SHIPPED, ExperimentConfig, load_config
+from experiments.data.hub import HuggingFace
 from experiments.models.precision import Precision
 from experiments.plan.accelerators import GPUS, Device
 from experiments.plan.plan import plan_run
@@ -120,6 +121,48 @@ def test_the_paper_s_recipes_have_its_models(path: Path) -> None:
         assert counts.base == 8_030_261_248
         assert counts.added == pytest.approx(copies * 218_112_000, rel=1e-3)
         assert arm.learning_rates == (5e-5,)
+
+
+COLUMNS = {  # by the cards of the data sets and the authors' code
+    "openmath2": {"problem", "generated_solution", "expected_answer"},
+    "opencoder": {"instruction", "output"},
+    "llama3-syne": {"text"},
+}
+
+
+def test_the_paper_s_recipes_read_columns_that_their_data_has() -> None:
+    parts, folders = [], []
+    for name, columns in COLUMNS.items():
+        for source in load_config(f"paper/{name}").data.new:
+            assert isinstance(source, HuggingFace)
+            assert set(source.shape(sorted(columns), source.name).columns) == columns
+            parts, folders = [*parts, source.subset], [*folders, *source.files]
+    assert {*parts} == {None, "educational_instruct", "evol_instruct", "mceval_instruct", "package_instruct"}
+    cards = {"book-cn", "encyclopedia-cn", "qa_forum-cn", "web-cn", "code-en", "math-en", "synthesis-en"}
+    assert {pattern.split("/")[1] for pattern in folders} == cards
+
+
+@pytest.mark.parametrize(
+    ("name", "arm", "layers", "gate", "divergence"),
+    [
+        ("openmath2", "lerp16-mse", 16, "lerp", "mse"),
+        ("opencoder", "lerp8-mse", 8, "lerp", "mse"),
+        ("llama3-syne", "dlerp16-cosine", 16, "dlerp", "cosine"),
+    ],
+)
+def test_the_paper_s_recipes_have_its_set_ups(name: str, arm: str, layers: int, gate: str, divergence: str) -> None:
+    """Table 4: rates from 5e-5 down to 1e-5, decay .1, clipped at 1, rows of 8,192, thousands of them in a step."""
+    given = load_config(f"paper/{name}")
+    own, training = next(one for one in given.arms if one.name == arm), given.training
+    control = own.control
+    assert (control.layers, control.interpolation, control.divergence) == (layers, gate, divergence)
+    assert control.alpha == ("learned" if name == "llama3-syne" else "fixed")
+    assert (control.divergence_weight, control.structure) == (1, "concat")
+    assert training.schedule == "cosine"
+    assert own.learning_rates[0] * training.min_lr_ratio == pytest.approx(1e-5)
+    assert (training.weight_decay, training.max_grad_norm, given.data.length) == (0.1, 1.0, 8192)
+    assert training.batch_size >= 1000
+    assert given.precision == "bf16"
 
 
 @pytest.mark.slow

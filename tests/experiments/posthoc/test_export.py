@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import ctrl
 from ctrl.control_model import ControlModel
@@ -16,9 +17,11 @@ from experiments.common.errors import ConfigError, MachineError
 from experiments.config import run_config
 from experiments.posthoc.export import _whole_folder, export, exported_text
 from experiments.runs.trained import load_trained
+from tests.helpers.gguf_file import to_gguf
 
 pytestmark = pytest.mark.slow  # six arms are trained for it
 IDS = torch.arange(5, 17)[None]
+TEXT = "Hello, World! 12 is\n\nthe sum of 5 and 7."
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -44,6 +47,54 @@ def test_the_plain_form_is_loaded_by_transformers(run: Path, arm: str, far: floa
     assert ("Merging changed its predictions" in text) == (done.gap is not None)
     assert any(line.startswith("serve it: vllm serve") for line in exported_text(done))
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("arm", ["control", "stack"])
+def test_servers_find_what_they_need(run: Path, arm: str, tmp_path: Path) -> None:
+    """vLLM picks its class by `architectures`, reads tensors by their names, sizes and dtype from config.json."""
+    export(run, arm, 1e-2, tmp_path / "out", say=lambda text: None)
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    base = json.loads((Path(run_config(run).base_model) / "config.json").read_text())
+    layers = base["num_hidden_layers"] + (arm == "stack")
+    assert settings == base | {"num_hidden_layers": layers, "transformers_version": settings["transformers_version"]}
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        assert {str(file.get_tensor(name).dtype).removeprefix("torch.") for name in names} == {settings["dtype"]}
+    assert names == {*LlamaForCausalLM(LlamaConfig(**settings)).state_dict()}
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= there
+
+
+def greedy(model: PreTrainedModel) -> list[int]:
+    tokens: list[int] = model.generate(IDS, max_new_tokens=8, do_sample=False)[0, IDS.shape[1] :].tolist()  # type: ignore[operator]
+    return tokens
+
+
+def test_llama_cpp_s_format_holds_the_whole_model(run: Path, tmp_path: Path) -> None:
+    """Converted by gguf's own tools; transformers reads the same weights, words and greedy tokens from the file."""
+    out = export(run, "control", 1e-2, tmp_path / "out", say=lambda text: None).folder
+    file = to_gguf(out, tmp_path / "model.gguf")
+    plain = AutoModelForCausalLM.from_pretrained(out).eval()
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name).eval()
+    assert torch.equal(logits(read), logits(plain))
+    assert greedy(read) == greedy(plain)
+    words, own = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name), AutoTokenizer.from_pretrained(out)
+    assert words(TEXT)["input_ids"] == own(TEXT)["input_ids"]
+    assert words.chat_template == own.chat_template
+
+
+def test_llama_cpp_writes_the_same_text(run: Path, tmp_path: Path) -> None:
+    llama = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python builds llama.cpp: minutes")
+    out = export(run, "control", 1e-2, tmp_path / "out", say=lambda text: None).folder
+    fp32 = {"type_k": 0, "type_v": 0, "flash_attn": False}  # its own cache is in fp16
+    engine = llama.Llama(str(to_gguf(out, tmp_path / "model.gguf")), n_ctx=64, logits_all=True, verbose=False, **fp32)
+    written, new = [], IDS[0].tolist()
+    for _ in range(8):
+        engine.eval(new)
+        new = [int(engine.scores[engine.n_tokens - 1].argmax())]
+        written += new
+    assert written == greedy(AutoModelForCausalLM.from_pretrained(out).eval())
+    assert engine.tokenize(TEXT.encode(), add_bos=False) == AutoTokenizer.from_pretrained(out)(TEXT)["input_ids"]
 
 
 def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> None:

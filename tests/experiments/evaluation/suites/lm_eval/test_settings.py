@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
-from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings, _wrapped
+from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings, _wrapped, halve_batches
 from experiments.models.tokens import prompt_ids
 from tests.helpers.byte_level import R1, byte_llama, byte_tokenizer
 from tests.helpers.lm_eval_suite import config_of, harness
@@ -121,6 +122,30 @@ class TestConfig:
         contents.append(content(include_path=own, run_code=True))
         assert contents[0] == contents[1]
         assert len(set(contents)) == 3
+
+    def test_the_batch_size_is_in_no_digest_unless_it_is_given(self, folder: Path) -> None:
+        given, automatic = config_of(folder, batch_size=8), config_of(folder)
+        assert automatic.evaluation.settings("lm_eval").batch_size == "auto"
+        assert given.digest() == automatic.digest() != config_of(folder, batch_size=4).digest()
+        with pytest.raises(ConfigError, match=r"batch_size.*Input should be 'auto'"):
+            config_of(folder, batch_size="most")
+
+    def test_a_batch_without_room_is_asked_again_in_halves(self) -> None:
+        class Model:
+            batch_size_per_gpu, asked = 64, list[int]()
+
+            def loglikelihood(self, requests: list[str]) -> list[str]:
+                self.asked.append(self.batch_size_per_gpu)
+                if self.batch_size_per_gpu > 16:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return requests
+
+            loglikelihood_rolling = generate_until = loglikelihood
+
+        model = Model()
+        halve_batches(model)
+        assert [model.loglikelihood(["a"]), model.generate_until(["b"])] == [["a"], ["b"]]
+        assert model.asked == [64, 32, 16, 16]
 
     def test_presets(self, folder: Path) -> None:
         values = small_values(str(folder / "base"))
