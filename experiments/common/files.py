@@ -1,19 +1,21 @@
-"""Write files whole or not at all: text, JSON, JSON lines."""
+"""Write files and folders whole or not at all: text, JSON, JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import ConfigError, DamagedError
 
 PART = ".part"  # ending of a temporary file
 UMASK = os.umask(0)  # the only way to read it is to set it
@@ -68,19 +70,26 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
 
 
 def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
-    """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other.
-
-    private: only the owner may read it. What is no file (/dev/stdout, a pipe) is written to, and stays what it is.
-    """
+    """Replace a file as a whole, with `replacing`. What is no file (/dev/stdout, a pipe) is written to, and stays."""
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    with replacing(path, private) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, private: bool = False) -> Iterator[IO[bytes]]:
+    """Give a file to fill, which then replaces the one at a path. A kill or a power cut leaves one or the other.
+
+    It is next to the path, flushed to disk, and renamed. private: only the owner may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o600 if private else 0o666 & ~UMASK)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -88,6 +97,42 @@ def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def part_folder(near: Path) -> Iterator[Path]:
+    """Give an empty folder next to a path, which is removed after the block.
+
+    Each process has its own: two that write one folder would mix their files. Those of killed processes are removed.
+    """
+    near.parent.mkdir(parents=True, exist_ok=True)
+    for left in near.parent.glob(f"{glob.escape(near.name)}.*{PART}"):
+        pid = left.name.removesuffix(PART).rpartition(".")[2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+    part = near.with_name(f"{near.name}.{os.getpid()}{PART}")
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(to: Path, option: str = "--to") -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when the block has ended, and is removed if it fails.
+
+    to: not there, or empty. Raises ConfigError, which names the option, if another process has written it meanwhile.
+    """
+    with part_folder(to) as part:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise ConfigError(f"{option} {to} appeared meanwhile, written by another process: name a new folder")
+        os.replace(part, to)
 
 
 def sweep(folder: Path) -> None:

@@ -12,7 +12,7 @@ import ctrl
 from ctrl.hub import MLFLOW, local_folder
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
-from experiments.common.hashing import file_stamp, json_digest
+from experiments.common.hashing import BLOCKS, BLOCKS_ONCE, file_stamp, json_digest
 from experiments.models.base import SHIPPED, shipped_folder
 
 CONFIG = "config.json"
@@ -100,10 +100,15 @@ def stamp(folder: Path) -> str:
     return json_digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])[:16]
 
 
-def content(folder: Path) -> str:
+def content(folder: Path, blocks: int = BLOCKS) -> str:
     """Return a digest of samples of the folder's files: new weights of the same size and time are seen too."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return json_digest([[path.name, *file_stamp(path)] for path in files])[:16]
+    return json_digest([[path.name, *file_stamp(path, blocks)] for path in files])[:16]
+
+
+def same_content(known: str | None, folder: Path) -> bool:
+    """Whether a folder has the content that was noted, or nothing was. Earlier versions noted a digest of less."""
+    return known is None or known == content(folder) or known == content(folder, BLOCKS_ONCE)
 
 
 def _shards(index: Path) -> list[str]:

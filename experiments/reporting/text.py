@@ -77,4 +77,4 @@ def _digits(value: float, places: int, signed: bool = False) -> str:
 
 def escaped(text: str) -> str:
     """Write text of others for Markdown: no tag, link or picture."""
-    return text.replace("<", "&lt;").replace("](", "]\\(")
+    return text.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

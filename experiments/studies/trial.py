@@ -14,6 +14,7 @@ from experiments.common.files import read_note, write_json
 from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
+from experiments.reporting.text import escaped
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial
@@ -94,7 +95,7 @@ def run_trial(
     ) as run:
         outcome.url = tracker.run_url(run.id)
         run.set_tags({"optuna_study": study.name, "optuna_trial": str(number)})
-        run.log_note("\n".join(f"- {key}: {pick}" for key, pick in picks.items()))
+        run.log_note(escaped("\n".join(f"- {key}: {pick}" for key, pick in picks.items())))
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):

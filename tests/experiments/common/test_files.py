@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import DamagedError
-from experiments.common.files import UMASK, json_lines, read_json, read_note, sweep, write_bytes, write_json, write_text
+from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.files import (
+    UMASK,
+    json_lines,
+    read_json,
+    read_note,
+    sweep,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +56,7 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
         "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory
         "experiments/posthoc/export.py",  # into a folder that is renamed
-        "experiments/soften/path.py",  # weights, whose length is checked when they are read
+        "experiments/soften/path.py",  # into a folder that is renamed
         "experiments/soften/report.py",  # next to these weights
         "experiments/studies/archive.py",  # into a folder that is renamed
         "experiments/studies/exchange.py",  # renamed
@@ -112,3 +122,28 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
     with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         write_text(tmp_path, "one")
+
+
+def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    dead = tmp_path / "out.4194304.part"  # above the largest id of a process
+    other = tmp_path / "out.1.part"  # of one that lives
+    for left in (dead, other):
+        left.mkdir()
+    with whole_folder(to) as part:
+        (part / "mine").touch()
+        assert (part.parent, part.name != other.name, dead.exists(), other.exists()) == (tmp_path, True, False, True)
+    assert [path.name for path in to.iterdir()] == ["mine"]
+    with pytest.raises(ConfigError, match=r"^--out .*out appeared meanwhile"), whole_folder(to, "--out") as part:
+        (part / "second").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out", "out.1.part"]
+
+
+def test_an_empty_folder_is_filled_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError, match="none"), whole_folder(tmp_path / "out") as part:
+        (part / "none").rename(part / "half")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+    with whole_folder(tmp_path / "out") as part:
+        (part / "file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
