@@ -106,11 +106,9 @@ def part_folder(near: Path) -> Iterator[Path]:
     Each process has its own: two that write one folder would mix their files. Those of killed processes are removed.
     """
     near.parent.mkdir(parents=True, exist_ok=True)
-    for left in near.parent.glob(f"{glob.escape(near.name)}.*{PART}"):
-        pid = left.name.removesuffix(PART).rpartition(".")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-            shutil.rmtree(left, ignore_errors=True)
-    part = near.with_name(f"{near.name}.{os.getpid()}{PART}")
+    _sweep(near.parent.glob(f".{glob.escape(near.name)}{_suffix('*')}"))
+    part = near.with_name(f".{near.name}{_suffix(os.getpid())}")
+    shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same id
     part.mkdir()
     try:
         yield part
@@ -136,10 +134,18 @@ def whole_folder(to: Path, option: str = "--to") -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete temporary files below a folder that processes of this machine left when they were killed."""
-    for path in folder.rglob(f".*{_suffix('*')}"):
+    """Delete temporary files and folders below a folder that processes of this machine left when they were killed."""
+    _sweep(folder.rglob(f".*{_suffix('*')}"))
+
+
+def _sweep(found: Iterable[Path]) -> None:
+    for path in list(found):
         pid = path.name.rpartition("-")[2].removesuffix(PART)
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

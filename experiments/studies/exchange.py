@@ -94,7 +94,7 @@ def unpack_runs(folder: Path, root: Path) -> None:
     Each run folder appears whole, after its records were checked: a kill or a full disk leaves none in part.
     """
     (root / "runs").mkdir(parents=True, exist_ok=True)
-    with open_archive(folder) as archive, part_folder(root / ".from") as part:
+    with open_archive(folder) as archive, part_folder(root / "from") as part:
         new = {run for run in archive.runs if not (root / run).exists()}
         for name in archive.files:
             if run_of(name) in new:

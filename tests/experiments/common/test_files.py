@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -126,9 +127,11 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
     to = tmp_path / "out"
-    dead = tmp_path / "out.4194304.part"  # above the largest id of a process
-    other = tmp_path / "out.1.part"  # of one that lives
-    for left in (dead, other):
+    dead, other = (
+        tmp_path / f".out-{socket.gethostname()}-{pid}.part" for pid in (4194304, 1)
+    )  # none, and a living one
+    away = tmp_path / ".out-elsewhere-4194304.part"  # of another machine, whose processes nobody knows here
+    for left in (dead, other, away):
         left.mkdir()
     with whole_folder(to) as part:
         (part / "mine").touch()
@@ -136,7 +139,10 @@ def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
     assert [path.name for path in to.iterdir()] == ["mine"]
     with pytest.raises(ConfigError, match=r"^--out .*out appeared meanwhile"), whole_folder(to, "--out") as part:
         (part / "second").touch()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out", "out.1.part"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([away.name, other.name, "mine", "out"])
+    dead.mkdir()
+    sweep(tmp_path)
+    assert not dead.exists()
 
 
 def test_an_empty_folder_is_filled_as_a_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import shutil
+import socket
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -175,9 +176,9 @@ def test_two_that_begin_with_one_file_do_not_meet(
         unpack_runs(out, there)  # another process, meanwhile
 
     monkeypatch.setattr(exchange, "check_files", late)
-    (there / ".from.4194304.part").mkdir(parents=True)  # of a process that was killed
+    (there / f".from-{socket.gethostname()}-4194304.part").mkdir(parents=True)  # of a process that was killed
     unpack_runs(out, there)
-    assert len(list((there).glob("runs/*/arms/*/result.json"))) == 4
+    assert len(list(there.glob("runs/*/arms/*/result.json"))) == 4
     assert [path.name for path in there.iterdir()] == ["runs"]
 
 
