@@ -133,6 +133,19 @@ def whole_folder(to: Path, option: str = "--to") -> Iterator[Path]:
         os.replace(part, to)
 
 
+def remove(folder: Path, near: Path) -> None:
+    """Delete a folder at once: a kill leaves all of it, or nothing that looks like it.
+
+    Of one that was deleted in part, what is left could be read as another's. near: see `part_folder`; on its disk.
+    """
+    try:
+        with part_folder(near) as gone:
+            os.replace(folder, gone / folder.name)
+    except OSError:  # a folder of another disk
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
 def sweep(folder: Path) -> None:
     """Delete temporary files and folders below a folder that processes of this machine left when they were killed."""
     _sweep(folder.rglob(f".*{_suffix('*')}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.files import read_json, read_note, write_json
+from experiments.common.files import read_json, read_note, remove, write_json
 from experiments.common.progress import progress
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
@@ -123,7 +122,7 @@ class Session:
         changed, asked = changed_replies(endpoint, self.arm(model) / REPLIES)
         if 2 * changed > asked:
             self.say(f"{model.name}: the server gives other replies than before ({changed} of {asked}): measured again")
-            shutil.rmtree(self.arm(model))
+            remove(self.arm(model), self.folder / "removed")
         elif changed:
             self.say(
                 f"warning: {model.name}: {changed} of {asked} replies are others than before. If the server has "
@@ -135,7 +134,7 @@ class Session:
         note = self.arm(model) / MODEL
         if note.is_file() and not _is_of(read_json(note), model):
             self.say(f"{model.name} is another model than before, or its files have changed: it is measured again")
-            shutil.rmtree(self.arm(model))
+            remove(self.arm(model), self.folder / "removed")
         write_json(note, _facts(model))
 
     def _measure_checkpoint(self, model: Model, one: Checkpoint) -> None:

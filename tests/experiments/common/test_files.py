@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from experiments.common.files import (
     json_lines,
     read_json,
     read_note,
+    remove,
     sweep,
     whole_folder,
     write_bytes,
@@ -143,6 +145,41 @@ def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
     dead.mkdir()
     sweep(tmp_path)
     assert not dead.exists()
+
+
+def test_a_folder_is_deleted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "arms" / "one"
+    folder.mkdir(parents=True)
+    for name in "ab":
+        (folder / name).touch()
+
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: None)  # killed before the first file was deleted
+    remove(folder, tmp_path / "removed")
+    assert not folder.exists()
+    monkeypatch.undo()
+    (gone,) = tmp_path.glob(".removed-*.part")
+    assert sorted(path.name for path in (gone / "one").iterdir()) == ["a", "b"]  # as a kill leaves it
+    folder.mkdir()
+    remove(folder, tmp_path / "removed")
+    assert [path.name for path in tmp_path.iterdir()] == ["arms"]
+
+
+@pytest.mark.parametrize("fault", ["another disk", "no right"])
+def test_a_folder_that_cannot_be_moved_is_deleted_or_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **more: object) -> None:
+        raise OSError(fault)
+
+    (tmp_path / "one").mkdir()
+    monkeypatch.setattr(os, "replace", refused)
+    if fault == "another disk":
+        remove(tmp_path / "one", tmp_path / "removed")
+        assert not list(tmp_path.iterdir())
+        return
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else refused())
+    with pytest.raises(OSError, match="no right"):
+        remove(tmp_path / "one", tmp_path / "removed")
 
 
 def test_an_empty_folder_is_filled_as_a_whole(tmp_path: Path) -> None:
