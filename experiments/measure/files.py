@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -17,6 +19,7 @@ from experiments.models.base import SHIPPED, shipped_folder
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PICKLED = ("pytorch_model.bin", "adapter_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -61,6 +64,26 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     """Return the folders `checkpoint-STEP` of a training run by step; empty if there are none."""
     found = {int(match[1]): path for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))}
     return dict(sorted(found.items()))
+
+
+def check_last(folder: Path, steps: Mapping[int, Path]) -> None:
+    """Raise ConfigError if a training's folder holds a model of its own that is not its last checkpoint.
+
+    A trainer leaves both: the best model of the training, or one that was merged afterwards. Figures of the last
+    checkpoint would be taken for those of the model. steps: its checkpoints.
+    """
+    own = _weights(folder)
+    if steps and own and own != _weights(steps[max(steps)]):
+        raise ConfigError(
+            f"{folder} holds a model and checkpoints, of which the last, {steps[max(steps)].name}, is another model: "
+            f"name the one that you mean, {steps[max(steps)]}, or move the checkpoint folders elsewhere"
+        )
+
+
+def _weights(folder: Path) -> dict[str, list[Any]]:
+    """Return size and digest of each file of weights, also of an adapter."""
+    files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in PICKLED]
+    return {path.name: file_stamp(path)[::2] for path in files if path.is_file()}
 
 
 def tokenizer_folder(folder: Path) -> Path | None:
