@@ -112,7 +112,7 @@ def unpack_runs(folder: Path, root: Path) -> None:
 def unpacked(trial: optuna.trial.FrozenTrial, root: Path) -> bool:
     """Whether the runs in root have the results of a trial of a file. Raises DamagedError for a damaged result.
 
-    A run folder that was there before may be half done, or have figures of another machine. Such a trial is run here:
+    A run folder that was there before may be half done, or have figures of another machine. Such a trial is not taken:
     its values would not be those of its records.
     """
     for run in trial.system_attrs[RUNS]:

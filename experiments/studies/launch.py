@@ -71,7 +71,7 @@ def run_study(
     if known:
         say(f"{config.name}: {taken} of the {len(found)} trials in {short_path(known)} are taken from there")
     if odd := len(found) - len(fitting):
-        say(f"{config.name}: {odd} of them run here, because their run folders were there with other results, or none")
+        say(f"{config.name}: {odd} are not taken: their run folders were there, with other results or none")
     folder = study_folder(root, config.name)
     write_text(folder / "study.yaml", dump_yaml(config.to_dict()), private=config.storage is not None)
     note_progress(store, root)

@@ -140,7 +140,7 @@ def test_a_run_folder_that_exists_stays(written: tuple[Store, Path, Path], tmp_p
 
 
 @pytest.mark.parametrize("state", ["half done", "other figures", "other seconds", "a file", "the same"])
-def test_a_trial_whose_run_folder_has_other_results_is_run_here(
+def test_a_trial_whose_run_folder_has_other_results_is_not_taken(
     state: str, written: tuple[Store, Path, Path], tmp_path: Path
 ) -> None:
     """Its values would be of the file, its records of the folder."""
