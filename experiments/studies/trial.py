@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_note, write_json
+from experiments.common.paths import absolute
 from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
@@ -164,9 +165,10 @@ def _steps_of(run: Path, steps: int) -> int:
 
 def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
     """Return what the study's storage keeps of a run, as plain JSON: a report needs no other file."""
-    result, folder = outcome.results[0], outcome.folder.resolve()
-    folder = folder.relative_to(root.resolve()) if folder.is_relative_to(root.resolve()) else folder
-    return {"seed": seed, "folder": str(folder), "result": result.to_dict()}
+    for folder, top in ((absolute(outcome.folder), absolute(root)), (outcome.folder.resolve(), root.resolve())):
+        if folder.is_relative_to(top):  # first without following links: a run may be one to another disk
+            return {"seed": seed, "folder": str(folder.relative_to(top)), "result": outcome.results[0].to_dict()}
+    return {"seed": seed, "folder": str(folder), "result": outcome.results[0].to_dict()}
 
 
 def result_of(run: Mapping[str, Any]) -> ArmResult:
