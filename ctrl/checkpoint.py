@@ -91,6 +91,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
 
 
+def check_one_save(folder: Path, meta: dict[str, Any]) -> None:
+    """Raise CheckpointError if the config of a folder is of another save than its weights, whose mark says what they
+    are: a save over an older one that was killed between the two files, or a file that was copied from elsewhere.
+
+    meta: of `read_config`. Fields that only one of them has are of an earlier version; the base may have been renamed.
+    """
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        if MARK not in file.keys():  # noqa: SIM118 (not a dict)
+            return
+        noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
+    for part in ("control", "base"):
+        other = [n for n, v in meta[part].items() if n != "name" and noted[part].get(n, v) != v]
+        if other:
+            raise CheckpointError(
+                f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
+                f"{meta[part][other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
+            )
+
+
 def added_names(model: nn.Module) -> list[str]:
     """List the state-dict names that expand added: copies and interpolations."""
     state = model.state_dict(keep_vars=True)  # first: this makes FSDP reshard what a forward pass has gathered

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ctrl.checkpoint import WEIGHTS_FILE, added_names, base_facts, read_config, read_tensors, write_checkpoint
+from ctrl.checkpoint import (
+    WEIGHTS_FILE,
+    added_names,
+    base_facts,
+    check_one_save,
+    read_config,
+    read_tensors,
+    write_checkpoint,
+)
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
@@ -65,6 +73,7 @@ def load(
         tensors |= _norm_factors(tensors, added_names(model))
     try:
         _check_fit(tensors, model, folder)
+        check_one_save(folder, meta)
     except CheckpointError:
         take_off(model)
         for parameter in trainable:

@@ -1,19 +1,21 @@
-"""Write files whole or not at all: text, JSON, JSON lines."""
+"""Write files and folders whole or not at all: text, JSON, JSON lines."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import ConfigError, DamagedError
 
 PART = ".part"  # ending of a temporary file
 UMASK = os.umask(0)  # the only way to read it is to set it
@@ -68,19 +70,26 @@ def write_text(path: Path, text: str, private: bool = False) -> None:
 
 
 def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
-    """Replace a file as a whole: write next to it, flush to disk, rename. A power cut leaves one or the other.
-
-    private: only the owner may read it. What is no file (/dev/stdout, a pipe) is written to, and stays what it is.
-    """
+    """Replace a file as a whole, with `replacing`. What is no file (/dev/stdout, a pipe) is written to, and stays."""
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
+    with replacing(path, private) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, private: bool = False) -> Iterator[IO[bytes]]:
+    """Give a file to fill, which then replaces the one at a path. A kill or a power cut leaves one or the other.
+
+    It is next to the path, flushed to disk, and renamed. private: only the owner may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_suffix(os.getpid()))
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(handle, 0o600 if private else 0o666 & ~UMASK)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -90,11 +99,66 @@ def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
         raise
 
 
+@contextlib.contextmanager
+def part_folder(near: Path) -> Iterator[Path]:
+    """Give an empty folder next to a path, which is removed after the block.
+
+    Each process has its own: two that write one folder would mix their files. Those of killed processes are removed.
+    """
+    near.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(near.parent.glob(f".{glob.escape(near.name)}{_suffix('*')}"))
+    part = near.with_name(f".{near.name}{_suffix(os.getpid())}")
+    shutil.rmtree(part, ignore_errors=True)  # of a killed process that had the same id
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def whole_folder(to: Path, option: str = "--to") -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when the block has ended, and is removed if it fails.
+
+    to: not there, or empty. Raises ConfigError, which names the option, if another process has written it meanwhile.
+    """
+    with part_folder(to) as part:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise ConfigError(f"{option} {to} appeared meanwhile, written by another process: name a new folder")
+        os.replace(part, to)
+
+
+def remove(folder: Path, near: Path) -> None:
+    """Delete a folder at once: a kill leaves all of it, or nothing that looks like it.
+
+    Of one that was deleted in part, what is left could be read as another's. near: see `part_folder`; on its disk.
+    """
+    try:
+        with part_folder(near) as gone:
+            os.replace(folder, gone / folder.name)
+    except OSError:  # a folder of another disk
+        if folder.exists():
+            shutil.rmtree(folder)
+
+
 def sweep(folder: Path) -> None:
-    """Delete temporary files below a folder that processes of this machine left when they were killed."""
-    for path in folder.rglob(f".*{_suffix('*')}"):
+    """Delete temporary files and folders below a folder that processes of this machine left when they were killed."""
+    _sweep(folder.rglob(f".*{_suffix('*')}"))
+
+
+def _sweep(found: Iterable[Path]) -> None:
+    for path in list(found):
         pid = path.name.rpartition("-")[2].removesuffix(PART)
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if not pid.isdigit() or psutil.pid_exists(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 

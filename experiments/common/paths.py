@@ -17,9 +17,16 @@ def default_root() -> Path:
     return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
 
 
+def absolute(path: str | Path) -> Path:
+    """Return the path from the top, without `..`. Links are not followed: a run folder that was moved to another disk
+    and linked still belongs to the root in which its link is.
+    """
+    return Path(os.path.abspath(path))
+
+
 def short_path(path: str | Path) -> str:
     """Return the path relative to the working directory if it is below it, else absolute. Links are not followed."""
-    path = Path(os.path.abspath(path))
+    path = absolute(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# the codes that terminals obey, and those that change the order of reading
+CODES = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
 
 def printable(text: str) -> str:
     """Write control characters as escapes: a terminal would obey them (`\\x1b]0;title`), or read backwards (U+202E).
@@ -11,3 +16,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_codes(text: str) -> str:
+    """Write the codes of terminals and of the reading order as escapes, for files: someone prints them.
+
+    All else stays: joiners and spaces of many scripts are no letters either, and `printable` would show them.
+    """
+    return CODES.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.common.errors import ConfigError
-from experiments.common.paths import short_path
+from experiments.common.paths import absolute, short_path
 
 TRIAL = r"-\d{3,}(-seed\d+)?-[0-9a-f]{8}"  # what follows a study's name in the names of its runs
 MEASUREMENT = "measure.json"  # of the folder of a measurement
@@ -31,7 +31,7 @@ def trial_runs(study: Path, runs: Iterable[Path]) -> list[Path]:
 
 def find(name: str, root: Path) -> Path:
     """Return the folder of a run, study or measurement by its path or the beginning of its name. Raises ConfigError."""
-    path = Path(name).resolve()
+    path = absolute(name)
     if any((path / file).is_file() for file in ("config.yaml", "study.yaml", MEASUREMENT)):
         return path
     studies, runs = folders(root)
@@ -41,7 +41,7 @@ def find(name: str, root: Path) -> Path:
         exact = [folder for folder in candidates if folder.name == name]
         found = exact or [folder for folder in candidates if folder.name.startswith(name)]
         if len(found) == 1:
-            return found[0].resolve()
+            return absolute(found[0])
         if found:
             raise ConfigError(f"{len(found)} names begin with {name!r}: {', '.join(f.name for f in found)}")
     from experiments.common.section import nearest  # loads pydantic; `show` of a name that is there needs none

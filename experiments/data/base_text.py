@@ -17,14 +17,14 @@ from filelock import FileLock
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import json_lines, parse_json, write_json, write_text
-from experiments.common.hashing import file_stamp, sha256, short_digest
+from experiments.common.hashing import BLOCKS, BLOCKS_ONCE, file_stamp, sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
 from experiments.data.source import Finite, Source, SourceContext, distinct
 from experiments.models.weights_digest import weights_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
-ADDED = ("rows", "sha256", "weights")  # to the provenance of which the folder's name is a digest
+ADDED = ("rows", "sha256", "weights", "content")  # to the provenance of which the folder's name is a digest
 
 
 class SampledText(Finite):
@@ -62,7 +62,7 @@ class BaseText(Sampling, Source):
         folder = context.cache / "self" / _key(provenance)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not _whole(folder):
+            if not _whole(folder, weight_files(context.base_model, BLOCKS)):
                 self._sample(context, folder, provenance)
         return SampledText(share=self.share, folder=str(folder))
 
@@ -90,29 +90,35 @@ class BaseText(Sampling, Source):
         text = "".join(json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         write_text(folder / ROWS, text)
         made = {**provenance, "rows": len(rows), "sha256": sha256(text), "weights": weights_digest(model)}
+        made["content"] = weight_files(context.base_model, BLOCKS)
         write_json(folder / PROVENANCE, made)
 
 
-def weight_files(base_model: str) -> list[list[Any]]:
-    """Return name and stamp of each file of a local model; nothing for a model of the Hugging Face Hub."""
+def weight_files(base_model: str, blocks: int = BLOCKS_ONCE) -> list[list[Any]]:
+    """Return name and stamp of each file of a local model; nothing for a model of the Hugging Face Hub.
+
+    blocks: see `file_stamp`. Names of caches have the stamps of earlier versions, which read less; their notes have
+    those of now too, by which a model that differs between the samples is known.
+    """
     from experiments.models.base import SHIPPED, shipped_folder
 
     folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [[file.name, *file_stamp(file)] for file in files if file.is_file()]
+    return [[file.name, *file_stamp(file, blocks)] for file in files if file.is_file()]
 
 
 def _key(provenance: dict[str, Any]) -> str:
     return short_digest(json.dumps(provenance, sort_keys=True))
 
 
-def _whole(folder: Path) -> bool:
-    """Whether the text is there as it was written, and of what the folder's name says."""
+def _whole(folder: Path, content: list[list[Any]]) -> bool:
+    """Whether the text is there as it was written, of what the folder's name says and of a model of this content."""
     try:
         made = parse_json((folder / PROVENANCE).read_text(encoding="utf-8"))
         key = {name: value for name, value in made.items() if name not in ADDED}
         text = (folder / ROWS).read_text(encoding="utf-8")
-        return bool(made["sha256"] == sha256(text)) and _key(key) == folder.name
+        same = made["sha256"] == sha256(text) and made.get("content", content) == content
+        return bool(same) and _key(key) == folder.name
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 

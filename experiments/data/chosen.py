@@ -20,7 +20,7 @@ from ctrl.gap import evaluating
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, write_json
-from experiments.common.hashing import json_digest, short_digest
+from experiments.common.hashing import BLOCKS, json_digest, short_digest
 from experiments.common.section import Section
 from experiments.data.base_text import weight_files
 from experiments.data.encoding import Encoder, Piece
@@ -117,11 +117,13 @@ class Chooser:
         base = [self.context.base_model, repr(weight_files(self.context.base_model)), self.context.precision]
         drawn = [str(self.seed), *sorted(self.held_out_ids), self.encoder.key, self.choice.model_dump_json()]
         file = self.context.cache / "chosen" / f"{short_digest(*of, *base, *drawn)}.json"
+        content = json_digest(weight_files(self.context.base_model, BLOCKS))
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             note = read_note(file)
-            if note.pop("digest", None) != json_digest(note | {"of": file.stem}):  # changed, or of another choice
-                note = {"scores": self._computed(source)}
+            whole = note.pop("digest", None) == json_digest(note | {"of": file.stem})
+            if not whole or note.get("base", content) != content:  # changed, of another choice, or of another model
+                note = {"scores": self._computed(source), "base": content}
                 write_json(file, note | {"digest": json_digest(note | {"of": file.stem})})
         return [float(score) for score in note["scores"]]
 

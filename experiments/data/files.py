@@ -13,7 +13,7 @@ from pydantic import Field
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_text
-from experiments.common.hashing import file_stamp, short_digest
+from experiments.common.hashing import cache_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
 from experiments.data.columns import Columns, Usable, passed_over, said_empty
@@ -94,7 +94,7 @@ class LocalFile(Columns, Finite):
         if size < LARGE or any(kind(file) not in TABLES for file in files):
             return None
         fields = self.model_dump_json(exclude={"share", "path", "test"})
-        stamps = json.dumps([[str(file), *file_stamp(file)] for file in files])
+        stamps = json.dumps([[str(file), *cache_stamp(file)] for file in files])
         found = (part for file in files for part in spread(self.packed_part, self.chunks(file)))
         try:
             table = stored(short_digest(str(VERSION), fields, stamps), found, distinct=True)
@@ -114,15 +114,22 @@ class LocalFile(Columns, Finite):
         path = Path(self.path).expanduser()
         if not path.exists():
             raise ConfigError(f"data file {self.path} does not exist (looked in {Path.cwd()})")
-        files = sorted(p for p in path.rglob("*") if _known(p)) if path.is_dir() else [path]
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files = [file for file in inside if file == path or _known(file)]
         if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
             raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         if not data or not _known(data[0]):
             known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
             raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}")
-        left_out = ", ".join(str(file.relative_to(path)) for file in files if file not in data)
-        return data, [f"not read, because they describe the data: {left_out}"] if left_out else []
+        described = [file for file in files if file not in data]
+        links = [file for file in inside if file.is_symlink() and file.is_dir() and file != path]
+        reasons = {"they describe the data": described, "they are links to folders": links}
+        return data, [
+            f"not read, because {why}: {', '.join(str(file.relative_to(path)) for file in left)}"
+            for why, left in reasons.items()
+            if left
+        ]
 
     def _read(self, file: Path) -> Usable:
         try:

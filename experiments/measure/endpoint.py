@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
 from experiments.common.files import json_lines, parse_json
 from experiments.common.hashing import short_digest, text_id
-from experiments.models.conversation import messages_of, tools_of
+from experiments.models.conversation import Conversation, messages_of, tools_of
 from experiments.models.sharing import Progress, no_progress
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
@@ -116,7 +117,8 @@ class Replies:
     @classmethod
     def read(cls, endpoint: Endpoint, file: Path, progress: Progress = no_progress) -> Replies:
         """Read the replies that are in the file. progress: called with 1 after each reply."""
-        return cls(endpoint, file, dict(_lines(file, endpoint)), progress)
+        known = {line["key"]: line["reply"] for line in _lines(file, endpoint)}
+        return cls(endpoint, file, known, progress)
 
     def ask(self, questions: Sequence[str], most: int) -> list[str]:
         """Return the reply to each question, in this order; several are asked at a time."""
@@ -134,6 +136,7 @@ class Replies:
             reply = self.endpoint.reply(question, most)
             with self.lock, self.file.open("a", encoding="utf-8") as file:
                 line = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
+                line |= {"question": question, "most": most, "chat": isinstance(question, Conversation)}
                 file.write("\n" + json.dumps(line))  # the line before may have been cut off
             self.known[key] = reply
         with self.lock:
@@ -141,14 +144,35 @@ class Replies:
         return self.known[key]
 
 
-def _lines(file: Path, endpoint: Endpoint) -> Iterator[tuple[str, str]]:
+def changed_replies(endpoint: Endpoint, file: Path) -> tuple[int, int]:
+    """Ask a few questions of the file once more. Returns how many replies are others now, and how many were asked for.
+
+    A server that was started with another model has the same address and may have the same name. One that answers
+    nothing now changes nothing; earlier versions noted no questions.
+    """
+    noted = [line for line in _lines(file, endpoint) if "question" in line]
+    few = noted[:: max(1, len(noted) // WORKERS)][:WORKERS]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            now = list(pool.map(functools.partial(_once_more, endpoint), few))
+        except EndpointError:
+            return 0, 0
+    return sum(reply != line["reply"] for reply, line in zip(now, few, strict=True)), len(few)
+
+
+def _once_more(endpoint: Endpoint, line: dict[str, Any]) -> str:
+    question = str(line["question"])
+    return endpoint.reply(Conversation(question) if line.get("chat") else question, int(line["most"]))
+
+
+def _lines(file: Path, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
     """Yield what was written. A line that was cut off or changed, or is of another model, is asked again."""
     for _, line in json_lines(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else ():
         try:
             values = parse_json(line)
-            key, reply = values["key"], values["reply"]
-            if values.get("digest", "") in (_digest(endpoint, key, reply), ""):  # earlier versions wrote none
-                yield key, reply
+            # earlier versions wrote no digest
+            if values.get("digest", "") in (_digest(endpoint, values["key"], values["reply"]), ""):
+                yield values
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
 

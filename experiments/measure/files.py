@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -12,11 +14,12 @@ import ctrl
 from ctrl.hub import MLFLOW, local_folder
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
-from experiments.common.hashing import file_stamp, json_digest
+from experiments.common.hashing import BLOCKS, BLOCKS_ONCE, file_stamp, json_digest
 from experiments.models.base import SHIPPED, shipped_folder
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PICKLED = ("pytorch_model.bin", "adapter_model.bin")
 INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -63,6 +66,26 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def check_last(folder: Path, steps: Mapping[int, Path]) -> None:
+    """Raise ConfigError if a training's folder holds a model of its own that is not its last checkpoint.
+
+    A trainer leaves both: the best model of the training, or one that was merged afterwards. Figures of the last
+    checkpoint would be taken for those of the model. steps: its checkpoints.
+    """
+    own = _weights(folder)
+    if steps and own and own != _weights(steps[max(steps)]):
+        raise ConfigError(
+            f"{folder} holds a model and checkpoints, of which the last, {steps[max(steps)].name}, is another model: "
+            f"name the one that you mean, {steps[max(steps)]}, or move the checkpoint folders elsewhere"
+        )
+
+
+def _weights(folder: Path) -> dict[str, list[Any]]:
+    """Return size and digest of each file of weights, also of an adapter."""
+    files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in PICKLED]
+    return {path.name: file_stamp(path)[::2] for path in files if path.is_file()}
+
+
 def tokenizer_folder(folder: Path) -> Path | None:
     """Return the folder with the tokenizer of a model: its own, or for a checkpoint the one above; None without."""
     above = [folder.parent] if CHECKPOINT.fullmatch(folder.name) else []
@@ -100,10 +123,15 @@ def stamp(folder: Path) -> str:
     return json_digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])[:16]
 
 
-def content(folder: Path) -> str:
+def content(folder: Path, blocks: int = BLOCKS) -> str:
     """Return a digest of samples of the folder's files: new weights of the same size and time are seen too."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return json_digest([[path.name, *file_stamp(path)] for path in files])[:16]
+    return json_digest([[path.name, *file_stamp(path, blocks)] for path in files])[:16]
+
+
+def same_content(known: str | None, folder: Path) -> bool:
+    """Whether a folder has the content that was noted, or nothing was. Earlier versions noted a digest of less."""
+    return known is None or known == content(folder) or known == content(folder, BLOCKS_ONCE)
 
 
 def _shards(index: Path) -> list[str]:

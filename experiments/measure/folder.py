@@ -15,7 +15,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
 from experiments.data.items import NewTask, NewText
 from experiments.measure.config import MeasureConfig
-from experiments.measure.files import content, stamp
+from experiments.measure.files import content, same_content, stamp
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
@@ -40,6 +40,20 @@ class Folder:
     more: Sequence[str] = ()
     arms: Sequence[str] = ()
 
+    @property
+    def base_root(self) -> Path:
+        return Path(self.root) if self.root else default_root()
+
+    def path(self, digest: str) -> Path:
+        """Return the folder for a digest of `digest_of`."""
+        return (
+            Path(self.out).resolve() if self.out else self.base_root / "runs" / f"{self.command}-{self.name}-{digest}"
+        )
+
+    def digest_of(self, config: MeasureConfig, base: Base) -> str:
+        """Return the digest of the settings and of what changes with the files of the base."""
+        return config.digest(stamp(base.folder), *self.more)
+
 
 @contextmanager
 def open_session(
@@ -57,30 +71,28 @@ def open_session(
     `draw_suites` before anything is written.
     """
     suites = draw_suites(config.evaluation, config, base, tokenizer, task)
-    root = Path(where.root) if where.root else default_root()
-    digest = config.digest(stamp(base.folder), *where.more)
-    folder = Path(where.out).resolve() if where.out else root / "runs" / f"{where.command}-{where.name}-{digest}"
+    root, digest = where.base_root, where.digest_of(config, base)
+    folder = where.path(digest)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
         facts = {"command": where.command, "arms": list(where.arms)}
-        note_settings(folder, config, digest, content=content(base.folder), **facts)
+        note_settings(folder, config, digest, base.folder, **facts)
         session = Session(config, base, tokenizer, task, suites, root, folder, Tracker(root, "measure"), say)
         session.tracker.reap()
         session.check_fingerprints(models)
         yield session
 
 
-def note_settings(folder: Path, config: MeasureConfig, digest: str, **facts: Any) -> None:
+def note_settings(folder: Path, config: MeasureConfig, digest: str, base: Path, **facts: Any) -> None:
     """Note the settings and other facts. Raises ConfigError if the folder is of others: its models would not compare.
 
     `control-llm runs` and `show` read the facts.
     """
     known = read_json(folder / NOTE)
-    content = facts.get("content")
-    if known and (known["digest"] != digest or known.get("content", content) != content):
+    if known and (known["digest"] != digest or not same_content(known.get("content"), base)):
         raise ConfigError(
             f"{folder} holds a measurement of another base, or with other settings: choose another --out, or delete it"
         )
     if folder.is_dir() and not known and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no measurement (no {NOTE}): choose another --out")
-    write_json(folder / NOTE, {"digest": digest, **facts, **config.to_dict()})
+    write_json(folder / NOTE, {"digest": digest, "content": content(base), **facts, **config.to_dict()})

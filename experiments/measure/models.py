@@ -20,7 +20,7 @@ from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
-from experiments.measure.files import TOKENIZER, checkpoints, content, folder_of, stamp, tokenizer_folder
+from experiments.measure.files import TOKENIZER, check_last, checkpoints, content, folder_of, stamp, tokenizer_folder
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
@@ -136,6 +136,7 @@ def _read(
         endpoint = Endpoint.opened(address)
         return Model(name, endpoint.address, (), tokenizer, endpoint=endpoint)
     folder = folder_of(address, base.remote_code)
+    check_last(folder, checkpoints(folder))
     steps = checkpoints(folder) or {1: folder}
     found = tuple(Checkpoint(step, path, kind_of(path)) for step, path in steps.items())
     for one in found:

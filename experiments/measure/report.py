@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.errors import CompareError
 from experiments.common.files import write_json, write_text
+from experiments.common.printable import without_codes
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import ComparedRun, read_runs
 from experiments.comparison.report import differences_table
@@ -68,7 +69,7 @@ def write_measurement(
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
     write_json(session.folder / "figures.json", {r.arm: plain_figures(r.scorecard) for r in results})
-    write_text(session.folder / "report.txt", report.text() + "\n")
+    write_text(session.folder / "report.txt", without_codes(report.text()) + "\n")
     write_page(page, "measure", **_values(session, report, results, runs))
     return report
 

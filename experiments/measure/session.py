@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.files import read_json, read_note, write_json
+from experiments.common.files import read_json, read_note, remove, write_json
 from experiments.common.progress import progress
 from experiments.comparison.inputs import MODEL, without
 from experiments.data.items import NewTask, NewText
@@ -22,7 +21,8 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
-from experiments.measure.endpoint import Endpoint, Replies
+from experiments.measure.endpoint import Endpoint, Replies, changed_replies
+from experiments.measure.files import same_content
 from experiments.measure.kinds import Base, check_base_fingerprint
 from experiments.measure.models import Checkpoint, Model, distributions
 from experiments.models.base import load_base
@@ -36,6 +36,8 @@ from experiments.runs.baseline import MeasuredBase, headline, measure_base, scor
 from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
+
+REPLIES = "replies.jsonl"  # of a model on a server
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,8 @@ class Session:
     def measure(self, model: Model) -> ArmResult:
         """Measure a model at each checkpoint, or read what is on disk of it."""
         folder = self.arm(model)
+        if model.endpoint:
+            self._ask_again(model, model.endpoint)
         if not self.is_finished(model):
             self._begin(model)
             with self._tracked(model) as run:
@@ -113,12 +117,24 @@ class Session:
                 self._log(run, model)
         return whole_results([folder / RESULT])[0]
 
+    def _ask_again(self, model: Model, endpoint: Endpoint) -> None:
+        """Drop what was measured if the server has another model by now; say so if a few replies alone are others."""
+        changed, asked = changed_replies(endpoint, self.arm(model) / REPLIES)
+        if 2 * changed > asked:
+            self.say(f"{model.name}: the server gives other replies than before ({changed} of {asked}): measured again")
+            remove(self.arm(model), self.folder / "removed")
+        elif changed:
+            self.say(
+                f"warning: {model.name}: {changed} of {asked} replies are others than before. If the server has "
+                f"another model, delete {self.arm(model)}, and it is measured again"
+            )
+
     def _begin(self, model: Model) -> None:
         """Drop what was measured of other files under this name."""
         note = self.arm(model) / MODEL
         if note.is_file() and not _is_of(read_json(note), model):
             self.say(f"{model.name} is another model than before, or its files have changed: it is measured again")
-            shutil.rmtree(self.arm(model))
+            remove(self.arm(model), self.folder / "removed")
         write_json(note, _facts(model))
 
     def _measure_checkpoint(self, model: Model, one: Checkpoint) -> None:
@@ -142,7 +158,7 @@ class Session:
         self.say(f"{model.name} (endpoint) ...")
         asked = [suite for name, suite in self.suites.suites.items() if name not in model.left_out]
         with progress("ask", sum(suite.replies for suite in asked), "reply") as task:
-            replies = Replies.read(endpoint, self.arm(model) / "replies.jsonl", task.advance)
+            replies = Replies.read(endpoint, self.arm(model) / REPLIES, task.advance)
             write_noted(file, [record for suite in asked for record in suite.answered(replies.ask)])
 
     def base_measured(self) -> None:
@@ -223,9 +239,13 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _is_of(known: Mapping[str, Any], model: Model) -> bool:
-    """Whether noted facts are the model's. Earlier versions noted no content."""
+    """Whether noted facts are the model's. Earlier versions noted no content, or one of fewer bytes."""
     facts = _facts(model)
-    return known == (facts if "content" in known else {k: v for k, v in facts.items() if k != "content"})
+    noted, now = known.get("content"), facts.pop("content")
+    if {name: value for name, value in known.items() if name != "content"} != facts:
+        return False
+    folders = {str(one.step): one.folder for one in model.checkpoints}
+    return noted in (None, now) or all(same_content(noted.get(step, ""), folder) for step, folder in folders.items())
 
 
 def _free() -> None:

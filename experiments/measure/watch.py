@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Watch:
     """What was measured of one training, on disk as it is here.
 
     points: figures by step. best: value and step of the model in the folder `best`; None if there is none of this
-    training. Made by `begun`, or by `resumed` if the training goes on.
+    training. training: an id of its own. Made by `begun`, or by `resumed` if the training goes on.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class Watch:
     budget: Budget
     points: dict[int, Card] = field(default_factory=dict)
     best: tuple[float, int] | None = None
+    training: str = ""
 
     @classmethod
     def begun(cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float) -> Watch:
@@ -84,11 +86,16 @@ class Watch:
         (folder / "arms" / NAME / DIGESTS).unlink(missing_ok=True)
         write_records(folder / "base" / ITEMS, records)
         digest = file_digest(folder / "base" / ITEMS)
-        note = {"suites": evaluation.state(), "seconds": budget.spent, "items": digest, **config.to_dict()}
-        note["weights"] = _weights(config, model)
+        note: dict[str, Any] = {
+            "suites": evaluation.state(),
+            "seconds": budget.spent,
+            "items": digest,
+            **config.to_dict(),
+        }
+        note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
-        return cls(folder, config, evaluation, precision, records, budget)
+        return cls(folder, config, evaluation, precision, records, budget, training=note["training"])
 
     @classmethod
     def resumed(
@@ -118,7 +125,8 @@ class Watch:
                 file.unlink()
         kept = {name: d for name, d in read_note(watch.arm / DIGESTS).items() if _step_of(Path(name)) <= step}
         write_json(watch.arm / DIGESTS, kept)
-        watch.best = best_of(folder, step)
+        watch.training = str(note.get("training", ""))
+        watch.best = best_of(folder, step, watch.training)
         return watch
 
     @property
@@ -144,14 +152,12 @@ class Watch:
         value = _merit(figures, step)
         if self.best is not None and value < self.best[0]:
             return
-        target = self.folder / BEST
-        part = target.with_name(BEST + PART)
+        part = _part(self.folder)
         shutil.rmtree(part, ignore_errors=True)
         ctrl.save(model, part) if isinstance(model, ControlModel) else model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        write_json(part / NOTE, {"step": step, **figures})
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        write_json(part / NOTE, {"step": step, **figures, "training": self.training})  # last: now it is whole
+        _settle(self.folder)
         self.best = (value, step)
 
     def result(self) -> ArmResult:
@@ -203,10 +209,24 @@ def _step_of(file: Path) -> int:
     return int(file.stem.rpartition("-")[2])
 
 
-def best_of(folder: Path, step: int) -> tuple[float, int] | None:
-    """Return value and step of the best model on disk; None if it is of a later step, so of a training that is gone."""
+def best_of(folder: Path, step: int, training: str = "") -> tuple[float, int] | None:
+    """Return value and step of the best model on disk; None if it is of a later step, or of another training."""
+    _settle(folder)
     found = read_json(folder / BEST / NOTE)
-    return (_merit(found, found["step"]), found["step"]) if found and found["step"] <= step else None
+    own = found.get("training", training) == training  # not there in earlier versions
+    return (_merit(found, found["step"]), found["step"]) if found and own and found["step"] <= step else None
+
+
+def _part(folder: Path) -> Path:
+    return folder / (BEST + PART)
+
+
+def _settle(folder: Path) -> None:
+    """Give a whole new best model its name. A kill at any moment leaves the old one or the new one, or both."""
+    part, target = _part(folder), folder / BEST
+    if (part / NOTE).is_file():
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
 
 
 def _merit(figures: Mapping[str, float], step: int) -> float:

@@ -12,14 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.files import parse_json, write_json
-from experiments.common.hashing import file_stamp, json_digest
+from experiments.common.hashing import cache_stamp, json_digest
 
 
 def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     """Return the SHA-256 (64 hex digits) of all parameters and buffers with their names, dtypes and shapes.
 
-    known: a JSON file of digests that were computed before, by the paths of the weight files and their `file_stamp`, or
-    by the name and the commit of a model of the Hugging Face Hub. It is read and extended for these. Pass it only for a
+    known: a JSON file of digests that were computed before, by the paths of the weight files and `cache_stamp`, or by the name and the commit of a model of the Hugging Face Hub. It is read and extended for these. Pass it only for a
     model as it was loaded.
     """
     stamp = _stamp(model) if known else None
@@ -52,7 +51,7 @@ def _stamp(model: PreTrainedModel) -> str | None:
         return None
     folder = Path(model.name_or_path)
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    parts = [[str(p.resolve()), *file_stamp(p)] for p in files]
+    parts = [[str(p.resolve()), *cache_stamp(p)] for p in files]
     commit = getattr(model.config, "_commit_hash", None)
     if not parts and commit and not folder.exists():  # of the Hub: a commit has one content
         parts = [[model.name_or_path, commit]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
+from experiments.common.paths import absolute
 from experiments.config import run_config
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
@@ -84,7 +85,7 @@ def choose_alpha(run: str | Path, results: Sequence[ArmResult], alphas: Sequence
     Writes `<run>/posthoc/chosen-ARM-OP.json`. Raises ConfigError if the run measures no gain or no kept tasks, which
     the rule needs.
     """
-    run = Path(run).resolve()
+    run = absolute(run)
     points = [Point(alpha, _card(run, result, True)) for alpha, result in zip(alphas, results, strict=True)]
     if any(point.gain is None or "nfr" not in point.card for point in points):
         raise ConfigError("choosing an alpha needs a gain and kept tasks, but the run lacks suite new or suite kept")

@@ -7,17 +7,12 @@ The default is a plain model: `AutoModelForCausalLM.from_pretrained` and every s
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +21,7 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import MergeGap
 from experiments.common.errors import ConfigError
-from experiments.common.files import PART
+from experiments.common.files import whole_folder
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft, round_files
@@ -97,7 +92,7 @@ def export(
     dtype = dtype or (stored_dtype(config) if form == "merged" else "fp32")
     if form == "merged":
         model = model.to(DTYPES[dtype])
-    with errors_explained(to.parent), _whole_folder(to) as part:
+    with errors_explained(to.parent), whole_folder(to) as part:
         model.save_pretrained(part)
         if form == "trained":
             round_files(part, dtype)
@@ -110,29 +105,6 @@ def stored_dtype(config: ExperimentConfig) -> str:
     """Return the dtype of the base model's files, a name of DTYPES; fp32 if its config does not say one of them."""
     stored = model_config(config.base_model, config.trust_remote_code).dtype
     return next((name for name, dtype in DTYPES.items() if dtype == stored), "fp32")
-
-
-@contextlib.contextmanager
-def _whole_folder(to: Path) -> Iterator[Path]:
-    """Give a folder to fill, which gets its name when the block has ended, and is removed if it fails.
-
-    Each process has its own: two that export to one name would mix their files. Those of killed processes are removed.
-    """
-    to.parent.mkdir(parents=True, exist_ok=True)
-    for left in to.parent.glob(f"{glob.escape(to.name)}.*{PART}"):
-        pid = left.name.removesuffix(PART).rpartition(".")[2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
-            shutil.rmtree(left, ignore_errors=True)
-    part = to.with_name(f"{to.name}.{os.getpid()}{PART}")
-    part.mkdir()
-    try:
-        yield part
-        if to.exists():
-            raise ConfigError(f"--to {to} appeared meanwhile, written by another process: name a new folder")
-        os.replace(part, to)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _plain(

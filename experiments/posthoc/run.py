@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from experiments.common.errors import ConfigError, RunError
+from experiments.common.paths import absolute
 from experiments.common.section import nearest
 from experiments.evaluation.suites.text import text_windows
 from experiments.plan.shape import base_model
@@ -46,7 +47,7 @@ def posthoc(
     others: folders of further arms, for task_vectors and ensemble. study: name of the study that the run belongs to.
     Results that are on disk are read, and make no second run in MLflow.
     """
-    run, others = Path(run).resolve(), [folder.resolve() for folder in others]
+    run, others = absolute(run), [absolute(folder) for folder in others]
     if operation not in OPERATIONS:
         raise ConfigError(f"unknown operation {operation!r}: {nearest(operation, OPERATIONS)}")
     trained = result_file(run, arm, learning_rate)

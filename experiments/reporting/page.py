@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.common.files import write_text
+from experiments.common.printable import without_codes
 from experiments.reporting.text import escaped
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,7 +37,8 @@ HTML, MARKDOWN = (
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Write `template`.html.j2 or `template`.md.j2 with these values, by the suffix of `path`. Returns the path."""
     environment = HTML if path.suffix == ".html" else MARKDOWN
-    write_text(path, environment.get_template(f"{template}{path.suffix}.j2").render(**values))
+    text = environment.get_template(f"{template}{path.suffix}.j2").render(**values)
+    write_text(path, without_codes(text))  # of any text in it: `cat` would obey them
     return path
 
 

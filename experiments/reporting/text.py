@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from experiments.common.printable import without_codes
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.scorecard.figure import RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
@@ -81,5 +82,5 @@ def _digits(value: float, places: int, signed: bool = False) -> str:
 
 
 def escaped(text: str) -> str:
-    """Write text of others for Markdown: no tag, link or picture."""
-    return text.replace("<", "&lt;").replace("](", "]\\(")
+    """Write text of others for Markdown: no tag, link, picture or code of a terminal."""
+    return without_codes(text).replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

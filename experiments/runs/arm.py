@@ -100,9 +100,9 @@ class ArmRun:
         """Note the arm's settings: what the folder has of others is refused or made again, see `common.owner`."""
         file, settings = self.folder / ARM, {"settings": json_digest(settings_of(self.arm))}
         if (known := read_note(file)) != settings:
-            write_json(file, settings)
-            if known:
+            if known:  # first: after a kill in between it would count as that of the new settings
                 (self.folder / DATA).unlink(missing_ok=True)
+            write_json(file, settings)
 
     def drawn(self) -> list[dict[str, Any]]:
         """Return what the arm's rows took from each source. Kept in data.json, since all rows are read for it."""

@@ -97,10 +97,9 @@ def check_owner(file: Path, values: Mapping[str, Any]) -> None:
             f"{DELETE_FOLDER.format(folder)}"
         )
     for name, digest in values.get(WEIGHTS, {}).items():
-        if (run / name / RESULT).is_file() and trained_digest(run / name) != digest:
-            raise DamagedError(
-                f"{file} was made from other weights than {run / name} has now: {DELETE_FOLDER.format(folder)}"
-            )
+        arm = Path(os.path.normpath(run / name))  # as it was noted: the run may be a link to another disk
+        if (arm / RESULT).is_file() and trained_digest(arm) != digest:
+            raise DamagedError(f"{file} was made from other weights than {arm} has now: {DELETE_FOLDER.format(folder)}")
 
 
 def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -> None:

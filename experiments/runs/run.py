@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import BenchError, MachineError, RunError
+from experiments.common.files import remove
 from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, run_config
@@ -73,7 +74,7 @@ def run_experiment(
             if folder.is_symlink() and (fresh or not folder.exists()):
                 raise RunError(f"{folder} is a link, which is neither emptied nor followed to nothing: delete the link")
             if fresh and folder.exists():
-                shutil.rmtree(folder)
+                remove(folder, root / "cache" / "removed")
             if with_begun_arms(config, folder).to_dict() != config.to_dict():  # while the inputs were read
                 raise RunError(f"arms were added to {folder.name} meanwhile: start the same command again")
             session = Session(Tracker(root, experiment or config.name), say, observe, parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.layer import expanded_layers
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_note, write_json
-from experiments.common.hashing import file_digest
+from experiments.common.files import read_note, whole_folder, write_json
+from experiments.common.hashing import folder_digests
 from experiments.evaluation.suites.text import text_windows
 from experiments.measure.files import content
 from experiments.measure.kinds import Base
@@ -37,23 +38,18 @@ def endpoint(model: Model, base: Base, folder: Path, say: Callable[[str], None])
         return last.folder
     target, note = folder / "merged", folder / "merged.json"
     made_from = {"model": last.content, "base": content(base.folder)}
-    if target.is_dir() and read_note(note) == {**made_from, "files": _digests(target)}:
+    if target.is_dir() and read_note(note) == {**made_from, "files": folder_digests(target)}:
         return target
     shutil.rmtree(target, ignore_errors=True)
     say(f"merging the {last.kind.name} with its base ...")
     loaded = last.kind.load(last.folder, base)
     plain = _merged(loaded, model.tokenizer, model.address)
-    writing = folder / "merged.part"
-    shutil.rmtree(writing, ignore_errors=True)
-    plain.to(stored_base(str(base.folder), base.remote_code).dtype).save_pretrained(writing)  # type: ignore[arg-type]
-    model.tokenizer.save_pretrained(writing)
-    writing.rename(target)
-    write_json(note, {**made_from, "files": _digests(target)})
+    dtype: Any = stored_base(str(base.folder), base.remote_code).dtype
+    with whole_folder(target, "--out") as writing:
+        plain.to(dtype).save_pretrained(writing)
+        model.tokenizer.save_pretrained(writing)
+    write_json(note, {**made_from, "files": folder_digests(target)})
     return target
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, address: str) -> PreTrainedModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import parse_json, read_json
+from experiments.common.files import parse_json, part_folder, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS
 from experiments.measure.kinds import Base
 
@@ -79,11 +78,15 @@ class WeightPath:
             return alpha + (1 - alpha) * int(found[1]) / max(1, self.layers - 1)
         return alpha if name.endswith(EMBEDDINGS) else 1.0
 
-    def load(self, alpha: float, base: Base) -> PreTrainedModel:
-        """Load the model at a point, as `write` writes it, in the way in which the base is loaded."""
-        with tempfile.TemporaryDirectory(prefix="soften-") as folder:
-            self.write(alpha, Path(folder))
-            return base.load(Path(folder))
+    def load(self, alpha: float, base: Base, near: Path) -> PreTrainedModel:
+        """Load the model at a point, as `write` writes it, in the way in which the base is loaded.
+
+        near: a path next to which it is written for that. A killed process leaves it there, and the next one removes
+        it; a folder of the system would keep one model for each kill.
+        """
+        with part_folder(near) as folder:
+            self.write(alpha, folder)
+            return base.load(folder)
 
     def write(self, alpha: float, folder: Path) -> None:
         """Write the model at a point: weights, config, tokenizer. One tensor at a time is in memory."""

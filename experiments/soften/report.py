@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from experiments.common.files import write_json, write_text
+from experiments.common.printable import without_codes
 from experiments.measure.report import plain_figures
 from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
@@ -73,7 +74,7 @@ def write_report(
     }
     write_page(page, "measure", **values)
     write_json(session.folder / "figures.json", {name: plain_figures(cards[a]) for a, name in measured.items()})
-    write_text(session.folder / "report.txt", report.text() + "\n")
+    write_text(session.folder / "report.txt", without_codes(report.text()) + "\n")
     return report
 
 

@@ -6,6 +6,7 @@ All state is in a folder, as of `measure`: the same call goes on there.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from transformers import AutoConfig
 
 from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError
-from experiments.common.files import write_json
-from experiments.common.hashing import file_digest, json_digest
+from experiments.common.files import read_note, whole_folder, write_json
+from experiments.common.hashing import file_digest, folder_digests, json_digest
 from experiments.measure.config import measure_config
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
@@ -35,6 +36,8 @@ from experiments.soften.path import By, WeightPath
 from experiments.soften.report import SoftenReport, write_card, write_report
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
+CHOSEN = "chosen.json"
+ELSEWHERE = "choose another folder"
 SUITES = ("kept", "drift", "text")  # and `new`, if there is a file
 
 
@@ -79,8 +82,8 @@ def soften(
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
     target = Path(to).expanduser().resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--to {to} exists and is not empty: choose another folder")
+    if os.path.ismount(target):
+        raise ConfigError(f"--to {to} is a mount point, which cannot appear whole: name a new folder in it")
     if not next(parent for parent in target.parents if parent.exists()).is_dir():
         raise ConfigError(f"--to {to} is below a file: choose another folder")
     found = read_base(base, allow_other_base, config.loading)
@@ -90,19 +93,56 @@ def soften(
     _check_path(chosen, found)
     arms = [name_of(alpha) for alpha in points]
     where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
+    _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
         folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
         measured = _measure(session, chosen, path, points)
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
         report = write_report(session, path, measured, best, rule, _barrier(session, measured), half)
-        if best is not None:
-            path.write(best.alpha, target)
-            write_card(target, session, path, best.alpha, rule, report)
-        chosen_note = {"alpha": best and best.alpha, "by": by, "to": str(target) if best else None, "rule": rule}
-        chosen_note["figures"] = file_digest(folder / "figures.json")
-        write_json(folder / "chosen.json", {**chosen_note, "digest": json_digest(chosen_note)})
-        return Softened(folder, best.alpha if best else None, report)
+        note: dict[str, Any] = {"alpha": best and best.alpha, "by": by, "rule": rule}
+        note |= {"to": str(target) if best else None, "figures": file_digest(folder / "figures.json")}
+        if best is None:
+            _note_chosen(folder, note, {})
+        elif _filled(target):
+            _check_chosen(folder, note, to)
+        else:
+            with whole_folder(target) as part:
+                path.write(best.alpha, part)
+                write_card(part, session, path, best.alpha, rule, report)
+                _note_chosen(folder, note, folder_digests(part))
+        return Softened(folder, best and best.alpha, report)
+
+
+def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Note what was chosen, and the digests of the model's files.
+
+    That is done before the model appears: after a kill in between, the same command knows it as its own.
+    """
+    write_json(folder / CHOSEN, {**note, "files": files, "digest": json_digest({**note, "files": files})})
+
+
+def _check_chosen(folder: Path, note: Mapping[str, Any], to: str | Path) -> None:
+    """Raise ConfigError if the model that an earlier call has written to the same place is not the one chosen now."""
+    known = read_note(folder / CHOSEN)
+    if any(known.get(name) != note[name] for name in ("alpha", "by", "rule")):
+        raise ConfigError(
+            f"--to {to} holds alpha {known.get('alpha')}, chosen by another rule; now it is {note['alpha']}: "
+            f"{ELSEWHERE}"
+        )
+    _note_chosen(folder, note, known["files"])
+
+
+def _check_target(target: Path, folder: Path, to: str | Path) -> None:
+    """Raise ConfigError for a place that is taken, unless by the model that the same command has written there."""
+    known = read_note(folder / CHOSEN)
+    if not _filled(target) or (known.get("to") == str(target) and known.get("files") == folder_digests(target)):
+        return
+    raise ConfigError(f"--to {to} exists and is not empty: {ELSEWHERE}")
+
+
+def _filled(target: Path) -> bool:
+    return target.exists() and (not target.is_dir() or any(target.iterdir()))
 
 
 def name_of(alpha: float) -> str:
@@ -156,15 +196,15 @@ def _measure(session: Session, model: Model, path: WeightPath, alphas: Sequence[
     names = {}
     for alpha in alphas:
         name = name_of(alpha)
-        point = Checkpoint(1, model.checkpoints[-1].folder, _kind(path, alpha))
+        point = Checkpoint(1, model.checkpoints[-1].folder, _kind(path, alpha, session.folder / "point"))
         session.measure(dataclasses.replace(model, name=name, checkpoints=(point,)))
         names[alpha] = name
     return names
 
 
-def _kind(path: WeightPath, alpha: float) -> Kind:
+def _kind(path: WeightPath, alpha: float, near: Path) -> Kind:
     def load(folder: Path, base: Base) -> Any:
-        return path.load(alpha, base)
+        return path.load(alpha, base, near)
 
     return Kind(f"alpha {alpha:g} of {path.by}", True, lambda _: True, lambda *_: {}, lambda *_: None, load)
 

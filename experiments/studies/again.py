@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 
 from experiments.common.errors import StudyError
+from experiments.common.files import remove
 from experiments.studies.claim import next_attempt
 from experiments.studies.queue import Store
 from experiments.studies.trials import failed, lineages, origin, picks_of
@@ -31,6 +31,6 @@ def queue_failed(store: Store, root: Path) -> list[int]:
                     folder = run_folder(config.run_config(picks_of(trial), origin(trial), seed), root)
                     if folder.is_dir() and not folder.is_symlink():
                         with only_one(folder):
-                            shutil.rmtree(folder)
+                            remove(folder, root / "cache" / "removed")
             store.study.add_trial(next_attempt(trial))
     return sorted(origin(trial) for trial in ended)

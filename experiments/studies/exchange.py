@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,11 @@ from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import part_folder, replacing, sweep
 from experiments.common.hashing import json_digest
 from experiments.common.paths import short_path
 from experiments.records import ArmResult
-from experiments.runs.result_file import RESULT, check_files
+from experiments.runs.result_file import RESULT, check_files, result_values
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
 from experiments.studies.trial import TrialFailed, TrialOutcome, conclude
@@ -61,19 +60,12 @@ def write_trials(study: StudyConfig, trials: list[Trial], root: Path, folder: Pa
         return None
     fields = ("number", "picks", "values", "constraints", "seconds", "runs")
     values = {"identity": study.identity(), "trials": [{f: getattr(t, f) for f in fields} for t in whole]}
-    handle, part = tempfile.mkstemp(dir=folder, prefix=f".{FILE}.")
-    os.close(handle)
-    try:
-        with tarfile.open(part, "w:xz") as archive:
-            _add(archive, TRIALS, (json.dumps(values, sort_keys=True) + "\n").encode())
-            runs = dict.fromkeys(run for trial in whole for run in _runs(trial, root))  # picks can share a run
-            for path in (path for run in runs for path in _kept(run)):
-                _add(archive, path.relative_to(root).as_posix(), path.read_bytes())
-        os.chmod(part, 0o644)
-        os.replace(part, folder / FILE)
-    except BaseException:
-        os.unlink(part)
-        raise
+    sweep(folder)  # of a report that was killed
+    with replacing(folder / FILE) as file, tarfile.open(fileobj=file, mode="w:xz") as archive:
+        _add(archive, TRIALS, (json.dumps(values, sort_keys=True) + "\n").encode())
+        runs = dict.fromkeys(run for trial in whole for run in _runs(trial, root))  # picks can share a run
+        for path in (path for run in runs for path in _kept(run)):
+            _add(archive, path.relative_to(root).as_posix(), path.read_bytes())
     return folder / FILE
 
 
@@ -102,15 +94,38 @@ def unpack_runs(folder: Path, root: Path) -> None:
     Each run folder appears whole, after its records were checked: a kill or a full disk leaves none in part.
     """
     (root / "runs").mkdir(parents=True, exist_ok=True)
-    with open_archive(folder) as archive, tempfile.TemporaryDirectory(dir=root, prefix=".from-") as part:
+    with open_archive(folder) as archive, part_folder(root / "from") as part:
         new = {run for run in archive.runs if not (root / run).exists()}
         for name in archive.files:
             if run_of(name) in new:
-                archive.unpack(name, Path(part))
-        for result in Path(part).glob(f"runs/*/arms/*/{RESULT}"):
+                archive.unpack(name, part)
+        for result in part.glob(f"runs/*/arms/*/{RESULT}"):
             check_files(result)
         for run in sorted(new):
-            (Path(part) / run).rename(root / run)
+            try:
+                (part / run).rename(root / run)
+            except OSError:
+                if not (root / run).is_dir():  # by another process that begins with the same file
+                    raise
+
+
+def unpacked(trial: optuna.trial.FrozenTrial, root: Path) -> bool:
+    """Whether the runs in root have the results of a trial of a file. Raises DamagedError for a damaged result.
+
+    A run folder that was there before may be half done, or have figures of another machine. Such a trial is not taken:
+    its values would not be those of its records.
+    """
+    for run in trial.system_attrs[RUNS]:
+        own = result_values(root / _result_file(run))
+        if json_digest({name: own.get(name) for name in run["result"]}) != json_digest(run["result"]):
+            return False
+    return True
+
+
+def _result_file(run: Mapping[str, Any]) -> str:
+    """Return the path of the result of a trial's run, below the root."""
+    result = ArmResult.from_dict(run["result"])
+    return f"{run['folder']}/arms/{result.arm}-{result.learning_rate:g}/{RESULT}"
 
 
 def _known(values: Any) -> Known:
@@ -149,12 +164,11 @@ def _check_runs(study: StudyConfig, trial: Known, archive: Archive) -> None:
     for run in trial.runs:
         if run.folder not in archive.runs:
             raise ValueError(f"{place}: its run {run.folder!r} is not in the file")
-        result = ArmResult.from_dict(run.result)
+        file = _result_file(run.model_dump())
         name, _, digest = run.folder.removeprefix("runs/").rpartition("-")
         config = study.run_config(trial.picks, 0, run.seed).model_copy(update={"name": name})
         if config.digest() != digest:
             raise ValueError(f"{place}: its run {run.folder!r} is of other picks or another seed")
-        file = f"{run.folder}/arms/{result.arm}-{result.learning_rate:g}/{RESULT}"
         own = archive.values(file) if file in archive.files else {}
         if json_digest({name: own.get(name) for name in run.result}) != json_digest(run.result):
             raise ValueError(f"{place}: its result is not that of {file}")

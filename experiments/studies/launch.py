@@ -22,9 +22,10 @@ from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root, short_path
 from experiments.common.yaml_values import dump_yaml
+from experiments.reporting.text import escaped
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
-from experiments.studies.exchange import read_trials, unpack_runs
+from experiments.studies.exchange import read_trials, unpack_runs, unpacked
 from experiments.studies.fetch import fetch_runs
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
@@ -66,9 +67,12 @@ def run_study(
     store.progress = functools.partial(steps_done, config, root)
     if known:
         unpack_runs(known, root)
-    taken = store.begin(found)
+    fitting = [trial for trial in found if unpacked(trial, root)]
+    taken = store.begin(fitting)
     if known:
         say(f"{config.name}: {taken} of the {len(found)} trials in {short_path(known)} are taken from there")
+    if odd := len(found) - len(fitting):
+        say(f"{config.name}: {odd} are not taken: their run folders were there, with other results or none")
     folder = study_folder(root, config.name)
     write_text(folder / "study.yaml", dump_yaml(config.to_dict()), private=config.storage is not None)
     note_progress(store, root)
@@ -135,7 +139,7 @@ def _study_run(tracker: Tracker, config: StudyConfig, folder: Path) -> Iterator[
             yield _NoRun()
             return
         run.log_text(public_yaml(config), "study.yaml")
-        run.log_note(config.question or _description(config))
+        run.log_note(escaped(config.question or _description(config)))
         try:
             yield run
         finally:

@@ -46,6 +46,7 @@ from experiments.studies.trials import (
     continued,
     died,
     failed,
+    foreign,
     lineages,
     origin,
     picks_of,
@@ -87,8 +88,13 @@ class Store:
                     raise StudyError(f"no study {name!r} in {shown(url)}: {nearest(name, names)}")
                 self.study = optuna.load_study(study_name=name, storage=self.storage)
                 if "config" not in self.study.user_attrs:
+                    if self._attempts():
+                        raise StudyError(
+                            f"study {name!r} in {shown(url)} was made by another program: give another name"
+                        )
                     raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
                 config = stored_study(self.study.user_attrs["config"], f"study {name}")
+                self._check_own()
                 if config.storage:  # which is stored without its password
                     config = config.model_copy(update={"storage": url})
                 self.storage.heartbeat_interval = config.heartbeat
@@ -118,6 +124,9 @@ class Store:
         """
         with self.lock():
             known = self.study.user_attrs.get("config")
+            if not known:
+                self._check_new()
+            self._check_own()
             if known and stored_study(known).identity() != self.config.identity():
                 raise ConfigError(
                     f"study {self.config.name!r} in {shown(self.url)} was started from another config: give this one "
@@ -132,6 +141,29 @@ class Store:
             ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
             self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
         return len(new)
+
+    def _check_new(self) -> None:
+        """Raise ConfigError for a study without our config that has trials, or aims at something else.
+
+        Another program made it, or a start of ours that was killed before it stored the config, with other objectives.
+        """
+        wanted = [objective.direction for objective in self.config.objectives]
+        aims = [direction.name.lower() for direction in self.study.directions]
+        if aims != wanted or self._attempts():
+            raise ConfigError(
+                f"study {self.config.name!r} in {shown(self.url)} was not made by this config: it aims to "
+                f"{', '.join(aims)}, and has {len(self._attempts())} trials. Give this study another name, or another "
+                "--storage"
+            )
+
+    def _check_own(self) -> None:
+        """Raise StudyError if another program has added complete trials: nothing was measured for their values."""
+        if found := [trial.number for trial in self._attempts() if foreign(trial)]:
+            raise StudyError(
+                f"study {self.study.study_name!r} in {shown(self.url)} has trials that another program added: "
+                f"{', '.join(map(str, found))}. Their values were not measured here. With another --storage the same "
+                "study begins anew, and takes over the run folders that are there"
+            )
 
     def work(self, run: RunTrial, say: Callable[[str], None] = print) -> str:
         """Run trials until none is left to claim. Returns why it ended. Raises StudyError if the storage fails."""

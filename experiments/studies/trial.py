@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_note, write_json
+from experiments.common.paths import absolute
 from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
+from experiments.reporting.text import escaped
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial
@@ -94,7 +96,7 @@ def run_trial(
     ) as run:
         outcome.url = tracker.run_url(run.id)
         run.set_tags({"optuna_study": study.name, "optuna_trial": str(number)})
-        run.log_note("\n".join(f"- {key}: {pick}" for key, pick in picks.items()))
+        run.log_note(escaped("\n".join(f"- {key}: {pick}" for key, pick in picks.items())))
         for i, seed in enumerate(study.seeds):
             try:
                 with errors_explained(root):
@@ -163,9 +165,10 @@ def _steps_of(run: Path, steps: int) -> int:
 
 def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
     """Return what the study's storage keeps of a run, as plain JSON: a report needs no other file."""
-    result, folder = outcome.results[0], outcome.folder.resolve()
-    folder = folder.relative_to(root.resolve()) if folder.is_relative_to(root.resolve()) else folder
-    return {"seed": seed, "folder": str(folder), "result": result.to_dict()}
+    for folder, top in ((absolute(outcome.folder), absolute(root)), (outcome.folder.resolve(), root.resolve())):
+        if folder.is_relative_to(top):  # first without following links: a run may be one to another disk
+            return {"seed": seed, "folder": str(folder.relative_to(top)), "result": outcome.results[0].to_dict()}
+    return {"seed": seed, "folder": str(folder), "result": outcome.results[0].to_dict()}
 
 
 def result_of(run: Mapping[str, Any]) -> ArmResult:

@@ -70,6 +70,11 @@ def died(trial: Any) -> bool:
     return trial.state.name == "FAIL" and "reason" not in trial.user_attrs
 
 
+def foreign(trial: Any) -> bool:
+    """Whether another program added the attempt as complete: it has no note of its runs, not even an empty one."""
+    return bool(trial.state.name == "COMPLETE") and not any(RUNS in a for a in (trial.system_attrs, trial.user_attrs))
+
+
 def interrupted(trial: Any) -> bool:
     """Whether the attempt was stopped with Ctrl-C or SIGTERM, or by a fault of the machine, such as a full disk."""
     return bool(trial.user_attrs.get("interrupted") == trial.number)

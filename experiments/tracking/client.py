@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ def answered(error: BaseException) -> bool:
 def unknown_endpoint(error: BaseException) -> bool:
     """Whether the server is too old for a request."""
     return getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND"
+
+
+def pages(search: Callable[[str | None], Any]) -> list[Any]:
+    """Return all results of a search, which gives a thousand at once. search: gets the token of a page."""
+    page = search(None)
+    found = list(page)
+    while token := getattr(page, "token", None):
+        page = search(token)
+        found += page
+    return found
 
 
 def metric_entities(event: Event) -> list[Any]:

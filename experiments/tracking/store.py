@@ -13,7 +13,7 @@ from filelock import FileLock
 from experiments.common.errors import TrackingError
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.printable import printable
-from experiments.tracking.client import DATABASES, away, connect, open_local, refused
+from experiments.tracking.client import DATABASES, away, connect, open_local, pages, refused
 from experiments.tracking.machine import process_alive
 from experiments.tracking.uri import without_password
 
@@ -58,8 +58,9 @@ class TrackingStore:
 
     def dead_runs(self) -> dict[str, str]:
         """Return the runs that are RUNNING in the store but whose process is dead: run id -> journal id."""
-        experiments = [e.experiment_id for e in self.client.search_experiments()]
-        running = self.client.search_runs(experiments, "attributes.status = 'RUNNING'")
+        wanted = "attributes.status = 'RUNNING'"
+        ids = self._experiment_ids()
+        running = pages(lambda token: self.client.search_runs(ids, wanted, page_token=token))
         return {r.info.run_id: r.data.tags.get("journal_id", "") for r in running if not process_alive(r.data.tags)}
 
     def kill(self, run_id: str) -> None:
@@ -78,8 +79,7 @@ class TrackingStore:
         except Exception as error:
             if not refused(error):
                 raise
-        experiments = [e.experiment_id for e in self.client.search_experiments()]
-        active = self.client.search_runs(experiments, f"tags.journal_id = '{run_id}'")
+        active = self.client.search_runs(self._experiment_ids(), f"tags.journal_id = '{run_id}'")
         return str(active[0].info.run_id) if active else ""
 
     def away(self, error: BaseException) -> bool:
@@ -98,6 +98,10 @@ class TrackingStore:
         if self.local and of_the_machine(error):
             advice = "Nothing recorded is lost: run the same command again when the cause is gone."
         return TrackingError(f"the MLflow store {self.shown} cannot be used: {last_line(error)}\n{advice}")
+
+    def _experiment_ids(self) -> list[str]:
+        found = pages(lambda token: self.client.search_experiments(page_token=token))
+        return [str(one.experiment_id) for one in found]
 
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)

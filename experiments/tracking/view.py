@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.common.colours import arm_colour
+from experiments.tracking.client import pages
 
 VIEW, TITLE = "forgetting", "Forgetting"
 COLOUR, PARENT = "mlflow.runColor", "mlflow.parentRunId"
 GREY = "#8a929c"  # of a run of no or several methods: a hue always means one
+OURS = "tags.journal_id LIKE '%'"  # a tag that every run of the bench has, and no other
 MOST_RUNS = 1000  # that are coloured, and whose metrics are looked at
 STEPS, CHART = ("retention", "kl", "loss"), "compareRunsMode=CHART&"
 LAYERS = (("layers/divergence_", "divergence/layer_"), ("layers/alpha_", "alpha/layer_"))  # now, and of older runs
@@ -28,7 +30,7 @@ def prepare(client: Any, experiment: str, gains: Sequence[str]) -> None:
     client: MLflow's. experiment: its id. gains: names of the metric that is the gain; the first that was logged counts.
     Raises errors of MLflow.
     """
-    runs = client.search_runs([experiment], max_results=MOST_RUNS)
+    runs = client.search_runs([experiment], OURS, max_results=MOST_RUNS)
     colours = _colours(runs)
     for run in runs:
         own, colour = run.data.tags.get(COLOUR), colours.get(run.info.run_id, GREY)
@@ -43,11 +45,14 @@ def prepare(client: Any, experiment: str, gains: Sequence[str]) -> None:
 
 
 def latest_experiments(client: Any) -> list[Any]:
-    """Return the experiments that have runs, the one with the latest run first."""
+    """Return the experiments that have runs of ours, the one with the latest first.
+
+    A store may have those of other programs too: nothing is written to them.
+    """
     found = {}
-    for experiment in client.search_experiments():
+    for experiment in pages(lambda token: client.search_experiments(page_token=token)):
         order = ["attributes.start_time DESC"]
-        if runs := client.search_runs([experiment.experiment_id], max_results=1, order_by=order):
+        if runs := client.search_runs([experiment.experiment_id], OURS, max_results=1, order_by=order):
             found[runs[0].info.start_time, experiment.experiment_id] = experiment
     return [found[key] for key in sorted(found, reverse=True)]
 

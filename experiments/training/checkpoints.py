@@ -47,19 +47,19 @@ def drop_checkpoints(folder: Path, step: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _whole(checkpoint: Path, stamps: tuple[tuple[str, int, int], ...]) -> bool:
+def _whole(checkpoint: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> bool:
     """Whether the files are those that were there when it was complete. stamps: ask again only if a file is touched."""
     noted = read_note(checkpoint / COMPLETE)
     if all(isinstance(size, int) for size in noted.values()):  # of an earlier version
-        return bool(noted) and noted == {name: size for name, size, _ in stamps if name != COMPLETE}
+        return bool(noted) and noted == {name: size for name, size, *_ in stamps if name != COMPLETE}
     return noted == file_digests(checkpoint)
 
 
-def _stamps(checkpoint: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return path, size and modification time of each file."""
+def _stamps(checkpoint: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return path, size, modification time and time of the last change of each file; no program sets the last one."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     known = [(str(path.relative_to(checkpoint)), path.stat()) for path in files]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in known)
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in known)
 
 
 def complete(folder: Path, method_state: Mapping[str, Tensor], meter: Meter) -> None:

@@ -117,6 +117,30 @@ def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
         ctrl.load(tiny(), tmp_path)
 
 
+@pytest.mark.parametrize("what", ["control", "base"])
+def test_a_save_that_was_killed_between_two_files_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are new, the config is the old one: the same tensors would compute something else."""
+    one = {"interpolation": "lerp"} if what == "control" else {}
+    ctrl.save(disturbed(**one), tmp_path)
+    old = (tmp_path / "control_config.json").read_text()
+    other = {"interpolation": "slerp"} if what == "control" else {}
+    model = disturbed(**other)
+    if what == "base":
+        model.control.fingerprint = "of another base"
+    ctrl.save(model, tmp_path)
+    new = (tmp_path / "control_config.json").read_text()
+    (tmp_path / "control_config.json").write_text(old)
+    base = tiny().eval()
+    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what}\.\w+ is .*Save the model again"):
+        ctrl.load(base, tmp_path)
+    assert type(base) is type(tiny())
+    if what == "control":
+        (tmp_path / "control_config.json").write_text(new)
+        assert ctrl.load(base, tmp_path)(IDS).logits.isfinite().all()
+
+
 def test_wrong_shapes_are_named(tmp_path: Path) -> None:
     ctrl.save(disturbed(), tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import DamagedError
-from experiments.common.files import UMASK, json_lines, read_json, read_note, sweep, write_bytes, write_json, write_text
+from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.files import (
+    UMASK,
+    json_lines,
+    read_json,
+    read_note,
+    remove,
+    sweep,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +59,7 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
         "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory
         "experiments/posthoc/export.py",  # into a folder that is renamed
-        "experiments/soften/path.py",  # weights, whose length is checked when they are read
+        "experiments/soften/path.py",  # into a folder that is renamed
         "experiments/soften/report.py",  # next to these weights
         "experiments/studies/archive.py",  # into a folder that is renamed
         "experiments/studies/exchange.py",  # renamed
@@ -112,3 +125,68 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     assert pipe.is_fifo()
     with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         write_text(tmp_path, "one")
+
+
+def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
+    to = tmp_path / "out"
+    dead, other = (
+        tmp_path / f".out-{socket.gethostname()}-{pid}.part" for pid in (4194304, 1)
+    )  # none, and a living one
+    away = tmp_path / ".out-elsewhere-4194304.part"  # of another machine, whose processes nobody knows here
+    for left in (dead, other, away):
+        left.mkdir()
+    with whole_folder(to) as part:
+        (part / "mine").touch()
+        assert (part.parent, part.name != other.name, dead.exists(), other.exists()) == (tmp_path, True, False, True)
+    assert [path.name for path in to.iterdir()] == ["mine"]
+    with pytest.raises(ConfigError, match=r"^--out .*out appeared meanwhile"), whole_folder(to, "--out") as part:
+        (part / "second").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([away.name, other.name, "mine", "out"])
+    dead.mkdir()
+    sweep(tmp_path)
+    assert not dead.exists()
+
+
+def test_a_folder_is_deleted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "arms" / "one"
+    folder.mkdir(parents=True)
+    for name in "ab":
+        (folder / name).touch()
+
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: None)  # killed before the first file was deleted
+    remove(folder, tmp_path / "removed")
+    assert not folder.exists()
+    monkeypatch.undo()
+    (gone,) = tmp_path.glob(".removed-*.part")
+    assert sorted(path.name for path in (gone / "one").iterdir()) == ["a", "b"]  # as a kill leaves it
+    folder.mkdir()
+    remove(folder, tmp_path / "removed")
+    assert [path.name for path in tmp_path.iterdir()] == ["arms"]
+
+
+@pytest.mark.parametrize("fault", ["another disk", "no right"])
+def test_a_folder_that_cannot_be_moved_is_deleted_or_named(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **more: object) -> None:
+        raise OSError(fault)
+
+    (tmp_path / "one").mkdir()
+    monkeypatch.setattr(os, "replace", refused)
+    if fault == "another disk":
+        remove(tmp_path / "one", tmp_path / "removed")
+        assert not list(tmp_path.iterdir())
+        return
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else refused())
+    with pytest.raises(OSError, match="no right"):
+        remove(tmp_path / "one", tmp_path / "removed")
+
+
+def test_an_empty_folder_is_filled_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileNotFoundError, match="none"), whole_folder(tmp_path / "out") as part:
+        (part / "none").rename(part / "half")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+    with whole_folder(tmp_path / "out") as part:
+        (part / "file").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.hashing import file_digest, file_stamp, json_digest, sha256, short_digest, text_id
+from experiments.common.hashing import (
+    WHOLE,
+    cache_stamp,
+    file_digest,
+    file_stamp,
+    folder_digests,
+    json_digest,
+    sha256,
+    short_digest,
+    text_id,
+)
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-4, its first example
 
@@ -45,3 +55,33 @@ def test_a_stamp_knows_files_of_one_size_and_time_apart(tmp_path: Path, size: in
     assert (file_stamp(one) == file_stamp(other)) == (size == 0)
     os.utime(other, ns=(2, 2))
     assert file_stamp(one) != file_stamp(other)
+
+
+@pytest.mark.parametrize(("size", "changed"), [(100_000, 1), (WHOLE, 1), (4 * WHOLE, 4 * WHOLE // 1000)])
+def test_a_change_in_one_place_is_seen(tmp_path: Path, size: int, changed: int) -> None:
+    file = tmp_path / "file"
+    with file.open("wb") as made:
+        made.truncate(size)
+    before = file_stamp(file)
+    with file.open("r+b") as made:
+        made.seek(size // 3)
+        made.write(b"x" * changed)
+    os.utime(file, ns=(before[1], before[1]))
+    assert file_stamp(file)[:2] == before[:2]
+    assert file_stamp(file) != before
+
+
+def test_a_cache_knows_a_file_that_was_given_its_old_time(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * 10)
+    before = cache_stamp(file)
+    assert cache_stamp(file) == before
+    os.utime(file, ns=(before[1], before[1]))
+    assert (file_stamp(file), cache_stamp(file) != before) == (before[:3], True)
+
+
+def test_each_file_of_a_folder_has_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "folder").mkdir()
+    assert folder_digests(tmp_path) == {"file": ABC}
+    assert folder_digests(tmp_path / "none") == {}

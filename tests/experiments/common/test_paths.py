@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.paths import default_root, short_path
+from experiments.common.paths import absolute, default_root, short_path
+from experiments.common.result_folders import find
+from experiments.records import ArmResult
+from experiments.runs.outcome import Outcome
+from experiments.studies.trial import run_record
 
 
 def test_results_go_to_the_nearest_mlruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,3 +31,19 @@ def test_paths_are_relative_below_the_working_directory(tmp_path: Path, monkeypa
     assert short_path(tmp_path / "x") == str(tmp_path / "x")
     (here / "link").symlink_to(tmp_path)
     assert short_path(here / "link") == "link"
+
+
+def test_a_run_that_is_a_link_belongs_to_the_root_of_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, disk = tmp_path / "mlruns", tmp_path / "disk" / "case"
+    (root / "runs").mkdir(parents=True)
+    disk.mkdir(parents=True)
+    (disk / "config.yaml").touch()
+    (root / "runs" / "case").symlink_to(disk)
+    monkeypatch.chdir(root)
+    for name in ("runs/case", "../mlruns/runs/case", str(root / "runs" / "case")):
+        assert absolute(name).parents[1] == root
+        assert find(name, root).parents[1] == root
+    assert find("cas", root).parents[1] == root
+    result = ArmResult("full", "full", 1e-3, "finished")
+    done = Outcome(root / "runs" / "case", [result], root / "report.html", "", "", {})
+    assert run_record(0, done, root)["folder"] == "runs/case"

@@ -149,6 +149,14 @@ def test_other_weights_of_the_same_size_and_time_are_another_cache(open_context:
     os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
     assert sampled(context).folder != first.folder
     assert calls.count == 2
+    known, between = file.stat(), len(whole) // 30  # in the middle of two samples, which the folder's name is made of
+    changed = bytearray(file.read_bytes())
+    changed[between] ^= 1
+    for data, count in ((changed, 3), (changed, 3)):
+        file.write_bytes(data)
+        os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
+        sampled(context)
+        assert calls.count == count
 
 
 def test_provenance_says_how_it_was_made(open_context: Open) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import json_digest
 from experiments.config import parse_config
 from experiments.data.chosen import Chooser, ReplayChoice
 from experiments.data.encoding import Encoder
@@ -100,15 +101,21 @@ def test_scores_are_computed_once(chooser: Chooser) -> None:
         choose(replace(again, seed=1), by="loss")
 
 
+def of_another_model(file: Path) -> None:
+    note: dict[str, Any] = {"scores": [0.0] * 8, "base": "another"}
+    file.write_text(json.dumps(note | {"digest": json_digest(note | {"of": file.stem})}))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        of_another_model,
         lambda file: file.write_text(file.read_text().replace("scores", "other")),
         lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | {"scores": [0.0]})),
         lambda file: file.write_text(json.dumps({"scores": [0.0] * 8})),
         lambda file: shutil.copy(file.with_name("other.json"), file),
     ],
-    ids=["name", "cut", "no digest", "of another choice"],
+    ids=["of another model", "name", "cut", "no digest", "of another choice"],
 )
 def test_scores_that_were_changed_are_computed_anew(chooser: Chooser, damage: Callable[[Path], object]) -> None:
     found = choose(chooser, by="loss")

@@ -11,7 +11,15 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.measure import endpoint
-from experiments.measure.endpoint import NO_PROBABILITIES, TRIES, Endpoint, EndpointError, Replies
+from experiments.measure.endpoint import (
+    NO_PROBABILITIES,
+    TRIES,
+    WORKERS,
+    Endpoint,
+    EndpointError,
+    Replies,
+    changed_replies,
+)
 from experiments.measure.models import load_tokenizer, read_base, read_models
 from experiments.measure.run import measure
 from experiments.models.base import load_base
@@ -173,7 +181,8 @@ def test_the_same_model_here_and_on_a_server_has_the_same_records(
         again = measure(
             base, models, root=tmp_path / "mlruns", changes=changes, precision="fp32", say=lambda text: None
         )
-        assert len(server.asked) == asked
+        assert asked < WORKERS
+        assert len(server.asked) == 2 * asked  # whether it is the same model still
     assert found.failed == again.failed == {}
     assert set(found.left_out["there"]) == {"drift", "text", "alignment", "kept/plain", "kept/chat"}
     assert set(found.left_out["there"].values()) == {NO_PROBABILITIES}
@@ -214,3 +223,25 @@ def test_replies_that_were_changed_are_asked_again(damage: str, echo: ReplyServe
     again = Replies.read(Endpoint.opened(echo.address), file)
     assert again.ask(["a", "b"], 5) == ["A", "B"]
     assert len(echo.asked) == asked + (damage != "of an earlier version")
+
+
+@pytest.mark.parametrize(("now", "changed"), [("the same", 0), ("another model", 8), ("one reply", 1), ("silent", 0)])
+def test_a_server_with_another_model_is_found_by_its_replies(
+    now: str, changed: int, echo: ReplyServer, tmp_path: Path
+) -> None:
+    one, file = Endpoint.opened(echo.address), tmp_path / "replies.jsonl"
+    assert changed_replies(one, file) == (0, 0)
+    Replies.read(one, file).ask([f"q{i}" for i in range(20)], 5)
+    if now == "another model":
+        echo.answer = lambda body: reply("42")
+    elif now == "one reply":
+        usual = echo.answer
+        echo.answer = lambda body: reply("42") if body["messages"][-1]["content"] == "q0" else usual(body)
+    elif now == "silent":
+        echo.answer = lambda body: (503, {}, {})
+    order = [line for line in file.read_text().splitlines() if line.strip()]  # the replies came in any order
+    file.write_text("\n".join(sorted(order, key=lambda line: '"q0"' not in line)))
+    assert changed_replies(one, file) == (changed, 0 if now == "silent" else 8)
+    echo.answer = lambda body: pytest.fail("earlier versions noted no questions")
+    file.write_text("\n".join(line[: line.index(', "question"')] + "}" for line in order))
+    assert changed_replies(one, file) == (0, 0)

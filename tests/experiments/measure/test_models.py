@@ -112,6 +112,25 @@ def test_weights_of_an_arm_of_this_base_have_its_tokenizer(base: str, models: di
         read_models([str(folder)], found, tokenizer, ())
 
 
+@pytest.mark.parametrize("own", ["the last checkpoint", "the best one", "an adapter"])
+def test_a_training_s_folder_with_another_model_than_its_last_checkpoint_is_refused(
+    own: str, base: str, models: dict[str, str], tmp_path: Path
+) -> None:
+    """As after load_best_model_at_end: the figures of the last checkpoint are not those of the model."""
+    folder = Path(shutil.copytree(models["trained"], tmp_path / "trained"))
+    source = Path(models["adapter"]) if own == "an adapter" else folder / "checkpoint-20"
+    for file in (path for path in source.iterdir() if path.suffix in (".json", ".safetensors")):
+        shutil.copy(file, folder / file.name)
+    if own == "the best one":
+        shutil.copy(folder / "checkpoint-10" / "model.safetensors", folder)
+    if own == "the last checkpoint":
+        (found,) = read(base, str(folder))
+        assert found.steps == [10, 20]
+        return
+    with pytest.raises(ConfigError, match=r"holds a model and checkpoints, of which the last, checkpoint-20, is anoth"):
+        read(base, str(folder))
+
+
 @pytest.mark.parametrize(
     ("model", "damage", "match"),
     [

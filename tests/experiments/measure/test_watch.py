@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ def test_the_best_model_of_a_resumed_training(
     if note:
         write_json(tmp_path / "best" / "forgetting.json", note)
     assert best_of(tmp_path, step=4) == best
+
+
+@pytest.mark.parametrize("killed", ["while it was written", "before its name", "between the two"])
+def test_a_kill_loses_no_best_model(tmp_path: Path, killed: str) -> None:
+    write_json(tmp_path / "best" / "forgetting.json", {"step": 2, "gain": 0.25})
+    (tmp_path / "best.part").mkdir()
+    if killed != "while it was written":
+        write_json(tmp_path / "best.part" / "forgetting.json", {"step": 4, "gain": 0.5})
+    if killed == "between the two":
+        shutil.rmtree(tmp_path / "best")
+    assert best_of(tmp_path, step=4) == ((0.25, 2) if killed == "while it was written" else (0.5, 4))
+
+
+def test_the_best_model_of_an_earlier_training_is_not_this_ones(tmp_path: Path) -> None:
+    """Else the worse models of this one are not saved, and the folder has a model that it never was."""
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    for gain in (0.5, 0.1):
+        watch = Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+        assert Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).best is None
+        watch.measure(2, model)
+        watch.points[2]["gain"] = Estimate(gain)
+        watch.keep_best(2, model, tokenizer)
+        assert Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).best == (gain, 2)
 
 
 def suites() -> Suites:

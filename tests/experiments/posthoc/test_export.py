@@ -15,7 +15,7 @@ import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import run_config
-from experiments.posthoc.export import _whole_folder, export, exported_text
+from experiments.posthoc.export import export, exported_text
 from experiments.runs.trained import load_trained
 from tests.helpers.gguf_file import to_gguf
 
@@ -145,18 +145,3 @@ def test_a_full_disk_leaves_nothing_and_is_the_machines(
     with pytest.raises(MachineError, match="no space left on the disk"):
         export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None)
     assert not list(tmp_path.iterdir())
-
-
-def test_two_exports_to_one_name_do_not_mix(tmp_path: Path) -> None:
-    to = tmp_path / "out"
-    dead = tmp_path / "out.4194304.part"  # above the largest id of a process
-    other = tmp_path / "out.1.part"  # of one that lives
-    for left in (dead, other):
-        left.mkdir()
-    with _whole_folder(to) as part:
-        (part / "mine").touch()
-        assert (part.parent, part.name != other.name, dead.exists(), other.exists()) == (tmp_path, True, False, True)
-    assert [path.name for path in to.iterdir()] == ["mine"]
-    with pytest.raises(ConfigError, match="appeared meanwhile"), _whole_folder(to) as part:
-        (part / "second").touch()
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "out", "out.1.part"]

@@ -19,6 +19,13 @@ def page(path: Path, name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["compare.md", "compare.html"])
+def test_a_page_that_is_printed_does_not_steer_the_terminal(name: str, tmp_path: Path) -> None:
+    text = page(tmp_path / name, "a\x1b]0;title\x07\x9b2J\u202eb")
+    assert text.count("a\\x1b]0;title\\x07\\x9b2J\\u202eb") >= 3
+    assert not set(text) & set("\x1b\x07\x9b\u202e")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_markdown_has_no_tag_and_no_link_of_others(name: str, tmp_path: Path) -> None:
     text = page(tmp_path / "compare.md", name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,12 @@ def test_the_gain_of_texts_has_its_own_column_unit_and_words() -> None:
 
 def test_text_of_others_has_no_tag_and_no_link_in_markdown() -> None:
     assert escaped("<img src=x> ![a](http://x) [b](y) a < b") == "&lt;img src=x> ![a]\\(http://x) [b]\\(y) a &lt; b"
+    assert escaped("[b]: http://x") == "[b]\\: http://x"  # the place of a link that is elsewhere
+
+
+def test_each_note_in_mlflow_is_escaped() -> None:
+    """It is Markdown, and has names and questions of others."""
+    root = Path(__file__).parents[3] / "experiments"
+    calls = [found for file in root.rglob("*.py") for found in re.findall(r"\.log_note\((.*)", file.read_text())]
+    assert len(calls) >= 4
+    assert all(call.startswith("escaped(") for call in calls)

@@ -26,7 +26,7 @@ def base(tmp_path: Path) -> Base:
 def at(alpha: float, model: str, base: Base, folder: Path) -> PreTrainedModel:
     """Load the point of the path to a model."""
     (found,) = read_models([model], base, load_tokenizer(base.folder))
-    return WeightPath(base.folder, endpoint(found, base, folder, print)).load(alpha, base)
+    return WeightPath(base.folder, endpoint(found, base, folder, print)).load(alpha, base, folder / "point")
 
 
 def assert_same_weights(one: PreTrainedModel, other: PreTrainedModel) -> None:

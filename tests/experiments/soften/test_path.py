@@ -73,7 +73,8 @@ def test_what_is_loaded_is_what_is_written(folders: tuple[Path, Path], tmp_path:
     path = WeightPath(*folders)
     path.write(0.5, tmp_path / "half")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
-    loaded = path.load(0.5, Base("base", path.base))
+    loaded = path.load(0.5, Base("base", path.base), tmp_path / "point")
+    assert not list(tmp_path.glob("point*"))
     for (name, one), two in zip(loaded.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(one.cpu(), two), name
     assert (tmp_path / "half" / "tokenizer.json").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import ctrl
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import folder_digests
 from experiments.desk.overview import read_measurement
 from experiments.measure.run import measure
 from experiments.models.base import load_model
@@ -122,6 +124,17 @@ def test_points_are_measured_as_measure_does_and_only_once(
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
     assert {record.task for record in ours if record.suite == "kept"} == {"capitals", new.stem}
     monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
+    before = folder_digests(tmp_path / "soft")
+    again = softened(model, tmp_path / "soft", **own)  # the same command: it is there already
+    assert (again.alpha, folder_digests(tmp_path / "soft")) == (found.alpha, before)
+    with pytest.raises(ConfigError, match=r"holds alpha \S+, chosen by another rule; now it is \S+: choose another"):
+        softened(model, tmp_path / "soft", conditions=["kl <= 1000"], **own)
+    os.rename(tmp_path / "soft", tmp_path / "killed")  # before it appeared
+    softened(model, tmp_path / "soft", **own)
+    assert folder_digests(tmp_path / "soft") == before
+    (tmp_path / "soft" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="soft exists and is not empty: choose another folder"):
+        softened(model, tmp_path / "soft", **own)
     again = softened(model, tmp_path / "again", **own)
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words

@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import shutil
+import socket
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.records import ArmResult, Estimate
-from experiments.runs.result_file import write_result
+from experiments.runs.result_file import read_result, write_result
+from experiments.studies import exchange
 from experiments.studies.archive import FILE, TRIALS
-from experiments.studies.exchange import read_trials, unpack_runs, write_trials
+from experiments.studies.exchange import read_trials, unpack_runs, unpacked, write_trials
 from experiments.studies.queue import Store
 from experiments.studies.report.write import _at_once
 from experiments.studies.trial import TrialOutcome
@@ -137,6 +139,49 @@ def test_a_run_folder_that_exists_stays(written: tuple[Store, Path, Path], tmp_p
     unpack_runs(out, tmp_path / "two")
     assert [path.name for path in mine.parent.iterdir()] == ["config.yaml"]
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("state", ["half done", "other figures", "other seconds", "a file", "the same"])
+def test_a_trial_whose_run_folder_has_other_results_is_not_taken(
+    state: str, written: tuple[Store, Path, Path], tmp_path: Path
+) -> None:
+    """Its values would be of the file, its records of the folder."""
+    first, root, out = written
+    there = tmp_path / "two"
+    (mine,) = root.glob("runs/toy-001-*")
+    run = there / "runs" / mine.name
+    shutil.copytree(mine, run)
+    arm = run / "arms" / "arm-0.001"
+    if state == "half done":
+        (arm / "result.json").unlink()
+    elif state == "a file":
+        shutil.rmtree(run)
+        run.touch()
+    elif state != "the same":
+        result = read_result(arm / "result.json")
+        result.scorecard = {"gain": Estimate(-7.0)} if state == "other figures" else result.scorecard
+        result.cost = {"seconds": 9.0}
+        write_result(arm, result)
+    unpack_runs(out, there)
+    fits = [unpacked(trial, there) for trial in read_trials(first.config, out)]
+    assert fits == [True, state == "the same", True, True]
+
+
+def test_two_that_begin_with_one_file_do_not_meet(
+    written: tuple[Store, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = written[2]
+    there, check = tmp_path / "two", exchange.check_files
+
+    def late(file: Path) -> None:
+        monkeypatch.setattr(exchange, "check_files", check)
+        unpack_runs(out, there)  # another process, meanwhile
+
+    monkeypatch.setattr(exchange, "check_files", late)
+    (there / f".from-{socket.gethostname()}-4194304.part").mkdir(parents=True)  # of a process that was killed
+    unpack_runs(out, there)
+    assert len(list(there.glob("runs/*/arms/*/result.json"))) == 4
+    assert [path.name for path in there.iterdir()] == ["runs"]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b"null"])

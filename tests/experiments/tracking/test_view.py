@@ -29,7 +29,7 @@ def experiment(client: Any) -> str:
 
 
 def add_run(client: Any, experiment: str, params: Mapping[str, Any], *metrics: str, **tags: str) -> str:
-    run = client.create_run(experiment, tags=tags).info.run_id
+    run = client.create_run(experiment, tags={"journal_id": "of the bench", **tags}).info.run_id
     for name, value in params.items():
         client.log_param(run, name, value)
     for name in metrics:
@@ -108,7 +108,7 @@ def test_a_trial_has_the_colour_of_its_arm(client: Any, experiment: str) -> None
 def test_the_latest_experiment_comes_first_and_an_empty_one_not_at_all(client: Any) -> None:
     ids = {name: client.create_experiment(name) for name in ("old", "empty", "new")}
     for name, at in (("new", 9_000), ("old", 1_000), ("old", 2_000)):
-        client.create_run(ids[name], at)
+        client.create_run(ids[name], at, {"journal_id": name})
     assert [one.name for one in latest_experiments(client)] == ["new", "old"]
 
 
@@ -118,3 +118,14 @@ def test_the_link() -> None:
         f"{page}compareRunsMode=CHART&workflowType=machine_learning"
     )
     assert view_url("http://127.0.0.1:5000", "1", charts=False) == f"{page}workflowType=machine_learning"
+
+
+def test_experiments_and_runs_of_other_programs_stay_as_they_are(client: Any, experiment: str) -> None:
+    foreign = client.create_run(experiment).info.run_id
+    other = client.create_experiment("other")
+    client.create_run(other)
+    assert latest_experiments(client) == []
+    add_run(client, experiment, {})
+    assert [one.experiment_id for one in latest_experiments(client)] == [experiment]
+    prepare(client, experiment, GAINS)
+    assert COLOUR not in client.get_run(foreign).data.tags

@@ -33,11 +33,20 @@ def test_unfinished_and_cut_checkpoints_do_not_count(tmp_path: Path) -> None:
 
 
 FILES = {"model.safetensors": b"weights" * 99, "optimizer.pt": b"moments" * 99, "trainer_state.json": b"{}"}
+
+
+def one_bit_at_its_old_time(file: Path) -> None:
+    known, data = file.stat(), file.read_bytes()
+    file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    os.utime(file, ns=(known.st_atime_ns, known.st_mtime_ns))
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut": lambda file: os.truncate(file, 1),
     "empty": lambda file: file.write_bytes(b""),
     "NUL": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "one bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "one bit, at its old time": one_bit_at_its_old_time,
     "missing": lambda file: file.unlink(),
     "of the one before": lambda file: shutil.copy2(file.parents[1] / "checkpoint-2" / file.name, file),
 }
