@@ -15,8 +15,9 @@ from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import FRACTION, Item, Scorer, exact_match, normal
 from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
+from experiments.data.spelling import SPACED, holds, straight, unmarked
 
-NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
+NUMBERS = re.compile(rf"(?<!{SPACED})(?<!{SPACED}_)(?:{NUMBER.pattern})(?!{SPACED})(?!_{SPACED})")  # not inside a word
 DATED = re.compile(r"\d+(?:\s?[-:/]\s?\d+)+")  # a date, a time or a range; a fraction too
 SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of several numbers
 
@@ -63,8 +64,8 @@ class Grader(Section):
 class Exact(Grader):
     """The reply, or its last line, is the answer.
 
-    Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop do not count. An
-    answer that is a number may be said as a fraction.
+    Case, spaces, commas between thousands, a final full stop, and marks around it (bold, italics, quotes, backticks)
+    do not count. An answer that is a number may be said as a fraction.
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
@@ -72,13 +73,17 @@ class Exact(Grader):
 
 
 class Contains(Grader):
-    """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers."""
+    """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers.
+
+    Marks of bold type or italics and tags of HTML around words do not count. In scripts without spaces between words
+    (Chinese, Japanese, Thai), the answer may be anywhere.
+    """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        reply, answer = (" ".join(tidy(text).casefold().split()) for text in (reply, str(entry["answer"])))
+        reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
         if WHOLE.fullmatch(answer):
             return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
+        return float(holds(reply, answer) or holds(unmarked(reply), answer))
 
 
 class Numeric(Grader):

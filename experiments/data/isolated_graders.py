@@ -47,7 +47,8 @@ class InIsolation(Grader):
 class Regex(InIsolation):
     """A regular expression is found in the reply. On Linux, a search of more than two seconds is ended as wrong.
 
-    {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer.
+    {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer; of
+    several, that of the first which is not empty.
     """
 
     main = "pattern"
@@ -68,9 +69,10 @@ class Regex(InIsolation):
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         found = list(re.finditer(self.pattern.replace(ANSWER, re.escape(str(entry["answer"]))), reply))
-        if not found:
-            return 0.0
-        return exact_match(found[-1].group(1) or "", entry) if found[-1].re.groups else 1.0
+        if not found or not found[-1].re.groups:
+            return float(bool(found))
+        said = [text for match in found if (text := next(filter(None, match.groups()), ""))]
+        return exact_match(said[-1] if said else "", entry)
 
 
 class Math(InIsolation):
