@@ -47,10 +47,15 @@ _ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))")
 
 def as_latex(text: str) -> str:
     """Return a text in which 1 1/2 is 3/2, 1e-3 is 0.001, and signs such as x\u00b2, \u221a2, \u221e are LaTeX's."""
-    text = _MIXED.sub(_improper, text)
+    text = mixed_as_one(text)
     text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
     text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
     return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")
+
+
+def mixed_as_one(text: str) -> str:
+    """Return a text in which 1 1/2 is 3/2."""
+    return _MIXED.sub(_improper, text)
 
 
 def _improper(mixed: re.Match[str]) -> str:
