@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -30,6 +30,7 @@ from experiments.common.files import PART
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft
+from experiments.models.tokens import end_of_turn
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import gate_batches, plain_model
 from experiments.posthoc.run import result_file
@@ -98,6 +99,8 @@ def export(
         model, gap = _plain(model, tokenizer, arm)
     if dtype is not None:
         model = model.to(DTYPES[dtype])
+    if form == "merged":
+        _stops(model, tokenizer)
     with errors_explained(to.parent), _whole_folder(to) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
@@ -126,6 +129,15 @@ def _whole_folder(to: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `generate` stop where trained replies end, at the template's end of turn, besides the base's own ends."""
+    settings: Any = model.generation_config
+    own = settings.eos_token_id
+    known = list(own) if isinstance(own, list | tuple) else [own] if own is not None else []
+    if end_of_turn(tokenizer) not in known:
+        settings.eos_token_id = [*known, end_of_turn(tokenizer)]
 
 
 def _plain(

@@ -29,7 +29,7 @@ from experiments.evaluation.lm_eval_code import no_code_of_others
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
-from experiments.models.generation import Progress
+from experiments.models.generation import Progress, stopping
 from experiments.models.tokens import asked_key, drop_added_end
 from experiments.models.turns import turns
 from experiments.records import Record
@@ -81,6 +81,7 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
+    version = 2
     Settings = HarnessSettings
     settings: HarnessSettings
 
@@ -140,7 +141,7 @@ class HarnessSuite(Suite):
         language_model = _wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
             # its progress bars cannot be switched off
-            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name):
+            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name), stopping(model, self.tokenizer):
                 found = evaluate(
                     lm=language_model,
                     task_dict={"tasks": {name: task}},
