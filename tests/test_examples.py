@@ -22,7 +22,8 @@ from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
 from experiments.data.graders import read_grader
-from experiments.data.items import Item, NewTask, exact_match
+from experiments.data.items import Item, NewTask
+from experiments.data.matching import exact_match
 from experiments.data.source import Source
 from experiments.data.tested import Measured
 from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS

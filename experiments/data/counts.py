@@ -13,6 +13,7 @@ from experiments.data.items import Example
 from experiments.data.token_cache import Size
 
 MOST = 1000  # examples of each source whose words are looked at before a run
+SHOWN = 60  # letters of words that are not learned
 NEW = 20_000  # examples of a table whose length is looked at, besides those in the cache: half a minute on two cores
 
 
@@ -49,12 +50,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Special:
-    """Special tokens in the words of the first examples, read as text or as tokens, with the number of examples."""
+    """Special tokens in the words of the first examples, read as text or as tokens, with the number of examples.
+
+    unwritten: words of examples that the chat template leaves out or changes.
+    """
 
     examples: int
     whole: bool
     as_text: Mapping[str, int]
     as_tokens: Mapping[str, int]
+    unwritten: tuple[str, ...] = ()
 
 
 def lengths(sizes: Iterable[Size], rows: int, most: int = NEW) -> Lengths:
@@ -78,9 +83,11 @@ def lengths(sizes: Iterable[Size], rows: int, most: int = NEW) -> Lengths:
 def special(examples: Iterable[Example], encoder: Encoder, most: int = MOST) -> Special:
     """Look for special tokens in the words of at most `most` examples."""
     rest = iter(examples)
-    held = [encoder.held(example) for example in itertools.islice(rest, most)]
+    first = list(itertools.islice(rest, most))
+    held = [encoder.held(example) for example in first]
     as_text, as_tokens = (Counter(token for one in held for token in one[side]) for side in (0, 1))
-    return Special(len(held), next(rest, None) is None, as_text, as_tokens)
+    lost = tuple(filter(None, map(encoder.unwritten, first)))
+    return Special(len(held), next(rest, None) is None, as_text, as_tokens, lost)
 
 
 def refused(found: Lengths) -> list[str]:
@@ -91,9 +98,14 @@ def refused(found: Lengths) -> list[str]:
 
 
 def held(found: Special) -> list[str]:
-    """Say which special tokens the words of the examples hold, and how they are read."""
+    """Say which special tokens the words of the examples hold, how they are read, and which words are not learned."""
     read_as = {"text": found.as_text, "one token": found.as_tokens}
-    return [
+    lost = [
+        f"{len(found.unwritten):,} of {_of(found)} examples have words that the chat template leaves out or changes, "
+        f"so they are not learned as they are: {one[:SHOWN]!r}"
+        for one in found.unwritten[:1]
+    ]
+    return lost + [
         f"{number:,} of {_of(found)} examples have the special token {token} in their words, where it is read as {read}"
         for read, tokens in read_as.items()
         for token, number in sorted(tokens.items())

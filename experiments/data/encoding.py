@@ -17,7 +17,7 @@ from experiments.common.hashing import short_digest
 from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.loss_mask import Labelled, Loss, has_markers, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
-from experiments.models.turns import marks
+from experiments.models.turns import marks, unwritten
 from experiments.models.words import found, special_tokens
 
 VERSION = 3  # of the tokens: raise it when a change of the code changes those of any example
@@ -121,6 +121,17 @@ class Encoder:
         special = found(words, special_tokens(self.tokenizer))
         as_text = special & marks(self.tokenizer) if special else special
         return as_text, special - as_text
+
+    def unwritten(self, example: Example) -> str:
+        """Return the first words of a chat that the template leaves out or changes; nothing if it writes all."""
+        if isinstance(example, Text):
+            return ""
+        try:
+            return unwritten(
+                self.tokenizer, example.question, example.messages[-1] if isinstance(example, Chat) else example.reply
+            )
+        except RefusedRow:
+            return ""  # it is counted, or an error, where it is encoded
 
     def labelled(self, example: Example) -> list[Labelled]:
         """Return the tokens of an example with their labels, however long. A chat may need several rows."""

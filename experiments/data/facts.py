@@ -11,7 +11,8 @@ from pydantic import Field
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.invented import KINDS, Subject, invent
-from experiments.data.items import Example, Item, NewTask, Text, exact_match
+from experiments.data.items import Example, Item, NewTask, Text
+from experiments.data.matching import exact_match
 from experiments.data.source import Source
 
 Kind = Literal["people", "places", "products"]

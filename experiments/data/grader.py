@@ -13,12 +13,18 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import FRACTION, Item, Scorer, exact_match, normal
-from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
+from experiments.data.items import Item, Scorer
+from experiments.data.matching import FRACTION, exact_match, normal
+from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, mixed_as_one, tidy
+from experiments.data.spelling import SPACED, holds, straight, unmarked
 
-NUMBERS = re.compile(rf"(?<!\w)(?:{NUMBER.pattern})(?!\w)")  # not those in the middle of a word
+NUMBERS = re.compile(rf"(?<!{SPACED})(?<!{SPACED}_)(?:{NUMBER.pattern})(?!{SPACED})(?!_{SPACED})")  # not inside a word
 DATED = re.compile(r"\d+(?:\s?[-:/]\s?\d+)+")  # a date, a time or a range; a fraction too
 SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of several numbers
+PRODUCT = re.compile(r"\d\s?(?:\^|\*\*?|\u00d7|\\times|\\cdot)\s?\{?[-+]?\d[\d.^{}-]*\W*")  # 10^3, 3 * 10^2
+SCALE = re.compile(r"\d\s?(?:[km](?!\w)|bn\b|thousand|million|billion|trillion|lakh|crore|[\u4e07\u5104\u4ebf])", re.I)
+READ, BOTH, NUMBER_ONLY = "read", "option or number", "number"  # in the values of an item: how its answer can be read
+SHOWN = 60  # characters of an answer in a remark
 
 
 class Grader(Section):
@@ -45,6 +51,10 @@ class Grader(Section):
     def check(self, items: Sequence[Item]) -> None:
         """Raise ConfigError if the grader cannot be used here, or not for these items."""
 
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        """Say how answers are read that may be meant otherwise, one line each."""
+        return []
+
     def ready(self) -> None:
         """Import what a check needs, before a process gives up its rights."""
 
@@ -63,8 +73,8 @@ class Grader(Section):
 class Exact(Grader):
     """The reply, or its last line, is the answer.
 
-    Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop do not count. An
-    answer that is a number may be said as a fraction.
+    Case, spaces, commas between thousands, a final full stop, and marks around it (bold, italics, quotes, backticks)
+    do not count. An answer that is a number may be said as a fraction.
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
@@ -72,13 +82,17 @@ class Exact(Grader):
 
 
 class Contains(Grader):
-    """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers."""
+    """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers.
+
+    Marks of bold type or italics and tags of HTML around words do not count. In scripts without spaces between words
+    (Chinese, Japanese, Thai), the answer may be anywhere.
+    """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        reply, answer = (" ".join(tidy(text).casefold().split()) for text in (reply, str(entry["answer"])))
+        reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
         if WHOLE.fullmatch(answer):
             return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", reply) is not None)
+        return float(holds(reply, answer) or holds(unmarked(reply), answer))
 
 
 class Numeric(Grader):
@@ -87,7 +101,8 @@ class Numeric(Grader):
     A number is 1234, 1,234.5, 1/2, 1 1/2, 1½, LaTeX's \\frac{1}{2} or 1e3, in the digits of any script; apostrophes and
     spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous
     are 1,234, read as a thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For
-    these write a function of your own. An answer in the data that may be several numbers, such as 1, 2, is refused.
+    these write a function of your own. Powers of units (m^2) are no numbers. An answer in the data that may be several
+    numbers, such as 1, 2, is refused, and so is one that ends with a product or a power.
     """
 
     main = "tolerance"
@@ -100,10 +115,25 @@ class Numeric(Grader):
                 raise refused("numeric", f"the answer {item.answer!r} has no number: choose another grader")
             text = in_one_spelling(item.answer).strip().rstrip(".")
             dated = DATED.fullmatch(text) and not FRACTION.fullmatch(text)
-            if dated or (SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text)):
+            product = any(found.end() == len(text) for found in PRODUCT.finditer(text))
+            if dated or product or (SEVERAL.fullmatch(text) and not WHOLE.fullmatch(text)):
                 raise refused(
                     "numeric", f"the answer {item.answer!r} is not read as one number: write 1234.5 or 1,234.5"
                 )
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        answers = [item.answer for item in items]
+        several = [one for one in answers if len(NUMBER.findall(mixed_as_one(in_one_spelling(one)))) > 1]
+        scaled = [one for one in answers if SCALE.search(one) and one not in several]
+        return [
+            f"{len(found):,} of {len(answers):,} answers {what}, such as {_short(found[0])!r}: read as "
+            f"{last_number(found[0]):f}"
+            for found, what in (
+                (several, "hold several numbers"),
+                (scaled, "have a word or sign for thousands after the number"),
+            )
+            if found
+        ]
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         said, wanted = last_number(reply), last_number(str(entry["answer"]))
@@ -130,7 +160,26 @@ class Choice(Grader):
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         options, index = chosen(row[self.options], answer, cell)
-        return options[index], {"options": options}
+        return options[index], {"options": options, **_unclear(row[self.options], options, answer.strip(), cell)}
+
+    def check(self, items: Sequence[Item]) -> None:
+        both = [item for item in items if item.metadata.get(READ) == BOTH]
+        if both and (numbers := [item for item in items if item.metadata.get(READ) == NUMBER_ONLY]):
+            raise refused(
+                "choice",
+                f"the answer {both[0].answer!r} to {both[0].question[:60]!r} is an option and the number of another, "
+                f"and that to {numbers[0].question[:60]!r} can only be a number: write letters (A is the first), or "
+                "the options themselves",
+            )
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        both = [item for item in items if item.metadata.get(READ) == BOTH]
+        if not both or len(both) < len(items):
+            return []  # some answers are options and can be nothing else
+        return [
+            f"each answer is an option, and also the number of another, such as {both[0].answer!r} of "
+            f"{list(both[0].metadata['options'])}: read as the option. For numbers from 0 write letters (A, B)"
+        ]
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         return exact_match(reply, entry)
@@ -166,6 +215,23 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
         if answer.strip() in known:
             return options, known.index(answer.strip())
     raise ValueError(f"the answer {answer!r} is none of the options {list(options)}, nor a letter or number of one")
+
+
+def _unclear(cell: Any, options: Sequence[str], answer: str, raw: Any) -> dict[str, str]:
+    """Say of an answer that is digits in a text, as all cells of CSV are, whether it is an option or a number, or both.
+
+    Nothing if it is an option and can be no number of another.
+    """
+    labels = isinstance(_parsed(cell) if isinstance(cell, str) else cell, Mapping)
+    if labels or not isinstance(raw, str) or not answer.isdecimal() or int(answer) >= len(options):
+        return {}
+    if answer not in options:
+        return {READ: NUMBER_ONLY}
+    return {READ: BOTH} if options[int(answer)] != answer else {}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"... {text[-SHOWN:]}"
 
 
 def _parsed(cell: str) -> Any:

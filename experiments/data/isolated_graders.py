@@ -16,13 +16,16 @@ from pydantic import Field, field_validator
 
 from experiments.data.grader import Grader, refused
 from experiments.data.isolated import ALLOWED, Isolated, supported
-from experiments.data.items import Item, Scorer, exact_match, last_line
+from experiments.data.items import Item, Scorer
+from experiments.data.matching import exact_match, last_line
 from experiments.data.numerals import as_latex
+from experiments.data.spelling import UNSPACED
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
 BOX = "\\boxed"
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 FENCE = "```"
+TILDES = re.compile(r"^[ \t]*~{3,}", re.MULTILINE)  # the other fence of Markdown
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 RUNS = (ast.Call, ast.Assert, ast.Raise, ast.Name)  # a name alone fails if the reply does not define it
 MARK = re.compile(r"[ \t]*([\w+-]*)")  # of a block of code: its language
@@ -47,7 +50,8 @@ class InIsolation(Grader):
 class Regex(InIsolation):
     """A regular expression is found in the reply. On Linux, a search of more than two seconds is ended as wrong.
 
-    {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer.
+    {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer; of
+    several, that of the first which is not empty.
     """
 
     main = "pattern"
@@ -68,9 +72,10 @@ class Regex(InIsolation):
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         found = list(re.finditer(self.pattern.replace(ANSWER, re.escape(str(entry["answer"]))), reply))
-        if not found:
-            return 0.0
-        return exact_match(found[-1].group(1) or "", entry) if found[-1].re.groups else 1.0
+        if not found or not found[-1].re.groups:
+            return float(bool(found))
+        said = [text for match in found if (text := next(filter(None, match.groups()), ""))]
+        return exact_match(said[-1] if said else "", entry)
 
 
 class Math(InIsolation):
@@ -99,7 +104,8 @@ class Math(InIsolation):
         if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
             return 1.0
         last_box = reply[max(reply.rfind(BOX), 0) :]  # of several boxes math-verify makes a set
-        said = map(formulas, dict.fromkeys((reply, last_box, f"${last_line(reply)}$")))
+        texts = (_plain(one) for one in (reply, last_box, f"${last_line(reply)}$"))
+        said = map(formulas, dict.fromkeys(texts))
         return float(any(verify(wanted, one, timeout_seconds=None) and not _apart(wanted, one) for one in said))
 
 
@@ -175,6 +181,11 @@ def _read(statement: ast.stmt) -> Iterator[ast.AST]:
     return (x for x in ast.walk(statement) if not (isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store)))
 
 
+def _plain(reply: str) -> str:
+    """Return a reply in which a formula ends at words without spaces (Chinese), and amounts have no \\$."""
+    return UNSPACED.sub(" ", re.sub(r"\\\$\s?(?=[\d.])", "", reply))
+
+
 def _apart(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether two small numbers differ in their first digits: math-verify rounds both to six decimals, to 0."""
     x, y = _number(one), _number(other)
@@ -190,10 +201,14 @@ def _number(found: Sequence[Any]) -> float:
 
 
 def code_of(reply: str) -> str:
-    """Return the code of a reply: its blocks marked as Python, or those without a mark, or all of it."""
-    blocks = list(_blocks(reply))
+    """Return the code of a reply: its blocks marked as Python, or those without a mark, or all of it.
+
+    Sessions (>>> f(1)) are no code, if there are other blocks.
+    """
+    blocks = list(_blocks(reply if FENCE in reply else TILDES.sub(FENCE, reply)))
     marked = [code for mark, code in blocks if mark.lower() in ("python", "py", "python3")]
     chosen = marked or [code for mark, code in blocks if not mark]
+    chosen = [code for code in chosen if not code.lstrip().startswith(">>>")] or chosen
     return "\n\n".join(textwrap.dedent(code) for code in chosen) if chosen else reply
 
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
+from experiments.data.matching import FINAL
 from experiments.data.numerals import COMMAS, WHOLE, tidy
 from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
 
-FRACTION = re.compile(r"[-+]?\d{1,30}/\d{1,30}")
-FINAL = "Answer:"  # begins the last line of a worked reply
 Form = Literal["text", "number", "commas"]
 Scorer = Callable[[str, dict[str, Any]], float]
 
@@ -210,38 +206,3 @@ class NewText:
     def ids(self) -> frozenset[str]:
         """Ids of the documents that must not be trained on."""
         return self.further | (self.groups or frozenset(text_id(document) for document in self.documents))
-
-
-def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
-    """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
-
-    Case, spaces, commas between thousands, marks of bold type (**) around it and a final full stop are ignored. An
-    answer that is a number may be said as a fraction.
-    """
-    wanted = normal(str(entry["answer"]))
-    return float(any(_same(normal(said), wanted) for said in (answer, last_line(answer))))
-
-
-def last_line(reply: str) -> str:
-    """Return the last line of a reply that is not empty, without the mark of a final answer."""
-    lines = [line for line in reply.splitlines() if line.strip()] or [""]
-    return lines[-1].removeprefix(FINAL)
-
-
-def normal(text: str) -> str | Decimal:
-    """Return a number as a Decimal, so that 7 equals 7.0; other text lowercased. "1,2" is a list and not a number."""
-    text = _bare(_bare(" ".join(tidy(text).casefold().split())).rstrip("."))
-    return Decimal(text.replace(",", "")) if WHOLE.fullmatch(text) else text
-
-
-def _bare(text: str) -> str:
-    """Return a text without the marks of bold type around it."""
-    inner = text[2:-2]
-    return inner.strip() if text == f"**{inner}**" and "**" not in inner else text
-
-
-def _same(said: str | Decimal, wanted: str | Decimal) -> bool:
-    if isinstance(said, str) and isinstance(wanted, Decimal) and FRACTION.fullmatch(said):
-        top, _, bottom = said.partition("/")
-        return int(bottom) != 0 and Fraction(int(top), int(bottom)) == Fraction(wanted)
-    return said == wanted

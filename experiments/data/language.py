@@ -12,7 +12,8 @@ from pydantic import Field
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.invented import COLOURS, CONSONANTS, MIDDLES, STARTS, words
-from experiments.data.items import Example, Item, NewTask, exact_match
+from experiments.data.items import Example, Item, NewTask
+from experiments.data.matching import exact_match
 from experiments.data.source import Source
 
 ADJECTIVES = (*COLOURS, "big", "small", "old", "young")

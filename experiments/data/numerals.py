@@ -6,19 +6,23 @@ import re
 import unicodedata
 from decimal import Decimal
 
+from experiments.data.spelling import SPACED
+
 _THOUSANDS = r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
 _LAKHS = r"\d{1,2}(?:,\d{2}){1,20},\d{3}(?!\d)(?:\.\d+)?"  # commas as in India: 10,00,000; a limit keeps it linear
 WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number and nothing else
 # in a text: the minus of 12-5 is no sign, and 1/3 is one number
-NUMBER = re.compile(rf"(?:(?<![\w.)])[-+])?(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
+_SIGNED = rf"(?:(?<!{SPACED})(?<![.)])(?<!\d[\u3040-\u9fff])[-+])?"  # not the one of 12-5, or of 3\u6708-5\u6708
+NUMBER = re.compile(rf"{_SIGNED}(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 _MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
 _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
 _SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
-    r"(?<![\w.,(\[{])(?<!\d )(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}|(?:\.\d{3}){2,9})(?:,\d{1,20})?"  # 1 234,5  1.234.567
+    rf"(?<!{SPACED})(?<![.,(\[{{])(?<!\d )"
+    r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
     r"(?!\d|[.,/]\d| \d)"
 )
@@ -26,10 +30,14 @@ _FRACTION = re.compile(  # of whole numbers in LaTeX: \frac{1}{2}, \dfrac12
     r"(?:(?<=\d)\s*())?\\[dtc]?frac\s*(?:\{\s*(-?)(\d+)\s*\}|()(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
 _AMOUNT = re.compile(
-    r"(?<![\w.)])(?<!\d )[-\u2010-\u2013\u2212]\s?\\?[$\u20ac\u00a3\u00a5]\s?(?=\.?\d)"
+    rf"(?<!{SPACED})(?<![.)])(?<!\d )[-\u2010-\u2013\u2212]\s?\\?[$\u20ac\u00a3\u00a5]\s?(?=\.?\d)"
 )  # the minus of -$5
 _APART = re.compile(r"(?<=[=(])(\s*)-\s+(?=\.?\d)")  # that of x = - 5
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
+
+_UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}; after a number, m2 too
+    r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?![\w.])"
+)
 
 _MIXED = re.compile(r"(?<![\d.,/^_{}])(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
 _POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")  # 1.6e-19
@@ -39,10 +47,15 @@ _ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))")
 
 def as_latex(text: str) -> str:
     """Return a text in which 1 1/2 is 3/2, 1e-3 is 0.001, and signs such as x\u00b2, \u221a2, \u221e are LaTeX's."""
-    text = _MIXED.sub(_improper, text)
+    text = mixed_as_one(text)
     text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
     text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
     return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")
+
+
+def mixed_as_one(text: str) -> str:
+    """Return a text in which 1 1/2 is 3/2."""
+    return _MIXED.sub(_improper, text)
 
 
 def _improper(mixed: re.Match[str]) -> str:
@@ -65,9 +78,10 @@ def tidy(text: str) -> str:
 def in_one_spelling(text: str) -> str:
     """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
 
-    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, and -$5 becomes -5.
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, -$5 becomes -5, and
+    powers of units go.
     """
-    text = _FRACTION.sub(_with_stroke, tidy(text))
+    text = _UNIT.sub("", _FRACTION.sub(_with_stroke, tidy(text)))
     text = _APART.sub(r"\1-", _AMOUNT.sub("-", text))
     return _ELSEWHERE.sub(lambda found: _digits(found[0]), text)
 
@@ -80,6 +94,8 @@ def _with_stroke(found: re.Match[str]) -> str:
 
 def _digits(number: str) -> str:
     whole, comma, decimals = number.replace(" ", "").partition(",")
+    if not comma and " " in number:  # 1 234.5
+        return whole
     return whole.replace(".", "") + ("." if comma else "") + decimals
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from experiments.common.spread import cores, spread
 from experiments.data.items import Example, Item
+from experiments.data.spelling import without_tags
 from experiments.models.conversation import said
 
 N, LEAST, SHARE, COMMON = 8, 4, 0.5, 0.1
@@ -34,6 +35,7 @@ OPERATOR = re.compile(r"[-+*/=<>^%$&|~#@\\{}\[\]]")
 OTHER = re.compile(rf"(?:(?!{OPERATOR.pattern})[^\w])+")  # punctuation and space
 UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")  # soft hyphens, spaces without a width, directions
 BLANK = {code: " " for code in range(128) if OTHER.fullmatch(chr(code))}  # the same in ASCII, at a third of the time
+EMPHASIS = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # _so_, but not the one in snake_case
 FACTORS = np.random.default_rng(0).integers(1, 2**63, N, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 Words = Sequence[str]
 Ints = NDArray[Any]
@@ -76,12 +78,15 @@ def question_probe(suite: str, task: str, item: Item) -> Probe:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in lower case, and its operators, without punctuation."""
+    """Return the words of a text in lower case, and its operators, without punctuation and tags of HTML."""
+    text = without_tags(text)
     if text.isascii():
         text = text.translate(BLANK)
     else:
         text = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
         text = OTHER.sub(" ", LETTER.sub(r" \g<0> ", text))
+    if "_" in text:
+        text = EMPHASIS.sub(" ", text)
     if OPERATOR.search(text):
         text = OPERATOR.sub(r" \g<0> ", text)
     return text.casefold().split()

@@ -13,13 +13,13 @@ from experiments.common.hashing import short_digest
 from experiments.common.progress import progress
 from experiments.common.section import MAX_SEED, Section
 from experiments.data.items import Item, Text
+from experiments.models.generation import reply_ends
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.reading import cut, reading
 from experiments.models.tokens import (
     cut_in_thought,
     end_of_text,
-    end_of_turn,
     pad,
     pad_id,
     prompt_ids,
@@ -49,16 +49,16 @@ def sample_chats(
 
     A question that was cut off is used as it is: it is a prompt, and the reply is the model's own reply to it.
     """
-    opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
+    opening, ends = user_opening(tokenizer), reply_ends(model, tokenizer)
     with evaluating(model, Precision(precision)):
-        turns = _sample(model, tokenizer, [opening] * settings.number, settings, end, "questions")
+        turns = _sample(model, tokenizer, [opening] * settings.number, settings, ends, "questions")
         texts = [_text(tokenizer, turn) for turn in turns]
         questions = list(dict.fromkeys(text for text in texts if text))
         prompts = [prompt_ids(tokenizer, question) for question in questions]
-        replies = _sample(model, tokenizer, prompts, settings, end, "replies")
+        replies = _sample(model, tokenizer, prompts, settings, ends, "replies")
     for question, reply in zip(questions, replies, strict=True):
         if not cut_in_thought(tokenizer, reply) and (text := reply_text(tokenizer, reply).strip()):
-            yield Item(question, text, ended=reply[-1] == end)
+            yield Item(question, text, ended=reply[-1] in ends)
 
 
 def sample_texts(
@@ -68,7 +68,7 @@ def sample_texts(
     end = end_of_text(tokenizer)
     start = text_ids(tokenizer, "") or [end]
     with evaluating(model, Precision(precision)):
-        documents = _sample(model, tokenizer, [start] * settings.number, settings, end, "texts")
+        documents = _sample(model, tokenizer, [start] * settings.number, settings, [end], "texts")
     for document in documents:
         if text := _text(tokenizer, document):
             yield Text(text, ended=document[-1] == end)
@@ -79,10 +79,10 @@ def _sample(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Sampling,
-    end: int,
+    ends: Sequence[int],
     what: str,
 ) -> list[list[int]]:
-    """Sample at most `max_tokens` tokens after each prompt, up to and including the end."""
+    """Sample at most `max_tokens` tokens after each prompt, up to and including an end."""
     fill = pad_id(tokenizer)
     generation = GenerationConfig(
         do_sample=True,
@@ -90,7 +90,7 @@ def _sample(
         top_p=settings.top_p,
         top_k=0,  # generate's own default would cut at 50
         max_new_tokens=settings.max_tokens,
-        eos_token_id=end,
+        eos_token_id=list(ends),
         pad_token_id=fill,
         use_cache=True,
     )
@@ -107,7 +107,7 @@ def _sample(
             mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
             new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
             for i, row in zip(batch, new, strict=True):
-                rows[i] = cut(row, end)
+                rows[i] = cut(row, ends)
             task.advance(len(batch))
     return rows
 

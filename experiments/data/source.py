@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
-from experiments.data.items import Example, Item, NewTask, NewText, Text, exact_match, is_held_out
+from experiments.data.items import Example, Item, NewTask, NewText, Text, is_held_out
+from experiments.data.matching import exact_match
 from experiments.data.stored import Stored
 
 One = TypeVar("One")

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.evaluation.suite import DrawnSuite
+from experiments.models.generation import reply_ends
 from experiments.models.precision import Precision
 from experiments.models.tokens import asked_key
 from experiments.models.weights_digest import weights_digest
@@ -75,6 +76,8 @@ class BaseCache:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         } | _attention(model)
+        if len(ends := reply_ends(model, tokenizer)) > 1:  # one alone is part of what is asked
+            self.key["ends"] = ends
 
     def place(self, suite: DrawnSuite) -> Path | None:
         """Return the folder of a suite; None if the suite is not cached."""

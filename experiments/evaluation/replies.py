@@ -13,10 +13,11 @@ from experiments.evaluation.suite import Ask
 from experiments.models.generation import generate_replies
 from experiments.models.sharing import Progress
 from experiments.models.tokens import answer_ids
+from experiments.models.turns import THOUGHT_BEGINS, THOUGHT_ENDS
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
-GRADING = 5  # in the key of cached records: raise it when a change of the code changes which replies are right
+GRADING = 6  # in the key of cached records: raise it when a change of the code changes which replies are right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
@@ -36,7 +37,7 @@ def reply_records(
     """Yield the record of each reply. replies: one of each form to the first question, then those to the next."""
     asked = [(item, form) for item in task.test for form in forms]
     for (item, form), reply in zip(asked, replies, strict=True):
-        answer = parse_answer(reply, task.form)
+        answer = parse_answer(spoken(reply, item.answer), task.form)
         yield Record(
             suite,
             task.name,
@@ -48,6 +49,18 @@ def reply_records(
             parsed=answer is not None,
             prompt=text_id(item.question),
         )
+
+
+def spoken(reply: str, answer: str = "") -> str:
+    """Return what a reply says after its thoughts (<think> ... </think>); nothing if it was cut off in them.
+
+    answer: of the data; thoughts are part of the reply if it has some too.
+    """
+    if THOUGHT_ENDS in answer:
+        return reply
+    if THOUGHT_ENDS in reply:
+        return reply.rpartition(THOUGHT_ENDS)[2]
+    return "" if reply.lstrip().startswith(THOUGHT_BEGINS) else reply
 
 
 def parse_answer(reply: str, form: Form) -> str | None:

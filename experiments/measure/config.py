@@ -20,7 +20,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
-from experiments.runs.held_out import cut_documents
+from experiments.runs.held_out import cut_documents, remarks
 from experiments.scorecard.names import figure_names
 
 DEFAULT = ("kept", "drift", "text", "instructions", "alignment")  # and `new`, if there is a file
@@ -85,6 +85,13 @@ class MeasureConfig(Section):
             return ()
         found = LocalFile(path=self.new, grader=self.grader).sample(self.evaluation.new_items, self.seed)
         return (cut_documents(tokenizer, found, LENGTH),)
+
+    def notes(self, task: Sequence[NewTask | NewText]) -> list[str]:
+        """Say what was not read of the files, and what the answers of the new task may hide; one line each."""
+        source = LocalFile(path=self.new, grader=self.grader) if self.new else None
+        said = [f"source {source.label}: {note}" for note in source.notes] if source else []
+        said += [line for one in task if source for line in remarks(source, one)]
+        return [*said, *(f"kept task {one.task}: {note}" for one in self.evaluation.kept_files for note in one.notes())]
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def measure(
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
+    for line in config.notes(task):
+        say(line)
     chosen = read_models(models, found, tokenizer, task)
     check_endpoints(chosen, config.evaluation.suites)
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,28 @@ class Draw:
 
     temperature: float
     seeds: Sequence[str]
+
+
+def reply_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a reply: the template's end of turn, and those at which the model's `generate` stops.
+
+    The latter count if they are special tokens: a model without files for `generate` names any.
+    """
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = own if isinstance(own, list | tuple) else [own]
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    return list(dict.fromkeys([end_of_turn(tokenizer), *(one for one in own if one in special)]))
+
+
+@contextlib.contextmanager
+def stopping(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Let the model's own `generate` stop at `reply_ends` inside the block."""
+    config: Any = model.generation_config
+    before, config.eos_token_id = config.eos_token_id, reply_ends(model, tokenizer)
+    try:
+        yield
+    finally:
+        config.eos_token_id = before
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
@@ -64,7 +88,7 @@ def generate_ids(
     The processes of a launch share the batches (`sharing.each`). draw: how tokens are drawn; None: greedy. Raises
     ConfigError if tokens cannot be drawn from this model.
     """
-    end, lengths = end_of_turn(tokenizer), [len(prompt) for prompt in prompts]
+    ends, lengths = reply_ends(model, tokenizer), [len(prompt) for prompt in prompts]
     if not prompts:
         return []
     if not reading(model).caches:
@@ -73,7 +97,7 @@ def generate_ids(
         batches = list(of_one_length(lengths, batch_size if reading(model).pads else 1))
 
         def write(rows: list[int]) -> list[list[int]]:
-            return own_replies(model, [prompts[i] for i in rows], max_new_tokens, end)
+            return own_replies(model, [prompts[i] for i in rows], max_new_tokens, ends)
 
     else:
         batches, longest = list(by_length(lengths, batch_size)), max(lengths) + max_new_tokens
@@ -82,7 +106,7 @@ def generate_ids(
         def some(rows: Sequence[int]) -> list[list[int]]:
             batch, replies = Prompts(model, [prompts[i] for i in rows], prefix), [list[int]() for _ in rows]
             numbers = [random.Random(draw.seeds[i]) for i in rows] if draw else []
-            _reply(batch, replies, max_new_tokens, end, draw.temperature if draw else 0.0, numbers)
+            _reply(batch, replies, max_new_tokens, ends, draw.temperature if draw else 0.0, numbers)
             return replies
 
         def write(rows: list[int]) -> list[list[int]]:
@@ -100,7 +124,7 @@ def _reply(
     prompts: Prompts,
     replies: list[list[int]],
     most: int,
-    end: int,
+    ends: Sequence[int],
     temperature: float,
     numbers: list[random.Random],
 ) -> None:
@@ -113,9 +137,9 @@ def _reply(
         check_finite(logits)
         tokens = (draw_tokens(logits, temperature, numbers) if numbers else logits.argmax(dim=-1)).tolist()
         for reply, token in zip(replies, tokens, strict=True):
-            if not _ended(reply, end, most):
+            if not _ended(reply, ends, most):
                 reply.append(token)
-        going = [row for row, reply in enumerate(replies) if not _ended(reply, end, most)]
+        going = [row for row, reply in enumerate(replies) if not _ended(reply, ends, most)]
         if not going:
             return
         if len(going) <= (1 - LEAVING) * len(replies):
@@ -135,8 +159,8 @@ def draw_tokens(logits: Tensor, temperature: float, numbers: Sequence[random.Ran
     return (sums <= drawn * sums[:, -1:]).sum(dim=-1).clamp(max=sums.shape[-1] - 1)
 
 
-def _ended(reply: Sequence[int], end: int, most: int) -> bool:
-    return len(reply) >= most or reply[-1:] == [end]
+def _ended(reply: Sequence[int], ends: Sequence[int], most: int) -> bool:
+    return len(reply) >= most or (bool(reply) and reply[-1] in ends)
 
 
 def generate_replies(

@@ -51,9 +51,11 @@ def reading(model: PreTrainedModel) -> Reading:
     return _known[model]
 
 
-def own_replies(model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, end: int) -> list[list[int]]:
+def own_replies(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int]
+) -> list[list[int]]:
     """Return greedy replies to prompts of one length as the model's own `generate` writes them."""
-    return [cut(row, end) for row in _generate(model, prompts, most, end, reading(model).generates)]
+    return [cut(row, ends) for row in _generate(model, prompts, most, ends, reading(model).generates)]
 
 
 def check_finite(logits: Tensor) -> None:
@@ -62,9 +64,10 @@ def check_finite(logits: Tensor) -> None:
         raise NotFinite
 
 
-def cut(tokens: list[int], end: int) -> list[int]:
-    """Return the tokens up to and including the first end."""
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+def cut(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens up to and including the first of the ends."""
+    at = next((i for i, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+    return tokens[:at]
 
 
 def exact(model: PreTrainedModel) -> bool:
@@ -100,20 +103,20 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
 def _generates(model: PreTrainedModel) -> bool:
     """Whether the model's own `generate` writes the same with its cache as without."""
     prompts = _prompts(model)[-1:]
-    end = int(model.config.get_text_config().vocab_size)  # no token, so all are written
+    ends = [int(model.config.get_text_config().vocab_size)]  # no token, so all are written
     try:
-        return _generate(model, prompts, NEW, end, True) == _generate(model, prompts, NEW, end, False)
+        return _generate(model, prompts, NEW, ends, True) == _generate(model, prompts, NEW, ends, False)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
 
 
 def _generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, end: int, use_cache: bool
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], most: int, ends: Sequence[int], use_cache: bool
 ) -> list[list[int]]:
     ids = torch.tensor(prompts, device=model.device)
     greedy = GenerationConfig(
-        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=end, pad_token_id=0,
-        use_cache=use_cache,
+        max_new_tokens=most, do_sample=False, num_beams=1, repetition_penalty=1.0, eos_token_id=list(ends),
+        pad_token_id=0, use_cache=use_cache,
     )  # fmt: skip
     generate: Any = model.generate  # its stub says Tensor
     new: Tensor = generate(

@@ -13,10 +13,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError, RefusedRow
-from experiments.models.conversation import Conversation, Message, messages_of, tools_of, turn_of
+from experiments.models.conversation import Conversation, Message, messages_of, plain, tools_of, turn_of
 from experiments.models.words import found, special_tokens, spelled
 
 QUESTION, REPLY = "@@question@@", "@@reply@@"
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a reply; templates read one of them, or none
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,30 @@ def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Messa
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     usual = whole.endswith(turns(tokenizer).tail)
     return text if not usual and text.endswith(tuple(special)) else ""
+
+
+def unwritten(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+    """Return the first words of a chat that the template leaves out or changes, but for spaces; nothing without any.
+
+    Thoughts of earlier replies and results of tools do not count: many templates drop or rewrite them.
+    """
+    last = turn_of(reply)
+    if tokenizer.chat_template:
+        text = _whole(tokenizer, question, reply)
+    else:
+        text = as_words(tokenizer, plain(question) + str(last["content"]))
+    text, found = _squeezed(text), list[str]()
+    for one in messages_of(question):
+        if one["role"] != "tool":
+            found.append(
+                str(one["content"]).rpartition(THOUGHT_ENDS)[2] if one["role"] == "assistant" else one["content"]
+            )
+    found += [str(last[name]) for name in ("content", *THOUGHTS) if last.get(name)]
+    return next((one for one in found if _squeezed(as_words(tokenizer, one)) not in text), "").strip()
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 @functools.lru_cache(maxsize=8)

@@ -18,7 +18,8 @@ from experiments.common.hashing import cache_stamp, json_digest
 def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
     """Return the SHA-256 (64 hex digits) of all parameters and buffers with their names, dtypes and shapes.
 
-    known: a JSON file of digests that were computed before, by the paths of the weight files and `cache_stamp`, or by the name and the commit of a model of the Hugging Face Hub. It is read and extended for these. Pass it only for a
+    known: a JSON file of digests that were computed before, by the paths of the weight files and `cache_stamp`, or by
+    the name and the commit of a model of the Hugging Face Hub. It is read and extended for these. Pass it only for a
     model as it was loaded.
     """
     stamp = _stamp(model) if known else None

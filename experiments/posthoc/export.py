@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from experiments.methods.saving import is_peft, round_files
 from experiments.models.base import model_config
 from experiments.models.precision import DTYPES
 from experiments.models.quantised import dequantise
+from experiments.models.tokens import end_of_turn
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import merged_in_place, plain_model
 from experiments.posthoc.run import result_file
@@ -92,6 +93,7 @@ def export(
     dtype = dtype or (stored_dtype(config) if form == "merged" else "fp32")
     if form == "merged":
         model = model.to(DTYPES[dtype])
+        _stops(model, tokenizer)
     with errors_explained(to.parent), whole_folder(to) as part:
         model.save_pretrained(part)
         if form == "trained":
@@ -105,6 +107,15 @@ def stored_dtype(config: ExperimentConfig) -> str:
     """Return the dtype of the base model's files, a name of DTYPES; fp32 if its config does not say one of them."""
     stored = model_config(config.base_model, config.trust_remote_code).dtype
     return next((name for name, dtype in DTYPES.items() if dtype == stored), "fp32")
+
+
+def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let `generate` stop where trained replies end, at the template's end of turn, besides the base's own ends."""
+    settings: Any = model.generation_config
+    own = settings.eos_token_id
+    known = list(own) if isinstance(own, list | tuple) else [own] if own is not None else []
+    if end_of_turn(tokenizer) not in known:
+        settings.eos_token_id = [*known, end_of_turn(tokenizer)]
 
 
 def _plain(

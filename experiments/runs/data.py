@@ -23,7 +23,7 @@ from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.data.tokenised import sizes_of_epoch
 from experiments.methods import Batch
-from experiments.runs.held_out import asked, cut_documents, distinct
+from experiments.runs.held_out import asked, cut_documents, distinct, remarks
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
 
@@ -57,6 +57,7 @@ class ExperimentData:
         kept = [asked(self.encoder, source, task) for source, task in zip(data.new, held_out, strict=True)]
         self.tasks = distinct([cut_documents(tokenizer, task, data.length) for task, _ in kept])
         self.unasked = [line for _, lines in kept for line in lines]
+        self.unasked += [line for one in zip(data.new, held_out, strict=True) for line in remarks(*one)]
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed

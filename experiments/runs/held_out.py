@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.data.encoding import Encoder
-from experiments.data.items import NewTask, NewText
-from experiments.data.source import Source
+from experiments.data.items import Example, Item, NewTask, NewText
+from experiments.data.matching import normal
+from experiments.data.source import Source, ids_of
+from experiments.data.stored import Stored
+from experiments.data.tested import Measured
 
 
 def asked(encoder: Encoder, source: Source, task: NewTask | NewText) -> tuple[NewTask | NewText, list[str]]:
@@ -30,6 +33,34 @@ def asked(encoder: Encoder, source: Source, task: NewTask | NewText) -> tuple[Ne
     if not left:
         raise ConfigError(said)
     return dataclasses.replace(task, test=left), [said]
+
+
+def remarks(source: Source, task: NewTask | NewText) -> list[str]:
+    """Say what the measured answers of a source may hide, one line each: other answers, and how a grader reads them."""
+    if isinstance(task, NewText) or not isinstance(source, Measured):
+        return []
+    rows = source.test_examples if source.test else () if source.streamed else source.stored()
+    said = [*_several(rows, task), *(source.grader.remarks(task.test) if source.grader else ())]
+    return [f"source {source.label}: {line}" for line in said]
+
+
+def _several(rows: Iterable[Example], task: NewTask) -> list[str]:
+    """Say how many measured questions have other answers in the data: a reply is compared with the first alone."""
+    first = {item.id: item for item in task.test}
+    if isinstance(rows, Stored):
+        rows = (rows[number] for number, one in enumerate(ids_of(rows)) if one in first)
+    other = {
+        row.id: row.answer
+        for row in rows
+        if isinstance(row, Item) and row.id in first and normal(row.answer) != normal(first[row.id].answer)
+    }
+    if not other:
+        return []
+    one = first[next(iter(other))]
+    return [
+        f"{len(other):,} of {len(first):,} measured questions have several answers in the data, such as "
+        f"{str(one.question)[:60]!r} ({one.answer[:40]!r}, {other[one.id][:40]!r}): only the first counts as right"
+    ]
 
 
 def distinct(tasks: Sequence[NewTask | NewText]) -> tuple[NewTask | NewText, ...]:

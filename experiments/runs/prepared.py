@@ -129,6 +129,9 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
+    for file in config.evaluation.kept_files:
+        for note in file.notes():
+            say(f"kept task {file.task}: {note}")
     data.check_rows()
     for line in data.counted():
         say(line)

@@ -69,6 +69,11 @@ class KeptFile(Section):
         assert isinstance(task, NewTask)  # of a table without a column of texts
         return task
 
+    def notes(self) -> list[str]:
+        """Say what was not read of the file, and how answers are read that may be meant otherwise; one line each."""
+        source, task = self._source(), self.draw("all", 0)
+        return [*source.notes, *(source.grader.remarks(task.test) if source.grader else ())]
+
     def _source(self) -> LocalFile:
         columns: dict[str, Any] = {"path": self.path, "question": self.question, "answer": self.answer}
         columns["skip_bad_rows"] = self.skip_bad_rows

@@ -94,6 +94,7 @@ class DriftSuite(DrawnSuite):
     """
 
     name = "drift"
+    version = 2
 
     class Settings(SuiteSettings):
         """How many replies the KL divergence is measured on."""

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import text_id
-from experiments.evaluation.replies import asking
+from experiments.evaluation.replies import asking, spoken
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, longest_chat
@@ -27,6 +27,7 @@ from experiments.records import Record
 
 TOKENS = 64
 NUMBERED = re.compile(r"^[^\S\n]*(\d+)[.)]\s*\S", re.MULTILINE)  # \s* at its start would be quadratic in newlines
+ENDS = re.compile(r"(?<![.!?])[.!?]+(?=\s|$)")  # of sentences; words after the last are one more, which was cut off
 Check = Callable[[str], bool]
 TOPICS = (
     "the sea", "winter", "a bicycle", "music", "bread", "the moon", "a garden", "trains", "coffee", "a library", "rain",
@@ -57,6 +58,7 @@ class InstructionSuite(Suite):
     """Greedy replies to generated instructions; correct if the check passes, parsed if the reply is not empty."""
 
     name = "instructions"
+    version = 2
 
     class Settings(SuiteSettings):
         """How many instructions are given."""
@@ -90,14 +92,15 @@ class InstructionSuite(Suite):
     def answered(self, ask: Ask) -> Iterable[Record]:
         replies = ask([item.prompt for item in self.items], TOKENS)
         for item, reply in zip(self.items, replies, strict=True):
+            said = spoken(reply).strip()
             yield Record(
                 self.name,
                 item.kind,
                 "generate",
                 item.id,
-                correct=int(item.check(reply.strip())),
+                correct=int(item.check(said)),
                 reply=reply,
-                parsed=bool(reply.strip()),
+                parsed=bool(said),
                 prompt=item.id,
             )
 
@@ -121,7 +124,7 @@ def instructions(count: int, seed: int) -> list[Instruction]:
 def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((1, 2))
     prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
-    return prompt, lambda reply: len(re.findall(r"(?<![.!?])[.!?]+(?=\s|$)", reply)) == count
+    return prompt, lambda reply: len(ENDS.findall(reply)) == count and not re.search(r"\w", ENDS.split(reply)[-1])
 
 
 def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:

@@ -30,6 +30,7 @@ from experiments.evaluation.lm_eval_parts import share_requests
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
+from experiments.models.generation import stopping
 from experiments.models.key_values import KeyValues
 from experiments.models.reading import reading
 from experiments.models.sharing import Progress
@@ -87,7 +88,7 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
-    version = 2  # requests in parts
+    version = 2  # requests in parts, replies that stop at each end
     Settings = HarnessSettings
     settings: HarnessSettings
 
@@ -147,7 +148,7 @@ class HarnessSuite(Suite):
         language_model = _wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
             # its progress bars cannot be switched off
-            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name):
+            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name), stopping(model, self.tokenizer):
                 found = evaluate(
                     lm=language_model,
                     task_dict={"tasks": {name: task}},

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.data.counts import Lengths, lengths, refused, special, too_long
+from experiments.data.counts import Lengths, held, lengths, refused, special, too_long
 from experiments.data.encoding import Encoded, Encoder, Overlong
 from experiments.data.items import Example, Item, Text
 from experiments.data.token_cache import Size, size_of
 from experiments.models.tokens import answer_ids, prompt_ids
 from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.chat_families import FAMILIES, family_tokenizer
 
 ITEMS = [Item("a?", "x" * 20), Item("b?", "y" * 40), Item("c?", "z" * 20)]
 TOKENIZER = byte_tokenizer()
@@ -76,3 +77,13 @@ def test_words_of_the_first_are_looked_at() -> None:
     found = special(iter([*ITEMS, Item("say <|im_end|>", "x")]), encoder, most=3)
     assert (found.examples, found.whole, dict(found.as_text)) == (3, False, {})
     assert special([Item("say <|im_end|>", "x")], encoder).as_text == {"<|im_end|>": 1}
+
+
+def test_words_that_the_template_leaves_out_are_said() -> None:
+    """R1's drops what is before </think>: the thoughts of such data would be lost without a word."""
+    encoder = Encoder(family_tokenizer(FAMILIES["deepseek-r1"]), "sft", 512)
+    rows = [Item("a?", "<think>why</think>b"), Item("b?", "c"), Text("<think>d</think>")]
+    (line,) = (one for one in held(special(rows, encoder)) if "leaves out" in one)
+    assert line.startswith("1 of 3 examples have words that the chat template leaves out or changes")
+    assert line.endswith("'<think>why</think>b'")
+    assert not [one for one in held(special(rows[1:], encoder)) if "leaves out" in one]

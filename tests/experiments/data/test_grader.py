@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
-from experiments.data.grader import Numeric
+from experiments.data.grader import Choice, Numeric
 from experiments.data.items import Item
 from tests.helpers.question_files import write
 
@@ -71,3 +72,40 @@ def test_an_answer_that_may_be_several_numbers_is_refused(answer: str) -> None:
         "12,34",
     ]
     Numeric().check([Item("q", one) for one in right])
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (
+            ["3 hours 20 minutes", "7"],
+            ["1 of 2 answers hold several numbers, such as '3 hours 20 minutes': read as 20"],
+        ),
+        (["1.5 million", "2"], ["1 of 2 answers have a word or sign for thousands .*'1.5 million': read as 1.5"]),
+        (["7", "1,234", "1 1/2 cups", "5 km"], []),
+    ],
+)
+def test_an_answer_of_which_only_a_part_is_read_is_said(answers: list[str], said: list[str]) -> None:
+    found = Numeric().remarks([Item(f"q{i}", one) for i, one in enumerate(answers)])
+    assert len(found) == len(said)
+    assert all(re.match(expected, line) for expected, line in zip(said, found, strict=True))
+
+
+def chosen_of(folder: Path, *rows: tuple[str, str]) -> list[Item]:
+    """Return the items of a CSV file, whose cells are all texts: (options, answer)."""
+    lines = [f'q{i},"{options}",{answer}' for i, (options, answer) in enumerate(rows)]
+    (folder / "a.csv").write_text("\n".join(["question,options,answer", *lines]).replace("'", '""'))
+    return [one for one in LocalFile(path=str(folder / "a.csv"), grader="choice").examples if isinstance(one, Item)]
+
+
+def test_a_number_in_csv_that_may_be_an_option_is_said_or_refused(tmp_path: Path) -> None:
+    unclear, number = ("['1','3','4']", "1"), ("['5','6','7']", "2")
+    items = chosen_of(tmp_path, unclear)
+    assert items[0].answer == "1"
+    assert "each answer is an option, and also the number of another, such as '1'" in Choice().remarks(items)[0]
+    with pytest.raises(ConfigError, match=r"'1' to 'q0' is an option and the number of another, and that to 'q1'"):
+        Choice().check(chosen_of(tmp_path, unclear, number))
+    for clear in ([unclear, ("['1','3','4']", "4")], [number], [("['0','1']", "1")], [("['Lyon','Paris']", "1")]):
+        items = chosen_of(tmp_path, *clear)
+        Choice().check(items)
+        assert Choice().remarks(items) == []

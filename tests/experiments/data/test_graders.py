@@ -66,6 +66,39 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         (r"2\sqrt{2}", "Answer: 2\\sqrt{2}", "It is\n\\sqrt{8}", r"$\sqrt{8}$"),
         (r"\sqrt{2}", "2", ""),
     ),
+    "contained in a line without spaces": (
+        "contains",
+        "-5",
+        {},
+        ("\u7b54\u6848\u662f-5\u4e2a", "**-5**", "_-5_"),
+        ("\u7b54\u6848\u662f5", "\u7b54\u6848\u662f-15", "3\u6708-5\u6708"),
+    ),
+    "contained with marks": (
+        "contains",
+        "New York",
+        {},
+        ("**New** York", "<b>New York</b>", "_New York_"),
+        ("new yorker",),
+    ),
+    "number after words without spaces": (
+        "numeric",
+        "-5",
+        {},
+        ("\u7b54\u6848\u662f-5", "\u7b54\u6848\u662f\u22125\u3002", "_-5_"),
+        ("\u7b54\u6848\u662f5", "3\u6708-5\u6708"),
+    ),
+    "number with a unit": (
+        "numeric",
+        "40",
+        {},
+        ("40 m^2", "40 cm3", "40 m s^{-2}", r"$40\text{ cm}^2$", "40 km\u00b2"),
+        ("2 m^40", "10^40", "2"),
+    ),
+    "number with spaces and a point": ("numeric", "1000000.5", {}, ("1 000 000.5",), ("1 000 000",)),
+    "math after words without spaces": ("math", "-5", {}, ("\u7b54\u6848\u662f-5",), ("\u7b54\u6848\u662f5",)),
+    "math of an amount": ("math", "5", {}, (r"Price: \$5", "It costs $5."), (r"Price: \$15",)),
+    "groups that take turns": ({"regex": r"#### (.+)|boxed\{(.+?)\}"}, "5", {}, (r"\boxed{5}", "#### 5"), ("#### 4",)),
+    "a group that may be empty": ({"regex": r"(\d*)"}, "5", {}, ("5", "5 "), ("6",)),
     "math of small numbers": (
         "math",
         r"6.63 \times 10^{-34}",
@@ -177,6 +210,8 @@ def test_faults_in_yaml(plain: Any, said: str) -> None:
 @pytest.mark.parametrize(
     ("plain", "item", "said"),
     [
+        ("numeric", Item("q", "10^3"), r"'10\^3' is not read as one number"),
+        ("numeric", Item("q", "3 \u00d7 10^2"), r"is not read as one number"),
         ("code", Item("q", "a", {"tests": "pass"}), r"grader code: it runs the model's replies as code.*allow: true"),
         ("numeric", Item("q", "none"), r"grader numeric: the answer 'none' has no number"),
         ("none_such:f", Item("q", "a"), r"none_such cannot be imported from .*ModuleNotFoundError"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.items import Item, NewTask, Scorer, exact_match
+from experiments.data.items import Item, NewTask, Scorer
+from experiments.data.matching import exact_match
 from experiments.evaluation.replies import parse_answer
 
 

@@ -27,6 +27,9 @@ def found(item: Item, *rows: Example) -> tuple[int, int]:
         ("\u6771\u4eac\u306f?", ["\u6771", "\u4eac", "\u306f"]),
         ("a\x00b\tc-d\u2026e", ["a", "b", "c", "-", "d", "e"]),
         ("", []),
+        ("<p>a <b>big</b>&nbsp;<a href='x.html'>cat</a>,<br/>x<y", ["a", "big", "cat", "x", "<", "y"]),
+        ("_a_ __big__ snake_case _x", ["a", "big", "snake_case", "x"]),
+        ("if a<b and c>d: List<int>", ["if", "a", "<", "b", "and", "c", ">", "d", "list", "<", "int", ">"]),
         ("a cap\u00adi\u200btal \ufeffcity", ["a", "capital", "city"]),  # nobody sees these
     ],
 )
@@ -45,6 +48,7 @@ def test_words(text: str, expected: list[str]) -> None:
         ("Capital of France?", "Paris", Text("the capital of France is Paris"), (0, 0)),
         ("Capital of France?", "Paris", Item("capital of", "France Paris"), (0, 1)),
         (LONG, "0", Text(LONG.upper()), (1, 0)),
+        (LONG, "0", Text(f"<p>{LONG.replace('brown', '<b>brown</b>').replace('every', '_every_')}</p>"), (1, 0)),
         (LONG, "0", Text(f"Once: {LONG}. The end."), (0, 1)),
         (LONG, "0", Text(" ".join(LONG.split()[:13])), (0, 1)),  # 6 of 11 sequences
         (LONG, "0", Text(" ".join(LONG.split()[:12])), (0, 0)),  # 5 of 11

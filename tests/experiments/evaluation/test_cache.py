@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from experiments.config import ExperimentConfig
-from experiments.data.items import Item, NewTask, exact_match
+from experiments.data.items import Item, NewTask
+from experiments.data.matching import exact_match
 from experiments.evaluation.cache import BaseCache, CachedSuite
 from experiments.evaluation.evaluate import Baseline, Evaluation
 from experiments.evaluation.suites import SUITES as ALL_SUITES

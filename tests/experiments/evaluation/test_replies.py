@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.items import Item, NewTask, exact_match
-from experiments.evaluation.replies import parse_answer, reply_records
+from experiments.data.items import Item, NewTask
+from experiments.data.matching import exact_match
+from experiments.evaluation.replies import parse_answer, reply_records, spoken
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,23 @@ def test_samples_of_a_question_are_forms_of_one_item() -> None:
         (task.test[1].id, "sample 1", 0, False),
         (task.test[1].id, "sample 2", 1, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ("<think>maybe 5</think>\n\n7", "\n\n7"),
+        ("maybe 5</think>7", "7"),  # the prompt began the thought
+        ("<think>maybe 5", ""),  # cut off in it: no answer
+        ("7 <think>", "7 <think>"),
+        ("7", "7"),
+    ],
+)
+def test_thoughts_are_no_answer(reply: str, said: str) -> None:
+    assert spoken(reply) == said
+    assert spoken(reply, "<think>a</think>7") == reply  # of data that holds thoughts
+    task = NewTask("t", (Item("q", "5"),), exact_match)
+    (record,) = reply_records("new", task, [reply])
+    assert record.reply == reply
+    assert not record.correct
+    assert record.parsed is bool(said)

@@ -12,7 +12,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import NotFinite
-from experiments.models.generation import Draw, by_length, draw_tokens, generate_ids, generate_replies
+from experiments.models.generation import (
+    Draw,
+    by_length,
+    draw_tokens,
+    generate_ids,
+    generate_replies,
+    reply_ends,
+    stopping,
+)
 from experiments.models.reading import Reading
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.option_scores import expanded, random_choices, sharp
@@ -50,6 +58,26 @@ class TestGeneration:
             model.lm_head.bias.zero_()[end] = 1.0  # ... and now the end of turn
         assert generate_ids(model, tokenizer, prompts, 3) == [[end]] * 2
         assert generate_replies(model, tokenizer, ["a", "b c d"], 3) == ["", ""]
+
+    @pytest.mark.parametrize("caches", [True, False])
+    def test_stops_at_each_end_of_the_model_that_is_special(
+        self, caches: bool, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: Any
+    ) -> None:
+        """Llama 3 and Qwen name two: after the other one, a model would write on into another text."""
+        monkeypatch.setattr("experiments.models.generation.reading", lambda _: Reading(caches, False, False))
+        end, other = end_of_turn(tokenizer), tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        prompts = [prompt_ids(tokenizer, question) for question in ("a", "b c d")]
+        model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size)
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.lm_head.bias.zero_()[other] = 1.0
+        assert generate_ids(model, tokenizer, prompts, 3) == [[other] * 3] * 2
+        model.generation_config.eos_token_id = [500, other]
+        assert reply_ends(model, tokenizer) == [end, other]  # 500 is a word
+        assert generate_ids(model, tokenizer, prompts, 3) == [[other]] * 2
+        with stopping(model, tokenizer):
+            assert model.generation_config.eos_token_id == [end, other]
+        assert model.generation_config.eos_token_id == [500, other]
 
     @pytest.mark.parametrize("how", ["greedy", "drawn", "no cache", "alone"])
     @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.models.turns import Turns, prompt_text, turns, written
+from experiments.models.conversation import question_of
+from experiments.models.turns import Turns, prompt_text, turns, unwritten, written
 from tests.helpers.byte_level import CHATML, QWEN3, R1, byte_tokenizer
+from tests.helpers.chat_families import FAMILIES, family_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,17 @@ def test_one_chat_that_is_written_otherwise() -> None:
     assert written(tokenizer, "hi", "yes") == "yes"
     with pytest.raises(ConfigError, match=r"writes the question 'hi' in another way once its reply 'no' follows"):
         written(tokenizer, "hi", "no")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_words_that_a_template_leaves_out_are_found(name: str) -> None:
+    family = FAMILIES[name]
+    tokenizer = family_tokenizer(family)
+    system = [{"role": "system", "content": "Be  brief."}] * family.system
+    turns = [{"role": "user", "content": " a?\n"}, {"role": "assistant", "content": "<think>t</think> b"}]
+    question = question_of([*system, *turns, {"role": "user", "content": "c?"}])
+    assert unwritten(tokenizer, question, " d,\n\n<|im_end|> e ") == ""  # earlier thoughts do not count
+    thought = "<think>why</think>\n\nso"
+    assert unwritten(tokenizer, "a?", thought) == (thought if name in ("deepseek-r1", "qwen-3") else "")
+    reply = {"role": "assistant", "content": "so", "reasoning_content": "why"}
+    assert unwritten(tokenizer, "a?", reply) == ("" if "reasoning_content" in str(tokenizer.chat_template) else "why")

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import run_config
-from experiments.posthoc.export import export, exported_text
+from experiments.models.tokens import end_of_turn
+from experiments.posthoc.export import _stops, export, exported_text
 from experiments.runs.trained import load_trained
 from tests.helpers.gguf_file import to_gguf
 
@@ -39,6 +49,7 @@ def test_the_plain_form_is_loaded_by_transformers(run: Path, arm: str, far: floa
     trained = load_trained(run, arm, 1e-2)
     assert (logits(plain) - logits(trained)).abs().max() <= far
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert end_of_turn(tokenizer) in ends_of(plain)
     assert tokenizer.chat_template == run_config(run).load_tokenizer().chat_template
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"{arm} (method " in text
@@ -95,6 +106,20 @@ def test_llama_cpp_writes_the_same_text(run: Path, tmp_path: Path) -> None:
         written += new
     assert written == greedy(AutoModelForCausalLM.from_pretrained(out).eval())
     assert engine.tokenize(TEXT.encode(), add_bos=False) == AutoTokenizer.from_pretrained(out)(TEXT)["input_ids"]
+
+
+def ends_of(model: PreTrainedModel) -> list[int]:
+    ends = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    return ends if isinstance(ends, list) else [ends]
+
+
+@pytest.mark.parametrize(("own", "ends"), [(None, [2]), (0, [0, 2]), ([0, 2], [0, 2])])
+def test_it_stops_where_trained_replies_end(own: object, ends: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """A base model ends documents, but no turns: with a template given to it, it would write on for ever."""
+    model = types.SimpleNamespace(generation_config=GenerationConfig(eos_token_id=own))
+    _stops(model, tokenizer)  # type: ignore[arg-type]
+    assert end_of_turn(tokenizer) == 2
+    assert ends_of(model) == ends  # type: ignore[arg-type]
 
 
 def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from experiments.data.encoding import Encoder
 from experiments.data.files import LocalFile
 from experiments.data.items import NewTask, NewText
 from experiments.runs.data import ExperimentData
-from experiments.runs.held_out import asked
+from experiments.runs.held_out import asked, remarks
 from tests.helpers.chat_families import FAMILIES, family_tokenizer
 from tests.helpers.question_files import write
 
@@ -84,3 +84,16 @@ def test_nothing_is_looked_at_without_need(tmp_path: Path, gemma: PreTrainedToke
     text = NewText("x", ("a", "b"))
     skipping = LocalFile(path=source.path, skip_bad_rows=True)
     assert asked(Encoder(gemma, "sft", 64), skipping, text) == (text, [])
+
+
+def test_other_answers_to_a_measured_question_are_said(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "a"} for i in range(12)] + [{"question": "q3", "answer": "b"}] * 2
+    rows += [{"question": "q4", "answer": "A."}]  # the same answer
+    path = str(write(tmp_path / "a.jsonl", rows))
+    source = LocalFile(path=path)
+    assert remarks(source, source.sample(99, 0)) == [
+        "source a: 1 of 12 measured questions have several answers in the data, such as 'q3' ('a', 'b'): only the "
+        "first counts as right"
+    ]
+    graded = LocalFile(path=str(write(tmp_path / "b.jsonl", [{"question": "q", "answer": "2 or 3"}])), grader="numeric")
+    assert "several numbers" in remarks(graded, graded.sample(1, 0))[0]

@@ -16,7 +16,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.printable import printable
 from experiments.data.grader import Contains
 from experiments.data.isolated_graders import code_of
-from experiments.data.items import exact_match
+from experiments.data.matching import exact_match
 from experiments.data.numerals import last_number
 from experiments.data.overlap import words
 from experiments.evaluation.replies import parse_answer

@@ -41,7 +41,7 @@ def good(item: Instruction) -> str:
 
 
 BAD = {
-    "sentences": ["no end", "One. Two. Three."],
+    "sentences": ["no end", "One. Two. Three.", "One. Two. And a third that was cut", "One. And a second that was"],
     "json": ["", "{", "[]", '{"name": 1}', 'Here it is: {"name": 1, "age": 2}'],
     "numbered list": ["", "1. one", "- one\n- two\n- three", "2. two\n1. one\n3. three"],
     "language": ["", "The sea is deep and the ships are on it.", "Mer."],

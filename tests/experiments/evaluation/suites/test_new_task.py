@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.config import ExperimentConfig, parse_config
-from experiments.data.items import Item, NewTask, NewText, chat, exact_match
+from experiments.data.items import Item, NewTask, NewText, chat
+from experiments.data.matching import exact_match
 from experiments.data.tested import Measured
 from experiments.evaluation.replies import GRADING
 from experiments.evaluation.suite import Suite

@@ -1,0 +1,64 @@
+"""Compare words in any script: where a word ends, and which marks around words are no part of them."""
+
+from __future__ import annotations
+
+import html
+import re
+
+_HANGUL = "\uac00-\ud7af"  # words have spaces before them, but particles after them
+_UNSPACED = (  # letters of scripts without spaces between words, without their digits
+    "\u0e00-\u0e4f\u0e5a-\u0ecf\u0eda-\u0eff\u1000-\u103f\u104a-\u108f\u109a-\u109f\u1780-\u17df\u17ea-\u17ff"
+    "\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
+SPACED = rf"[^\W_{_UNSPACED}{_HANGUL}]"  # a letter or digit next to which no other word can begin
+UNSPACED = re.compile(f"[{_UNSPACED}{_HANGUL}]")
+_AFTER_ANY = re.compile(f"[{_UNSPACED}]")
+_AMOUNT = re.compile(r"[\d$\u20ac\u00a3\u00a5]")
+_STRAIGHT = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "''''\"\"\"\"")
+_NAMES = "a|b|big|blockquote|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|li|mark|ol|p|pre|q|s|small|span|strike"
+_TAG = re.compile(
+    rf"</?(?:{_NAMES}|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|ul)(?:\s+[\w-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|\w+))*\s*/?>",
+    re.I,
+)
+_EMPHASIS = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![^\W_])")  # not in snake_case, a*b or 2 * 3
+
+
+def straight(text: str) -> str:
+    """Return a text with straight quotes and apostrophes in place of curly ones."""
+    return text.translate(_STRAIGHT)
+
+
+def without_tags(text: str) -> str:
+    """Return a text with a space for each tag of HTML, such as <b> or <a href="...">, and the letter for &amp;."""
+    text = _TAG.sub(" ", text) if "<" in text else text
+    return html.unescape(text) if "&" in text else text
+
+
+def unmarked(text: str) -> str:
+    """Return a text without tags of HTML and without Markdown's marks around words: *, _, and `."""
+    return " ".join(_EMPHASIS.sub("", without_tags(text)).split())
+
+
+def holds(text: str, words: str) -> bool:
+    """Whether words are in a text, as whole words: "5 km" is not in "1.5 km", nor C in C++, but one is in a line of
+    Chinese, which has no spaces.
+
+    In Korean, particles may follow.
+    """
+    return bool(words) and re.search(_starts(words) + re.escape(words) + _ends(words), text) is not None
+
+
+def _starts(words: str) -> str:
+    """Return what must not be before the words, as a pattern."""
+    plain = "" if _AFTER_ANY.match(words) else rf"(?<!{SPACED})(?<!{SPACED}_)"
+    plain = r"(?<!\w)" if re.match(f"[{_HANGUL}]", words) else plain
+    number = r"(?<!\d[.,/])(?<!\W-)(?<!^-)" if _AMOUNT.match(words) else ""
+    return plain + number + (r"(?<!\d )" if re.match(r"\d+/\d", words) else "")  # 1/2 is not in 1 1/2
+
+
+def _ends(words: str) -> str:
+    """Return what must not be after the words."""
+    plain = "" if UNSPACED.match(words[-1]) else rf"(?!{SPACED})(?!_{SPACED})"
+    if words[-1].isdigit():
+        return plain + r"(?![.,/]\d)"
+    return plain + (r"(?!\+\+|#)" if words[-1].isalpha() else "")

@@ -1,0 +1,40 @@
+"""A reply is the answer but for case, spaces, marks and the spelling of numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.data.matching import exact_match, last_line, normal, plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        (
+            "Paris",
+            (
+                "*Paris*",
+                "`Paris`",
+                '"Paris".',
+                "\u201cParis\u201d",
+                "\u200bParis",
+                "**Answer:** Paris",
+                "final answer: paris",
+            ),
+            ("*Paris", "not *Paris*", "Answer: not Paris", "", "'Paris' or 'Lyon'"),
+        ),
+        ("don't", ("Don\u2019t", '"don\'t"'), ("dont",)),
+        ('"5"', ('"5"', "\u201c5\u201d"), ("5",)),  # quotes of the answer count
+        ("-5", ("**Answer:** -5", "Answer: **-5**", "**Answer: -5**", "\u22125"), ("5", "Answer: 5")),
+        ("a*b", ("a*b",), ("ab",)),
+    ],
+)
+def test_a_reply_that_is_the_answer(answer: str, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
+    assert [reply for reply in right if not exact_match(reply, {"answer": answer})] == []
+    assert [reply for reply in wrong if exact_match(reply, {"answer": answer})] == []
+
+
+def test_parts() -> None:
+    assert last_line("a\n**Answer:** b\n\n") == "b"
+    assert normal("7.") == normal("7.0") == 7
+    assert plain("'*x*'") == "*x*"  # each mark once, the outer ones last
