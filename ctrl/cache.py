@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,11 @@ from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
 
+_OWNERS: weakref.WeakKeyDictionary[Cache, weakref.ref[Control]] = weakref.WeakKeyDictionary()
+FILLED_BY_OTHER = (
+    "past_key_values was filled by an expansion that ctrl.swap or ctrl.unload has taken off: keys and values of its "
+    "copies are in it. Pass a new cache"
+)
 FILLED_ALONE = (
     "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
     "pass a new cache"
@@ -35,6 +41,7 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
         _append(control, cache)
     if torch.compiler.is_compiling():
         return
+    _check_owner(control, cache)
     slots = (index, control.total + control.layers.index(index))
     first, copied = (_length(cache, slot) for slot in slots)
     if first is not None and copied is not None and bool(first != copied):
@@ -73,6 +80,15 @@ def _counting_copies(control: Control, config: Any) -> Iterator[None]:
         yield
     finally:
         vars(config).update(before)
+
+
+def _check_owner(control: Control, cache: Any) -> None:
+    """Raise ValueError for a cache that another expansion of this model has filled, before a `ctrl.swap`."""
+    filled_by = _OWNERS.get(cache, lambda: None)()
+    if filled_by is not None and filled_by is not control and filled_by.owner is None and cache.get_seq_length():
+        raise ValueError(FILLED_BY_OTHER)
+    if filled_by is not control:
+        _OWNERS[cache] = weakref.ref(control)
 
 
 def _append(control: Control, cache: Any) -> None:

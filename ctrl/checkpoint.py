@@ -26,6 +26,7 @@ from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
+from ctrl.structure import head_parameters
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -120,10 +121,11 @@ def added_names(model: nn.Module) -> list[str]:
 def trained_names(model: nn.Module) -> list[str]:
     """List the state-dict names that training may have changed.
 
-    They are all that expand added, what else is unfrozen, and what else is no longer as it was (merged adapters).
+    They are all that expand added, what else is unfrozen, a head that is new, and what else is no longer as it was
+    (merged adapters).
     """
     added = set(added_names(model))
-    moved = {id(parameter) for parameter in changed(model)}
+    moved = {id(parameter) for parameter in (*changed(model), *head_parameters(model).values())}
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     names = []

@@ -105,14 +105,19 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
     `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
     accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
-    without `compute_loss`, and nn.DataParallel; in the first step for one that does not call its `compute_loss`
-    (TRL's OnlineDPOTrainer).
+    without `compute_loss`, nn.DataParallel, and TRL's `sync_ref_model`; in the first step for one that does not call
+    its `compute_loss` (TRL's OnlineDPOTrainer).
     """
     changed: Any = trainer
     require_expanded(getattr(changed, "model", changed))
     if not callable(getattr(changed, "compute_loss", None)):
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
+        )
+    if getattr(changed.args, "sync_ref_model", False):
+        raise ConfigError(
+            "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
+            "has more of them than its base: frozen weights would be overwritten. Set sync_ref_model=False"
         )
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)

@@ -176,6 +176,15 @@ class Control:
             "divergence, expand with divergence='none'"
         )
 
+    def warn_of_references(self, use: str) -> None:
+        """Warn if a model of ctrl.reference shares the weights of the base, which train from now on."""
+        if any(made() is not None for made in self.references):
+            warnings.warn(
+                f"{use} makes the weights of the base trainable, and a model of ctrl.reference shares them: if you "
+                "train them, the reference changes too. A copy.deepcopy of the reference has weights of its own",
+                stacklevel=3,
+            )
+
     def _may_warn(self) -> bool:
         return self.adds and self.enabled and not self.warned
 

@@ -95,6 +95,19 @@ class ControlModel(nn.Module):
             check_mark(mark, description(self))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize as the base class does; warn that new rows are frozen as all of the base is."""
+        before = self.config.get_text_config(decoder=True).vocab_size
+        embeddings = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        if (now := self.config.get_text_config(decoder=True).vocab_size) != before:
+            warnings.warn(
+                f"the embeddings now have {now} rows in place of {before}, frozen as all of the base: new tokens keep "
+                "the values that they start with, and ctrl.load refuses the base without them. Resize the base before "
+                "ctrl.expand; if new rows are to train, call model.get_input_embeddings().requires_grad_(True) then",
+                stacklevel=2,
+            )
+        return embeddings
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the base class. Raises ConfigError for assistant_early_exit, which stops between the layers."""
         given = [config for config in (*args, *kwargs.values(), self.generation_config) if hasattr(config, EARLY_EXIT)]

@@ -8,7 +8,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.attention_rows import keep_rows
@@ -17,8 +17,9 @@ from ctrl.control_model import ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
+from ctrl.optimizers import remember_taken_off
 from ctrl.outputs import heed_fields, ignore_fields
-from ctrl.structure import decoder_layers, is_attention, refuse_computed_weights
+from ctrl.structure import decoder_layers, head_parameters, is_attention, refuse_computed_weights
 
 
 @dataclass(eq=False)
@@ -33,14 +34,18 @@ class Part:
 
 @dataclass(eq=False)
 class Expansion:
-    """All that an expanded model has and its base has not: the trained parts, with their settings."""
+    """All that an expanded model has and its base has not: the trained parts, with their settings.
+
+    head: values of the head that trained with them, see `ctrl.structure.head_parameters`.
+    """
 
     control: Control
     parts: list[Part] = field(repr=False)
+    head: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
-    """Freeze a plain model and add the parts, on the devices of their layers.
+    """Freeze a plain model but for a head that is new, and add the parts, on the devices of their layers.
 
     Raises ConfigError if another model has them: it would share their settings, and train the same copies.
     """
@@ -52,11 +57,16 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
         )
     layers = decoder_layers(model)
     model.requires_grad_(False)
+    for name, parameter in head_parameters(model).items():
+        parameter.requires_grad_(True)
+        if name in expansion.head:
+            parameter.data.copy_(expansion.head[name])
     for part in expansion.parts:
         _add(layers[part.index], part, control)
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
     control.owner = weakref.ref(model)
+    control.looked = False  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)
     ignore_fields(model.config)
 
@@ -64,6 +74,7 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
 def take_off(model: Any) -> Expansion:
     """Remove in place all that `put_on` added, and return it."""
     parts = []
+    remember_taken_off(model, [p for p in model.parameters() if p.requires_grad])
     for layer in expanded_layers(model):
         parts.append(Part(layer.index, layer.kind, layer.expanded, layer.interpolation))
         for handle in layer.__dict__.pop("attention_handles", ()):
@@ -71,7 +82,8 @@ def take_off(model: Any) -> Expansion:
         for name in (*(part.rstrip(".") for part in ADDED), "control", "index", "kind"):
             delattr(layer, name)
         become(layer, class_before(layer, ExpandedLayer))
-    expansion = Expansion(model.control, parts)
+    head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
+    expansion = Expansion(model.control, parts, head)
     model.control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))

@@ -15,6 +15,7 @@ from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
+from ctrl.structure import head_parameters
 
 SAMPLE = 64  # values of each parameter, at most
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -54,6 +55,7 @@ def part_prints(model: Any) -> dict[str, str]:
     """
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     added = {id(p) for n, p in model.named_parameters() if any(f".{part}" in n for part in ADDED)}
+    added |= {id(p) for p in head_parameters(model).values()}
     parts = {
         "norms": [p for norm in norms for p in norm.parameters(recurse=False) if id(p) not in added],
         "embeddings": list(model.get_input_embeddings().parameters(recurse=False)),
@@ -114,8 +116,13 @@ def warn_if_changed(model: Any, use: str) -> None:
 
 @torch.no_grad()
 def _samples(model: Any) -> dict[str, Tensor] | None:
-    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> bits of values in bf16."""
-    found = {n: p for n, p in model.named_parameters() if not any(f".{part}" in n for part in ADDED)}
+    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> bits of values in bf16.
+
+    A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
+    """
+    trained = head_parameters(model)
+    named = {name: p for name, p in model.named_parameters() if name not in trained}
+    found = {name: p for name, p in named.items() if not any(f".{part}" in name for part in ADDED)}
     if has_quantised(model) or not all(map(_is_held, found.values())):
         return None
     samples = [_sample(p) for p in found.values()]

@@ -80,6 +80,8 @@ def merge_back(
     plain = whole_model(expanded)
     if plain is expanded and not in_place:
         plain = deep_copy(expanded)
+    elif plain is expanded:
+        expanded.control.warn_of_references("merge_back(in_place=True)")
     for layer, layer_alpha in zip(expanded_layers(plain), alphas, strict=True):
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))
@@ -221,6 +223,8 @@ def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
-    for name, parameter in layer.named_parameters():
+    """Give the layer these weights as new parameters: a model of ctrl.reference may share the former ones."""
+    for name, parameter in list(layer.named_parameters()):
         if name in weights:
-            parameter.data = weights[name].to(parameter.dtype)
+            path, _, own = name.rpartition(".")
+            setattr(layer.get_submodule(path), own, nn.Parameter(weights[name].to(parameter.dtype)))

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -32,7 +33,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     a model or layers that cannot be expanded, and then leaves the model unchanged. Warns of settings that have no
     effect. Part of this is seen in a pass of
     four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
-    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen.
+    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen. The head of a
+    classifier or reward model, which starts at random, trains too and is saved with the copies.
 
     What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
@@ -75,7 +77,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _check_unwrapped(model, layers)
     _warn_of_hooks(layers, indices)
     kinds = branch_kinds(config, len(indices))
-    with _unchanged_if_refused(model):
+    with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
         copies = [
             _copy(layers[index], kind, len(layers) + j, model, config)
             for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
@@ -87,9 +89,9 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
             Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
             for index, kind, copied in expansions
         ]
-    control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
-    remember_base(control, model)
-    put_on(model, Expansion(control, parts))
+        control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
+        remember_base(control, model)
+        put_on(model, Expansion(control, parts))
     return model
 
 

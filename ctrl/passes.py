@@ -49,6 +49,11 @@ class ForwardPass:
                 "divergence_tokens='labels' needs labels (batch, seq), but neither the model nor the trainer's inputs "
                 "have them: expand with divergence_tokens='real'"
             )
+        if self.labels.dim() < 2 or self.labels.shape[1] != seq or self.labels.is_floating_point():
+            raise ConfigError(
+                f"divergence_tokens='labels' needs a label for each of {seq} tokens, but the labels have shape "
+                f"{tuple(self.labels.shape)}: expand with divergence_tokens='real'"
+            )
         labelled = self.labels != -100
         return labelled if mask is None else labelled & mask.to(labelled.device)
 
@@ -69,15 +74,19 @@ def mean_divergence(
     return torch.stack(means).mean() if means else None
 
 
-def _labelled(labels: Any) -> Tensor:
-    """Count the labels of each sequence, (batch, seq) -> (batch,). A classifier has one label a sequence, (batch,)."""
-    counted: Tensor = (labels[:, 1:] if labels.dim() > 1 else labels.unsqueeze(-1)) != -100
+def _labelled(labels: Any, seq: int) -> Tensor:
+    """Count the labels of each sequence, (batch, seq) -> (batch,), without the first token's, which nothing predicts.
+
+    A classifier has one label a sequence, (batch,), or one a class, (batch, classes).
+    """
+    of_tokens = labels.dim() > 1 and labels.shape[1] == seq and not labels.is_floating_point()
+    counted: Tensor = (labels[:, 1:] if of_tokens else labels.unsqueeze(-1)) != -100
     return counted.flatten(1).sum(-1)
 
 
 def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: Tensor | int) -> Tensor:
     if one.documents is None or mask is None or one.labels is None:
-        return additive_mean(per_token, mask, _labelled(one.labels), total)
+        return additive_mean(per_token, mask, _labelled(one.labels, per_token.shape[1]), total)
     return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
 
 

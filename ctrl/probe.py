@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
-from ctrl.quantised import has_quantised
+from ctrl.quantised import as_in_training, has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
 
@@ -107,7 +107,7 @@ class Probe:
         copied = self.copies[index].eval()
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), as_in_training(copied):
                 out = copied(noise, *rest, **others)
         except Exception as error:
             raise ConfigError(
@@ -182,7 +182,9 @@ def _run(model: PreTrainedModel) -> None:
     training = [module for module in decoder.modules() if module.training]
     attention, config._attn_implementation = config._attn_implementation, "eager"
     try:
-        decoder.eval()(input_ids=torch.arange(TOKENS, device=next(model.parameters()).device)[None], use_cache=True)
+        ids = torch.arange(TOKENS, device=next(model.parameters()).device)[None]
+        with as_in_training(decoder.eval()):
+            decoder(input_ids=ids, use_cache=True)
     finally:
         config._attn_implementation = attention
         for module in training:

@@ -6,7 +6,8 @@ compute with. They are read by running the module on the identity, so no library
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +42,22 @@ def is_quantised_linear(module: nn.Module) -> bool:
     return all(isinstance(size, int) for size in sizes) and (packed or any(map(is_quantised, _own(module))))
 
 
+@contextlib.contextmanager
+def as_in_training(model: nn.Module) -> Iterator[None]:
+    """Put the quantised matrices into train mode inside the block, in which they compute the same.
+
+    In eval mode bitsandbytes lays out 4 bits anew for some CPUs, and no gradient passes such a matrix, ever after.
+    """
+    resting = [module for module in model.modules() if not module.training and is_quantised_linear(module)]
+    for module in resting:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in resting:
+            module.training = False
+
+
 def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
     """Build for each quantised linear module of a layer, by its id, the nn.Linear that computes the same.
 
@@ -59,7 +76,9 @@ def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
                 f"matrix, so its copy cannot be made in floats: {WAY_OUT}"
             )
     try:
-        return {id(module): _plain_linear(module, _float_dtype(layer)) for module in linears}
+        with as_in_training(layer):
+            made = {id(module): _plain_linear(module, _float_dtype(layer)) for module in linears}
+        return {one: plain.train(layer.training) for one, plain in made.items()}
     except Exception as error:
         raise ConfigError(
             f"the quantised modules of {type(layer).__name__} do not run here ({type(error).__name__}: {error}), so "
@@ -94,7 +113,7 @@ def _plain_linear(module: Any, dtype: torch.dtype) -> nn.Linear:
     columns = [module(rows).float() for rows in identity.split(BLOCK)]
     weight = torch.cat(columns) if bias is None else torch.cat(columns) - bias.float()
     plain.weight.copy_(weight.T)
-    return plain.train(module.training)
+    return plain
 
 
 def _own(module: nn.Module) -> list[Tensor]:

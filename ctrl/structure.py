@@ -101,6 +101,17 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
         setattr(config, DECODER_COUNT, len(indices))
 
 
+def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Return the parameters on top of the decoder that are no language model's: the `score` of a reward model or
+    classifier. They start at random on a pretrained decoder, so they train with the copies."""
+    decoder = model.base_model
+    if model.can_generate() or decoder is model:
+        return {}
+    below = {id(parameter) for parameter in decoder.parameters()}
+    named = model.named_parameters()
+    return {name: p for name, p in named if id(p) not in below and p.is_floating_point()}
+
+
 def is_attention(module: nn.Module) -> bool:
     """Recognise an attention module by its structure: it has child modules and names its cache slot."""
     if not isinstance(getattr(module, "layer_idx", None), int) or not list(module.children()):

@@ -28,6 +28,7 @@ def unload(model: nn.Module) -> PreTrainedModel:
     """
     plain: Any = _changeable(model)
     warn_if_changed(plain, "the model that ctrl.unload returns")
+    plain.control.warn_of_references("ctrl.unload")
     take_off(plain)
     for parameter in plain.parameters():
         if parameter.is_floating_point():  # quantised weights cannot train

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from ctrl.layer import expanded_layers
+from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 
 
 def warn_of_what_trains(model: Any) -> None:
-    """Warn in the first training pass if no copy trains, or a weight that a reference shares.
+    """Warn in the first training pass if no copy trains, or a weight that a reference shares; watch the optimizer.
 
     PEFT's adapters on top have a warning of their own.
     """
     if model.control.looked or torch.compiler.is_compiling():
         return
     model.control.looked = True
+    watch_optimizers(model)
     copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
     if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
         warnings.warn(

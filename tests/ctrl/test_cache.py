@@ -8,6 +8,7 @@ import transformers as tf
 from transformers import DynamicCache, StaticCache
 
 import ctrl
+from ctrl.expansion import take_off
 from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import EVERY, build, perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed
@@ -130,3 +131,17 @@ def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure
     assert model.config.to_dict() == before
     with ctrl.pretrained(model):
         assert batched(model, prompts, greedy) == alone() != want
+
+
+def test_a_cache_of_an_expansion_that_was_taken_off_is_refused() -> None:
+    """Its slots are of other copies, of other layers maybe. One that was swapped in again may go on."""
+    model, other = disturbed(), disturbed(layers=[0, 2])
+    cache = DynamicCache(config=model.config)
+    model(IDS[:, :4], past_key_values=cache)
+    waiting = ctrl.swap(model, take_off(other))
+    with pytest.raises(ValueError, match=r"filled by an expansion that ctrl.swap or ctrl.unload has taken off"):
+        model(IDS[:, 4:], past_key_values=cache)
+    assert waiting is not None
+    ctrl.swap(model, waiting)
+    expected = model(IDS).logits[:, 4:]
+    torch.testing.assert_close(model(IDS[:, 4:], past_key_values=cache).logits, expected, rtol=0, atol=1e-5)

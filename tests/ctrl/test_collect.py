@@ -362,6 +362,10 @@ def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ctrl.ConfigError, match=r"SimpleNamespace has no compute_loss: use ctrl\.collect_divergence"):
         ctrl.attach(types.SimpleNamespace(model=expanded()))
     trainer = hf_trainer(expanded(), tmp_path)
+    trainer.args.sync_ref_model = True
+    with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
+        ctrl.attach(trainer)
+    trainer.args.sync_ref_model = False
     trainer.args._n_gpu = 2
     with pytest.raises(ctrl.ConfigError, match=r"other threads.*: start one process per GPU with torchrun"):
         ctrl.attach(trainer)

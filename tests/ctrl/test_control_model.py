@@ -100,3 +100,14 @@ class TestGenerationThatCannotWork:
         kwargs: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "assistant_early_exit": 2}
         with ctrl.pretrained(model):
             assert torch.equal(model.generate(ids, **kwargs), base.generate(ids, **kwargs))
+
+
+@pytest.mark.parametrize("rows", [96, 100])
+def test_new_rows_of_the_embeddings_are_said_to_be_frozen(rows: int) -> None:
+    """Scripts call it with the tokenizer's size, which is most often the model's."""
+    model = expanded()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    assert any("now have 100 rows in place of 96, frozen" in str(w.message) for w in seen) == (rows > 96)
+    assert model.get_input_embeddings().num_embeddings == rows

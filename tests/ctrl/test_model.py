@@ -146,3 +146,14 @@ def test_hooks_that_copies_do_not_get_are_said(name: str, said: bool) -> None:
     found = [str(w.message) for w in seen if "hooks that copies do not get (first: layer 3, " in str(w.message)]
     assert len(found) == said
     assert torch.equal(model(IDS).logits, expected) != said
+
+
+@pytest.mark.parametrize("block", [torch.inference_mode, torch.no_grad])
+def test_copies_made_where_no_gradient_is_kept_train(block: Any) -> None:
+    model: Any = tiny()
+    with block():
+        ctrl.expand(model, ctrl.ControlConfig(layers=2, interpolation="dlerp"))
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 2 * (9 + 1)
+    assert all(p.grad is not None and not p.is_inference() for p in trained)

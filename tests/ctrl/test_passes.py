@@ -45,19 +45,31 @@ def test_the_divergence_is_scaled_by_each_tokens_alpha_over_the_tokens_that_coun
     assert model(**batch).divergence.item() == pytest.approx(want, rel=1e-4)
 
 
-def test_micro_batches_of_a_classifier_add_up() -> None:
-    """One label a sequence: with Trainer's total each sequence weighs as its share of the labels."""
+@pytest.mark.parametrize("kind", ["one label", "one a class"])
+def test_micro_batches_of_a_classifier_add_up(kind: str) -> None:
+    """Labels of sequences: with Trainer's total, which counts them all, each sequence weighs as its share."""
     config = {**tiny().config.to_dict(), "num_labels": 3, "pad_token_id": 0}
     model = ctrl.expand(LlamaForSequenceClassification(LlamaConfig.from_dict(config)), ctrl.ControlConfig(layers=2))
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter) * parameter.requires_grad)
-    ids, labels = IDS.repeat(2, 1)[:3], torch.tensor([0, 2, 1])
+    labels = torch.tensor([0, 2, 1]) if kind == "one label" else torch.eye(3)
+    model.config.problem_type = None if kind == "one label" else "multi_label_classification"
+    ids, total = IDS.repeat(2, 1)[:3], labels.numel()
     ids[2] = ids[2].flip(0)
     whole = model(input_ids=ids, labels=labels).divergence
     parts = [
-        model(input_ids=ids[i], labels=labels[i], num_items_in_batch=3).divergence for i in (slice(1), slice(1, 3))
+        model(input_ids=ids[i], labels=labels[i], num_items_in_batch=total).divergence for i in (slice(1), slice(1, 3))
     ]
     assert whole > 0
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 12])
+def test_labels_of_sequences_do_not_say_which_tokens_count(batch: int) -> None:
+    config = {**tiny().config.to_dict(), "num_labels": 3, "pad_token_id": 0}
+    classifier = LlamaForSequenceClassification(LlamaConfig.from_dict(config))
+    model = ctrl.expand(classifier, ctrl.ControlConfig(layers=1, divergence_tokens="labels"))
+    with pytest.raises(ctrl.ConfigError, match=r"needs a label for each of 12 tokens, but the labels have shape"):
+        model(input_ids=IDS[:1].repeat(batch, 1), labels=torch.zeros(batch, dtype=torch.long))

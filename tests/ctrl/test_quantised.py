@@ -17,7 +17,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from ctrl.quantised import has_quantised, is_quantised, is_quantised_linear
 from tests.helpers.families import build, labelled, left_padded, perturb
-from tests.helpers.quantised import QUANTISED, FakeInt8, replace_linears
+from tests.helpers.quantised import QUANTISED, FakeInt8, FakeRepacked, replace_linears
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "concat": {},
@@ -172,6 +172,18 @@ def test_modules_that_do_not_run_on_this_machine_are_refused(monkeypatch: pytest
     ):
         ctrl.expand(base, ctrl.ControlConfig(layers=2))
     assert type(base) is type(build("llama"))
+
+
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_expanding_leaves_the_layout_of_the_matrices_as_it_is(expanded: Any) -> None:
+    """from_pretrained gives a model in eval mode, where some are laid out for inference and pass no gradient."""
+    base = build("llama").eval()
+    replace_linears(base.model, FakeRepacked)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=[0], expanded=expanded))
+    assert not any(module.training for module in model.modules())
+    assert not any(hasattr(parameter, "repacked") for parameter in model.parameters())
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_the_frozen_linears_may_be_quantised_after_expanding() -> None:

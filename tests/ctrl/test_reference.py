@@ -129,3 +129,19 @@ def test_a_shared_weight_that_trains_is_said(unfrozen: str) -> None:
     said = [str(w.message) for w in seen if "the model of ctrl.reference shares it" in str(w.message)]
     assert len(said) == (unfrozen == "after")
     assert (made.model.norm.weight is model.model.norm.weight) == (unfrozen != "before")
+
+
+@pytest.mark.parametrize(
+    "use", [ctrl.unload, lambda model: ctrl.merge_back(model, in_place=True)], ids=["unload", "merge"]
+)
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_model_taken_apart_leaves_the_reference_as_it_is_and_says_that_it_shares(use: Any, alive: bool) -> None:
+    model, base = disturbed(), tiny().eval()
+    made = ctrl.reference(model) if alive else None
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        plain = use(model)
+    assert any("a model of ctrl.reference shares them" in str(w.message) for w in seen) == alive
+    assert all(p.requires_grad for p in plain.parameters())
+    if made is not None:
+        assert torch.equal(made(IDS).logits, base(IDS).logits)

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
-from ctrl.structure import branch_kinds, decoder_layers, is_attention, place
+from ctrl.structure import branch_kinds, decoder_layers, head_parameters, is_attention, place
 from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import FAMILIES, PAD, SHAPE, VOCAB, build, left_padded, perturb
+from tests.helpers.tiny_llama import IDS, tiny
 
 
 class TestPlace:
@@ -192,3 +193,39 @@ def test_recurrent_layers_generate_with_a_cache(make: Callable[[], PreTrainedMod
         for _ in range(12):
             ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(model.generate(**inputs, max_new_tokens=12, do_sample=False), ids)
+
+
+def reward_model(seed: int) -> Any:
+    """A classifier on the decoder of `tiny`, with a head of its own."""
+    torch.manual_seed(seed)
+    model = tf.LlamaForSequenceClassification(tiny().config)
+    model.model.load_state_dict(tiny().model.state_dict())
+    return model
+
+
+def test_a_head_that_is_new_trains_and_travels_with_the_copies(tmp_path: Path) -> None:
+    """Elsewhere from_pretrained makes another one, on the same decoder."""
+    model = ctrl.expand(reward_model(1), ctrl.ControlConfig(layers=1)).train()
+    model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+    assert model.score.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.eval().score.requires_grad_(False)
+    expected = model(IDS).logits
+    loaded = ctrl.load(reward_model(2), ctrl.save(model, tmp_path))
+    assert torch.equal(loaded.eval()(IDS).logits, expected)
+    assert torch.equal(ctrl.merge_back(model, alpha=0.5).score.weight, model.score.weight)
+    second = ctrl.expand(reward_model(3), ctrl.ControlConfig(layers=1)).eval()
+    untrained = ctrl.swap(second, tmp_path)
+    assert torch.equal(second(IDS).logits, expected)
+    first = ctrl.swap(loaded, untrained)
+    assert not torch.equal(loaded(IDS).logits, expected)
+    ctrl.swap(loaded, first)
+    assert torch.equal(loaded(IDS).logits, expected)
+
+
+def test_a_language_model_s_head_stays_frozen() -> None:
+    assert not head_parameters(tiny())
+    assert not head_parameters(tiny().model)
+    assert list(head_parameters(reward_model(1))) == ["score.weight"]

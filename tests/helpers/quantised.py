@@ -34,6 +34,19 @@ class FakeInt8(nn.Linear):
         )
 
 
+class FakeRepacked(FakeInt8):
+    """A matrix that is laid out anew when it runs in eval mode; no gradient passes it then, as in bitsandbytes on CPUs.
+
+    The layout belongs to the weight, which low-rank copies share.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and not x.requires_grad:
+            self.weight.repacked = True
+        out = super().forward(x)
+        return out.detach() if hasattr(self.weight, "repacked") else out
+
+
 class FakePacked(nn.Module):
     """A matrix without a weight, as GPTQ and AWQ have: integers in buffers."""
 

@@ -1,0 +1,55 @@
+"""Warn of an optimizer that was made before the weights that train: its steps change nothing, and say nothing.
+
+An optimizer keeps the parameters that it was given. One of the base holds frozen weights after `ctrl.expand`, and one
+of an expansion holds its copies after `ctrl.swap`. torch calls a hook before each step of any optimizer.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+STALE = (
+    "the optimizer holds no weight that trains, so its steps change nothing: it was made before ctrl.expand, ctrl.load "
+    "or ctrl.swap, and holds frozen weights of the base or copies that were taken off. Make a new one from the "
+    "parameters that have requires_grad"
+)
+
+_watched: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()  # steps that changed nothing
+_taken_off: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Parameter]]] = weakref.WeakKeyDictionary()
+_hooks: list[Any] = []
+
+
+def remember_taken_off(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Note parameters that the model had and has no longer."""
+    kept = [one for one in _taken_off.get(model, []) if one() is not None]
+    _taken_off[model] = kept + [weakref.ref(parameter) for parameter in parameters]
+
+
+def watch_optimizers(model: nn.Module) -> None:
+    """Look at the next steps of optimizers, until one holds a weight of the model that trains."""
+    _watched[model] = 0
+    if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_look))
+
+
+def _look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Warn at the second step that changes nothing: with two optimizers the first one may hold frozen weights alone."""
+    if torch.compiler.is_compiling() or not _watched:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for model, steps in list(_watched.items()):
+        own = {id(p): p.requires_grad for p in model.parameters()}
+        former = {id(made()) for made in _taken_off.get(model, [])}
+        if any(own.get(one) for one in held) or steps > 1:
+            del _watched[model]
+        elif held & (own.keys() | former):
+            _watched[model] = steps + 1
+            if steps:
+                warn(STALE, stacklevel=4)
