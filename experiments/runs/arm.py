@@ -27,7 +27,7 @@ from experiments.runs.growing import settings_of
 from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
-from experiments.tracking.run import Run
+from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
@@ -47,14 +47,14 @@ class StopArm(Exception):
 class Session:
     """Where the main process reports to while it runs an experiment.
 
-    say: prints a line. observe: called after each evaluation; may raise StopArm. parent: id of the MLflow run of the
+    say: prints a line. observe: called after each evaluation; may raise StopArm. parent: the MLflow run of the
     study's trial that this experiment belongs to.
     """
 
     tracker: Tracker
     say: Callable[[str], None] = print
     observe: Observer | None = None
-    parent: str | None = None
+    parent: ParentRun | None = None
 
 
 class ArmRun:
@@ -144,9 +144,11 @@ class ArmRun:
         def note(run_id: str) -> None:
             write_json(self.folder / "mlflow.json", {"run_id": run_id})
 
+        above, joins = parent.journal.run, self.session.parent is not None  # the one arm of a trial
         return self.session.tracker.run(
-            name, kind="arm", parent=parent.id, run_id=run_id, params=self._params(), folder=self.folder, note=note
-        )
+            name, kind="arm", parent=above, joins=joins, run_id=run_id, params=self._params(), folder=self.folder,
+            note=note,
+        )  # fmt: skip
 
     def _log_start(self, run: Run) -> None:
         run.log_file(self.prepared.folder / "config.yaml")
