@@ -12,8 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common.colours import arm_colour
 from experiments.desk.live import Live, LiveArm
-from experiments.reporting.plots.caption import caption, write_caption
+from experiments.reporting.plots.caption import SHARES, caption, write_caption
 from experiments.reporting.plots.style import STYLE
+from experiments.scorecard.figures import FIGURES
 
 GREY = "#5b6470"
 NAMED = 6  # arms: with more, their names would cover the lines; the table has them
@@ -31,7 +32,7 @@ def live_figure(live: Live) -> Figure:
         _layers(layers, live.current)
         for axes in (loss, path, kl, layers):
             sns.despine(ax=axes)
-        write_caption(figure, caption(live.asked, "", "hue: method, shade: rate"))
+        write_caption(figure, caption(live.asked, "", f"{SHARES}; a line for each run; hue: method, shade: rate"))
     return figure
 
 
@@ -49,7 +50,8 @@ def _over_steps(axes: Axes, arms: list[LiveArm], figures: tuple[str, ...], title
 
 def _forgetting(axes: Axes, arms: list[LiveArm]) -> None:
     axes.set_title("retention against gain, from the base model on", loc="left", fontsize=10)
-    axes.set_xlabel("gain")
+    texts = any("new_nll_drop" in arm.series and "gain" not in arm.series for arm in arms)
+    axes.set_xlabel(FIGURES["new_nll_drop" if texts else "gain"].labelled)
     for arm in arms:
         gain = arm.series.get("gain") or arm.series.get("new_nll_drop", {})
         kept = arm.series.get("retention", {})

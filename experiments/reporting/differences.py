@@ -24,6 +24,7 @@ HEAD = (
     "p_holm",
 )  # fmt: skip
 JSON, PAGE = "comparison.json", "comparison.html"
+SIGNIFICANT = 0.05  # of p after Holm's correction
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,15 @@ class ArmDifferences:
             "compare",
             question="How do the arms of this run differ?",
             image=image,
-            tables=[self._figures(names), self._differences()],
+            tables=[self._figures(names), differences_table(self.found, self.reference, "arm")],
             figures=[FIGURES[name] for name in names],
-            remarks=["Differences are paired by question; Holm's p is over the arms of one figure. Brackets: 95 %."],
+            remarks=[remark("arm")],
         )
         return [JSON, PAGE]
 
     def _figures(self, names: Sequence[str]) -> Table:
         rows = tuple((arm, *(figure_text(card, name) for name in names)) for arm, card in self.cards.items())
         return Table("Figures", ("arm", *(FIGURES[name].title for name in names)), rows)
-
-    def _differences(self) -> Table:
-        rows = tuple(
-            (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), _p(d.p), _p(d.p_holm))
-            for d in self.found
-        )
-        return Table(f"Differences to {self.reference}", ("arm", "figure", "difference", "p", "p (Holm)"), rows)
 
 
 def arm_differences(
@@ -89,13 +83,27 @@ def arm_differences(
     return ArmDifferences(reference, cards, differences(drawn, answers, reference))
 
 
+def differences_table(found: Sequence[Difference], reference: str, what: str) -> Table:
+    """Show a row for each arm or run (`what`) and figure: its difference from the reference, its p and Holm's."""
+    rows = tuple(
+        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
+        for d in found
+    )
+    return Table(f"Differences to {reference}", (what, "figure", "difference", "p", "p (Holm)"), rows)
+
+
+def remark(what: str) -> str:
+    """Say how to read such a table. what: `arm` or `run`."""
+    return f"Brackets: 95 % intervals; differences are paired by question; Holm's p is over the {what}s of one figure."
+
+
+def p_text(p: float) -> str:
+    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def _plain(value: Estimate) -> tuple[Cell, Cell, Cell]:
     return _number(value.value), _number(value.low), _number(value.high)
 
 
 def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _p(p: float) -> str:
-    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.colours import UNKNOWN, arm_colour
 from experiments.records import ArmResult
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 
@@ -47,7 +47,7 @@ def dial_figure(
             axes.set_title(shown.title, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-        write_caption(figure, caption(asked or Asked()))
+        write_caption(figure, caption(asked or Asked(), unit=SHARES))
     return figure
 
 
