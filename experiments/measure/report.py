@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from experiments.common.errors import CompareError
 from experiments.common.files import write_json, write_text
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.comparison.folders import ComparedRun
+from experiments.comparison.inputs import read_runs
 from experiments.measure.plot import steps_figure
 from experiments.measure.session import Session
 from experiments.measure.words import sentence

@@ -18,7 +18,7 @@ from experiments.common.owner import ARM
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import escaped, gain_name, gain_text, with_interval
+from experiments.reporting.text import escaped, figure_text, gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
@@ -29,6 +29,7 @@ from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
+from experiments.tracking.view import INTERVAL, SPREADS
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
@@ -228,6 +229,9 @@ class ArmRun:
         run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
         run.log_file(self.result_file, "scorecard")
         run.log_note(escaped(arms_table([result]).markdown()))
+        card = result.scorecard
+        known = (name for name in (gain_name([result]), *SPREADS) if name in card)
+        run.set_tags({f"{INTERVAL}{name}": figure_text(card, name) for name in known})
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

