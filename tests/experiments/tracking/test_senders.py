@@ -118,6 +118,7 @@ def test_parts_are_one_run_in_another_store_too(root: Path, tmp_path: Path) -> N
     assert (found.info.status, found.data.tags["kind"], found.data.metrics["gain"]) == ("FINISHED", "arm", 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:MLflow. .*later")  # each of the three says so
 def test_parts_of_a_run_that_the_store_did_not_see_come_later(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nothing listens there
