@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.config import ExperimentConfig, load_config, parse_config
     from experiments.desk.answers import answers
     from experiments.desk.buttons import Buttons
+    from experiments.desk.compared import comparison_hover
     from experiments.desk.explore import Picture, branches_hover, forgetting_hover, projection_hover
     from experiments.desk.grid import Grid
     from experiments.desk.listing import Results, open_result
@@ -40,6 +41,8 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.measure.callback import ForgettingCallback
     from experiments.measure.run import measure as measure_models  # `measure` is the room
     from experiments.models.base import load_base
+    from experiments.plan.plan import plan_run
+    from experiments.plan.report import plan_text
     from experiments.posthoc.export import export as export_model
     from experiments.posthoc.run import posthoc as run_posthoc  # `posthoc` is the room
     from experiments.reporting.plots.alignment import alignment_figure, projection_figure

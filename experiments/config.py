@@ -137,11 +137,11 @@ class ArmConfig(Section):
         return [f"arm {self.name}: control is not read, since {self.method} trains {part_name(tuning)}{way_out}"]
 
     def params(self) -> dict[str, Any]:
-        """Return all settings of the method, defaults included, as they are logged."""
+        """Return all settings that the method reads, defaults included, as they are logged."""
         if self.method is None:
             return self._product()
-        options = read_options(self.method, self.options)
-        return {"control": self.control.to_dict(), "options": options.model_dump(mode="json")}
+        options = {"options": read_options(self.method, self.options).model_dump(mode="json")}
+        return {"control": self.control.to_dict(), **options} if self.build().tuning.in_control else options
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values in the form that was given; keys of the other form are left out."""

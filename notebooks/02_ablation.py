@@ -45,6 +45,7 @@ from experiments import (
     asked_in,
     compare,
     comparison_figure,
+    comparison_hover,
     dial_figure,
     figures_table,
     load_base,
@@ -99,12 +100,14 @@ outcome = run_experiment(picker.config, root)
 # %% [markdown]
 # ## Side by side
 # All arms answered the same questions, so differences are taken question by question. Filled: the difference from
-# `control` is significant (p below .05 after Holm's correction over the arms). Hollow: it is not.
+# `control` is significant (p below .05 after Holm's correction over the arms). Hollow: it is not. Under the mouse: the
+# numbers.
 
 # %%
 runs = read_runs([f"{outcome.folder}:{r.arm}-{r.learning_rate:g}" for r in outcome.results])  # not what the dial made
 comparison = compare(runs, "control-" + f"{learning_rate:g}", draws=2_000)
-display(Picture(comparison_figure(comparison, "What each part is worth")))
+title = "What each part is worth"
+display(Picture(comparison_figure(comparison, title), comparison_hover(comparison, title)))
 
 # %%
 display(Grid(figures_table(comparison)))

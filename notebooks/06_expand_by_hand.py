@@ -111,6 +111,7 @@ left.plot([lm for _, lm, _ in curve])
 left.set(xlabel="step", ylabel="LM loss, nats per token", yscale="log")
 right.plot([divergence for *_, divergence in curve], color="tab:orange")
 right.set(xlabel="step", ylabel="divergence, mean squared difference")
+figure.supxlabel(f"n: batches of {batch_size} sums; 1 seed; no intervals", x=0.01, ha="left", fontsize=9)
 plt.show()
 
 # %% [markdown]

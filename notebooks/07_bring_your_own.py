@@ -45,7 +45,7 @@ from pathlib import Path
 
 from IPython.display import Image, display
 
-from experiments import format_table, load_config, preview, quiet, run_experiment
+from experiments import format_table, load_config, plan_run, plan_text, preview, quiet, run_experiment
 
 quiet()  # progress bars stay, the libraries' chatter goes
 file = Path(root or "../mlruns") / "chats.jsonl"
@@ -89,6 +89,13 @@ config = load_config(
     },
 )
 preview(config)
+
+# %% [markdown]
+# ## What it will cost
+# Memory, disk and operations, before anything trains. `control-llm plan` says the same for other machines.
+
+# %%
+print(plan_text(plan_run(config)))
 
 # %% [markdown]
 # ## Train and measure

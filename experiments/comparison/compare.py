@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from experiments.common.errors import CompareError
 from experiments.common.section import nearest
-from experiments.comparison.inputs import ComparedRun
+from experiments.comparison.folders import ComparedRun
 from experiments.records import Estimate, Record
 from experiments.reporting.summary import unequal_tokens
 from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic

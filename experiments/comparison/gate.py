@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.common.errors import CompareError
-from experiments.comparison.inputs import ComparedRun
+from experiments.comparison.folders import ComparedRun
 from experiments.records import Estimate
 from experiments.reporting.text import figure_text
 from experiments.scorecard.card import scorecard

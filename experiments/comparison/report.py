@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from experiments.common.errors import CompareError
@@ -10,13 +9,13 @@ from experiments.common.files import write_bytes, write_text
 from experiments.comparison.compare import Comparison, Difference
 from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
+from experiments.reporting.differences import SIGNIFICANT, differences_table, remark
 from experiments.reporting.page import image_bytes, inline_svg, write_page
 from experiments.reporting.table import Row, Table
-from experiments.reporting.text import figure_text, with_interval
+from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES
 
 FILES = (".md", ".png", ".csv", ".pdf", ".svg", ".json", ".txt", ".htm")  # no folder is meant by such a name
-SIGNIFICANT = 0.05  # of p after Holm's correction
 TITLE = "Runs on their common items"
 CSV = ("kind", "run", "figure", "value", "low", "high", "p", "p_holm")
 
@@ -43,16 +42,6 @@ def _verdict(difference: Difference) -> str:
     return (
         "differs" if better is None else "better" if (difference.value.value > 0) is (better == "higher") else "worse"
     )
-
-
-def differences_table(comparison: Comparison) -> Table:
-    """Show one row a run and figure: the difference to the reference, its p and Holm's."""
-    head = (f"less {comparison.reference}", "figure", "difference", "p", "p (Holm)")
-    rows = tuple(
-        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), _p(d.p), _p(d.p_holm))
-        for d in comparison.differences
-    )
-    return Table(f"Differences to {comparison.reference}", head, rows)
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -94,7 +83,8 @@ def comparison_csv(comparison: Comparison) -> str:
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    return [figures_table(comparison), *([differences_table(comparison)] if comparison.differences else [])]
+    found = comparison.differences
+    return [figures_table(comparison), *([differences_table(found, comparison.reference, "run")] if found else [])]
 
 
 def _remarks(comparison: Comparison) -> list[str]:
@@ -108,15 +98,9 @@ def _remarks(comparison: Comparison) -> list[str]:
     if "average_harmonic" in comparison.figures():
         remarks.append(f"Harmonic average: of retention and of the gain over that of {comparison.reference}.")
     if comparison.differences:
-        remarks.append(
-            "Brackets: 95 % intervals; differences are paired by question; Holm's p is over the runs of one figure."
-        )
+        remarks.append(remark("run"))
     return [*remarks, *comparison.notes]
 
 
 def _numbers(value: Estimate) -> tuple[float, float | None, float | None]:
     return value.value, value.low, value.high
-
-
-def _p(p: float) -> str:
-    return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

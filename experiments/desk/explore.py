@@ -18,6 +18,7 @@ from experiments.common.colours import PALETTE, line_colours
 from experiments.evaluation.similarity import projection
 from experiments.evaluation.suites.alignment import PAIRS, States, sentences
 from experiments.records import MEASURED, ArmResult, Estimate
+from experiments.reporting.plots.caption import Asked, caption
 from experiments.reporting.plots.forgetting import START, points
 from experiments.reporting.text import gain_name, label
 from experiments.scorecard.figures import FIGURES
@@ -25,6 +26,7 @@ from experiments.scorecard.figures import FIGURES
 PLOTLY = "application/vnd.plotly.v1+json"
 DPI = 120  # letters of 10 points are sharp, and a notebook with six pictures stays below 300 kB
 Json = dict[str, Any]
+GRID: Json = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.6)", "automargin": True}
 
 
 class Picture:
@@ -61,7 +63,7 @@ def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
             _line(label(result), xs, ys, colour, [f"step {s}<br>{t}" for s, t in zip(steps, text, strict=True)])
         )
     axes = {"xaxis": FIGURES[name].axis, "yaxis": FIGURES["retention"].axis}
-    return page_of(traces, f"Retention against gain<br><sub>{_safe(rests)}</sub>", **axes)
+    return page_of(traces, titled("Retention against gain", rests), **axes)
 
 
 def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> Json:
@@ -82,7 +84,8 @@ def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> J
         if not number:
             traces.append(_dots("base", before, hues[:count], texts[:count], "circle-open"))
         traces.append(_dots(arm, after, hues[:count], said[:count], SHAPES[number % len(SHAPES)]))
-    title = f"Layer {layer}: {len(texts) // 2} probe sentences, projected; axes without unit"
+    rests = caption(Asked({"probe sentences": len(texts) // 2}), "", "axes without unit")
+    title = titled(f"Layer {layer}: sentences, projected", rests)
     return page_of(traces, title, xaxis="first principal axis of the base", yaxis="second")
 
 
@@ -104,7 +107,8 @@ def branches_hover(states: States) -> Json:
                 ys.append(branch_distance(states, layer, i))
                 said.append(f"{sentences()[i][1]}<br>layer {layer}, alpha {states.alpha[layer][i]:.2f}")
         traces.append(marks(category, xs, ys, [colours[category]] * len(xs), said, "circle"))
-    title = f"Distance of trained and frozen branch; {len(sentences())} sentences, one model"
+    rests = caption(Asked({"probe sentences": len(sentences())}), "", "relative, without unit")
+    title = titled("Distance of trained and frozen branch", rests)
     return page_of(traces, title, xaxis="expanded layer", yaxis="|copy - frozen| / |frozen|")
 
 
@@ -157,12 +161,16 @@ def _safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("&lt;br>", "<br>")
 
 
+def titled(words: str, rests: str) -> str:
+    """Write a title with what the figure rests on in small letters below."""
+    return f"{_safe(words)}<br><sub>{_safe(rests)}</sub>"
+
+
 def page_of(traces: Sequence[Json], title: str, xaxis: str, yaxis: str) -> Json:
-    grid = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.6)", "automargin": True}
     layout = {
         "title": {"text": title, "font": {"size": 14}, "x": 0.02},
-        "xaxis": {"title": {"text": xaxis}, **grid},
-        "yaxis": {"title": {"text": yaxis}, **grid},
+        "xaxis": {"title": {"text": xaxis}, **GRID},
+        "yaxis": {"title": {"text": yaxis}, **GRID},
         "height": 460, "hovermode": "closest", "font": {"color": "#808793"},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",  # light and dark themes
     }  # fmt: skip

@@ -135,6 +135,7 @@ class Follower:
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
         self.steps, self.asked = 0, Asked()
+        self._seeds = set[int]()
         self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
     def look(self) -> Live:
@@ -151,7 +152,8 @@ class Follower:
 
     def _arms_of(self, run: Path) -> list[LiveArm]:
         config = read_config(run / "config.yaml")
-        self.steps, self.asked = int(config["training"]["steps"]), asked_in(config)
+        self._seeds.add(int(config.get("seed", 0)))
+        self.steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
         return [LiveArm(path) for path in paths]
 

@@ -12,10 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.common.colours import arm_colour
 from experiments.desk.live import Live, LiveArm
-from experiments.reporting.plots.caption import caption, write_caption
+from experiments.reporting.plots.caption import SHARES, caption, write_caption
 from experiments.reporting.plots.style import STYLE
+from experiments.scorecard.figures import FIGURES
 
 GREY = "#5b6470"
+End = tuple[str, float, float]  # an arm's name, and where its line ends
+LINE, WIDTH = 0.065, 0.5  # of a name, as shares of a panel
 NAMED = 6  # arms: with more, their names would cover the lines; the table has them
 
 
@@ -31,36 +34,41 @@ def live_figure(live: Live) -> Figure:
         _layers(layers, live.current)
         for axes in (loss, path, kl, layers):
             sns.despine(ax=axes)
-        write_caption(figure, caption(live.asked, "", "hue: method, shade: rate"))
+        write_caption(figure, caption(live.asked, "", f"{SHARES}; a line for each run; hue: method, shade: rate"))
     return figure
 
 
 def _over_steps(axes: Axes, arms: list[LiveArm], figures: tuple[str, ...], title: str) -> None:
     axes.set_xlabel("step")
     axes.set_title(title, loc="left", fontsize=10)
+    ends: list[End] = []
     for arm in arms:
         series = next((arm.series[name] for name in figures if name in arm.series), None)
         if series:
             steps = sorted(series)
             _line(axes, arm, steps, [series[step] for step in steps], few=len(steps) < 20)
-            _name(axes, arm, steps[-1], series[steps[-1]], len(arms))
+            ends.append((arm.name, steps[-1], series[steps[-1]]))
+    _names(axes, ends, len(arms))
     _empty(axes)
 
 
 def _forgetting(axes: Axes, arms: list[LiveArm]) -> None:
     axes.set_title("retention against gain, from the base model on", loc="left", fontsize=10)
-    axes.set_xlabel("gain")
+    texts = any("new_nll_drop" in arm.series and "gain" not in arm.series for arm in arms)
+    axes.set_xlabel(FIGURES["new_nll_drop" if texts else "gain"].labelled)
+    ends: list[End] = []
     for arm in arms:
         gain = arm.series.get("gain") or arm.series.get("new_nll_drop", {})
         kept = arm.series.get("retention", {})
         steps = sorted(gain.keys() & kept.keys())
         if steps:
             _line(axes, arm, [0.0, *(gain[step] for step in steps)], [1.0, *(kept[step] for step in steps)], few=True)
-            _name(axes, arm, gain[steps[-1]], kept[steps[-1]], len(arms))
+            ends.append((arm.name, gain[steps[-1]], kept[steps[-1]]))
     if axes.lines:
         axes.axhline(1, color="#b9c0c9", linewidth=1, zorder=0)
         axes.plot(0, 1, "o", color="#1d2430", zorder=6)
         axes.margins(0.1, 0.12)
+    _names(axes, ends, len(arms))
     _empty(axes)
 
 
@@ -91,9 +99,18 @@ def _line(axes: Axes, arm: LiveArm, x: list[Any], y: list[float], few: bool) -> 
     axes.plot(x, y, color=colour, linewidth=1.6, marker="o" if few else None, markersize=4)
 
 
-def _name(axes: Axes, arm: LiveArm, x: float, y: float, arms: int) -> None:
-    if arms <= NAMED:
-        axes.annotate(arm.name, (x, y), (4, 3), textcoords="offset points", fontsize=8, color="#1d2430")
+def _names(axes: Axes, ends: list[End], arms: int) -> None:
+    """Write the names next to the ends of the lines, from below up: one that would cover another is moved up."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    placed: list[tuple[float, float]] = []
+    for name, x, y in sorted(ends, key=lambda end: end[2]) if arms <= NAMED else ():
+        across, up = (x - left) / (right - left), (y - low) / (high - low)
+        up = max([up, *(below + LINE for beside, below in placed if abs(beside - across) < WIDTH)])
+        placed.append((across, up))
+        axes.annotate(
+            name, (across, up), (5, -2), xycoords="axes fraction", textcoords="offset points", fontsize=8,
+            color="#1d2430", annotation_clip=False,
+        )  # fmt: skip
 
 
 def _empty(axes: Axes, text: str = "nothing measured yet") -> None:

@@ -12,9 +12,10 @@ from experiments.common.errors import ConfigError, StudyError
 from experiments.common.paths import default_root, short_path
 from experiments.common.result_folders import find
 from experiments.desk.answers import Answers, answers
-from experiments.desk.explore import Json, Picture, marks, page_of
+from experiments.desk.explore import Json, Picture, marks, page_of, titled
 from experiments.desk.front import ClickedFront
 from experiments.desk.grid import Grid
+from experiments.reporting.plots.caption import caption
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES
@@ -80,7 +81,8 @@ class StudyView:
             )
         trials, front = self.trials, self.store.front()
         still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
-        return Picture(still, front_hover(trials, front, objectives))
+        rests = caption(study_asked(self.study, trials), "")
+        return Picture(still, front_hover(trials, front, objectives, rests))
 
     def clicked(self, count: int = 3) -> ClickedFront:
         """Draw the same with points that are buttons: a click shows a trial's picks, its run and its flips.
@@ -95,7 +97,7 @@ class StudyView:
         """Draw how much of each objective's variance a dimension explains. None if too few trials are complete."""
         found = self.store.importances()
         done = sum(trial.state == "complete" for trial in self.trials)
-        return Picture(importance_figure(found, done)) if found else None
+        return Picture(importance_figure(found, done, len(self.study.seeds))) if found else None
 
     def trial(self, number: int) -> Trial:
         """Return a trial. Raises StudyError if it has no run yet."""
@@ -123,8 +125,13 @@ class StudyView:
         )
 
 
-def front_hover(trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective]) -> Json:
-    """Draw all complete trials by the first two objectives; a point has its number, its picks and its values."""
+def front_hover(
+    trials: Sequence[Trial], front: Sequence[int], objectives: Sequence[Objective], rests: str = ""
+) -> Json:
+    """Draw all complete trials by the first two objectives; a point has its number, its picks and its values.
+
+    rests: what the figure rests on (`caption`), for the title.
+    """
     done = [trial for trial in trials if trial.values and len(trial.values) > 1]
     traces = [
         _points("on the front", [t for t in done if t.number in front], objectives, "diamond"),
@@ -132,8 +139,7 @@ def front_hover(trials: Sequence[Trial], front: Sequence[int], objectives: Seque
         _points("breaks a constraint", [t for t in done if not t.feasible], objectives, "x"),
     ]
     names = [f"{objective.figure} ({objective.better})" for objective in objectives]
-    seeds = max([len(trial.runs) for trial in done], default=0)
-    title = f"{len(done)} trials, {seeds} seed{'' if seeds == 1 else 's'} each"
+    title = titled(f"{len(done)} trials", rests)
     return page_of([trace for trace in traces if trace["x"]], title, xaxis=names[0], yaxis=names[1])
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.colours import line_colours
 from experiments.records import MEASURED, ArmResult
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import label
 from experiments.scorecard.figures import FIGURES, GAINS
@@ -37,7 +37,7 @@ def steps_figure(results: Sequence[ArmResult], asked: Asked | None = None) -> Fi
             _panel(axes, name, results)
         if len(results) > 1:
             panels[0].legend(frameon=False, fontsize=9)
-        write_caption(figure, caption(asked or Asked(), "bands"))
+        write_caption(figure, caption(asked or Asked(), "bands", SHARES))
     return figure
 
 
@@ -55,5 +55,5 @@ def _panel(axes: Axes, name: str, results: Sequence[ArmResult]) -> None:
                      for ends in ([e.low for e in found], [e.high for e in found]))  # fmt: skip
         axes.fill_between(steps, low, high, color=colours[i], alpha=0.15, linewidth=0)
     axes.set_xlabel("step")
-    axes.set_title(row.title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(row.labelled, loc="left", fontsize=11, fontweight="bold")
     sns.despine(ax=axes)

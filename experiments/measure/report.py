@@ -16,14 +16,15 @@ from experiments.common.errors import CompareError
 from experiments.common.files import write_json, write_text
 from experiments.common.printable import without_codes
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import ComparedRun, read_runs
-from experiments.comparison.report import differences_table
+from experiments.comparison.folders import ComparedRun
+from experiments.comparison.inputs import read_runs
 from experiments.measure.plot import steps_figure
 from experiments.measure.session import Session
 from experiments.measure.words import sentence
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.answers import Turned, cells, lost_answers, question_texts
 from experiments.reporting.details import alignment_pictures, further_table
+from experiments.reporting.differences import differences_table
 from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.plots.caption import Asked, asked_in
 from experiments.reporting.plots.multiples import gained_kept_figure
@@ -91,7 +92,8 @@ def _tables(
     if len(runs) > 1:
         try:
             comparison = compare(runs, draws=session.config.evaluation.bootstrap, seed=session.config.seed)
-            found.append(differences_table(comparison) if comparison.differences else None)
+            differing = comparison.differences
+            found.append(differences_table(differing, comparison.reference, "model") if differing else None)
             notes = [note for note in comparison.notes if ": left out: " not in note]
         except CompareError as error:
             notes = [f"the models are not compared with each other: {error}"]

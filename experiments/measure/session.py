@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import read_json, read_note, remove, write_json
 from experiments.common.progress import progress
-from experiments.comparison.inputs import MODEL, without
+from experiments.comparison.folders import MODEL, without
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.common.errors import ConfigError
 from experiments.config import ArmConfig, ExperimentConfig
 from experiments.models.precision import Precision
-from experiments.plan.accelerators import Device
+from experiments.plan.accelerators import Device, here
 from experiments.plan.memory import Setup, Sharding, disk, stages, state_bytes, training
 from experiments.plan.meter import Pass, trace
 from experiments.plan.shape import Counts, build
@@ -69,16 +69,16 @@ class Plan:
 
 def plan_run(
     config: ExperimentConfig,
-    device: Device,
+    device: Device | None = None,
     devices: int = 1,
     sharding: Sharding = "none",
     length: int | None = None,
 ) -> Plan:
-    """Plan every arm of a config. length: tokens of a row, if not `data.length`.
+    """Plan every arm of a config. device: default: this machine's. length: tokens of a row, if not `data.length`.
 
     Raises ConfigError if the number of devices does not divide `training.batch_size`.
     """
-    arms, failed = [], {}
+    device, arms, failed = device or here(), [], {}
     for arm in config.arms:
         try:
             arms.append(_Planner(config, arm, device, devices, sharding, length or config.data.length).plan())

@@ -10,7 +10,7 @@ GB, TB = 1e9, 1e12
 HOUR, MINUTE = 3600.0, 60.0
 
 
-def plan_text(plan: Plan, utilisation: float) -> str:
+def plan_text(plan: Plan, utilisation: float = 0.4) -> str:
     """Return the plan as lines of text. utilisation: share of the device's FLOPs that a step reaches."""
     lines = [*_head(plan, utilisation)]
     for arm in plan.arms:

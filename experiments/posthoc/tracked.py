@@ -89,7 +89,7 @@ def _log(run: Run, result: ArmResult, folder: Path) -> None:
 def run_of(folder: Path, uri: str) -> str | None:
     """Return a store's id of the run whose journal is in a folder; the journal's id if the store has none yet."""
     journal = _journal(folder)
-    return (journal.delivered(uri).run_id or journal.id) if journal else None
+    return (journal.delivered(uri).run_id or journal.run) if journal else None
 
 
 def experiment_of(folder: Path) -> str | None:
@@ -100,9 +100,9 @@ def experiment_of(folder: Path) -> str | None:
 
 
 def _parent_id(folder: Path) -> str | None:
-    """Return the journal's id of the experiment's run, by which every store finds it, also one that gets it later."""
+    """Return the id by which every store finds the experiment's run."""
     journal = _journal(folder)
-    return journal.id if journal else read_note(folder / "mlflow.json").get("run_id")
+    return journal.run if journal else read_note(folder / "mlflow.json").get("run_id")
 
 
 def _journal(folder: Path) -> Journal | None:

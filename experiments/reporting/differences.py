@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from experiments.common.files import write_text
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.page import write_page
-from experiments.reporting.table import Cell, Row, Table
+from experiments.reporting.table import Row, Table
 from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
@@ -24,6 +23,7 @@ HEAD = (
     "p_holm",
 )  # fmt: skip
 JSON, PAGE = "comparison.json", "comparison.html"
+SIGNIFICANT = 0.05  # of p after Holm's correction
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,15 @@ class ArmDifferences:
             "compare",
             question="How do the arms of this run differ?",
             image=image,
-            tables=[self._figures(names), self._differences()],
+            tables=[self._figures(names), differences_table(self.found, self.reference, "arm")],
             figures=[FIGURES[name] for name in names],
-            remarks=["Differences are paired by question; Holm's p is over the arms of one figure. Brackets: 95 %."],
+            remarks=[remark("arm")],
         )
         return [JSON, PAGE]
 
     def _figures(self, names: Sequence[str]) -> Table:
         rows = tuple((arm, *(figure_text(card, name) for name in names)) for arm, card in self.cards.items())
         return Table("Figures", ("arm", *(FIGURES[name].title for name in names)), rows)
-
-    def _differences(self) -> Table:
-        rows = tuple(
-            (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
-            for d in self.found
-        )
-        return Table(f"Differences to {self.reference}", ("arm", "figure", "difference", "p", "p (Holm)"), rows)
 
 
 def arm_differences(
@@ -87,6 +80,20 @@ def arm_differences(
     drawn = {name: drawn_figures(Sample(base, last[name], draws, seed)) for name in cards}
     answers = {name: net_correct([(base, last[name])]) for name in cards}
     return ArmDifferences(reference, cards, differences(drawn, answers, reference))
+
+
+def differences_table(found: Sequence[Difference], reference: str, what: str) -> Table:
+    """Show a row for each arm or run (`what`) and figure: its difference from the reference, its p and Holm's."""
+    rows = tuple(
+        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
+        for d in found
+    )
+    return Table(f"Differences to {reference}", (what, "figure", "difference", "p", "p (Holm)"), rows)
+
+
+def remark(what: str) -> str:
+    """Say how to read such a table. what: `arm` or `run`."""
+    return f"Brackets: 95 % intervals; differences are paired by question; Holm's p is over the {what}s of one figure."
 
 
 def _plain(value: Estimate) -> tuple[Cell, Cell, Cell]:

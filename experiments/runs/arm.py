@@ -18,7 +18,7 @@ from experiments.common.owner import ARM
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import escaped, gain_name, gain_text, with_interval
+from experiments.reporting.text import escaped, figure_text, gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
@@ -27,8 +27,9 @@ from experiments.runs.growing import settings_of
 from experiments.runs.result_file import RESULT, whole_results, write_result
 from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
-from experiments.tracking.run import Run
+from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
+from experiments.tracking.view import INTERVAL, SPREADS
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
@@ -47,14 +48,14 @@ class StopArm(Exception):
 class Session:
     """Where the main process reports to while it runs an experiment.
 
-    say: prints a line. observe: called after each evaluation; may raise StopArm. parent: id of the MLflow run of the
+    say: prints a line. observe: called after each evaluation; may raise StopArm. parent: the MLflow run of the
     study's trial that this experiment belongs to.
     """
 
     tracker: Tracker
     say: Callable[[str], None] = print
     observe: Observer | None = None
-    parent: str | None = None
+    parent: ParentRun | None = None
 
 
 class ArmRun:
@@ -144,9 +145,11 @@ class ArmRun:
         def note(run_id: str) -> None:
             write_json(self.folder / "mlflow.json", {"run_id": run_id})
 
+        above, joins = parent.journal.run, self.session.parent is not None  # the one arm of a trial
         return self.session.tracker.run(
-            name, kind="arm", parent=parent.id, run_id=run_id, params=self._params(), folder=self.folder, note=note
-        )
+            name, kind="arm", parent=above, joins=joins, run_id=run_id, params=self._params(), folder=self.folder,
+            note=note,
+        )  # fmt: skip
 
     def _log_start(self, run: Run) -> None:
         run.log_file(self.prepared.folder / "config.yaml")
@@ -226,6 +229,9 @@ class ArmRun:
         run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
         run.log_file(self.result_file, "scorecard")
         run.log_note(escaped(arms_table([result]).markdown()))
+        card = result.scorecard
+        known = (name for name in (gain_name([result]), *SPREADS) if name in card)
+        run.set_tags({f"{INTERVAL}{name}": figure_text(card, name) for name in known})
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

@@ -109,14 +109,15 @@ def check_folder(folder: Path) -> None:
 @contextmanager
 def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterator[Run]:
     """Open the experiment's run in MLflow, or continue it."""
-    note = folder / "mlflow.json"
+    note, above = folder / "mlflow.json", session.parent
     with session.tracker.run(
-        config.name,
+        above.name if above else config.name,
         kind="experiment",
-        parent=session.parent,
+        parent=above.id if above else None,
+        joins=above is not None and above.joins,
         params=config.to_dict(),
         run_id=read_note(note).get("run_id"),
-        tags={"run_folder": str(folder)},
+        tags={"run_folder": str(folder), "experiment": config.name},
         folder=folder,
         note=lambda run_id: write_json(note, {"run_id": run_id}),
     ) as run:

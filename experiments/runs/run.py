@@ -29,6 +29,7 @@ from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.unused import check_fields
 from experiments.tracking.machine import sigterm_raises
+from experiments.tracking.run import ParentRun
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
 from experiments.training.processes import Processes, world_size
@@ -39,15 +40,15 @@ def run_experiment(
     root: str | Path | None = None,
     fresh: bool = False,
     say: Callable[[str], None] = print,
-    parent: str | None = None,
+    parent: ParentRun | None = None,
     observe: Observer | None = None,
     experiment: str | None = None,
     force: bool = False,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
-    root: where results go; default: `mlruns` of the current project. parent: id of the MLflow run of the study's trial
-    that this experiment belongs to. observe: called after each evaluation with the arm's result so far; may raise
+    root: where results go; default: `mlruns` of the current project. parent: the MLflow run of the study's trial that
+    this experiment belongs to. observe: called after each evaluation with the arm's result so far; may raise
     StopArm. experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. force:
     start a run that does not fit into memory. Under a launcher every process calls it with the same arguments, and gets
     the outcome of the main process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,10 @@ RATE: Places = (2, 2, 2)
 FINE: Places = (3, 3, 3)
 NATS: Places = (3, 2, 1)
 SHARE = "share"
+Bounds = tuple[float, float]  # least and largest value
+RATES: Bounds = (0.0, 1.0)
+CHANGE: Bounds = (-1.0, 1.0)  # of a rate
+ABOVE_ZERO: Bounds = (0.0, math.inf)
 PER_TOKEN = "nats per token"
 
 
@@ -24,7 +29,8 @@ class Figure:
 
     suite: the measurement that it needs. title: its name in tables and pictures. unit: added to the value in a
     sentence, but for shares. better: which direction is better, None if neither is. unchanged: its value for the base
-    model itself. places, signed: how it is written. tables: where it is shown: as the run's `gain`, in the `run` table,
+    model itself. bounds: values that it cannot pass, and so its interval over seeds neither.
+    places, signed: how it is written. tables: where it is shown: as the run's `gain`, in the `run` table,
     among its `further` figures, in a comparison (`compare`), or for the `base` model. sign_test: whether it is a share
     of right answers, whose difference between two arms is tested exactly too (`pairwise.paired_p`).
 
@@ -44,6 +50,7 @@ class Figure:
     places: Places = RATE
     signed: bool = False
     unchanged: float | None = None
+    bounds: Bounds = (-math.inf, math.inf)
     tables: Collection[str] = ()
     sign_test: bool = False
     family: str = ""
@@ -56,6 +63,17 @@ class Figure:
     def axis(self) -> str:
         """Title and meaning in one line, for an axis or a panel."""
         return f"{self.title}: {self.meaning.partition(';')[0]}"
+
+    @property
+    def labelled(self) -> str:
+        """The title with its unit, but for a share: `KL, nats per token`."""
+        bare = self.title.removesuffix(", nats")
+        return f"{bare}, {self.unit}" if self.unit not in ("", SHARE, "p") else self.title
+
+    @property
+    def decades(self) -> bool:
+        """Whether its values are often far apart, some ten times as large as others: those that begin at 0."""
+        return self.bounds == ABOVE_ZERO and self.unit == PER_TOKEN
 
     @property
     def prefix(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
+from experiments.scorecard.figures import bounded
 from experiments.scorecard.flips import answers_key
 from experiments.scorecard.halves import of_half
 from experiments.scorecard.sample import Sample
@@ -27,14 +28,17 @@ def over_seeds(
     seed draws its own, but of the same suites, tasks and forms. In each draw the items are resampled (with the same
     weights in all seeds), then the mean over seeds gets an error of a mean of S values, Student's t with S - 1 degrees
     of freedom times s / sqrt(S): with 3 seeds 4.3 s / sqrt(3), not 1.96. Drawing the S seeds with replacement covers 76
-    to 84 times in 100 there (`resample_seeds`). choosing: the half of the items that counts, see `halves.of_half`.
+    to 84 times in 100 there (`resample_seeds`).
+    Intervals end where a figure's values end (`bounded`). choosing: the half of the items that counts, see
+    `halves.of_half`.
 
     Raises ValueError for fewer than 2 seeds or 100 draws, and for seeds that were measured on other tasks.
     """
     check_draws(draws)
     if len(runs) < 2:
         raise ValueError(f"seeds can be resampled from 2 on (3 for a claim), but got {len(runs)}: train more seeds")
-    return {name: estimate(values) for name, values in drawn_over_seeds(runs, draws, seed, choosing).items()}
+    drawn = drawn_over_seeds(runs, draws, seed, choosing)
+    return {name: bounded(name, estimate(values)) for name, values in drawn.items()}
 
 
 def drawn_over_seeds(runs: Sequence[Measured], draws: int, seed: int, choosing: bool | None = None) -> dict[str, Array]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.colours import PALETTE
 from experiments.records import Estimate
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.scorecard.figures import FIGURES, GAINS
 
@@ -37,7 +37,7 @@ def path_figure(cards: Cards, chosen: float | None, asked: Asked | None = None) 
             _against_alpha(axes, cards, name, chosen)
         if gain and both:
             _plane(panels[-1], cards, gain, chosen)
-        write_caption(figure, caption(asked or Asked(), "bands", "measured on the half that did not choose"))
+        write_caption(figure, caption(asked or Asked(), "bands", f"measured on the half that did not choose; {SHARES}"))
     return figure
 
 
@@ -55,7 +55,7 @@ def _against_alpha(axes: Axes, cards: Cards, name: str, chosen: float | None) ->
         axes.axvline(chosen, color=CHOSEN, linestyle="--", linewidth=1)
         axes.annotate("chosen ", (chosen, 0.03), xycoords=("data", "axes fraction"), **look)
     axes.set_xlabel("alpha: 0 the base, 1 the model")
-    axes.set_title(row.title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(row.labelled, loc="left", fontsize=11, fontweight="bold")
     sns.despine(ax=axes)
 
 
@@ -68,7 +68,7 @@ def _plane(axes: Axes, cards: Cards, gain: str, chosen: float | None) -> None:
         mark = alpha == chosen
         axes.annotate(f"{alpha:g}", (right, up), xytext=(5, 5), textcoords="offset points", fontsize=9,
                       color=CHOSEN if mark else "#4a5260", fontweight="bold" if mark else "normal")  # fmt: skip
-    axes.set_xlabel(FIGURES[gain].title)
+    axes.set_xlabel(FIGURES[gain].labelled)
     axes.set_ylabel("retention")
     axes.set_title("Gain and retention, by alpha", loc="left", fontsize=11, fontweight="bold")
     sns.despine(ax=axes)

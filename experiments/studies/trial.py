@@ -19,6 +19,7 @@ from experiments.reporting.text import escaped
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial
+from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
 from experiments.tracking.uri import without_password
 
@@ -77,17 +78,15 @@ def run_trial(
     evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
-    from experiments.scorecard import mean_card
-    from experiments.scorecard.figures import HEADLINE
 
-    note = trial_folder(study, root, number) / "mlflow.json"
+    note, name = trial_folder(study, root, number) / "mlflow.json", f"#{number} {picks_words(study.search, picks)}"
     saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
-    outcome, pruned = TrialOutcome(root=root), ""
+    outcome, pruned, failed, single = TrialOutcome(root=root), "", "", len(study.seeds) == 1
     tracker = Tracker(root, study.name)
     with tracker.run(
-        f"#{number} {picks_words(study.search, picks)}",
+        name,
         kind="trial",
         parent=parent,
         params=picks,
@@ -104,7 +103,8 @@ def run_trial(
                     if i == 0:
                         run.log_text(dump_yaml(config.to_dict()), "config.yaml")
                     observe = _observer(study, should_prune, i * config.training.steps)
-                    done = run_experiment(config, root, say=say, parent=run.id, observe=observe, experiment=study.name)
+                    above = ParentRun(run.journal.run, name if single else f"{name} seed {seed}", joins=single)
+                    done = run_experiment(config, root, say=say, parent=above, observe=observe, experiment=study.name)
             except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise
             except Exception as error:
@@ -114,25 +114,38 @@ def run_trial(
             outcome.pictures[f"forgetting-seed-{seed}.png"] = done.folder / "forgetting.png"
             if result.status == "failed":
                 run.fail(result.reason or "no reason was recorded")
-                reason = f"seed {seed}: {result.reason}" if len(study.seeds) > 1 else result.reason
-                raise TrialFailed(reason, outcome.runs)
+                failed = str(result.reason) if single else f"seed {seed}: {result.reason}"
+                break
             if result.status == "pruned":
                 pruned = result.reason or "stopped"
                 run.set_tags({"pruned": pruned})
                 break
-        if not pruned:
+        if not pruned and not failed:
             try:
                 conclude(study, outcome)
-            except TrialFailed as failed:
-                raise TrialFailed(str(failed), outcome.runs) from failed
-            named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
-            means = mean_card([result_of(run).scorecard for run in outcome.runs])  # MLflow can sort the trials by them
-            feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
-            run.log_new({**{name: e.value for name, e in means.items()}, **named, **feasible}, 0)
-            outcome.figures = {name: means[name].value for name in HEADLINE if name in means}
+            except TrialFailed as failure:
+                raise TrialFailed(str(failure), outcome.runs) from failure
+            _log_figures(study, outcome, run)
+    if failed:
+        raise TrialFailed(failed, outcome.runs)
     if pruned:
         raise TrialPruned(outcome, pruned)
     return outcome
+
+
+def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
+    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged."""
+    from experiments.scorecard import mean_card
+    from experiments.scorecard.figures import HEADLINE
+
+    results = [result_of(run) for run in outcome.runs]
+    means = {name: e.value for name, e in mean_card([result.scorecard for result in results]).items()}
+    outcome.figures = {name: means[name] for name in HEADLINE if name in means}
+    named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
+    feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
+    arm = {*HEADLINE, *(f"cost/{name}" for name in results[0].cost)} if len(results) == 1 else set()
+    logged = {**outcome.figures, **means, **named, **feasible}  # the headline first: Compare opens on the gain
+    run.log_new({name: value for name, value in logged.items() if name not in arm}, max(r.steps for r in results))
 
 
 def repeated(trial: Trial) -> Callable[..., TrialOutcome]:

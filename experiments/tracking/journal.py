@@ -4,9 +4,12 @@ One journal is one run, however often the run was continued. It holds all that i
 store. Next to it is `<journal>.delivered.json`: for each store the run's id there, and how many bytes have arrived.
 This note is written after the delivery, so a crash between the two delivers some lines twice, never too few.
 
-Events: start (id, name, experiment, parent, run, process), tags, params, metrics (step, values), inputs (datasets),
-artifact (path relative to the journal's folder, to), model (path, name, params, step, metrics), end (status). Each has
-`time`, in milliseconds since 1970.
+A journal may be a part of its parent's run (`joins`): a study's trial with one seed is one run in MLflow, but its
+trial, its experiment and its arm have a journal each.
+
+Events: start (id, name, experiment, parent, joins, run, process), tags, params, metrics (step, values), inputs
+(datasets), artifact (path relative to the journal's folder, to), model (path, name, params, step, metrics), end
+(status). Each has `time`, in milliseconds since 1970.
 """
 
 from __future__ import annotations
@@ -61,6 +64,17 @@ class Journal:
     def id(self) -> str:
         """The run's id outside of stores; every store has it as the tag `journal_id`."""
         return self.path.stem[-32:]
+
+    @property
+    def joins(self) -> str:
+        """The journal's id of the run above, if this is a part of that run; empty for a run of its own."""
+        first = next((event for event, _ in self.read()), Event())
+        return str(first["parent"]) if first.get("joins") else ""
+
+    @property
+    def run(self) -> str:
+        """The id by which every store finds the run, also one that gets it later."""
+        return self.joins or self.id
 
     @property
     def folder(self) -> Path:
@@ -185,7 +199,7 @@ def journals(folder: Path) -> list[Journal]:
 def in_order(found: Iterable[Journal]) -> list[Journal]:
     """Sort journals: parents before children, whatever the clock said; then by the time at which their runs began."""
     starts = {journal: next((event for event, _ in journal.read()), Event()) for journal in found}
-    known = {run_id: journal for journal in starts for run_id in journal.ids}
+    known = {run_id: journal for journal, start in starts.items() if not start.get("joins") for run_id in journal.ids}
 
     def depth(journal: Journal) -> int:
         chain = [journal]

@@ -49,7 +49,8 @@ def end_dead(journal: Journal) -> bool:
     """Write the end of a run whose process died. Returns whether the run was such a one."""
     if journal.ended() or may_live(journal):
         return False
-    journal.append("tags", tags={"error": DIED})
+    if not journal.joins:  # the run above says so itself, unless it has gone on since
+        journal.append("tags", tags={"error": DIED})
     journal.append("end", status="KILLED")
     journal.close()
     return True

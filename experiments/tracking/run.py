@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,26 @@ from experiments.tracking.uri import without_password
 CLOSE_SECONDS = 60.0  # how long a store that answers is waited for
 
 
+@dataclass(frozen=True)
+class ParentRun:
+    """The run of a study's trial, to which an experiment of one arm belongs. id: of its journal.
+
+    name: of the experiment's run. joins: whether that is the trial's run itself, since the study has one seed.
+    """
+
+    id: str
+    name: str
+    joins: bool
+
+
 class Run:
     """Write the journal of one run. No method raises or waits because of MLflow, but `close` waits for a while.
 
-    reason: set by `fail`.
+    reason: set by `fail`. measured: whether it has numbers.
     """
 
     def __init__(self, journal: Journal, delivery: Delivery, uri: str) -> None:
-        self.journal, self.reason = journal, ""
+        self.journal, self.reason, self.measured = journal, "", False
         self._delivery, self._uri = delivery, uri
         self._began = time.monotonic()
         self._logged: dict[str, int] | None = None
@@ -52,6 +65,7 @@ class Run:
         """Log numbers at a step; other values are left out. They reach the store within about a second."""
         values = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         if values:
+            self.measured = True
             self.journal.append("metrics", step=step, values=values)
         self.warn_once()
 

@@ -90,6 +90,8 @@ def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) ->
         parent = store.find_run(event["parent"])
         if not parent:
             raise LookupError(f"the parent run {event['parent']} is not in the store yet: sync its folder too")
+        if event.get("joins"):
+            return _join(store, parent, run_id, event)
         above = client.get_run(parent).data.tags
         tags |= {name: above[name] for name in CHAIN if name in above}
         tags |= {"parent": parent, "mlflow.parentRunId": parent}
@@ -103,9 +105,20 @@ def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) ->
         return str(run.info.run_id)
     if "error" in client.get_run(found).data.tags:  # of the attempt before
         client.delete_tag(found, "error")
+    tags.pop("kind", None)  # a part of the run may have changed it
     client.log_batch(found, tags=tag_entities(tags))
     client.update_run(found, status="RUNNING")
     return found
+
+
+def _join(store: TrackingStore, above: str, run_id: str, event: Event) -> str:
+    """Let a journal be a part of the run above, which then has its kind: `arm` for a trial that is one run."""
+    if run_id not in ("", above):
+        raise RunDeleted(run_id)
+    again = ("kind",) if run_id else ()
+    tags = {name: value for name, value in _few(event["tags"]).items() if name not in again}
+    store.client.log_batch(above, tags=tag_entities(tags))
+    return above
 
 
 def _few(tags: Mapping[str, str]) -> dict[str, str]:
@@ -141,6 +154,8 @@ def _artifact(store: TrackingStore, journal: Journal, run_id: str, event: Event)
 
 
 def _end(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> None:
+    if journal.joins:  # the run above ends by itself
+        return
     store.client.set_terminated(run_id, event["status"], event["time"])
     noted = journal.last("tags") or {"tags": {}}
     if store.client.get_run(run_id).data.tags.get("error") == DIED != noted["tags"].get("error"):

@@ -84,6 +84,7 @@ class Tracker:
         name: str,
         kind: str = "experiment",
         parent: str | None = None,
+        joins: bool = False,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
@@ -92,9 +93,10 @@ class Tracker:
     ) -> Iterator[Run]:
         """Open a run. It ends as FINISHED, FAILED (an exception, or `Run.fail`) or KILLED (Ctrl-C, SIGTERM).
 
-        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the parent run. params: may be
-        nested. run_id: a run to continue; a new one is made if neither journal nor store has it. folder: of the
-        journal; default: `root/journals`. note: keeps the run's id for the next start. It is called before the journal
+        kind: a tag: `study`, `trial`, `experiment`, `arm` or `posthoc`. parent: id of the parent run. joins: be a part
+        of that run, with a journal of its own, unless an earlier version began it as a run. params: may be nested.
+        run_id: a run to continue; a new one is made if neither journal nor store has it. folder: of the journal;
+        default: `root/journals`. note: keeps the run's id for the next start. It is called before the journal
         has a line, and again when the store has given its own id, so that a kill between leaves one run.
 
         Every run logs code, packages and machine (environment.json), and has the names of its parents in the tags
@@ -107,16 +109,18 @@ class Tracker:
         else:
             journal = Journal.create(folder, f"{kind}-{name}")
             note(journal.id)
+        joins = bool(journal.joins) if journal.size else joins
         own = {"kind": kind} | ({kind: name} if kind in CHAIN else {})
         environment = code_tags() | hardware_tags()
         noted = process_tags() | environment | own | dict(tags or {})
-        journal.append("start", name=name, experiment=self.experiment, parent=parent, run=run_id, tags=noted)
+        start = {"name": name, "experiment": self.experiment, "parent": parent, "run": run_id, "tags": noted}
+        journal.append("start", **start, **({"joins": True} if joins else {}))
         run = Run(journal, self.delivery, self.uri)
         if params:
             run.log_params(params)
-        if kind != "arm":  # it is that of its parent
+        if kind != "arm" and not joins:  # it is that of its parent
             run.log_text(json.dumps(environment, indent=2), "environment.json")
-        if diff := code_diff():
+        if (diff := code_diff()) and not joins:
             run.log_text(diff, "code/uncommitted.diff")
         self._open.append(run)
         self.delivery.add(journal)
@@ -138,6 +142,9 @@ class Tracker:
             finally:
                 self._open.remove(run)
                 run.close(status)
+                above = self._open[-1] if self._open else None
+                if above and joins and parent == above.journal.run:
+                    above.reason = above.reason or run.reason
 
     def reap(self) -> list[str]:
         """Deliver journals of dead processes of this machine, mark runs without an end as KILLED, return their ids.
@@ -183,4 +190,5 @@ class Tracker:
         """Log system metrics to the innermost open run, at its age in seconds."""
         with contextlib.suppress(Exception):  # an error of the driver must not end the thread that delivers
             run = self._open[-1]
-            run.log_metrics(system_metrics(), run.age())
+            if run.measured:  # MLflow's Compare opens on the metric that was logged first
+                run.log_metrics(system_metrics(), run.age())

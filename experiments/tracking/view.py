@@ -20,6 +20,8 @@ COLOUR, PARENT = "mlflow.runColor", "mlflow.parentRunId"
 GREY = "#8a929c"  # of a run of no or several methods: a hue always means one
 OURS = "tags.journal_id LIKE '%'"  # a tag that every run of the bench has, and no other
 MOST_RUNS = 1000  # that are coloured, and whose metrics are looked at
+INTERVAL = "interval/"  # tags of an arm: its gain and these figures as text, `+.93 [.85,.98]`
+SPREADS = ("retention", "kl")
 STEPS, CHART = ("retention", "kl", "loss"), "compareRunsMode=CHART&"
 LAYERS = (("layers/divergence_", "divergence/layer_"), ("layers/alpha_", "alpha/layer_"))  # now, and of older runs
 
@@ -104,6 +106,7 @@ def _state(gain: str, metrics: Sequence[str]) -> dict[str, Any]:
             "params.`method`",
             "params.`learning_rate`",
             *(f"metrics.`{name}`" for name in (gain, "retention", "kl", "nfr")),
+            *(f"tags.`{INTERVAL}{name}`" for name in (gain, *SPREADS)),
         ],
         "columnOrder": [],
         "columnWidths": {},

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#5b6470"
-PARTS = {"new": "new", "kept": "kept", "replies": "replies of the base"}  # what is counted, and its name in a caption
+PARTS = {  # what is counted, and its name in a caption
+    "new": "new", "kept": "kept", "replies": "replies of the base", "drift": "texts for KL", "text": "for perplexity",
+}  # fmt: skip
+SHARES = "shares, where no unit is named"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Gain and retention of one trained arm against the share of its copies (`posthoc --op dial`)."""
+"""Gain, retention and KL of one trained arm against the share of its copies (`posthoc --op dial`)."""
 
 from __future__ import annotations
 
@@ -11,43 +11,44 @@ from matplotlib.figure import Figure
 
 from experiments.common.colours import UNKNOWN, arm_colour
 from experiments.records import ArmResult
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 
-SHOWN = (FIGURES["gain"], FIGURES["retention"])
+SHOWN = (FIGURES["gain"], FIGURES["retention"], FIGURES["kl"])
 
 
 def dial_figure(
     results: Sequence[ArmResult], title: str, asked: Asked | None = None, trained: float | None = None
 ) -> Figure:
-    """Draw gain and retention against alpha. Bars: 95 % intervals; dotted: the base model.
+    """Draw gain, retention and, if it was measured, KL against alpha. Bars: 95 % intervals; dotted: the base model.
 
     results: of operations named `dial ALPHA` on one arm. asked: for the caption. trained: the alpha of the training,
     which is marked. Raises ValueError for a result of another operation.
     """
     points = sorted((_alpha(result), result.scorecard) for result in results)
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    shown = SHOWN if any("kl" in card for _, card in points) else SHOWN[:2]
+    figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         colour = arm_colour(results[0].method, results[0].learning_rate) if results else UNKNOWN
-        for i, (axes, shown) in enumerate(zip(figure.subplots(1, 2), SHOWN, strict=True)):
-            known = [(alpha, card[shown.name]) for alpha, card in points if shown.name in card]
+        for i, (axes, row) in enumerate(zip(figure.subplots(1, len(shown)), shown, strict=True)):
+            known = [(alpha, card[row.name]) for alpha, card in points if row.name in card]
             x, y = [alpha for alpha, _ in known], [e.value for _, e in known]
             spread = [
                 [e.value - (e.value if e.low is None else e.low) for _, e in known],
                 [(e.value if e.high is None else e.high) - e.value for _, e in known],
             ]
-            axes.axhline(shown.unchanged, color="#b9c0c9", linestyle=":", zorder=0)
+            axes.axhline(row.unchanged, color="#b9c0c9", linestyle=":", zorder=0)
             axes.errorbar(x, y, yerr=spread, color=colour, marker=MARKERS[i], linewidth=1.5, capsize=3)
             if trained is not None:
                 axes.axvline(trained, color="#9aa1ab", linestyle="--", linewidth=1, zorder=0)
                 axes.annotate(" trained here", (trained, 0.02), xycoords=("data", "axes fraction"), fontsize=9)
             axes.set_xlabel("share of the trained copies (alpha)")
-            axes.set_title(shown.title, loc="left", fontsize=11, fontweight="bold")
+            axes.set_title(row.labelled, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-        write_caption(figure, caption(asked or Asked()))
+        write_caption(figure, caption(asked or Asked(), unit=SHARES))
     return figure
 
 

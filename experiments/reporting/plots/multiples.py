@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.records import MEASURED, ArmResult
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.forgetting import START, Look, forgetting_figure, looks, points
 from experiments.reporting.plots.style import STYLE
 from experiments.reporting.text import gain_name, rate_text
@@ -50,11 +50,12 @@ def multiples_figure(results: Sequence[ArmResult], title: str, asked: Asked | No
         for column in range(across):  # the lowest panel of a column that is drawn has the numbers of its axis
             last = [axes for axes in panels[:, column] if axes.get_visible()][-1]
             last.tick_params(labelbottom=True)
-            last.set_xlabel(FIGURES[gain_name(results)].title)
+            last.set_xlabel(FIGURES[gain_name(results)].labelled)
         for axes in panels[:, 0]:
             axes.set_ylabel(FIGURES["retention"].title)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        write_caption(figure, caption(asked or Asked()) + "; up and right is better; grey: the other arms")
+        rests = caption(asked or Asked(), unit=SHARES)
+        write_caption(figure, f"{rests}; up and right is better; grey: the other arms")
     return figure
 
 

@@ -20,15 +20,17 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from optuna.trial import TrialState
 
 from experiments.common.colours import PALETTE
-from experiments.reporting.plots.caption import write_caption
+from experiments.reporting.plots.caption import Asked, caption, write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
 
 LEAST = 2  # complete trials that make a picture
 
 
-def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Figure | None:
+def progress_figure(study: optuna.Study, objectives: Sequence[Objective], seeds: int = 1) -> Figure | None:
     """Draw the progress over trials. None for more than two objectives, and below two complete trials.
+
+    seeds: of each trial, for the caption.
 
     One objective: each trial's value and the best so far. Two: the hypervolume of the front after each trial, measured
     from the worst value of each objective.
@@ -54,7 +56,7 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective]) -> Fig
         line.set_color(PALETTE[0])
     if legend:
         legend.set_frame_on(False)
-    write_caption(figure, f"n: {len(done)} complete trials; no intervals")
+    write_caption(figure, caption(Asked({"complete trials": len(done)}, seeds), "", "unit: of the objective"))
     return figure
 
 

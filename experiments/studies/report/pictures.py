@@ -100,15 +100,15 @@ def _of_trials(store: Store, trials: Sequence[Trial], asked: Asked, paper: pd.Da
         found.append(Picture("pareto", "Pareto front", text, drawn))
     if paper is not None and len(paper) > 1:
         text = "Each line joins an arm's rank in the paper with its rank here; short lines agree."
-        found.append(Picture("ranks", "Ranks here and in the paper", text, rank_figure(paper)))
+        found.append(Picture("ranks", "Ranks here and in the paper", text, rank_figure(paper, asked.seeds)))
     done = sum(trial.state == "complete" for trial in trials)
     if importances := store.importances():
         text = "How much of an objective's variance over the trials each dimension explains."
-        found.append(Picture("importances", "What matters", text, importance_figure(importances, done)))
+        found.append(Picture("importances", "What matters", text, importance_figure(importances, done, asked.seeds)))
     text = "Each point is a trial, in the colour of its method and learning rate."
     for i, (objective, figure) in enumerate(slice_figures(trials, study.objectives, asked)):
         found.append(Picture(f"slice-{i}", f"Trials by dimension: {objective.figure}", text, figure))
-    progress = None if study.sampler.name == "grid" else progress_figure(store.study, study.objectives)
+    progress = None if study.sampler.name == "grid" else progress_figure(store.study, study.objectives, asked.seeds)
     if progress:  # a grid goes through its cells in their order: nothing progresses
         found.append(Picture("progress", "What the search found", "The best of the trials so far.", progress))
     return found

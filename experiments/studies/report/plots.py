@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common.colours import PALETTE, UNKNOWN, arm_colour, line_colours
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
@@ -55,7 +55,7 @@ def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain", asked: Aske
             figure.legend(
                 handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=3.2
             )
-        write_caption(figure, caption(asked or Asked(), ""))
+        write_caption(figure, caption(asked or Asked(), "", SHARES))
     return figure
 
 
@@ -96,8 +96,11 @@ def trial_colour(trial: Trial) -> str:
     return arm_colour(result.method, result.learning_rate)
 
 
-def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: int) -> Figure:
-    """Draw the share of each objective's variance that a dimension explains alone, as bars. trials: complete ones."""
+def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: int, seeds: int = 1) -> Figure:
+    """Draw the share of each objective's variance that a dimension explains alone, as bars.
+
+    trials: complete ones. seeds: of each.
+    """
     rows = [
         {"dimension": key.split(".")[-1], "objective": objective, "share": share}
         for objective, shares in importances.items()
@@ -118,11 +121,11 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: in
         axes.set(xlabel="importance (share of variance, fANOVA)", ylabel="", xlim=(0, 1))
         axes.legend(frameon=False, fontsize=9, title=None, loc="lower right")
         sns.despine(ax=axes)
-        write_caption(figure, f"n: {trials} complete trials; share of variance, no intervals")
+        write_caption(figure, caption(Asked({"complete trials": trials}, seeds), "", "shares of variance"))
     return figure
 
 
-def rank_figure(table: pd.DataFrame) -> Figure:
+def rank_figure(table: pd.DataFrame, seeds: int = 1) -> Figure:
     """Draw a row per arm, the paper's best at the top: its rank in the paper and here, joined, in both accuracies."""
     figure = _figure(10, 1.6 + 0.26 * len(table))
     colour = PALETTE[0]
@@ -143,7 +146,7 @@ def rank_figure(table: pd.DataFrame) -> Figure:
             sns.despine(ax=axes)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-        write_caption(figure, f"n: {len(table)} arms; ranks, no intervals")
+        write_caption(figure, caption(Asked({"arms": len(table)}, seeds), "", "ranks"))
     return figure
 
 

@@ -15,6 +15,7 @@ from experiments.records import Estimate, read_records
 from experiments.reporting.text import format_number, with_interval
 from experiments.scorecard import gained, hypervolume, matched_retention
 from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.figures import bounded
 from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
@@ -95,4 +96,5 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
 
 
 def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:
-    return estimate(resample_seeds(np.stack(retentions), 0) if len(retentions) > 1 else retentions[0])
+    drawn = resample_seeds(np.stack(retentions), 0) if len(retentions) > 1 else retentions[0]
+    return bounded("retention_matched", estimate(drawn))

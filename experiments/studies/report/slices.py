@@ -10,9 +10,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.decades import far_apart, log_axis
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
 from experiments.studies.report.plots import trial_colour
@@ -20,7 +21,6 @@ from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
 
 LEAST = 2  # complete trials that make a picture
-WIDE = 10  # numbers whose largest is so many times the smallest are on a log axis
 LONGEST = 12  # letters of the names below an upright axis; longer ones are turned
 FEW = 8  # numbers that are written at the axis, each where it is; more get round numbers
 
@@ -70,10 +70,8 @@ def _panel(axes: Axes, trials: Sequence[Trial], name: str, i: int) -> None:
 def _numbers(axes: Axes, picks: Sequence[Any]) -> list[float]:
     """Set an axis of numbers, and return their places on it."""
     found = sorted(set(picks))
-    if found[0] > 0 and found[-1] / found[0] >= WIDE:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(LogFormatter())  # the default writes formulas
-        axes.xaxis.set_minor_formatter(NullFormatter())
+    if far_apart(found):
+        log_axis(axes)
         if len(found) <= FEW:
             axes.xaxis.set_minor_locator(NullLocator())
     else:

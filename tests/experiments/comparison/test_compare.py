@@ -12,7 +12,8 @@ import pytest
 
 from experiments.cli.main import main
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.comparison.folders import ComparedRun
+from experiments.comparison.inputs import read_runs
 from experiments.scorecard import scorecard
 from tests.helpers.planted_run import ARMS, base_records, records_of
 

@@ -11,8 +11,9 @@ import pytest
 
 from experiments.cli.main import main
 from experiments.common.errors import CompareError
+from experiments.comparison.folders import ComparedRun
 from experiments.comparison.gate import gate
-from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.comparison.inputs import read_runs
 from experiments.scorecard import scorecard
 from tests.helpers.planted_run import base_records, lm_eval_samples, samples, trained, write_run
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from experiments.common.colours import arm_colour
@@ -24,6 +26,18 @@ def test_lines_have_the_colour_of_their_method_and_end_at_the_last_value(tmp_pat
     assert list(kl.lines[0].get_ydata()) == [0.1]
     assert [bar.get_height() for bar in layers.patches] == [0.2]
     assert list(alpha.lines[0].get_ydata()) == [0.5]
+
+
+def test_names_of_lines_that_end_together_do_not_cover_each_other(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path, arms=["full", "control", "lora"])
+    for i, arm in enumerate(("full-0.001", "control-0.001", "lora-0.001")):
+        log(begin_arm(folder, arm), {1: {"loss": 3.0}, 5: {"loss": 2.0 + i / 1000}}, seconds=1)
+    figure = live_figure(Follower(folder.name, tmp_path).look())
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_panels_without_values_say_so(tmp_path: Path) -> None:

@@ -97,7 +97,13 @@ def test_the_dump_has_the_keys_it_always_had() -> None:
         "control": ControlConfig().to_dict(),
     }
     assert list(arm.to_dict()) == ["name", "method", "learning_rates", "options", "replay", "control"]
-    assert arm.params() == {
-        "control": ControlConfig().to_dict(),
-        "options": {"weight": 1.0, "tokens": "all", "trains": "lora"},
-    }
+
+
+def test_what_is_logged_has_control_only_if_the_method_reads_it() -> None:
+    """MLflow's search for a divergence would otherwise find arms without copies."""
+    values = {"name": "x", "method": "kl", "learning_rates": [1]}
+    options = {"weight": 1.0, "tokens": "all"}
+    without = ArmConfig.model_validate(values | {"options": {"trains": "lora"}})
+    assert without.params() == {"options": options | {"trains": "lora"}}
+    copies = ArmConfig.model_validate(values | {"options": {"trains": "control"}})
+    assert copies.params() == {"control": ControlConfig().to_dict(), "options": options | {"trains": "control"}}

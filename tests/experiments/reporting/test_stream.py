@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.comparison.compare import compare
-from experiments.comparison.inputs import ComparedRun, read_runs
+from experiments.comparison.folders import ComparedRun
+from experiments.comparison.inputs import read_runs
 from experiments.comparison.report import format_comparison
 from experiments.config import load_config
 from experiments.records import ArmResult, Estimate, Record, read_records

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.records import Record
+from experiments.records import Estimate, Record
 from experiments.scorecard import (
     over_seeds,
     scorecard,
 )
 from experiments.scorecard.bootstrap import estimate
+from experiments.scorecard.figures import bounded
 from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from tests.helpers.planted_run import base_records, trained
@@ -43,6 +44,52 @@ def test_coverage_over_seeds_that_differ_far_more_than_items(count: int) -> None
         assert found.high is not None
         hits += found.low <= 0 <= found.high
     assert 0.93 <= hits / runs <= 0.97, hits / runs
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_intervals_of_rates_end_at_1_and_cover_as_often(count: int) -> None:
+    """Seeds with accuracies near 1: without bounds many intervals pass 1, and as many have the true mean."""
+    rng, runs, hits, short = np.random.default_rng(7), 1000, [0, 0], 0
+    for seed in range(runs):
+        values = np.repeat(rng.beta(19, 1, size=(count, 1)), 401, axis=1)
+        free = estimate(resample_seeds(values, seed))
+        short += (free.high or 0) > 1
+        for i, found in enumerate((free, bounded("new_accuracy", free))):
+            assert found.low is not None
+            assert found.high is not None
+            assert found.low <= found.value <= found.high
+            hits[i] += found.low <= 0.95 <= found.high
+        assert found.high <= 1
+    assert hits[0] == hits[1] >= 0.88 * runs  # Beta(19, 1) is skewed: t covers 88 to 95
+    assert short > (0.01 if count == 10 else 0.2) * runs
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "bounded_ends"),
+    [
+        ("gain", (0.87, 1.02), (0.87, 1)),
+        ("gain", (-1.2, -0.9), (-1, -0.9)),
+        ("kl", (-0.3, 5.2), (0, 5.2)),
+        ("retention", (-0.1, 1.3), (0, 1.3)),
+        ("retention/capitals", (-0.1, 1.3), (0, 1.3)),
+        ("retention_chat", (-0.1, 1.3), (0, 1.3)),
+        ("perplexity_drift", (-0.3, 1.4), (-0.3, 1.4)),
+        ("no figure", (-2, 2), (-2, 2)),
+    ],
+)
+def test_an_interval_ends_where_the_values_of_its_figure_end(
+    name: str, ends: tuple[float, float], bounded_ends: tuple[float, float]
+) -> None:
+    found = bounded(name, Estimate(0.95, *ends))
+    assert (found.low, found.high) == bounded_ends
+    assert bounded(name, Estimate(0.95)) == Estimate(0.95)
+
+
+def test_a_gain_over_seeds_does_not_pass_1() -> None:
+    rng = np.random.default_rng(9)
+    base = [replace(r, correct=0) if r.suite == "new" else r for r in base_records(rng, 80)]
+    runs = [(base, trained(rng, base, 0.1, won)) for won in (0.8, 0.97, 1.0)]
+    assert over_seeds(runs, draws=500)["gain"].high == 1
 
 
 def test_differences_over_seeds_are_those_of_the_paired_seeds() -> None:

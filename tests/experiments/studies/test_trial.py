@@ -45,7 +45,7 @@ def test_a_trial_that_was_killed_after_its_figures_does_not_repeat_them(
     result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"kl": Estimate(0.5)})
     done = Outcome(tmp_path / "runs" / "r", [result], tmp_path / "report.html", "", "", {})
     monkeypatch.setattr("experiments.runs.run.run_experiment", lambda *_, **__: done)
-    study = tiny_study(base)
+    study = tiny_study(base, seeds=[0, 1])
     for _ in range(2):
         run_trial(study, 0, {"arm": "full", "rate": 1e-3}, tmp_path, None, say=lambda text: None)
     tracker = Tracker(tmp_path, study.name)
@@ -81,15 +81,18 @@ def test_study_runs_tracks_reports_and_exports(
     client = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    [whole] = [r for r in runs.values() if r.data.tags["kind"] == "trial" and r.info.status == "FINISHED"]
+    good_name = whole.info.run_name
     kinds = {run_id: run.data.tags["kind"] for run_id, run in runs.items()}
     chains = sorted(" ".join(_chain(runs, kinds, run_id)) for run_id in runs)
     assert chains.count("study") == 1
     assert chains.count("trial study") == 2
-    assert chains.count("experiment trial study") == 3  # two seeds, and the start of the one that failed
-    assert chains.count("arm experiment trial study") == 3
-    assert chains.count("posthoc experiment trial study") == 2  # wise of both seeds; merge cannot be done
+    assert chains.count("arm trial study") == 3  # two seeds, and the one that failed
+    assert chains.count("posthoc arm trial study") == 2  # wise of both seeds; merge cannot be done
+    assert len(chains) == 8
+    seeds = {run.info.run_name for run_id, run in runs.items() if kinds[run_id] == "arm"}
+    assert {f"{good_name} seed {seed}" for seed in (0, 1)} < seeds
     assert [r.info.status for r in runs.values() if kinds[r.info.run_id] == "study"] == ["FINISHED"]
-    [whole] = [r for r in runs.values() if kinds[r.info.run_id] == "trial" and r.info.status == "FINISHED"]
     for name in ("kl", "retention"):
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
     assert whole.data.metrics["feasible"] == 1
@@ -224,14 +227,14 @@ def _check_failure(study: StudyConfig, root: Path, reason: str, trace: str) -> N
     assert all(name[2] for name in names if name[0])
     assert status == {
         ("study", ""): "FINISHED",
-        **{("trial", "#0"): "FAILED", ("experiment", "#0"): "FINISHED", ("arm", "#0"): "FAILED"},
-        **{(kind, "#1"): "FINISHED" for kind in ("trial", "experiment", "arm")},
+        ("arm", "#0"): "FAILED",  # trial, experiment and arm are one run
+        ("arm", "#1"): "FINISHED",
     }
     for run in runs:
         if run.info.status == "FAILED":
             assert re.match(reason, run.data.tags["error"])
             kept = tracker.client.download_artifacts(run.info.run_id, "traceback.txt")
-            assert (trace if run.data.tags["kind"] == "arm" else "TrialFailed") in Path(kept).read_text()
+            assert trace in Path(kept).read_text()
     assert not list(root.glob("runs/*/arms/*/checkpoints"))  # a study never comes back to this trial
 
 

@@ -56,6 +56,7 @@ def test_columns_and_charts(client: Any, experiment: str) -> None:
     assert found["selectedColumns"] == [
         "params.`method`", "params.`learning_rate`",
         "metrics.`gain`", "metrics.`retention`", "metrics.`kl`", "metrics.`nfr`",
+        "tags.`interval/gain`", "tags.`interval/retention`", "tags.`interval/kl`",
     ]  # fmt: skip
     scatters = [(c["xaxis"]["key"], c["yaxis"]["key"]) for c in found["compareRunCharts"] if c["type"] == "SCATTER"]
     assert scatters[0] == ("gain", "retention")

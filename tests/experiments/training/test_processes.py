@@ -21,6 +21,7 @@ from experiments.runs.checks import check_run
 from experiments.runs.outcome import Outcome as RunOutcome
 from experiments.runs.result_file import BASE_ITEMS
 from experiments.runs.run import open_run, run_experiment, run_folder
+from experiments.tracking.run import ParentRun
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
 from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
@@ -269,7 +270,7 @@ def test_zero_stage_3_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_made_for_one_process_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RunError, match="WORLD_SIZE=2: a study runs in one process on one device"):
-        run_experiment(small_config("x"), tmp_path, parent="a trial's run")
+        run_experiment(small_config("x"), tmp_path, parent=ParentRun("a trial's", "#0", joins=True))
     with pytest.raises(RunError, match="WORLD_SIZE=2: an observer runs in one process"):
         run_experiment(small_config("x"), tmp_path, observe=lambda *args: None)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values("x")))

@@ -25,6 +25,16 @@ def test_points_are_in_the_order_of_alpha_with_their_intervals() -> None:
     np.testing.assert_allclose(np.asarray(retention.containers[0].lines[0].get_ydata(), float), [1.0, 0.9, 0.8])
 
 
+def test_kl_has_a_panel_if_it_was_measured() -> None:
+    points = [dialled(0.0, 0.0, 1.0), dialled(1.0, 0.3, 0.8)]
+    for point, kl in zip(points, (0.0, 2.0), strict=True):
+        point.scorecard["kl"] = Estimate(kl, kl, kl)
+    *_, kl = dial_figure(points, "control", trained=0.5).axes
+    assert kl.get_title(loc="left") == "KL, nats per token"
+    assert list(kl.containers[0].lines[0].get_ydata()) == [0.0, 2.0]
+    assert [text.get_text() for text in kl.texts] == [" trained here"]
+
+
 def test_another_operation_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--op dial, but got 'control 0\.001 wise 0\.5'"):
         dial_figure([dialled(0.5, 0.1, 1.0, "wise")], "control")

@@ -1,0 +1,115 @@
+"""Read the trials of a study's export, to compare them: from their run folders if these are here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiments.common.errors import CompareError
+from experiments.common.files import parse_json, read_json
+from experiments.comparison.folders import ComparedRun, read_arm, read_base, read_stages
+from experiments.records import ArmResult, Estimate
+
+TABLES = (".csv", ".parquet", ".json")
+
+
+def read_export(path: Path) -> list[ComparedRun]:
+    """Read the rows of a study's export: from the run folder if it is here, else the figures of the table."""
+    try:
+        rows = _json_rows(path) if path.suffix == ".json" else _table_rows(path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CompareError(f"{path} is no export of a study ({type(error).__name__}: {error})") from error
+    try:
+        runs = [_row(path, **row) for row in rows]
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    if not runs:
+        raise CompareError(f"{path} has no trial with figures: wait until one has finished")
+    return runs
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for trial in parse_json(path.read_text(encoding="utf-8"))["trials"]:
+        for run in trial["runs"] if trial.get("repeats") is None else ():  # else they are those of another trial
+            result = ArmResult.from_dict(run["result"])
+            arm = f"{result.arm}-{result.learning_rate:g}"
+            name = f"trial {trial['number']} {arm} seed {run['seed']}"
+            fault = None if result.status == "finished" else f"{result.status}: {result.reason}"
+            row = {"name": name, "folder": run["folder"], "arm": arm, "figures": result.scorecard}
+            rows.append({**row, "fault": fault or _unfinished(trial)})
+    return rows
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import pandas as pd
+
+    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    names = [column.removesuffix("_low") for column in table.columns if column.endswith("_low")]
+    rows = []
+    for row in table.to_dict("records"):
+        figures = {n: _cell(row, n) for n in names if n in row and pd.notna(row[n])}
+        if not figures or row.get("arm") == "base" or not _empty(row.get("repeats")):
+            continue
+        arm = f"{row['arm']}-{row['learning_rate']:g}"
+        parts = [
+            f"trial {row['trial']}" if "trial" in row else "",
+            arm,
+            f"seed {row['seed']:g}" if "seed" in row else "",
+        ]
+        name = " ".join(filter(None, parts))
+        folder = row.get("folder") if isinstance(row.get("folder"), str) else None
+        rows.append({"name": name, "folder": folder, "arm": arm, "figures": figures, "fault": _unfinished(row)})
+    return rows
+
+
+def _unfinished(trial: Mapping[Any, Any]) -> str | None:
+    """Say that a trial of an export has not finished, and why; None if it has, or if nobody knows."""
+    state, reason = trial.get("state", "complete"), trial.get("reason")
+    return None if state == "complete" else str(state) if _empty(reason) else f"{state}: {reason}"
+
+
+def _cell(row: Mapping[Any, Any], name: str) -> Estimate:
+    low, high = (row[f"{name}{end}"] for end in ("_low", "_high"))
+    known = not (_empty(low) or _empty(high))
+    return Estimate(float(row[name]), *((float(low), float(high)) if known else ()))
+
+
+def _empty(cell: Any) -> bool:
+    """Whether a cell is empty: CSV has NaN there, Parquet may have None."""
+    return cell is None or bool(cell != cell) or cell == ""
+
+
+def _row(
+    path: Path, name: str, folder: str | None, arm: str, figures: Mapping[str, Estimate], fault: str | None
+) -> ComparedRun:
+    for root in (Path(), Path("mlruns"), *path.resolve().parents) if folder else ():
+        arms = root / str(folder) / "arms" / arm
+        if arms.is_dir():
+            _check_same(path, name, arms, figures)
+            found = read_arm(arms, read_base(root / str(folder)))
+            return replace(found, name=name, stages=read_stages(root / str(folder)))
+    return ComparedRun(name, figures=figures, fault=fault)
+
+
+def _check_same(path: Path, name: str, arm: Path, figures: Mapping[str, Estimate]) -> None:
+    """Raise CompareError if a folder has other results than the export: a run of this name on another machine."""
+    card = read_json(arm / "result.json").get("scorecard", {})
+    here = {figure: _number(one.get("value")) for figure, one in card.items()}
+    other = [n for n, one in figures.items() if n in here and not _equal(_number(one.value), here[n])]
+    if other:
+        raise CompareError(
+            f"{path}, {name}: {other[0]} is {figures[other[0]].value:g}, but {here[other[0]]:g} in {arm}, which has "
+            "the same name: move one of them away, or name the run folder itself"
+        )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9) or (one != one and other != other)

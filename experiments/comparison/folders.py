@@ -1,0 +1,146 @@
+"""Read the arms of a run folder, to compare them: their records, their base's, and why one did not finish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.common.errors import CompareError, ConfigError
+from experiments.common.files import read_json
+from experiments.common.paths import SHIPPED
+from experiments.common.yaml_values import read_yaml
+from experiments.records import MEASURED, Estimate, Record, read_records
+from experiments.reporting.stream import stage_steps
+from experiments.runs.result_file import check_files
+
+MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One model to compare: an arm, a trial of a study, or a model that lm_eval measured.
+
+    base: records of the model before training; empty if they are not known. checkpoints: records by step. figures: only
+    if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
+    task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
+    a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
+    method: empty if it is not known.
+    """
+
+    name: str
+    base: Sequence[Record] = ()
+    checkpoints: Mapping[int, Sequence[Record]] = field(default_factory=dict)
+    figures: Mapping[str, Estimate] = field(default_factory=dict)
+    stages: Mapping[str, int] = field(default_factory=dict)
+    fault: str | None = None
+    left_out: Sequence[str] = ()
+    tokens: float = math.nan
+    method: str = ""
+    learning_rate: float = 0.0
+
+    @property
+    def after(self) -> Sequence[Record]:
+        """Records of the last checkpoint."""
+        return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() or (folder / "base" / "items.jsonl").is_file()
+
+
+def read_arms(folder: Path) -> list[ComparedRun]:
+    try:
+        base = read_base(folder)
+        stages = read_stages(folder)
+        runs = [
+            replace(read_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
+        ]
+        runs += [read_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+    if not runs:
+        raise CompareError(f"{folder} has no arms yet: run it first")
+    return runs
+
+
+def read_base(folder: Path) -> list[Record]:
+    """Read the records of a run's base model. Raises CompareError if there are none: no arm may stand in for it."""
+    items = folder / "base" / "items.jsonl"
+    records = read_records(items) if items.is_file() else []
+    if not records:
+        state = (
+            "is empty: delete it and start the run again" if items.is_file() else "is not there: start the run first"
+        )
+        raise CompareError(f"{folder} has no records of its base model: {items.relative_to(folder)} {state}")
+    return records
+
+
+def read_stages(folder: Path) -> dict[str, int]:
+    """Find the last step of each stage; none if the run is no stream, or its config is of another version.
+
+    Raises ConfigError if the config was edited: its stages are not those of the records.
+    """
+    path = folder / "config.yaml"
+    try:
+        data = read_yaml(path, SHIPPED, "config file")[1].get("data") or {}
+        if data.get("order") != "sequential":
+            return {}
+        from experiments.config import check_unedited, load_config  # loads torch; few runs need it
+
+        config = load_config(path)
+    except ConfigError:
+        return {}
+    check_unedited(folder, config)
+    return stage_steps(config)
+
+
+def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
+    steps = {int(file.stem.removeprefix("items-")): file for file in folder.glob("items-*.jsonl")}
+    result = folder / "result.json"
+    fault, values = "it has not finished", {}
+    if result.is_file():
+        values = read_json(result)
+        status = values.get("status", "damaged")
+        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
+        if not fault:
+            check_files(result)
+            steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
+    left_out = read_json(folder / MODEL).get("left_out", {})
+    return ComparedRun(
+        folder.name,
+        without(base, left_out),
+        {step: read_records(steps[step]) for step in sorted(steps)},
+        fault=fault or None,
+        left_out=tuple(f"suite {suite}: {reason}" for suite, reason in left_out.items()),
+        tokens=values.get("cost", {}).get("tokens", math.nan),
+        method="" if values.get("method") == MEASURED else str(values.get("method", "")),
+        learning_rate=float(values.get("learning_rate", 0.0)),
+    )
+
+
+def without(records: Sequence[Record], left_out: Collection[str]) -> list[Record]:
+    """Return the records of other suites than those left out, which a model of another kind cannot have.
+
+    left_out: names of suites, or SUITE/FORM for records of one form.
+    """
+    return [record for record in records if not _is_left_out(record, left_out)]
+
+
+def _is_left_out(record: Record, left_out: Collection[str]) -> bool:
+    if "lm_eval" in left_out and record.form.startswith("lm_eval"):  # whose records are of suites new and kept
+        return True
+    return record.suite in left_out or f"{record.suite}/{record.form}" in left_out
+
+
+def _lacking(result: Mapping[str, Any], steps: Collection[int]) -> str:
+    """Name the item records of a finished arm that are not there; empty if there are all."""
+    lacking = ", ".join(f"items-{step}.jsonl" for step in sorted(_measured(result) - set(steps)))
+    return f"it is damaged, {lacking} is missing: delete its folder and start the run again" if lacking else ""
+
+
+def _measured(result: Mapping[str, Any]) -> set[int]:
+    """Return the steps whose records a result was made from; none if it does not name them."""
+    return {*(point["step"] for point in result.get("trajectory", ())), result.get("steps", 0)} - {0}

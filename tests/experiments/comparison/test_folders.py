@@ -1,0 +1,69 @@
+"""Arms of a run folder as runs to compare."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import write_json, write_text
+from experiments.common.owner import CONFIG, SOURCES
+from experiments.common.yaml_values import dump_yaml
+from experiments.comparison.compare import compare
+from experiments.comparison.folders import read_stages
+from experiments.comparison.inputs import read_runs
+from tests.helpers.planted_run import ARMS, records_of, write_run
+from tests.helpers.stream_answers import ENDS, NEW
+from tests.helpers.stream_answers import config as stream_config
+
+
+def test_records_of_a_step_that_a_finished_arm_did_not_measure_do_not_count(tmp_path: Path) -> None:
+    """The last step is judged: a file of another run with a higher step would take its place."""
+    folder = write_run(tmp_path / "run", ARMS, n=40)
+    arm = folder / "arms" / "full-0.001"
+    values = {
+        "status": "finished",
+        "reason": None,
+        "steps": 20,
+        "trajectory": [{"step": 0}, {"step": 10}, {"step": 20}],
+    }
+    (arm / "result.json").write_text(json.dumps(values))
+    shutil.copy(folder / "arms" / "control-0.001" / "items-20.jsonl", arm / "items-99.jsonl")
+    (entry,) = read_runs([f"{folder}:full-0.001"])
+    assert sorted(entry.checkpoints) == [10, 20]
+
+
+def test_the_stages_of_a_stream_are_those_that_it_ran_with(tmp_path: Path) -> None:
+    """Tasks that are swapped in config.yaml would swap their figures."""
+    config, swapped = stream_config(), stream_config(data={"new": NEW[::-1], "order": "sequential"})
+    write_json(tmp_path / SOURCES, {CONFIG: config.digest()})
+    write_text(tmp_path / "config.yaml", dump_yaml(config.to_dict()))
+    assert list(read_stages(tmp_path).values()) == list(ENDS)
+    write_text(tmp_path / "config.yaml", dump_yaml(swapped.to_dict()))
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings than .* ran with"):
+        read_stages(tmp_path)
+    write_text(tmp_path / "config.yaml", "data: {order: sequential, of_another_version: 1}")
+    assert read_stages(tmp_path) == {}
+
+
+def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> None:
+    here = tmp_path / run.name
+    shutil.copytree(run, here)
+    made = here / "posthoc" / "full-0.001-wise-0.5"
+    shutil.copytree(here / "arms" / "full-0.001", made)
+    (made / "items-10.jsonl").unlink()
+    assert [e.name for e in read_runs([str(here)])] == [*sorted(ARMS), made.name]
+    for named in (str(made), f"{here}:{made.name}"):
+        (entry,) = read_runs([named])
+        assert (entry.name, entry.after) == (made.name, records_of(run, "full-0.001")[1])
+        assert entry.base == records_of(run, "full-0.001")[0]
+    alone = [f"{here}:full-0.001", f"{here}:control-0.001"]  # as notebook 02 names them, on its second Run All
+    assert [e.name for e in read_runs(alone)] == ["full-0.001", "control-0.001"]
+    assert compare(read_runs(alone), draws=200) == compare(
+        read_runs([f"{run}:{a.split(':')[1]}" for a in alone]), draws=200
+    )
+    (arm,) = read_runs([str(here / "arms" / "control-0.001")])
+    assert arm.name == "control-0.001"
