@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from experiments.common.files import write_text
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.page import write_page
-from experiments.reporting.table import Row, Table
+from experiments.reporting.table import Cell, Row, Table
 from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
