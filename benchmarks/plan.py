@@ -78,7 +78,10 @@ def measured_table(args: argparse.Namespace) -> str:
     ratios = [float(cells[-1]) for cells in rows]
     command = " ".join(["python benchmarks/plan.py", *sys.argv[1:]])
     precision, version = Precision(args.precision), torch.__version__.split("+")[0]
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    machine = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
     return (
         f"By `{command}`: the peak of a training step of {args.model}, {precision.name}, {machine}, torch {version}, "
         f"{args.rows} x {args.length} tokens. Planned / measured is {min(ratios):.2f} to {max(ratios):.2f}.\n\n"

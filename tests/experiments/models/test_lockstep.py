@@ -27,11 +27,13 @@ def test_a_process_that_has_finished_passes_until_no_other_has_work(monkeypatch:
     model.register_forward_hook(lambda module, args, kwargs, out: passes.append(kwargs["input_ids"]), with_kwargs=True)
     ids = torch.tensor([[5, 6]])
     with in_step(model) as wait, torch.no_grad():
+        assert model.generate.keywords == {"synced_gpus": False}  # transformers' own way asks after each token
         model(input_ids=ids)
         wait()  # one empty pass, then no process has work
         model(input_ids=ids)
         wait()
     assert asked == [1, 0, 0, 1, 0, 0]
     assert [one.tolist() for one in passes] == [[[5, 6]], [[0]], [[5, 6]], [[0]]]
+    assert "generate" not in vars(model)
     model(input_ids=ids)
     assert len(asked) == 6  # outside of the block nobody is asked
