@@ -18,7 +18,8 @@ class MuonAdamW(Optimizer):
 
     What is no matrix has AdamW's step: norms, biases, alphas, stacked experts. So have embeddings and the head, whose
     rows are words. The numbers of a matrix move by .2 of the rate (root mean square), which is what AdamW moves them by
-    after its first steps (arXiv 2502.16982), so learning rates compare. weight_decay: of the parameters in `decayed`, which are named as in the model.
+    after its first steps (arXiv 2502.16982), so learning rates compare. weight_decay: of the parameters in `decayed`,
+    which are named as in the model.
     """
 
     def __init__(
