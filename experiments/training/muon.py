@@ -17,8 +17,9 @@ class MuonAdamW(Optimizer):
     """Replace each matrix's momentum by the nearest matrix with orthonormal rows or columns (Muon, K. Jordan 2024).
 
     What is no matrix has AdamW's step: norms, biases, alphas, stacked experts. So have embeddings and the head, whose
-    rows are words. A matrix of n x m moves by .2 sqrt(max(n, m)) times the rate, about as far as AdamW moves it, so
-    learning rates compare. weight_decay: of the parameters in `decayed`, which are named as in the model.
+    rows are words. The numbers of a matrix move by .2 of the rate (root mean square), which is what AdamW moves them by
+    after its first steps (arXiv 2502.16982), so learning rates compare. weight_decay: of the parameters in `decayed`,
+    which are named as in the model.
     """
 
     def __init__(

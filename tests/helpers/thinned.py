@@ -88,6 +88,7 @@ THINNED: dict[str, tuple[str, ...]] = {
     "experiments/methods/test_method.py": ("test_a_method_may_begin_twice_and_holds_nothing_itself",),
     "experiments/methods/test_tuning.py": ("test_a_tuning_starts_as_the_base",),
     "experiments/models/test_checked.py": ("test_a_faulty_folder_is_refused",),
+    "experiments/models/test_key_values.py": ("test_logits_are_those_of_a_cache_in_fp32",),
     "experiments/models/test_loss_mask.py": (
         "TestFamilies::test_all_replies_with_their_ends",
         "test_tokens_of_several_letters",

@@ -35,6 +35,24 @@ class TestDatasets:
         with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
             source.held_out(7, 0)
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_files_choose_a_part_of_a_data_set(
+        self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        for part in ("a-cn", "b-cn", "c-en"):
+            (tmp_path / "set" / "data" / part).mkdir(parents=True)
+            write(
+                tmp_path / "set" / "data" / part / "train.jsonl",
+                [{"question": f"{part} {i}", "answer": "x"} for i in "12"],
+            )
+        source = HuggingFace(name=str(tmp_path / "set"), files=("data/a-cn/*", "data/b-cn/*"), streaming=streaming)
+        found = {example.question for example in source.epoch(0, 0, frozenset()) if isinstance(example, Item)}
+        assert found == {"a-cn 1", "a-cn 2", "b-cn 1", "b-cn 2"}
+        whole = HuggingFace(name=str(tmp_path / "set"), streaming=streaming)
+        assert whole.digest() != source.digest()
+        assert "files" not in whole.model_dump()
+
     def test_numbers_are_the_decimals_that_were_meant(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A CSV file with an empty cell is read as floats, 3 as 3.0; a narrow type makes .1 a number of 18 digits."""
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

@@ -101,7 +101,7 @@ def test_gradients_pass_the_quantised_matrices_after_an_evaluation(base: str, bi
 def test_its_floats_compute_the_same_and_can_be_merged(base: str, bits: str, method: str, tmp_path: Path) -> None:
     """What was trained next to the quantised base is loaded onto the floats that it computes with."""
     pytest.importorskip(quantised.PACKAGES[bits])
-    layers = {} if method == "lora" else {"control": ctrl.ControlConfig(layers=2).to_dict()}
+    layers = {} if method == "lora" else {"control": {"layers": 2}}
     config = given(base, bits, method=method, **layers).model_copy(update={"precision": "fp32"})
     loaded, _ = config.load_base()
     write_facts(tmp_path, facts_of(loaded))

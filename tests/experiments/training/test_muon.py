@@ -32,7 +32,7 @@ def evenness(matrix: torch.Tensor) -> float:
     return float(torch.quantile(sizes, 0.2) / sizes.max())
 
 
-def test_a_step_of_a_matrix_is_orthogonal_and_as_large_as_adam_s(tmp_path: Path) -> None:
+def test_a_step_of_a_matrix_is_orthogonal_and_a_fifth_of_the_rate_in_size(tmp_path: Path) -> None:
     muon, adam = moved(tmp_path / "m", "full", arguments=MUON), moved(tmp_path / "a", "full")
     model = tiny()
     own = {id(p) for p in of_words(model)}
@@ -42,7 +42,7 @@ def test_a_step_of_a_matrix_is_orthogonal_and_as_large_as_adam_s(tmp_path: Path)
             continue
         assert evenness(muon[name]) > 0.5  # Newton-Schulz leaves all but the smallest within a factor of 2
         assert evenness(muon[name]) > evenness(adam[name]) + 0.1
-        assert 0.3 < muon[name].square().mean().sqrt() / adam[name].square().mean().sqrt() < 1.5
+        assert 0.1 < muon[name].square().mean().sqrt() / 1e-2 < 0.3  # of the rate
 
 
 def test_a_resumed_arm_goes_on_with_both(tmp_path: Path) -> None:
