@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import PART, read_json, read_note, write_json
-from experiments.common.hashing import file_digest, sha256
-from experiments.common.paths import default_root
+from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
@@ -33,7 +31,6 @@ from experiments.scorecard.figures import GAINS
 
 NAME, BEST, NOTE = "trained", "best", "forgetting.json"
 DIGESTS = "digests.json"  # of the records of each step
-HELD: dict[Path, BaseFileLock] = {}  # the folders that trainings of this process measure in
 Card = dict[str, Estimate]
 
 
@@ -185,36 +182,6 @@ class Watch:
 
     def write(self) -> None:
         write_result(self.arm, self.result())
-
-
-def default_folder(output: Path) -> Path:
-    """Return the folder for the measurements of a training, by its output folder.
-
-    Many trainings write to a folder `out`: a second one has a digest in its name, or it would delete the records of the
-    first, and the first would go on against the base of the second.
-    """
-    folder = default_root() / "runs" / f"callback-{output.name}"
-    owner = read_note(folder / "base" / STATE).get("output") or str(output)  # earlier versions noted none
-    return folder if owner == str(output) else folder.with_name(f"{folder.name}-{sha256(str(output))[:8]}")
-
-
-def hold(folder: Path) -> None:
-    """Keep a folder for the trainings of this process, until `release`. Raises ConfigError if another one has it."""
-    release(folder)  # of a training here that broke off
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"another training is measured in {folder} now: take another folder, ForgettingCallback(folder=...)"
-        ) from None
-    HELD[folder] = lock
-
-
-def release(folder: Path) -> None:
-    if lock := HELD.pop(folder, None):
-        lock.release()
 
 
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:

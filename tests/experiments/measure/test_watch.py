@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from filelock import FileLock, Timeout
 from transformers import LlamaForCausalLM
 
 from experiments.common.errors import ConfigError, DamagedError
@@ -15,7 +14,7 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
 from experiments.measure.config import measure_config
-from experiments.measure.watch import Budget, Watch, best_of, default_folder, hold, measured_base, release
+from experiments.measure.watch import Budget, Watch, best_of, measured_base
 from experiments.records import Estimate
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.measured import tiny_model
@@ -159,30 +158,3 @@ def test_a_base_that_was_replaced_is_not_compared_with(tmp_path: Path) -> None:
         Watch.resumed(tmp_path, named, suites(), other, 1.0, step=2)
     Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
     assert Watch.resumed(tmp_path, CONFIG, suites(), other, 1.0, step=2).base
-
-
-def test_trainings_whose_outputs_have_one_name_do_not_share_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mlruns").mkdir()
-    monkeypatch.chdir(tmp_path)
-    first, second = tmp_path / "a" / "out", tmp_path / "b" / "out"
-    folder = default_folder(first)
-    assert (folder, default_folder(second)) == (tmp_path / "mlruns" / "runs" / "callback-out", folder)  # nothing there
-    write_json(folder / "base" / "state.json", {"output": str(first)})
-    assert default_folder(first) == folder
-    assert default_folder(second).name.startswith("callback-out-")
-    write_json(folder / "base" / "state.json", {})  # of an earlier version
-    assert default_folder(second) == folder
-
-
-def test_two_trainings_at_once_do_not_measure_in_one_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "runs" / "out"
-    hold(folder)
-    hold(folder)  # a second training of this process, after one that broke off
-    other = FileLock(f"{folder}.lock", timeout=0)  # as another process has it
-    with pytest.raises(Timeout, match="could not be acquired"):
-        other.acquire()
-    release(folder)
-    with other, pytest.raises(ConfigError, match=r"another training is measured in .*out now: take another folder"):
-        hold(folder)
