@@ -16,11 +16,11 @@ from transformers.integrations import get_reporting_integration_callbacks
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
-from experiments.common.paths import default_root
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
+from experiments.measure.training_folder import default_folder, hold, release
 from experiments.measure.watch import Watch, measured_base
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
@@ -90,8 +90,9 @@ class ForgettingCallback(TrainerCallback):
         check_whole(args)
         if not state.is_world_process_zero:
             return
-        folder = self.folder or default_root() / "runs" / f"callback-{Path(args.output_dir).resolve().name}"
-        self.folder = folder
+        output = Path(args.output_dir).resolve()
+        folder = self.folder = self.folder or default_folder(output)
+        hold(folder)
         config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
         self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]
         suites = self._suites(_tokenizer(kwargs))
@@ -106,7 +107,7 @@ class ForgettingCallback(TrainerCallback):
             if state.global_step and measured_base(folder):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
             else:
-                self._watch = Watch.begun(folder, config, suites, base, self.budget)
+                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every or state.global_step >= state.max_steps:
@@ -124,6 +125,7 @@ class ForgettingCallback(TrainerCallback):
         if state.global_step not in watch.points:
             self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
         watch.write()
+        release(watch.folder)
         if not watch.budget.allows(0):
             logger.warning(
                 "measuring took %.0f s, more than budget=%g: base and end are always measured. Fewer questions take "

@@ -75,8 +75,19 @@ class Watch:
     training: str = ""
 
     @classmethod
-    def begun(cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float) -> Watch:
-        """Measure the base. Records of an earlier training in this folder are deleted, its best model is not."""
+    def begun(
+        cls,
+        folder: Path,
+        config: MeasureConfig,
+        suites: Suites,
+        model: PreTrainedModel,
+        share: float,
+        output: str = "",
+    ) -> Watch:
+        """Measure the base. Records of an earlier training in this folder are deleted, its best model is not.
+
+        output: the folder of the training, for `default_folder`.
+        """
         budget, precision = Budget(share), Precision(config.precision)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
@@ -92,7 +103,7 @@ class Watch:
             "items": digest,
             **config.to_dict(),
         }
-        note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex}
+        note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])

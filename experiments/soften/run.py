@@ -130,7 +130,7 @@ def _check_chosen(folder: Path, note: Mapping[str, Any], to: str | Path) -> None
             f"--to {to} holds alpha {known.get('alpha')}, chosen by another rule; now it is {note['alpha']}: "
             f"{ELSEWHERE}"
         )
-    _note_chosen(folder, note, known["files"])
+    _note_chosen(folder, note, known.get("files", {}))
 
 
 def _check_target(target: Path, folder: Path, to: str | Path) -> None:

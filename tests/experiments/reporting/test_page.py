@@ -14,7 +14,7 @@ HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "![seen]
 
 def page(path: Path, name: str) -> str:
     table = Table("Figures", ("arm", "gain"), ((name, "+.1"),))
-    values = {"question": name, "tables": [table, table], "remarks": [f"{name}\n# more"], "figures": []}
+    values = {"question": name, "tables": [table, table], "remarks": [f"{name}\n# more"], "figures": [], "image": ""}
     write_page(path, "compare", **values)
     return path.read_text(encoding="utf-8")
 

@@ -1,0 +1,39 @@
+"""Each training has its own folder, and no two measure in one at the same time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock, Timeout
+
+from experiments.common.errors import ConfigError
+from experiments.common.files import write_json
+from experiments.measure.training_folder import default_folder, hold, release
+
+
+def test_trainings_whose_outputs_have_one_name_do_not_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mlruns").mkdir()
+    monkeypatch.chdir(tmp_path)
+    first, second = tmp_path / "a" / "out", tmp_path / "b" / "out"
+    folder = default_folder(first)
+    assert (folder, default_folder(second)) == (tmp_path / "mlruns" / "runs" / "callback-out", folder)  # nothing there
+    write_json(folder / "base" / "state.json", {"output": str(first)})
+    assert default_folder(first) == folder
+    assert default_folder(second).name.startswith("callback-out-")
+    write_json(folder / "base" / "state.json", {})  # of an earlier version
+    assert default_folder(second) == folder
+
+
+def test_two_trainings_at_once_do_not_measure_in_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "out"
+    hold(folder)
+    hold(folder)  # a second training of this process, after one that broke off
+    other = FileLock(f"{folder}.lock", timeout=0)  # as another process has it
+    with pytest.raises(Timeout, match="could not be acquired"):
+        other.acquire()
+    release(folder)
+    with other, pytest.raises(ConfigError, match=r"another training is measured in .*out now: take another folder"):
+        hold(folder)
