@@ -45,7 +45,12 @@ def holds(text: str, words: str) -> bool:
 
     In Korean, particles may follow.
     """
-    return bool(words) and re.search(_starts(words) + re.escape(words) + _ends(words), text) is not None
+    return bool(words) and re.search(whole(words), text) is not None
+
+
+def whole(words: str) -> str:
+    """Return the pattern of whole words, as in `holds`."""
+    return _starts(words) + re.escape(words) + _ends(words)
 
 
 def _starts(words: str) -> str:

@@ -159,8 +159,14 @@ def _check_adapter(folder: Path, base: Base) -> None:
             f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS[0]}: half a checkpoint, save it again"
         )
     check_file(file)
+    values = read_json(folder / ADAPTER_CONFIG)
+    if values.get("num_virtual_tokens"):  # they shift the positions of the text, and PEFT passes over those it is given
+        raise ConfigError(
+            f"{folder} is an adapter of virtual tokens ({values.get('peft_type')}), which are read before each text: "
+            "its tokens cannot be scored as the base's are. Measure an adapter of weights, such as LoRA"
+        )
     _check_shapes(file, base)
-    named = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    named = str(values.get("base_model_name_or_path") or "")
     known = {Path(name).name.casefold() for name in (base.name, str(base.folder))}
     if named and Path(named).name.casefold() not in known and not base.allow_other:
         raise ConfigError(

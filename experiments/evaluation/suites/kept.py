@@ -15,12 +15,13 @@ from experiments.common.hashing import text_id
 from experiments.common.section import nearest
 from experiments.data.files import TABLES
 from experiments.data.items import NewTask
+from experiments.data.spelling import unmarked, whole
 from experiments.data.tables import kind
 from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GRADING, asking, reply_records, room_for
+from experiments.evaluation.replies import GRADING, asking, reply_records, room_for, spoken
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
@@ -132,7 +133,7 @@ class KeptSuite(Suite):
         if not self.generated:
             return asked
         chats = [question.template.chat for question in self.questions]
-        return [*asked, ["generate", REPLY, asked_key(self.tokenizer, chats)]]
+        return [*asked, ["generate", REPLY, GRADING, asked_key(self.tokenizer, chats)]]
 
     def _key(self, task: NewTask) -> list[Any]:
         items = [[item.question, item.answer, repr(dict(item.metadata))] for item in task.test]
@@ -207,10 +208,11 @@ def named_first(reply: str, options: Sequence[str]) -> int | None:
 
     Of two that begin at the same character it is the longer one.
     """
+    said = unmarked(spoken(reply))
     found = [
         (match.start(), -len(option), i)
         for i, option in enumerate(options)
-        if (match := re.search(rf"(?<!\w){re.escape(option)}(?!\w)", reply, re.IGNORECASE))
+        if (match := re.search(whole(option), said, re.IGNORECASE))
     ]
     return min(found)[2] if found else None
 

@@ -214,3 +214,13 @@ def test_the_base_must_be_a_whole_model(base: str, models: dict[str, str]) -> No
     with pytest.raises(ConfigError, match=r"adapter is a PEFT adapter: name the whole model from which it was trained"):
         read(models["adapter"], base)
     assert read_base(base).facts["vocab_size"] == AutoConfig.from_pretrained(base).vocab_size
+
+
+def test_an_adapter_of_virtual_tokens_is_refused(base: str, models: dict[str, str], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models["adapter"], tmp_path / "prompt"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**config, "peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5})
+    )
+    with pytest.raises(ConfigError, match=r"prompt is an adapter of virtual tokens \(PROMPT_TUNING\), which are read"):
+        read_models([str(folder)], read_base(base), byte_tokenizer())

@@ -23,6 +23,10 @@ OPTIONS = ("Guinea", "Guinea-Bissau", "South Africa", "Mali")
         ("guinea and Guinea-Bissau", 0),
         ("Somalia", None),
         ("Maliguinea", None),
+        ("**South** Africa", 2),
+        ("<think>Mali?</think>Guinea", 0),  # a thought is no answer
+        ("<think>Mali", None),
+        ("\u7b54\u6848\u662fMali\u3002", 3),
         ("", None),
     ],
 )
