@@ -97,9 +97,10 @@ class ControlModel(nn.Module):
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Resize as the base class does; warn that new rows are frozen as all of the base is."""
-        before = self.config.get_text_config(decoder=True).vocab_size
+        model: Any = self
+        before = model.config.get_text_config(decoder=True).vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
-        if (now := self.config.get_text_config(decoder=True).vocab_size) != before:
+        if (now := model.config.get_text_config(decoder=True).vocab_size) != before:
             warnings.warn(
                 f"the embeddings now have {now} rows in place of {before}, frozen as all of the base: new tokens keep "
                 "the values that they start with, and ctrl.load refuses the base without them. Resize the base before "

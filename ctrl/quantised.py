@@ -98,7 +98,8 @@ def shared_state(layer: nn.Module) -> list[Tensor]:
         linear: Any = module
         found += linear.buffers(recurse=False)
         if hasattr(linear, "state"):
-            linear(torch.zeros(1, linear.in_features, dtype=_float_dtype(layer), device=_own(linear)[0].device))
+            with as_in_training(linear):
+                linear(torch.zeros(1, linear.in_features, dtype=_float_dtype(layer), device=_own(linear)[0].device))
             found += [value for value in vars(linear.state).values() if isinstance(value, Tensor)]
     return found
 

@@ -177,9 +177,9 @@ def test_modules_that_do_not_run_on_this_machine_are_refused(monkeypatch: pytest
 @pytest.mark.parametrize("expanded", ["full", "lora"])
 def test_expanding_leaves_the_layout_of_the_matrices_as_it_is(expanded: Any) -> None:
     """from_pretrained gives a model in eval mode, where some are laid out for inference and pass no gradient."""
-    base = build("llama").eval()
+    base = build("llama")
     replace_linears(base.model, FakeRepacked)
-    model = ctrl.expand(base, ctrl.ControlConfig(layers=[0], expanded=expanded))
+    model = ctrl.expand(base.eval(), ctrl.ControlConfig(layers=[0], expanded=expanded))
     assert not any(module.training for module in model.modules())
     assert not any(hasattr(parameter, "repacked") for parameter in model.parameters())
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
