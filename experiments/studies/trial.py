@@ -132,7 +132,10 @@ def run_trial(
 
 
 def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
-    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged."""
+    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged.
+
+    Method and rate are those of its arms, so that a trial has the columns that they have.
+    """
     from experiments.scorecard import mean_card
     from experiments.scorecard.figures import HEADLINE
 
@@ -142,6 +145,7 @@ def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
     named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
     feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
     arm = {*HEADLINE, *(f"cost/{name}" for name in results[0].cost)} if len(results) == 1 else set()
+    run.log_params({"method": results[0].method, "learning_rate": results[0].learning_rate})
     logged = {**outcome.figures, **means, **named, **feasible}  # the headline first: Compare opens on the gain
     run.log_new({name: value for name, value in logged.items() if name not in arm}, max(r.steps for r in results))
 
