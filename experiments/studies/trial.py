@@ -20,6 +20,7 @@ from experiments.studies.trials import Trial
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
 from experiments.tracking.uri import without_password
+from experiments.tracking.view import kind_params
 
 if TYPE_CHECKING:
     from experiments.runs.arm import Observer
@@ -145,7 +146,7 @@ def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
     named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
     feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
     arm = {*HEADLINE, *(f"cost/{name}" for name in results[0].cost)} if len(results) == 1 else set()
-    run.log_params({"method": results[0].method, "learning_rate": results[0].learning_rate})
+    run.log_params(kind_params(results[0].method, results[0].learning_rate))
     logged = {**outcome.figures, **means, **named, **feasible}  # the headline first: Compare opens on the gain
     run.log_new({name: value for name, value in logged.items() if name not in arm}, max(r.steps for r in results))
 
