@@ -29,7 +29,7 @@ from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
-from experiments.tracking.view import INTERVAL, SPREADS
+from experiments.tracking.view import INTERVAL, SPREADS, kind_params
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
@@ -240,6 +240,6 @@ class ArmRun:
 
     def _params(self) -> dict[str, Any]:
         arm, config = self.arm, self.prepared.config.to_dict()
-        params = {"arm": arm.name, "method": arm.method_name, "learning_rate": self.training.learning_rate}
+        params = {"arm": arm.name, **kind_params(arm.method_name, self.training.learning_rate)}
         shared = {name: config[name] for name in ("base_model", "precision", "seed", "training")}
         return {**params, **shared, **arm.params(), "replay": arm.replay}

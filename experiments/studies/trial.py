@@ -22,6 +22,7 @@ from experiments.studies.trials import Trial
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
 from experiments.tracking.uri import without_password
+from experiments.tracking.view import kind_params
 
 if TYPE_CHECKING:
     from experiments.runs.arm import Observer
@@ -134,7 +135,10 @@ def run_trial(
 
 
 def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
-    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged."""
+    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged.
+
+    Method and rate are those of its arms, so that a trial has the columns that they have.
+    """
     from experiments.scorecard import mean_card
     from experiments.scorecard.figures import HEADLINE
 
@@ -144,6 +148,7 @@ def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
     named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
     feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
     arm = {*HEADLINE, *(f"cost/{name}" for name in results[0].cost)} if len(results) == 1 else set()
+    run.log_params(kind_params(results[0].method, results[0].learning_rate))
     logged = {**outcome.figures, **means, **named, **feasible}  # the headline first: Compare opens on the gain
     run.log_new({name: value for name, value in logged.items() if name not in arm}, max(r.steps for r in results))
 

@@ -46,6 +46,11 @@ def prepare(client: Any, experiment: str, gains: Sequence[str]) -> None:
     client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
 
 
+def kind_params(method: str, rate: float) -> dict[str, Any]:
+    """Return what tells arms apart, as params. Twice: Compare opens on the first three names by alphabet."""
+    return {"arm.learning_rate": rate, "arm.method": method, "learning_rate": rate, "method": method}
+
+
 def latest_experiments(client: Any) -> list[Any]:
     """Return the experiments that have runs of ours, the one with the latest first.
 

@@ -106,9 +106,38 @@ def test_mlflow_opens_on_the_table_of_the_arms(browser: Any, said: str) -> None:
     page.get_by_text("control 0.01").first.wait_for()
     heads = [text.strip() for text in page.locator(".ag-header-cell").all_inner_texts()]
     shoot(page, "mlflow-table")
-    assert {"method", "learning_rate", "gain", "retention", "kl", "nfr"} <= set(heads)
+    assert {"method", "learning_rate", "gain", "retention", "kl", "nfr", "interval/gain"} <= set(heads)
     for method, rate in (("full", 1e-3), ("control", 1e-2)):
         assert page.evaluate(COLOURED, rgb(method, rate)), method
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "names"),
+    [("small", ("full 0.001", "control 0.01")), ("tiny", ("#0 full rate=0.01", "#1 control rate=0.01"))],
+)
+def test_compare_shows_names_and_the_gain_at_its_first_click(
+    browser: Any, said: str, experiment: str, names: tuple[str, str]
+) -> None:
+    """Two arms of a run, and two trials of a study of one seed, which are one run each."""
+    page = new_page(browser, 1900)
+    page.goto(link(said, rf"{experiment} +charts").replace("compareRunsMode=CHART&", ""))
+    for name in ("assistant.chat_panel.close", "experiment_page.shared_view.dismiss"):  # they cover the buttons
+        page.locator(f'[data-component-id="mlflow.{name}"]').click()
+    for name in names:
+        row = page.locator(".ag-row").filter(has_text=name).first
+        page.locator(f'.ag-row[row-index="{row.get_attribute("row-index")}"] input[type=checkbox]').first.click(
+            force=True
+        )
+    page.get_by_role("button", name="Compare").first.click()
+    page.get_by_text("Comparing 2 Runs").wait_for()
+    page.get_by_text("Clear All").wait_for()
+    shoot(page, f"mlflow-compare-{experiment}")
+    text = page.inner_text("body")
+    assert text.partition("Metrics:")[2].partition("Clear All")[0].split() == ["gain"]
+    assert {"arm", "arm.method"} <= set(text.partition("Parameters:")[2].partition("Metrics:")[0].split())
+    for name in names:
+        assert name in text.partition("Run Name:")[2].partition("Start Time:")[0]
     page.close()
 
 

@@ -96,6 +96,7 @@ def test_study_runs_tracks_reports_and_exports(
     for name in ("kl", "retention"):
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
     assert whole.data.metrics["feasible"] == 1
+    assert (whole.data.params["method"], whole.data.params["learning_rate"]) == ("full", "0.001")
     assert "config.yaml" in [file.path for file in client.list_artifacts(whole.info.run_id)]
     assert (whole.info.run_name.split()[0], whole.data.tags["optuna_trial"]) == (f"#{good.number}", str(good.number))
 

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.common.colours import arm_colour
 from experiments.tracking.client import open_local
-from experiments.tracking.view import COLOUR, GREY, PARENT, latest_experiments, prepare, view_url
+from experiments.tracking.view import COLOUR, GREY, PARENT, kind_params, latest_experiments, prepare, view_url
 
 GAINS = ("gain", "new_nll_drop")
 
@@ -46,6 +46,14 @@ def state(client: Any, experiment: str) -> dict[str, Any]:
 
 def lines(client: Any, experiment: str) -> list[list[str]]:
     return [c["selectedMetricKeys"] for c in state(client, experiment)["compareRunCharts"] if c["type"] == "LINE"]
+
+
+def test_what_tells_arms_apart_is_first_by_alphabet() -> None:
+    """Compare opens on the first three params that differ, and arms with copies have control.* and cost/*."""
+    params = kind_params("full", 1e-3)
+    assert params == {"arm.learning_rate": 1e-3, "arm.method": "full", "learning_rate": 1e-3, "method": "full"}
+    names = ["arm", "arms.0.method", "control.alpha", "cost/added_parameters", *params]
+    assert sorted(names)[:3] == ["arm", "arm.learning_rate", "arm.method"]
 
 
 def test_columns_and_charts(client: Any, experiment: str) -> None:
