@@ -66,7 +66,7 @@ class BaseCache:
         elsewhere: Elsewhere | None = None,
     ) -> None:
         self.folder, self._elsewhere = root / "cache" / "base", elsewhere
-        self.key = {
+        self.key: dict[str, Any] = {
             "weights": weights_digest(model, self.folder / "weights.json"),
             "model": json_digest(_config(model)),
             "tokenizer": tokenizer_digest(tokenizer),
@@ -77,7 +77,7 @@ class BaseCache:
             "transformers": transformers.__version__,
         } | _attention(model)
         if len(ends := reply_ends(model, tokenizer)) > 1:  # one alone is part of what is asked
-            self.key["ends"] = ends
+            self.key |= {"ends": ends}
 
     def place(self, suite: DrawnSuite) -> Path | None:
         """Return the folder of a suite; None if the suite is not cached."""
@@ -135,7 +135,7 @@ class BaseCache:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
 
 
-def _attention(model: PreTrainedModel) -> dict[str, str]:
+def _attention(model: PreTrainedModel) -> dict[str, Any]:
     """Return how attention is computed, if it is not the model's default: last digits depend on it."""
     own: Any = model
     default = "sdpa" if getattr(own, "_supports_sdpa", False) else "eager"

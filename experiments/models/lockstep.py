@@ -46,7 +46,7 @@ def in_step(model: PreTrainedModel) -> Iterator[Callable[[], None]]:
     # before FSDP's own, which gathers
     hook = model.register_forward_pre_hook(before, prepend=True)
     found: Any = model
-    found.generate = functools.partial(model.generate, synced_gpus=False)  # its own way to keep step, of equal texts
+    found.generate = functools.partial(found.generate, synced_gpus=False)  # its own way to keep step, of equal texts
     try:
         yield wait
     finally:
