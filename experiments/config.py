@@ -24,7 +24,7 @@ from experiments.data.config import DataConfig
 from experiments.data.graders import found_next_to
 from experiments.data.sources import SOURCES
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.flat_keys import FLAT, set_key
+from experiments.evaluation.flat_keys import FLAT, of_results, set_key
 from experiments.evaluation.suites import SUITES
 from experiments.methods import METHODS, PARTS, TUNINGS, Method
 from experiments.methods.base import Average
@@ -254,7 +254,7 @@ class ExperimentConfig(Section):
 
     def digest(self) -> str:
         """Return eight hex digits that change whenever a result could. Those of a run that grows leave out the arms."""
-        values = self.to_flat() | {"training": self.training.identity()}
+        values = of_results(self.to_flat()) | {"training": self.training.identity()}
         if self.grows:
             del values["arms"]
         return json_digest(values)[:8]

@@ -73,7 +73,7 @@ def _axes(comparison: Comparison, figure: str, place: int, count: int, names: Se
     x, y = _domain(place, count)
     number = str(place + 1) if place else ""
     shown = {"tickvals": list(range(len(names))), "ticktext": list(names), "range": [len(names) - 0.5, -0.5]}
-    log: dict[str, Any] = {"type": "log", "dtick": 1} if on_log_axis(comparison, figure) else {"nticks": 5}
+    log: dict[str, Any] = {"type": "log", "dtick": "D2"} if on_log_axis(comparison, figure) else {"nticks": 5}
     return {
         f"xaxis{number}": {**GRID, **log, "domain": x, "anchor": f"y{number}"},
         f"yaxis{number}": {

@@ -106,13 +106,11 @@ class EvaluationConfig(Section):
     def to_flat(self) -> dict[str, Any]:
         """Return the section in the form of earlier versions: `suites` as names, all settings as flat keys.
 
-        Digests are made of it, so they are the same as in earlier versions. A setting that has no flat key is written
-        next to the suite's name, and only if it differs from its default.
+        Digests are made of it (`flat_keys.of_results`), so they are the same as in earlier versions. A setting that
+        has no flat key is written next to the suite's name, and only if it differs from its default.
         """
         settings = {suite: self._plain(suite) for suite, *field in FLAT.values() if field}
         lm_eval = self._plain("lm_eval") if "lm_eval" in self._settings else None
-        if lm_eval and lm_eval["batch_size"] == "auto":  # no result depends on it
-            lm_eval["batch_size"] = 8
         suites = [{name: rest} if (rest := self._without_flat_key(name)) else name for name in self.suites]
         own = {name: getattr(self, name) for name in type(self).model_fields}
         return {**own, **flat(settings), "lm_eval": lm_eval, "suites": suites}

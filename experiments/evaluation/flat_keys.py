@@ -95,3 +95,17 @@ def _named(suites: Any) -> tuple[Any, PlainSettings]:
 
 def _copy(given: Any) -> Any:
     return dict(given) if isinstance(given, dict) else {} if given is None else given
+
+
+def of_results(values: Any) -> Any:
+    """Return the flat values of a run or of its section without what no result depends on, for a digest.
+
+    A batch size of lm_eval that is found out counts as the 8 that was the default of earlier versions.
+    """
+    if isinstance(values, dict):
+        section = values.get("evaluation", values)
+        lm_eval = section.get("lm_eval") if isinstance(section, dict) else None
+        if isinstance(lm_eval, dict) and lm_eval.get("batch_size") == "auto":
+            section = {**section, "lm_eval": {**lm_eval, "batch_size": 8}}
+            return {**values, "evaluation": section} if "evaluation" in values else section
+    return values

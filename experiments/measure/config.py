@@ -17,7 +17,7 @@ from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.flat_keys import set_key
+from experiments.evaluation.flat_keys import of_results, set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.runs.held_out import cut_documents, remarks
@@ -113,7 +113,7 @@ class MeasureConfig(Section):
         """Return eight hex digits that change whenever a result could. facts: of files on disk."""
         data = LocalFile(path=self.new, grader=self.grader).digest() if self.new else None
         kept = [file.digest() for file in self.evaluation.kept_files]
-        values = {**self.to_dict(), "evaluation": self.evaluation.to_flat(), "new": data}
+        values = {**self.to_dict(), "evaluation": of_results(self.evaluation.to_flat()), "new": data}
         return json_digest([values, *facts, *kept])[:8]
 
 

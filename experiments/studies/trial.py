@@ -80,14 +80,14 @@ def run_trial(
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
 
-    note, name = trial_folder(study, root, number) / "mlflow.json", f"#{number} {picks_words(study.search, picks)}"
+    note, words = trial_folder(study, root, number) / "mlflow.json", picks_words(study.search, picks)
     saved = read_note(note)
     if saved.get("picks") != picks:  # it is of an earlier study of this name, whose storage is gone
         saved = {}
     outcome, pruned, failed, single = TrialOutcome(root=root), "", "", len(study.seeds) == 1
     tracker = Tracker(root, study.name)
     with tracker.run(
-        name,
+        f"#{number} {words}",
         kind="trial",
         parent=parent,
         params=picks,
@@ -104,7 +104,7 @@ def run_trial(
                     if i == 0:
                         run.log_text(dump_yaml(config.to_dict()), "config.yaml")
                     observe = _observer(study, should_prune, i * config.training.steps)
-                    above = ParentRun(run.journal.run, name if single else f"{name} seed {seed}", joins=single)
+                    above = ParentRun(run.journal.run, f"#{number} seed {seed} {words}", joins=single)
                     done = run_experiment(config, root, say=say, parent=above, observe=observe, experiment=study.name)
             except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise

@@ -50,7 +50,7 @@ def test_code_of_the_base_model_runs_only_if_the_yaml_says_so(trusted: bool, mon
     calls: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr("experiments.models.base.load_base", lambda name, **given: calls.append((name, given)))
     config.load_base()
-    chats = {"system": None, "options": {}, "template": None, "merge_system": False}
+    chats = {"system": None, "options": {}, "template": None, "merge_system": False, "attention": None}
     assert calls == [(config.base_model, {"remote_code": trusted, "narrow": False, **chats})]
     assert config.to_dict().get("trust_remote_code", False) is trusted
     assert (config.digest() == config_of({}).digest()) is not trusted

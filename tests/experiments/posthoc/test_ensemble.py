@@ -69,5 +69,5 @@ def test_its_replies_are_its_likeliest_tokens() -> None:
     for _ in range(3):
         logits = largest([part(torch.tensor([expected])).logits for part in parts])
         expected.append(int(logits[0, -1].argmax()))
-    replies = own_replies(together(tiny(), [other()]).eval(), [prompt], 3, end=parts[0].config.vocab_size)
+    replies = own_replies(together(tiny(), [other()]).eval(), [prompt], 3, [parts[0].config.vocab_size])
     assert replies == [expected[len(prompt) :]]

@@ -82,7 +82,7 @@ def test_study_runs_tracks_reports_and_exports(
     [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     [whole] = [r for r in runs.values() if r.data.tags["kind"] == "trial" and r.info.status == "FINISHED"]
-    good_name = whole.info.run_name
+    assert whole.info.run_name == "#0 full"
     kinds = {run_id: run.data.tags["kind"] for run_id, run in runs.items()}
     chains = sorted(" ".join(_chain(runs, kinds, run_id)) for run_id in runs)
     assert chains.count("study") == 1
@@ -91,7 +91,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert chains.count("posthoc arm trial study") == 2  # wise of both seeds; merge cannot be done
     assert len(chains) == 8
     seeds = {run.info.run_name for run_id, run in runs.items() if kinds[run_id] == "arm"}
-    assert {f"{good_name} seed {seed}" for seed in (0, 1)} < seeds
+    assert {f"#0 seed {seed} full" for seed in (0, 1)} < seeds
     assert [r.info.status for r in runs.values() if kinds[r.info.run_id] == "study"] == ["FINISHED"]
     for name in ("kl", "retention"):
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
