@@ -63,7 +63,7 @@ def add_paged_slots(control: Control, manager: Any) -> Any:
 @contextmanager
 def _counting_copies(control: Control, config: Any) -> Iterator[None]:
     """Let a config count the copies as further layers inside the block, each of its original's kind."""
-    counted = {"num_hidden_layers": control.total + len(control.layers)}
+    counted: dict[str, Any] = {"num_hidden_layers": control.total + len(control.layers)}
     kinds = vars(config).get("layer_types")
     if kinds is not None:
         counted["layer_types"] = [*kinds, *(kinds[index] for index in control.layers)]

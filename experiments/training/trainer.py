@@ -61,7 +61,8 @@ class ArmTrainer(Trainer):
 
     def _muon(self) -> MuonAdamW:
         """Build the optimizer that transformers does not have, with its choice of what decays."""
-        model, args = self.model, self.args
+        model: Any = self.model
+        args = self.args
         decayed, betas = set(self.get_decay_parameter_names(model)), (args.adam_beta1, args.adam_beta2)
         return MuonAdamW(model, decayed, args.learning_rate, args.weight_decay, betas, args.adam_epsilon)
 
