@@ -135,7 +135,7 @@ class Replies:
         if key not in self.known:
             reply = self.endpoint.reply(question, most)
             with self.lock, self.file.open("a", encoding="utf-8") as file:
-                line = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
+                line: dict[str, Any] = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
                 line |= {"question": question, "most": most, "chat": isinstance(question, Conversation)}
                 file.write("\n" + json.dumps(line))  # the line before may have been cut off
             self.known[key] = reply
