@@ -111,7 +111,7 @@ def soften(
                 path.write(best.alpha, part)
                 write_card(part, session, path, best.alpha, rule, report)
                 _note_chosen(folder, note, folder_digests(part))
-        return Softened(folder, None if best is None else best.alpha, report)
+        return Softened(folder, best.alpha if best else None, report)
 
 
 def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:
