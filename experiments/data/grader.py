@@ -100,9 +100,9 @@ class Numeric(Grader):
 
     A number is 1234, 1,234.5, 1/2, 1 1/2, 1½, LaTeX's \\frac{1}{2} or 1e3, in the digits of any script; apostrophes and
     spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous
-    are 1,234, read as a thousand, and 1.234, read as one and a bit. Not read as one number: powers such as 10^3. For
-    these write a function of your own. Powers of units (m^2) are no numbers. An answer in the data that may be several
-    numbers, such as 1, 2, is refused, and so is one that ends with a product or a power.
+    are 1,234, read as a thousand, and 1.234, read as one and a bit. 3 × 10^8 is read too; other powers, such as 2^10,
+    are not: for these write a function of your own. Powers of units (m^2) are no numbers. An answer in the data that
+    may be several numbers, such as 1, 2, is refused, and so is one that ends with a product or a power.
     """
 
     main = "tolerance"

@@ -35,6 +35,11 @@ _AMOUNT = re.compile(
 _APART = re.compile(r"(?<=[=(])(\s*)-\s+(?=\.?\d)")  # that of x = - 5
 _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3}(?!\d))")  # 1'234, or LaTeX's 1\,234
 
+_UP = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
+_SCIENTIFIC = re.compile(  # 3 \u00d7 10^8, 10^{-3}, 5\\cdot10\u2076
+    r"(?:(?<![\w.,])(\d+(?:\.\d+)?)\s?(?:\\times|\\cdot|[\u00d7\u00b7*x])\s?|(?<![\w.,^]))10"
+    rf"(?:\s?\^\s?(?:\{{\s?([-+]?\d{{1,3}})\s?\}}|([-+]?\d{{1,3}}))(?![\d.])|(\u207b?[{_UP}]{{1,3}}))"
+)
 _UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}; after a number, m2 too
     r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?![\w.])"
 )
@@ -78,10 +83,11 @@ def tidy(text: str) -> str:
 def in_one_spelling(text: str) -> str:
     """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
 
-    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, -$5 becomes -5, and
-    powers of units go.
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, -$5 becomes -5,
+    3 \u00d7 10^8 becomes 3e8, and powers of units go.
     """
-    text = _UNIT.sub("", _FRACTION.sub(_with_stroke, tidy(text)))
+    text = _SCIENTIFIC.sub(_with_exponent, _FRACTION.sub(_with_stroke, tidy(text)))
+    text = _UNIT.sub("", text)
     text = _APART.sub(r"\1-", _AMOUNT.sub("-", text))
     return _ELSEWHERE.sub(lambda found: _digits(found[0]), text)
 
@@ -90,6 +96,12 @@ def _with_stroke(found: re.Match[str]) -> str:
     """Return a/b for a fraction of LaTeX, apart from a whole number before it."""
     after, sign, top, _, digit, bottom, other = found.groups()
     return f"{'' if after is None else ' '}{sign or ''}{top or digit}/{bottom or other}"
+
+
+def _with_exponent(found: re.Match[str]) -> str:
+    factor, braced, bare, raised = found.groups()
+    power = braced or bare or unicodedata.normalize("NFKC", raised).replace("\u2212", "-")
+    return f"{factor or 1}e{power}"
 
 
 def _digits(number: str) -> str:

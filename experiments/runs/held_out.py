@@ -48,7 +48,8 @@ def _several(rows: Iterable[Example], task: NewTask) -> list[str]:
     """Say how many measured questions have other answers in the data: a reply is compared with the first alone."""
     first = {item.id: item for item in task.test}
     if isinstance(rows, Stored):
-        rows = (rows[number] for number, one in enumerate(ids_of(rows)) if one in first)
+        table = rows
+        rows = (table[number] for number, one in enumerate(ids_of(table)) if one in first)
     other = {
         row.id: row.answer
         for row in rows

@@ -98,6 +98,7 @@ THINNED: dict[str, tuple[str, ...]] = {
         "TestOtherArchitectures::test_replies_are_those_of_each_prompt_alone",
         "TestOtherArchitectures::test_scores_are_those_of_each_option_alone",
     ),
+    "experiments/models/test_turns.py": ("test_words_that_a_template_leaves_out_are_found",),
     "experiments/reporting/plots/test_style.py": ("test_a_name_with_dollar_signs_is_no_formula",),
     "experiments/runs/test_checks.py": ("test_prompts_longer_than_the_positions",),
     "experiments/scorecard/test_bootstrap.py": ("test_weights_are_positive_and_give_a_mean_its_variance",),

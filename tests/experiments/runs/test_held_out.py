@@ -86,11 +86,17 @@ def test_nothing_is_looked_at_without_need(tmp_path: Path, gemma: PreTrainedToke
     assert asked(Encoder(gemma, "sft", 64), skipping, text) == (text, [])
 
 
-def test_other_answers_to_a_measured_question_are_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_other_answers_to_a_measured_question_are_said(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:  # on disk
+        monkeypatch.setattr("experiments.data.files.LARGE", 1)
     rows = [{"question": f"q{i}", "answer": "a"} for i in range(12)] + [{"question": "q3", "answer": "b"}] * 2
     rows += [{"question": "q4", "answer": "A."}]  # the same answer
     path = str(write(tmp_path / "a.jsonl", rows))
     source = LocalFile(path=path)
+    assert (source.table is not None) == large
     assert remarks(source, source.sample(99, 0)) == [
         "source a: 1 of 12 measured questions have several answers in the data, such as 'q3' ('a', 'b'): only the "
         "first counts as right"
