@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -101,7 +102,7 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
         setattr(config, DECODER_COUNT, len(indices))
 
 
-def head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+def head_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Return the parameters on top of the decoder that are no language model's: the `score` of a reward model or
     classifier. They start at random on a pretrained decoder, so they train with the copies."""
     decoder = model.base_model
