@@ -25,6 +25,7 @@ from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
 from ctrl.training import check_gradients, warn_of_what_trains
 
@@ -82,6 +83,12 @@ class ControlModel(nn.Module):
         self.control.watch(tensors(out), UNUSED, divergence)
         loss = lm_loss + config.divergence_weight * divergence
         return with_loss(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode as torch does; quantised matrices stay in train mode, in which they compute the same."""
+        super().train(mode)
+        keep_as_in_training(self)
+        return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""

@@ -19,6 +19,7 @@ from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
 from ctrl.optimizers import remember_taken_off
 from ctrl.outputs import heed_fields, ignore_fields
+from ctrl.quantised import keep_as_in_training
 from ctrl.structure import decoder_layers, head_parameters, is_attention, refuse_computed_weights
 
 
@@ -65,6 +66,7 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
         _add(layers[part.index], part, control)
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
+    keep_as_in_training(model)
     control.owner = weakref.ref(model)
     control.looked = False  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)

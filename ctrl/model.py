@@ -23,6 +23,7 @@ from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
 from ctrl.probe import probe
+from ctrl.quantised import refuse_repacked
 from ctrl.structure import branch_kinds, check_layers, decoder_layers, place, refuse_computed_weights
 
 
@@ -75,6 +76,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     refuse_computed_weights((layers[index] for index in indices), "expand")
     _check_attention(model, config)
     _check_unwrapped(model, layers)
+    refuse_repacked(model)
     _warn_of_hooks(layers, indices)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train

@@ -58,6 +58,23 @@ def as_in_training(model: nn.Module) -> Iterator[None]:
             module.training = False
 
 
+def keep_as_in_training(model: nn.Module) -> None:
+    """Put the quantised matrices into train mode for good, see `as_in_training`: else an evaluation in the middle of a
+    training would cut the gradients after it."""
+    for module in filter(is_quantised_linear, model.modules()):
+        module.training = True
+
+
+def refuse_repacked(model: nn.Module) -> None:
+    """Raise ConfigError if bitsandbytes has laid out the base's matrices anew, see `as_in_training`."""
+    states = (getattr(parameter, "quant_state", None) for parameter in model.parameters())
+    if any(getattr(state, "packing_format_for_cpu", False) for state in states):
+        raise ConfigError(
+            "the quantised base has run in eval mode on this CPU, for which bitsandbytes has laid out its matrices "
+            "anew: no gradient passes them. Load the base anew and expand it before it runs"
+        )
+
+
 def plain_linears(layer: nn.Module) -> dict[int, nn.Module]:
     """Build for each quantised linear module of a layer, by its id, the nn.Linear that computes the same.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,15 +176,23 @@ def test_modules_that_do_not_run_on_this_machine_are_refused(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("expanded", ["full", "lora"])
-def test_expanding_leaves_the_layout_of_the_matrices_as_it_is(expanded: Any) -> None:
-    """from_pretrained gives a model in eval mode, where some are laid out for inference and pass no gradient."""
+def test_the_layout_of_the_matrices_stays_that_of_training(expanded: Any) -> None:
+    """In eval mode, in which from_pretrained gives a model, some are laid out for inference and pass no gradient."""
     base = build("llama")
     replace_linears(base.model, FakeRepacked)
     model = ctrl.expand(base.eval(), ctrl.ControlConfig(layers=[0], expanded=expanded))
-    assert not any(module.training for module in model.modules())
+    model.eval()(input_ids=IDS)
+    assert not any(module.training for module in model.modules() if not isinstance(module, FakeRepacked))
     assert not any(hasattr(parameter, "repacked") for parameter in model.parameters())
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_base_that_is_laid_out_for_inference_is_refused() -> None:
+    base = quantised("fake int8")
+    base.model.layers[1].mlp.up_proj.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    with pytest.raises(ConfigError, match=r"no gradient passes them\. Load the base anew and expand it before it runs"):
+        ctrl.expand(base, ctrl.ControlConfig(layers=2))
 
 
 def test_the_frozen_linears_may_be_quantised_after_expanding() -> None:
