@@ -36,6 +36,7 @@ text_tokens = 1024  # of a story, for the perplexity
 layers = 8  # of which the control arm has copies
 rates = {"full": 1e-4, "control": 1e-3}  # learning rates
 reply_tokens = 48  # of the replies shown
+live = True  # False: in this process, without a picture; to interrupt the kernel then stops the run
 root = None  # where results go; None: the project's mlruns/
 
 # %%
@@ -44,7 +45,7 @@ from os.path import relpath
 import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments import Grid, answers, arms_table, load_config, quiet, replies, run_experiment
+from experiments import Grid, answers, arms_table, load_config, quiet, replies, run_experiment, start, watch
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
@@ -73,10 +74,14 @@ config = load_config(
 
 # %% [markdown]
 # ## Train and measure
-# The base model and both arms answer the same questions. All figures are in MLflow while the run goes on.
+# The base model and both arms answer the same questions. The run is a process of its own, and the picture follows it:
+# what was gained and kept at each evaluation, the loss, how long it still takes. Interrupt the cell and it goes on; the
+# button stops it with a checkpoint, and the same cell continues. All figures are in MLflow meanwhile.
 
 # %%
-outcome = run_experiment(config, root)
+if live:
+    watch(start(config, root), root)
+outcome = run_experiment(config, root)  # what has ended is read
 
 # %% [markdown]
 # ## What each learned and forgot

@@ -22,22 +22,17 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from experiments.common.errors import ConfigError, StudyError
-from experiments.common.paths import short_path
-from experiments.common.section import nearest
 from experiments.studies import optimizers
 from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, next_attempt, run_claimed
 from experiments.studies.config import StudyConfig
-from experiments.studies.load import stored_study
 from experiments.studies.locks import (
     LOCKED,
     claim_lock,
-    engine_options,
-    file_lock,
     public_values,
     shown,
-    sqlite_file,
     storage_fault,
 )
+from experiments.studies.opening import check_may_begin, open_study
 from experiments.studies.silence import Silence
 from experiments.studies.space import MAX_CELLS, Scalar, grid
 from experiments.studies.trial import repeated
@@ -46,7 +41,6 @@ from experiments.studies.trials import (
     continued,
     died,
     failed,
-    foreign,
     lineages,
     origin,
     picks_of,
@@ -73,45 +67,7 @@ class Store:
 
     def __init__(self, url: str, config: StudyConfig | None = None, name: str = "") -> None:
         self.url = url
-        heartbeat = config.heartbeat if config else 60
-        name = config.name if config else name
-        if config is None and (file := sqlite_file(url)) and not file.is_file():
-            raise StudyError(f"no study {name!r}: there is no database {short_path(file)}")
-        try:
-            with file_lock(url):
-                self.storage = optuna.storages.RDBStorage(
-                    url, engine_kwargs=engine_options(url), heartbeat_interval=heartbeat, grace_period=2 * heartbeat
-                )
-            if config is None:
-                names = optuna.get_all_study_names(self.storage)
-                if name not in names:
-                    raise StudyError(f"no study {name!r} in {shown(url)}: {nearest(name, names)}")
-                self.study = optuna.load_study(study_name=name, storage=self.storage)
-                if "config" not in self.study.user_attrs:
-                    if self._attempts():
-                        raise StudyError(
-                            f"study {name!r} in {shown(url)} was made by another program: give another name"
-                        )
-                    raise StudyError(f"study {name!r} was ended before it had begun: `study CONFIG` begins it")
-                config = stored_study(self.study.user_attrs["config"], f"study {name}")
-                self._check_own()
-                if config.storage:  # which is stored without its password
-                    config = config.model_copy(update={"storage": url})
-                self.storage.heartbeat_interval = config.heartbeat
-                self.storage.grace_period = 2 * config.heartbeat
-            else:
-                self.study = optuna.create_study(
-                    storage=self.storage,
-                    study_name=name,
-                    directions=[objective.direction for objective in config.objectives],
-                    load_if_exists=True,
-                )
-        except (*STORAGE_FAULTS, ImportError) as error:
-            raise StudyError(
-                f"the storage {shown(url)} cannot be used: {str(error).splitlines()[0]}\nIf its file is damaged, "
-                "move it away: the same study then begins anew, and takes over the run folders that are there"
-            ) from error
-        self.config = config
+        self.storage, self.study, self.config = open_study(url, config, config.name if config else name)
         self.progress: Progress = lambda number, picks: 0
         self.silence = Silence(self.storage, self.study._study_id)
         self.doubtful = False  # whether a trial of another machine may be dead: see `silence`
@@ -123,15 +79,7 @@ class Store:
         number.
         """
         with self.lock():
-            known = self.study.user_attrs.get("config")
-            if not known:
-                self._check_new()
-            self._check_own()
-            if known and stored_study(known).identity() != self.config.identity():
-                raise ConfigError(
-                    f"study {self.config.name!r} in {shown(self.url)} was started from another config: give this one "
-                    "another name (budget, retries, failures, heartbeat, report and storage may change)"
-                )
+            check_may_begin(self.study, self.config, self.url)
             self.study.set_user_attr("config", public_values(self.config))
             self.study.set_metric_names([objective.figure for objective in self.config.objectives])
             complete = [trial.picks for trial in self.trials() if trial.state == "complete"]
@@ -141,29 +89,6 @@ class Store:
             ended = (a for a in lineages(self._tidy()).values() if failed(a, self.config.retries))
             self.study.set_user_attr("forgiven", [attempts[-1].number for attempts in ended])
         return len(new)
-
-    def _check_new(self) -> None:
-        """Raise ConfigError for a study without our config that has trials, or aims at something else.
-
-        Another program made it, or a start of ours that was killed before it stored the config, with other objectives.
-        """
-        wanted = [objective.direction for objective in self.config.objectives]
-        aims = [direction.name.lower() for direction in self.study.directions]
-        if aims != wanted or self._attempts():
-            raise ConfigError(
-                f"study {self.config.name!r} in {shown(self.url)} was not made by this config: it aims to "
-                f"{', '.join(aims)}, and has {len(self._attempts())} trials. Give this study another name, or another "
-                "--storage"
-            )
-
-    def _check_own(self) -> None:
-        """Raise StudyError if another program has added complete trials: nothing was measured for their values."""
-        if found := [trial.number for trial in self._attempts() if foreign(trial)]:
-            raise StudyError(
-                f"study {self.study.study_name!r} in {shown(self.url)} has trials that another program added: "
-                f"{', '.join(map(str, found))}. Their values were not measured here. With another --storage the same "
-                "study begins anew, and takes over the run folders that are there"
-            )
 
     def work(self, run: RunTrial, say: Callable[[str], None] = print) -> str:
         """Run trials until none is left to claim. Returns why it ended. Raises StudyError if the storage fails."""

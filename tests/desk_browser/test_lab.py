@@ -91,7 +91,7 @@ def test_make_lab_opens_the_desk_and_leaves_the_repository_as_it_is(browser: Any
 def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], project: Path, base: str) -> None:
     """The interrupt is a click on the square; before it there is no checkpoint. Its cell then says so in a line."""
     name, train = "01_forgetting_in_five_minutes", 2
-    notebook = opened(small(project, name, base, steps=STEPS))
+    notebook = opened(small(project, name, base, steps=STEPS, live=False))
     notebook.run_all()
     run = begun(project / "mlruns", "notebook-01")
     wait_until(lambda: run.look().arms[0].step > 2)
