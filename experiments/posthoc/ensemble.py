@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.classes import made_once
-from experiments.evaluation.suites.drift import fp32_head
+from experiments.evaluation.reply_log_probs import fp32_head
 
 
 class Ensembled:

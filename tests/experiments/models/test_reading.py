@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import ctrl
 from experiments.evaluation.multiple_choice import score_options
-from experiments.evaluation.suites.drift import Reply, reply_log_probs
+from experiments.evaluation.reply_log_probs import Reply, reply_log_probs
 from experiments.models.generation import generate_ids
 from experiments.models.modes import evaluating
 from experiments.models.reading import Reading, reading, windows
