@@ -136,11 +136,9 @@ def add_trials_command(args: argparse.Namespace) -> int:
 
 
 def export_command(args: argparse.Namespace) -> int:
-    from experiments.studies.fetch import fetch_runs
     from experiments.studies.report.table import export
 
     store = _store(args)
-    fetch_runs(store.config, store.trials(), (args.root or default_root()).resolve(), say)  # for `compare`
     show(f"{export(store, args.file)} trials written to {args.file}")
     return 0
 

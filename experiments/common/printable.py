@@ -24,3 +24,8 @@ def without_codes(text: str) -> str:
     All else stays: joiners and spaces of many scripts are no letters either, and `printable` would show them.
     """
     return CODES.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escaped(text: str) -> str:
+    """Write text of others for Markdown: no tag, link, picture or code of a terminal."""
+    return without_codes(text).replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

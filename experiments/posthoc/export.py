@@ -22,6 +22,7 @@ from ctrl.control_model import ControlModel
 from ctrl.gap import MergeGap
 from experiments.common.errors import ConfigError
 from experiments.common.files import whole_folder
+from experiments.common.printable import escaped
 from experiments.config import ExperimentConfig, run_config
 from experiments.evaluation.suites.text import text_windows
 from experiments.methods.saving import is_peft, round_files
@@ -34,7 +35,7 @@ from experiments.posthoc.operations import merged_in_place, plain_model
 from experiments.posthoc.run import result_file
 from experiments.records import ArmResult
 from experiments.reporting.table import Table
-from experiments.reporting.text import escaped, figure_text, rate_text
+from experiments.reporting.text import figure_text, rate_text
 from experiments.runs.base_records import check_tokenizer
 from experiments.runs.result_file import whole_results
 from experiments.runs.run import errors_explained

@@ -89,7 +89,8 @@ def differences_table(found: Sequence[Difference], reference: str, what: str) ->
         (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
         for d in found
     )
-    return Table(f"Differences to {reference}", (what, "figure", "difference", "p", "p (Holm)"), rows)
+    head = (f"{what} less {reference}", "figure", "difference", "p", "p (Holm)")  # in a terminal there is no title
+    return Table(f"Differences to {reference}", head, rows)
 
 
 def remark(what: str) -> str:

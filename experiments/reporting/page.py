@@ -12,8 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from experiments.common.files import write_text
-from experiments.common.printable import without_codes
-from experiments.reporting.text import escaped
+from experiments.common.printable import escaped, without_codes
 
 TEMPLATES = Path(__file__).parent / "templates"
 

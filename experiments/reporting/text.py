@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.common.printable import without_codes
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.scorecard.figure import RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
@@ -79,8 +78,3 @@ def _digits(value: float, places: int, signed: bool = False) -> str:
     sign = "" if float(text) == 0 else "-" if value < 0 else "+" if signed else ""
     text = text.removeprefix("0") if text != "0" else text
     return sign + text
-
-
-def escaped(text: str) -> str:
-    """Write text of others for Markdown: no tag, link, picture or code of a terminal."""
-    return without_codes(text).replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

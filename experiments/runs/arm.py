@@ -15,10 +15,11 @@ from experiments.common.files import read_note, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.owner import ARM
+from experiments.common.printable import escaped
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import escaped, figure_text, gain_name, gain_text, with_interval
+from experiments.reporting.text import figure_text, gain_name, gain_text, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.common.files import read_note, write_bytes
+from experiments.common.printable import escaped
 from experiments.records import ArmResult
 from experiments.reporting.answers import question_texts
 from experiments.reporting.differences import JSON
@@ -18,7 +19,7 @@ from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
 from experiments.reporting.tables import arms_table, kept_tasks
-from experiments.reporting.text import escaped, label
+from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from experiments.common.files import write_json, write_text
-from experiments.common.printable import without_codes
+from experiments.common.printable import escaped, without_codes
 from experiments.measure.report import plain_figures
 from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
@@ -18,7 +18,7 @@ from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.plots.caption import asked_in
 from experiments.reporting.table import Table
-from experiments.reporting.text import escaped, figure_text
+from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.soften.path import WeightPath
 from experiments.soften.plot import path_figure

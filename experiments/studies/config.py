@@ -11,7 +11,6 @@ from experiments.common.hashing import json_digest
 from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, check_file_name
 from experiments.common.section import MAX_SEED, Section, nearest
 from experiments.common.yaml_values import get_field
-from experiments.evaluation.flat_keys import of_results
 from experiments.studies.space import DIMENSIONS, Dimension, Scalar, Times, grid, overrides
 
 if TYPE_CHECKING:
@@ -241,6 +240,8 @@ class StudyConfig(Section):
 
     def identity(self) -> str:
         """Return hex digits that change whenever trials would no longer be comparable."""
+        from experiments.evaluation.flat_keys import of_results  # loads torch
+
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_IDENTITY}
         kept["base"] = of_results(kept["base"])
         if self.kl_budget is None:  # as studies had it before there was this field

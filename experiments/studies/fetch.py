@@ -68,18 +68,22 @@ def _download(store: SharedStore, found: Any, part: Path, arm: str, expected: di
         return False
     if json_digest({name: values.get(name) for name in expected}) != json_digest(expected):
         return False
-    parent, own = found.data.tags.get("mlflow.parentRunId", ""), f"arms/{arm}/items-"
-    sources = {
-        name: (parent, BASE_ITEMS) if name == BASE_ITEMS else (found.info.run_id, f"records/{Path(name).name}")
+    own = f"arms/{arm}/items-"
+    wanted = [
+        name
         for name in values.get(MADE_FROM, {})
         if name == BASE_ITEMS or (name.startswith(own) and name.count("/") == own.count("/"))
-    }
-    if not {BASE_ITEMS, f"{own}{expected.get('steps')}.jsonl"} <= sources.keys():
+    ]
+    if not {BASE_ITEMS, f"{own}{expected.get('steps')}.jsonl"} <= set(wanted):
         return False
-    return all(
-        store.fetch(*source, part / name) and file_digest(part / name) == values[MADE_FROM][name]
-        for name, source in sources.items()
-    )
+    return all(_whole(store, found, part / name, name, values[MADE_FROM][name]) for name in wanted)
+
+
+def _whole(store: SharedStore, found: Any, to: Path, name: str, digest: str) -> bool:
+    """Download a file of this digest. The base's records are in the run above, or here if a trial is one run."""
+    runs = [found.info.run_id, *filter(None, [found.data.tags.get("mlflow.parentRunId")])]
+    places = [(run, BASE_ITEMS) for run in runs] if name == BASE_ITEMS else [(runs[0], f"records/{to.name}")]
+    return any(store.fetch(*place, to) and file_digest(to) == digest for place in places)
 
 
 def _write_config(study: StudyConfig, trial: Trial, run: dict[str, Any], part: Path) -> None:

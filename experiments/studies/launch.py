@@ -21,8 +21,8 @@ from filelock import FileLock
 from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root, short_path
+from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
-from experiments.reporting.text import escaped
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from experiments.common.errors import RunError, TrackingError
 from experiments.common.files import read_note, write_json
 from experiments.common.paths import absolute
+from experiments.common.printable import escaped
 from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
-from experiments.reporting.text import escaped
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trials import Trial

@@ -37,7 +37,7 @@ def reap(store: TrackingStore, root: Path, seconds: float) -> list[str]:
             run_id = deliver(store, journal).run_id
         except LookupError:  # its parent is in no journal here
             continue
-        killed += [run_id] if died else []
+        killed += [run_id] if died and run_id not in killed else []  # parts of a run have its id
     for run_id, journal_id in dead.items():
         if journal_id not in known:
             store.kill(run_id)

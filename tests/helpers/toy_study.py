@@ -132,7 +132,7 @@ class NoTracker:
     id = "none"
 
     def __init__(self, *_: object) -> None:
-        pass
+        self.journal = self
 
     @contextmanager
     def run(self, *_: object, **__: object) -> Iterator[NoTracker]:

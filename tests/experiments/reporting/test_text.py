@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.printable import escaped
 from experiments.records import Estimate
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table
-from experiments.reporting.text import escaped, format_number, gain_name, gain_text, rate_text, with_interval
+from experiments.reporting.text import format_number, gain_name, gain_text, rate_text, with_interval
 from tests.helpers.invented_arms import text_result
 
 
