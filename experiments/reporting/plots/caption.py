@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = "#5b6470"
+CHARACTERS = 14  # of a caption in an inch of a figure
 PARTS = {  # what is counted, and its name in a caption
     "new": "new", "kept": "kept", "replies": "replies of the base", "drift": "texts for KL", "text": "for perplexity",
 }  # fmt: skip
@@ -55,7 +57,11 @@ def caption(asked: Asked, bars: str = "bars", unit: str = "") -> str:
 
 
 def write_caption(figure: Figure, text: str) -> None:
-    """Write a caption into a figure: above the entries of its legend, else at its lower edge."""
+    """Write a caption into a figure: above the entries of its legend, else at its lower edge.
+
+    Lines are broken where the figure ends.
+    """
+    text = "\n".join(textwrap.fill(line, int(figure.get_figwidth() * CHARACTERS)) for line in text.split("\n"))
     if not figure.legends:
         figure.supxlabel(text, x=0.01, ha="left", fontsize=9, color=GREY)
         return

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.reporting.plots import alignment, dial, forgetting, multiples, stream
-from experiments.reporting.plots.caption import Asked, asked_in, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, asked_in, caption, write_caption
 from tests.helpers.small_run import small_config
 
 MODULES = (alignment, dial, forgetting, multiples, stream)
@@ -52,3 +52,16 @@ def test_each_figure_of_this_room_has_one(module: object) -> None:
     assert makers
     for name, maker in makers:
         assert "caption(" in inspect.getsource(maker) or "_figure)(" in inspect.getsource(maker), name
+
+
+@pytest.mark.parametrize("inches", [4.5, 7.0, 10.5])
+def test_a_long_caption_stays_inside_the_figure(inches: float) -> None:
+    figure = Figure(figsize=(inches, 3))
+    text = caption(Asked({"new": 80, "kept": 400, "replies": 8}, 3), unit=SHARES)
+    text += "; up and right is better; grey: the other arms"
+    write_caption(figure, text)
+    figure.canvas.draw()
+    written = figure._supxlabel  # type: ignore[attr-defined]
+    box = written.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert written.get_text().split() == text.split()
