@@ -151,7 +151,8 @@ def _adjusted(
 
 def _cells(figure: str, values: Array, p: float | None) -> tuple[str, str]:
     row = FIGURES[figure]
-    return with_interval(estimate(values), row.signed, row.places), "" if p is None else p_text(p)
+    found = estimate(values.clip(*row.bounds))  # over seeds a draw can pass what no value can
+    return with_interval(found, row.signed, row.places), "" if p is None else p_text(p)
 
 
 def _rate(trial: Trial) -> float:

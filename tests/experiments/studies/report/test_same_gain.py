@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.studies.config import Posthoc
 from experiments.studies.queue import Store
-from experiments.studies.report.same_gain import same_gain
+from experiments.studies.report.same_gain import _cells, same_gain
 from experiments.studies.selection import arm_name, choose
 from experiments.studies.trial import result_of
 
@@ -108,3 +109,9 @@ def test_shares_of_an_arms_change_are_a_way_of_their_own(some: tuple[Store, Path
     without = same_gain(study, store.trials(), rows, root)
     assert without is not None
     assert len(without.rows) == len(rows), "not made yet"
+
+
+def test_intervals_end_where_values_end() -> None:
+    drawn = np.concatenate([[0.02], np.linspace(-0.05, 0.1, 1000)])
+    assert _cells("nfr", drawn, 0.03) == (".02 [.00,.10]", ".030")
+    assert _cells("kl", drawn, None)[0].split("[")[1].startswith((".00", ".000"))
