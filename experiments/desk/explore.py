@@ -18,6 +18,7 @@ from experiments.common.colours import PALETTE, line_colours
 from experiments.evaluation.similarity import projection
 from experiments.evaluation.suites.alignment import PAIRS, States, sentences
 from experiments.records import MEASURED, ArmResult, Estimate
+from experiments.reporting.page import few_colours
 from experiments.reporting.plots.caption import Asked, caption
 from experiments.reporting.plots.forgetting import START, points
 from experiments.reporting.text import gain_name, label
@@ -40,7 +41,7 @@ class Picture:
         data = io.BytesIO()
         self.figure.savefig(data, format="png", dpi=DPI)
         width = round(self.figure.get_figwidth() * 96)
-        bundle: Json = {"image/png": base64.b64encode(data.getvalue()).decode(), "text/plain": "<picture>"}
+        bundle: Json = {"image/png": base64.b64encode(few_colours(data.getvalue())).decode(), "text/plain": "<picture>"}
         return bundle | ({PLOTLY: self.hover} if self.hover else {}), {"image/png": {"width": width}}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 Show = Callable[[Live], None]
 STARTED = "started"  # folder below the root: the config and the output of each run that `start` began
 PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
-DPI, COLOURS = 120, 64  # of the picture: a saved notebook stays small
+DPI = 120  # of the picture: a saved notebook stays small
 
 
 def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None) -> Path:
@@ -145,9 +144,9 @@ class _Lines:
 def html(live: Live) -> str:
     """Write one look as HTML that needs no other file: a line, a table of the arms, the picture, the report's path."""
     from experiments.desk.picture import live_figure
-    from experiments.reporting.page import image_bytes
+    from experiments.reporting.page import few_colours, image_bytes
 
-    picture = base64.b64encode(_with_few_colours(image_bytes(live_figure(live), "png", dpi=DPI))).decode()
+    picture = base64.b64encode(few_colours(image_bytes(live_figure(live), "png", dpi=DPI))).decode()
     report = live.overview.folder / "report.html"
     rows = [{name: _text(name, value) for name, value in values_of(arm).items()} for arm in live.arms]
     parts = [
@@ -158,15 +157,6 @@ def html(live: Live) -> str:
         Markup("<p>report: {}</p>").format(short_path(report)) if report.is_file() else "",
     ]
     return str(Markup("\n").join(parts))
-
-
-def _with_few_colours(png: bytes) -> bytes:
-    """Return the picture with COLOURS colours, at a third of its size: it is sent at each look."""
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(data, "PNG", optimize=True)
-    return data.getvalue()
 
 
 def _text(name: str, value: Any) -> str:
