@@ -105,7 +105,7 @@ def _names(axes: Axes, ends: list[End], arms: int) -> None:
     placed: list[tuple[float, float]] = []
     for name, x, y in sorted(ends, key=lambda end: end[2]) if arms <= NAMED else ():
         across, up = (x - left) / (right - left), (y - low) / (high - low)
-        up = max([up, *(below + LINE for beside, below in placed if abs(beside - across) < WIDTH)])
+        up = max([up, *(below + LINE for left, below in placed if abs(left - across) < WIDTH)])
         placed.append((across, up))
         axes.annotate(
             name, (across, up), (5, -2), xycoords="axes fraction", textcoords="offset points", fontsize=8,
