@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from PIL import Image
 
+from experiments.reporting.page import few_colours
 from tests.helpers.browser import new_page, open_browser
 from tests.helpers.lab import Notebook, copied_project, open_lab
 from tests.helpers.served_ui import served
@@ -81,9 +81,7 @@ def take_optuna(browser: Any, address: str) -> None:
 
 def save(page: Any, name: str) -> None:
     """Write a PNG of few colours."""
-    file = FIGURES / f"{name}.png"
-    page.screenshot(path=file)
-    Image.open(file).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    (FIGURES / f"{name}.png").write_bytes(few_colours(page.screenshot(), COLOURS))
 
 
 def found(pattern: str, text: str) -> str:

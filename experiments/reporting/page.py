@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.common.files import write_text
 from experiments.common.printable import escaped, without_codes
 
-COLOURS = 64
+COLOURS = 64  # of a picture in a notebook, which is saved with it
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -50,12 +50,14 @@ def image_bytes(figure: Figure, kind: str, dpi: int = 200) -> bytes:
     return data.getvalue()
 
 
-def few_colours(png: bytes) -> bytes:
-    """Return a picture with COLOURS colours, at a quarter to a half of its size, for notebooks that are saved."""
+def few_colours(png: bytes, colours: int = COLOURS) -> bytes:
+    """Return a PNG as one of at most so many colours, which takes a quarter to a half of a figure's bytes."""
     from PIL import Image
 
     data = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS).save(data, "PNG", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(
+        data, "PNG", optimize=True
+    )
     return data.getvalue()
 
 

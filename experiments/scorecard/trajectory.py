@@ -54,9 +54,9 @@ def drawn_trajectory(
     return Trajectory(tuple(points), gain, retention, forgetting)
 
 
-def gained(trajectory: Trajectory) -> bool:
-    """Whether the highest gain is above 0 with its whole interval."""
-    low = estimate(trajectory.gain[int(np.nanargmax(trajectory.gain[:, 0]))]).low
+def gained(gain: Array) -> bool:
+    """Whether the highest gain of the points is above 0 with its whole interval. gain: (points, 1 + draws)."""
+    low = estimate(gain[int(np.nanargmax(gain[:, 0]))]).low
     return low is not None and low > 0
 
 
@@ -67,7 +67,7 @@ def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, d
     nothing. If no arm gains, the matched gain is None.
     """
     figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
-    learned = {name: path for name, path in paths.items() if gained(path)}
+    learned = {name: path for name, path in paths.items() if gained(path.gain)}
     if not learned:
         return None, figures
     gain, matched = matched_retention(learned)

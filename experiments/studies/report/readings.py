@@ -38,7 +38,7 @@ def matched_gain(arms: Sequence[ReportRow], root: Path) -> str:
     """
     drawn = {arm.name: found for arm in arms if not arm.result.operation and (found := trajectories(arm, root))}
     reach = {name: min(float(np.nanmax(t.gain[:, 0])) for t in found) for name, found in drawn.items()}
-    idle = [name for name, found in drawn.items() if not all(gained(t) for t in found)]
+    idle = [name for name, found in drawn.items() if not all(gained(t.gain) for t in found)]
     used = {name: found for name, found in drawn.items() if name not in idle}
     if len(used) < 2:
         return ""

@@ -20,7 +20,7 @@ from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.inference import holm
 from experiments.scorecard.pairwise import other_questions
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
-from experiments.scorecard.trajectory import Trajectory, value_at
+from experiments.scorecard.trajectory import value_at
 from experiments.studies.config import StudyConfig
 from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, has_records, item_records
 from experiments.studies.space import sets_rate
@@ -54,10 +54,6 @@ class GainPath:
         """The highest gain of its points."""
         return float(np.nanmax(self.gain[:, 0]))
 
-    def gained(self) -> bool:
-        """Whether the highest gain is above 0 with its whole interval."""
-        return gained(Trajectory((0,) * len(self.gain), self.gain, self.gain, self.gain))
-
     def points_at(self, gain: float) -> str:
         """Name the two points between which the path first reaches a gain."""
         after = int(np.flatnonzero(self.gain[:, 0] >= gain)[0])
@@ -77,7 +73,7 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
         return None
     found = _paths({**_of_rates(study, trials, root), **_of_alphas(study, rows, root)})
     most = max((path.most for path in found.values()), default=0.0)
-    idle = [name for name, path in found.items() if not path.gained() or path.most < LEAST * most]
+    idle = [name for name, path in found.items() if not gained(path.gain) or path.most < LEAST * most]
     paths = {name: path for name, path in found.items() if name not in idle}
     if len(paths) < 2:
         return None

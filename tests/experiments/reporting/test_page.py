@@ -1,12 +1,16 @@
-"""Text of others is text in a page, not HTML, a link or a picture."""
+"""Text of others is text in a page, not HTML, a link or a picture; pictures of a page are small."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
-from experiments.reporting.page import write_page
+from experiments.reporting.page import few_colours, image_bytes, write_page
 from experiments.reporting.table import Table
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "![seen](http://example.com/x.png)", "[a](x)")
@@ -33,3 +37,15 @@ def test_markdown_has_no_tag_and_no_link_of_others(name: str, tmp_path: Path) ->
     assert text.count("](") == 1  # the report's own picture
     assert "\n# more" not in text
     assert "| +.1 |" in text
+
+
+def test_a_picture_of_few_colours_is_smaller_and_looks_the_same() -> None:
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().plot(np.random.default_rng(0).normal(size=(200, 3)))
+    png = image_bytes(figure, "png")
+    small = few_colours(png)
+    assert len(small) < 0.6 * len(png)
+    before, after = (np.asarray(Image.open(io.BytesIO(one)).convert("RGB")).astype(float) for one in (png, small))
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 2  # of 255
+    assert len(np.unique(after.reshape(-1, 3), axis=0)) <= 64
