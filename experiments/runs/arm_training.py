@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
-from experiments.config import ArmConfig
 from experiments.methods import ActiveMethod, Method, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.methods.saving import facts_of, round_files, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.config import ArmConfig, ExperimentConfig, parse_config
+from experiments.config import ExperimentConfig, parse_config
 from experiments.methods import ActiveMethod, Batch, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.methods.weights import snapshot
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Hooks
