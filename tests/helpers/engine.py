@@ -75,7 +75,7 @@ PRODUCTS: dict[str, dict[str, Any]] = {
 
 
 class Killed(Exception):
-    """Stands for kill -9 here: the objects are dropped, only the folder is left."""
+    """Act as after kill -9: the objects are dropped, only the folder is left."""
 
 
 @dataclass
