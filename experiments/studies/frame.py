@@ -50,7 +50,8 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
     source: all studies, and all runs that are not of a study. root: where they are (default: mlruns). A study has a
     column `pick/NAME` for each dimension, and no rows of trials that repeat another one's picks: they have its runs.
     low and high: the 95 % interval; MLflow has none. cost/NAME is at the last step.
-    Raises ConfigError or CompareError for a source that is not there, DamagedError for a result that was changed.
+    Nothing is written. Raises ConfigError, CompareError or StudyError for a source that is not there, DamagedError for
+    a result that was changed.
     """
     import pandas as pd
 
@@ -88,7 +89,7 @@ def _run(folder: Path) -> Iterator[Row]:
 
 def _study(folder: Path, root: Path) -> Iterator[Row]:
     config = load_study(folder / "study.yaml")
-    for trial in Store(storage_url(root, config.storage), config).trials():
+    for trial in Store(storage_url(root, config.storage), name=config.name).trials():
         if trial.repeats is not None:  # its runs are those of that trial: a mean would count them twice
             continue
         picks = {f"pick/{key}": pick for key, pick in trial.picks.items()}

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from experiments import frame
-from experiments.common.errors import CompareError, ConfigError, DamagedError
+from experiments.common.errors import CompareError, ConfigError, DamagedError, StudyError
 from experiments.common.files import write_text
 from experiments.common.yaml_values import dump_yaml
+from experiments.desk.search import StudyView
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import write_result
 from experiments.studies.frame import TYPES
@@ -18,7 +19,7 @@ from experiments.studies.trial import TrialOutcome
 from experiments.tracking.tracker import Tracker
 from tests.helpers.planted_study import TABLE5, synthetic_store
 from tests.helpers.run_folders import make_run
-from tests.helpers.toy_study import open_store, quiet
+from tests.helpers.toy_study import open_store, quiet, toy_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 GAINS = (Estimate(0.0, -0.1, 0.1), Estimate(0.25, 0.2, 0.3), Estimate(0.5, 0.4, 0.6))
@@ -75,6 +76,15 @@ def test_a_trial_that_repeats_another_has_no_rows(tmp_path: Path) -> None:
     table = frame("toy", root=tmp_path)
     assert sorted(table["value"]) == [1.0, 2.0]
     assert set(table["trial"]) == {trial.number for trial in store.trials() if trial.repeats is None}
+
+
+def test_a_study_without_its_database_is_refused_and_none_is_made(tmp_path: Path) -> None:
+    """It would be a table without rows, and the next `study` would begin anew in the empty database."""
+    write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(toy_study().to_dict()))
+    for read in (frame, StudyView):
+        with pytest.raises(StudyError, match="no study 'toy': there is no database .*optuna.db. Of a study in another"):
+            read("toy", root=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["studies"]
 
 
 @pytest.mark.slow
