@@ -101,17 +101,21 @@ def test_a_study_has_its_picks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_has_the_same_values_without_intervals(tmp_path: Path) -> None:
+def test_mlflow_has_the_same_values_and_the_intervals_of_arms_that_ended(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, "demo")
     params = {"arm": "control", "method": "control", "learning_rate": 1e-3, "seed": 3}
     with tracker.run("control 0.001", kind="arm", params=params) as run:
         for step, gain in zip((0, 10, 20), GAINS, strict=True):
             run.log_metrics({"gain": gain.value}, step)
+        table = frame("mlflow:demo", root=tmp_path)
+        assert table["low"].isna().all()  # it has not ended
+        run.log_file(run_of(tmp_path, "demo-0123abcd") / "arms" / "control-0.001" / "result.json", "scorecard")
     table = frame("mlflow:demo", root=tmp_path)
     assert table["value"].tolist() == [0.0, 0.25, 0.5]
     assert table["step"].tolist() == [0, 10, 20]
     assert set(table["seed"]) == {3}
-    assert table["low"].isna().all()
+    assert table["low"].tolist() == [-0.1, 0.2, 0.4]
+    assert table["high"].tolist() == [0.1, 0.3, 0.6]
     with pytest.raises(CompareError, match="no such experiment: did you mean 'demo'"):
         frame("mlflow:dem", root=tmp_path)
 
