@@ -14,8 +14,8 @@ import urllib.request
 import pytest
 
 from experiments.cli.servers import ended_by_ctrl_c, free_port, is_taken, server, start
-from tests.helpers.served_ui import freed
 from experiments.common.errors import RunError
+from tests.helpers.served_ui import freed
 
 
 def test_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
