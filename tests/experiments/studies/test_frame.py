@@ -82,7 +82,7 @@ def test_a_study_without_its_database_is_refused_and_none_is_made(tmp_path: Path
     """It would be a table without rows, and the next `study` would begin anew in the empty database."""
     write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(toy_study().to_dict()))
     for read in (frame, StudyView):
-        with pytest.raises(StudyError, match="no study 'toy': there is no database .*optuna.db. Of a study in another"):
+        with pytest.raises(StudyError, match=r"no study 'toy': there is no database .*optuna\.db\. Of a study in"):
             read("toy", root=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["studies"]
 
