@@ -9,7 +9,8 @@ import pytest
 
 from experiments import frame
 from experiments.common.errors import CompareError, ConfigError, DamagedError, StudyError
-from experiments.common.files import write_text
+from experiments.common.files import write_json, write_text
+from experiments.common.owner import CONFIG, SOURCES
 from experiments.common.yaml_values import dump_yaml
 from experiments.desk.search import StudyView
 from experiments.records import ArmResult, Estimate
@@ -133,3 +134,16 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     changed.write_text(changed.read_text().replace("0.25", "0.75"))
     with pytest.raises(DamagedError, match="was changed after it was written"):
         frame("demo-0123abcd", root=tmp_path)
+
+
+def test_a_seed_of_an_edited_config_is_refused(tmp_path: Path) -> None:
+    """The column seed would have a number with which the run was not made."""
+    config = toy_study().run_config({"training.steps": 1, "rate": 0.1}, 0, 3)
+    folder = tmp_path / "runs" / f"{config.name}-{config.digest()}"
+    write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
+    write_json(folder / SOURCES, {CONFIG: config.digest()})
+    write_result(folder / "arms" / "x-0.1", ArmResult("x", "full", 0.1, "finished", scorecard={"gain": GAINS[1]}))
+    assert set(frame(folder, root=tmp_path)["seed"]) == {3}
+    write_text(folder / "config.yaml", dump_yaml(config.model_copy(update={"seed": 4}).to_dict()))
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings"):
+        frame(folder, root=tmp_path)

@@ -20,8 +20,11 @@ from experiments.reporting.text import label
 from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard import scorecard
 from experiments.scorecard.halves import even
+from experiments.studies.config import ReportConfig
+from experiments.studies.laws.report import law_table
 from experiments.studies.queue import Store
 from experiments.studies.report.plots import trajectory_figure
+from experiments.studies.report.readings import trajectories
 from experiments.studies.report.write import write_study_report
 from experiments.studies.selection import (
     ReportRow,
@@ -233,8 +236,13 @@ def test_records_of_another_attempt_on_this_machine_do_not_count(change: str, tm
     else:
         write_result(folder, replace(result, scorecard={**result.scorecard, "gain": Estimate(0.9)}))
     assert not has_records([run], tmp_path)
+    (row,) = choose(store.config.model_copy(update={"report": ReportConfig()}), store.trials()[:1], tmp_path)
+    assert trajectories(row, tmp_path) == []
+    shares = replace(row, trial=replace(row.trial, picks={**row.trial.picks, "data.replay": 0.1}))
+    study = store.config.model_copy(update={"report": ReportConfig(law="data.replay")})
+    assert law_table(study, [shares], tmp_path).empty
     write_study_report(store, tmp_path, tmp_path / "report")
-    row = next(csv.DictReader((tmp_path / "report" / "table.csv").open()))
-    chosen = next(trial for trial in store.trials() if trial.number == int(row["trial"]))
-    assert float(row["gain"]) == pytest.approx(result_of(chosen.runs[0]).scorecard["gain"].value)
-    assert row["unused_items"] == "False"
+    line = next(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    chosen = next(trial for trial in store.trials() if trial.number == int(line["trial"]))
+    assert float(line["gain"]) == pytest.approx(result_of(chosen.runs[0]).scorecard["gain"].value)
+    assert line["unused_items"] == "False"
