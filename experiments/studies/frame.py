@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.errors import CompareError
-from experiments.common.paths import default_root, short_path
+from experiments.common.errors import CompareError, ConfigError
+from experiments.common.paths import SHIPPED, default_root, short_path
 from experiments.common.result_folders import find, folders, trial_runs
 from experiments.common.section import nearest
-from experiments.common.yaml_values import load_yaml
+from experiments.common.yaml_values import read_yaml
+from experiments.config import check_unedited, load_config
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import RESULT, read_result, whole_results
 from experiments.studies.load import load_study
@@ -84,9 +85,20 @@ def _rows(source: str, root: Path) -> Iterator[Row]:
 
 def _run(folder: Path) -> Iterator[Row]:
     files = [*sorted(folder.glob(f"arms/*/{RESULT}")), *sorted(folder.glob(f"posthoc/*/{RESULT}"))]
-    seed = load_yaml((folder / "config.yaml").read_text(encoding="utf-8")).get("seed", 0)
+    seed = _seed(folder)
     for result in whole_results(files):
         yield from _figures(result, {"source": folder.name, "run": str(folder), "seed": seed})
+
+
+def _seed(folder: Path) -> int:
+    """Return the seed of a run. Raises ConfigError for a config that was edited since: it may have another one."""
+    file = folder / "config.yaml"
+    try:
+        config = load_config(file)
+    except ConfigError:  # of another version
+        return int(read_yaml(file, SHIPPED, "config file")[1].get("seed", 0))
+    check_unedited(folder, config)
+    return config.seed
 
 
 def _study(folder: Path, root: Path) -> Iterator[Row]:
