@@ -70,7 +70,9 @@ class Peft(Tuning):
             raise
         except Exception as error:  # PEFT raises errors of many kinds for a size or a model that a type cannot have
             if isinstance(error, NotImplementedError) and model.device.type == "meta":
-                raise ConfigError(f"peft: type {self.type!r} reads the base's weights, so it cannot be planned") from error
+                raise ConfigError(
+                    f"peft: type {self.type!r} reads the base's weights, so it cannot be planned"
+                ) from error
             raise ConfigError(f"peft: type {self.type!r} cannot adapt this model: {error}") from error
 
     def _adapted(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
