@@ -44,6 +44,7 @@ COVERED_BY = {
     # the records summed by a sample are those of every figure
     "experiments.scorecard.sample": "experiments/scorecard/test_card.py",
     # small parts of one neighbour, tested through it
+    "experiments.studies.trial_results": "experiments/studies/report/test_same_gain.py",
     "experiments.cli.compare": "experiments/comparison/test_compare.py",
     "experiments.data.columns": "experiments/data/test_files.py",
     "experiments.data.sampling": "experiments/data/test_base_text.py",
