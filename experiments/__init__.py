@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.desk.answers import answers
     from experiments.desk.buttons import Buttons
     from experiments.desk.compared import comparison_hover
+    from experiments.desk.dial import Dial
     from experiments.desk.explore import Picture, branches_hover, forgetting_hover, projection_hover
     from experiments.desk.grid import Grid
     from experiments.desk.listing import Results, open_result

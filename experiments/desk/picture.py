@@ -34,7 +34,7 @@ def live_figure(live: Live) -> Figure:
         _layers(layers, live.current)
         for axes in (loss, path, kl, layers):
             sns.despine(ax=axes)
-        write_caption(figure, caption(live.asked, "", f"{SHARES}; a line for each run; hue: method, shade: rate"))
+        write_caption(figure, caption(live.asked, f"{SHARES}; a line for each run; hue: method, shade: rate", ""))
     return figure
 
 
@@ -78,7 +78,7 @@ def _layers(axes: Axes, arm: LiveArm | None) -> None:
     name = f" of {arm.name}" if arm and (divergence or alpha) else ""
     axes.set_title(f"inside the layers{name}", loc="left", fontsize=10)
     axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if divergence:
         axes.bar(list(divergence), list(divergence.values()), color="#cc78bc", width=0.6)
         axes.set_ylabel("divergence", color="#9c4a8c")

@@ -119,7 +119,7 @@ def _display(follower: Follower) -> Any:
     from ipywidgets import Button
 
     button = Button(description="Stop the run", tooltip="as Ctrl-C in its shell; the same command goes on later")
-    button.on_click(lambda _: stop(follower.folder))
+    button.on_click(lambda _: _stop_clicked(follower.folder))
     handle = display(HTML(""), display_id=True)
     place = display(button, display_id=True)
     try:
@@ -127,6 +127,15 @@ def _display(follower: Follower) -> Any:
     finally:
         place.update(HTML(""))  # a saved notebook could not draw the button
         button.close()
+
+
+def _stop_clicked(folder: Path) -> None:
+    """Do what the button does, and show the line of Python that it equals."""
+    print(f">>> stop({short_path(folder)!r})")
+    try:
+        stop(folder)
+    except RunError as error:  # it ended in between
+        print(error)
 
 
 class _Lines:

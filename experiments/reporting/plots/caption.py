@@ -40,10 +40,10 @@ def asked_in(config: Mapping[str, Any], tasks: int | None = None, seeds: int = 1
     return Asked({part: count for part, count in found.items() if count}, seeds)
 
 
-def caption(asked: Asked, bars: str = "bars", unit: str = "") -> str:
-    """Say n, seeds, intervals and unit: `n: 80 new, 128 kept; 1 seed; bars: 95 % intervals over questions`.
+def caption(asked: Asked, unit: str, bars: str = "bars") -> str:
+    """Say n, seeds, intervals and unit: `n: 80 new, 128 kept; 1 seed; bars: 95 % intervals over questions; shares`.
 
-    bars: how the figure draws intervals; empty: it has none.
+    unit: of the numbers, or SHARES. bars: how the figure draws intervals; empty: it has none.
     """
     counts = ", ".join(f"{count:,} {PARTS.get(part, part)}" for part, count in asked.counts.items() if count)
     over = "seeds and questions" if asked.seeds > 1 else "questions"
