@@ -126,7 +126,7 @@ class Numeric(Grader):
         several = [one for one in answers if len(NUMBER.findall(mixed_as_one(in_one_spelling(one)))) > 1]
         scaled = [one for one in answers if SCALE.search(one) and one not in several]
         return [
-            f"{len(found):,} of {len(answers):,} answers {what}, such as {_short(found[0])!r}: read as "
+            f"{len(found):,} of {len(answers):,} answers {what}, such as {shortened(found[0])!r}: read as "
             f"{last_number(found[0]):f}"
             for found, what in (
                 (several, "hold several numbers"),
@@ -230,7 +230,7 @@ def _unclear(cell: Any, options: Sequence[str], answer: str, raw: Any) -> dict[s
     return {READ: BOTH} if options[int(answer)] != answer else {}
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"... {text[-SHOWN:]}"
 
 

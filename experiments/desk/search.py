@@ -44,7 +44,7 @@ class StudyView:
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
         self.study = load_study(self.folder / "study.yaml")
-        self.store = Store(storage_url(self.root, self.study.storage), self.study)
+        self.store = Store(storage_url(self.root, self.study.storage), name=self.study.name)
 
     @property
     def trials(self) -> list[Trial]:

@@ -26,6 +26,7 @@ from experiments.runs.baseline import headline
 from experiments.runs.estimate import TimeLeft
 from experiments.runs.growing import settings_of
 from experiments.runs.result_file import RESULT, whole_results, write_result
+from experiments.runs.trained import TRAINED, best_step
 from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import ParentRun, Run
@@ -185,7 +186,10 @@ class ArmRun:
             if self.session.observe:
                 self.session.observe(result.label, step, figures)
 
-        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_new(logs, step))
+        def is_best(step: int) -> bool:
+            return best_step({at: card for at, card in self.records.figures().items() if at <= step}) == step
+
+        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_new(logs, step), is_best)
 
     @contextmanager
     def _failure_noted(self, result: ArmResult, run: Run) -> Iterator[None]:
@@ -237,7 +241,7 @@ class ArmRun:
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate
         params = {"base_model": base, "method": self.arm.method_name, "learning_rate": rate}
-        run.log_model(self.folder / "trained", self.arm.name, params, HEADLINE, max(self.records.files(), default=0))
+        run.log_model(self.folder / TRAINED, self.arm.name, params, HEADLINE, max(self.records.files(), default=0))
 
     def _params(self) -> dict[str, Any]:
         arm, config = self.arm, self.prepared.config.to_dict()

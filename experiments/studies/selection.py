@@ -18,7 +18,7 @@ from experiments.common.errors import DamagedError
 from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
-from experiments.runs.result_file import RESULT, check_files
+from experiments.runs.result_file import RESULT, check_files, is_result, result_values
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.scorecard.halves import of_half
 from experiments.scorecard.pairwise import other_questions
@@ -178,7 +178,16 @@ def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tu
 
 
 def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
-    return all(path.is_file() for run in runs for path in record_files(run, root))
+    """Whether the item records of runs are on this machine, those of the results that the study has.
+
+    A machine that began a trial has records of its own, and perhaps a result, if another one took the trial over.
+    """
+    return all(_is_whole(record_files(run, root), run["result"]) for run in runs)
+
+
+def _is_whole(files: tuple[Path, Path], result: dict[str, Any]) -> bool:
+    values = result_values(files[1].parent / RESULT)
+    return bool(values) and is_result(values, result) and all(file.is_file() for file in files)
 
 
 def check_records(trials: Sequence[Trial], root: Path) -> None:

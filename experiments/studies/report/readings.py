@@ -61,7 +61,7 @@ def trajectories(arm: ReportRow, root: Path) -> list[Trajectory]:
     None if records are missing or measured no gain, or after a single evaluation.
     """
     found = []
-    for run in arm.runs:
+    for run in arm.runs if arm.records else ():
         steps = [int(point["step"]) for point in result_of(run).trajectory if point["step"]]
         files = {step: record_files(run, root, step) for step in steps}
         if not files or not all(path.is_file() for pair in files.values() for path in pair):

@@ -15,6 +15,7 @@ import pytest
 
 from experiments.cli.servers import ended_by_ctrl_c, free_port, is_taken, server, start
 from experiments.common.errors import RunError
+from tests.helpers.served_ui import freed
 
 
 def test_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,11 +23,6 @@ def test_no_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = pytest.raises(RunError, match="are in use: give a free one with --port")
     with socket.create_server(("127.0.0.1", 0)) as taken, refused:
         free_port(taken.getsockname()[1])
-
-
-def freed(port: int) -> bool:
-    """Whether a port is free soon: the system ends a killed process a moment later."""
-    return any(not is_taken(port) or time.sleep(0.1) for _ in range(50))
 
 
 def test_a_server_and_its_children_end_with_the_block() -> None:

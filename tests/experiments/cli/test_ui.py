@@ -19,8 +19,7 @@ from experiments.cli.servers import free_port
 from experiments.cli.ui import DASHBOARD, has_screen, mlflow_links, optuna_command
 from experiments.common.errors import ConfigError, StudyError
 from experiments.tracking.tracker import Tracker
-from tests.experiments.cli.test_servers import freed
-from tests.helpers.served_ui import served
+from tests.helpers.served_ui import freed, served
 from tests.helpers.toy_study import open_store
 
 

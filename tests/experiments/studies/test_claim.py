@@ -103,7 +103,7 @@ def test_the_heartbeat_outlives_a_write_that_fails(tmp_path: Path, monkeypatch: 
 
 
 def test_a_storage_that_fails_ends_the_worker_with_one_error(tmp_path: Path) -> None:
-    """A table that is gone stands for a server that is away, or a disk that is full."""
+    """A missing table fails as a server that is away does, or a disk that is full."""
 
     def breaking(store: Store, error: Exception | None) -> Run:
         def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:
