@@ -28,7 +28,6 @@ COVERED_BY = {
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
-    "experiments.runs.trained": "experiments/posthoc/test_operations.py",
     "experiments.training.callbacks": "experiments/training/test_train.py",
     "experiments.training.meter": "experiments/training/test_trainer.py",
     # parts of a report or a picture, which are seen on the page
