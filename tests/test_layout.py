@@ -61,6 +61,7 @@ COVERED_BY = {
 
 # test files of no single module, next to tests/*.py
 OF_SEVERAL = {
+    "desk_browser/test_hostile_pages.py",  # MLflow and optuna-dashboard on text of others
     "desk_browser/test_lab.py",  # JupyterLab in a browser
     "desk_browser/test_pages.py",  # MLflow, optuna-dashboard and reports in a browser
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
