@@ -44,6 +44,7 @@ COVERED_BY = {
     # the records summed by a sample are those of every figure
     "experiments.scorecard.sample": "experiments/scorecard/test_card.py",
     # small parts of one neighbour, tested through it
+    "experiments.studies.trial_results": "experiments/studies/report/test_same_gain.py",
     "experiments.cli.compare": "experiments/comparison/test_compare.py",
     "experiments.data.columns": "experiments/data/test_files.py",
     "experiments.data.sampling": "experiments/data/test_base_text.py",
@@ -60,6 +61,7 @@ COVERED_BY = {
 
 # test files of no single module, next to tests/*.py
 OF_SEVERAL = {
+    "desk_browser/test_hostile_pages.py",  # MLflow and optuna-dashboard on text of others
     "desk_browser/test_lab.py",  # JupyterLab in a browser
     "desk_browser/test_pages.py",  # MLflow, optuna-dashboard and reports in a browser
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
