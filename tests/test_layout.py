@@ -28,7 +28,6 @@ COVERED_BY = {
     "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
-    "experiments.runs.trained": "experiments/posthoc/test_operations.py",
     "experiments.training.callbacks": "experiments/training/test_train.py",
     "experiments.training.meter": "experiments/training/test_trainer.py",
     # parts of a report or a picture, which are seen on the page
@@ -45,6 +44,7 @@ COVERED_BY = {
     # the records summed by a sample are those of every figure
     "experiments.scorecard.sample": "experiments/scorecard/test_card.py",
     # small parts of one neighbour, tested through it
+    "experiments.studies.trial_results": "experiments/studies/report/test_same_gain.py",
     "experiments.cli.compare": "experiments/comparison/test_compare.py",
     "experiments.data.columns": "experiments/data/test_files.py",
     "experiments.data.sampling": "experiments/data/test_base_text.py",

@@ -39,7 +39,7 @@ from experiments.reporting.text import figure_text, rate_text
 from experiments.runs.base_records import check_tokenizer
 from experiments.runs.result_file import whole_results
 from experiments.runs.run import errors_explained
-from experiments.runs.trained import load_arm
+from experiments.runs.trained import as_kept, load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
 
 Form = Literal["merged", "trained"]
@@ -80,6 +80,7 @@ def export(
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
     (result,) = whole_results([file])
+    result = as_kept(result, file.parent)
     config = run_config(run)
     base, own = config.load_base()
     check_tokenizer(run, own)

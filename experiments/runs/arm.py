@@ -19,18 +19,19 @@ from experiments.common.printable import escaped
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import figure_text, gain_name, gain_text, with_interval
+from experiments.reporting.text import gain_name, gain_text, interval_tags, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
 from experiments.runs.estimate import TimeLeft
 from experiments.runs.growing import settings_of
 from experiments.runs.result_file import RESULT, whole_results, write_result
+from experiments.runs.trained import TRAINED, best_step
 from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
-from experiments.tracking.view import INTERVAL, SPREADS, kind_params
+from experiments.tracking.view import kind_params
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
@@ -155,6 +156,8 @@ class ArmRun:
     def _log_start(self, run: Run) -> None:
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
+        training = self.prepared.config.training
+        run.log_note(escaped(f"{self.arm.method_name}, {training.steps} steps of {training.batch_size}; not ended yet"))
         run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
 
     def _drop_unmeasured(self) -> None:
@@ -183,7 +186,10 @@ class ArmRun:
             if self.session.observe:
                 self.session.observe(result.label, step, figures)
 
-        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_new(logs, step))
+        def is_best(step: int) -> bool:
+            return best_step({at: card for at, card in self.records.figures().items() if at <= step}) == step
+
+        return Hooks(self.prepared.evaluate, record, lambda step, logs: run.log_new(logs, step), is_best)
 
     @contextmanager
     def _failure_noted(self, result: ArmResult, run: Run) -> Iterator[None]:
@@ -230,14 +236,12 @@ class ArmRun:
         run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
         run.log_file(self.result_file, "scorecard")
         run.log_note(escaped(arms_table([result]).markdown()))
-        card = result.scorecard
-        known = (name for name in (gain_name([result]), *SPREADS) if name in card)
-        run.set_tags({f"{INTERVAL}{name}": figure_text(card, name) for name in known})
+        run.set_tags(interval_tags(result.scorecard))
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate
         params = {"base_model": base, "method": self.arm.method_name, "learning_rate": rate}
-        run.log_model(self.folder / "trained", self.arm.name, params, HEADLINE, max(self.records.files(), default=0))
+        run.log_model(self.folder / TRAINED, self.arm.name, params, HEADLINE, max(self.records.files(), default=0))
 
     def _params(self) -> dict[str, Any]:
         arm, config = self.arm, self.prepared.config.to_dict()

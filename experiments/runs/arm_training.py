@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +13,13 @@ from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
-from experiments.config import ArmConfig
+from experiments.common.files import write_json
 from experiments.methods import ActiveMethod, Method, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.methods.saving import facts_of, round_files, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
+from experiments.runs.trained import KEPT, TRAINED
 from experiments.tracking.uri import without_password
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
@@ -63,19 +67,41 @@ class ArmTraining:
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
-            cost = train_arm(model, active, self.context, self.plan(), hooks, self.processes)
-            if self.prepared.config.training.keep != "none":
-                self._save(model, active, facts)
+            keep = self.prepared.config.training.keep
+
+            def keep_best(step: int) -> None:
+                best = hooks.is_best(step) if self.processes.is_main else None
+                if self.processes.broadcast(f"whether step {step} is the best", best):
+                    self._save(model, active, facts, step)
+
+            given = replace(hooks, keep=keep_best) if keep == "best" else hooks
+            cost = train_arm(model, active, self.context, self.plan(), given, self.processes)
+            if keep in ("last", "local") or (keep == "best" and not self._has_trained()):
+                with active.evaluated(model):
+                    self._save(model, active, facts)
         return {**cost, "added_parameters": float(added)}
 
-    def _save(self, model: PreTrainedModel, active: ActiveMethod, facts: dict[str, Any]) -> None:
-        """Write what was trained, and the facts of its base. Every process calls it."""
-        trained = self.folder / "trained"
-        with active.evaluated(model):
-            self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
+    def _has_trained(self) -> bool:
+        """Whether weights are kept already. Not if `best` was set after the best evaluation: then the last stay."""
+        return bool(self.processes.broadcast("kept weights", (self.folder / TRAINED).is_dir()))
+
+    def _save(
+        self, model: PreTrainedModel, active: ActiveMethod, facts: dict[str, Any], step: int | None = None
+    ) -> None:
+        """Write what was trained in place of what is there, and the facts of its base. Every process calls it.
+
+        model: with the weights that are measured. step: of the evaluation, if it is not the last step for certain. An
+        arm that is killed in between measures this step again: its checkpoint comes later.
+        """
+        trained = self.folder / TRAINED
+        if self.processes.is_main:
+            shutil.rmtree(trained, ignore_errors=True)
+        self.processes.on_main("trained model", lambda: active.save(model, trained), together=sharded(model))
         if self.processes.is_main:
             round_files(trained, self.prepared.config.training.keep_dtype)
             write_facts(trained, facts)
+            if step is not None:
+                write_json(trained / KEPT, {"step": step})
 
     def load_base(self, method: Method) -> PreTrainedModel:
         """Load the base that a method starts from: in bf16 what stays so, if results are the same bit for bit.

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from experiments.common.files import read_note
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.saving import load_onto
 from experiments.models.generation import generate_replies
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.records import ArmResult, Estimate
 from experiments.runs.base_records import check_tokenizer, check_weights
 from experiments.runs.result_file import RESULT, check_files
+from experiments.scorecard.figures import GAINS
+
+TRAINED, KEPT = "trained", "kept.json"  # of an arm: the folder of its weights, and in it which step they are of
+
+
+def best_step(figures: Mapping[int, Mapping[str, Estimate]]) -> int:
+    """Return the evaluation with the highest gain + retention, of equals the latest: `training.keep: best`.
+
+    figures: of each evaluation by its step. A figure that was not measured, or is no number, counts as 0.
+    """
+    return max(figures, key=lambda step: (_worth(figures[step]), step))
+
+
+def _worth(card: Mapping[str, Estimate]) -> float:
+    gain = next((card[name].value for name in GAINS if name in card), 0.0)
+    kept = card["retention"].value if "retention" in card else 0.0
+    return sum(value for value in (gain, kept) if math.isfinite(value))
+
+
+def as_kept(result: ArmResult, folder: Path) -> ArmResult:
+    """Return an arm's result with the figures of the step whose weights were kept. folder: of the arm."""
+    step = read_note(folder / TRAINED / KEPT).get("step", result.steps)
+    point = next((point for point in result.trajectory if point["step"] == step), None)
+    if step == result.steps or point is None:
+        return result
+    return replace(result, steps=step, scorecard={name: value for name, value in point.items() if name != "step"})
 
 
 def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedModel:
@@ -23,7 +53,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
     and DamagedError for other weights than the arm trained.
     """
     config = run_config(folder)
-    trained = folder / "arms" / f"{arm}-{learning_rate:g}" / "trained"
+    trained = folder / "arms" / f"{arm}-{learning_rate:g}" / TRAINED
     if not trained.is_dir():
         found = sorted(p.parent.name for p in (folder / "arms").glob("*/trained"))
         raise FileNotFoundError(f"{folder} holds no trained model {arm}-{learning_rate:g}, but: {', '.join(found)}")
@@ -33,7 +63,7 @@ def load_trained(folder: Path, arm: str, learning_rate: float) -> PreTrainedMode
 def load_arm(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Load what an arm trained onto a fresh base model, which is changed. folder: of the arm. Raises DamagedError."""
     check_files(folder / RESULT, trained=True)
-    return load_onto(base, folder / "trained")
+    return load_onto(base, folder / TRAINED)
 
 
 def replies(

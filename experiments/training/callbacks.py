@@ -27,12 +27,16 @@ class Hooks:
     """What the caller of `train_arm` does with a model in training.
 
     evaluate: measures the model, in all processes, which share the items; its result goes to `record` with the step.
-    record, log: called in the main process; log gets the step and its figures.
+    record, log: called in the main process; log gets the step and its figures. is_best: whether the evaluation of a
+    step is the best so far, asked in the main process after `record`. keep: called in all processes after an
+    evaluation, with its step, while the model has the weights that were measured.
     """
 
     evaluate: Callable[[PreTrainedModel], Any]
     record: Callable[[int, Any], None]
     log: Callable[[int, dict[str, float]], None]
+    is_best: Callable[[int], bool] = lambda step: False
+    keep: Callable[[int], None] = lambda step: None
 
 
 class MethodStep(TrainerCallback):
@@ -61,6 +65,7 @@ class Evaluate(TrainerCallback):
             with self.processes.sharing(model, name):
                 found = self.hooks.evaluate(model)
             self.processes.on_main(name, lambda: self.hooks.record(step, found))
+            self.hooks.keep(step)
         self.meter.memory.forget()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from experiments.common.files import parse_json, write_json
@@ -100,10 +101,10 @@ class Meter(TrainerCallback):
         self._last = (self.tokens, self.seconds)
 
 
-def real_tokens(inputs: dict[str, Any]) -> int:
-    """Count the tokens of a batch without its padding.
+def real_tokens(inputs: dict[str, Any]) -> Tensor | int:
+    """Count the tokens of a batch without its padding. A count of marks stays on their device, unread.
 
     A mask marks it, or the documents of packed conversations; packed documents (cpt) have none.
     """
     marks = inputs.get("attention_mask", inputs.get("documents"))
-    return inputs["input_ids"].numel() if marks is None else int((marks != 0).sum())
+    return inputs["input_ids"].numel() if marks is None else (marks != 0).sum()

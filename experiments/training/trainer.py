@@ -19,6 +19,7 @@ from experiments.training.layers import LayerFigures
 from experiments.training.lm_loss import ModelLoss, lm_loss
 from experiments.training.meter import Meter, real_tokens
 from experiments.training.muon import NAME, MuonAdamW
+from experiments.training.passes import ReadPasses, StepPasses
 from experiments.training.schedules import SCHEDULES
 
 
@@ -43,8 +44,9 @@ class ArmTrainer(Trainer):
         with self.accelerator.autocast():
             hooks = method.token_weights, method.method.reads_pass, method.token_penalties
             self.lm_loss = lm_loss(self.model, method.method.reads_logits, *hooks)
-        self.meter = Meter()
+        self.meter, self.passes = Meter(), StepPasses()
         self.add_callback(self.meter)
+        self.add_callback(ReadPasses(self.end_passes))
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # the order is the dataset's, for every arm
@@ -102,16 +104,21 @@ class ArmTrainer(Trainer):
         self._note(loss / scale, computed, out, penalty, added, total)
         if penalty is not None:
             loss = loss + scale * penalty
-        counts = torch.stack([(~torch.isfinite(loss.detach())).long(), torch.tensor(tokens, device=loss.device)])
-        broken, tokens = self._over_processes(counts, "sum").tolist()
+        self.passes.note(loss.detach(), tokens)
+        return (loss, out) if return_outputs else loss
+
+    def end_passes(self) -> None:
+        """Count the tokens of a step whose passes are done. Raises ArmFailed, in all processes, if a loss is broken."""
+        passes, self.passes = self.passes, StepPasses()
+        broken, tokens = self._over_processes(passes.counts(self.args.device), "sum").tolist()
         self.meter.tokens += tokens
         if broken:  # in all processes, whichever it was
-            found = "not finite in another process" if torch.isfinite(loss) else loss.item()
+            own = passes.broken()
+            found = "not finite in another process" if own is None else own
             raise ArmFailed(
                 f"loss became {found} at step {self.state.global_step + 1}: lower the learning rate "
                 f"({self.args.learning_rate:g}) or raise warmup_steps ({self.args.warmup_steps})"
             )
-        return (loss, out) if return_outputs else loss
 
     def _note(
         self,

@@ -79,7 +79,12 @@ def test_every_optimizer_has_a_size() -> None:
 
 @pytest.mark.parametrize(
     ("given", "trained", "stored"),
-    [({"keep": "none"}, 0, 0), ({"keep": "local"}, 4, 0), ({"keep_dtype": "bf16"}, 2, 2)],
+    [
+        ({"keep": "none"}, 0, 0),
+        ({"keep": "local"}, 4, 0),
+        ({"keep": "best"}, 4, 0),
+        ({"keep_dtype": "bf16"}, 2, 2),
+    ],
 )
 def test_weights_on_disk_are_those_that_stay(shape: Shape, given: dict[str, str], trained: int, stored: int) -> None:
     found = disk(shape, ALONE, TrainingConfig.model_validate(given))
