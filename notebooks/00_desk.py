@@ -16,7 +16,7 @@
 # this machine, with status, best arm and report, and the way to MLflow and Optuna. Open any of them here. Everything is
 # read from files, so it works while a run goes on, whoever started it.
 #
-# ![The run that ended last: retention against gain](pictures/00.png)
+# ![The run or study that ended last: retention against gain](pictures/00.png)
 #
 # The next notebooks make what is listed here: 01 a first run and its lost answers, 02 an ablation with arms that you
 # pick, 03 and 04 what moved inside, 05 a search, 06 the method by hand, 07 your own model and data, 08 models that were
