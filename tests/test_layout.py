@@ -73,6 +73,7 @@ OF_SEVERAL = {
     "experiments/test_face.py",  # the names that `import experiments` gives
     "notebooks/test_by_hand.py",
     "notebooks/test_notebooks.py",
+    "notebooks/test_openings.py",  # docs/openings.py
 }
 # the examples of the documentation are run through the contracts of the built-in variants
 RUNS_CONTRACTS = "test_examples.py"
