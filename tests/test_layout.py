@@ -25,7 +25,6 @@ COVERED_BY = {
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
     "experiments.runs.baseline": "experiments/runs/test_prepared.py",
-    "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
     "experiments.training.callbacks": "experiments/training/test_train.py",
