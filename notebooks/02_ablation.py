@@ -97,7 +97,7 @@ display(picker)
 
 # %% [markdown]
 # The same with menus, whose choices are those of the config. Each click shows the line of Python that it equals, and
-# nothing trains before *Run*, which starts a process of its own; `watch(picker.folder)` follows it.
+# nothing trains before *Run*, which starts a process of its own; `await watch_async(picker.folder)` follows it.
 
 # %%
 display(Buttons(picker))

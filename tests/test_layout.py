@@ -25,7 +25,6 @@ COVERED_BY = {
     "experiments.scorecard.figure": "experiments/scorecard/test_figures.py",
     # steps of one whole run, which are seen in what it leaves
     "experiments.runs.baseline": "experiments/runs/test_prepared.py",
-    "experiments.runs.arm_training": "experiments/training/test_processes.py",
     "experiments.runs.messages": "experiments/training/test_processes.py",
     "experiments.runs.outcome": "experiments/runs/test_run.py",
     "experiments.training.callbacks": "experiments/training/test_train.py",
@@ -73,6 +72,7 @@ OF_SEVERAL = {
     "experiments/test_face.py",  # the names that `import experiments` gives
     "notebooks/test_by_hand.py",
     "notebooks/test_notebooks.py",
+    "notebooks/test_openings.py",  # docs/openings.py
 }
 # the examples of the documentation are run through the contracts of the built-in variants
 RUNS_CONTRACTS = "test_examples.py"

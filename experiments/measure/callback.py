@@ -167,9 +167,14 @@ class ForgettingCallback(TrainerCallback):
 
 
 def weights_step(args: Any, state: TrainerState) -> int:
-    """Return the step whose weights a model has at the end: Trainer may have loaded its best checkpoint by then."""
+    """Return the step whose weights a model has at the end: Trainer may have loaded its best checkpoint by then.
+
+    It keeps the last ones, with a warning, if the checkpoint is gone: of a training that was moved, for example.
+    """
     best = state.best_model_checkpoint if getattr(args, "load_best_model_at_end", False) else None
-    return state.global_step if best is None else int(best.rstrip("/").rpartition("-")[2])
+    if best is None or not Path(best).is_dir():
+        return state.global_step
+    return int(best.rstrip("/").rpartition("-")[2])
 
 
 def check_whole(args: Any) -> None:

@@ -46,6 +46,11 @@ class Report:
     notes: list[str]
     page: Path
 
+    @property
+    def all_tables(self) -> list[Table]:
+        """The tables of figures, and one of the answers that each model lost."""
+        return [*self.tables, *_lost_tables(self.lost)]
+
     def text(self) -> str:
         """Return words, tables, lost answers and notes for a terminal."""
         parts = ["\n".join(self.words), *(table.text() for table in self.tables[:1])]
@@ -130,7 +135,7 @@ def _values(
         "config": session.config,
         "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
         "words": report.words,
-        "tables": [*report.tables, *_lost_tables(report.lost)],
+        "tables": report.all_tables,
         "pictures": [
             (title, inline_svg(figure)) for title, figure in _pictures(results, runs, asked_of(session.base_records()))
         ],

@@ -144,8 +144,9 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     shoot(notebook.page, "02-picked")
 
     buttons.get_by_role("button", name="Run").click()
-    buttons.get_by_text("to follow it, in another cell: watch('notebook-02-").wait_for()
-    watched = notebook.add_cell("from experiments import watch\nwatch(picker.folder, root, every=0.2)")
+    buttons.get_by_text("to follow it, in another cell: await watch_async('notebook-02-").wait_for()
+    code = "from experiments import watch_async\nawait watch_async(picker.folder, root, every=0.2)"
+    watched = notebook.add_cell(code)
     notebook.page.wait_for_function(LIVE, timeout=120_000)
     shoot(notebook.page, "02-watched")
     picture, colour = notebook.cells.nth(watched).locator("img"), arm_colour("control", 1e-2)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, default_data_collator
 from transformers.integrations import integration_utils
 
 import ctrl
 from experiments.common.errors import ConfigError
 from experiments.comparison.inputs import read_runs
-from experiments.measure.callback import ForgettingCallback, check_whole
+from experiments.measure.callback import ForgettingCallback, check_whole, weights_step
 from experiments.measure.run import measure
 from experiments.records import read_records
 from tests.helpers.byte_level import byte_tokenizer
@@ -247,3 +248,13 @@ def test_figures_of_the_end_are_of_the_checkpoint_that_trainer_loads_at_the_end(
     assert "ends with the weights of step 2" in caplog.text
     (run,) = read_runs([str(tmp_path / "measured")])
     assert list(run.checkpoints) == [2]
+
+
+def test_a_best_checkpoint_that_is_gone_was_not_loaded(tmp_path: Path) -> None:
+    """Trainer says so in a warning alone: the weights are those of the last step, and are not called step 2."""
+    args, best = SimpleNamespace(load_best_model_at_end=True), tmp_path / "checkpoint-2"
+    state = TrainerState(global_step=4, best_model_checkpoint=str(best))
+    assert weights_step(args, state) == 4
+    best.mkdir()
+    assert weights_step(args, state) == 2
+    assert weights_step(SimpleNamespace(load_best_model_at_end=False), state) == 4
