@@ -54,7 +54,8 @@ class Collected:
         labels: (batch, seq), for `divergence_tokens="labels"` or a total, if the model did not get them.
         total: labelled tokens of all micro-batches of the optimiser step. Micro-batches then add up, as in Trainer.
         """
-        check_gradients(self.model, *self.passes)
+        if self._gradients:
+            check_gradients(self.model, *self.passes)
         for one in self.passes:
             one.labels = labels if one.labels is None else one.labels
         device = next(self.model.parameters()).device

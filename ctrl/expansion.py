@@ -116,7 +116,25 @@ def become(module: nn.Module, cls: type[nn.Module]) -> None:
         importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)
 
 
+def _join(layer: nn.Module, copied: nn.Module, low_rank: bool) -> None:
+    """Give a copy the config of its layer, and if it is low-rank the weights: it may come from another base.
+
+    With a config of its own a copy would compute attention in another way than the model makes its masks for: eager
+    attention reads a mask that is left out for sdpa as none at all, and sees the tokens to come.
+    """
+    originals = dict(layer.named_modules())
+    for name, module in copied.named_modules():
+        original = originals.get(name.replace(".base_layer", ""))
+        if original is None:
+            continue
+        if "config" in vars(module) and "config" in vars(original):
+            module.config = original.config
+        if low_rank:
+            module._parameters.update({k: p for k, p in original._parameters.items() if k in module._parameters})
+
+
 def _add(layer: Any, part: Part, control: Control) -> None:
+    _join(layer, part.expanded, control.config.expanded == "lora")
     device = next(layer.parameters()).device
     for module in filter(None, (part.expanded, part.interpolation)):
         module.train(layer.training)

@@ -24,6 +24,8 @@ from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
 from ctrl.structure import decoder_layers, select_layers
 
+RECORDING = "transformers.utils.output_capturing"  # the module of hooks that record outputs
+
 
 def whole_model(model: Any) -> Any:
     """Return the model itself or, if it is sharded or offloaded, a full copy in host memory.
@@ -72,6 +74,19 @@ def insert(model: PreTrainedModel, stacked: dict[int, nn.Module], sources: list[
         layers[slot] = grown[slot]
     layers.extend(grown[len(layers) :])
     select_layers(model.config.get_text_config(decoder=True), sources)
+    _record_anew(model)
+
+
+def _record_anew(model: nn.Module) -> None:
+    """Remove the hooks that record hidden states, attentions and router logits, which the inserted layers lack.
+
+    transformers sets them once, in a pass that needs them (the probe's, for a router), and then sets them again.
+    """
+    for module in model.modules():
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if getattr(hook, "__module__", "") == RECORDING]:
+            del hooks[key]
+        vars(module).pop("_output_capturing_hooks_installed", None)
 
 
 def check_rebuilds(model: Any, sources: list[int]) -> None:

@@ -6,6 +6,7 @@ import os
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -15,6 +16,7 @@ from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
 from ctrl.fingerprint import computes, differences, fingerprint, part_prints, same_base, warn_if_changed
 from ctrl.offloaded import is_offloaded
+from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load
 from ctrl.sharded import sharded
 from ctrl.structure import decoder_layers
@@ -95,6 +97,7 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     control = other.control
     own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
+    _check_type(base, other)
     same = same_base(own, here)
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
@@ -106,4 +109,15 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "
             "(allow_other_base=True puts it onto one of the same shapes)"
+        )
+
+
+def _check_type(base: Any, other: Expansion) -> None:
+    """Raise ConfigError for plain copies in fp32 on a base in a half type, in which copies there compute rounded."""
+    copies = [part.expanded for part in other.parts if other.control.config.expanded == "full"]
+    wide = any(p.dtype == torch.float32 for one in copies for p in one.parameters())
+    if wide and base.dtype in HALF and not any(isinstance(one, HalfComputing) for one in copies):
+        raise ConfigError(
+            f"this expansion was made on a base in fp32, this one is in {base.dtype}, in which copies compute "
+            "in another way: ctrl.save the expansion and ctrl.swap the folder, or load the base in fp32"
         )

@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from ctrl.errors import ConfigError
 from ctrl.layer import ADDED, expanded_layers
@@ -67,15 +66,15 @@ def _refuse_trainer_above() -> None:
         refuse_synced_reference(frame.f_locals.get("self"))
 
 
-def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:
-    """Raise RuntimeError if reentrant gradient checkpointing has dropped the gradients of the divergences."""
-    terms = [term for one in passes for term in (one.divergences or {}).values()]
-    if not terms or not torch.is_grad_enabled() or any(term.requires_grad for term in terms):
+def check_gradients(model: Any, *passes: ForwardPass) -> None:
+    """Raise RuntimeError if reentrant checkpointing, of one layer or all, has dropped a divergence's gradient."""
+    if not torch.is_grad_enabled() or not model.control.adds:  # then a log alone has measured it
         return
-    layers = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
-    again = [layer for layer in layers if layer.training and getattr(layer, "gradient_checkpointing", False)]
-    if any(p.requires_grad for layer in again for p in layer.expanded.parameters()):
-        raise RuntimeError(
-            "the divergence has no gradient: reentrant gradient checkpointing drops it. Call "
-            "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
-        )
+    layers = {layer.index: layer for layer in expanded_layers(model)}
+    for index, term in ((i, term) for one in passes for i, term in (one.divergences or {}).items()):
+        if not term.requires_grad and any(p.requires_grad for p in layers[index].expanded.parameters()):
+            raise RuntimeError(
+                f"the divergence of layer {index} has no gradient: reentrant gradient checkpointing drops it. Call "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}), and give "
+                "torch's checkpoint and its wrappers use_reentrant=False"
+            )

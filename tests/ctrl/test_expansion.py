@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 import ctrl
 from ctrl.expansion import put_on, take_off
-from tests.helpers.tiny_llama import IDS, eager, expanded, sequences, tiny
+from tests.helpers.tiny_llama import IDS, disturbed, eager, expanded, sequences, tiny
 from tests.helpers.trainers import hf_trainer
 
 
@@ -35,6 +37,35 @@ def test_parts_follow_the_mode_and_the_device_of_their_layers() -> None:
     put_on(model.eval().to("meta"), expansion)
     assert not any(module.training for module in model.modules())
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("moved", [lambda expansion: expansion, copy.deepcopy])
+@pytest.mark.parametrize("implementations", [("eager", "sdpa"), ("sdpa", "eager")])
+def test_copies_compute_attention_as_the_base_that_they_are_put_on(moved: Any, implementations: Any) -> None:
+    """Eager copies below a mask that was left out for sdpa would see the tokens to come."""
+    model, base = disturbed(), tiny().eval()
+    expected = model(IDS).logits
+    for one, implementation in zip((model, base), implementations, strict=True):
+        one.set_attn_implementation(implementation)
+    put_on(base, moved(take_off(model)))
+    torch.testing.assert_close(base(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    base.set_attn_implementation(implementations[0])
+    attention: Any = base.get_submodule("model.layers.3.expanded.self_attn")
+    assert attention.config._attn_implementation == implementations[0]
+    torch.testing.assert_close(base(IDS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_low_rank_copies_share_the_weights_of_the_base_that_they_are_put_on(tmp_path: Path) -> None:
+    """What is saved holds adapters alone, so it has to compute with this base's weights."""
+    base: Any = tiny(seed=7).eval()
+    ctrl.swap(base, copy.deepcopy(take_off(disturbed(expanded="lora"))), allow_other_base=True)
+    layer = base.model.layers[3]
+    for name, parameter in layer.expanded.named_parameters():
+        if "lora_" not in name:
+            assert parameter is layer.get_parameter(name.replace(".base_layer", "")), name
+    ctrl.save(base, tmp_path)
+    loaded = ctrl.load(tiny(seed=7).eval(), tmp_path, allow_other_base=True)
+    assert torch.equal(loaded(IDS).logits, base(IDS).logits)
 
 
 def test_a_hook_of_accelerate_runs_the_forward_of_the_new_class() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import transformers as tf
 
 import ctrl
-from tests.helpers.families import SHAPE
+from tests.helpers.families import SHAPE, perturb
 from tests.helpers.tiny_llama import IDS
 
 MOE: dict[str, Any] = {**SHAPE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
@@ -56,6 +57,26 @@ def test_indices_that_still_fit_are_not_refused(tmp_path: Any) -> None:
     again = type(merged).from_pretrained(tmp_path)
     assert torch.equal(again(IDS).logits, merged(IDS).logits)
     assert torch.equal(merged(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore:structure 'stack' has no branches")
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+def test_inserted_layers_are_recorded_as_all_others(structure: Any, tmp_path: Path) -> None:
+    """transformers sets its recording hooks in the first pass that needs them: here in the probe, for the routers."""
+    torch.manual_seed(0)
+    config = tf.MixtralConfig(**SHAPE, num_local_experts=4, output_router_logits=True, router_aux_loss_coef=1.0)
+    model: Any = ctrl.expand(tf.MixtralForCausalLM(config).eval(), ctrl.ControlConfig(layers=2, structure=structure))
+    with torch.no_grad():
+        perturb(model)
+    model(IDS, output_hidden_states=True)
+    merged = ctrl.merge_back(model)
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path).eval()
+    found, expected = (one(input_ids=IDS, labels=IDS, output_hidden_states=True) for one in (merged, again))
+    assert len(found.hidden_states) == merged.config.num_hidden_layers + 1
+    assert len(found.router_logits) == merged.config.num_hidden_layers
+    assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
+    assert torch.equal(found.loss, expected.loss)
 
 
 def test_concat_moves_no_layer() -> None:

@@ -197,3 +197,24 @@ def test_what_cannot_be_taken_off_is_refused(use: Use, wrap: Use, reason: str) -
 def test_a_plain_model_has_nothing_to_unload() -> None:
     with pytest.raises(ctrl.ConfigError, match="is not expanded"):
         ctrl.unload(tiny())
+
+
+@pytest.mark.parametrize("settings", [{}, {"expanded": "lora"}, {"copies_dtype": "base"}])
+@pytest.mark.parametrize(("made_on", "onto"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16",) * 2])
+def test_what_was_put_on_a_base_of_another_type_is_what_a_load_gives(
+    settings: dict[str, Any], made_on: str, onto: str, tmp_path: Path
+) -> None:
+    """Copies in fp32 next to bf16 layers compute rounded; those of a base in fp32 would not, and are refused."""
+    first, second, third = (tiny().to(getattr(torch, dtype)).eval() for dtype in (made_on, onto, onto))
+    model: Any = ctrl.expand(first, ctrl.ControlConfig(layers=2, **settings))
+    perturb(model)
+    expansion = take_off(model)
+    if settings.get("expanded") != "lora" and (made_on, onto) == ("float32", "bfloat16"):
+        with pytest.raises(ctrl.ConfigError, match=r"made on a base in fp32, this one is in torch.bfloat16.*ctrl.save"):
+            ctrl.swap(second, expansion)
+        return
+    if settings.get("copies_dtype") == "base" and made_on != onto:
+        return  # copies in bf16 next to fp32 layers
+    ctrl.swap(second, expansion)
+    ctrl.save(second, tmp_path)
+    assert torch.equal(second(IDS).logits, ctrl.load(third, tmp_path)(IDS).logits)

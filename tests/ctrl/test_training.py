@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
 import ctrl
 from tests.helpers.tiny_llama import IDS, expanded, sequences
@@ -27,6 +28,32 @@ def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_gradien
     checkpointed.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="use_reentrant"):
         checkpointed(**batch)
+
+
+def every_second(model: Any) -> None:
+    model.activation_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)
+
+
+def one_by_hand(model: Any) -> None:
+    """torch's wrapper around one of the expanded layers."""
+    model.model.layers[3] = checkpoint_wrapper(model.model.layers[3], checkpoint_impl=CheckpointImpl.REENTRANT)
+
+
+def collected_loss(model: Any) -> Any:
+    with ctrl.collect_divergence(model) as collected:
+        model(input_ids=IDS)
+    return collected.weighted()
+
+
+@pytest.mark.parametrize("checkpoint", [every_second, one_by_hand])
+@pytest.mark.parametrize("loss", [lambda model: model(input_ids=IDS, labels=IDS).loss, collected_loss])
+def test_a_divergence_that_is_dropped_in_one_layer_alone_is_refused(checkpoint: Any, loss: Any) -> None:
+    model = expanded(layers=[0, 3]).train()
+    model.config.use_cache = False
+    model.enable_input_require_grads()
+    checkpoint(model)
+    with pytest.raises(RuntimeError, match=r"divergence of layer \d has no gradient: reentrant"):
+        loss(model)
 
 
 def test_a_loss_without_a_path_to_the_copies_is_no_fault_of_checkpointing() -> None:
