@@ -58,7 +58,8 @@ def posthoc(
     results = []
     shares: list[float | None] = [as_printed(alpha) for alpha in alphas] if alphas else [None]
     for alpha in shares:
-        result = as_kept(*whole_results([trained]), trained.parent)
+        (result,) = whole_results([trained])
+        result = as_kept(result, trained.parent)
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}
