@@ -27,7 +27,7 @@ from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.result_file import RESULT, check_operation_of, whole_results
+from experiments.runs.result_file import RESULT, check_operation_of, read_result, whole_results
 from experiments.runs.run import errors_explained, open_run
 from experiments.runs.trained import as_kept
 from experiments.tracking.tracker import Tracker
@@ -70,12 +70,18 @@ def posthoc(
                     source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
                     model, figures = _applied(operation, source, alpha)
                     result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
-                    say(f"measuring {result.label} ...")
+                    say(f"measuring {result.label}{_of_step(result, trained)} ...")
                     measure_tracked(prepared, tracker, model, result, folder, options, [trained.parent, *others])
             results += whole_results([folder / RESULT])
             check_operation_of(folder / RESULT, result, [trained.parent, *others])
             end_tracked(run, results[-1], folder, options)
     return results
+
+
+def _of_step(result: ArmResult, trained: Path) -> str:
+    """Say which step the weights are of if it is not the arm's last, whose figures the arm has (`keep: best`)."""
+    last = read_result(trained).steps
+    return "" if result.steps == last else f" (weights of step {result.steps} of {last}, training.keep: best)"
 
 
 @contextlib.contextmanager

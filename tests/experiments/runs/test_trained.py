@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from experiments.posthoc.export import export
 from experiments.posthoc.run import posthoc
-from experiments.records import ArmResult, Estimate
+from experiments.records import ArmResult, Estimate, read_records
 from experiments.runs.arm_training import ArmTraining
 from experiments.runs.run import run_experiment
 from experiments.runs.trained import as_kept, best_step
@@ -78,8 +78,12 @@ def test_the_weights_of_the_best_evaluation_stay_alone(
     assert list((tmp_path / "long").rglob("model.safetensors")) == [trained / "model.safetensors"]
     export(outcome.folder, "full", 1e-3, tmp_path / "out", say=lambda text: None)
     assert ", 4 steps." in (tmp_path / "out" / "README.md").read_text()
-    (changed,) = posthoc(outcome.folder, "full", 1e-3, "wise", [1.0], say=lambda text: None)
-    assert (changed.steps, [point["step"] for point in changed.trajectory]) == (4, [0, 4])
+    said: list[str] = []
+    (made,) = posthoc(outcome.folder, "full", 1e-3, "wise", [1.0], say=said.append)  # the kept weights themselves
+    assert [made.steps, *(point["step"] for point in made.trajectory)] == [4, 0, 4]
+    assert said == ["measuring full 0.001 wise 1 (weights of step 4 of 6, training.keep: best) ..."]
+    files = outcome.folder / "posthoc" / "full-0.001-wise-1", outcome.folder / "arms" / "full-0.001"
+    assert read_records(files[0] / "items-4.jsonl") == read_records(files[1] / "items-4.jsonl")
 
 
 @pytest.mark.slow
