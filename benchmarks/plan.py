@@ -3,6 +3,9 @@
     python benchmarks/plan.py              # prints the tables; some minutes
     python benchmarks/plan.py --write      # and writes them to benchmarks/plan.md
     python benchmarks/plan.py --planned    # only what the paper's runs and the quickstart would need
+    python benchmarks/plan.py --replan     # plans again what plan.md has measured; nothing is measured
+
+With --write the last two change their part of plan.md alone.
 
 A step is run in a process of its own, forked from one that has imported everything. On a CPU its peak is that of the
 resident set above the same process after steps of a narrow model and before this one is loaded, with an allocator that
@@ -50,6 +53,10 @@ RECIPES: tuple[tuple[str, int, Sharding], ...] = (
     ("paper/llama3-syne", 8, "fsdp"),
     ("quickstart", 1, "none"),
 )
+WRITTEN = Path(__file__).with_name("plan.md")
+TITLE, SECOND = "# Planned and measured memory", "## Planned, not measured\n\n"
+RATIOS = "Planned / measured is"
+AGAIN = " Planned again later, by `python benchmarks/plan.py --replan --write`."
 STEPS = 2  # the state of the optimizer is there in the second
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
@@ -61,12 +68,14 @@ def main() -> None:
     if args.measure:
         print(measured(*args.measure, args))
         return
-    text = "# Planned and measured memory\n"
-    for table in [planned_table] if args.planned else [lambda: measured_table(args), planned_table]:
-        text += f"\n{table()}\n"
-        if args.write:
-            Path(__file__).with_name("plan.md").write_text(text)
-    print(text)
+    before = WRITTEN.read_text().partition(SECOND)
+    first = None if args.planned else replanned_table(args) if args.replan else measured_table(args)
+    second = None if args.replan else planned_table()
+    print(*(part for part in (first, second) if part), sep="\n\n")
+    if args.write:
+        one = before[0] if first is None else f"{TITLE}\n\n{first}\n\n"
+        two = before[2] if second is None else f"{second}\n"
+        WRITTEN.write_text(f"{one}{SECOND}{two}")
 
 
 def measured_table(args: argparse.Namespace) -> str:
@@ -74,8 +83,6 @@ def measured_table(args: argparse.Namespace) -> str:
     cases = [(name, how) for name in ARMS for how in CHECKPOINTING]
     found = [apart(name, how, args) for name, how in cases]
     rows = [row(name, how, bytes_, args) for (name, how), bytes_ in zip(cases, found, strict=True)]
-    head = ("method", "checkpointing", "planned GB", "measured GB", "planned / measured")
-    ratios = [float(cells[-1]) for cells in rows]
     command = " ".join(["python benchmarks/plan.py", *sys.argv[1:]])
     precision, version = Precision(args.precision), torch.__version__.split("+")[0]
     threads = torch.get_num_threads()
@@ -84,9 +91,24 @@ def measured_table(args: argparse.Namespace) -> str:
         machine = torch.cuda.get_device_name()
     return (
         f"By `{command}`: the peak of a training step of {args.model}, {precision.name}, {machine}, torch {version}, "
-        f"{args.rows} x {args.length} tokens. Planned / measured is {min(ratios):.2f} to {max(ratios):.2f}.\n\n"
-        f"{Table('', head, tuple(rows)).markdown()}"
+        f"{args.rows} x {args.length} tokens. {with_ratios(rows)}"
     )
+
+
+def with_ratios(rows: list[tuple[str, ...]]) -> str:
+    ratios = [float(cells[-1]) for cells in rows]
+    head = ("method", "checkpointing", "planned GB", "measured GB", "planned / measured")
+    return f"{RATIOS} {min(ratios):.2f} to {max(ratios):.2f}.\n\n{Table('', head, tuple(rows)).markdown()}"
+
+
+def replanned_table(args: argparse.Namespace) -> str:
+    """Plan again what `plan.md` has measured. The other options are to be those that measured it."""
+    before = WRITTEN.read_text()
+    measured_by = before.partition(RATIOS)[0].rpartition("\n")[2].strip().removesuffix(AGAIN)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in before.splitlines()]
+    known = {(c[0], c[1]): round(1e9 * float(c[3])) for c in cells if c[0] in ARMS and c[1] in CHECKPOINTING}
+    rows = [row(name, how, found, args) for (name, how), found in known.items()]
+    return f"{measured_by}{AGAIN} {with_ratios(rows)}"
 
 
 def planned_table() -> str:
@@ -94,7 +116,7 @@ def planned_table() -> str:
     rows = [cells for name, devices, sharding in RECIPES for cells in planned_rows(name, devices, sharding)]
     head = ("config", "arm", "billion parameters, of which train", "GB a device", "most micro_batch", "s a step", "h")
     return (
-        f"## Planned, not measured\n\nThe paper's runs on 8 devices with FSDP and the quickstart on one, on {GPU} at "
+        f"The paper's runs on 8 devices with FSDP and the quickstart on one, on {GPU} at "
         f"{UTILISATION:.0%} of its FLOPs, as `control-llm plan CONFIG --gpu {GPU} --devices 8 --sharding fsdp` says "
         f"it. h: of all steps of an arm at one learning rate, without evaluations.\n\n"
         f"{Table('', head, tuple(rows)).markdown()}"
@@ -125,6 +147,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="fp32")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--planned", action="store_true", help="plans of shipped configs alone: nothing is run")
+    parser.add_argument("--replan", action="store_true", help="plan what is in plan.md again; nothing is measured")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "CHECKPOINTING"), help="print bytes of this one alone")
     return parser.parse_args()
 

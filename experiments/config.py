@@ -38,6 +38,13 @@ CONFIG_AGAIN = (
 )
 
 
+NO_MASKS = {  # beginnings of transformers' names for attention -> why the bench cannot use it
+    "flash": "takes no mask of pairs of tokens",
+    "kernels-community/": "takes no mask of pairs of tokens",
+    "flex": "takes masks of a kind of its own",
+}
+
+
 class ExperimentConfig(Section):
     """A whole experiment: one base, one task, the same data in the same order for every arm."""
 
@@ -66,6 +73,18 @@ class ExperimentConfig(Section):
     training: TrainingConfig = Field(TrainingConfig(), description="steps, batches, schedule: the same for all arms")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is measured, and when")
     arms: tuple[ArmConfig, ...] = Field(min_length=1, description="the ways to train")
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _masked(cls, value: Any) -> Any:
+        """Say why transformers' other ways to compute attention cannot be chosen."""
+        for start, why in NO_MASKS.items():
+            if isinstance(value, str) and value.removeprefix("paged|").startswith(start):
+                raise ValueError(
+                    f"{value} {why}, and packed documents are kept apart and kept tasks are read by such masks: take "
+                    "sdpa, which uses PyTorch's kernels of flash attention on GPUs, or leave it out"
+                )
+        return value
 
     @field_validator("arms")
     @classmethod
@@ -122,7 +141,8 @@ class ExperimentConfig(Section):
     @property
     def evaluation_steps(self) -> list[int]:
         """The steps after which all suites are measured: every `evaluation.every` steps, and each stage's last."""
-        steps, every = self.training.steps, self.evaluation.every
+        steps = self.training.steps
+        every = self.evaluation.every or steps
         return sorted({*range(every, steps + 1, every), *self.data.stage_ends(steps)})
 
     def to_dict(self) -> dict[str, Any]:

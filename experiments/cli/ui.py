@@ -73,8 +73,8 @@ def optuna_command(root: Path) -> Callable[[int], str]:
     Raises ConfigError if it is not installed, StudyError if no study was started.
     """
     from experiments.studies.artifacts import FOLDER
-    from experiments.studies.locks import sqlite_file, sqlite_url
-    from experiments.studies.storage import STORAGE, storage_url
+    from experiments.studies.locks import STORAGE, sqlite_file, sqlite_url
+    from experiments.studies.storage import storage_url
 
     if importlib.util.find_spec(DASHBOARD) is None:
         raise ConfigError("--optuna needs optuna-dashboard, which is not installed: pip install optuna-dashboard")

@@ -89,6 +89,7 @@ class Math(InIsolation):
     if the answer is 5 km, and a run says how many answers have one. 1010_2 and 1010_8 differ; 1010 alone is right.
     """
 
+    version = 2  # bases
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
     def check(self, items: Sequence[Item]) -> None:
@@ -97,12 +98,9 @@ class Math(InIsolation):
 
     def remarks(self, items: Sequence[Item]) -> list[str]:
         found = [item.answer for item in items if UNIT.search(item.answer)]
-        if not found:
-            return []
-        return [
-            f"{len(found):,} of {len(items):,} answers have a unit, such as {shortened(found[0])!r}: only their "
-            "numbers are compared, so a reply with another unit is right too"
-        ]
+        said = f"{len(found):,} of {len(items):,} answers have a unit, such as"
+        why = "only their numbers are compared, so a reply with another unit is right too"
+        return [f"{said} {shortened(found[0])!r}: {why}"] if found else []
 
     def ready(self) -> None:
         self("1", {"answer": "1"})
@@ -133,6 +131,7 @@ class Code(InIsolation):
     """
 
     main = "tests"
+    version = 2  # what is under __main__ is not run
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply")

@@ -26,7 +26,7 @@ from experiments.studies.report.pictures import study_asked
 from experiments.studies.report.plots import importance_figure, objective_label, pareto_figure, trial_colour
 from experiments.studies.space import picks_words
 from experiments.studies.storage import storage_url
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 SHOWN = ("gain", "new_nll_drop", "retention", "kl", "nfr")  # figures of a trial's row, those that it has

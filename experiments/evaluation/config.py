@@ -33,7 +33,10 @@ class EvaluationConfig(Section):
     flat keys of earlier versions (`kept_items`) are read as well. After validation `suites` holds the names.
     """
 
-    every: int = Field(20, ge=1, description="steps between evaluations during training")
+    every: int | None = Field(
+        20, ge=1, description="steps between evaluations during training; null, the default with suite lm_eval: the "
+        "end alone",
+    )  # fmt: skip
     suites: tuple[str, ...] = Field(
         DEFAULT_SUITES, min_length=1, description="what is measured, in order: names, or a mapping of names to settings"
     )
@@ -68,6 +71,8 @@ class EvaluationConfig(Section):
             return make(values)
         fields, given = split(values)
         names = fields["suites"] if isinstance(fields["suites"], list) else []
+        if "lm_eval" in names:
+            fields.setdefault("every", None)  # its tasks take long
         known = {n: given.get(n, {}) for n in (*names, *given) if isinstance(n, str) and n in SUITES}
         faults: list[Any] = []
         try:

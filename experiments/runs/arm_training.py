@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from experiments.training.processes import ALONE, LaunchMismatch, MainProcessErr
 from experiments.training.train import TrainingPlan, train_arm
 from experiments.training.trainer import ArmFailed
 
+CHECKPOINTS = 10  # of an arm that is measured at its end alone
 KNOWN_TO_ALL = (ArmFailed, MainProcessError, NotFinite)  # every process of a launch meets these at the same place
 
 
@@ -49,9 +51,11 @@ class ArmTraining:
 
     @property
     def training(self) -> TrainingConfig:
-        """The section `training`, with the micro-batch that fits."""
-        given = self.prepared.config.training
-        return given.model_copy(update={"micro_batch": given.micro_batch or self.micro_batch})
+        """The section `training`, with the micro-batch that fits, and checkpoints if the end alone is measured."""
+        config, given = self.prepared.config, self.prepared.config.training
+        often = None if config.evaluation.every else math.ceil(given.steps / CHECKPOINTS)
+        update = {"micro_batch": given.micro_batch or self.micro_batch, "save_every": given.save_every or often}
+        return given.model_copy(update=update)
 
     def train(self, hooks: Hooks) -> dict[str, float]:
         """Prepare the model, train it, save what was trained, and return the cost. The main process calls the others.

@@ -16,10 +16,11 @@ from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
-from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.reporting.plots.caption import Asked, asked_of
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
+from experiments.scorecard.halves import of_half
 from experiments.soften.path import WeightPath
 from experiments.soften.plot import path_figure
 
@@ -59,7 +60,7 @@ def write_report(
     """
     cards = {alpha: half(session, name, False) for alpha, name in measured.items()}
     words = [_sentence(cards, best, rule), *([barrier] if barrier else [])]
-    asked = asked_in(session.config.to_dict())
+    asked = asked_of(of_half(session.base_records(), choosing=False))
     picture = path_figure(cards, best.alpha if best else None, asked)
     page = session.folder / "report.html"
     report = SoftenReport(words, _table(cards, best), cards, page, asked)

@@ -25,7 +25,8 @@ from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT, check_files, is_result, result_values
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
-from experiments.studies.trial import TrialFailed, TrialOutcome, conclude
+from experiments.studies.trial import TrialFailed, conclude
+from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.trials import RUNS, SECONDS, TAKEN, Trial
 
 

@@ -18,7 +18,7 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.runs.result_file import BASE_ITEMS, MADE_FROM, RESULT, is_result, result_values
 from experiments.studies.archive import run_of
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import record_files
+from experiments.studies.trial_results import record_files
 from experiments.studies.trials import Trial
 from experiments.tracking.elsewhere import SharedStore
 

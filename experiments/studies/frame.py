@@ -20,7 +20,7 @@ from experiments.runs.result_file import RESULT, read_result, whole_results
 from experiments.studies.load import load_study
 from experiments.studies.queue import Store
 from experiments.studies.storage import storage_url
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.tracking.store import TrackingStore
 
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ from experiments.reporting.text import interval_tags
 from experiments.scorecard import mean_card, over_seeds
 from experiments.scorecard.figures import HEADLINE
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import record_files
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import record_files, result_of
 from experiments.tracking.run import Run
 from experiments.tracking.view import kind_params
 
 if TYPE_CHECKING:
-    from experiments.studies.trial import TrialOutcome
+    from experiments.studies.trial_results import TrialOutcome
 
 DRAWS = 1000  # of the bootstrap: the study's report draws more
 

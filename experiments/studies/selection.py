@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import DamagedError
-from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
-from experiments.runs.result_file import RESULT, check_files, is_result, result_values
+from experiments.runs.result_file import RESULT, check_files
 from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
 from experiments.scorecard.halves import of_half
 from experiments.scorecard.pairwise import other_questions
 from experiments.scorecard.seeds import Measured
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import picks_words, sets_rate
-from experiments.studies.trial import TrialFailed, figure, result_of
+from experiments.studies.trial import TrialFailed, figure
+from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
 
 DRAWS = 10_000  # resamples per scorecard of a half
@@ -167,27 +167,6 @@ def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         card = scorecard(before, now, LEAST_DRAWS)
         points.append({"step": point["step"], **{name: card[name] for name in point if name in card}})
     return points
-
-
-def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tuple[Path, Path]:
-    """Return the files of the base's item records and of the run's at a step (default: the last)."""
-    result, folder = result_of(run), root / str(run["folder"])
-    own = folder / "arms" / f"{result.arm}-{result.learning_rate:g}"
-    own = result_folder(folder, result) if result.operation else own
-    return folder / "base" / "items.jsonl", own / f"items-{result.steps if step is None else step}.jsonl"
-
-
-def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
-    """Whether the item records of runs are on this machine, those of the results that the study has.
-
-    A machine that began a trial has records of its own, and perhaps a result, if another one took the trial over.
-    """
-    return all(_is_whole(record_files(run, root), run["result"]) for run in runs)
-
-
-def _is_whole(files: tuple[Path, Path], result: dict[str, Any]) -> bool:
-    values = result_values(files[1].parent / RESULT)
-    return bool(values) and is_result(values, result) and all(file.is_file() for file in files)
 
 
 def check_records(trials: Sequence[Trial], root: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
+from experiments.studies.trial_results import TrialOutcome, result_of
 from experiments.studies.trials import Trial
 from experiments.tracking.run import ParentRun
 from experiments.tracking.tracker import Tracker
@@ -44,23 +44,6 @@ class TrialPruned(Exception):
     def __init__(self, outcome: TrialOutcome, reason: str) -> None:
         super().__init__(reason)
         self.outcome = outcome
-
-
-@dataclass
-class TrialOutcome:
-    """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`.
-
-    figures: the headline of the scorecard, means over the seeds. url: of the trial's MLflow run. pictures: files by the
-    names that optuna-dashboard shows; root: where it finds them.
-    """
-
-    values: list[float] = field(default_factory=list)
-    constraints: dict[str, float] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-    url: str = ""
-    pictures: dict[str, Path] = field(default_factory=dict)
-    root: Path | None = None
 
 
 def run_trial(
@@ -168,10 +151,6 @@ def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
         if folder.is_relative_to(top):  # first without following links: a run may be one to another disk
             return {"seed": seed, "folder": str(folder.relative_to(top)), "result": outcome.results[0].to_dict()}
     return {"seed": seed, "folder": str(folder), "result": outcome.results[0].to_dict()}
-
-
-def result_of(run: Mapping[str, Any]) -> ArmResult:
-    return ArmResult.from_dict(run["result"])
 
 
 def figure(result: ArmResult, name: str) -> float:

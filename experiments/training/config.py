@@ -58,7 +58,10 @@ class TrainingConfig(Section):
     keep_dtype: Literal["fp32", "bf16", "fp16"] = later_field(
         "fp32", description="of the matrices among the trained weights that stay: posthoc reads them rounded to it"
     )
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; default: at each evaluation")
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; default: at each evaluation, or ten in a run that is "
+        "measured at its end alone (`evaluation.every: null`)",
+    )  # fmt: skip
 
     @field_validator("schedule")
     @classmethod

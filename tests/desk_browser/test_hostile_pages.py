@@ -13,7 +13,8 @@ import pytest
 from experiments.common.printable import escaped
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.tables import arms_table
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from experiments.tracking.tracker import Tracker
 from tests.helpers.browser import new_page, shoot
 from tests.helpers.served_ui import served

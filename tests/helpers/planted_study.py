@@ -14,7 +14,8 @@ from experiments.scorecard import scorecard
 from experiments.scorecard.halves import even
 from experiments.studies.config import Objective
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store
 
 Truth = Mapping[str, tuple[float, float]]  # arm -> accuracy on the new and on the kept task after training

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from experiments.records import Record
 
 GREY = "#5b6470"
 CHARACTERS = 14  # of a caption in an inch of a figure
@@ -38,6 +40,12 @@ def asked_in(config: Mapping[str, Any], tasks: int | None = None, seeds: int = 1
     items = kept.get("items", 0) * (len(kept.get("tasks", ())) if tasks is None else tasks)
     found = {"new": evaluation.get("new_items", 0), "kept": items, "replies": drift.get("replies", 0)}
     return Asked({part: count for part, count in found.items() if count}, seeds)
+
+
+def asked_of(records: Sequence[Record]) -> Asked:
+    """Count the questions that a model answered, by suite. A question that is asked in two forms is one."""
+    found = {suite: {(r.task, r.item) for r in records if r.suite == suite} for suite in PARTS}
+    return Asked({suite: len(items) for suite, items in found.items() if items})
 
 
 def caption(asked: Asked, unit: str, bars: str = "bars") -> str:

@@ -16,8 +16,8 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.laws.mixture import HORIZONS, MixtureLaw, TooFewRatios, fit
 from experiments.studies.laws.plot import LOSS, plot_law
 from experiments.studies.laws.power import STEEPEST
-from experiments.studies.selection import ReportRow, arm_name, has_records, record_files
-from experiments.studies.trial import result_of
+from experiments.studies.selection import ReportRow, arm_name
+from experiments.studies.trial_results import has_records, record_files, result_of
 
 COLUMNS = ["arm", "run", "ratio", "step", "tokens", "loss_new", "loss_kept", "base_kept", "nats"]
 WRONG = "share of wrong answers"

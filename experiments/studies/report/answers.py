@@ -12,7 +12,7 @@ from experiments.reporting.answers import FEW, FILE, HEAD, MANY, SHOWN, rule
 from experiments.reporting.table import Row, Table
 from experiments.reporting.text import label
 from experiments.studies.selection import ReportRow
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 
 MOST = 20  # arms
 

@@ -22,7 +22,7 @@ from experiments.scorecard.figure import SHARE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.selection import ReportRow
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 SOFT = "#5b6470"

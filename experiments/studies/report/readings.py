@@ -19,8 +19,8 @@ from experiments.scorecard.figures import bounded
 from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
-from experiments.studies.selection import ReportRow, record_files
-from experiments.studies.trial import result_of
+from experiments.studies.selection import ReportRow
+from experiments.studies.trial_results import record_files, result_of
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:

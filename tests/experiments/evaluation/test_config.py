@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from experiments.common.errors import ConfigError
+from experiments.config import parse_config
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.suites import SUITES
 from tests.helpers.one_arm import config_of
@@ -89,3 +90,20 @@ def test_each_fault_is_named_where_it_was_written(section: dict[str, Any], fault
     assert len(lines) == len(faults)
     for fault in faults:
         assert any(line.startswith(f"  evaluation.{fault}") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "steps"),
+    [
+        ({}, [20, 40, 60]),
+        ({"suites": ["new", {"lm_eval": {"kept": ["arc_easy"]}}]}, [60]),
+        ({"suites": ["new", "lm_eval"], "lm_eval": {"kept": ["arc_easy"]}}, [60]),
+        ({"suites": {"lm_eval": {"kept": ["arc_easy"]}}, "every": 25}, [25, 50, 60]),
+        ({"every": None}, [60]),
+    ],
+)
+def test_a_run_with_lm_eval_is_measured_at_its_end(evaluation: dict[str, Any], steps: list[int]) -> None:
+    config = config_of(evaluation)
+    assert config.evaluation_steps == steps
+    assert parse_config(config.to_dict()).evaluation_steps == steps
+    assert parse_config(config.to_dict()).digest() == config.digest()

@@ -186,3 +186,24 @@ def test_the_plan_is_within_a_tenth_of_the_measured_peak(method: str, monkeypatc
     args = type("Args", (), {"model": "smollm2-135m-instruct", "precision": "fp32", "rows": 2, "length": 128})
     planned = plan_run(module["config"](method, "none", args), ROOMY).arms[0].peak
     assert planned == pytest.approx(json.loads(done.stdout.splitlines()[-1]), rel=0.1)
+
+
+def test_measured_peaks_are_planned_again_without_measuring(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed measurements and the sentence on the machine stay; the planned column and the ratios are new."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = runpy.run_path(str(ROOT / "benchmarks" / "plan.py"))
+    file, again = tmp_path / "plan.md", module["replanned_table"]
+    head = "| method | checkpointing | planned GB | measured GB | planned / measured |\n| --- |\n"
+    file.write_text(f"# x\n\nBy a GPU. Planned / measured is 7 to 8.\n\n{head}| full | none | 9 | 0.02 | 450 |\n")
+    monkeypatch.setitem(again.__globals__, "WRITTEN", file)
+    args = type("Args", (), {"model": base, "precision": "fp32", "rows": 2, "length": 16})
+    planned = plan_run(module["config"]("full", "none", args), ROOMY).arms[0].peak / 1e9
+    for _ in range(2):  # what it has written is read as well
+        file.write_text(again(args))
+        ratio = f"{planned / 0.02:.2f}"
+        assert f"is {ratio} to {ratio}.\n" in file.read_text()
+        assert file.read_text().startswith("By a GPU. Planned again later, by `python benchmarks/plan.py --replan")
+        assert file.read_text().count("Planned again") == 1
+        assert f"| full | none | {planned:.2f} | 0.02 | {ratio} |" in file.read_text()

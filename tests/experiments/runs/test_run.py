@@ -18,9 +18,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.common.errors import ConfigError, MachineError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError, Stopped
 from experiments.posthoc.run import posthoc
-from experiments.runs.run import Stopped, errors_explained, run_experiment, run_folder
+from experiments.runs.run import errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values

@@ -13,7 +13,8 @@ import pytest
 from experiments.common.errors import StudyError
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import Run, dying, open_store, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

@@ -16,7 +16,7 @@ from experiments.desk.search import StudyView
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import write_result
 from experiments.studies.frame import TYPES
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from experiments.tracking.tracker import Tracker
 from tests.helpers.planted_study import TABLE5, synthetic_store
 from tests.helpers.run_folders import make_run

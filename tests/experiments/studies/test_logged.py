@@ -11,7 +11,7 @@ from experiments.records import ArmResult, read_records, write_records
 from experiments.reporting.text import figure_text
 from experiments.scorecard import over_seeds, scorecard
 from experiments.studies.logged import DRAWS, log_figures
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.planted_study import BASE, records
 from tests.helpers.toy_study import toy_study
 

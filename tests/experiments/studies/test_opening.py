@@ -10,7 +10,7 @@ import pytest
 
 from experiments.common.errors import ConfigError, StudyError
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store, quiet, toy_study, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

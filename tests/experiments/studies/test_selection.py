@@ -31,13 +31,11 @@ from experiments.studies.selection import (
     arm_name,
     choose,
     has_name,
-    has_records,
     mean_result,
-    record_files,
     report_row,
     significant_arms,
 )
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
 from tests.helpers.planted_study import SOME, TABLE5, objective, synthetic_store
 from tests.helpers.toy_study import toy_study

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from experiments.config import parse_config
 from experiments.training.arguments import (
@@ -23,8 +23,10 @@ from experiments.training.arguments import (
 )
 from experiments.training.config import TrainingConfig
 from experiments.training.train import training_arguments
-from tests.helpers.engine import arm_config, config, context, plan, train
+from tests.helpers.engine import Killed, arm_config, config, context, plan, train
 
+NESTED = "__bnb_optimizer_quant_state__"  # where bitsandbytes saves what FSDP is not to see
+SMALLEST = 4096  # numbers of a tensor whose state is held in 8 bit
 GIVEN = {  # a value of each that is not its default
     "optim": "adafactor", "optim_args": "eps=1e-6", "optim_target_modules": ["attn"], "adam_beta1": 0.8,
     "adam_beta2": 0.95, "adam_epsilon": 1e-6, "neftune_noise_alpha": 5.0, "tf32": False, "full_determinism": True,
@@ -120,6 +122,36 @@ def test_betas_optimizer_and_workers_are_those_of_the_step(tmp_path: Path) -> No
     assert workers.logs == plain.logs
     assert betas.logs[1]["loss"] == plain.logs[1]["loss"]
     assert betas.logs[3]["loss"] != plain.logs[3]["loss"]
+
+
+@pytest.mark.slow
+def test_an_optimizer_in_8_bit_holds_large_tensors_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 4,096 numbers on; a model whose tensors are all smaller would train as with 32 bits."""
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("tests.helpers.engine.tiny", wide)
+    arm, given = arm_config("full"), {"optim": "adamw_8bit"}
+    plain = train(arm, tmp_path / "plain", steps=4)
+    whole = train(arm, tmp_path / "whole", steps=4, arguments=given)
+    large = {p.numel() for p in wide().parameters() if p.numel() >= SMALLEST}
+    saved = torch.load(tmp_path / "whole" / "checkpoint-2" / "optimizer.pt", weights_only=False)
+    states = [state.get(NESTED, state) for state in saved["state"].values()]
+    held = {t.numel(): t.dtype for state in states for name, t in state.items() if name in ("state1", "state2")}
+    held = {count: dtype for count, dtype in held.items() if count >= SMALLEST}
+    assert set(held) == large
+    assert set(held.values()) == {torch.uint8}
+    assert whole.logs[4]["loss"] != plain.logs[4]["loss"]
+    assert whole.logs[4]["loss"] == pytest.approx(plain.logs[4]["loss"], rel=0.02)
+    with pytest.raises(Killed):
+        train(arm, tmp_path / "killed", kill_at=4, steps=4, arguments=given)
+    again = train(arm, tmp_path / "killed", steps=4, arguments=given)
+    assert again.logs[4] == whole.logs[4]
+
+
+def wide() -> LlamaForCausalLM:
+    """A model with tensors on both sides of SMALLEST."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=96, pad_token_id=0, **sizes))
 
 
 @pytest.mark.slow

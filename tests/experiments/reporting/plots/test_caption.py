@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.reporting.plots.caption import SHARES, Asked, asked_in, caption, write_caption
+from experiments.records import Record
+from experiments.reporting.plots.caption import SHARES, Asked, asked_in, asked_of, caption, write_caption
 from tests.helpers.small_run import small_config
 
 ROOT = Path(__file__).parents[4] / "experiments"
@@ -32,6 +33,13 @@ def test_the_counts_are_those_of_the_config() -> None:
     assert asked_in(values).counts == {"new": 4, "kept": 4 * len(kept["tasks"]), "replies": 2}
     assert asked_in(values, tasks=2, seeds=3) == Asked({"new": 4, "kept": 8, "replies": 2}, 3)
     assert asked_in({"evaluation": {"suites": ["new"], "new_items": 5}}).counts == {"new": 5}  # of an earlier version
+
+
+def test_of_a_measurement_the_counts_are_those_of_its_records() -> None:
+    """A file may have fewer questions than the config allows, and a question that is asked in two forms is one."""
+    forms = [Record("kept", "capitals", form, item) for form in ("chat", "plain") for item in ("a", "b")]
+    found = asked_of([Record("new", "sums", "generate", "a"), *forms, Record("alignment", "x", "base", "a")])
+    assert found == Asked({"new": 1, "kept": 2})
 
 
 @pytest.mark.parametrize("title", ["", "learning rate"])

@@ -12,8 +12,8 @@ from experiments.runs.result_file import RESULT
 from experiments.studies.config import Posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.same_gain import _cells, same_gain
-from experiments.studies.selection import arm_name, choose, record_files
-from experiments.studies.trial import result_of
+from experiments.studies.selection import arm_name, choose
+from experiments.studies.trial_results import record_files, result_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
