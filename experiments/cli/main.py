@@ -25,17 +25,8 @@ from experiments.common.threads import wait_asleep
 
 
 def main(argv: list[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
-    if fault := unusable(words):
-        return stop(2, fault)
-    args = parser().parse_args(words)
-    quiet_warnings()
-    if "torch" not in sys.modules:
-        wait_asleep(os.environ)
     try:
-        code = int(args.command(args))
-        sys.stdout.flush()
-        return code
+        return _run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # `control-llm list | head`: the reader has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
         return 1
@@ -46,6 +37,18 @@ def main(argv: list[str] | None = None) -> int:
         if not code:
             raise
         return stop(code, message)
+
+
+def _run(words: Sequence[str]) -> int:
+    if fault := unusable(words):
+        return stop(2, fault)
+    args = parser().parse_args(words)
+    quiet_warnings()
+    if "torch" not in sys.modules:
+        wait_asleep(os.environ)
+    code = int(args.command(args))
+    sys.stdout.flush()
+    return code
 
 
 def unusable(words: Sequence[str]) -> str:

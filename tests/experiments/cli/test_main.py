@@ -94,6 +94,15 @@ def test_what_the_machine_does_to_a_command(
     assert said.count("\n") == 1
 
 
+def test_ctrl_c_before_the_command_begins(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.cli.main.parser", interrupted)
+    assert cli.main(["runs"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command continues where this one stopped\n"
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
