@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 
 
 def runs_command(args: argparse.Namespace) -> int:
-    from experiments.desk.overview import age, figure, gain, read_all
+    from experiments.desk.overview import age, arm_text, figure, gain, read_all
 
     root = args.root or default_root()
     rows = []
@@ -41,7 +41,7 @@ def runs_command(args: argparse.Namespace) -> int:
         best = one.best or {"scorecard": {}}
         nats = "" if "gain" in best["scorecard"] else " nats"
         figures = [_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f")]
-        rows.append([short_path(one.folder), one.status, done, *figures, _label(one.best), age(one.updated)])
+        rows.append([short_path(one.folder), one.status, done, *figures, arm_text(one.best), age(one.updated)])
     if rows:
         show_rows(HEAD, rows)
     else:
@@ -119,14 +119,6 @@ def _show_measurement(folder: Path) -> None:
         show(f"\nreport:  {short_path(report) if report.is_file() else 'not written yet'}")
         if one.status != "finished":
             show(f"go on:   give the command {one.kind} once more, with the same options")
-
-
-def _label(result: Mapping[str, Any] | None) -> str:
-    """Return the arm of a result with its learning rate; a model that was trained elsewhere has none."""
-    if result is None:
-        return ""
-    rate = result["learning_rate"]
-    return f"{result['arm']} {rate:g}" if rate else str(result["arm"])
 
 
 def config_lines(config: Mapping[str, Any]) -> dict[str, str]:

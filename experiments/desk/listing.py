@@ -17,7 +17,7 @@ from experiments.common.result_folders import MEASUREMENT, find
 from experiments.desk.explore import Picture, forgetting_hover
 from experiments.desk.grid import Grid
 from experiments.desk.live import Follower, words_of
-from experiments.desk.overview import Overview, age, figure, gain, read_all, read_config
+from experiments.desk.overview import Overview, age, arm_text, figure, gain, read_all, read_config
 from experiments.desk.search import StudyView
 from experiments.records import ArmResult
 from experiments.reporting.plots.caption import SHARES, asked_in, caption
@@ -148,12 +148,11 @@ def _arms(folder: Path) -> list[Any]:
 def _row(one: Overview) -> Row:
     best = one.best or {"scorecard": {}}
     nats = "" if "gain" in best["scorecard"] else " nats"
-    arm = f"{best['arm']} {best['learning_rate']:g}" if one.best else ""
     report = one.folder / "report.html"
     done = f"{one.done}/{'?' if one.total is None else one.total} {UNITS.get(one.kind, 'models')}"
     figures = (_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f"))
     return (
-        one.folder.name, one.kind, one.status, done, *figures, arm,
+        one.folder.name, one.kind, one.status, done, *figures, arm_text(one.best),
         age(one.updated), _link(report, "open") if report.is_file() else "",
     )  # fmt: skip
 

@@ -150,6 +150,14 @@ def figure(result: Mapping[str, Any], name: str) -> float | None:
     return value if value is not None and value == value else None
 
 
+def arm_text(result: Mapping[str, Any] | None) -> str:
+    """Return the arm of a result with its learning rate; a model that was trained elsewhere has none."""
+    if result is None:
+        return ""
+    rate = result["learning_rate"]
+    return f"{result['arm']} {rate:g}" if rate else str(result["arm"])
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the plain values of the YAML that a run or a study keeps in its folder. Raises ConfigError."""
     try:

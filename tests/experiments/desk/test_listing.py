@@ -39,6 +39,7 @@ def test_all_are_listed_with_status_and_best_arm(tmp_path: Path) -> None:
         assert text in row.group(), text
     assert re.search(r'<a href="[^"]*demo-0123abcd/report.html">open</a>', row.group())  # a link, not its text
     assert "2/2 trials" in page
+    assert re.search(r"measured-1</td>.*?>a</td>", page)  # trained elsewhere: no learning rate
     assert ">running<" in page
     assert "ui --optuna" in page
 
